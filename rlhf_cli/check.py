@@ -1,0 +1,159 @@
+"""The check of a composed configuration against its config class: every problem, all at once."""
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from rlhf_cli import paths
+from rlhf_cli.fit import choice, example, member, scalar
+from rlhf_cli.names import unknown_key
+from rlhf_cli.schema import (
+    DataPath,
+    Unfit,
+    field_types,
+    is_group,
+    is_union,
+    knobs,
+    need,
+    show,
+    unmark,
+)
+from rlhf_cli.stages.registry import Command
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line for the user."""
+
+    key: str
+    text: str
+    about_data: bool = False
+    """The line is about a data file (exit code 3), not about the configuration itself (2)."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A config instance, the plain values it was made from, and what is wrong with them."""
+
+    config: Any
+    tree: dict[str, Any]
+    problems: list[Problem]
+
+
+def check(
+    command: Command, tree: dict[str, Any], origins: dict[str, str], *, whole: bool = True
+) -> Checked:
+    """Compare a composed tree with the command's config class.
+
+    Args:
+        command: Whose config class to compare with.
+        tree: All keys with plain values; a path that exists becomes absolute in the result.
+        origins: Where a key was set (`sft.yaml:7`, `command line`); keys left at their defaults
+            are missing.
+        whole: The tree has all that the user set. Where a recipe could not be read, keys that seem
+            missing or contradictory may be fine.
+    """
+    walk = _Walk(command, origins)
+    config = walk.group(command.config, tree, "", command.config())
+    if whole:
+        walk.across_fields()
+    return Checked(config, asdict(config), walk.problems)
+
+
+class _Walk:
+    def __init__(self, command: Command, origins: dict[str, str]) -> None:
+        self.command, self.origins = command, origins
+        self.problems: list[Problem] = []
+        self.nodes: list[Any] = []
+
+    def add(self, key: str, text: str, *, about_data: bool = False) -> None:
+        where = origin(key, self.origins)
+        self.problems.append(Problem(key, f"{text}  ({where})" if where else text, about_data))
+
+    def group(self, config: type[Any], tree: Any, prefix: str, default: Any) -> Any:
+        """Make a config instance; bad values are replaced by defaults."""
+        if not isinstance(tree, dict):
+            text = f"{prefix}: got {show(tree)}; need keys below it, as in {prefix}.KEY=..."
+            self.add(prefix, text)
+            tree = {}
+        kinds = field_types(config)
+        for name, value in tree.items():
+            if name not in kinds:
+                self.unknown(_join(prefix, name), value)
+        values = {}
+        for name, kind in kinds.items():
+            key, fallback = _join(prefix, name), getattr(default, name)
+            visit = self.group if is_group(kind) else self.leaf
+            values[name] = visit(kind, tree.get(name, fallback), key, fallback)
+        node = config(**values)
+        self.nodes.append(node)
+        return node
+
+    def unknown(self, key: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for name, item in value.items():
+                self.unknown(_join(key, name), item)
+        else:
+            self.add(key, unknown_key(self.command, key, _shown(value)))
+
+    def leaf(self, kind: Any, value: Any, key: str, default: Any) -> Any:
+        try:
+            return self.fit(kind, value, key)
+        except Unfit as error:
+            needed = error.need or f"need {need(kind)}"
+            better = error.example or example(kind, value, default)
+            advice = f". Try {key}={better}" if better and "[" not in key else ""
+            text = f"{key}: got {show(value)}; {needed}{advice}"
+            missing = isinstance(value, str) and isinstance(
+                paths.input_mark(unmark(kind)[1]), DataPath
+            )
+            self.add(key, text, about_data=missing)
+        return default
+
+    def fit(self, kind: Any, value: Any, key: str) -> Any:
+        """The value as its type wants it.
+
+        Raises:
+            Unfit: It cannot be.
+        """
+        bare, marks = unmark(kind)
+        if is_union(bare):
+            return self.fit(member(bare, value), value, key)
+        origin = get_origin(bare)
+        if origin is Literal:
+            return choice(get_args(bare), value)
+        if origin is list and isinstance(value, list):
+            return [self.item(get_args(bare)[0], v, f"{key}[{i}]") for i, v in enumerate(value)]
+        if origin is dict and isinstance(value, dict):
+            return {k: self.item(get_args(bare)[1], v, _join(key, k)) for k, v in value.items()}
+        return scalar(bare, marks, value)
+
+    def item(self, kind: Any, value: Any, key: str) -> Any:
+        """One value of a list or dict, with its own line if it is bad."""
+        if is_group(kind):
+            return self.group(kind, value, key, kind())
+        return self.leaf(kind, value, key, None)
+
+    def across_fields(self) -> None:
+        """Ask every config for contradictions among keys that are fine each by itself."""
+        bad = {problem.key for problem in self.problems} & knobs(self.command.config).keys()
+        mentioned = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, bad)) or '(?!)'})(?!\w)")
+        for node in self.nodes:
+            for line in node.problems() if hasattr(node, "problems") else []:
+                if not mentioned.search(line):
+                    self.add(line.partition(":")[0], line)
+
+
+def _shown(value: Any) -> str:
+    return "" if value in (None, "", [], {}) else show(value)
+
+
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def origin(key: str, origins: dict[str, str]) -> str:
+    """Where a key was set, itself or as part of a whole."""
+    while key and key not in origins:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return origins.get(key, "")

@@ -1,0 +1,131 @@
+"""The command line: from argv to a checked configuration, then to the code that runs it."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf_cli import __version__
+from rlhf_cli.errors import ConfigError, OutOfMemory, RlhfError
+from rlhf_cli.names import nearest
+from rlhf_cli.stages.registry import COMMANDS, Command
+from rlhf_cli.words import CommandLine, parse
+
+if TYPE_CHECKING:
+    from rlhf_cli.config import Resolved
+
+
+def entry() -> int:
+    """The console script `rlhf`."""
+    return main(sys.argv[1:])
+
+
+def main(argv: list[str]) -> int:
+    """Run a command and return its exit code; errors are told on stderr."""
+    try:
+        return _dispatch(argv)
+    except RlhfError as error:
+        return _tell(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, as in `rlhf sft --help | head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        # torch's class of this name, without importing torch
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return _tell(OutOfMemory(_out_of_memory(error)))
+        traceback.print_exc()
+        return 1
+
+
+def _tell(error: RlhfError) -> int:
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def _out_of_memory(error: BaseException) -> str:
+    cause = str(error).partition("\n")[0] or "out of memory"
+    return f"{cause}. Try train.micro_batch_tokens=2048 or train.gradient_checkpointing=true"
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("--help", "-h", "help"):
+        from rlhf_cli.help import overview
+
+        print(overview(), flush=True)
+        return 0 if argv else ConfigError.exit_code
+    if argv[0] == "--version":
+        print(f"rlhf {__version__}")
+        return 0
+    command = _command(argv[0])
+    line = parse(command, argv[1:])
+    if line.help:
+        from rlhf_cli.help import page
+
+        print(page(command), flush=True)
+        return 0
+    return _start(command, line, argv)
+
+
+def _command(word: str) -> Command:
+    if word in COMMANDS:
+        return COMMANDS[word]
+    close = nearest(word, COMMANDS)
+    advice = f"Try rlhf {close}" if close else "See rlhf --help"
+    raise ConfigError(f"{word}: no such command; need one of {', '.join(COMMANDS)}. {advice}")
+
+
+def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
+    from rlhf_cli.config import resolve  # Hydra: 0.2 s that the help need not wait for
+
+    if command.trains and not line.recipes and not line.sets(*_OWN_START):
+        line.recipes.append(f"tiny/{command.name}")
+        print(f"no model or data given: using recipe tiny/{command.name}", file=sys.stderr)
+    resolved = resolve(command, line)
+    if line.show_config:
+        from rlhf_cli.dialect import to_yaml
+
+        print(to_yaml(command.name, resolved.tree), end="", flush=True)
+    elif command.trains:
+        _train(command, resolved, argv)
+    else:
+        _runner(command)(resolved.config)
+    return 0
+
+
+# Any of these says that the user does not mean the shipped model and data.
+_OWN_START = ("model", "model.path", "model.init", "model.architecture", "data", "data.path")
+
+
+def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
+    from rlhf_cli import lock, run_folder
+
+    config = resolved.config
+    out: Path = run_folder.allocate(command.name, config.output_dir)
+    if run_folder.claim(out, resolved.tree, command.name, config.resume) == "complete":
+        print(f"already complete: {out}")
+        return
+    try:
+        run_folder.begin_manifest(out, command.name, argv, resolved.tree)
+        summary = _runner(command)(config, out)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}"
+        run_folder.finish_manifest(out, "failed", error=reason)
+        raise
+    else:
+        run_folder.finish_manifest(out, "complete", **summary)
+    finally:
+        lock.release(out)
+
+
+def _runner(command: Command) -> Callable[..., Any]:
+    """The code of a command; only now are torch and the rest imported."""
+    module, _, function = command.runner.partition(":")
+    runner: Callable[..., Any] = getattr(import_module(module), function)
+    return runner

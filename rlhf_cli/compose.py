@@ -1,0 +1,86 @@
+"""Hydra puts the layers together: defaults, group files, recipes, command line.
+
+The nodes are untyped, so Hydra refuses nothing; the check does it afterwards, all problems at once.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlhf_cli.errors import ConfigError
+from rlhf_cli.resources import shipped
+from rlhf_cli.stages.registry import Command
+
+_LAYER = "_layer"
+
+
+@dataclass
+class Layer:
+    """Values and group choices of one recipe or of the command line."""
+
+    choices: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) -> dict[str, Any]:
+    """The plain values of a command; later layers win, then the overrides.
+
+    The file of a group counts where the group is chosen, and only the last choice counts: a recipe
+    that sets `model.path` does not survive `model=tiny` on the command line.
+
+    Raises:
+        ConfigError: A `${reference}` cannot be resolved.
+    """
+    store = ConfigStore.instance()
+    store.store(name=command.name, node=asdict(command.config()))
+    last = {group: i for i, layer in enumerate(layers) for group in layer.choices}
+    for i, layer in enumerate(layers):
+        chosen = [{f"/{g}": option} for g, option in layer.choices.items() if last[g] == i]
+        node = {"defaults": [*chosen, "_self_"], **layer.values}
+        store.store(group=_LAYER, name=f"l{i}", package="_global_", node=node)
+    names = ",".join(f"l{i}" for i in range(len(layers)))
+    try:
+        with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+            composed = compose(command.name, overrides=[f"+{_LAYER}=[{names}]", *overrides])
+        tree = OmegaConf.to_container(composed, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from None
+    return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type]
+
+
+def _one_line(error: Exception) -> str:
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    key = getattr(cause, "full_key", None) or "config"
+    text = str(cause).partition("\n")[0]
+    return f"{key}: {text}. A literal `${{` is written `\\${{`"
+
+
+def text_override(key: str, text: str) -> str:
+    """An override that sets a key to a text, whatever characters it has."""
+    return f"++{key}={QuotedString(text=text, quote=Quote.single).with_quotes()}"
+
+
+class NotOneValue(ValueError):
+    """The text is a sweep over several values."""
+
+
+def parsed_override(key: str, text: str) -> str | None:
+    """An override that sets a key to a number, list or mapping; None if the text is none.
+
+    Raises:
+        NotOneValue: The text is a sweep, as `1,2` or `range(1,3)`.
+    """
+    try:
+        override = OverridesParser.create().parse_override(f"++{key}={text}")
+    except (HydraException, ValueError):  # the latter for integers of more than 4300 digits
+        return None
+    if override.is_sweep_override():
+        raise NotOneValue
+    return f"++{key}={text}"

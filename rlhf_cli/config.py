@@ -1,0 +1,193 @@
+"""From the words of the command line to a checked configuration."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from rlhf_cli import paths, recipe
+from rlhf_cli.check import Problem, check
+from rlhf_cli.compose import Layer, NotOneValue, compose_tree, parsed_override, text_override
+from rlhf_cli.errors import ConfigError, DataError, RlhfError
+from rlhf_cli.names import nearest, unknown_key
+from rlhf_cli.recipe import Recipe
+from rlhf_cli.resources import options, recipes
+from rlhf_cli.schema import field_types, groups, is_union, knobs, unmark
+from rlhf_cli.stages.registry import COMMANDS, Command
+from rlhf_cli.words import CommandLine, Setting
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration that can be run."""
+
+    config: Any
+    """An instance of the command's config class."""
+
+    tree: dict[str, Any]
+    """The same as plain values."""
+
+
+def resolve(command: Command, line: CommandLine) -> Resolved:
+    """Compose and check.
+
+    Raises:
+        ConfigError: Something is wrong; the message has a line for every problem.
+        DataError: The same, and all that is wrong are paths of data.
+    """
+    sources = _Sources(command)
+    sources.problems += [Problem("", text) for text in line.problems]
+    for name in line.recipes:
+        sources.add_recipe(name)
+    sources.add_settings(line.settings)
+    try:
+        tree = compose_tree(command, sources.layers, sources.overrides)
+    except ConfigError as error:
+        raise _refusal([*sources.problems, Problem("", str(error))]) from None
+    checked = check(command, tree, sources.origins, whole=sources.whole)
+    problems = [*sources.problems, *checked.problems]
+    if problems:
+        raise _refusal(problems)
+    return Resolved(checked.config, checked.tree)
+
+
+def _refusal(problems: list[Problem]) -> RlhfError:
+    kind = DataError if all(problem.about_data for problem in problems) else ConfigError
+    return kind("\n".join(dict.fromkeys(problem.text for problem in problems)))
+
+
+class _Sources:
+    """What recipes and the command line set, in the form Hydra takes."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.groups = groups(command.config)
+        self.knobs = knobs(command.config)
+        self.layers: list[Layer] = []
+        self.overrides: list[str] = []
+        self.origins: dict[str, str] = {}
+        self.problems: list[Problem] = []
+        self.whole = True
+
+    def problem(self, key: str, text: str, origin: str = COMMAND_LINE) -> None:
+        self.problems.append(Problem(key, f"{text}  ({origin})"))
+
+    def add_recipe(self, name: str) -> None:
+        try:
+            shown = f"{name}.yaml" if name in recipes() else name
+            read = recipe.read(recipe.find(name), shown, self.groups)
+        except ConfigError as error:
+            self.problems.append(Problem("", str(error)))
+            self.whole = False
+            return
+        self.problems += [Problem("", text) for text in read.problems]
+        if read.stage not in ("", self.command.name):
+            self.problem("stage", self._other_stage(name, read.stage), read.origin("stage"))
+        self.origins |= {key: read.origin(key) for key in read.lines}
+        layer = Layer(values=read.values)
+        for group, word in read.choices.items():
+            self._choose_in(read, layer, group, word)
+        self._anchor(read)
+        self.layers.append(layer)
+
+    def _other_stage(self, name: str, stage: str) -> str:
+        if stage in COMMANDS:
+            advice = f"Try rlhf {stage} config={name}"
+            return f"stage: {name} is for {stage}, not for {self.command.name}. {advice}"
+        return f"stage: got {stage}; need one of {', '.join(COMMANDS)}, or leave it out"
+
+    def _choose_in(self, read: Recipe, layer: Layer, group: str, word: str) -> None:
+        if word in options(group):
+            layer.choices[group] = word
+        elif "path" in field_types(self.groups[group]):
+            values = layer.values.setdefault(group, {})
+            if "path" in values:
+                text = f"{group}.path: given beside {group}: {word}; need one of the two"
+                self.problem(f"{group}.path", text, read.origin(group))
+            values["path"] = word
+            self.origins[f"{group}.path"] = read.origin(group)
+        else:
+            self._no_option(group, word, read.origin(group))
+
+    def _no_option(self, group: str, word: str, origin: str) -> None:
+        names = options(group)
+        needed = f"one of {', '.join(names)}, or keys" if names else "keys"
+        key = next(iter(field_types(self.groups[group])))
+        best = nearest(word, names)
+        advice = f"Try {group}={best}" if best else f"Try {group}.{key}=VALUE"
+        self.problem(group, f"{group}: got {word}; need {needed} below it. {advice}", origin)
+
+    def _anchor(self, read: Recipe) -> None:
+        """Make the recipe's relative paths absolute, where they mean the recipe's folder."""
+        for knob in self.knobs.values():
+            parent: Any = read.values
+            for part in knob.key.split(".")[:-1]:
+                parent = parent.get(part) if isinstance(parent, dict) else None
+            if isinstance(parent, dict) and paths.input_mark(unmark(knob.type)[1]):
+                value = parent.get(knob.name)
+                if isinstance(value, str):
+                    parent[knob.name] = paths.anchor(value, read.folder)
+
+    def add_settings(self, settings: list[Setting]) -> None:
+        layer = Layer()
+        for setting in settings:
+            if setting.key in self.groups and not setting.text.startswith("{"):
+                self._choose(layer, setting)
+            else:
+                self._set(setting.key, setting.text)
+        self.layers.append(layer)
+
+    def _choose(self, layer: Layer, setting: Setting) -> None:
+        if setting.text in options(setting.key):
+            layer.choices[setting.key] = setting.text
+            self.origins[setting.key] = COMMAND_LINE
+        elif "path" in field_types(self.groups[setting.key]):
+            self._set(f"{setting.key}.path", setting.text)
+        else:
+            self._no_option(setting.key, setting.text, COMMAND_LINE)
+
+    def _set(self, key: str, text: str) -> None:
+        kind = self._kind(key)
+        if kind is None:
+            self.problem(key, unknown_key(self.command, key, text))
+            return
+        self.origins[key] = COMMAND_LINE
+        try:
+            self.overrides.append(_override(kind, key, text))
+        except NotOneValue:
+            self.problem(key, _sweep(kind, key, text))
+
+    def _kind(self, key: str) -> Any:
+        """The type of a key, also of one below a mapping; None for an unknown key."""
+        if key in self.groups:
+            return dict[str, Any]
+        if key in self.knobs:
+            return self.knobs[key].type
+        parent = key.rpartition(".")[0]
+        outer = unmark(self._kind(parent))[0] if parent and parent not in self.groups else None
+        if get_origin(outer) is dict:
+            return get_args(outer)[1]
+        return Any if outer is Any else None
+
+
+def _override(kind: Any, key: str, text: str) -> str:
+    """Text fields take what was typed as it stands; for others Hydra's grammar is tried first."""
+    bare, _ = unmark(kind)
+    any_text = bare is str or (is_union(bare) and str in get_args(bare) and text[:1] != "[")
+    as_text = (any_text and not _quoted(text)) or (get_origin(bare) is Literal and "," not in text)
+    return (None if as_text else parsed_override(key, text)) or text_override(key, text)
+
+
+def _quoted(text: str) -> bool:
+    return bool(re.fullmatch(r"'[^']*'|\"[^\"]*\"", text, re.DOTALL))
+
+
+def _sweep(kind: Any, key: str, text: str) -> str:
+    if re.fullmatch(r"-?0,\d+", text) and unmark(kind)[0] is float:
+        point = text.replace(",", ".")
+        return f"{key}: got {text}; need a number with a decimal point. Try {key}={point}"
+    advice = f"run each value by itself, or write a list as {key}=[{text}]"
+    if get_origin(unmark(kind)[0]) is not list:
+        advice = "run each value by itself"
+    return f"{key}: got {text}; sweeps over several values are not available yet; {advice}"

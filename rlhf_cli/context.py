@@ -1,0 +1,104 @@
+"""Where a run computes: device, types, seed, output folder."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_cli.errors import ConfigError
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every part of a run shares.
+
+    Attributes:
+        device: where tensors live.
+        compute: type of the forward and backward pass; masters, losses and metrics are fp32.
+        seed: of weights, order and noise.
+        out: the run folder.
+    """
+
+    device: torch.device
+    compute: torch.dtype
+    seed: int
+    out: Path
+
+    @property
+    def compute_name(self) -> str:
+        """`bf16` or `fp32`."""
+        return next(name for name, dtype in PRECISIONS.items() if dtype == self.compute)
+
+
+def open_context(precision: str, seed: int, out: Path) -> RunContext:
+    """Choose device and compute type, seed every generator, and say what was chosen."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute, reason = choose_compute(precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    context = RunContext(device, compute, seed, out)
+    say(f"device: {device_name(device)}; compute: {context.compute_name} ({reason})")
+    return context
+
+
+def choose_compute(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type for `train.precision`, and why.
+
+    Raises:
+        ConfigError: bf16 was asked for and the device has no bf16 arithmetic.
+    """
+    native = bf16_support(device)
+    if precision == "bf16" and not native:
+        raise ConfigError(
+            f"train.precision: got bf16; {device_name(device)} has no bf16 arithmetic. "
+            "Try train.precision=fp32"
+        )
+    if precision == "auto":
+        return (torch.bfloat16, native) if native else (torch.float32, "no bf16 arithmetic here")
+    return PRECISIONS[precision], f"train.precision={precision}"
+
+
+def bf16_support(device: torch.device) -> str:
+    """What the device computes bf16 with, or empty."""
+    if device.type == "cuda":
+        return "CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    features = torch.cpu.get_capabilities()
+    return next((f for f in ("amx_bf16", "avx512_bf16") if features.get(f)), "")
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large blocks instead of returning them to the system.
+
+    Each returned block is mapped and zeroed anew, page by page, at its next use, which costs a CPU
+    more than many of the operations in between. Other C libraries are left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+        mallopt(mmap_threshold, 1 << 30)
+        mallopt(trim_threshold, 1 << 30)
+
+
+def say(line: str) -> None:
+    """Tell the user what was decided; results go to stdout, this to stderr."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,76 @@
+"""The one shape in which tokens reach a model: rows one after another, flat, never padded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch of token rows, flat.
+
+    Attributes:
+        tokens: [N] int64, the rows one after another.
+        lengths: [R] int64, > 0, summing to N.
+        scored: [S] int64, rising. Position p is scored when the token after it (same row) counts.
+        example_of_row: [R] int64, the index of the example that each row belongs to.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    scored: Tensor
+    example_of_row: Tensor
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """[S] int64, the token that each scored position predicts."""
+        return self.tokens[self.scored + 1]
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[R] int64, where each row begins in `tokens`."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @cached_property
+    def row_of_token(self) -> Tensor:
+        """[N] int64, the row of each token."""
+        return torch.repeat_interleave(self.lengths)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[N] int64, counted from 0 in each row."""
+        index = torch.arange(len(self.tokens), device=self.tokens.device)
+        return index - self.starts[self.row_of_token]
+
+    @cached_property
+    def row_of_scored(self) -> Tensor:
+        """[S] int64, the row of each scored position."""
+        return self.row_of_token[self.scored]
+
+    @property
+    def count(self) -> dict[str, int]:
+        """How many of each unit a loss may be divided by."""
+        return {"tokens": len(self.scored), "rows": len(self.lengths)}
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows on another device."""
+        parts = (self.tokens, self.lengths, self.scored, self.example_of_row)
+        return Rows(*(part.to(device, non_blocking=True) for part in parts))
+
+    def split(self) -> Iterator[Rows]:
+        """Each example on its own; rows of one example stay together."""
+        for example in self.example_of_row.unique_consecutive():
+            kept = self.example_of_row == example
+            tokens = kept[self.row_of_token]
+            shift = int(tokens.nonzero()[0])
+            yield Rows(
+                self.tokens[tokens],
+                self.lengths[kept],
+                self.scored[tokens[self.scored]] - shift,
+                self.example_of_row[kept],
+            )

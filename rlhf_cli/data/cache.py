@@ -1,0 +1,136 @@
+"""Tokenized once: arrays and a report on disk, found again by what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+import transformers
+from numpy.typing import NDArray
+
+from rlhf_cli.context import say
+from rlhf_cli.data.config import DataConfig
+
+VERSION = 1
+"""Raise it when the same rows become other tokens, masks or arrays."""
+
+ENTRY = "entry.json"
+Arrays = Mapping[str, NDArray[Any]]
+
+# Neither which rows are in a file nor how they are tokenized depends on these.
+_IRRELEVANT = ("path", "eval", "shuffle")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is stored: arrays by name, and JSON values beside them."""
+
+    arrays: Arrays
+    facts: dict[str, Any]
+
+
+def cache_folder() -> Path:
+    """`$RLHF_CACHE`, else `~/.cache/rlhf`."""
+    return Path(os.path.expanduser(os.environ.get("RLHF_CACHE") or "~/.cache/rlhf"))
+
+
+def fingerprint(files: Iterable[Path]) -> str:
+    """Changes with the files' names, order and bytes."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        whole.update(f"{file.name}\n{content}\n".encode())
+    return whole.hexdigest()
+
+
+def entry_key(content: str, tokenizer: Any, cfg: DataConfig, allowed: tuple[type, ...]) -> str:
+    """Names an entry by all that its tokens depend on.
+
+    Args:
+        content: fingerprint of the files.
+        tokenizer: vocabulary, rules, special tokens and template count.
+        cfg: all but what does not change the rows.
+        allowed: the record classes that the stage takes.
+    """
+    settings = {name: v for name, v in asdict(cfg).items() if name not in _IRRELEVANT}
+    parts = {
+        "version": [VERSION, tokenizers.__version__, transformers.__version__],
+        "content": content,
+        "tokenizer": tokenizer_state(tokenizer),
+        "config": settings,
+        "records": [record.__name__ for record in allowed],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def tokenizer_state(tokenizer: Any) -> list[str]:
+    """What decides the tokens of a text or chat."""
+    rules = tokenizer.backend_tokenizer
+    rules.no_truncation()  # set anew by each call; not a part of the tokenizer
+    rules.no_padding()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [rules.to_str(), json.dumps(special, sort_keys=True), str(tokenizer.chat_template)]
+
+
+def load_entry(key: str) -> Entry | None:
+    """The entry of that name, its arrays mapped from disk; none if missing or damaged."""
+    folder = cache_folder() / "tokens" / key
+    if not folder.is_dir():
+        return None
+    try:
+        return _read(folder)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        say(f"cache: {folder} is damaged ({error}); making it anew")
+        return None
+
+
+def _read(folder: Path) -> Entry:
+    stored = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
+    arrays = {}
+    for name, expected in stored["crc32"].items():
+        array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        if _checksum(array) != expected:
+            raise ValueError(f"{name}.npy has other content than was written")
+        arrays[name] = array
+    return Entry(arrays, stored["facts"])
+
+
+def store_entry(key: str, entry: Entry) -> None:
+    """Write an entry aside, then rename it into place; a run goes on if that fails."""
+    folder = cache_folder() / "tokens" / key
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=folder.parent, prefix=f".{key}.", ignore_cleanup_errors=True
+        ) as parent:
+            aside = Path(parent) / key
+            aside.mkdir()
+            _write(aside, entry)
+            shutil.rmtree(folder, ignore_errors=True)  # only a damaged one can be there
+            aside.rename(folder)
+    except OSError as error:
+        if not folder.is_dir():  # else another process was faster
+            say(f"cache: not written to {folder}: {error.strerror or error}")
+
+
+def _write(folder: Path, entry: Entry) -> None:
+    for name, array in entry.arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    checksums = {name: _checksum(array) for name, array in entry.arrays.items()}
+    stored = json.dumps({"crc32": checksums, "facts": entry.facts})
+    (folder / ENTRY).write_text(stored, encoding="utf-8")
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data.cast("B"))

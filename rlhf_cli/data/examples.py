@@ -1,0 +1,150 @@
+"""Tokenized examples, held flat; what the loader draws from and the cache stores."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_cli.context import say
+from rlhf_cli.data.cache import Entry, entry_key, fingerprint, load_entry, store_entry
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.packing import Example
+from rlhf_cli.data.progress import track
+from rlhf_cli.data.reader import RecordReader
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.rows import RowMaker
+from rlhf_cli.data.sources import SHIPPED, DataFiles, data_files, read_rows, resolve
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Token rows of a whole data set. One example is one row, or several that never split.
+
+    Attributes:
+        tokens: [N] int32, all rows one after another.
+        trained: [N] bool, True where the token is a target. A row's first token never is.
+        row_starts: [R + 1] int64, bounds of the rows in `tokens`.
+        example_starts: [E + 1] int64, bounds of the examples in the rows.
+        files: names of the files that the rows come from.
+        origin: [E, 2] int64, index into `files` and line number (1 for the first) of each example.
+    """
+
+    tokens: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    row_starts: NDArray[np.int64]
+    example_starts: NDArray[np.int64]
+    files: tuple[str, ...]
+    origin: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.example_starts) - 1
+
+    def where(self, example: int) -> str:
+        """The example's `file:line`, for messages."""
+        file, line = self.origin[example]
+        return f"{self.files[file]}:{line}"
+
+    @cached_property
+    def token_starts(self) -> NDArray[np.int64]:
+        """[E + 1] int64, bounds of the examples in `tokens`."""
+        return self.row_starts[self.example_starts]
+
+
+ARRAYS = ("tokens", "trained", "row_starts", "example_starts", "origin")
+
+Loaded = tuple[Examples, DataReport]
+
+
+def load_examples(cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[type, ...]) -> Loaded:
+    """The training examples of a stage, from the cache where it has them.
+
+    Args:
+        cfg: which rows, and how they become tokens and masks.
+        stage: names the shipped rows, and stands in errors.
+        tokenizer: a fast one.
+        allowed: the record classes that the stage takes, the preferred first.
+
+    Raises:
+        DataError: the rows cannot be read, are not what the stage takes, or none is left.
+        ModelError: the tokenizer lacks what the rows need.
+    """
+    return _load(resolve(cfg.path, stage, "train"), cfg, stage, tokenizer, allowed)
+
+
+def load_eval_examples(
+    cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[type, ...]
+) -> Loaded | None:
+    """The held-out examples that `data.eval` names, or none; as `load_examples`."""
+    path = cfg.eval
+    if path == "auto":
+        path = SHIPPED if cfg.path == SHIPPED else "none"
+    if path in ("", "none"):
+        return None
+    return _load(resolve(path, stage, "test"), cfg, stage, tokenizer, allowed)
+
+
+def _load(
+    path: Path, cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[type, ...]
+) -> Loaded:
+    files = data_files(path)
+    report = DataReport(files.names, sha256=fingerprint(files.read))
+    maker = RowMaker(tokenizer, cfg, report)
+    key = entry_key(report.sha256, tokenizer, cfg, allowed)
+    entry = load_entry(key)
+    if entry is not None:
+        report = DataReport.from_dict(entry.facts)
+        examples = Examples(files=files.names, **entry.arrays)
+        say(f"{path.name}: tokens from the cache ({key})")
+    else:
+        began = time.monotonic()
+        examples = _build(files, RecordReader(cfg, stage, allowed, report), maker)
+        say(f"{path.name}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
+        arrays = {name: getattr(examples, name) for name in ARRAYS}
+        store_entry(key, Entry(arrays, report.to_dict()))
+    report.skipped_files = files.skipped
+    for line in report.lines():
+        say(line)
+    return examples, report
+
+
+def _build(files: DataFiles, reader: RecordReader, maker: RowMaker) -> Examples:
+    rows = track(read_rows(files.read), sum(file.stat().st_size for file in files.read))
+    examples = flatten(maker.examples(reader.read(rows)), files.names)
+    report = maker.report
+    report.require_kept()
+    report.examples = len(examples)
+    report.tokens = len(examples.tokens)
+    report.trained_tokens = int(examples.trained.sum())
+    report.measure(np.diff(examples.row_starts))
+    return examples
+
+
+def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
+    """Examples one after another; `origin` is where an example's first row stands."""
+    index = {name: i for i, name in enumerate(files)}
+    tokens, trained = bytearray(), bytearray()
+    row_starts, example_starts, origin = array("q", [0]), array("q", [0]), array("q")
+    for example in examples:
+        for source in example:
+            tokens += source.row.tokens.tobytes()
+            trained += source.row.trained.tobytes()
+            row_starts.append(len(trained))
+        example_starts.append(len(row_starts) - 1)
+        origin.extend((index[example[0].file], example[0].line))
+    return Examples(
+        np.frombuffer(tokens, np.int32),
+        np.frombuffer(trained, np.bool_),
+        np.frombuffer(row_starts, np.int64),
+        np.frombuffer(example_starts, np.int64),
+        files,
+        np.frombuffer(origin, np.int64).reshape(-1, 2),
+    )

@@ -1,0 +1,120 @@
+"""Typed reading of a row's values: what comes out can be trusted, what cannot is malformed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_cli.data.row_errors import Malformed, Refused
+from rlhf_cli.data.sources import show_value
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+Messages = tuple[Message, ...]
+Prompt = str | Messages
+Response = str | Messages
+"""Text where the prompt is text, messages where it is messages."""
+
+
+def text(name: str, value: Any) -> str:
+    """Text that can be written in UTF-8."""
+    if not isinstance(value, str):
+        raise Malformed(f"{name}: got {show_value(value)}; need text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(value[error.start]):04x}"
+        raise Malformed(f"{name}: got half a surrogate pair ({half}); need text") from None
+    return value
+
+
+def messages(name: str, value: Any) -> Messages:
+    """A list of messages, at least one."""
+    return tuple(_message(f"{name}[{i}]", item) for i, item in enumerate(some(name, value)))
+
+
+def some(name: str, value: Any) -> list[Any]:
+    """A list with at least one item."""
+    if not isinstance(value, list) or not value:
+        raise Malformed(f"{name}: got {show_value(value)}; need a list with at least one item")
+    return value
+
+
+def _message(name: str, value: Any) -> Message:
+    if not isinstance(value, dict) or not {"role", "content"} <= set(value):
+        raise Malformed(f"{name}: got {show_value(value)}; need an object with role and content")
+    if value["role"] not in ROLES:
+        got = show_value(value["role"])
+        raise Malformed(f"{name}.role: got {got}; need one of {', '.join(ROLES)}")
+    return Message(value["role"], text(f"{name}.content", value["content"]))
+
+
+def prompt(name: str, value: Any) -> Prompt:
+    """Text, or a list of messages."""
+    if isinstance(value, list):
+        return messages(name, value)
+    if not isinstance(value, str):
+        raise Malformed(f"{name}: got {show_value(value)}; need text or a list of messages")
+    return text(name, value)
+
+
+def response(name: str, value: Any, given: Prompt) -> Response:
+    """What follows a prompt, in the prompt's own form; text after messages is the assistant's."""
+    if isinstance(given, str):
+        return _not_blank(text(name, value))
+    if not isinstance(value, list):
+        return (Message("assistant", _not_blank(text(name, value))),)
+    return replies(name, messages(name, value))
+
+
+def replies(name: str, turns: Messages) -> Messages:
+    """Messages that end with the assistant's."""
+    if turns[-1].role != "assistant":
+        raise Malformed(f"{name}: the last message is the {turns[-1].role}'s; need the assistant's")
+    return spoken(turns)
+
+
+def spoken(turns: Messages) -> Messages:
+    """Messages with an assistant's among them, none of those blank."""
+    said = [turn.content for turn in turns if turn.role == "assistant"]
+    if not said:
+        raise Refused("no assistant message")
+    for content in said:
+        _not_blank(content)
+    return turns
+
+
+def _not_blank(content: str) -> str:
+    if not content.strip():
+        raise Refused("empty response")
+    return content
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number; true and false are none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise Malformed(f"{name}: got {show_value(value)}; need a number")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
+        raise Malformed(f"{name}: got {show_value(value)}; need a finite number")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or false, and no other way to say it."""
+    if not isinstance(value, bool):
+        raise Malformed(f"{name}: got {show_value(value)}; need true or false")
+    return value

@@ -1,0 +1,156 @@
+"""From examples to seeded optimizer steps of micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.errors import CheckpointError, DataError
+from rlhf_cli.train.config import TrainConfig
+
+Indices = Sequence[int] | NDArray[np.int64]
+
+
+def collate(examples: Examples, indices: Indices) -> Rows:
+    """The rows of some examples, in the order of the indices."""
+    chosen = np.asarray(indices, np.int64)
+    starts, rows = examples.token_starts, examples.example_starts
+    spans = [slice(starts[i], starts[i + 1]) for i in chosen]
+    lengths = [np.diff(examples.row_starts[rows[i] : rows[i + 1] + 1]) for i in chosen]
+    trained = np.concatenate([examples.trained[span] for span in spans])
+    return Rows(
+        torch.from_numpy(
+            np.concatenate([examples.tokens[span] for span in spans]).astype(np.int64)
+        ),
+        torch.from_numpy(np.concatenate(lengths)),
+        # a row's first token is never trained, so the token before a trained one is of its row
+        torch.from_numpy(trained.nonzero()[0] - 1),
+        torch.from_numpy(np.repeat(chosen, [len(of_example) for of_example in lengths])),
+    )
+
+
+def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list[Rows]:
+    """Some examples in parts of at most `max_tokens` tokens, those of like length together.
+
+    An example is never split; one that is longer by itself stands alone.
+    """
+    return [collate(examples, part) for part in parts(examples, indices, max_tokens)]
+
+
+def eval_batches(examples: Examples, max_tokens: int) -> Iterator[Rows]:
+    """All examples once, in micro-batches, always in the same order."""
+    for part in parts(examples, np.arange(len(examples)), max_tokens):
+        yield collate(examples, part)
+
+
+def parts(examples: Examples, indices: Indices, max_tokens: int) -> Iterator[list[int]]:
+    """The indices, the longest examples first, in groups of at most `max_tokens` tokens."""
+    chosen = np.asarray(indices, np.int64)
+    lengths = examples.token_starts[chosen + 1] - examples.token_starts[chosen]
+    part: list[int] = []
+    room = max_tokens
+    for position in np.lexsort((chosen, -lengths)):  # by length, then by index
+        length = int(lengths[position])
+        if part and length > room:
+            yield part
+            part, room = [], max_tokens
+        part.append(int(chosen[position]))
+        room -= length
+    if part:
+        yield part
+
+
+class ExampleSource:
+    """Optimizer steps of `train.batch_size` examples, epoch after epoch.
+
+    Every example is drawn once an epoch; the last step of an epoch takes what is left. The order
+    depends on seed and epoch alone.
+
+    Args:
+        examples: at least one.
+        data: `shuffle`.
+        train: `batch_size`, `epochs` and `max_steps`.
+        seed: of the order.
+        micro_batch_tokens: tokens of a micro-batch, at most.
+
+    Raises:
+        DataError: there is no example.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        data: DataConfig,
+        train: TrainConfig,
+        seed: int,
+        micro_batch_tokens: int,
+    ) -> None:
+        if not len(examples):
+            raise DataError("no example to train on; need at least one row")
+        self.examples, self.shuffle, self.seed = examples, data.shuffle, seed
+        self.batch_size, self.max_tokens = train.batch_size, micro_batch_tokens
+        self.steps_per_epoch = -(-len(examples) // train.batch_size)
+        self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
+        self.step = 0
+        self._order = (-1, np.empty(0, np.int64))
+
+    def __iter__(self) -> Iterator[list[Rows]]:
+        """The steps that are left."""
+        return iter(self.next_step, None)
+
+    def next_step(self) -> list[Rows] | None:
+        """Micro-batches of the next step, or none when the run is over."""
+        if self.step >= self.total_steps:
+            return None
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        start = step * self.batch_size
+        indices = self.order(epoch)[start : start + self.batch_size]
+        self.step += 1
+        return micro_batches(self.examples, indices, self.max_tokens)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """All examples in the order of an epoch, counted from 0."""
+        if self._order[0] != epoch:
+            self._order = (epoch, self._draw(epoch))
+        return self._order[1]
+
+    def _draw(self, epoch: int) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return np.arange(len(self.examples))
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
+
+    @cached_property
+    def _shape(self) -> dict[str, int]:
+        """What a checkpoint's position refers to."""
+        return {
+            "examples": len(self.examples),
+            "tokens": len(self.examples.tokens),
+            "batch_size": self.batch_size,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what it refers to."""
+        epoch, step = divmod(self.step, self.steps_per_epoch)
+        return {"epoch": epoch, "position": step * self.batch_size, **self._shape}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; no example is read again.
+
+        Raises:
+            CheckpointError: the data or the batch size are not those of the checkpoint.
+        """
+        for name, now in self._shape.items():
+            if state[name] != now:
+                raise CheckpointError(
+                    f"the checkpoint was written with {state[name]} {name} and there are {now} now;"
+                    " continue with the same data, or start anew with another output_dir"
+                )
+        self.step = state["epoch"] * self.steps_per_epoch + state["position"] // self.batch_size

@@ -1,0 +1,89 @@
+"""Prompts: read from a file, and as the token ids that a model continues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.context import say
+from rlhf_cli.data.chat import ChatRenderer
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.fields import Message, Prompt
+from rlhf_cli.data.reader import RecordReader
+from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, PromptRecord
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.row_errors import Refused
+from rlhf_cli.data.sources import data_files, read_rows, resolve
+from rlhf_cli.data.specials import find_specials
+from rlhf_cli.errors import DataError
+
+RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
+
+
+def load_prompts(path: str) -> list[Prompt]:
+    """The prompts of a file: a `.txt` has one a line, a `.jsonl` a `prompt` or `messages` column.
+
+    The assistant's last turn of a chat and the completion of a pair are left out.
+
+    Raises:
+        DataError: the file has no prompt, or malformed rows.
+    """
+    if Path(path).suffix.lower() == ".txt":
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        prompts: list[Prompt] = [line for line in lines if line.strip()]
+    else:
+        prompts = list(_from_rows(path))
+    if not prompts:
+        raise DataError(f"{path}: no prompt in it; need at least one")
+    return prompts
+
+
+def _from_rows(path: str) -> Iterator[Prompt]:
+    files = data_files(resolve(path, "ppo", "test"))
+    report = DataReport(files.names)
+    reader = RecordReader(DataConfig(path=path), "generate", RECORDS, report)
+    for located in reader.read(read_rows(files.read)):
+        match located.record:
+            case PromptRecord(prompt) | PromptCompletionRecord(prompt, _):
+                yield prompt
+            case ChatRecord(messages):
+                spoken = messages[-1].role == "assistant"
+                yield messages[:-1] if spoken else messages
+    refused = sum(refusal.rows for refusal in report.refused.values())
+    say(f"{Path(path).name}: {report.rows - refused} prompts, {refused} rows refused")
+
+
+class PromptEncoder:
+    """Writes prompts as the token ids after which a response begins.
+
+    Args:
+        tokenizer: its template is used for messages, and for text unless `raw`.
+        raw: text stands as it is, with only the tokens that the tokenizer itself puts in front.
+    """
+
+    def __init__(self, tokenizer: Any, *, raw: bool) -> None:
+        self.tokenizer = tokenizer
+        self.opening = find_specials(tokenizer).opening
+        self.as_message = bool(tokenizer.chat_template) and not raw
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of one prompt.
+
+        Raises:
+            DataError: the chat template does not take it.
+            ModelError: messages, and the tokenizer has no chat template.
+        """
+        if isinstance(prompt, str):
+            if not self.as_message:
+                return [*self.opening, *self._ids(prompt)]
+            prompt = (Message("user", prompt),)
+        try:
+            text = ChatRenderer(self.tokenizer).render(prompt, generation_prompt=True)
+        except Refused as error:
+            raise DataError(str(error)) from error
+        return self._ids(text)
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return found

@@ -1,0 +1,193 @@
+"""The kinds of record: what a row means, checked once. Everything after trusts it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_cli.data import fields
+from rlhf_cli.data.fields import Messages, Prompt, Response
+from rlhf_cli.data.row_errors import Malformed, Refused
+from rlhf_cli.data.transcripts import split_transcripts
+
+Columns = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextRecord:
+    """A document."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCompletionRecord:
+    """A prompt and what is to follow it."""
+
+    prompt: Prompt
+    completion: Response
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRecord:
+    """A whole conversation, the assistant's turns among it."""
+
+    messages: Messages
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRecord:
+    """Two responses, the first preferred; `margin` says by how much."""
+
+    prompt: Prompt
+    chosen: Response
+    rejected: Response
+    margin: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRecord:
+    """Several responses with a score each; higher is better."""
+
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledRecord:
+    """A response that is desirable or not."""
+
+    prompt: Prompt
+    completion: Response
+    label: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRecord:
+    """A prompt alone."""
+
+    prompt: Prompt
+
+
+Record = (
+    TextRecord
+    | PromptCompletionRecord
+    | ChatRecord
+    | PreferenceRecord
+    | RankedRecord
+    | LabelledRecord
+    | PromptRecord
+)
+
+
+def _text(columns: Columns) -> TextRecord:
+    text = fields.text("text", columns["text"])
+    if not text.strip():
+        raise Refused("empty text")
+    return TextRecord(text)
+
+
+def _chat(columns: Columns) -> ChatRecord:
+    return ChatRecord(fields.spoken(fields.messages("messages", columns["messages"])))
+
+
+def _prompt_completion(columns: Columns) -> PromptCompletionRecord:
+    prompt = fields.prompt("prompt", columns["prompt"])
+    completion = fields.response("completion", columns["completion"], prompt)
+    return PromptCompletionRecord(prompt, completion)
+
+
+def _preference(columns: Columns) -> PreferenceRecord:
+    margin = columns.get("margin")
+    margin = None if margin is None else fields.number("margin", margin)
+    prompt, chosen, rejected = _pair(columns)
+    if chosen == rejected:
+        raise Refused("chosen equals rejected")
+    return PreferenceRecord(prompt, chosen, rejected, margin)
+
+
+def _pair(columns: Columns) -> tuple[Prompt, Response, Response]:
+    if "prompt" not in columns:
+        chosen = fields.prompt("chosen", columns["chosen"])
+        return split_transcripts(chosen, fields.prompt("rejected", columns["rejected"]))
+    prompt = fields.prompt("prompt", columns["prompt"])
+    chosen = fields.response("chosen", columns["chosen"], prompt)
+    return prompt, chosen, fields.response("rejected", columns["rejected"], prompt)
+
+
+def _ranked(columns: Columns) -> RankedRecord:
+    prompt = fields.prompt("prompt", columns["prompt"])
+    listed = fields.some("responses", columns["responses"])
+    scored = fields.some("scores", columns["scores"])
+    if len(listed) != len(scored) or len(listed) < 2:
+        counts = f"{len(listed)} responses and {len(scored)} scores"
+        raise Malformed(f"scores: got {counts}; need as many, two or more")
+    responses = (fields.response(f"responses[{i}]", r, prompt) for i, r in enumerate(listed))
+    scores = (fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
+    return RankedRecord(prompt, tuple(responses), tuple(scores))
+
+
+def _labelled(columns: Columns) -> LabelledRecord:
+    pair = _prompt_completion(columns)
+    return LabelledRecord(pair.prompt, pair.completion, fields.flag("label", columns["label"]))
+
+
+def _prompt(columns: Columns) -> PromptRecord:
+    return PromptRecord(fields.prompt("prompt", columns["prompt"]))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of record: its columns and how they are read."""
+
+    name: str
+    record: type[Any]
+    required: tuple[str, ...]
+    read: Callable[[Columns], Record]
+    optional: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column that the kind knows."""
+        return self.required + self.optional
+
+    def parse(self, columns: Columns) -> Record:
+        """The record of a row.
+
+        Raises:
+            Malformed: a column is missing or of the wrong type.
+            Refused: there is nothing to learn from it.
+        """
+        missing = [name for name in self.required if name not in columns]
+        if missing:
+            found = ", ".join(columns) or "none"
+            raise Malformed(f"no column {', '.join(missing)}; found {found}. See docs/data.md")
+        return self.read(columns)
+
+
+KINDS = (
+    Kind("chat", ChatRecord, ("messages",), _chat),
+    Kind("preference", PreferenceRecord, ("chosen", "rejected"), _preference, ("prompt", "margin")),
+    Kind("ranked", RankedRecord, ("prompt", "responses", "scores"), _ranked),
+    Kind("labelled", LabelledRecord, ("prompt", "completion", "label"), _labelled),
+    Kind("prompt_completion", PromptCompletionRecord, ("prompt", "completion"), _prompt_completion),
+    Kind("text", TextRecord, ("text",), _text),
+    Kind("prompt", PromptRecord, ("prompt",), _prompt),
+)
+COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for name in kind.columns))
+
+
+def fitting(names: set[str]) -> list[Kind]:
+    """The kinds that a row with these columns can be.
+
+    A kind whose columns are a part of another's is left out: prompt, completion and label are a
+    labelled row, and not a prompt_completion row with a column too many.
+    """
+    used = {kind.name: names & set(kind.columns) for kind in KINDS if names >= set(kind.required)}
+    return [
+        kind
+        for kind in KINDS
+        if kind.name in used and not any(used[kind.name] < other for other in used.values())
+    ]

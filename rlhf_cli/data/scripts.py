@@ -1,0 +1,95 @@
+"""Records as pieces of text, each marked for what is trained; not yet tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf_cli.data.chat import ChatRenderer, Span
+from rlhf_cli.data.fields import Messages
+from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, Record, TextRecord
+from rlhf_cli.data.specials import Specials
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that is tokenized by itself.
+
+    Attributes:
+        text: what is tokenized.
+        trained: all of it, nothing, or these spans of characters.
+    """
+
+    text: str
+    trained: bool | tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A row before tokenization.
+
+    Attributes:
+        pieces: joined as they stand.
+        opening: token ids in front, never trained.
+        closing: token ids at the end, trained.
+    """
+
+    pieces: tuple[Piece, ...]
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+
+
+class ScriptWriter:
+    """Writes records as scripts.
+
+    Args:
+        tokenizer: its template is used for messages, and for messages only.
+        specials: the tokens around text.
+        train_on: `response`, `all` or `last_turn`.
+    """
+
+    def __init__(self, tokenizer: Any, specials: Specials, train_on: str) -> None:
+        self.tokenizer, self.specials, self.train_on = tokenizer, specials, train_on
+        self._renderer: ChatRenderer | None = None
+
+    @property
+    def renderer(self) -> ChatRenderer:
+        """Made when the first chat comes: other rows need no template."""
+        if self._renderer is None:
+            self._renderer = ChatRenderer(self.tokenizer)
+        return self._renderer
+
+    def write(self, record: Record) -> Script:
+        """The script of a record.
+
+        Raises:
+            Refused: the template does not render it in a way that shows who says what.
+        """
+        match record:
+            case TextRecord(text):
+                return self._document(text)
+            case ChatRecord(messages):
+                return self._chat(messages, 0)
+            case PromptCompletionRecord(str() as prompt, str() as completion):
+                return self._strings(prompt, completion)
+            case PromptCompletionRecord(tuple() as prompt, tuple() as completion):
+                return self._chat(prompt + completion, len(prompt))
+        raise TypeError(f"no training example is made of a {type(record).__name__}")
+
+    def _document(self, text: str) -> Script:
+        start, end = self.specials.document_start, self.specials.eos
+        return Script((Piece(text, True),), opening=(start,), closing=(end,))
+
+    def _strings(self, prompt: str, completion: str) -> Script:
+        pieces = (Piece(prompt, False), Piece(completion, True))
+        return Script(pieces, self.specials.opening, self.specials.closing)
+
+    def _chat(self, messages: Messages, first: int) -> Script:
+        """A chat in which the assistant's messages from index `first` on are the responses."""
+        text = self.renderer.render(messages)
+        turns = [i for i in range(first, len(messages)) if messages[i].role == "assistant"]
+        wanted = turns[-1:] if self.train_on != "response" else turns
+        spans = tuple(self.renderer.spans(messages, text, wanted))
+        # a template without a token for the end of a turn would teach nothing about stopping
+        open_end = turns[-1] == len(messages) - 1 and not self.renderer.closed(text)
+        return Script((Piece(text, spans),), closing=(self.specials.eos,) if open_end else ())

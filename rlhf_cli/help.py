@@ -1,0 +1,204 @@
+"""The help pages: plain text, 100 columns, made from the config classes."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from rlhf_cli.errors import RlhfError
+from rlhf_cli.resources import options, recipes, shipped
+from rlhf_cli.schema import (
+    DataPath,
+    FilePath,
+    Knob,
+    ModelPath,
+    OutputPath,
+    Unit,
+    aliases,
+    bounds,
+    groups,
+    is_union,
+    knobs,
+    show,
+    unmark,
+)
+from rlhf_cli.stages.registry import COMMANDS, Command
+
+WIDTH = 100
+_COLUMN = 36
+
+_OVERVIEW = """\
+usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [--cfg] [--help]
+       rlhf --help | --version
+
+Train a language model from human feedback.
+
+Commands
+{commands}
+
+Settings
+  A recipe is a YAML file of keys, given by path or by a shipped name: config=tiny/sft
+  (shipped: {recipes}).
+  Several config= layer in order, later ones win. Any key can be set by key=value, which wins over
+  every recipe; a recipe wins over the defaults.
+    rlhf sft config=recipes/tiny/sft.yaml lr=1e-4 train.schedule=linear
+    rlhf sft model=HuggingFaceTB/SmolLM2-135M data=chats.jsonl output_dir=runs/sft
+  A training command without recipe, model and data runs the shipped recipe tiny/<command>.
+  The same command with the same output_dir continues an unfinished run.
+  --cfg prints the whole configuration as a recipe and runs nothing.
+  rlhf COMMAND --help lists every key of a command.
+
+Exit codes
+{codes}"""
+
+_CODES = {
+    0: "done",
+    1: "any other error",
+    2: "the configuration is wrong",
+    3: "data is missing or cannot be used",
+    4: "out of memory",
+    5: "a loss or gradient was not finite",
+    130: "interrupted",
+}
+
+
+def overview() -> str:
+    """The page of `rlhf --help`."""
+    commands = [
+        f"  {name:<10} {textwrap.shorten(_purpose(command)[0], WIDTH - 13, placeholder='...')}"
+        for name, command in COMMANDS.items()
+    ]
+    codes = [f"  {code:>3}  {meaning}" for code, meaning in _CODES.items()]
+    return _OVERVIEW.format(
+        commands="\n".join(commands),
+        recipes=", ".join(recipes()) or "none",
+        codes="\n".join(codes),
+    )
+
+
+def page(command: Command) -> str:
+    """The page of `rlhf <command> --help`: every key with type, default and meaning."""
+    usage = f"usage: rlhf {command.name} [config=RECIPE]... [key=value ...] [--cfg] [--help]"
+    parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
+    by_group: dict[str, list[Knob]] = {}
+    for knob in knobs(command.config).values():
+        by_group.setdefault(knob.key.rpartition(".")[0], []).append(knob)
+    for group, members in by_group.items():
+        lines = [line for knob in members for line in _entry(knob)]
+        parts.append("\n".join([_heading(command, group), *lines]))
+    parts += ["\n".join(_short_names(command)), "\n".join(_examples(command))]
+    return "\n\n".join(parts)
+
+
+def _purpose(command: Command) -> tuple[str, str]:
+    """The first line of the config class's docstring and the rest."""
+    text = inspect.cleandoc(command.config.__doc__ or "")
+    first, _, rest = text.partition("\n")
+    return first, " ".join(rest.split())
+
+
+def _heading(command: Command, group: str) -> str:
+    if not group:
+        return f"{command.name}: its own keys"
+    config = groups(command.config).get(group.partition(".")[0])
+    purpose = f": {(config.__doc__ or '').partition('.')[0]}." if config else ""
+    return "\n".join([group + purpose, *_presets(group)])
+
+
+def _presets(group: str) -> Iterator[str]:
+    """A line for each file of a group, with the comment it starts with."""
+    for name in options(group):
+        text = (shipped("configs") / group / f"{name}.yaml").read_text(encoding="utf-8")
+        purpose = text.partition("\n")[0].removeprefix("# ")
+        yield from _columns(f"{group}={name}", _wrap(f"Preset. {purpose}"))
+
+
+def _entry(knob: Knob) -> Iterator[str]:
+    right = [*_wrap(_kind(knob.type)), *_wrap(docs(knob.owner).get(knob.name, ""))]
+    return _columns(f"{knob.key}={_default(knob)}", right)
+
+
+def _columns(left: str, right: list[str]) -> Iterator[str]:
+    left = f"  {left}"
+    if len(left) >= _COLUMN:
+        yield left
+        left = ""
+    for line in right:
+        yield f"{left:<{_COLUMN}}{line}"
+        left = ""
+
+
+def _default(knob: Knob) -> str:
+    return "" if knob.default == "" else show(knob.default)
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH - _COLUMN, break_long_words=False, break_on_hyphens=False)
+
+
+def _kind(annotation: Any) -> str:
+    """A type in few words: `number > 0`, `cosine | linear`, `list of text`."""
+    bare, marks = unmark(annotation)
+    if is_union(bare):
+        return " or ".join(_kind(part) for part in get_args(bare))
+    parts = get_args(bare)
+    if get_origin(bare) is Literal:
+        return " | ".join(show(part) for part in parts)
+    if get_origin(bare) is list:
+        return f"list of {_kind(parts[0])}"
+    if get_origin(bare) is dict:
+        return f"{{key: {_kind(parts[1])}}}"
+    names = {bool: "true | false", int: "whole number", float: "number", str: "text", Any: "value"}
+    paths = {DataPath: "path of data", ModelPath: "path or hub id", FilePath: "path of a file"}
+    paths[OutputPath] = "path to write to"
+    name = next((paths[type(mark)] for mark in marks if type(mark) in paths), names.get(bare, ""))
+    units = [f"({mark.name})" for mark in marks if isinstance(mark, Unit)]
+    return " ".join([name, *bounds(marks), *units])
+
+
+@cache
+def docs(config: type[Any]) -> dict[str, str]:
+    """The sentence under each field of a config class, inherited ones included."""
+    found: dict[str, str] = {}
+    for parent in reversed(config.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(parent))).body[0]
+        if not isinstance(body, ast.ClassDef):
+            raise RlhfError(f"{parent.__name__} is not a class")
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                text = _string(following)
+                if text:
+                    found[statement.target.id] = " ".join(text.split())
+    return found
+
+
+def _string(statement: ast.stmt) -> str:
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return str(statement.value.value)
+    return ""
+
+
+def _short_names(command: Command) -> list[str]:
+    return [
+        "Short names on the command line",
+        *(f"  {short:<16} {full}" for short, full in aliases(command.config).items()),
+    ]
+
+
+def _examples(command: Command) -> list[str]:
+    name = command.name
+    if not command.trains:
+        return [
+            "Examples",
+            f'  rlhf {name} model=runs/sft prompt="Hello, you"',
+            f"  rlhf {name} model=tiny prompt=Hello max_new_tokens=8 --cfg",
+        ]
+    return [
+        "Examples",
+        f"  rlhf {name}",
+        f"  rlhf {name} config=tiny/{name} lr=1e-4 output_dir=runs/{name}",
+        f"  rlhf {name} model=FOLDER_OR_HUB_ID data=FILE train.schedule=linear",
+        f"  rlhf {name} model=tiny data=tiny train=smoke --cfg",
+    ]

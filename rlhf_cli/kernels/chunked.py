@@ -1,0 +1,229 @@
+"""`linear_logprobs` in tiles of the vocabulary, for any device; never holds [S, V].
+
+The vocabulary is the outer loop: a tile of the weight is read once per pass and its gradient is
+written once, by one product, while the hidden states stay in cache. Every temporary is a buffer
+that all tiles reuse, because touching fresh pages costs a CPU more than the arithmetic.
+The backward pass recomputes the logits of a tile (a fourth matrix product), so any loss can follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.kernels.head import Head, TokenLogprobs
+
+TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Workspace for one tile: its logits in the compute type and in fp32."""
+
+
+def linear_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float, want: frozenset[str]
+) -> TokenLogprobs:
+    """Same values and gradients as `eager.linear_logprobs`, in tiles."""
+    logp, entropy, lse, sum_sq, top1 = _TiledLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, head, temperature, want
+    )
+    return TokenLogprobs(
+        logp=logp,
+        entropy=entropy if "entropy" in want else None,
+        lse=lse if "lse" in want else None,
+        sum_sq=sum_sq if "sum_sq" in want else None,
+        top1=top1 if "top1" in want else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Reusable buffers and the arithmetic from a tile of hidden states to its logits."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    head: Head
+    temperature: float
+    size: int
+    raw: Tensor
+    wide: Tensor
+
+    @classmethod
+    def allocate(
+        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, temperature: float
+    ) -> _Tiles:
+        size = _tile_size(hidden, len(weight))
+        raw = hidden.new_empty(len(hidden), size)
+        wide = raw if raw.dtype in (torch.float32, torch.float64) else raw.float()
+        return cls(hidden, weight, bias, head, temperature, size, raw, wide)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Bounds of the vocabulary tiles."""
+        vocab = len(self.weight)
+        return ((low, min(low + self.size, vocab)) for low in range(0, vocab, self.size))
+
+    def logits(self, low: int, high: int) -> Tensor:
+        """[S, high - low] in fp32, in the shared buffer; overwritten by the next call."""
+        raw = self.raw.view(-1)[: len(self.raw) * (high - low)].view(-1, high - low)
+        torch.mm(self.hidden, self.weight[low:high].t(), out=raw)
+        z = self.wide.view(-1)[: raw.numel()].view_as(raw)
+        if z.data_ptr() != raw.data_ptr():
+            z.copy_(raw)
+        if self.bias is not None:
+            z.add_(self.bias[low:high])
+        if self.head.softcap is not None:
+            z.mul_(self.head.scale / self.head.softcap).tanh_().mul_(self.head.softcap)
+        elif self.head.scale != 1.0:
+            z.mul_(self.head.scale)
+        return z if self.temperature == 1.0 else z.div_(self.temperature)
+
+    def narrow(self, gradient: Tensor) -> Tensor:
+        """The tile's gradient in the type of the weight, for the two products after it."""
+        raw = self.raw.view(-1)[: gradient.numel()].view_as(gradient)
+        return gradient if raw.data_ptr() == gradient.data_ptr() else raw.copy_(gradient)
+
+
+def _tile_size(hidden: Tensor, vocab: int) -> int:
+    budget = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
+    per_column = max(1, len(hidden)) * (4 + hidden.element_size())
+    columns = max(64, budget // per_column // 64 * 64)
+    return min(columns, vocab)
+
+
+class _TiledLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        head: Head,
+        temperature: float,
+        want: frozenset[str],
+    ) -> tuple[Tensor, ...]:
+        tiles = _Tiles.allocate(hidden, weight, bias, head, temperature)
+        sums = _Sums.start(hidden, targets, want)
+        for low, high in tiles:
+            sums.add(tiles.logits(low, high), low)
+        lse = sums.maximum + sums.total.log()
+        entropy = lse - sums.weighted / sums.total
+        sum_sq, top1 = sums.squares / sums.total.square(), sums.best == targets
+        ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
+        ctx.head, ctx.temperature = head, temperature
+        ctx.entropy_wanted = "entropy" in want
+        ctx.mark_non_differentiable(sum_sq, top1)
+        return sums.target - lse, entropy, lse, sum_sq, top1
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
+        head, temperature = ctx.head, ctx.temperature
+        for_entropy = upstream[1] if ctx.entropy_wanted else None
+        slope = _Slope(
+            targets, lse, entropy, upstream[0], for_entropy, upstream[2], head, temperature
+        )
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        tiles = _Tiles.allocate(hidden, weight, bias, head, temperature)
+        grad_hidden = torch.zeros_like(hidden, dtype=lse.dtype) if wants_hidden else None
+        grad_weight = torch.empty_like(weight) if wants_weight else None
+        grad_bias = torch.empty_like(bias) if wants_bias else None
+        product = torch.empty_like(hidden) if wants_hidden else None
+        for low, high in tiles:
+            grad = slope.of_logits(tiles.logits(low, high), low)
+            if grad_bias is not None:
+                grad_bias[low:high] = grad.sum(0)
+            narrow = tiles.narrow(grad)
+            if grad_hidden is not None:
+                grad_hidden += torch.mm(narrow, weight[low:high], out=product)
+            if grad_weight is not None:
+                torch.mm(narrow.t(), hidden, out=grad_weight[low:high])
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
+
+
+@dataclass
+class _Sums:
+    """Running sums over the vocabulary, rescaled when a larger logit comes."""
+
+    targets: Tensor
+    want: frozenset[str]
+    maximum: Tensor
+    total: Tensor
+    weighted: Tensor
+    squares: Tensor
+    target: Tensor
+    best: Tensor
+
+    @classmethod
+    def start(cls, hidden: Tensor, targets: Tensor, want: frozenset[str]) -> _Sums:
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        zeros = torch.zeros(len(hidden), dtype=dtype, device=hidden.device)
+        lowest = torch.full_like(zeros, -torch.inf)
+        total, weighted, squares, target = (zeros.clone() for _ in range(4))
+        best = torch.full_like(targets, -1)
+        return cls(targets, want, lowest, total, weighted, squares, target, best)
+
+    def add(self, z: Tensor, low: int) -> None:
+        """Take in one tile of logits [S, v]; destroys it."""
+        here = (self.targets >= low) & (self.targets < low + z.shape[1])
+        column = (self.targets - low).clamp(0, z.shape[1] - 1)[:, None]
+        self.target = torch.where(here, z.gather(1, column).squeeze(1), self.target)
+        highest, where = z.max(1) if "top1" in self.want else (z.amax(1), None)
+        if where is not None:
+            self.best = torch.where(highest > self.maximum, where + low, self.best)
+        maximum = torch.maximum(self.maximum, highest)
+        shrink = (self.maximum - maximum).exp()
+        if "entropy" in self.want:
+            shifted = z.sub(maximum[:, None])
+            weights = shifted.exp()
+            self.weighted = self.weighted * shrink + (weights * z).sum(1)
+            z = weights
+        else:
+            z.sub_(maximum[:, None]).exp_()
+        self.total = self.total * shrink + z.sum(1)
+        if "sum_sq" in self.want:
+            self.squares = self.squares * shrink.square() + z.square_().sum(1)
+        self.maximum = maximum
+
+
+@dataclass(frozen=True)
+class _Slope:
+    """From the gradients of the outputs to those of the raw logits, tile by tile.
+
+    With g, u, k the gradients of log p(target), entropy H and log-sum-exp:
+    ∂L/∂z_j = g (1[j = target] - p_j) - u p_j (log p_j + H) + k p_j,
+    then through temperature, soft cap and scale.
+    """
+
+    targets: Tensor
+    lse: Tensor
+    entropy: Tensor
+    for_logp: Tensor
+    for_entropy: Tensor | None
+    for_lse: Tensor
+    head: Head
+    temperature: float
+
+    def of_logits(self, z: Tensor, low: int) -> Tensor:
+        """[S, v], in place of the tile's logits `z`, which start at column `low`."""
+        through_cap = None
+        if self.head.softcap is not None:
+            through_cap = 1 - (z * (self.temperature / self.head.softcap)).square()
+        shared = (self.for_lse - self.for_logp)[:, None]
+        if self.for_entropy is None:
+            z.sub_(self.lse[:, None]).exp_().mul_(shared)
+        else:
+            logp = z - self.lse[:, None]
+            weight = (logp + self.entropy[:, None]).mul_(-self.for_entropy[:, None]).add_(shared)
+            z.copy_(logp.exp_().mul_(weight))
+        here = (self.targets >= low) & (self.targets < low + z.shape[1])
+        rows = here.nonzero().squeeze(1)
+        z[rows, self.targets[rows] - low] += self.for_logp[rows]
+        if through_cap is not None:
+            z.mul_(through_cap)
+        factor = self.head.scale / self.temperature
+        return z if factor == 1.0 else z.mul_(factor)

@@ -1,0 +1,35 @@
+"""The specification of `linear_logprobs`: full logits in fp32, plain autograd."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlhf_cli.kernels.head import Head, TokenLogprobs
+
+
+def logits(hidden: Tensor, head: Head, temperature: float = 1.0) -> Tensor:
+    """[S, V] in fp32 (fp64 for fp64 input), as the model's own forward computes them."""
+    raw = F.linear(hidden, head.weight, head.bias)
+    raw = raw.float() if raw.dtype != torch.float64 else raw
+    scaled = raw * head.scale
+    if head.softcap is not None:
+        scaled = head.softcap * torch.tanh(scaled / head.softcap)
+    return scaled / temperature
+
+
+def linear_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float, want: frozenset[str]
+) -> TokenLogprobs:
+    """Plain twin of every faster implementation; holds [S, V] several times over."""
+    z = logits(hidden, head, temperature)
+    logprobs = z.log_softmax(-1)
+    probs = logprobs.exp()
+    return TokenLogprobs(
+        logp=logprobs.gather(1, targets[:, None]).squeeze(1),
+        entropy=-(probs * logprobs).sum(-1) if "entropy" in want else None,
+        lse=z.logsumexp(-1) if "lse" in want else None,
+        sum_sq=probs.detach().square().sum(-1) if "sum_sq" in want else None,
+        top1=z.argmax(-1) == targets if "top1" in want else None,
+    )

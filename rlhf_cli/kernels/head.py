@@ -1,0 +1,43 @@
+"""What maps hidden states to logits, and what comes back per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer of a language model: logits = softcap(scale · (hidden Wᵀ + bias)).
+
+    Attributes:
+        weight: [V, d], often the input embedding itself.
+        bias: [V] or none.
+        scale: factor on the logits (Cohere's `logit_scale`, one over Granite's `logits_scaling`).
+        softcap: c of c · tanh(logits / c) (Gemma 2), or none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Per scored token, all [S] in fp32 save `top1`; what was not asked for is none.
+
+    Attributes:
+        logp: log-probability of the target, nats.
+        entropy: entropy of the distribution, nats.
+        lse: log-sum-exp of the logits.
+        sum_sq: Σ p², the chance that two draws agree; no gradient.
+        top1: bool, the target is the likeliest token; no gradient.
+    """
+
+    logp: Tensor
+    entropy: Tensor | None = None
+    lse: Tensor | None = None
+    sum_sq: Tensor | None = None
+    top1: Tensor | None = None

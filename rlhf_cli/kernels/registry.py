@@ -1,0 +1,63 @@
+"""Which implementation of an operation runs, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.kernels import chunked, eager
+from rlhf_cli.kernels.head import Head, TokenLogprobs
+
+
+class LinearLogprobs(Protocol):
+    """Signature that every implementation of the log-prob primitive shares."""
+
+    def __call__(
+        self,
+        hidden: Tensor,
+        head: Head,
+        targets: Tensor,
+        *,
+        temperature: float,
+        want: frozenset[str],
+    ) -> TokenLogprobs:
+        """Log-probability of each target, and what else is wanted."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operation.
+
+    Attributes:
+        name: as printed and as chosen by tests.
+        run: the function.
+        obstacle: why it cannot run on a device, or empty.
+    """
+
+    name: str
+    run: LinearLogprobs
+    obstacle: Callable[[torch.device], str]
+
+
+LINEAR_LOGPROBS = (
+    Implementation("chunked", chunked.linear_logprobs, lambda device: ""),
+    Implementation("eager", eager.linear_logprobs, lambda device: ""),
+)
+"""Fastest first; the last is the specification and runs everywhere."""
+
+
+def choose(setting: str, device: torch.device) -> tuple[Implementation, str]:
+    """The implementation for `kernels=auto|none`, and the reason in words."""
+    if setting == "none":
+        return LINEAR_LOGPROBS[-1], "kernels=none"
+    obstacles: list[str] = []
+    for candidate in LINEAR_LOGPROBS:
+        obstacle = candidate.obstacle(device)
+        if not obstacle:
+            return candidate, "; ".join(obstacles) or f"fastest on {device.type}"
+        obstacles.append(f"{candidate.name}: {obstacle}")
+    raise AssertionError("the last implementation runs everywhere")

@@ -1,0 +1,159 @@
+"""Attention over flat rows that never see each other, without padding the model's input.
+
+Registered with transformers under `ATTENTION`; no mask function stands under that name, so the
+model builds no mask and hands `RowLayout` through as a keyword.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface
+
+ATTENTION = "rlhf_per_row"
+
+PRODUCT_LENGTH = 512
+"""Rows under this length take plain matrix products: on a CPU, 1.2 to 3 times as fast as SDPA."""
+
+GROUP_LENGTH = 128
+"""Rows up to this length are computed together, padded on the right, to save dispatches."""
+
+GROUP_WASTE = 1.3
+"""Longest over shortest row of such a group."""
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Bounds of the rows in a flat sequence, and which of them are computed together."""
+
+    lengths: tuple[int, ...]
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Lengths of the rows, in order, split into groups of short rows of like length."""
+        groups: list[list[int]] = []
+        for length in self.lengths:
+            last = groups[-1] if groups else []
+            longest, shortest = max([*last, length]), min([*last, length])
+            if last and longest <= GROUP_LENGTH and longest <= GROUP_WASTE * shortest:
+                last.append(length)
+            else:
+                groups.append([length])
+        return tuple(map(tuple, groups))
+
+
+def per_row_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    row_layout: RowLayout | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each row of a flat sequence.
+
+    Args:
+        module: the attention layer that calls.
+        query: [1, H, N, D].
+        key: [1, K, N, D]; each key head serves H / K query heads.
+        value: [1, K, N, D].
+        attention_mask: must be none; the rows say what is seen.
+        scaling: factor on the scores, by default D^-1/2.
+        softcap: c of c · tanh(scores / c).
+        sliding_window: how many tokens, itself included, a token sees.
+        row_layout: the rows; their lengths add up to N.
+
+    Returns:
+        [1, N, H, D], and none for the weights.
+
+    Raises:
+        ValueError: called without rows, as by a padded batch or a decoding step.
+    """
+    if row_layout is None or attention_mask is not None:
+        raise ValueError("per-row attention needs row_layout and no attention_mask")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    repeats = query.shape[1] // key.shape[1]
+    sizes = [sum(group) for group in row_layout.groups]
+    queries, keys, values = (
+        tensor.squeeze(0).transpose(0, 1).split(sizes) for tensor in (query, key, value)
+    )  # of each group: [n, H, D]
+    outputs = []
+    for group, *flat in zip(row_layout.groups, queries, keys, values, strict=True):
+        q, k, v = (_by_head(tensor, group) for tensor in flat)
+        if repeats > 1:
+            k, v = (tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v))
+        attend = _products if max(group) < PRODUCT_LENGTH or softcap else _sdpa
+        outputs.append(_flat(attend(q, k, v, scale, softcap, sliding_window), group))
+    return torch.cat(outputs).unsqueeze(0), None
+
+
+def _by_head(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
+    """[n, H, D] of a group of rows -> [R, H, T, D], shorter rows padded on the right."""
+    if min(group) == max(group):
+        return tensor.view(len(group), group[0], *tensor.shape[1:]).transpose(1, 2)
+    return pad_sequence(list(tensor.split(group)), batch_first=True).transpose(1, 2)
+
+
+def _flat(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
+    """[R, H, T, D] -> [n, H, D], without the padding."""
+    rows = tensor.transpose(1, 2)
+    if min(group) == max(group):
+        return rows.flatten(0, 1)
+    return torch.cat([row[:length] for row, length in zip(rows.unbind(), group, strict=True)])
+
+
+def _products(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
+) -> Tensor:
+    """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
+    rows, heads, length, _ = q.shape
+    mask = _causal_mask(length, window, q.dtype, q.device)
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    if softcap is None:
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
+    else:
+        scores = softcap * torch.tanh(q @ k.transpose(1, 2) * (scale / softcap)) + mask
+    average: Tensor = scores.softmax(-1) @ v
+    return average.view(rows, heads, *average.shape[1:])
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
+) -> Tensor:
+    """SDPA, the fused kernel, which never holds the scores of a long row."""
+    length = q.shape[2]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    mask = _causal_mask(length, window, q.dtype, q.device)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+_MASKS: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
+
+
+def _causal_mask(
+    length: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[length, length], 0 where key <= query (and within the window), else -inf. Kept and grown."""
+    kept = _MASKS.get((window, dtype, device))
+    if kept is None or len(kept) < length:
+        size = max(length, PRODUCT_LENGTH)
+        index = torch.arange(size, device=device)
+        distance = index[:, None] - index[None, :]
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        kept = torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        _MASKS[(window, dtype, device)] = kept
+    return kept[:length, :length]
+
+
+AttentionInterface.register(ATTENTION, per_row_attention)

@@ -1,0 +1,103 @@
+"""The only way to a model's parameters in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.kernels.head import TokenLogprobs
+from rlhf_cli.kernels.registry import Implementation
+from rlhf_cli.logprobs import token_logprobs
+from rlhf_cli.models.attention import ATTENTION, RowLayout
+from rlhf_cli.models.heads import Tap, read_head
+
+
+class Policy(nn.Module):
+    """A causal language model seen as a function from rows to token log-probabilities.
+
+    Every caller goes through `forward`: what wraps a module (autocast, ranks, adapters) is passed
+    by in silence when an inner model is called directly.
+
+    Attributes:
+        model: a transformers causal language model.
+        flat: rows go in one after another and attention keeps them apart; else they are padded.
+    """
+
+    def __init__(self, model: Any, implementation: Implementation, *, flat: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.flat = flat
+        self.implementation = implementation
+        self.tap = Tap(model)
+        model.set_attn_implementation(ATTENTION if flat else padded_attention(model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def forward(
+        self, rows: Rows, *, want: Iterable[str] = ("logp",), temperature: float = 1.0
+    ) -> TokenLogprobs:
+        """Log-probability of each scored token of the rows.
+
+        Args:
+            rows: on this policy's device.
+            want: as in `token_logprobs`.
+            temperature: > 0; divides the logits.
+
+        Returns:
+            [S] values, one for each of `rows.scored`.
+        """
+        hidden = self.hidden_states(rows)
+        return token_logprobs(
+            hidden.index_select(0, rows.scored),
+            read_head(self.model),
+            rows.targets,
+            temperature=temperature,
+            want=want,
+            implementation=self.implementation.run,
+        )
+
+    def hidden_states(self, rows: Rows) -> Tensor:
+        """[N, d]: what the output layer would be given, one vector a token."""
+        with self.tap.open() as tap:
+            # A cache would make packed rows see each other and costs memory.
+            if self.flat:
+                layout = RowLayout(tuple(rows.lengths.tolist()))
+                self.model(
+                    input_ids=rows.tokens[None],
+                    position_ids=rows.positions[None],
+                    use_cache=False,
+                    row_layout=layout,
+                )
+            else:
+                tokens, mask = pad(rows)
+                self.model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                    use_cache=False,
+                )
+            hidden = tap.hidden
+        if hidden is None:
+            raise RuntimeError("the model did not call its output layer")
+        return hidden.squeeze(0) if self.flat else hidden[mask.bool()]
+
+
+def pad(rows: Rows) -> tuple[Tensor, Tensor]:
+    """[R, T] tokens and mask (1 keeps), padded on the right with token 0."""
+    parts = rows.tokens.split(rows.lengths.tolist())
+    tokens = pad_sequence(list(parts), batch_first=True)
+    mask = torch.arange(tokens.shape[1], device=tokens.device) < rows.lengths[:, None]
+    return tokens, mask.long()
+
+
+def padded_attention(model: Any) -> str:
+    """The attention for padded rows: torch's fused one where the architecture allows it."""
+    return "sdpa" if model._supports_sdpa else "eager"

@@ -1,0 +1,106 @@
+"""Load a tokenizer, or train one on the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from rlhf_cli.context import say
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, locate
+
+PAD, END = "<|pad|>", "<|end|>"
+ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def load_tokenizer(cfg: ModelConfig, corpus: Callable[[], Iterable[str]] | None = None) -> Any:
+    """The tokenizer of a model, or a new one.
+
+    Args:
+        cfg: `tokenizer`, `tokenizer_vocab_size`, `path` and `chat_template` decide.
+        corpus: yields the training text, for a new tokenizer.
+
+    Raises:
+        ModelError: none is there, or it lacks an end-of-sequence token.
+    """
+    source = cfg.tokenizer or cfg.path
+    if cfg.tokenizer_vocab_size or not source:
+        if corpus is None:
+            raise ModelError("model.tokenizer_vocab_size: this stage trains no tokenizer")
+        return train_tokenizer(corpus(), cfg.tokenizer_vocab_size or DEFAULT_VOCAB_SIZE)
+    tokenizer = _from_pretrained(locate(source), cfg)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"model.tokenizer: {source} has no end-of-sequence token, so nothing could learn to "
+            "stop; set eos_token in its tokenizer_config.json"
+        )
+    if cfg.chat_template:
+        tokenizer.chat_template = Path(cfg.chat_template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _from_pretrained(source: str, cfg: ModelConfig) -> Any:
+    folder = Path(source)
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+        raise ModelError(
+            f"model.path: {source} has no tokenizer ({names[0]}). "
+            "Try model.tokenizer=FOLDER_OR_HUB_ID"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(
+            source, revision=cfg.revision or None, trust_remote_code=cfg.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.tokenizer: cannot load {source}: {_first_line(error)}") from error
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with end, pad and chat-role tokens; every text can be written in it."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, END, *ROLES],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        eos_token=END,
+        pad_token=PAD,
+        additional_special_tokens=list(ROLES),
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    say(f"tokenizer: trained byte-level BPE, {len(tokenizer)} tokens")
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """Changes whenever the tokenizer would give other tokens."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Changes with the chat template; empty without one."""
+    template = tokenizer.chat_template
+    return hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

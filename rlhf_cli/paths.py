@@ -1,0 +1,72 @@
+"""Paths named by keys: against what they are relative, and whether they can be there.
+
+`os.path` rather than `Path` asks the file system: it answers no, not with an exception, for a name
+that is too long or has an unknown `~user`.
+"""
+
+import os.path
+import re
+from pathlib import Path
+
+from rlhf_cli.errors import ModelError
+from rlhf_cli.names import nearest_path
+from rlhf_cli.run_folder import resolve_run
+from rlhf_cli.schema import DataPath, FilePath, Marks, ModelPath, Unfit
+
+SHIPPED = "tiny"
+_NO_DATA_PATH = ("", SHIPPED, "none", "auto")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+InputMark = DataPath | ModelPath | FilePath
+
+
+def input_mark(marks: Marks) -> InputMark | None:
+    """The mark that makes a text a path to read from, if there is one."""
+    return next((mark for mark in marks if isinstance(mark, InputMark)), None)
+
+
+def anchor(value: str, folder: Path) -> str:
+    """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it."""
+    relative = value in (".", "..") or value.startswith(("./", "../"))
+    beside = value not in _NO_DATA_PATH and os.path.exists(folder / value)
+    return os.path.abspath(folder / value) if relative or beside else value
+
+
+def locate(mark: InputMark, value: str) -> str:
+    """The absolute path of a value that exists here; other names unchanged.
+
+    Raises:
+        Unfit: It is neither here nor a name that needs no file.
+    """
+    if value in ("", SHIPPED) or (isinstance(mark, DataPath) and value in _NO_DATA_PATH):
+        return value
+    path = os.path.abspath(os.path.expanduser(value))
+    if isinstance(mark, ModelPath):
+        return _locate_model(value, path)
+    if os.path.isfile(path) or (os.path.isdir(path) and isinstance(mark, DataPath)):
+        return path
+    kind = "a file or folder" if isinstance(mark, DataPath) else "a file"
+    shipped = SHIPPED if isinstance(mark, DataPath) else ""
+    raise Unfit(f"need {kind} that exists", nearest_path(value) or shipped)
+
+
+def _locate_model(value: str, path: str) -> str:
+    if os.path.isdir(path):
+        try:
+            resolve_run(Path(path))
+        except ModelError as error:
+            raise Unfit(f"need a finished run; {error}") from None
+        return path
+    if os.path.isfile(path):
+        raise Unfit("need the model's folder, not a file", os.path.dirname(value) or ".")
+    first, slash, _ = value.partition("/")
+    # `runs/sft` could be a hub id, but not where there is a folder `runs`
+    if _HUB_ID.fullmatch(value) and not (slash and os.path.isdir(first)):
+        return value
+    needed = "need a model folder, run folder or hub id; not found here"
+    raise Unfit(needed, nearest_path(value) or SHIPPED)
+
+
+def expand(value: str) -> str:
+    """A path to write to, with `~` as the home folder."""
+    return os.path.expanduser(value)

@@ -1,0 +1,30 @@
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from rlhf_cli.schema import Above, AtLeast, AtMost, Unit
+
+
+@dataclass(kw_only=True)
+class SamplingConfig:
+    """How tokens are drawn."""
+
+    max_new_tokens: Annotated[int, AtLeast(1), Unit("tokens")] = 128
+    """Longest response."""
+
+    temperature: Annotated[float, AtLeast(0)] = 1.0
+    """Divides the logits; 0 is greedy."""
+
+    top_k: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+
+    top_p: Annotated[float, Above(0), AtMost(1)] = 1.0
+    """Keep the likeliest tokens up to this probability mass; 1 keeps all."""
+
+    min_p: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    """Drop tokens under this share of the likeliest one's probability; 0 drops none."""
+
+    stop: list[str] = field(default_factory=list)
+    """Strings that end a response, beside the model's own end tokens."""
+
+    seed: int = 0
+    """Seed of the draws."""

@@ -1,0 +1,51 @@
+from dataclasses import dataclass, field
+from os.path import expanduser, isdir
+from typing import Annotated, Literal
+
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.schema import OutputPath
+from rlhf_cli.train.config import TrainConfig
+
+
+@dataclass(kw_only=True)
+class StageConfig:
+    """What every training stage has."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    kernels: Literal["auto", "none"] = "auto"
+    """`auto` takes the fastest implementation that runs here; `none` the plain ones."""
+
+    seed: int = 0
+    """Seed of weights, order and noise."""
+
+    output_dir: Annotated[str, OutputPath()] = ""
+    """Run folder; empty makes `runs/<stage>-<time>-<id>`."""
+
+    resume: str = "auto"
+    """`auto` continues an unfinished run in `output_dir`, `never` refuses to; or the path of a
+    checkpoint to continue from."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = self.model.missing()
+        if self.data.path in ("", "none", "auto"):
+            found.append(
+                "data.path: none given; need a file or folder of rows. "
+                "Try data=rows.jsonl, or data=tiny (shipped rows)"
+            )
+        if 0 < self.train.max_steps < self.train.warmup_steps:
+            found.append(
+                f"train.warmup_steps: got {self.train.warmup_steps}, more than train.max_steps="
+                f"{self.train.max_steps}; need at most that. "
+                f"Try train.warmup_steps={self.train.max_steps // 10}"
+            )
+        if self.resume not in ("auto", "never") and not isdir(expanduser(self.resume)):
+            found.append(
+                f"resume: got {self.resume or 'nothing'}; need auto, never or the folder of a "
+                "checkpoint. Try resume=auto"
+            )
+        return found

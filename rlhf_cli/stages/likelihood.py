@@ -1,0 +1,133 @@
+"""What pretraining and supervised fine-tuning share: maximum likelihood on examples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.loader import ExampleSource, eval_batches
+from rlhf_cli.data.preview import show_first_example
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.errors import ConfigError
+from rlhf_cli.losses.likelihood import nll_loss
+from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.models.load import context_length, load_policy, recompute_activations
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.train.artifact import save_model
+from rlhf_cli.train.budget import micro_batch_tokens
+from rlhf_cli.train.loop import RunResult, find_checkpoint, fit, stored_machinery
+
+Loaded = tuple[Examples, DataReport]
+
+
+def train_likelihood(
+    cfg: StageConfig, ctx: RunContext, tokenizer: Any, train: Loaded, held_out: Loaded | None
+) -> dict[str, Any]:
+    """Train on every trained token of the examples, evaluate, save the result.
+
+    Returns:
+        What the manifest tells of the run.
+    """
+    examples, report = train
+    show_first_example(examples, tokenizer)
+    policy = load_policy(cfg.model, tokenizer, cfg.kernels, ctx)
+    _require_context(examples, policy)
+    if cfg.train.gradient_checkpointing:
+        recompute_activations(policy)
+    policy.train()
+
+    checkpoint = find_checkpoint(ctx.out, cfg.resume)
+    machinery = stored_machinery(checkpoint) or _machinery(cfg, policy, ctx)
+    tokens = machinery["micro_batch_tokens"]
+    source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens)
+    say(f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass")
+
+    def loss(rows: Rows) -> LossOutput:
+        nll = nll_loss(policy(rows).logp)
+        return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
+
+    def evaluate() -> dict[str, float]:
+        return held_out_metrics(policy, held_out[0], tokens) if held_out else {}
+
+    result = fit(
+        policy,
+        source,
+        loss,
+        cfg.train,
+        ctx,
+        where=examples.where,
+        evaluate=evaluate if held_out else None,
+        checkpoint=checkpoint,
+        machinery=machinery,
+    )
+    save_model(policy, tokenizer, cfg.model, ctx, result)
+    say(f"result: {ctx.out / 'model'}")
+    return _summary(ctx, result, report, held_out, machinery)
+
+
+def held_out_metrics(policy: Policy, examples: Examples, max_tokens: int) -> dict[str, float]:
+    """Loss a token (nats), perplexity and accuracy of the likeliest token."""
+    nll, right, count = 0.0, 0.0, 0
+    for rows in eval_batches(examples, max_tokens):
+        out = policy(rows.to(policy.device), want=("logp", "top1"))
+        nll += float(nll_loss(out.logp).double().sum())
+        right += float(out.top1.sum()) if out.top1 is not None else 0.0
+        count += len(rows.scored)
+    loss = nll / count
+    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": right / count}
+
+
+def _machinery(cfg: StageConfig, policy: Policy, ctx: RunContext) -> dict[str, Any]:
+    """What changes the last bits of a result, so that a continued run repeats it."""
+    found = cfg.train.micro_batch_tokens or micro_batch_tokens(
+        policy,
+        policy.model.config.get_text_config(),
+        ctx.device,
+        ctx.compute,
+        cfg.train.gradient_checkpointing,
+    )
+    return {
+        "micro_batch_tokens": found,
+        "threads": torch.get_num_threads(),
+        "attention": policy.model.config._attn_implementation,
+        "logprobs": policy.implementation.name,
+        "compute": ctx.compute_name,
+    }
+
+
+def _require_context(examples: Examples, policy: Policy) -> None:
+    longest = context_length(policy.model)
+    lengths = np.diff(examples.row_starts)
+    if longest and lengths.max() > longest:
+        raise ConfigError(
+            f"data.max_length: {(lengths > longest).sum()} rows are longer than the model's "
+            f"{longest} positions (the longest has {lengths.max()} tokens). "
+            f"Try data.max_length={longest}"
+        )
+
+
+def _summary(
+    ctx: RunContext,
+    result: RunResult,
+    report: DataReport,
+    held_out: Loaded | None,
+    machinery: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "peak_memory_bytes": result.peak_memory,
+        "device": str(ctx.device),
+        "machinery": machinery,
+        "data": report.to_dict(),
+        "held_out_data": held_out[1].to_dict() if held_out else None,
+        "before": result.before,
+        "after": result.after,
+    }

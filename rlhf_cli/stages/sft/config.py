@@ -1,0 +1,19 @@
+from dataclasses import dataclass
+
+from rlhf_cli.stages.config import StageConfig
+
+
+@dataclass(kw_only=True)
+class SFTConfig(StageConfig):
+    """Supervised fine-tuning: learn the responses of prompt/completion rows or chats."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = super().problems()
+        if self.data.format not in ("auto", "prompt_completion", "chat"):
+            advice = " Raw text is for rlhf pretrain" if self.data.format == "text" else ""
+            found.append(
+                f"data.format: got {self.data.format}; sft needs one of auto, prompt_completion, "
+                f"chat.{advice or ' Try data.format=auto'}"
+            )
+        return found

@@ -1,0 +1,56 @@
+"""The result of a run: `model/` in the ecosystem's own format, and `artifact.json` beside it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from rlhf_cli.context import PRECISIONS, RunContext
+from rlhf_cli.errors import CheckpointError
+from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
+from rlhf_cli.run_folder import write_json_atomic
+from rlhf_cli.train.loop import RunResult
+
+
+def save_model(
+    policy: Policy, tokenizer: Any, cfg: ModelConfig, ctx: RunContext, result: RunResult
+) -> None:
+    """Write the trained model where `from_pretrained` and every converter can read it.
+
+    Raises:
+        CheckpointError: the disk is full or read-only; the last checkpoint still stands.
+    """
+    dtype = PRECISIONS.get(cfg.dtype, ctx.compute)
+    for name, param in policy.named_parameters():
+        if name in result.weights:
+            param.data = result.weights[name].to(dtype)
+    model = policy.model
+    model.config.dtype = dtype
+    final, partial = ctx.out / "model", ctx.out / "model.tmp"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        write_json_atomic(ctx.out / "artifact.json", _describe(cfg, tokenizer, dtype))
+    except OSError as error:
+        raise CheckpointError(
+            f"{final}: the result could not be written ({error.strerror}). Free disk space and "
+            "give the same command again; the last checkpoint stands"
+        ) from error
+
+
+def _describe(cfg: ModelConfig, tokenizer: Any, dtype: Any) -> dict[str, Any]:
+    return {
+        "kind": "causal_lm",
+        "base": cfg.path,
+        "adapters": [],
+        "dtype": str(dtype).removeprefix("torch."),
+        "tokenizer_sha256": tokenizer_hash(tokenizer),
+        "template_sha256": template_hash(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }

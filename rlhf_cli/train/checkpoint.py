@@ -1,0 +1,191 @@
+"""Checkpoints: complete or absent, free of pickle, exact.
+
+A folder `step-000200` holds `weights.safetensors` (fp32 masters), `optimizer.safetensors` (moments
+by parameter name), `rng.safetensors` and `state.json`. It is written beside its name, flushed to
+disk and renamed; a crash leaves the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_cli.errors import CheckpointError
+from rlhf_cli.train.optim import MasterAdamW
+
+FORMAT = 1
+FOLDER = "checkpoints"
+
+
+def save_checkpoint(
+    out: Path, step: int, optimizer: MasterAdamW, state: dict[str, Any], keep: int
+) -> Path:
+    """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
+
+    Args:
+        out: the run folder.
+        step: optimizer steps done.
+        optimizer: its masters and moments are saved.
+        state: JSON values of everything else: source, metrics, machinery.
+        keep: checkpoints to keep, this one included.
+
+    Raises:
+        CheckpointError: it could not be written; the checkpoints before it stand.
+    """
+    folder = out / FOLDER
+    final = folder / f"step-{step:06d}"
+    partial = folder / f"step-{step:06d}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        _write(partial, step, optimizer, state)
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _flush_folder(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        last = latest_checkpoint(out)
+        stands = f"{last.name} still stands" if last else "there is none before it"
+        raise CheckpointError(
+            f"{final}: the checkpoint could not be written ({_reason(error)}); {stands}. "
+            "Free disk space or choose another output_dir, then give the same command again"
+        ) from error
+    for old in list_checkpoints(out)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(out: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    folder = out / FOLDER
+    found = folder.glob("step-*") if folder.is_dir() else ()
+    return sorted(path for path in found if path.suffix != ".tmp" and path.is_dir())
+
+
+def latest_checkpoint(out: Path) -> Path | None:
+    """The newest complete checkpoint of a run folder."""
+    found = list_checkpoints(out)
+    return found[-1] if found else None
+
+
+def load_checkpoint(path: Path, optimizer: MasterAdamW) -> dict[str, Any]:
+    """Put masters, moments and random generators back.
+
+    Returns:
+        What `state` was at saving, with `step`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another model.
+    """
+    state = read_state(path)
+    try:
+        _verify(path, state["sha256"])
+        optimizer.load(
+            load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors")
+        )
+        _restore_rng(load_file(path / "rng.safetensors"), state["rng"])
+    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise _unusable(path, error) from error
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint.
+
+    Raises:
+        CheckpointError: it is missing, damaged or of another version.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise ValueError(f"format {state['format']}, not {FORMAT}")
+    except (OSError, ValueError, KeyError) as error:
+        raise _unusable(path, error) from error
+    return state
+
+
+def _unusable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: cannot be continued from ({_reason(error)}). Remove this folder to continue "
+        "from the checkpoint before it, or give another output_dir"
+    )
+
+
+def _write(folder: Path, step: int, optimizer: MasterAdamW, state: dict[str, Any]) -> None:
+    tensors, generators = _read_rng()
+    parts: dict[str, dict[str, Tensor]] = {
+        "weights.safetensors": optimizer.masters,
+        "optimizer.safetensors": optimizer.moments(),
+        "rng.safetensors": tensors,
+    }
+    for name, content in parts.items():
+        save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
+    document = {
+        **state,
+        "format": FORMAT,
+        "step": step,
+        "rng": generators,
+        "sha256": {name: _sha256(folder / name) for name in parts},
+    }
+    (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _flush_folder(folder)
+
+
+def _read_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy_state = [name, np.asarray(keys).tolist(), *rest]
+    return tensors, {"python": random.getstate(), "numpy": numpy_state}
+
+
+def _restore_rng(tensors: dict[str, Tensor], generators: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["cpu"])
+    if torch.cuda.is_available() and "cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda"])
+    version, internal, gauss = generators["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = generators["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+
+
+def _verify(path: Path, hashes: dict[str, str]) -> None:
+    for name, expected in hashes.items():
+        if _sha256(path / name) != expected:
+            raise ValueError(f"{name} is damaged: its content is not what was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

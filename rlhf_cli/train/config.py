@@ -1,0 +1,70 @@
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rlhf_cli.schema import Above, AtLeast, AtMost, Unit
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """The loop: steps, optimizer, schedule, evaluation and checkpoints."""
+
+    lr: Annotated[float, Above(0)] = 2e-5
+    """Peak learning rate of AdamW."""
+
+    epochs: Annotated[int, AtLeast(1)] = 1
+    """Passes over the training rows; `train.max_steps` ends the run earlier."""
+
+    max_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    """Stop after this many steps, starting new epochs as needed; 0 lets `train.epochs` decide."""
+
+    batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 32
+    """Examples per optimizer step over all devices; mathematics, not memory."""
+
+    micro_batch_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    """Tokens one forward pass holds; no effect on the result. 0 finds it from the model's shape and
+    the device's memory."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; trained weights keep fp32 masters. `auto` is bf16 where the hardware has it."""
+
+    warmup_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    """Steps over which the rate rises linearly from 0 to `train.lr`."""
+
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Decay after warm-up; `wsd` is constant, then linear over the last `train.decay_fraction`."""
+
+    min_lr_ratio: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    """Final rate as a share of `train.lr`; not used by `constant`."""
+
+    decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
+    """Share of all steps in which `wsd` decays."""
+
+    weight_decay: Annotated[float, AtLeast(0)] = 0.0
+    """Decoupled decay of AdamW on matrices; biases and norms have none."""
+
+    adam_beta1: Annotated[float, AtLeast(0), AtMost(1)] = 0.9
+    """Decay of AdamW's first moment."""
+
+    adam_beta2: Annotated[float, AtLeast(0), AtMost(1)] = 0.999
+    """Decay of AdamW's second moment."""
+
+    adam_epsilon: Annotated[float, Above(0)] = 1e-8
+    """AdamW's term against division by zero."""
+
+    max_grad_norm: Annotated[float, AtLeast(0)] = 1.0
+    """Clip the global gradient norm to this; 0 never clips."""
+
+    eval_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    """Evaluate every so many steps; 0 evaluates before the first and after the last step only."""
+
+    save_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    """Write a checkpoint every so many steps; 0 only at the end."""
+
+    keep_checkpoints: Annotated[int, AtLeast(1)] = 3
+    """Newest checkpoints to keep."""
+
+    log_steps: Annotated[int, AtLeast(1), Unit("optimizer steps")] = 1
+    """Write one line of metrics every so many steps; values in between are merged, not lost."""
+
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third slower, far less memory."""

@@ -1,0 +1,217 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.errors import NonFinite
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.train.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
+from rlhf_cli.train.optim import MasterAdamW
+from rlhf_cli.train.schedule import learning_rate
+from rlhf_cli.train.source import StepSource
+from rlhf_cli.train.update import Loss, NonFiniteStep, accumulate, apply, culprits
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        steps: optimizer steps of the whole run, earlier parts included.
+        seconds: of this process in the loop.
+        peak_memory: bytes, largest over this process.
+        weights: name -> fp32 master of each trained parameter.
+        before: evaluation before the first step; empty in a continued run.
+        after: evaluation after the last step.
+    """
+
+    steps: int
+    seconds: float
+    peak_memory: int
+    weights: dict[str, Tensor]
+    before: dict[str, float] = field(default_factory=dict)
+    after: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Trainer:
+    """The state that one run of the loop carries from step to step."""
+
+    policy: Policy
+    source: StepSource
+    loss: Loss
+    cfg: TrainConfig
+    ctx: RunContext
+    evaluate: Callable[[], dict[str, float]] | None
+    where: Callable[[int], str]
+    machinery: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
+        self.meter = Meter()
+        self.file = MetricsFile(self.ctx.out / "metrics.jsonl")
+        self.step = 0
+        self.tokens = 0
+
+    def run(self, checkpoint: Path | None) -> RunResult:
+        """Train from a checkpoint, or from the beginning, to the last step."""
+        began = time.monotonic()
+        if checkpoint is not None:
+            self._continue_from(checkpoint)
+        before = self._evaluate() if self.step == 0 else {}
+        after = self._train() or self._evaluate()
+        seconds = time.monotonic() - began
+        memory = peak_memory(self.ctx.device)
+        return RunResult(self.step, seconds, memory, self.optimizer.masters, before, after)
+
+    def _train(self) -> dict[str, float]:
+        """All remaining steps; returns the evaluation after the last one."""
+        progress = ProgressLine(self.source.total_steps, self.step)
+        evaluation: dict[str, float] = {}
+        mark, seen = time.monotonic(), self.tokens
+        with contextlib.closing(progress):
+            while (step := self.source.next_step()) is not None:
+                lr = self._take(step)
+                last = self.step == self.source.total_steps
+                if last or self.step % self.cfg.log_steps == 0:
+                    now = time.monotonic()
+                    speed = (self.tokens - seen) / max(1e-9, now - mark)
+                    mark, seen = now, self.tokens
+                    values = {**self.meter.read(), "lr": lr, "tokens_per_second": speed}
+                    self.file.write(self.step, values)
+                    progress.show(self.step, values)
+                if last or (self.cfg.eval_steps and self.step % self.cfg.eval_steps == 0):
+                    evaluation = self._evaluate()
+                    mark = time.monotonic()
+                if last or (self.cfg.save_steps and self.step % self.cfg.save_steps == 0):
+                    self._save()
+                    mark = time.monotonic()
+        return evaluation
+
+    def _take(self, step: list[Rows]) -> float:
+        """One optimizer step; returns its learning rate."""
+        lr = learning_rate(self.step, self.source.total_steps, self.cfg)
+        device_rows = [rows.to(self.ctx.device) for rows in step]
+        gradients = accumulate(device_rows, self.loss, self.optimizer)
+        try:
+            apply(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
+        except NonFiniteStep as error:
+            raise self._explain(error, device_rows) from error
+        self.meter.add({**gradients.metrics, "grad_norm": (gradients.norm, 1)})
+        self.step += 1
+        self.tokens += sum(len(rows.tokens) for rows in step)
+        return lr
+
+    def _explain(self, error: NonFiniteStep, step: list[Rows]) -> NonFinite:
+        """Name the rows; parameters are still those of the step before."""
+        found = culprits(step, self.loss, self.optimizer)
+        named = [f"  {self.where(example)}: {what} is not finite" for example, what in found[:5]]
+        if len(found) > 5:
+            named.append(f"  and {len(found) - 5} more of the step's rows")
+        if not found:
+            named = ["  each row alone is finite; only their sum overflows"]
+        advice = "Lower lr, lower train.max_grad_norm, or use train.precision=fp32"
+        head = f"step {self.step + 1}: {error}; stopped before the optimizer step. {advice}"
+        return NonFinite("\n".join([head, *named]))
+
+    def _evaluate(self) -> dict[str, float]:
+        if self.evaluate is None:
+            return {}
+        with torch.no_grad():
+            values = self.evaluate()
+        self.file.write(self.step, {f"eval/{name}": value for name, value in values.items()})
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        say(f"held-out after step {self.step}: {shown}")
+        return values
+
+    def _save(self) -> None:
+        state = {
+            "source": self.source.state_dict(),
+            "meter": self.meter.state_dict(),
+            "tokens": self.tokens,
+            "machinery": self.machinery,
+        }
+        save_checkpoint(self.ctx.out, self.step, self.optimizer, state, self.cfg.keep_checkpoints)
+
+    def _continue_from(self, checkpoint: Path) -> None:
+        state = load_checkpoint(checkpoint, self.optimizer)
+        self.source.load_state_dict(state["source"])
+        self.meter.load_state_dict(state["meter"])
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.file.cut(self.step)
+        say(
+            f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
+            f"and data position are those after step {self.step}"
+        )
+
+
+def fit(
+    policy: Policy,
+    source: StepSource,
+    loss: Loss,
+    cfg: TrainConfig,
+    ctx: RunContext,
+    *,
+    where: Callable[[int], str],
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    checkpoint: Path | None = None,
+    machinery: dict[str, Any] | None = None,
+) -> RunResult:
+    """Train a policy on the steps of a source.
+
+    Args:
+        policy: in fp32; its parameters become the compute type here.
+        source: yields steps.
+        loss: rows -> sums with their units.
+        cfg: steps, optimizer, schedule, logging, saving.
+        ctx: device, compute type, run folder.
+        where: example -> `file:line`, to name a row that fails.
+        evaluate: held-out metrics; called without gradients.
+        checkpoint: continue from this one.
+        machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.
+
+    Returns:
+        Steps, time, memory, and the evaluations before and after.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite; nothing was changed by that step.
+        CheckpointError: a checkpoint could not be written or read.
+    """
+    trainer = Trainer(policy, source, loss, cfg, ctx, evaluate, where, machinery or {})
+    return trainer.run(checkpoint)
+
+
+def stored_machinery(checkpoint: Path | None) -> dict[str, Any]:
+    """What the run that wrote a checkpoint cut and rounded with; empty for a fresh run."""
+    return dict(read_state(checkpoint)["machinery"]) if checkpoint else {}
+
+
+def find_checkpoint(out: Path, resume: str) -> Path | None:
+    """Where to continue: a path given by `resume`, else the newest in the run folder."""
+    return latest_checkpoint(out) if resume in ("auto", "never") else Path(resume)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,123 @@
+"""Metrics: merged as sums and counts, written as flat JSON lines, shown as one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.errors import CheckpointError
+from rlhf_cli.train.update import Metrics
+
+
+class Meter:
+    """Running sums of metrics between two log lines; stays on the device until read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor | float, float]] = {}
+
+    def add(self, metrics: Metrics) -> None:
+        """Take in the sums and counts of one step."""
+        for name, (total, count) in metrics.items():
+            old_total, old_count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (old_total + total.double(), old_count + count)
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading; starts anew."""
+        means = {name: float(total) / count for name, (total, count) in self.sums.items() if count}
+        self.sums = {}
+        return means
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Sums as JSON values."""
+        return {name: [float(total), count] for name, (total, count) in self.sums.items()}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Continue from `state_dict`."""
+        self.sums = {
+            name: (torch.tensor(total, dtype=torch.float64), count)
+            for name, (total, count) in state.items()
+        }
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one flat object a logged step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line.
+
+        Raises:
+            CheckpointError: the disk is full or the folder read-only.
+        """
+        line = json.dumps({"step": step, **values})
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def cut(self, step: int) -> None:
+        """Drop lines after `step`, and a last line that a crash left half-written."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                break
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text("".join(kept), encoding="utf-8")
+        partial.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a `metrics.jsonl`, oldest first."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class ProgressLine:
+    """One line with step, loss, speed and time left: in place on a terminal, else now and then."""
+
+    QUIET_SECONDS = 10.0
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total = total
+        self.first = done
+        self.began = time.monotonic()
+        self.shown = 0.0
+        self.live = sys.stderr.isatty()
+
+    def show(self, step: int, values: dict[str, float]) -> None:
+        """Show the state after `step` steps."""
+        now = time.monotonic()
+        if not self.live and step < self.total and now - self.shown < self.QUIET_SECONDS:
+            return
+        self.shown = now
+        left = (now - self.began) / max(1, step - self.first) * (self.total - step)
+        line = (
+            f"step {step}/{self.total}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"{values['tokens_per_second']:,.0f} tokens/s  left {_clock(left)}"
+        )
+        start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
+        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the line standing."""
+        if self.live:
+            print(file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

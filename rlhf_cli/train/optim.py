@@ -1,0 +1,113 @@
+"""AdamW on fp32 masters, whatever type the forward pass computes in."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from rlhf_cli.train.config import TrainConfig
+
+
+class MasterAdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trained parameters of a module.
+
+    With fp32 compute the masters are the parameters. Otherwise the module's copies are rounded to
+    the compute type, gradients are added up in fp32 as they come, and each step rounds anew: the
+    forward pass is then that of the saved model, and policy and reference can share its type.
+
+    Attributes:
+        masters: name -> fp32 tensor, one for each trained parameter (tied ones once).
+    """
+
+    def __init__(self, module: nn.Module, cfg: TrainConfig, compute: torch.dtype) -> None:
+        self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.masters: dict[str, Tensor] = {}
+        for name, param in self.params.items():
+            self.masters[name] = param.detach() if compute == torch.float32 else param.data.clone()
+            if compute != torch.float32:
+                param.data = param.data.to(compute)
+                param.register_post_accumulate_grad_hook(partial(self._collect, name))
+        self._rounded = compute != torch.float32
+        decayed = [m for m in self.masters.values() if m.ndim >= 2]
+        plain = [m for m in self.masters.values() if m.ndim < 2]
+        self._adamw = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": cfg.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=cfg.lr,
+            betas=(cfg.adam_beta1, cfg.adam_beta2),
+            eps=cfg.adam_epsilon,
+            fused=True,
+        )
+        self.zero_grad()
+
+    def _collect(self, name: str, param: Tensor) -> None:
+        """Move a gradient that was just made into the master's fp32 sum."""
+        if param.grad is not None:
+            grad, param.grad = param.grad, None
+            master = self.masters[name]
+            if master.grad is None:
+                master.grad = grad.float()
+            else:
+                master.grad += grad
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Name -> fp32 gradient of each parameter that took part in the step."""
+        owners = self.masters if self._rounded else self.params
+        return {name: owner.grad for name, owner in owners.items() if owner.grad is not None}
+
+    def step(self, lr: float) -> None:
+        """Update the masters with their gradients, and the module's copies with them."""
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        if not self._rounded:
+            for name, param in self.params.items():
+                self.masters[name].grad = param.grad
+        self._adamw.step()
+        self.zero_grad()
+        if self._rounded:
+            self._round()
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for name, param in self.params.items():
+            self.masters[name].grad = None
+            param.grad = None
+
+    def _round(self) -> None:
+        params = [param.data for param in self.params.values()]
+        torch._foreach_copy_(params, list(self.masters.values()))
+
+    def moments(self) -> dict[str, Tensor]:
+        """`name/exp_avg`, `name/exp_avg_sq` and `name/step` of every parameter that has them."""
+        return {
+            f"{name}/{key}": value
+            for name, master in self.masters.items()
+            for key, value in self._adamw.state.get(master, {}).items()
+        }
+
+    def load(self, masters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """Put back what `masters` and `moments` gave.
+
+        Set by name, because torch's own loading casts fp32 moments to the parameter's type.
+
+        Raises:
+            KeyError: a parameter or moment is missing or unknown.
+            ValueError: a shape is another.
+        """
+        if masters.keys() != self.masters.keys():
+            raise KeyError(f"parameters differ: {sorted(masters.keys() ^ self.masters.keys())[:3]}")
+        for name, master in self.masters.items():
+            if masters[name].shape != master.shape:
+                raise ValueError(f"{name}: {tuple(masters[name].shape)}, not {tuple(master.shape)}")
+            master.copy_(masters[name])
+        for key, value in moments.items():
+            name, _, slot = key.rpartition("/")
+            device = "cpu" if slot == "step" and not self._adamw.defaults["fused"] else None
+            master = self.masters[name]
+            self._adamw.state[master][slot] = value.to(device or master.device)
+        if self._rounded:
+            self._round()

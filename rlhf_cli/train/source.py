@@ -1,0 +1,24 @@
+"""What the loop asks of a stage's data: steps, each a list of micro-batches."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rlhf_cli.data.batches import Rows
+
+
+class StepSource(Protocol):
+    """Yields optimizer steps. SFT's is the loader; PPO's refills itself by a rollout."""
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, from its first."""
+
+    def next_step(self) -> list[Rows] | None:
+        """Micro-batches of the next step, or none when the run is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values from which `load_state_dict` continues with the next step."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""

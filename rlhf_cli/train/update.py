@@ -1,0 +1,99 @@
+"""One optimizer step: gradients of all micro-batches, checks, clipping, AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.losses.reduce import LossOutput, scaled_loss
+from rlhf_cli.train.optim import MasterAdamW
+
+Loss = Callable[[Rows], LossOutput]
+Metrics = dict[str, tuple[Tensor, int]]
+
+
+class NonFiniteStep(Exception):
+    """A loss or gradient of the step is not finite; no parameter was changed."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What the backward passes of a step left behind.
+
+    Attributes:
+        metrics: sums and counts, the loss among them.
+        norm: of the gradient of all parameters together, before clipping.
+        counts: of each unit over the whole step.
+    """
+
+    metrics: Metrics
+    norm: Tensor
+    counts: Mapping[str, int]
+
+
+def accumulate(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> Gradients:
+    """Add up the gradients of a step's micro-batches.
+
+    Each term is a sum divided by its count over the whole step, so the result does not depend on
+    how the step was cut.
+    """
+    counts: Counter[str] = Counter()
+    for rows in step:
+        counts.update(rows.count)
+    metrics: Metrics = {}
+    for rows in step:
+        output = loss(rows)
+        share = scaled_loss(output, counts)
+        share.backward()
+        _merge(metrics, output.metrics)
+        _merge(metrics, {"loss": (share.detach(), 0)})
+    metrics["loss"] = (metrics["loss"][0], 1)
+    gradients = list(optimizer.gradients().values())
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return Gradients(metrics, norm, counts)
+
+
+def apply(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
+    """Check, clip and step.
+
+    Raises:
+        NonFiniteStep: before any parameter is touched.
+    """
+    norm, loss = gradients.norm.item(), gradients.metrics["loss"][0].item()
+    if not (math.isfinite(norm) and math.isfinite(loss)):
+        raise NonFiniteStep(f"loss {loss}, gradient norm {norm}")
+    if max_norm and norm > max_norm:
+        torch._foreach_mul_(list(optimizer.gradients().values()), max_norm / (norm + 1e-6))
+    optimizer.step(lr)
+
+
+def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[tuple[int, str]]:
+    """Which examples of a failed step have a non-finite loss or gradient, each tried alone.
+
+    Returns:
+        (example, what was not finite) of each; empty where only their sum overflows.
+    """
+    found = []
+    for rows in step:
+        for example in rows.split():
+            optimizer.zero_grad()
+            gradients = accumulate([example], loss, optimizer)
+            number = int(example.example_of_row[0])
+            if not torch.isfinite(gradients.metrics["loss"][0]):
+                found.append((number, "loss"))
+            elif not torch.isfinite(gradients.norm):
+                found.append((number, "gradient"))
+    optimizer.zero_grad()
+    return found
+
+
+def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, int]]) -> None:
+    for name, (total, count) in more.items():
+        old_total, old_count = into.get(name, (0.0, 0))
+        into[name] = (old_total + total, old_count + count)

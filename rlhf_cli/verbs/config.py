@@ -1,0 +1,44 @@
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.schema import AtLeast, DataPath, OutputPath
+
+
+@dataclass(kw_only=True)
+class GenerateConfig:
+    """Write responses to prompts from the command line or a file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    prompt: str | list[str] = ""
+    """One prompt or a list; a chat model gets each as a user's message."""
+
+    prompts: Annotated[str, DataPath()] = ""
+    """File of prompts (`.jsonl` with a `prompt` or `messages` column, or `.txt`, one a line)."""
+
+    raw: bool = False
+    """Give string prompts to a chat model as they stand, without its template."""
+
+    output: Annotated[str, OutputPath()] = ""
+    """Write `{prompt, response}` rows to this `.jsonl` file; empty prints them."""
+
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Prompts decoded at once."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; `auto` is bf16 where the hardware has it."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = self.model.missing()
+        if self.prompt and self.prompts:
+            found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
+        if not self.prompt and self.prompts in ("", "none", "auto"):
+            found.append(
+                'prompt: none given; need a prompt or a file of prompts. Try prompt="Hello, you", '
+                "or prompts=FILE"
+            )
+        return found

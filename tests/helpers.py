@@ -1,0 +1,49 @@
+"""Small rows and models that many tests use."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_cli.data.batches import Rows
+
+DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def rows_of(*rows: list[int], scored: list[list[int]] | None = None) -> Rows:
+    """Rows from token ids; `scored` are positions in each row, by default all but the last."""
+    lengths = torch.tensor([len(row) for row in rows])
+    starts = lengths.cumsum(0) - lengths
+    chosen = scored or [list(range(len(row) - 1)) for row in rows]
+    flat = [int(start) + p for start, row in zip(starts, chosen, strict=True) for p in row]
+    tokens = torch.tensor([token for row in rows for token in row])
+    return Rows(tokens, lengths, torch.tensor(flat, dtype=torch.long), torch.arange(len(rows)))
+
+
+def random_rows(lengths: list[int], vocab: int = 97, seed: int = 0) -> Rows:
+    """Rows of random tokens, every position scored."""
+    generator = torch.Generator().manual_seed(seed)
+    return rows_of(
+        *(torch.randint(0, vocab, (length,), generator=generator).tolist() for length in lengths)
+    )
+
+
+def tiny_llama(seed: int = 0, **changes: Any) -> Any:
+    """A two-layer Llama with random weights, in fp32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape: dict[str, Any] = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))

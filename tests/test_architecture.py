@@ -1,0 +1,101 @@
+"""The floors of the package: a module imports its own floor or a lower one, never in a circle."""
+
+import ast
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import rlhf_cli
+
+ROOT = Path(rlhf_cli.__file__).parent
+MODULES = {
+    ".".join(("rlhf_cli", *file.relative_to(ROOT).with_suffix("").parts)): file
+    for file in sorted(ROOT.rglob("*.py"))
+}
+FLOORS = {
+    **dict.fromkeys(("__init__", "errors", "schema", "resources", "words", "names", "paths"), 0),
+    **dict.fromkeys(("dialect", "fit", "check", "recipe", "compose", "config", "help", "lock"), 0),
+    "run_folder": 0,
+    "context": 1,
+    "kernels": 1,
+    "logprobs": 1,
+    "losses": 1,
+    "data": 2,
+    "models": 2,
+    "rollout": 3,
+    "train": 3,
+    "stages": 4,
+    "verbs": 5,
+    "cli": 5,
+    "__main__": 5,
+}
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "safetensors"}
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    if parts[-1] in ("config", "__init__") or module == "rlhf_cli.stages.registry":
+        return 0
+    return FLOORS[parts[1]]
+
+
+@cache
+def imports(module: str) -> dict[str, bool]:
+    """What a module imports, and whether at load (a function may import later to stay fast)."""
+    found: dict[str, bool] = {}
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    late = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        for name in names(node):
+            found[name] = found.get(name, False) or id(node) not in late
+    return found
+
+
+def names(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "imports are absolute"
+        within = [f"{node.module}.{alias.name}" for alias in node.names]
+        return [name if name in MODULES else str(node.module) for name in within]
+    return []
+
+
+def ours(module: str) -> list[str]:
+    return [name for name in imports(module) if name in MODULES]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_its_own_floor_or_a_lower_one(module):
+    above = [name for name in ours(module) if floor(name) > floor(module)]
+    assert above == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if floor(name) == 0])
+def test_floor_0_imports_nothing_heavy(module):
+    assert {name.partition(".")[0] for name in imports(module)} & HEAVY == set()
+
+
+def test_no_module_is_part_of_a_circle():
+    graph = {module: [n for n in ours(module) if imports(module)[n]] for module in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_packages_import_nothing():
+    loaded = {name: imports(name) for name in MODULES if name.endswith("__init__")}
+    assert {name: found for name, found in loaded.items() if found} == {}

@@ -1,0 +1,287 @@
+"""The command line as a process sees it: streams, exit codes, and what is imported when."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlhf_cli
+from rlhf_cli import cli, resources
+from rlhf_cli.errors import DataError, Interrupted, NonFinite
+from rlhf_cli.help import docs, page
+from rlhf_cli.schema import aliases, knobs
+from rlhf_cli.stages.registry import COMMANDS
+
+TINY = ["model=tiny", "data=tiny"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """Commands run nothing but note what they were called with."""
+    noted: list[tuple] = []
+    monkeypatch.setattr(cli, "_runner", lambda command: lambda *args: noted.append(args) or {})
+    return noted
+
+
+def failing(monkeypatch, error: BaseException) -> None:
+    def run(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_runner", lambda command: run)
+
+
+def manifest(path: str) -> dict:
+    return json.loads(Path(path, "manifest.json").read_text())
+
+
+# Help
+
+
+def test_overview_names_every_command_and_exit_code(capsys):
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+    for code in (0, 1, 2, 3, 4, 5, 130):
+        assert re.search(rf"^ +{code}  \w", text, re.MULTILINE)
+
+
+def test_no_command_is_a_wrong_command_line(capsys):
+    assert cli.main([]) == 2
+    assert capsys.readouterr().out.startswith("usage: rlhf COMMAND")
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rlhf {rlhf_cli.__version__}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_page_tells_every_key_with_its_meaning(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    for knob in knobs(COMMANDS[name].config).values():
+        assert f"\n  {knob.key}=" in text
+        assert docs(knob.owner)[knob.name], f"{knob.key} has no sentence"
+    for short, full in aliases(COMMANDS[name].config).items():
+        assert re.search(rf"^  {short} +{re.escape(full)}$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_100_columns(name, capsys):
+    cli.main(["--help"])
+    text = capsys.readouterr().out + page(COMMANDS[name])
+    assert [line for line in text.splitlines() if len(line) > 100 or line != line.rstrip()] == []
+
+
+def test_a_page_tells_type_range_and_unit():
+    text = page(COMMANDS["sft"])
+    assert re.search(r"train\.lr=2e-5 +number > 0\n", text)
+    assert re.search(r"train\.max_steps=0 +whole number >= 0 \(optimizer steps\)\n", text)
+    assert re.search(r"train\.schedule=cosine +cosine \| linear \| constant \| wsd\n", text)
+    assert re.search(r"model=tiny +Preset\. The shipped two-layer", text)
+
+
+def test_help_wins_over_everything_else_on_the_line(capsys):
+    assert cli.main(["sft", "nonsense", "lr=x", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: rlhf sft")
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert cli.main(["stf"]) == 2
+    assert capsys.readouterr().err == (
+        "error: stf: no such command; need one of pretrain, sft, generate. Try rlhf sft\n"
+    )
+
+
+# What is imported
+
+
+HEAVY = ("torch", "transformers", "datasets", "numpy", "accelerate")
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "light"),
+    [
+        (["--help"], 0, (*HEAVY, "hydra")),
+        (["sft", "--help"], 0, (*HEAVY, "hydra")),
+        (["sft", *TINY, "--cfg"], 0, HEAVY),
+        (["sft", *TINY, "lr=x"], 2, HEAVY),
+        (["sft", *TINY, "output_dir=done"], 0, HEAVY),
+    ],
+)
+def test_nothing_heavy_is_imported_before_a_run_starts(argv, code, light, calls):
+    cli.main(["sft", *TINY, "output_dir=done"])
+    program = (
+        "import sys; from rlhf_cli.cli import main; code = main(sys.argv[1:]); "
+        f"print([name for name in {light!r} if name in sys.modules], code, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *argv], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == f"[] {code}"
+
+
+# Runs
+
+
+def test_cfg_prints_a_recipe_that_gives_the_same(capsys):
+    assert cli.main(["sft", *TINY, "lr=3e-5", "--cfg"]) == 0
+    first = capsys.readouterr().out
+    Path("r.yaml").write_text(first)
+    assert "  lr: 3e-5\n" in first
+    assert cli.main(["sft", "config=r.yaml", "--cfg"]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_a_stage_gets_its_config_and_folder(calls, folder):
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 0
+    [(config, out)] = calls
+    assert (config.model.path, out) == ("tiny", folder / "out")
+    assert manifest("out")["status"] == "complete"
+    assert manifest("out")["argv"] == ["sft", *TINY, "output_dir=out"]
+    assert not (out / ".lock").exists()
+
+
+def test_a_verb_gets_its_config_only(calls):
+    assert cli.main(["generate", "model=tiny", "prompt=Hello, you"]) == 0
+    [(config,)] = calls
+    assert config.prompt == "Hello, you"
+
+
+def test_the_same_command_again_does_nothing(calls, capsys, folder):
+    cli.main(["sft", *TINY, "output_dir=out"])
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 0
+    assert len(calls) == 1
+    assert capsys.readouterr().out == f"already complete: {folder}/out\n"
+
+
+def test_a_run_is_repeated_from_its_config(calls):
+    cli.main(["sft", *TINY, "lr=3e-4", "output_dir=first"])
+    cli.main(["sft", "config=first/config.yaml", "output_dir=second"])
+    assert Path("second/config.yaml").read_text() == Path("first/config.yaml").read_text()
+
+
+def test_another_configuration_in_the_same_folder_is_shown(calls, capsys, folder):
+    cli.main(["sft", *TINY, "output_dir=out"])
+    assert cli.main(["sft", *TINY, "output_dir=out", "lr=1e-3"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: output_dir: {folder}/out holds a run with other values; use the same or another "
+        "output_dir",
+        "error:   train.lr: 2e-5 -> 0.001",
+    ]
+
+
+@pytest.fixture
+def shipped_sft(tmp_path, monkeypatch):
+    """A package whose only shipped recipe is tiny/sft."""
+    package = tmp_path / "package"
+    shutil.copytree(resources.shipped("configs"), package / "configs")
+    (package / "recipes" / "tiny").mkdir(parents=True)
+    (package / "recipes" / "tiny" / "sft.yaml").write_text("stage: sft\nmodel: tiny\ndata: tiny\n")
+    monkeypatch.setattr(resources, "PACKAGE", package)
+
+
+@pytest.mark.usefixtures("shipped_sft")
+def test_without_model_and_data_the_shipped_recipe_runs(calls, capsys):
+    assert cli.main(["sft", "seed=3", "output_dir=out"]) == 0
+    assert capsys.readouterr().err == "no model or data given: using recipe tiny/sft\n"
+    [(config, _)] = calls
+    assert (config.model.path, config.data.path, config.seed) == ("tiny", "tiny", 3)
+
+
+@pytest.mark.usefixtures("shipped_sft")
+def test_shipped_recipes_go_by_name(calls, capsys):
+    assert cli.main(["sft", "config=tiny/sft", "output_dir=out"]) == 0
+    assert cli.main(["sft", "config=tiny/stf"]) == 2
+    assert capsys.readouterr().err == (
+        "error: config: got tiny/stf; no such file and no shipped recipe. Try config=tiny/sft\n"
+    )
+
+
+# Exit codes
+
+
+def test_missing_data_is_3(capsys):
+    assert cli.main(["sft", "model=tiny", "data=nowhere.jsonl"]) == 3
+    assert capsys.readouterr().err == (
+        "error: data.path: got nowhere.jsonl; need a file or folder that exists. "
+        "Try data.path=tiny  (command line)\n"
+    )
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("rows.jsonl:3: no text"), 3),
+        (NonFinite("step 7: the loss is nan"), 5),
+        (Interrupted("stopped after step 7"), 130),
+        (KeyboardInterrupt(), 130),
+        (MemoryError(), 4),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 4),
+    ],
+)
+def test_an_error_of_a_run_is_told_without_traceback(error, code, monkeypatch, capsys):
+    failing(monkeypatch, error)
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == code
+    assert "Traceback" not in capsys.readouterr().err
+    assert manifest("out")["status"] == "failed"
+    assert manifest("out")["error"].startswith(type(error).__name__)
+
+
+def test_out_of_memory_names_what_to_try(monkeypatch, capsys):
+    failing(monkeypatch, OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+    cli.main(["sft", *TINY, "output_dir=out"])
+    assert capsys.readouterr().err == (
+        "error: CUDA out of memory. Tried to allocate 2 GiB. "
+        "Try train.micro_batch_tokens=2048 or train.gradient_checkpointing=true\n"
+    )
+
+
+def test_an_unexpected_error_shows_its_traceback(monkeypatch, capsys):
+    failing(monkeypatch, ZeroDivisionError("x"))
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failed_run_can_be_started_again(monkeypatch, calls):
+    with monkeypatch.context() as patched:
+        failing(patched, DataError("x"))
+        cli.main(["sft", *TINY, "output_dir=out"])
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 0
+    assert manifest("out")["status"] == "complete"
+    assert len(manifest("out")["starts"]) == 2
+
+
+def test_the_module_is_the_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "rlhf_cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"rlhf {rlhf_cli.__version__}\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    program = "import sys; from rlhf_cli.cli import main; sys.exit(main(['sft', '--help']))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert child.stdout
+    child.stdout.close()
+    assert child.stderr
+    with child.stderr as stderr:
+        assert stderr.read() == b""
+    child.wait()

@@ -1,0 +1,235 @@
+import json
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.context import RunContext
+from rlhf_cli.errors import CheckpointError, NonFinite
+from rlhf_cli.kernels.registry import choose
+from rlhf_cli.losses.likelihood import nll_loss
+from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.train import checkpoint as checkpoints
+from rlhf_cli.train.checkpoint import latest_checkpoint, list_checkpoints
+from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.loop import fit
+from rlhf_cli.train.metrics import MetricsFile, read_metrics
+from rlhf_cli.train.schedule import learning_rate
+from tests.helpers import random_rows, tiny_llama
+
+CPU = torch.device("cpu")
+
+
+class FixedSteps:
+    """The same few steps for every run; `cut` splits each into micro-batches of one example."""
+
+    def __init__(self, total=6, *, cut=False, rows=8):
+        self.total_steps, self.cut, self.rows, self.done = total, cut, rows, 0
+
+    def next_step(self):
+        if self.done == self.total_steps:
+            return None
+        self.done += 1
+        lengths = [5 + (7 * self.done + 11 * i) % 40 for i in range(self.rows)]
+        step = random_rows(lengths, seed=self.done)
+        return list(step.split()) if self.cut else [step]
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.done = state["done"]
+
+
+def train(out, source, *, compute=torch.float32, checkpoint=None, seed=0, wrap=None, **settings):
+    out.mkdir(exist_ok=True)
+    policy = Policy(tiny_llama(seed).train(), choose("auto", CPU)[0], flat=True)
+
+    def loss(rows):
+        nll = nll_loss(policy(rows).logp)
+        return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
+
+    cfg = TrainConfig(**{"lr": 1e-3, "save_steps": 0, **settings})
+    ctx = RunContext(CPU, compute, seed, out)
+    where = "pairs.jsonl:{}".format
+    run_loss = wrap(loss) if wrap else loss
+    return fit(policy, source, run_loss, cfg, ctx, where=where, checkpoint=checkpoint)
+
+
+def losses(out):
+    return [line["loss"] for line in read_metrics(out / "metrics.jsonl")]
+
+
+def test_loss_falls_and_each_step_is_logged(tmp_path):
+    class OneStep(FixedSteps):
+        def next_step(self):
+            step = super().next_step()
+            return step and [random_rows([20, 30], seed=1)]
+
+    result = train(tmp_path / "run", OneStep(30), lr=1e-2)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 31))
+    assert lines[-1]["loss"] < 0.3 * lines[0]["loss"]
+    assert {"loss", "lr", "grad_norm", "tokens_per_second"} <= lines[0].keys()
+    assert result.steps == 30
+
+
+def test_one_batch_of_8_equals_eight_micro_batches_of_1(tmp_path):
+    """20 steps in fp32: loss to 1e-5, gradient norm to 1e-4, and on average far closer."""
+    train(tmp_path / "whole", FixedSteps(20))
+    train(tmp_path / "cut", FixedSteps(20, cut=True))
+    whole, cut = (
+        torch.tensor(
+            [[line["loss"], line["grad_norm"]] for line in read_metrics(d / "metrics.jsonl")],
+            dtype=torch.float64,
+        )
+        for d in (tmp_path / "whole", tmp_path / "cut")
+    )
+    difference = (whole - cut).abs()
+    assert difference[:, 0].max() < 1e-5
+    assert difference[:, 1].max() < 1e-4
+    assert difference.mean(0).max() < 2e-5
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=str)
+def test_a_continued_run_is_bitwise_the_unbroken_one(tmp_path, compute):
+    unbroken = train(tmp_path / "a", FixedSteps(9), compute=compute, save_steps=4, log_steps=3)
+    first = FixedSteps(9)
+
+    def stop_after_six(loss):
+        def stopping(rows):
+            if first.done == 7:
+                raise KeyboardInterrupt
+            return loss(rows)
+
+        return stopping
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            tmp_path / "b", first, compute=compute, save_steps=4, log_steps=3, wrap=stop_after_six
+        )
+    found = latest_checkpoint(tmp_path / "b")
+    assert found.name == "step-000004"
+    torch.rand(7)  # another state of the generator than at the checkpoint
+    continued = train(
+        tmp_path / "b",
+        FixedSteps(9),
+        compute=compute,
+        save_steps=4,
+        log_steps=3,
+        checkpoint=found,
+        seed=1,
+    )
+    for name, weight in unbroken.weights.items():
+        assert torch.equal(continued.weights[name], weight), name
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+
+
+def test_bf16_copies_follow_fp32_masters(tmp_path):
+    result = train(tmp_path / "run", FixedSteps(2), compute=torch.bfloat16)
+    assert {weight.dtype for weight in result.weights.values()} == {torch.float32}
+
+
+def test_old_checkpoints_are_dropped(tmp_path):
+    train(tmp_path / "run", FixedSteps(6), save_steps=1, keep_checkpoints=2)
+    names = [path.name for path in list_checkpoints(tmp_path / "run")]
+    assert names == ["step-000005", "step-000006"]
+
+
+def test_a_non_finite_loss_stops_before_the_step_and_names_the_row(tmp_path):
+    def spoil(loss):
+        def spoiled(rows):
+            out = loss(rows)
+            total = out.terms["nll"].total
+            bad = bool((rows.example_of_row == 3).any())
+            factor = math.inf if bad and source.done == 3 else 1.0
+            return LossOutput(terms={"nll": Term(total * factor, unit="tokens")})
+
+        return spoiled
+
+    source = FixedSteps(5, cut=True)
+    with pytest.raises(NonFinite, match=r"(?s)step 3: .*pairs.jsonl:3: loss is not finite"):
+        train(tmp_path / "run", source, wrap=spoil)
+    assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, name):
+    train(tmp_path / "run", FixedSteps(2))
+    found = latest_checkpoint(tmp_path / "run")
+    content = bytearray((found / name).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (found / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be continued from"):
+        train(tmp_path / "run", FixedSteps(4), checkpoint=found)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(tmp_path / "run", FixedSteps(2))
+    found = latest_checkpoint(tmp_path / "run")
+    policy = Policy(tiny_llama(hidden_size=64), choose("auto", CPU)[0], flat=True)
+    optimizer = checkpoints.MasterAdamW(policy, TrainConfig(), torch.float32)
+    with pytest.raises(CheckpointError, match="embed_tokens"):
+        checkpoints.load_checkpoint(found, optimizer)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    real, calls = checkpoints.save_file, []
+
+    def full(tensors, path):
+        calls.append(path)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"no space left.*step-000002 still stands"):
+        train(tmp_path / "run", FixedSteps(6), save_steps=2)
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_half_written_checkpoint_is_not_one(tmp_path):
+    (tmp_path / "checkpoints" / "step-000004.tmp").mkdir(parents=True)
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_metrics_are_cut_back_and_a_half_line_goes(tmp_path):
+    file = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        file.write(step, {"loss": 1.0})
+    with file.path.open("a") as handle:
+        handle.write('{"step": 4, "lo')
+    file.cut(2)
+    assert [json.loads(line)["step"] for line in file.path.read_text().splitlines()] == [1, 2]
+
+
+def test_schedules_by_hand():
+    def at(step, **settings):
+        return learning_rate(step, 10, TrainConfig(lr=1.0, **settings))
+
+    assert [at(s, warmup_steps=4, schedule="constant") for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
+    assert at(0, schedule="cosine") == 1.0
+    assert at(5, schedule="cosine") == pytest.approx(0.5)
+    assert at(9, schedule="linear") == pytest.approx(0.1)
+    assert at(5, schedule="linear", min_lr_ratio=0.2) == pytest.approx(0.6)
+    wsd = [at(s, schedule="wsd", decay_fraction=0.4) for s in range(10)]
+    assert wsd == pytest.approx([1, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_clipping_scales_the_whole_gradient(tmp_path):
+    """Adam is blind to the scale of all gradients; a tiny bound shows up through epsilon."""
+    free = train(tmp_path / "free", FixedSteps(1), max_grad_norm=0.0, adam_epsilon=1.0)
+    bound = train(tmp_path / "bound", FixedSteps(1), max_grad_norm=1e-3, adam_epsilon=1.0)
+    start = dict(tiny_llama().named_parameters())
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = [(r.weights[f"model.{name}"] - start[name].detach()).norm() for r in (free, bound)]
+    assert moved[1] < 0.01 * moved[0]
+
+
+def test_metrics_are_means_over_the_log_interval(tmp_path):
+    train(tmp_path / "each", FixedSteps(4))
+    train(tmp_path / "pairs", FixedSteps(4), log_steps=2)
+    each = losses(tmp_path / "each")
+    assert_close(losses(tmp_path / "pairs"), [sum(each[:2]) / 2, sum(each[2:]) / 2])
