@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.context import say
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.sources import reading
 
 VERSION = 1
 """Raise it when the same rows become other tokens, masks or arrays."""
@@ -45,10 +46,14 @@ def cache_folder() -> Path:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Changes with the files' names, order and bytes."""
+    """Changes with the files' names, order and bytes.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
     whole = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
+        with reading(file), file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         whole.update(f"{file.name}\n{content}\n".encode())
     return whole.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,8 +118,9 @@ def _load(
 
 
 def _build(files: DataFiles, reader: RecordReader, maker: RowMaker) -> Examples:
-    rows = track(read_rows(files.read), sum(file.stat().st_size for file in files.read))
-    examples = flatten(maker.examples(reader.read(rows)), files.names)
+    size = sum(file.stat().st_size for file in files.read)
+    with closing(track(read_rows(files.read), size)) as rows:  # the bar goes before an error shows
+        examples = flatten(maker.examples(reader.read(rows)), files.names)
     report = maker.report
     report.require_kept()
     report.examples = len(examples)

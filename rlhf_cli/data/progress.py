@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 from rich.console import Console
 from rich.progress import Progress
@@ -10,7 +10,7 @@ from rich.progress import Progress
 from rlhf_cli.data.sources import RawRow
 
 
-def track(rows: Iterable[RawRow], total: int) -> Iterator[RawRow]:
+def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
     """The rows, with a bar of their bytes out of `total`."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

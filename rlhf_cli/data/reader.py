@@ -63,6 +63,7 @@ class RecordReader:
             except Refused as error:
                 self.report.add_refused(where, str(error))
             else:
+                # else the rest is only counted: nothing will be trained
                 if self.report.malformed <= self.cfg.max_bad_rows:
                     yield Located(record, row.file, row.line)
         self.report.require_few_malformed(self.cfg.max_bad_rows)

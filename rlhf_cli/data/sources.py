@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,14 +127,21 @@ def read_rows(files: Iterable[Path]) -> Iterator[RawRow]:
     for file in files:
         document = file.suffix.lower() == ".txt"
         rows = 0
-        try:
+        with reading(file):
             for row in _document(file) if document else _lines(file):
                 rows += 1
                 yield row
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror}") from error
         if not rows:
             raise DataError(f"{file.name}: the file is empty; need at least one row")
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Says which file it was that the system would not let us read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
 
 
 def _document(file: Path) -> Iterator[RawRow]:

@@ -19,7 +19,9 @@ RECORDS = (TextRecord,)
 def run(cfg: PretrainConfig, out: Path) -> dict[str, Any]:
     """Learn every token of raw text."""
     ctx = open_context(cfg.train.precision, cfg.seed, out)
-    tokenizer = load_tokenizer(cfg.model, lambda: iter_texts(cfg.data.path, "pretrain"))
+    tokenizer = load_tokenizer(
+        cfg.model, lambda: iter_texts(cfg.data.path, "pretrain", cfg.data.columns)
+    )
     train = load_examples(cfg.data, "pretrain", tokenizer, RECORDS)
     held_out = load_eval_examples(cfg.data, "pretrain", tokenizer, RECORDS)
     return train_likelihood(cfg, ctx, tokenizer, train, held_out)

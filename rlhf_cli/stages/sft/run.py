@@ -19,7 +19,9 @@ RECORDS = (PromptCompletionRecord, ChatRecord)
 def run(cfg: SFTConfig, out: Path) -> dict[str, Any]:
     """Learn the responses of prompt/completion rows or chats."""
     ctx = open_context(cfg.train.precision, cfg.seed, out)
-    tokenizer = load_tokenizer(cfg.model, lambda: iter_texts(cfg.data.path, "sft"))
+    tokenizer = load_tokenizer(
+        cfg.model, lambda: iter_texts(cfg.data.path, "sft", cfg.data.columns)
+    )
     train = load_examples(cfg.data, "sft", tokenizer, RECORDS)
     held_out = load_eval_examples(cfg.data, "sft", tokenizer, RECORDS)
     return train_likelihood(cfg, ctx, tokenizer, train, held_out)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The embedded chain on the shipped data: nothing is downloaded, two CPU cores are enough.
+#   bash recipes/tiny/run.sh [OUTPUT_FOLDER]
+# Given again after a failure, it continues where it stopped.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-runs/tiny}
+
+rlhf pretrain config=tiny/pretrain output_dir="$out/pretrain"
+rlhf sft config=tiny/sft model="$out/pretrain" output_dir="$out/sft"
+
+for stage in pretrain sft; do
+  rlhf generate model="$out/$stage" prompts=tiny temperature=0.7 max_new_tokens=60 batch_size=100 \
+    output="$out/$stage/answers.jsonl"
+done
+python "$here/table.py" "$out" pretrain sft

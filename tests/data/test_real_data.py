@@ -1,0 +1,80 @@
+"""The public data of docs/data.md, as far as they are here."""
+
+import json
+
+import pytest
+
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.examples import load_examples
+from rlhf_cli.data.reader import RecordReader
+from rlhf_cli.data.records import KINDS, ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources import data_files, read_rows
+from tests.data.toy import toy_tokenizer
+
+ANY = tuple(kind.record for kind in KINDS)
+MATH = {"prompt": "question", "completion": "solution"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "refused", "columns"),
+    [
+        ("text_speeches.txt", "text", {}, {}),
+        ("text_movie_reviews.jsonl", "text", {}, {}),
+        ("sft_questions_train.jsonl", "prompt_completion", {}, {}),
+        ("messy_sft.jsonl", "prompt_completion", {}, {}),
+        ("math_test.jsonl", "prompt_completion", {}, MATH),
+        ("chat_assistant_test.jsonl", "chat", {}, {}),
+        ("preference_helpful_test.jsonl", "preference", {}, {}),
+        ("preference_arguments_test.jsonl", "preference", {}, {}),
+        ("preference_raw_transcripts.jsonl", "preference", {}, {}),
+        ("messy_transcripts.jsonl", "preference", "the two transcripts have different prompts", {}),
+        ("ranked_arguments.jsonl", "ranked", {}, {}),
+        ("ranked_answers.jsonl", "ranked", {}, {}),
+        ("binary_math_test.jsonl", "labelled", {}, {}),
+        ("messy_binary.jsonl", "labelled", {}, {}),
+        ("prompts_assistant.jsonl", "prompt", {}, {}),
+        ("prompts_movie.jsonl", "prompt", {}, {}),
+    ],
+)
+def test_every_row_is_read_or_refused_for_its_reason(real_data, name, kind, refused, columns):
+    report = DataReport()
+    reader = RecordReader(DataConfig(columns=columns), "test", ANY, report)
+    found = list(reader.read(read_rows(data_files(real_data / name).read)))
+    assert (report.kind, report.malformed) == (kind, 0)
+    if refused:
+        assert (found, list(report.refused)) == ([], [refused])
+    else:
+        assert len(found) == report.rows
+
+
+def test_messy_preferences_are_refused_by_what_ails_them(real_data):
+    file = real_data / "messy_preference.jsonl"
+    kinds = [json.loads(line)["kind"] for line in file.read_text(encoding="utf-8").splitlines()]
+    report = DataReport()
+    list(RecordReader(DataConfig(), "test", ANY, report).read(read_rows([file])))
+    assert {reason: found.rows for reason, found in report.refused.items()} == {
+        "empty response": kinds.count("an empty response"),
+        "chosen equals rejected": kinds.count("chosen equals rejected"),
+    }
+
+
+def test_a_corpus_loses_no_token(real_data):
+    cfg = DataConfig(path=str(real_data / "text_speeches.txt"), packing=True, max_length=256)
+    tokenizer = toy_tokenizer()
+    examples, report = load_examples(cfg, "pretrain", tokenizer, (TextRecord,))
+    text = (real_data / "text_speeches.txt").read_text(encoding="utf-8")
+    ids = [*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id]
+    assert examples.tokens[examples.trained].tolist() == ids
+    assert report.trained_tokens == len(ids)
+
+
+def test_every_reply_of_a_chat_is_trained(real_data):
+    file = real_data / "chat_coffee_test.jsonl"
+    cfg = DataConfig(path=str(file))
+    tokenizer = toy_tokenizer()
+    examples, _ = load_examples(cfg, "sft", tokenizer, (PromptCompletionRecord, ChatRecord))
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    replies = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
+    expected = [tokenizer(f"{reply}<turn>")["input_ids"] for reply in replies]
+    assert examples.tokens[examples.trained].tolist() == [i for ids in expected for i in ids]

@@ -1,0 +1,210 @@
+import pytest
+
+from rlhf_cli.data.fields import Message
+from rlhf_cli.data.records import (
+    KINDS,
+    ChatRecord,
+    LabelledRecord,
+    PreferenceRecord,
+    PromptCompletionRecord,
+    PromptRecord,
+    RankedRecord,
+    TextRecord,
+    fitting,
+)
+from rlhf_cli.data.row_errors import Malformed, Refused
+from tests.data.toy import turns
+
+READ = {kind.name: kind.parse for kind in KINDS}
+ASK, REPLY = Message("user", "q"), Message("assistant", "r")
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "record"),
+    [
+        ("text", {"text": "t"}, TextRecord("t")),
+        ("prompt", {"prompt": "p"}, PromptRecord("p")),
+        ("prompt", {"prompt": turns("q")}, PromptRecord((ASK,))),
+        ("prompt", {"prompt": ""}, PromptRecord("")),
+        ("chat", {"messages": turns("q", "r")}, ChatRecord((ASK, REPLY))),
+        (
+            "prompt_completion",
+            {"prompt": "p", "completion": " c"},
+            PromptCompletionRecord("p", " c"),
+        ),
+        (
+            "prompt_completion",
+            {"prompt": turns("q"), "completion": "r"},
+            PromptCompletionRecord((ASK,), (REPLY,)),
+        ),
+        (
+            "prompt_completion",
+            {"prompt": turns("q"), "completion": [{"role": "assistant", "content": "r"}]},
+            PromptCompletionRecord((ASK,), (REPLY,)),
+        ),
+        (
+            "preference",
+            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": 2},
+            PreferenceRecord("p", "c", "r", 2.0),
+        ),
+        (
+            "preference",
+            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": None},
+            PreferenceRecord("p", "c", "r"),
+        ),
+        (
+            "preference",
+            {"chosen": "\n\nHuman: q\n\nAssistant: c", "rejected": "\n\nHuman: q\n\nAssistant: r"},
+            PreferenceRecord("\n\nHuman: q\n\nAssistant:", " c", " r"),
+        ),
+        (
+            "preference",
+            {"chosen": turns("q", "r"), "rejected": turns("q", "s")},
+            PreferenceRecord((ASK,), (REPLY,), (Message("assistant", "s"),)),
+        ),
+        (
+            "ranked",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, -0.5]},
+            RankedRecord("p", ("a", "b"), (1.0, -0.5)),
+        ),
+        (
+            "labelled",
+            {"prompt": "", "completion": "c", "label": False},
+            LabelledRecord("", "c", False),
+        ),
+    ],
+)
+def test_a_row_becomes_its_record(kind, columns, record):
+    assert READ[kind](columns) == record
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "message"),
+    [
+        ("text", {"text": None}, "text: got null; need text"),
+        ("text", {"text": 3}, "text: got 3; need text"),
+        ("text", {}, "no column text; found none. See docs/data.md"),
+        (
+            "preference",
+            {"prompt": "p", "rejected": "r"},
+            "no column chosen; found prompt, rejected. See docs/data.md",
+        ),
+        (
+            "text",
+            {"text": "half \ud83d"},
+            "text: got half a surrogate pair (\\ud83d); need text",
+        ),
+        ("prompt", {"prompt": None}, "prompt: got null; need text or a list of messages"),
+        ("prompt", {"prompt": []}, "prompt: got an empty list; need a list with at least one item"),
+        ("prompt", {"prompt": {"a": 1}}, "prompt: got an object with keys ['a']; need text or a"),
+        (
+            "chat",
+            {"messages": ["hello"]},
+            'messages[0]: got "hello"; need an object with role and content',
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "bot", "content": "x"}]},
+            'messages[0].role: got "bot"; need one of system, user, assistant, tool',
+        ),
+        (
+            "chat",
+            {"messages": [*turns("q"), {"role": ["assistant"], "content": "x"}]},
+            "messages[1].role: got a list of 1; need one of",
+        ),
+        (
+            "chat",
+            {"messages": [{"role": "assistant", "content": None}]},
+            "messages[0].content: got null; need text",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": "p", "completion": turns("q", "r")},
+            "completion: got a list of 2; need text",
+        ),
+        (
+            "prompt_completion",
+            {"prompt": turns("q"), "completion": turns("again")},
+            "completion: the last message is the user's; need the assistant's",
+        ),
+        ("labelled", {"prompt": "p", "completion": "c", "label": 1}, "label: got 1; need true or"),
+        (
+            "preference",
+            {"prompt": "p", "chosen": "c", "rejected": "r", "margin": True},
+            "margin: got true; need a number",
+        ),
+        (
+            "ranked",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1]},
+            "scores: got 2 responses and 1 scores; need as many, two or more",
+        ),
+        (
+            "ranked",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, float("nan")]},
+            "scores[1]: got NaN; need a finite number",
+        ),
+        (
+            "ranked",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, 10**400]},
+            "scores[1]: got 1",
+        ),
+        ("preference", {"chosen": "a", "rejected": "b"}, "no column prompt, and no turn mark"),
+        (
+            "preference",
+            {"chosen": "a", "rejected": turns("q", "r")},
+            "chosen, rejected: one is text, one a list; need the same form for both",
+        ),
+    ],
+)
+def test_a_malformed_row_says_column_and_value(kind, columns, message):
+    with pytest.raises(Malformed) as error:
+        READ[kind](columns)
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "reason"),
+    [
+        ("text", {"text": " \n"}, "empty text"),
+        ("prompt_completion", {"prompt": "p", "completion": " "}, "empty response"),
+        ("prompt_completion", {"prompt": turns("q"), "completion": ""}, "empty response"),
+        ("chat", {"messages": turns("q", "r", "s", "")}, "empty response"),
+        ("chat", {"messages": turns("q")}, "no assistant message"),
+        ("preference", {"prompt": "p", "chosen": "", "rejected": "r"}, "empty response"),
+        ("preference", {"prompt": "p", "chosen": "r", "rejected": "r"}, "chosen equals rejected"),
+        (
+            "preference",
+            {"chosen": "a\n\nAssistant: c", "rejected": "b\n\nAssistant: r"},
+            "the two transcripts have different prompts",
+        ),
+        (
+            "preference",
+            {"chosen": turns("q", "r")[1:], "rejected": turns("q", "s")[1:]},
+            "the two transcripts have no prompt",
+        ),
+    ],
+)
+def test_a_row_with_nothing_to_learn_is_refused(kind, columns, reason):
+    with pytest.raises(Refused) as error:
+        READ[kind](columns)
+    assert str(error.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("columns", "kinds"),
+    [
+        ("text", ["text"]),
+        ("text label", ["text"]),
+        ("messages prompt", ["chat", "prompt"]),
+        ("prompt completion", ["prompt_completion"]),
+        ("prompt completion label", ["labelled"]),
+        ("prompt chosen rejected", ["preference"]),
+        ("chosen rejected", ["preference"]),
+        ("messages prompt chosen rejected score", ["chat", "preference"]),
+        ("prompt responses scores", ["ranked"]),
+        ("prompt id", ["prompt"]),
+        ("question answer", []),
+    ],
+)
+def test_the_kind_is_found_from_the_columns(columns, kinds):
+    assert [kind.name for kind in fitting(set(columns.split()))] == kinds
