@@ -66,6 +66,8 @@ class RowMaker:
                     self.report.add_refused(located.where, str(error))
                 else:
                     self.report.kept += 1
+                    if isinstance(located.record, TextRecord):
+                        self.report.text_bytes += len(located.record.text.encode())
                     yield SourceRow(kept, located.file, located.line)
 
     def _write(self, records: Iterable[Located]) -> Iterator[Written]:

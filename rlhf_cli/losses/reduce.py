@@ -33,7 +33,7 @@ class LossOutput:
     """
 
     terms: Mapping[str, Term]
-    metrics: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
 
 
 def scaled_loss(output: LossOutput, counts: Mapping[str, int]) -> Tensor:

@@ -54,7 +54,7 @@ def train_likelihood(
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
 
     def evaluate() -> dict[str, float]:
-        return held_out_metrics(policy, held_out[0], tokens) if held_out else {}
+        return held_out_metrics(policy, *held_out, tokens) if held_out else {}
 
     result = fit(
         policy,
@@ -72,8 +72,10 @@ def train_likelihood(
     return _summary(ctx, result, report, held_out, machinery)
 
 
-def held_out_metrics(policy: Policy, examples: Examples, max_tokens: int) -> dict[str, float]:
-    """Loss a token (nats), perplexity and accuracy of the likeliest token."""
+def held_out_metrics(
+    policy: Policy, examples: Examples, report: DataReport, max_tokens: int
+) -> dict[str, float]:
+    """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
     nll, right, count = 0.0, 0.0, 0
     for rows in eval_batches(examples, max_tokens):
         out = policy(rows.to(policy.device), want=("logp", "top1"))
@@ -81,7 +83,10 @@ def held_out_metrics(policy: Policy, examples: Examples, max_tokens: int) -> dic
         right += float(out.top1.sum()) if out.top1 is not None else 0.0
         count += len(rows.scored)
     loss = nll / count
-    return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": right / count}
+    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": right / count}
+    if report.text_bytes:
+        metrics["bits_per_byte"] = nll / math.log(2) / report.text_bytes
+    return metrics
 
 
 def _machinery(cfg: StageConfig, policy: Policy, ctx: RunContext) -> dict[str, Any]:

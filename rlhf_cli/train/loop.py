@@ -70,7 +70,6 @@ class Trainer:
         self.meter = Meter()
         self.file = MetricsFile(self.ctx.out / "metrics.jsonl")
         self.step = 0
-        self.tokens = 0
 
     def run(self, checkpoint: Path | None) -> RunResult:
         """Train from a checkpoint, or from the beginning, to the last step."""
@@ -85,30 +84,30 @@ class Trainer:
 
     def _train(self) -> dict[str, float]:
         """All remaining steps; returns the evaluation after the last one."""
-        progress = ProgressLine(self.source.total_steps, self.step)
         evaluation: dict[str, float] = {}
-        mark, seen = time.monotonic(), self.tokens
-        with contextlib.closing(progress):
-            while (step := self.source.next_step()) is not None:
-                lr = self._take(step)
-                last = self.step == self.source.total_steps
-                if last or self.step % self.cfg.log_steps == 0:
-                    now = time.monotonic()
-                    speed = (self.tokens - seen) / max(1e-9, now - mark)
-                    mark, seen = now, self.tokens
-                    values = {**self.meter.read(), "lr": lr, "tokens_per_second": speed}
+        total = self.source.total_steps
+        with contextlib.closing(ProgressLine(total, self.step)) as progress:
+            while self._take():
+                if self._due(self.cfg.log_steps):
+                    values = self.meter.read()
                     self.file.write(self.step, values)
                     progress.show(self.step, values)
-                if last or (self.cfg.eval_steps and self.step % self.cfg.eval_steps == 0):
+                if self._due(self.cfg.eval_steps):
                     evaluation = self._evaluate()
-                    mark = time.monotonic()
-                if last or (self.cfg.save_steps and self.step % self.cfg.save_steps == 0):
+                if self._due(self.cfg.save_steps):
                     self._save()
-                    mark = time.monotonic()
         return evaluation
 
-    def _take(self, step: list[Rows]) -> float:
-        """One optimizer step; returns its learning rate."""
+    def _due(self, every: int) -> bool:
+        """Whether something is to be done after this step; the last step is always one."""
+        return self.step == self.source.total_steps or bool(every and self.step % every == 0)
+
+    def _take(self) -> bool:
+        """One optimizer step, or false when the run is over."""
+        began = time.monotonic()
+        step = self.source.next_step()
+        if step is None:
+            return False
         lr = learning_rate(self.step, self.source.total_steps, self.cfg)
         device_rows = [rows.to(self.ctx.device) for rows in step]
         gradients = accumulate(device_rows, self.loss, self.optimizer)
@@ -116,10 +115,19 @@ class Trainer:
             apply(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
-        self.meter.add({**gradients.metrics, "grad_norm": (gradients.norm, 1)})
         self.step += 1
-        self.tokens += sum(len(rows.tokens) for rows in step)
-        return lr
+        seconds = time.monotonic() - began
+        tokens = sum(len(rows.tokens) for rows in step)
+        self.meter.add(
+            {
+                **gradients.metrics,
+                "grad_norm": (gradients.norm, 1),
+                "lr": (torch.tensor(lr), 1),
+                "step_seconds": (torch.tensor(seconds), 1),
+                "tokens_per_second": (torch.tensor(float(tokens)), seconds),
+            }
+        )
+        return True
 
     def _explain(self, error: NonFiniteStep, step: list[Rows]) -> NonFinite:
         """Name the rows; parameters are still those of the step before."""
@@ -147,7 +155,6 @@ class Trainer:
         state = {
             "source": self.source.state_dict(),
             "meter": self.meter.state_dict(),
-            "tokens": self.tokens,
             "machinery": self.machinery,
         }
         save_checkpoint(self.ctx.out, self.step, self.optimizer, state, self.cfg.keep_checkpoints)
@@ -156,7 +163,7 @@ class Trainer:
         state = load_checkpoint(checkpoint, self.optimizer)
         self.source.load_state_dict(state["source"])
         self.meter.load_state_dict(state["meter"])
-        self.step, self.tokens = state["step"], state["tokens"]
+        self.step = state["step"]
         self.file.cut(self.step)
         say(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "

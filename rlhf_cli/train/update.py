@@ -15,7 +15,7 @@ from rlhf_cli.losses.reduce import LossOutput, scaled_loss
 from rlhf_cli.train.optim import MasterAdamW
 
 Loss = Callable[[Rows], LossOutput]
-Metrics = dict[str, tuple[Tensor, int]]
+Metrics = dict[str, tuple[Tensor, float]]
 
 
 class NonFiniteStep(Exception):
@@ -93,7 +93,7 @@ def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[t
     return found
 
 
-def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, int]]) -> None:
+def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, float]]) -> None:
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0))
         into[name] = (old_total + total, old_count + count)

@@ -1,0 +1,65 @@
+"""The log-prob primitive, forward and backward, beside plain full logits; in turns.
+
+python -m benchmarks.primitive [--rounds 3]
+"""
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from benchmarks.common import save, spread
+from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.registry import LINEAR_LOGPROBS
+
+SHAPES = ((4096, 288, 8192), (4096, 288, 32000), (1024, 896, 151936))
+
+
+def once(run, tokens: int, width: int, vocab: int, dtype: torch.dtype) -> float:
+    """Seconds of one forward and backward pass, gradients to hidden states and weight."""
+    hidden = torch.randn(tokens, width).to(dtype).requires_grad_()
+    weight = (torch.randn(vocab, width) * 0.05).to(dtype).requires_grad_()
+    targets = torch.randint(0, vocab, (tokens,))
+    began = time.monotonic()
+    out = run(hidden, Head(weight), targets, temperature=1.0, want=frozenset())
+    out.logp.sum().backward()
+    return time.monotonic() - began
+
+
+def limit(tokens: int, width: int, vocab: int, dtype: torch.dtype) -> float:
+    """Seconds that four matrix products of this size take alone."""
+    hidden, weight = torch.randn(tokens, width).to(dtype), torch.randn(width, vocab).to(dtype)
+    hidden @ weight[:, :4096]
+    began = time.monotonic()
+    for low in range(0, vocab, 4096):
+        hidden @ weight[:, low : low + 4096]
+    return 4 * (time.monotonic() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    rounds = parser.parse_args().rounds
+    results = []
+    for shape in SHAPES:
+        for dtype in (torch.bfloat16, torch.float32):
+            times: dict[str, list[float]] = {i.name: [] for i in LINEAR_LOGPROBS}
+            for _ in range(rounds + 1):
+                for implementation in LINEAR_LOGPROBS:
+                    times[implementation.name].append(once(implementation.run, *shape, dtype))
+            times = {name: values[1:] for name, values in times.items()}
+            ratios = [e / c for e, c in zip(times["eager"], times["chunked"], strict=True)]
+            share = limit(*shape, dtype) / statistics.median(times["chunked"])
+            name = str(dtype).removeprefix("torch.")
+            print(
+                f"{'x'.join(map(str, shape)):18} {name:9} chunked {spread(times['chunked'])} s, "
+                f"eager / chunked {spread(ratios)}, {share:.0%} of the products' speed",
+                flush=True,
+            )
+            results.append({"shape": shape, "dtype": name, "times": times, "limit_share": share})
+    save("primitive", {"results": results})
+
+
+if __name__ == "__main__":
+    main()
