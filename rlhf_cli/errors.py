@@ -50,3 +50,8 @@ class Interrupted(RlhfError):
     """A signal ended the run after its checkpoint was written."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without what it says at length; never empty."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -95,8 +95,9 @@ def load_entry(key: str) -> Entry | None:
         return None
     try:
         return _read(folder)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         say(f"cache: {folder} is damaged ({error}); making it anew")
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
@@ -122,7 +123,6 @@ def store_entry(key: str, entry: Entry) -> None:
             aside = Path(parent) / key
             aside.mkdir()
             _write(aside, entry)
-            shutil.rmtree(folder, ignore_errors=True)  # only a damaged one can be there
             aside.rename(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster

@@ -16,7 +16,7 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.row_errors import Refused
 from rlhf_cli.data.sources import data_files, read_rows, resolve
 from rlhf_cli.data.specials import find_specials
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import DataError, first_line
 
 RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
 
@@ -30,13 +30,19 @@ def load_prompts(path: str) -> list[Prompt]:
         DataError: the file has no prompt, or malformed rows.
     """
     if Path(path).suffix.lower() == ".txt":
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-        prompts: list[Prompt] = [line for line in lines if line.strip()]
+        prompts: list[Prompt] = [line for line in _text(path).splitlines() if line.strip()]
     else:
         prompts = list(_from_rows(path))
     if not prompts:
         raise DataError(f"{path}: no prompt in it; need at least one")
     return prompts
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def _from_rows(path: str) -> Iterator[Prompt]:

@@ -19,7 +19,8 @@ from transformers import AttentionInterface
 ATTENTION = "rlhf_per_row"
 
 PRODUCT_LENGTH = 512
-"""Rows under this length take plain matrix products: on a CPU, 1.2 to 3 times as fast as SDPA."""
+"""On a CPU, rows under this length take plain matrix products: faster there than SDPA, whose
+backward pass is slow (python -m benchmarks.attention)."""
 
 GROUP_LENGTH = 128
 """Rows up to this length are computed together, padded on the right, to save dispatches."""
@@ -92,7 +93,8 @@ def per_row_attention(
         q, k, v = (_by_head(tensor, group) for tensor in flat)
         if repeats > 1:
             k, v = (tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v))
-        attend = _products if max(group) < PRODUCT_LENGTH or softcap else _sdpa
+        short = query.device.type == "cpu" and max(group) < PRODUCT_LENGTH
+        attend = _products if short or softcap else _sdpa
         outputs.append(_flat(attend(q, k, v, scale, softcap, sliding_window), group))
     return torch.cat(outputs).unsqueeze(0), None
 

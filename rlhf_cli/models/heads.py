@@ -31,6 +31,7 @@ class Tap:
     def open(self) -> Iterator[Tap]:
         """While open, `hidden` holds the last input of the output layer, [B, T, d]."""
         forward = self.layer.forward
+        before = vars(self.layer).get("forward")  # a wrapper may have set one of its own
 
         def keep(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             self.hidden = hidden
@@ -40,7 +41,10 @@ class Tap:
         try:
             yield self
         finally:
-            del self.layer.forward
+            if before is None:
+                del self.layer.forward
+            else:
+                self.layer.forward = before
             self.hidden = None
 
 

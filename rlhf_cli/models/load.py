@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
 from rlhf_cli.context import RunContext, say
@@ -19,7 +18,9 @@ from rlhf_cli.models.policy import Policy, padded_attention
 from rlhf_cli.models.probes import probe
 from rlhf_cli.models.source import (
     DEFAULT_ARCHITECTURE,
+    loading,
     locate,
+    require_config,
     require_safe_weights,
 )
 
@@ -58,6 +59,9 @@ def load_generator(cfg: ModelConfig, tokenizer: Any, ctx: RunContext) -> Any:
 def load_causal_lm(cfg: ModelConfig, tokenizer: Any, dtype: torch.dtype, seed: int) -> Any:
     """A transformers causal language model, from weights or at random."""
     model = _from_scratch(cfg, tokenizer, seed) if cfg.from_scratch else _pretrained(cfg)
+    # a repetition penalty or top-k that came with the weights would change what is sampled
+    ends = model.generation_config.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=ends)
     size = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > size:
         raise ModelError(
@@ -69,9 +73,10 @@ def load_causal_lm(cfg: ModelConfig, tokenizer: Any, dtype: torch.dtype, seed: i
 
 def _pretrained(cfg: ModelConfig) -> Any:
     source = locate(cfg.path)
+    require_config(source)
     if Path(source).is_dir():
         require_safe_weights(Path(source))
-    try:
+    with loading("model.path", cfg.path):
         return AutoModelForCausalLM.from_pretrained(
             source,
             revision=cfg.revision or "main",
@@ -79,35 +84,31 @@ def _pretrained(cfg: ModelConfig) -> Any:
             use_safetensors=True,
             trust_remote_code=cfg.trust_remote_code,
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"model.path: cannot load {cfg.path}: {reason}") from error
 
 
 def _from_scratch(cfg: ModelConfig, tokenizer: Any, seed: int) -> Any:
     """Random weights in the shape that the config says, with the tokenizer's size and ids."""
-    if cfg.path:
-        source = locate(cfg.path)
-        shape = AutoConfig.from_pretrained(source, trust_remote_code=cfg.trust_remote_code)
-    else:
-        shape = _config_of(cfg.architecture or DEFAULT_ARCHITECTURE)
-    shape.vocab_size = len(tokenizer)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(shape, name, getattr(tokenizer, name))
-    with torch.random.fork_rng():
+    key = "model.path" if cfg.path else "model.architecture"
+    with loading(key, describe(cfg)), torch.random.fork_rng():
+        shape = _shape(cfg)
+        shape.vocab_size = len(tokenizer)
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(shape, name, getattr(tokenizer, name))
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(shape, trust_remote_code=cfg.trust_remote_code)
-    return model.float()
+        return model.float()
 
 
-def _config_of(architecture: dict[str, Any]) -> Any:
-    fields = dict(architecture)
-    kind = fields.pop("model_type", None)
-    try:
-        return AutoConfig.for_model(kind, **fields)
-    except (ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"model.architecture: model_type {kind!r}: {reason}") from error
+def _shape(cfg: ModelConfig) -> Any:
+    """The transformers config of a model that starts from nothing."""
+    if cfg.path:
+        source = locate(cfg.path)
+        require_config(source)
+        return AutoConfig.from_pretrained(
+            source, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
+        )
+    fields = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
 def recompute_activations(policy: Policy) -> None:
@@ -141,4 +142,5 @@ def describe(cfg: ModelConfig) -> str:
     """Where the weights come from, in words."""
     if not cfg.from_scratch:
         return cfg.path
-    return f"random weights in the shape of {cfg.path or json.dumps(cfg.architecture or 'llama')}"
+    kind = (cfg.architecture or DEFAULT_ARCHITECTURE)["model_type"]
+    return f"random weights in the shape of {cfg.path or kind}"

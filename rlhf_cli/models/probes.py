@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.context import say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.policy import Policy, padded_attention
 
@@ -37,9 +37,10 @@ def probe(policy: Policy, *, may_fall_back: bool) -> None:
         problem = _compare(policy)
     if problem:
         name = type(policy.model).__name__
+        advice = "" if may_fall_back else ". Try model.attention=auto"
         raise ModelError(
             f"model.path: {name} gives other log-probs here than in its own forward pass "
-            f"({problem}); this architecture cannot be trained. Try model.attention=eager"
+            f"({problem}), so it cannot be trained{advice}"
         )
     say("probe: log-probs and gradients equal the model's own; rows kept apart")
 
@@ -64,8 +65,10 @@ def _compare(policy: Policy) -> str:
             return "a row sees the rows before it"
         ours = policy(rows).logp
         our_gradient = _embedding_gradient(policy, ours)
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {first_line(error)}"
     plain = _plain_logprobs(policy, rows)
     plain_gradient = _embedding_gradient(policy, plain)
     for name, got, expected in (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import ModelError, RlhfError, first_line
 from rlhf_cli.resources import shipped
 from rlhf_cli.run_folder import resolve_run
 
@@ -27,23 +29,43 @@ DEFAULT_VOCAB_SIZE = 8192
 
 
 def locate(path: str) -> str:
-    """A local folder, or the hub id as it stands.
+    """The folder that a shipped name, a finished run or a folder means; else the hub id as it is.
 
     Raises:
-        ModelError: the folder is an unfinished run, or holds no config.
+        ModelError: the folder is a run that is not finished.
     """
     if path in SHIPPED:
         return str(shipped("recipes") / SHIPPED[path])
     folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return path
-    resolved = resolve_run(folder)
-    if not (resolved / "config.json").is_file():
+    return str(resolve_run(folder)) if folder.is_dir() else path
+
+
+def require_config(source: str) -> None:
+    """Refuse a local folder that is no model.
+
+    Raises:
+        ModelError: it has no config.
+    """
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise ModelError(
-            f"model.path: {path} has no config.json; need a model folder, a finished run or a "
+            f"model.path: {source} has no config.json; need a model folder, a finished run or a "
             "hub id. Try model=tiny"
         )
-    return str(resolved)
+
+
+@contextmanager
+def loading(key: str, source: str) -> Iterator[None]:
+    """Tell what could not be loaded in one line; libraries raise all kinds of exceptions here.
+
+    Raises:
+        ModelError: names the key, the source and the library's reason.
+    """
+    try:
+        yield
+    except (RlhfError, MemoryError):
+        raise
+    except Exception as error:
+        raise ModelError(f"{key}: cannot load {source}: {first_line(error)}") from error
 
 
 def require_safe_weights(folder: Path) -> None:

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_cli.context import say
+from rlhf_cli.data.cache import tokenizer_state
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, locate
+from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, loading, locate, require_config
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -33,38 +34,43 @@ def load_tokenizer(cfg: ModelConfig, corpus: Callable[[], Iterable[str]] | None 
         corpus: yields the training text, for a new tokenizer.
 
     Raises:
-        ModelError: none is there, or it lacks an end-of-sequence token.
+        ModelError: none is there, or it cannot be read.
     """
     source = cfg.tokenizer or cfg.path
-    if cfg.tokenizer_vocab_size or not source:
-        if corpus is None:
-            raise ModelError("model.tokenizer_vocab_size: this stage trains no tokenizer")
-        return train_tokenizer(corpus(), cfg.tokenizer_vocab_size or DEFAULT_VOCAB_SIZE)
-    tokenizer = _from_pretrained(locate(source), cfg)
-    if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"model.tokenizer: {source} has no end-of-sequence token, so nothing could learn to "
-            "stop; set eos_token in its tokenizer_config.json"
-        )
+    if source and not cfg.tokenizer_vocab_size:
+        tokenizer = _from_pretrained(source, cfg)
+    elif corpus is not None:
+        tokenizer = train_tokenizer(corpus(), cfg.tokenizer_vocab_size or DEFAULT_VOCAB_SIZE)
+    else:
+        raise ModelError("model.tokenizer_vocab_size: this command trains no tokenizer")
     if cfg.chat_template:
-        tokenizer.chat_template = Path(cfg.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = _read_template(Path(cfg.chat_template))
     return tokenizer
 
 
 def _from_pretrained(source: str, cfg: ModelConfig) -> Any:
-    folder = Path(source)
+    key = "model.tokenizer" if cfg.tokenizer else "model.path"
+    place = locate(source)
+    if not cfg.tokenizer:
+        require_config(place)
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if folder.is_dir() and not any((folder / name).is_file() for name in names):
+    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in names):
         raise ModelError(
-            f"model.path: {source} has no tokenizer ({names[0]}). "
-            "Try model.tokenizer=FOLDER_OR_HUB_ID"
+            f"{key}: {source} has no tokenizer ({names[0]}). Try model.tokenizer=FOLDER_OR_HUB_ID"
         )
-    try:
+    with loading(key, source):
         return AutoTokenizer.from_pretrained(
-            source, revision=cfg.revision or None, trust_remote_code=cfg.trust_remote_code
+            place,
+            revision="main" if cfg.tokenizer else cfg.revision or "main",
+            trust_remote_code=cfg.trust_remote_code,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.tokenizer: cannot load {source}: {_first_line(error)}") from error
+
+
+def _read_template(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"model.chat_template: cannot read {path}: {error}") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -92,15 +98,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Changes whenever the tokenizer would give other tokens."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    """Changes whenever the tokenizer would give other tokens or ends."""
+    return hashlib.sha256("\n".join(tokenizer_state(tokenizer)).encode()).hexdigest()[:16]
 
 
 def template_hash(tokenizer: Any) -> str:
     """Changes with the chat template; empty without one."""
     template = tokenizer.chat_template
     return hashlib.sha256(str(template).encode()).hexdigest()[:16] if template else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from rlhf_cli.errors import ConfigError
 from rlhf_cli.rollout.config import SamplingConfig
 
 
@@ -41,20 +42,36 @@ def generate(
         prompts: token ids.
         sampling: how tokens are drawn; the caller seeds the generator.
         streamer: a transformers streamer, for a single prompt.
+
+    Raises:
+        ConfigError: the model has too few positions for prompt and response.
     """
     ends = end_tokens(model, tokenizer)
-    tokens, mask = _pad_left(prompts, ends[0], model.device)
+    filler = next(token for token in range(len(ends) + 1) if token not in ends)
+    _require_room(model, prompts, sampling)
+    tokens, mask = _pad_left(prompts, filler, model.device)
     with torch.inference_mode():
         output = model.generate(
             input_ids=tokens,
             attention_mask=mask,
-            generation_config=_generation_config(sampling, ends),
+            generation_config=_generation_config(sampling, ends, filler),
             tokenizer=tokenizer if sampling.stop else None,
             streamer=streamer,
         )
     responses = output[:, tokens.shape[1] :].tolist()
-    cut = [_until_end(response, ends) for response in responses]
+    cut = [_until_end(response, ends, filler) for response in responses]
     return Rollout(cut, [len(c) < sampling.max_new_tokens or c[-1] in ends for c in cut])
+
+
+def _require_room(model: Any, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
+    longest = max(map(len, prompts))
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if room and longest + sampling.max_new_tokens > room:
+        raise ConfigError(
+            f"sampling.max_new_tokens: got {sampling.max_new_tokens}; the longest prompt has "
+            f"{longest} tokens and the model positions for {room}. "
+            f"Try max_new_tokens={max(1, room - longest)}"
+        )
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
@@ -64,11 +81,13 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
 
 
-def _generation_config(sampling: SamplingConfig, ends: list[int]) -> GenerationConfig:
+def _generation_config(
+    sampling: SamplingConfig, ends: list[int], filler: int
+) -> GenerationConfig:
     common: dict[str, Any] = {
         "max_new_tokens": sampling.max_new_tokens,
         "eos_token_id": ends,
-        "pad_token_id": ends[0],
+        "pad_token_id": filler,
         "stop_strings": sampling.stop or None,
     }
     if sampling.temperature == 0:
@@ -92,6 +111,11 @@ def _pad_left(
     return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
 
 
-def _until_end(response: list[int], ends: list[int]) -> list[int]:
-    stops = (index for index, token in enumerate(response) if token in ends)
-    return response[: next(stops, len(response) - 1) + 1]
+def _until_end(response: list[int], ends: list[int], filler: int) -> list[int]:
+    """Without what stands behind the end: of a batch, all rows are as long as the longest."""
+    for index, token in enumerate(response):
+        if token in ends:
+            return response[: index + 1]
+    while response and response[-1] == filler:  # a stop string ended it
+        response = response[:-1]
+    return response

@@ -10,7 +10,7 @@ import torch
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.loader import ExampleSource, eval_batches
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import DataReport
@@ -19,12 +19,11 @@ from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.load import context_length, load_policy, recompute_activations
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
-from rlhf_cli.train.loop import RunResult, find_checkpoint, fit, stored_machinery
-
-Loaded = tuple[Examples, DataReport]
+from rlhf_cli.train.loop import RunResult, agree_with, find_checkpoint, fit
 
 
 def train_likelihood(
@@ -38,14 +37,15 @@ def train_likelihood(
     examples, report = train
     show_first_example(examples, tokenizer)
     policy = load_policy(cfg.model, tokenizer, cfg.kernels, ctx)
-    _require_context(examples, policy)
+    for loaded in filter(None, (train, held_out)):
+        _require_context(loaded[0], policy)
     if cfg.train.gradient_checkpointing:
         recompute_activations(policy)
     policy.train()
 
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
-    machinery = stored_machinery(checkpoint) or _machinery(cfg, policy, ctx)
-    tokens = machinery["micro_batch_tokens"]
+    machinery = agree_with(checkpoint, _machinery(cfg, policy, ctx, tokenizer, report))
+    tokens = cfg.train.micro_batch_tokens or machinery["micro_batch_tokens"]
     source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens)
     say(f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass")
 
@@ -67,7 +67,7 @@ def train_likelihood(
         checkpoint=checkpoint,
         machinery=machinery,
     )
-    save_model(policy, tokenizer, cfg.model, ctx, result)
+    save_model(policy, tokenizer, end_tokens(examples, tokenizer), cfg.model, ctx, result)
     say(f"result: {ctx.out / 'model'}")
     return _summary(ctx, result, report, held_out, machinery)
 
@@ -89,8 +89,10 @@ def held_out_metrics(
     return metrics
 
 
-def _machinery(cfg: StageConfig, policy: Policy, ctx: RunContext) -> dict[str, Any]:
-    """What changes the last bits of a result, so that a continued run repeats it."""
+def _machinery(
+    cfg: StageConfig, policy: Policy, ctx: RunContext, tokenizer: Any, report: DataReport
+) -> dict[str, Any]:
+    """What a result depends on beside the configuration, to the last bit."""
     found = cfg.train.micro_batch_tokens or micro_batch_tokens(
         policy,
         policy.model.config.get_text_config(),
@@ -104,7 +106,17 @@ def _machinery(cfg: StageConfig, policy: Policy, ctx: RunContext) -> dict[str, A
         "attention": policy.model.config._attn_implementation,
         "logprobs": policy.implementation.name,
         "compute": ctx.compute_name,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "data": report.sha256,
     }
+
+
+def end_tokens(examples: Examples, tokenizer: Any) -> list[int]:
+    """Tokens that end what was trained: the tokenizer's own, and a template's end of a turn."""
+    first_row = examples.trained[: examples.row_starts[1]]
+    last = int(examples.tokens[np.flatnonzero(first_row)[-1]])
+    special = last in tokenizer.added_tokens_decoder
+    return list(dict.fromkeys([tokenizer.eos_token_id, *([last] if special else [])]))
 
 
 def _require_context(examples: Examples, policy: Policy) -> None:

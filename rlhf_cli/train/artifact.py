@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from rlhf_cli.context import PRECISIONS, RunContext
-from rlhf_cli.errors import CheckpointError
+from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
 from rlhf_cli.run_folder import write_json_atomic
+from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
 
 
 def save_model(
-    policy: Policy, tokenizer: Any, cfg: ModelConfig, ctx: RunContext, result: RunResult
+    policy: Policy,
+    tokenizer: Any,
+    ends: Sequence[int],
+    cfg: ModelConfig,
+    ctx: RunContext,
+    result: RunResult,
 ) -> None:
     """Write the trained model where `from_pretrained` and every converter can read it.
+
+    Args:
+        policy: its parameters are set to the result's, in the type of the result.
+        tokenizer: saved beside the weights.
+        ends: tokens that end a response; whatever generates with the result stops at them.
+        cfg: `dtype` and `path`.
+        ctx: where to write.
+        result: holds the trained masters.
 
     Raises:
         CheckpointError: the disk is full or read-only; the last checkpoint still stands.
@@ -28,17 +43,21 @@ def save_model(
             param.data = result.weights[name].to(dtype)
     model = policy.model
     model.config.dtype = dtype
+    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     final, partial = ctx.out / "model", ctx.out / "model.tmp"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         shutil.rmtree(final, ignore_errors=True)
+        flush_folder(partial)
         partial.rename(final)
         write_json_atomic(ctx.out / "artifact.json", _describe(cfg, tokenizer, dtype))
-    except OSError as error:
+    except RlhfError:
+        raise
+    except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
         raise CheckpointError(
-            f"{final}: the result could not be written ({error.strerror}). Free disk space and "
+            f"{final}: the result could not be written ({first_line(error)}). Free disk space and "
             "give the same command again; the last checkpoint stands"
         ) from error
 

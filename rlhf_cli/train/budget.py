@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf_cli.models.attention import PRODUCT_LENGTH
+
 MOST = {"cpu": 4096, "cuda": 32768}
 """More does not make the products faster on the device."""
 
@@ -41,8 +43,9 @@ def micro_batch_tokens(
 def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
     """Activations that one token keeps for the backward pass.
 
-    b (6 d + 2 K e + 4 f) + 8 d a layer for a Llama with b-byte activations; counted with
-    saved-tensor hooks, it holds within 0.5 %. The 8 d are the norms' fp32 inputs.
+    b (6 d + 2 K e + 4 f) + 8 d a layer for a Llama with b-byte activations (8 d are the norms' fp32
+    inputs), and twice the b H T scores and probabilities of a row of T tokens where attention is
+    computed by plain products.
     """
     width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
     if recompute:
@@ -52,7 +55,8 @@ def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
     head_width = getattr(shape, "head_dim", None) or width // heads
     inner = getattr(shape, "intermediate_size", None) or 4 * width
     a_layer = itemsize * (6 * width + 2 * key_heads * head_width + 4 * inner) + 8 * width
-    return int(layers * a_layer)
+    scores = 2 * itemsize * heads * PRODUCT_LENGTH
+    return int(layers * (a_layer + scores))
 
 
 def total_memory(device: torch.device) -> int:

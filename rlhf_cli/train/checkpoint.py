@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_cli.errors import CheckpointError
+from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 1
@@ -51,10 +51,9 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         _write(partial, step, optimizer, state)
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)
         partial.rename(final)
-        _flush_folder(folder)
+        _flush_entries(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         last = latest_checkpoint(out)
@@ -64,7 +63,7 @@ def save_checkpoint(
             "Free disk space or choose another output_dir, then give the same command again"
         ) from error
     for old in list_checkpoints(out)[:-keep]:
-        shutil.rmtree(old)
+        _remove(old)
     return final
 
 
@@ -72,7 +71,8 @@ def list_checkpoints(out: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     folder = out / FOLDER
     found = folder.glob("step-*") if folder.is_dir() else ()
-    return sorted(path for path in found if path.suffix != ".tmp" and path.is_dir())
+    complete = [path for path in found if path.name.removeprefix("step-").isdigit()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def latest_checkpoint(out: Path) -> Path | None:
@@ -141,10 +141,7 @@ def _write(folder: Path, step: int, optimizer: MasterAdamW, state: dict[str, Any
         "sha256": {name: _sha256(folder / name) for name in parts},
     }
     (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 def _read_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -177,7 +174,24 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _flush_folder(folder: Path) -> None:
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint; one that is deleted by half must not look complete."""
+    if folder.exists():
+        doomed = folder.with_suffix(".old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Force a folder's files and their names to disk."""
+    for file in folder.iterdir():
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _flush_entries(folder)
+
+
+def _flush_entries(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -188,4 +202,4 @@ def _flush_folder(folder: Path) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

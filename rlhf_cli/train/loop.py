@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.errors import NonFinite
+from rlhf_cli.errors import CheckpointError, Interrupted, NonFinite
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.train.checkpoint import (
     latest_checkpoint,
@@ -27,8 +27,9 @@ from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.schedule import learning_rate
+from rlhf_cli.train.signals import StopRequest, stop_on_request
 from rlhf_cli.train.source import StepSource
-from rlhf_cli.train.update import Loss, NonFiniteStep, accumulate, apply, culprits
+from rlhf_cli.train.update import Loss, NonFiniteStep, accumulate, clip_and_step, culprits
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RunResult:
         seconds: of this process in the loop.
         peak_memory: bytes, largest over this process.
         weights: name -> fp32 master of each trained parameter.
-        before: evaluation before the first step; empty in a continued run.
+        before: evaluation before the first step.
         after: evaluation after the last step.
     """
 
@@ -70,33 +71,50 @@ class Trainer:
         self.meter = Meter()
         self.file = MetricsFile(self.ctx.out / "metrics.jsonl")
         self.step = 0
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
 
     def run(self, checkpoint: Path | None) -> RunResult:
         """Train from a checkpoint, or from the beginning, to the last step."""
         began = time.monotonic()
         if checkpoint is not None:
             self._continue_from(checkpoint)
-        before = self._evaluate() if self.step == 0 else {}
-        after = self._train() or self._evaluate()
+        else:
+            self.file.cut(0)
+            self.before = self._evaluate()
+            self._log(under("eval/", self.before))
+        with stop_on_request() as stop:
+            self._train(stop)
         seconds = time.monotonic() - began
         memory = peak_memory(self.ctx.device)
-        return RunResult(self.step, seconds, memory, self.optimizer.masters, before, after)
+        return RunResult(
+            self.step, seconds, memory, self.optimizer.masters, self.before, self.after
+        )
 
-    def _train(self) -> dict[str, float]:
-        """All remaining steps; returns the evaluation after the last one."""
-        evaluation: dict[str, float] = {}
-        total = self.source.total_steps
-        with contextlib.closing(ProgressLine(total, self.step)) as progress:
+    def _train(self, stop: StopRequest) -> None:
+        """All remaining steps."""
+        with contextlib.closing(ProgressLine(self.source.total_steps, self.step)) as progress:
             while self._take():
+                values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
-                    values = self.meter.read()
-                    self.file.write(self.step, values)
+                    values |= self.meter.read()
                     progress.show(self.step, values)
                 if self._due(self.cfg.eval_steps):
-                    evaluation = self._evaluate()
-                if self._due(self.cfg.save_steps):
+                    progress.close()
+                    self.after = self._evaluate()
+                    values |= under("eval/", self.after)
+                self._log(values)
+                if stop or self._due(self.cfg.save_steps):
                     self._save()
-        return evaluation
+                if stop and self.step < self.source.total_steps:
+                    raise Interrupted(
+                        f"{stop.name} after step {self.step}; the checkpoint is written. "
+                        "Give the same command again to continue"
+                    )
+
+    def _log(self, values: dict[str, float]) -> None:
+        if values:
+            self.file.write(self.step, values)
 
     def _due(self, every: int) -> bool:
         """Whether something is to be done after this step; the last step is always one."""
@@ -112,7 +130,7 @@ class Trainer:
         device_rows = [rows.to(self.ctx.device) for rows in step]
         gradients = accumulate(device_rows, self.loss, self.optimizer)
         try:
-            apply(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
+            clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
         self.step += 1
@@ -122,8 +140,8 @@ class Trainer:
             {
                 **gradients.metrics,
                 "grad_norm": (gradients.norm, 1),
-                "lr": (torch.tensor(lr), 1),
-                "step_seconds": (torch.tensor(seconds), 1),
+                "lr": (torch.tensor(lr, dtype=torch.float64), 1),
+                "step_seconds": (torch.tensor(seconds, dtype=torch.float64), 1),
                 "tokens_per_second": (torch.tensor(float(tokens)), seconds),
             }
         )
@@ -146,7 +164,6 @@ class Trainer:
             return {}
         with torch.no_grad():
             values = self.evaluate()
-        self.file.write(self.step, {f"eval/{name}": value for name, value in values.items()})
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         say(f"held-out after step {self.step}: {shown}")
         return values
@@ -155,6 +172,9 @@ class Trainer:
         state = {
             "source": self.source.state_dict(),
             "meter": self.meter.state_dict(),
+            "lines": self.file.lines,
+            "before": self.before,
+            "after": self.after,
             "machinery": self.machinery,
         }
         save_checkpoint(self.ctx.out, self.step, self.optimizer, state, self.cfg.keep_checkpoints)
@@ -163,12 +183,17 @@ class Trainer:
         state = load_checkpoint(checkpoint, self.optimizer)
         self.source.load_state_dict(state["source"])
         self.meter.load_state_dict(state["meter"])
-        self.step = state["step"]
-        self.file.cut(self.step)
+        self.file.cut(state["lines"])
+        self.step, self.before, self.after = state["step"], state["before"], state["after"]
         say(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
         )
+
+
+def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    """The values with a prefix to their names."""
+    return {f"{prefix}{name}": value for name, value in values.items()}
 
 
 def fit(
@@ -207,14 +232,30 @@ def fit(
     return trainer.run(checkpoint)
 
 
-def stored_machinery(checkpoint: Path | None) -> dict[str, Any]:
-    """What the run that wrote a checkpoint cut and rounded with; empty for a fresh run."""
-    return dict(read_state(checkpoint)["machinery"]) if checkpoint else {}
+def agree_with(checkpoint: Path | None, machinery: dict[str, Any]) -> dict[str, Any]:
+    """The machinery of a run, which a continued one takes from its checkpoint.
+
+    Raises:
+        CheckpointError: what computes here, or from what, is not as it was there.
+    """
+    if checkpoint is None:
+        return machinery
+    stored = dict(read_state(checkpoint)["machinery"])
+    torch.set_num_threads(stored["threads"])
+    fixed = stored.keys() - {"threads", "micro_batch_tokens"}
+    differing = [name for name in sorted(fixed) if stored[name] != machinery[name]]
+    if differing:
+        changes = ", ".join(f"{n}: {stored[n]} -> {machinery[n]}" for n in differing)
+        raise CheckpointError(
+            f"{checkpoint}: cannot be continued here, because {changes}; "
+            "continue with what it began with, or give another output_dir"
+        )
+    return stored
 
 
 def find_checkpoint(out: Path, resume: str) -> Path | None:
     """Where to continue: a path given by `resume`, else the newest in the run folder."""
-    return latest_checkpoint(out) if resume in ("auto", "never") else Path(resume)
+    return latest_checkpoint(out) if resume in ("auto", "never") else Path(resume).expanduser()
 
 
 def peak_memory(device: torch.device) -> int:

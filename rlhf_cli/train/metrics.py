@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError
+from rlhf_cli.run_folder import write_text_atomic
 from rlhf_cli.train.update import Metrics
 
 
@@ -50,6 +51,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lines = 0
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line.
@@ -61,23 +63,16 @@ class MetricsFile:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+            self.lines += 1
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 
-    def cut(self, step: int) -> None:
-        """Drop lines after `step`, and a last line that a crash left half-written."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except ValueError:
-                break
-        partial = self.path.with_suffix(".tmp")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.path)
+    def cut(self, lines: int) -> None:
+        """Keep the first lines: those that stood when a checkpoint was written."""
+        if self.path.exists():
+            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
+            write_text_atomic(self.path, "".join(kept))
+        self.lines = lines
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -112,9 +107,10 @@ class ProgressLine:
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the line standing."""
-        if self.live:
+        """Leave the line standing; what is printed next begins below it."""
+        if self.live and self.shown:
             print(file=sys.stderr, flush=True)
+            self.shown = 0.0
 
 
 def _clock(seconds: float) -> str:

@@ -106,8 +106,7 @@ class MasterAdamW:
             master.copy_(masters[name])
         for key, value in moments.items():
             name, _, slot = key.rpartition("/")
-            device = "cpu" if slot == "step" and not self._adamw.defaults["fused"] else None
             master = self.masters[name]
-            self._adamw.state[master][slot] = value.to(device or master.device)
+            self._adamw.state[master][slot] = value.to(master.device)
         if self._rounded:
             self._round()

@@ -29,12 +29,10 @@ class Gradients:
     Attributes:
         metrics: sums and counts, the loss among them.
         norm: of the gradient of all parameters together, before clipping.
-        counts: of each unit over the whole step.
     """
 
     metrics: Metrics
     norm: Tensor
-    counts: Mapping[str, int]
 
 
 def accumulate(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> Gradients:
@@ -56,10 +54,10 @@ def accumulate(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> Grad
     metrics["loss"] = (metrics["loss"][0], 1)
     gradients = list(optimizer.gradients().values())
     norm = torch.nn.utils.get_total_norm(gradients)
-    return Gradients(metrics, norm, counts)
+    return Gradients(metrics, norm)
 
 
-def apply(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
+def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
     """Check, clip and step.
 
     Raises:

@@ -49,10 +49,7 @@ def _answer_all(
 ) -> None:
     """In batches, in the order given; each batch is written as soon as it is there."""
     finished = 0
-    target = Path(cfg.output) if cfg.output else None
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("", encoding="utf-8")
+    target = _open_output(Path(cfg.output)) if cfg.output else None
     for first in range(0, len(prompts), cfg.batch_size):
         batch = slice(first, first + cfg.batch_size)
         rollout = generate(model, tokenizer, tokens[batch], cfg.sampling)
@@ -60,6 +57,16 @@ def _answer_all(
         _write(prompts[batch], rollout, tokenizer, target)
     where = f" -> {target}" if target else ""
     say(f"{len(prompts)} responses, {finished} ended by themselves{where}")
+
+
+def _open_output(target: Path) -> Path:
+    """An empty file; refused before the first answer where it cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"output: {target} cannot be written ({error.strerror})") from error
+    return target
 
 
 def _write(prompts: list[Prompt], rollout: Rollout, tokenizer: Any, target: Path | None) -> None:

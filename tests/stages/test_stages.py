@@ -190,6 +190,32 @@ def test_every_layout_trains_alike(tmp_path):
     assert logged[0] == pytest.approx(logged[2], abs=1e-5)
 
 
+def test_a_template_with_its_own_turn_end_is_stopped_at(tmp_path, rows, capsys):
+    """ChatML's turn end is not the tokenizer's end of text; the result knows both."""
+    template = tmp_path / "chatml.jinja"
+    template.write_text(
+        "{% for m in messages %}<|system|>{{ m.role }}:{{ m.content }}<|user|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|system|>assistant:{% endif %}"
+    )
+    turns = [{"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}]
+    data, out = rows({"messages": turns}), tmp_path / "run"
+    settings = [f"data={data}", f"model.chat_template={template}", "max_steps=40"]
+    assert cli.main(["sft", "model=tiny", *settings, f"output_dir={out}", *FAST]) == 0
+    saved = json.loads((out / "model" / "generation_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    ends = tokenizer.convert_tokens_to_ids(["<|end|>", "<|user|>"])
+    assert saved["eos_token_id"] == ends
+    capsys.readouterr()
+    assert cli.main(["generate", f"model={out}", "prompt=Tea?", "temperature=0"]) == 0
+    assert capsys.readouterr().out.strip() == "Yes."
+
+
+def test_a_response_needs_room(sft_run, capsys):
+    argv = ["generate", f"model={sft_run}", "prompt=Tea?", "max_new_tokens=600"]
+    assert cli.main(argv) == 2
+    assert "positions for 512. Try max_new_tokens=50" in capsys.readouterr().err
+
+
 def test_prompts_of_a_file_are_answered_into_a_file(sft_run, rows, tmp_path, capsys):
     prompts = rows({"prompt": "Tea?"}, {"prompt": [{"role": "user", "content": "Salt?"}]})
     answers = tmp_path / "out" / "answers.jsonl"

@@ -1,0 +1,45 @@
+"""Stop on request: finish the step, write a checkpoint, then end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf_cli.context import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether somebody asked the run to stop."""
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.name)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler; the second request does not wait for the step."""
+        if self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+        say(f"\n{self.name}: finishing the step and writing a checkpoint; once more stops at once")
+
+
+@contextmanager
+def stop_on_request() -> Iterator[StopRequest]:
+    """Turn SIGINT and SIGTERM into a request that the loop reads between two steps."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may set handlers
+        return
+    before = [signal.signal(number, request.note) for number in SIGNALS]
+    try:
+        yield request
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,29 @@
+"""The whole tiny chain, as `make demo` runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.resources import shipped
+
+
+@pytest.mark.slow
+def test_the_chain_reaches_half_of_the_judges_points_and_prints_its_table(tmp_path):
+    scripts = Path(sys.executable).parent
+    run = subprocess.run(
+        ["bash", str(shipped("recipes") / "tiny" / "run.sh"), str(tmp_path / "runs")],
+        env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    table = [line for line in run.stdout.splitlines() if line.startswith("sft ")]
+    points = float(table[0].split(" of ")[0].split()[-1])
+    assert points >= 3.0
+    manifest = json.loads((tmp_path / "runs" / "sft" / "manifest.json").read_text())
+    assert manifest["after"]["loss"] < 0.6 * manifest["before"]["loss"]
