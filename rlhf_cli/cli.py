@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import __version__
-from rlhf_cli.errors import ConfigError, OutOfMemory, RlhfError
-from rlhf_cli.names import nearest
+from rlhf_cli.command_line import failures
+from rlhf_cli.command_line.words import CommandLine, parse
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
+from rlhf_cli.resources import SHIPPED
 from rlhf_cli.stages.registry import COMMANDS, Command
-from rlhf_cli.words import CommandLine, parse
 
 if TYPE_CHECKING:
-    from rlhf_cli.config import Resolved
+    from rlhf_cli.config.resolve import Resolved
 
 
 def entry() -> int:
@@ -31,14 +33,14 @@ def main(argv: list[str]) -> int:
         return _tell(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return Interrupted.exit_code
     except BrokenPipeError:  # the reader of our output, as in `rlhf sft --help | head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        # torch's class of this name, without importing torch
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return _tell(OutOfMemory(_out_of_memory(error)))
+        known = failures.known(error, COMMANDS.get(argv[0]))
+        if known:
+            return _tell(known)
         traceback.print_exc()
         return 1
 
@@ -49,14 +51,9 @@ def _tell(error: RlhfError) -> int:
     return error.exit_code
 
 
-def _out_of_memory(error: BaseException) -> str:
-    cause = str(error).partition("\n")[0] or "out of memory"
-    return f"{cause}. Try train.micro_batch_tokens=2048 or train.gradient_checkpointing=true"
-
-
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("--help", "-h", "help"):
-        from rlhf_cli.help import overview
+        from rlhf_cli.command_line.help import overview
 
         print(overview(), flush=True)
         return 0 if argv else ConfigError.exit_code
@@ -66,7 +63,7 @@ def _dispatch(argv: list[str]) -> int:
     command = _command(argv[0])
     line = parse(command, argv[1:])
     if line.help:
-        from rlhf_cli.help import page
+        from rlhf_cli.command_line.help import page
 
         print(page(command), flush=True)
         return 0
@@ -82,14 +79,14 @@ def _command(word: str) -> Command:
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
-    from rlhf_cli.config import resolve  # Hydra: 0.2 s that the help need not wait for
+    from rlhf_cli.config.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
 
     if command.trains and not line.recipes and not line.sets(*_OWN_START):
-        line.recipes.append(f"tiny/{command.name}")
-        print(f"no model or data given: using recipe tiny/{command.name}", file=sys.stderr)
+        line.recipes.append(f"{SHIPPED}/{command.name}")
+        print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
     resolved = resolve(command, line)
     if line.show_config:
-        from rlhf_cli.dialect import to_yaml
+        from rlhf_cli.config.yaml12 import to_yaml
 
         print(to_yaml(command.name, resolved.tree), end="", flush=True)
     elif command.trains:
@@ -104,24 +101,29 @@ _OWN_START = ("model", "model.path", "model.init", "model.architecture", "data",
 
 
 def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
-    from rlhf_cli import lock, run_folder
+    from rlhf_cli.runs import folder, lock
 
     config = resolved.config
-    out: Path = run_folder.allocate(command.name, config.output_dir)
-    if run_folder.claim(out, resolved.tree, command.name, config.resume) == "complete":
-        print(f"already complete: {out}")
-        return
+    out = folder.allocate(command.name, config.output_dir)
     try:
-        run_folder.begin_manifest(out, command.name, argv, resolved.tree)
-        summary = _runner(command)(config, out)
-    except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        run_folder.finish_manifest(out, "failed", error=reason)
-        raise
-    else:
-        run_folder.finish_manifest(out, "complete", **summary)
+        if folder.claim(out, resolved.tree, command.name, config.resume) == "complete":
+            print(f"already complete: {out}")
+        else:
+            _run_in(out, command, resolved, argv)
     finally:
         lock.release(out)
+
+
+def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
+    from rlhf_cli.runs import manifest
+
+    try:
+        manifest.begin(out, command.name, argv, resolved.tree)
+        summary = _runner(command)(resolved.config, out)
+    except BaseException as error:
+        manifest.fail(out, error)
+        raise
+    manifest.complete(out, **summary)
 
 
 def _runner(command: Command) -> Callable[..., Any]:

@@ -1,23 +1,24 @@
 """What can go wrong, as a user sees it: one clear line and an exit code.
 
-A message says where, what was there, what is needed and what to do, in words the user typed.
+A message says where, what was there, what is needed and what to do, in words the user typed. The
+first clause of a docstring is what the help says about the exit code.
 """
 
 
 class RlhfError(Exception):
-    """Root of every error this package raises on purpose; the message is for the user."""
+    """Any other error; root of all that this package raises on purpose, worded for the user."""
 
     exit_code = 1
 
 
 class ConfigError(RlhfError):
-    """The configuration cannot be run; the message holds one line per problem."""
+    """The configuration is wrong; the message holds one line per problem."""
 
     exit_code = 2
 
 
 class DataError(RlhfError):
-    """A data file is missing, empty or holds rows that cannot be trained on."""
+    """Data are missing or cannot be used; a file is not there, is empty or has bad rows."""
 
     exit_code = 3
 
@@ -35,7 +36,7 @@ class CheckpointError(RlhfError):
 
 
 class OutOfMemory(RlhfError):
-    """The device has too little memory; the message names overrides that need less."""
+    """Out of memory; the message names overrides that need less."""
 
     exit_code = 4
 
@@ -47,9 +48,17 @@ class NonFinite(RlhfError):
 
 
 class Interrupted(RlhfError):
-    """A signal ended the run after its checkpoint was written."""
+    """Interrupted; a signal ended the run, whose last checkpoint stands."""
 
     exit_code = 130
+
+
+def exit_codes() -> dict[int, str]:
+    """Every exit code of the command line, in words."""
+    kinds: list[type[RlhfError]] = [RlhfError, *RlhfError.__subclasses__()]
+    own = {kind.exit_code: kind for kind in kinds if "exit_code" in vars(kind)}
+    meanings = {code: (kind.__doc__ or "").partition(";")[0] for code, kind in own.items()}
+    return {0: "done", **{code: text[:1].lower() + text[1:] for code, text in meanings.items()}}
 
 
 def first_line(error: BaseException) -> str:

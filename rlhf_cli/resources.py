@@ -5,11 +5,24 @@ from typing import Literal
 
 PACKAGE = Path(__file__).resolve().parent
 
+SHIPPED = "tiny"
+"""The model, the rows and the recipes that come with the package go by this name."""
+
 
 def shipped(kind: Literal["configs", "recipes"]) -> Path:
     """The folder of group files or recipes: in the package of a wheel, else the repository's."""
     installed = PACKAGE / kind
     return installed if installed.is_dir() else PACKAGE.parent / kind
+
+
+def shipped_model(name: str = SHIPPED) -> Path:
+    """The folder of a shipped model: a config and a tokenizer, no weights."""
+    return shipped("recipes") / name / "model"
+
+
+def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
+    """The file of a stage's shipped rows; not every stage has one."""
+    return shipped("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
 
 
 def options(group: str) -> list[str]:

@@ -15,21 +15,12 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 FLOORS = {
-    **dict.fromkeys(("__init__", "errors", "schema", "resources", "words", "names", "paths"), 0),
-    **dict.fromkeys(("dialect", "fit", "check", "recipe", "compose", "config", "help", "lock"), 0),
-    "run_folder": 0,
-    "context": 1,
-    "kernels": 1,
-    "logprobs": 1,
-    "losses": 1,
-    "data": 2,
-    "models": 2,
-    "rollout": 3,
-    "train": 3,
+    **dict.fromkeys(("errors", "resources", "config", "command_line", "runs"), 0),
+    **dict.fromkeys(("context", "kernels", "logprobs", "losses"), 1),
+    **dict.fromkeys(("data", "models"), 2),
+    **dict.fromkeys(("rollout", "train"), 3),
     "stages": 4,
-    "verbs": 5,
-    "cli": 5,
-    "__main__": 5,
+    **dict.fromkeys(("verbs", "cli", "__main__"), 5),
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "safetensors"}
 

@@ -1,5 +1,6 @@
 """The command line as a process sees it: streams, exit codes, and what is imported when."""
 
+import errno
 import json
 import re
 import shutil
@@ -11,9 +12,10 @@ import pytest
 
 import rlhf_cli
 from rlhf_cli import cli, resources
-from rlhf_cli.errors import DataError, Interrupted, NonFinite
-from rlhf_cli.help import docs, page
-from rlhf_cli.schema import aliases, knobs
+from rlhf_cli.command_line.help import docs, page
+from rlhf_cli.config.schema import aliases, knobs
+from rlhf_cli.errors import DataError, Interrupted, NonFinite, exit_codes
+from rlhf_cli.runs import files
 from rlhf_cli.stages.registry import COMMANDS
 
 TINY = ["model=tiny", "data=tiny"]
@@ -52,8 +54,14 @@ def test_overview_names_every_command_and_exit_code(capsys):
     text = capsys.readouterr().out
     for name in COMMANDS:
         assert f"\n  {name} " in text
-    for code in (0, 1, 2, 3, 4, 5, 130):
-        assert re.search(rf"^ +{code}  \w", text, re.MULTILINE)
+    for code, meaning in exit_codes().items():
+        assert f"\n  {code:>3}  {meaning}\n" in text
+
+
+def test_every_exit_code_has_a_meaning():
+    assert list(exit_codes()) == [0, 1, 2, 3, 4, 5, 130]
+    assert exit_codes()[1] == "any other error"
+    assert exit_codes()[3] == "data are missing or cannot be used"
 
 
 def test_no_command_is_a_wrong_command_line(capsys):
@@ -89,7 +97,7 @@ def test_a_page_tells_type_range_and_unit():
     assert re.search(r"train\.lr=2e-5 +number > 0\n", text)
     assert re.search(r"train\.max_steps=0 +whole number >= 0 \(optimizer steps\)\n", text)
     assert re.search(r"train\.schedule=cosine +cosine \| linear \| constant \| wsd\n", text)
-    assert re.search(r"model=tiny +Preset\. The shipped two-layer", text)
+    assert re.search(r"model=tiny +Preset\. The shipped model of four", text)
 
 
 def test_help_wins_over_everything_else_on_the_line(capsys):
@@ -224,6 +232,10 @@ class OutOfMemoryError(RuntimeError):
     """Named as torch's."""
 
 
+class SafetensorError(Exception):
+    """Named as the library's."""
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -233,23 +245,68 @@ class OutOfMemoryError(RuntimeError):
         (KeyboardInterrupt(), 130),
         (MemoryError(), 4),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 4),
+        (RuntimeError("CUDA error: out of memory"), 4),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), 4),
+        (OSError(errno.ENOSPC, "No space left on device", "cache/x"), 1),
+        (OSError(errno.EROFS, "Read-only file system", "cache/x"), 1),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), 1),
     ],
 )
 def test_an_error_of_a_run_is_told_without_traceback(error, code, monkeypatch, capsys):
     failing(monkeypatch, error)
     assert cli.main(["sft", *TINY, "output_dir=out"]) == code
     assert "Traceback" not in capsys.readouterr().err
-    assert manifest("out")["status"] == "failed"
+    assert manifest("out")["status"] == ("interrupted" if code == 130 else "failed")
     assert manifest("out")["error"].startswith(type(error).__name__)
 
 
-def test_out_of_memory_names_what_to_try(monkeypatch, capsys):
-    failing(monkeypatch, OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
-    cli.main(["sft", *TINY, "output_dir=out"])
-    assert capsys.readouterr().err == (
-        "error: CUDA out of memory. Tried to allocate 2 GiB. "
-        "Try train.micro_batch_tokens=2048 or train.gradient_checkpointing=true\n"
-    )
+CPU_OUT_OF_MEMORY = (  # as torch 2.11 says it
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you "
+    "tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 is full. So.\nx"),
+            "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 is full",
+        ),
+        (
+            RuntimeError(CPU_OUT_OF_MEMORY),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000000 "
+            "bytes. Error code 12 (Cannot allocate memory)",
+        ),
+        (MemoryError(), "out of memory"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (
+            ["sft", *TINY, "output_dir=out"],
+            "Try train.micro_batch_tokens=2048 or train.gradient_checkpointing=true",
+        ),
+        (["generate", "model=tiny", "prompt=x"], "Try batch_size=1 or max_new_tokens=64"),
+    ],
+)
+def test_out_of_memory_names_keys_of_the_command(monkeypatch, capsys, error, said, argv, advice):
+    failing(monkeypatch, error)
+    assert cli.main(argv) == 4
+    assert capsys.readouterr().err == f"error: {said}. {advice}\n"
+    assert cli.main([*argv, *advice.split()[1::2], "--cfg"]) == 0
+
+
+def test_torch_says_on_a_cpu_what_we_take_for_out_of_memory(monkeypatch, capsys):
+    import torch
+
+    def run(*args: object) -> None:
+        torch.empty(10**15)
+
+    monkeypatch.setattr(cli, "_runner", lambda command: run)
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 4
+    assert capsys.readouterr().err.startswith("error: DefaultCPUAllocator: can't allocate memory")
 
 
 def test_an_unexpected_error_shows_its_traceback(monkeypatch, capsys):
@@ -265,6 +322,38 @@ def test_a_failed_run_can_be_started_again(monkeypatch, calls):
     assert cli.main(["sft", *TINY, "output_dir=out"]) == 0
     assert manifest("out")["status"] == "complete"
     assert len(manifest("out")["starts"]) == 2
+
+
+def test_an_interrupted_run_goes_on(monkeypatch, calls):
+    with monkeypatch.context() as patched:
+        failing(patched, KeyboardInterrupt())
+        assert cli.main(["sft", *TINY, "output_dir=out"]) == 130
+    Path("out/checkpoints/step-000001").mkdir(parents=True)
+    assert cli.main(["sft", *TINY, "output_dir=out", "train.log_steps=7"]) == 0
+    assert manifest("out")["status"] == "complete"
+
+
+def test_an_error_is_told_though_the_disk_is_full_by_then(monkeypatch, capsys):
+    def fill_the_disk(*args: object) -> None:
+        def fail(handle: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(files.os, "fsync", fail)
+        raise DataError("rows.jsonl:3: no text")
+
+    monkeypatch.setattr(cli, "_runner", lambda command: fill_the_disk)
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 3
+    assert capsys.readouterr().err == "error: rows.jsonl:3: no text\n"
+    assert not Path("out/.lock").exists()
+
+
+def test_runs_that_is_a_file_is_one_line(calls, capsys):
+    Path("runs").touch()
+    assert cli.main(["sft", *TINY]) == 1
+    assert capsys.readouterr().err == (
+        "error: runs: cannot be written (file exists); give another output_dir=FOLDER, and start "
+        "again\n"
+    )
 
 
 def test_the_module_is_the_script():

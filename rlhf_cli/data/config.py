@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from rlhf_cli.schema import AtLeast, DataPath, Unit
+from rlhf_cli.config.schema import AtLeast, DataPath, Unit
 
 
 @dataclass(kw_only=True)

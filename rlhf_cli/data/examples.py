@@ -22,7 +22,8 @@ from rlhf_cli.data.progress import track
 from rlhf_cli.data.reader import RecordReader
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.rows import RowMaker
-from rlhf_cli.data.sources import SHIPPED, DataFiles, data_files, read_rows, resolve
+from rlhf_cli.data.sources import DataFiles, data_files, read_rows, resolve
+from rlhf_cli.resources import SHIPPED
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 from rlhf_cli.data.row_errors import Malformed
 from rlhf_cli.errors import DataError
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import SHIPPED, shipped_rows
 
 SUFFIXES = (".jsonl", ".txt")
-SHIPPED = "tiny"
 NEED = "need a .jsonl or .txt file, a folder of them, or tiny (the shipped rows)"
 _BOM = b"\xef\xbb\xbf"
 
@@ -86,7 +85,7 @@ def resolve(path: str, stage: str, split: Split) -> Path:
         DataError: nothing is there.
     """
     if path == SHIPPED:
-        found = shipped("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
+        found = shipped_rows(stage, split)
         if not found.is_file():
             raise DataError(f"tiny: no shipped {split} rows for {stage}; {NEED}")
         return found

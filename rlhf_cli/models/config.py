@@ -1,7 +1,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from rlhf_cli.schema import AtLeast, FilePath, ModelPath
+from rlhf_cli.config.schema import AtLeast, FilePath, ModelPath
+from rlhf_cli.resources import SHIPPED
+
+MIN_VOCAB_SIZE = 256 + 5
+"""Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
 
 
 @dataclass(kw_only=True)
@@ -33,8 +37,8 @@ class ModelConfig:
     """Tokenizer folder or hub id; empty takes the one at `path`."""
 
     tokenizer_vocab_size: Annotated[int, AtLeast(0)] = 0
-    """Train a byte-level BPE of this many tokens on the training text; needs `init=scratch`.
-    0 trains none, save that `init=scratch` without any tokenizer takes 8192."""
+    """Train a byte-level BPE of this many tokens on the training text; needs `init=scratch` and at
+    least 261. 0 trains none, save that `init=scratch` without any tokenizer takes 8192."""
 
     chat_template: Annotated[str, FilePath()] = ""
     """Jinja file that replaces the tokenizer's chat template."""
@@ -45,7 +49,7 @@ class ModelConfig:
     @property
     def from_scratch(self) -> bool:
         """Whether the weights are drawn at random."""
-        return self.init == "scratch" or (self.init == "auto" and self.path == "tiny")
+        return self.init == "scratch" or (self.init == "auto" and self.path == SHIPPED)
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
@@ -63,6 +67,12 @@ class ModelConfig:
         if self.architecture and not isinstance(self.architecture.get("model_type"), str):
             found.append(
                 "model.architecture: got no model_type. Try model.architecture.model_type=llama"
+            )
+        if 0 < self.tokenizer_vocab_size < MIN_VOCAB_SIZE:
+            found.append(
+                f"model.tokenizer_vocab_size: got {self.tokenizer_vocab_size}; need 0, or at least "
+                f"{MIN_VOCAB_SIZE}: 256 bytes and 5 special tokens. "
+                "Try model.tokenizer_vocab_size=8192"
             )
         if self.tokenizer_vocab_size and not self.from_scratch:
             found.append(

@@ -7,11 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlhf_cli.errors import ModelError, RlhfError, first_line
-from rlhf_cli.resources import shipped
-from rlhf_cli.run_folder import resolve_run
-
-SHIPPED = {"tiny": "tiny/model"}
-"""Models that come with the package: a config and a tokenizer, no weights."""
+from rlhf_cli.resources import SHIPPED, shipped_model
+from rlhf_cli.runs.folder import resolve_run
 
 DEFAULT_ARCHITECTURE = {
     "model_type": "llama",
@@ -34,8 +31,8 @@ def locate(path: str) -> str:
     Raises:
         ModelError: the folder is a run that is not finished.
     """
-    if path in SHIPPED:
-        return str(shipped("recipes") / SHIPPED[path])
+    if path == SHIPPED:
+        return str(shipped_model(path))
     folder = Path(path).expanduser()
     return str(resolve_run(folder)) if folder.is_dir() else path
 

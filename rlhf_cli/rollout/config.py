@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from rlhf_cli.schema import Above, AtLeast, AtMost, Unit
+from rlhf_cli.config.schema import Above, AtLeast, AtMost, Seed, Unit
 
 
 @dataclass(kw_only=True)
@@ -26,5 +26,5 @@ class SamplingConfig:
     stop: list[str] = field(default_factory=list)
     """Strings that end a response, beside the model's own end tokens."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""

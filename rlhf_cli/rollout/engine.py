@@ -81,9 +81,7 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
 
 
-def _generation_config(
-    sampling: SamplingConfig, ends: list[int], filler: int
-) -> GenerationConfig:
+def _generation_config(sampling: SamplingConfig, ends: list[int], filler: int) -> GenerationConfig:
     common: dict[str, Any] = {
         "max_new_tokens": sampling.max_new_tokens,
         "eos_token_id": ends,

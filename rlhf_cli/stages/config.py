@@ -2,9 +2,9 @@ from dataclasses import dataclass, field
 from os.path import expanduser, isdir
 from typing import Annotated, Literal
 
+from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.schema import OutputPath
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -19,7 +19,7 @@ class StageConfig:
     kernels: Literal["auto", "none"] = "auto"
     """`auto` takes the fastest implementation that runs here; `none` the plain ones."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, order and noise."""
 
     output_dir: Annotated[str, OutputPath()] = ""
@@ -32,7 +32,7 @@ class StageConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
-        if self.data.path in ("", "none", "auto"):
+        if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "
                 "Try data=rows.jsonl, or data=tiny (shipped rows)"

@@ -11,7 +11,7 @@ from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
-from rlhf_cli.run_folder import write_json_atomic
+from rlhf_cli.runs.files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError, first_line
+from rlhf_cli.runs.folder import checkpoints
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 1
@@ -62,22 +63,14 @@ def save_checkpoint(
             f"{final}: the checkpoint could not be written ({_reason(error)}); {stands}. "
             "Free disk space or choose another output_dir, then give the same command again"
         ) from error
-    for old in list_checkpoints(out)[:-keep]:
+    for old in checkpoints(out)[:-keep]:
         _remove(old)
     return final
 
 
-def list_checkpoints(out: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    folder = out / FOLDER
-    found = folder.glob("step-*") if folder.is_dir() else ()
-    complete = [path for path in found if path.name.removeprefix("step-").isdigit()]
-    return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
-
-
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run folder."""
-    found = list_checkpoints(out)
+    found = checkpoints(out)
     return found[-1] if found else None
 
 

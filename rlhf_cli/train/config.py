@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.schema import Above, AtLeast, AtMost, Unit
+from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Machinery, Unit
 
 
 @dataclass(kw_only=True)
@@ -20,7 +20,7 @@ class TrainConfig:
     batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 32
     """Examples per optimizer step over all devices; mathematics, not memory."""
 
-    micro_batch_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    micro_batch_tokens: Annotated[int, AtLeast(0), Machinery(), Unit("tokens")] = 0
     """Tokens one forward pass holds; no effect on the result. 0 finds it from the model's shape and
     the device's memory."""
 
@@ -42,10 +42,10 @@ class TrainConfig:
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     """Decoupled decay of AdamW on matrices; biases and norms have none."""
 
-    adam_beta1: Annotated[float, AtLeast(0), AtMost(1)] = 0.9
+    adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     """Decay of AdamW's first moment."""
 
-    adam_beta2: Annotated[float, AtLeast(0), AtMost(1)] = 0.999
+    adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     """Decay of AdamW's second moment."""
 
     adam_epsilon: Annotated[float, Above(0)] = 1e-8
@@ -57,14 +57,14 @@ class TrainConfig:
     eval_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
     """Evaluate every so many steps; 0 evaluates before the first and after the last step only."""
 
-    save_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    save_steps: Annotated[int, AtLeast(0), Machinery(), Unit("optimizer steps")] = 0
     """Write a checkpoint every so many steps; 0 only at the end."""
 
-    keep_checkpoints: Annotated[int, AtLeast(1)] = 3
+    keep_checkpoints: Annotated[int, AtLeast(1), Machinery()] = 3
     """Newest checkpoints to keep."""
 
-    log_steps: Annotated[int, AtLeast(1), Unit("optimizer steps")] = 1
+    log_steps: Annotated[int, AtLeast(1), Machinery(), Unit("optimizer steps")] = 1
     """Write one line of metrics every so many steps; values in between are merged, not lost."""
 
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, Machinery()] = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""

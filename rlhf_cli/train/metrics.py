@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.run_folder import write_text_atomic
+from rlhf_cli.runs.files import write_text_atomic
 from rlhf_cli.train.update import Metrics
 
 

@@ -1,9 +1,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.schema import AtLeast, DataPath, OutputPath
 
 
 @dataclass(kw_only=True)
@@ -34,9 +34,9 @@ class GenerateConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
-        if self.prompt and self.prompts:
+        if self.prompt and not no_rows(self.prompts):
             found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
-        if not self.prompt and self.prompts in ("", "none", "auto"):
+        if not self.prompt and no_rows(self.prompts):
             found.append(
                 'prompt: none given; need a prompt or a file of prompts. Try prompt="Hello, you", '
                 "or prompts=FILE"

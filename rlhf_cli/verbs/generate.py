@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import TextStreamer
 
+from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import open_context, say
 from rlhf_cli.data.fields import Prompt
 from rlhf_cli.data.prompts import PromptEncoder, load_prompts
@@ -37,7 +38,7 @@ def run(cfg: GenerateConfig) -> None:
 def _prompts(cfg: GenerateConfig) -> list[Prompt]:
     given = [cfg.prompt] if isinstance(cfg.prompt, str) else cfg.prompt
     prompts: list[Prompt] = [prompt for prompt in given if prompt]
-    return prompts + (load_prompts(cfg.prompts) if cfg.prompts else [])
+    return prompts + ([] if no_rows(cfg.prompts) else load_prompts(cfg.prompts))
 
 
 def _answer_all(

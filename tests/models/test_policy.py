@@ -15,6 +15,7 @@ from transformers import (
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import choose
+from rlhf_cli.models import attention
 from rlhf_cli.models.attention import RowLayout, per_row_attention
 from rlhf_cli.models.load import disable_dropout
 from rlhf_cli.models.policy import Policy
@@ -105,7 +106,11 @@ def test_padded_equals_flat(name):
 
 @pytest.mark.parametrize("lengths", [(600,), (3, 3, 3), (2, 9, 40, 41), (520, 4)])
 @pytest.mark.parametrize("window", [None, 6])
-def test_every_path_of_per_row_attention_equals_a_masked_whole(lengths, window):
+@pytest.mark.parametrize("products", [True, False])
+def test_every_path_of_per_row_attention_equals_a_masked_whole(
+    lengths, window, products, monkeypatch
+):
+    monkeypatch.setattr(attention, "_products_are_faster", lambda tensor, length: products)
     generator = torch.Generator().manual_seed(0)
     size = sum(lengths)
     q, k, v = (torch.randn(1, h, size, 8, generator=generator) for h in (4, 2, 2))

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
-from rlhf_cli.errors import RlhfError
-from rlhf_cli.resources import options, recipes, shipped
-from rlhf_cli.schema import (
+from rlhf_cli.config.schema import (
     DataPath,
     FilePath,
     Knob,
@@ -24,6 +22,8 @@ from rlhf_cli.schema import (
     show,
     unmark,
 )
+from rlhf_cli.errors import RlhfError, exit_codes
+from rlhf_cli.resources import options, recipes, shipped
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 WIDTH = 100
@@ -53,16 +53,6 @@ Settings
 Exit codes
 {codes}"""
 
-_CODES = {
-    0: "done",
-    1: "any other error",
-    2: "the configuration is wrong",
-    3: "data is missing or cannot be used",
-    4: "out of memory",
-    5: "a loss or gradient was not finite",
-    130: "interrupted",
-}
-
 
 def overview() -> str:
     """The page of `rlhf --help`."""
@@ -70,7 +60,7 @@ def overview() -> str:
         f"  {name:<10} {textwrap.shorten(_purpose(command)[0], WIDTH - 13, placeholder='...')}"
         for name, command in COMMANDS.items()
     ]
-    codes = [f"  {code:>3}  {meaning}" for code, meaning in _CODES.items()]
+    codes = [f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items()]
     return _OVERVIEW.format(
         commands="\n".join(commands),
         recipes=", ".join(recipes()) or "none",

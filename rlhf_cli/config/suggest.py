@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable
 
-from rlhf_cli.schema import Knob, aliases, groups, knobs
+from rlhf_cli.config.schema import Knob, aliases, groups, knobs
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 # Other trainers' names for the same thing.

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,7 @@ def acquire(path: Path) -> None:
 
     Raises:
         CheckpointError: Another process, still alive, owns it.
+        OSError: The folder cannot be written.
     """
     me = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
     with _guarded(path / NAME) as file:
@@ -42,12 +43,16 @@ def acquire(path: Path) -> None:
 
 
 def release(path: Path) -> None:
-    """Give a folder up, if this process owns it."""
-    if not (path / NAME).is_file():
-        return
-    with _guarded(path / NAME) as file:
+    """Give a folder up, if this process owns it; a lock left on a read-only disk binds nobody."""
+    with suppress(OSError):
+        if (path / NAME).is_file():
+            _give_up(path / NAME)
+
+
+def _give_up(lock: Path) -> None:
+    with _guarded(lock) as file:
         if (_owner(file) or {}).get("pid") == os.getpid():
-            (path / NAME).unlink()
+            lock.unlink()
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from rlhf_cli.dialect import Loader
+from rlhf_cli.config.suggest import nearest, nearest_path
+from rlhf_cli.config.yaml12 import Loader
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.names import nearest, nearest_path
 from rlhf_cli.resources import recipes, shipped
 
 

@@ -4,10 +4,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from rlhf_cli import paths
-from rlhf_cli.fit import choice, example, member, scalar
-from rlhf_cli.names import unknown_key
-from rlhf_cli.schema import (
+from rlhf_cli.config import paths
+from rlhf_cli.config.schema import (
     DataPath,
     Unfit,
     field_types,
@@ -18,6 +16,8 @@ from rlhf_cli.schema import (
     show,
     unmark,
 )
+from rlhf_cli.config.suggest import unknown_key
+from rlhf_cli.config.values import choice, example, member, scalar
 from rlhf_cli.stages.registry import Command
 
 

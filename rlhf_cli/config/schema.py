@@ -19,6 +19,13 @@ class Above:
 
 
 @dataclass(frozen=True)
+class Below:
+    """The number must be less than `bound`."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
 class AtLeast:
     """The number must be `bound` or more."""
 
@@ -40,8 +47,18 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Machinery:
+    """The key does not change what is computed, so a run may go on with another value of it."""
+
+
+@dataclass(frozen=True)
 class DataPath:
     """A file or folder of rows that must exist, or the shipped data `tiny` (else exit 3)."""
+
+
+def no_rows(path: str) -> bool:
+    """Whether a data path names no rows at all: left empty, `none`, or `auto`."""
+    return path in ("", "none", "auto")
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,9 @@ class FilePath:
 class OutputPath:
     """A place to write; never resolved against a recipe."""
 
+
+Seed = Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
+"""What every generator takes, NumPy's being the narrowest."""
 
 Marks = tuple[Any, ...]
 
@@ -146,6 +166,11 @@ def _knobs(node: Any, prefix: str) -> Iterator[Knob]:
             yield Knob(key, annotation, value, type(node))
 
 
+def machinery(config: type[Any]) -> set[str]:
+    """The keys of a command that do not change its result."""
+    return {knob.key for knob in knobs(config).values() if Machinery() in unmark(knob.type)[1]}
+
+
 def aliases(config: type[Any]) -> dict[str, str]:
     """The short names that mean something to a command and what they stand for."""
     known = knobs(config)
@@ -179,8 +204,8 @@ _WORDS: dict[Any, str] = {
 
 def bounds(marks: Marks) -> list[str]:
     """The range in symbols, for a message: `["> 0", "and <= 1"]`."""
-    signs = {Above: ">", AtLeast: ">=", AtMost: "<="}
-    found = [f"{signs[type(mark)]} {mark.bound:g}" for mark in marks if type(mark) in signs]
+    signs = {Above: ">", AtLeast: ">=", Below: "<", AtMost: "<="}
+    found = [f"{signs[type(mark)]} {show(mark.bound)}" for mark in marks if type(mark) in signs]
     return [text if i == 0 else f"and {text}" for i, text in enumerate(found)]
 
 

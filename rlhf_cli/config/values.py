@@ -1,11 +1,22 @@
 """Whether one value fits one annotation, and what could be typed instead."""
 
 import math
+import operator
 from typing import Any, Literal, get_args, get_origin
 
-from rlhf_cli import paths
-from rlhf_cli.names import nearest
-from rlhf_cli.schema import Above, AtLeast, AtMost, Marks, OutputPath, Unfit, show, unmark
+from rlhf_cli.config import paths
+from rlhf_cli.config.schema import (
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    Marks,
+    OutputPath,
+    Unfit,
+    show,
+    unmark,
+)
+from rlhf_cli.config.suggest import nearest
 
 
 def member(union: Any, value: Any) -> Any:
@@ -53,11 +64,11 @@ def _in_range(value: float, marks: Marks) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise Unfit
     for mark in marks:
-        too_small = (isinstance(mark, Above) and value <= mark.bound) or (
-            isinstance(mark, AtLeast) and value < mark.bound
-        )
-        if too_small or (isinstance(mark, AtMost) and value > mark.bound):
+        if type(mark) in _OUTSIDE and _OUTSIDE[type(mark)](value, mark.bound):
             raise Unfit
+
+
+_OUTSIDE = {Above: operator.le, AtLeast: operator.lt, Below: operator.ge, AtMost: operator.gt}
 
 
 def _text(value: str, marks: Marks) -> str:

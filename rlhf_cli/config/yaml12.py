@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import yaml  # type: ignore[import-untyped]
 
-from rlhf_cli.schema import show
+from rlhf_cli.config.schema import show
 
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9_]*)")
@@ -33,7 +33,14 @@ def _write_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", show(value))
 
 
+def _write_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML would write these as they stand and read them as line breaks
+    breaks = any(letter in value for letter in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if breaks else None)
+
+
 _Dumper.add_representer(float, _write_float)
+_Dumper.add_representer(str, _write_text)
 for _name, _pattern, _first in (
     ("bool", _BOOL, "tTfF"),
     ("int", _INT, "-+0123456789"),
@@ -48,14 +55,14 @@ for _name, _pattern, _first in (
 
 def to_yaml(stage: str, tree: dict[str, Any]) -> str:
     """Write a resolved configuration as a recipe that reads back to the same values."""
-    plain = {"stage": stage, **_escape(tree)}
+    plain = {"stage": stage, **escape(tree)}
     return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100))
 
 
-def _escape(value: Any) -> Any:
+def escape(value: Any) -> Any:
     """Keep a literal `${` from being read as a reference to another key."""
     if isinstance(value, dict):
-        return {key: _escape(item) for key, item in value.items()}
+        return {key: escape(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escape(item) for item in value]
+        return [escape(item) for item in value]
     return value.replace("${", "\\${") if isinstance(value, str) else value

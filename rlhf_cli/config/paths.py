@@ -8,13 +8,12 @@ import os.path
 import re
 from pathlib import Path
 
-from rlhf_cli.errors import ModelError
-from rlhf_cli.names import nearest_path
-from rlhf_cli.run_folder import resolve_run
-from rlhf_cli.schema import DataPath, FilePath, Marks, ModelPath, Unfit
+from rlhf_cli.config.schema import DataPath, FilePath, Marks, ModelPath, Unfit, no_rows
+from rlhf_cli.config.suggest import nearest_path
+from rlhf_cli.errors import CheckpointError, ModelError
+from rlhf_cli.resources import SHIPPED
+from rlhf_cli.runs.folder import resolve_run
 
-SHIPPED = "tiny"
-_NO_DATA_PATH = ("", SHIPPED, "none", "auto")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 InputMark = DataPath | ModelPath | FilePath
@@ -28,7 +27,8 @@ def input_mark(marks: Marks) -> InputMark | None:
 def anchor(value: str, folder: Path) -> str:
     """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it."""
     relative = value in (".", "..") or value.startswith(("./", "../"))
-    beside = value not in _NO_DATA_PATH and os.path.exists(folder / value)
+    word = value == SHIPPED or no_rows(value)
+    beside = not word and os.path.exists(folder / value)
     return os.path.abspath(folder / value) if relative or beside else value
 
 
@@ -38,7 +38,7 @@ def locate(mark: InputMark, value: str) -> str:
     Raises:
         Unfit: It is neither here nor a name that needs no file.
     """
-    if value in ("", SHIPPED) or (isinstance(mark, DataPath) and value in _NO_DATA_PATH):
+    if value in ("", SHIPPED) or (isinstance(mark, DataPath) and no_rows(value)):
         return value
     path = os.path.abspath(os.path.expanduser(value))
     if isinstance(mark, ModelPath):
@@ -54,7 +54,7 @@ def _locate_model(value: str, path: str) -> str:
     if os.path.isdir(path):
         try:
             resolve_run(Path(path))
-        except ModelError as error:
+        except (ModelError, CheckpointError) as error:
             raise Unfit(f"need a finished run; {error}") from None
         return path
     if os.path.isfile(path):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rlhf_cli.schema import aliases
+from rlhf_cli.config.schema import aliases
 from rlhf_cli.stages.registry import Command
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")

@@ -4,16 +4,16 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
-from rlhf_cli import paths, recipe
-from rlhf_cli.check import Problem, check
-from rlhf_cli.compose import Layer, NotOneValue, compose_tree, parsed_override, text_override
+from rlhf_cli.command_line.words import CommandLine, Setting
+from rlhf_cli.config import paths, recipe
+from rlhf_cli.config.check import Problem, check
+from rlhf_cli.config.compose import Layer, NotOneValue, compose_tree, parsed_override, text_override
+from rlhf_cli.config.recipe import Recipe
+from rlhf_cli.config.schema import field_types, groups, is_union, knobs, unmark
+from rlhf_cli.config.suggest import nearest, unknown_key
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.names import nearest, unknown_key
-from rlhf_cli.recipe import Recipe
 from rlhf_cli.resources import options, recipes
-from rlhf_cli.schema import field_types, groups, is_union, knobs, unmark
 from rlhf_cli.stages.registry import COMMANDS, Command
-from rlhf_cli.words import CommandLine, Setting
 
 COMMAND_LINE = "command line"
 

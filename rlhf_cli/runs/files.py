@@ -1,0 +1,53 @@
+"""Small files that are whole or not there, and what is said where one cannot be written."""
+
+import errno
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.errors import CheckpointError
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never half of it.
+
+    Raises:
+        CheckpointError: The disk is full or the folder read-only; the old file stands.
+    """
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write beside the file, flush to disk, then rename over it.
+
+    Raises:
+        CheckpointError: As `write_json_atomic`.
+    """
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp lets only the owner read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def unwritable(path: Path, error: OSError) -> CheckpointError:
+    """The line for a place that cannot be written: where, why, and what to do."""
+    reason = (error.strerror or type(error).__name__).lower()
+    room = "free disk space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    advice = f"{room}give another output_dir=FOLDER, and start again"
+    return CheckpointError(f"{path}: cannot be written ({reason}); {advice}")

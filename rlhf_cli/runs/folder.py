@@ -1,0 +1,158 @@
+"""A run's folder before torch is loaded: who owns it, what it holds, and whether to go on."""
+
+import contextlib
+import secrets
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_cli.config.recipe import read
+from rlhf_cli.config.schema import machinery, show
+from rlhf_cli.config.yaml12 import escape, to_yaml
+from rlhf_cli.errors import ConfigError, ModelError
+from rlhf_cli.runs import lock, manifest
+from rlhf_cli.runs.files import unwritable, write_text_atomic
+from rlhf_cli.stages.registry import COMMANDS
+
+Decision = Literal["fresh", "continue", "complete"]
+
+CONFIG, METRICS = "config.yaml", "metrics.jsonl"
+
+
+def allocate(stage: str, output_dir: str) -> Path:
+    """The folder of a run: the one given, else a new `runs/<stage>-<time>-<id>`.
+
+    Raises:
+        CheckpointError: It cannot be made here.
+    """
+    try:
+        return Path(output_dir).absolute() if output_dir else _new_folder(stage)
+    except OSError as error:
+        raise unwritable(Path(output_dir or "runs"), error) from None
+
+
+def _new_folder(stage: str) -> Path:
+    runs = Path("runs").absolute()
+    runs.mkdir(exist_ok=True)
+    while True:
+        path = runs / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        with contextlib.suppress(FileExistsError):  # another run of this second drew the same id
+            path.mkdir()
+            return path
+
+
+def claim(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
+    """Take a folder for a run and say what is to be done in it.
+
+    Args:
+        path: The folder; made if it is not there.
+        resolved: Every key of the run with its value.
+        stage: The stage that is to run.
+        resume: `auto`, `never`, or the path of a checkpoint.
+
+    Returns:
+        `fresh` and `continue` leave this process as the folder's owner until it ends; `complete`
+        leaves the folder as it is.
+
+    Raises:
+        ConfigError: The folder holds something else than this run.
+        CheckpointError: Another process owns the folder, or it cannot be written.
+    """
+    config = manifest.saved(resolved)
+    try:
+        decision = _decide(path, config, stage, resume)
+        if decision == "complete":
+            return decision
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire(path)
+        decision = _decide(path, config, stage, resume)  # again: a last owner may just have ended
+        if decision == "fresh":
+            (path / METRICS).unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    if decision != "complete":
+        write_text_atomic(path / CONFIG, to_yaml(stage, config))
+    return decision
+
+
+def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Decision:
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"output_dir: {path} is a file; need a folder")
+    if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
+        return "fresh"
+    status = manifest.status(path)
+    to_lose = bool(checkpoints(path)) or (path / "model").is_dir()
+    if to_lose or status in ("complete", "unknown"):
+        _require_same(path, config, stage)
+    if status == "complete":
+        return "complete"
+    if not to_lose:
+        return "fresh"
+    if resume == "never":
+        advice = "Try resume=auto or another output_dir"
+        raise ConfigError(f"resume: got never, but {path} holds an unfinished run. {advice}")
+    return "continue"
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    found = (path / "checkpoints").glob("step-*")
+    numbered = {entry: entry.name.removeprefix("step-") for entry in found}
+    complete = [entry for entry, number in numbered.items() if number.isdigit()]
+    return sorted(complete, key=lambda entry: int(numbered[entry]))
+
+
+def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
+    """Refuse a folder that holds something else than this very run."""
+    if not (path / CONFIG).is_file():
+        text = f"output_dir: {path} holds files but no run; need a new or empty folder, or a run's"
+        raise ConfigError(f"{text}. Try output_dir={path / stage}")
+    before = read(path / CONFIG, str(path / CONFIG))
+    if before.stage != stage:
+        text = f"output_dir: {path} holds a run of {before.stage or 'another tool'}, not of {stage}"
+        raise ConfigError(f"{text}. Try another output_dir")
+    differences = _differences(_flat(before.values), _flat(escape(config)), stage)
+    if differences:
+        head = (
+            f"output_dir: {path} holds a run with other values; use the same or another output_dir"
+        )
+        raise ConfigError("\n".join([head, *differences]))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> list[str]:
+    """A line for every key that changes the result and has another value."""
+
+    def word(values: dict[str, Any], key: str) -> str:
+        return show(values[key]) if key in values else "(not set)"
+
+    free = machinery(COMMANDS[stage].config)
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"  {key}: {word(before, key)} -> {word(now, key)}" for key in keys if key not in free]
+
+
+def resolve_run(path: Path) -> Path:
+    """The model folder that a path means: a finished run's result, else the path itself.
+
+    Raises:
+        ModelError: The run is not finished, or left no model.
+        CheckpointError: Its manifest cannot be read.
+    """
+    status = manifest.status(path)
+    if status == "unknown":
+        return path
+    if status != "complete":
+        advice = f"continue it with the same command and output_dir={path}"
+        raise ModelError(f"{path} holds a run that is not finished (status: {status}); {advice}")
+    if not (path / "model").is_dir():
+        raise ModelError(f"{path} holds a finished run without a model folder")
+    return path / "model"

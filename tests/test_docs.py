@@ -1,0 +1,68 @@
+"""What the README, the pages and the recipes' headers tell users to type."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli import cli, resources
+from rlhf_cli.errors import exit_codes
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "configuration.md", ROOT / "docs" / "data.md"]
+FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl")
+FOLDERS = ("texts", "runs/base", "runs/domain", "runs/sft", "runs/tiny/pretrain")
+
+
+def blocks(page: Path, language: str = "") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def typed() -> list[str]:
+    """Commands that users are told to type, but the one that shows its errors."""
+    lines = [line for page in PAGES for block in blocks(page) for line in block.splitlines()]
+    recipes = sorted((ROOT / "recipes").rglob("*.yaml"))
+    headers = [line for recipe in recipes for line in recipe.read_text().splitlines()]
+    lines += [line.removeprefix("#").strip() for line in headers if line.startswith("#   rlhf")]
+    return [line for line in lines if line.startswith("rlhf ")]
+
+
+@pytest.fixture(autouse=True)
+def _paths_that_the_pages_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in FOLDERS:
+        Path(name).mkdir(parents=True)
+    for name in FILES:
+        Path(name).touch()
+    Path("chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    Path("sft.yaml").write_text(blocks(ROOT / "docs" / "configuration.md", "yaml")[0])
+
+
+@pytest.mark.parametrize("command", typed())
+def test_a_command_of_the_pages_composes(command, capsys):
+    assert cli.main([*shlex.split(command, comments=True)[1:], "--cfg"]) == 0, capsys.readouterr()
+
+
+def test_the_pages_hold_commands():
+    assert len(typed()) >= 8
+
+
+def test_the_readme_shows_the_errors_that_its_example_gives(capsys):
+    [shown] = [block for block in blocks(ROOT / "README.md") if block.startswith("$ rlhf")]
+    command, _, errors = shown.partition("\n")
+    assert cli.main(shlex.split(command)[2:]) == 2
+    assert capsys.readouterr().err == errors
+
+
+def test_the_table_of_exit_codes():
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", PAGES[1].read_text(), re.MULTILINE)
+    assert {int(code): meaning for code, meaning in rows} == exit_codes()
+
+
+def test_the_shipped_model_is_what_the_pages_say():
+    import json
+
+    shape = json.loads((resources.shipped_model() / "config.json").read_text())
+    assert shape["num_hidden_layers"] == 4
+    assert "four layers" in (ROOT / "configs" / "model" / "tiny.yaml").read_text()
