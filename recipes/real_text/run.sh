@@ -21,6 +21,5 @@ rlhf pretrain config=real_text/speeches output_dir="$out/speeches" model="$out/s
   data="$out/data/speeches_train.txt" data.eval="$out/data/speeches_test.txt"
 rlhf sft config=real_text/commands output_dir="$out/commands" model="$out/speeches" \
   data="$RLHF_DATA/sft_commands_train.jsonl" data.eval="$RLHF_DATA/sft_commands_test.jsonl"
-# raw: the rows are plain text, so the prompts go in without a chat template
-rlhf generate model="$out/commands" temperature=0 max_new_tokens=60 raw=true \
+rlhf generate model="$out/commands" temperature=0 max_new_tokens=60 \
   prompts="$RLHF_DATA/sft_commands_test.jsonl" output="$out/commands/answers.jsonl"

@@ -22,7 +22,7 @@ from rlhf_cli.context import say
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.sources import reading
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same rows become other tokens, masks or arrays."""
 
 ENTRY = "entry.json"

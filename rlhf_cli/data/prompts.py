@@ -64,14 +64,15 @@ class PromptEncoder:
     """Writes prompts as the token ids after which a response begins.
 
     Args:
-        tokenizer: its template is used for messages, and for text unless `raw`.
-        raw: text stands as it is, with only the tokens that the tokenizer itself puts in front.
+        tokenizer: its template is used for messages, and for text `as_message`.
+        as_message: text is a user's message; else it stands as it is, with only the tokens that the
+            tokenizer itself puts in front.
     """
 
-    def __init__(self, tokenizer: Any, *, raw: bool) -> None:
+    def __init__(self, tokenizer: Any, *, as_message: bool) -> None:
         self.tokenizer = tokenizer
         self.opening = find_specials(tokenizer).opening
-        self.as_message = bool(tokenizer.chat_template) and not raw
+        self.as_message = as_message
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt.

@@ -51,6 +51,7 @@ class DataReport:
         examples: what `train.batch_size` counts.
         tokens: of all rows.
         trained_tokens: those that are targets.
+        templated: the rows went through the chat template.
         text_bytes: of all documents in UTF-8, for bits per byte; 0 for other records.
         lengths: percentile -> tokens of a row.
     """
@@ -69,6 +70,7 @@ class DataReport:
     examples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
+    templated: bool = False
     text_bytes: int = 0
     lengths: dict[str, int] = field(default_factory=dict)
 

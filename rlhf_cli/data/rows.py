@@ -76,6 +76,7 @@ class RowMaker:
                 yield self.writer.write(located.record), located
             except Refused as error:
                 self.report.add_refused(located.where, str(error))
+        self.report.templated = self.writer.used_template
 
     def _fit(self, row: TokenRow, documents: bool) -> TokenRow:
         if not row.trained.any():

@@ -59,6 +59,11 @@ class ScriptWriter:
             self._renderer = ChatRenderer(self.tokenizer)
         return self._renderer
 
+    @property
+    def used_template(self) -> bool:
+        """Whether any record was a chat."""
+        return self._renderer is not None
+
     def write(self, record: Record) -> Script:
         """The script of a record.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,14 @@ def locate(path: str) -> str:
         return str(shipped_model(path))
     folder = Path(path).expanduser()
     return str(resolve_run(folder)) if folder.is_dir() else path
+
+
+def trained_on(path: str) -> str:
+    """`chat` or `text`: the rows that a run's model was trained on; empty for other models."""
+    artifact = Path(path).expanduser() / "artifact.json"
+    if not artifact.is_file():
+        return ""
+    return str(json.loads(artifact.read_text(encoding="utf-8")).get("trained_on", ""))
 
 
 def require_config(source: str) -> None:

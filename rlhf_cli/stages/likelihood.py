@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.loader import ExampleSource, eval_batches
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources import iter_texts
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.load import context_length, load_policy, recompute_activations
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.tokenizer import tokenizer_hash
+from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
@@ -27,24 +29,51 @@ from rlhf_cli.train.loop import RunResult, agree_with, find_checkpoint, fit
 
 
 def train_likelihood(
-    cfg: StageConfig, ctx: RunContext, tokenizer: Any, train: Loaded, held_out: Loaded | None
+    cfg: StageConfig, out: Path, stage: str, records: tuple[type, ...]
 ) -> dict[str, Any]:
     """Train on every trained token of the examples, evaluate, save the result.
+
+    Args:
+        cfg: the whole configuration.
+        out: the run folder.
+        stage: names the shipped rows, and stands in errors.
+        records: the record classes that the stage takes, the preferred first.
 
     Returns:
         What the manifest tells of the run.
     """
-    examples, report = train
+    ctx = open_context(cfg.train.precision, cfg.seed, out)
+    data = cfg.data
+    tokenizer = load_tokenizer(cfg.model, lambda: iter_texts(data.path, stage, data.columns))
+    examples, report = train = load_examples(data, stage, tokenizer, records)
+    held_out = load_eval_examples(data, stage, tokenizer, records)
     show_first_example(examples, tokenizer)
     policy = load_policy(cfg.model, tokenizer, cfg.kernels, ctx)
     for loaded in filter(None, (train, held_out)):
         _require_context(loaded[0], policy)
     if cfg.train.gradient_checkpointing:
         recompute_activations(policy)
-    policy.train()
 
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
     machinery = agree_with(checkpoint, _machinery(cfg, policy, ctx, tokenizer, report))
+    result = _fit(cfg, ctx, policy.train(), examples, held_out, checkpoint, machinery)
+
+    ends = end_tokens(examples, tokenizer)
+    trained_on = "chat" if report.templated else "text"
+    save_model(policy, tokenizer, ends, trained_on, cfg.model, ctx, result)
+    say(f"result: {ctx.out / 'model'}")
+    return _summary(ctx, result, report, held_out, machinery)
+
+
+def _fit(
+    cfg: StageConfig,
+    ctx: RunContext,
+    policy: Policy,
+    examples: Examples,
+    held_out: Loaded | None,
+    checkpoint: Path | None,
+    machinery: dict[str, Any],
+) -> RunResult:
     tokens = cfg.train.micro_batch_tokens or machinery["micro_batch_tokens"]
     source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens)
     say(f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass")
@@ -56,7 +85,7 @@ def train_likelihood(
     def evaluate() -> dict[str, float]:
         return held_out_metrics(policy, *held_out, tokens) if held_out else {}
 
-    result = fit(
+    return fit(
         policy,
         source,
         loss,
@@ -67,9 +96,6 @@ def train_likelihood(
         checkpoint=checkpoint,
         machinery=machinery,
     )
-    save_model(policy, tokenizer, end_tokens(examples, tokenizer), cfg.model, ctx, result)
-    say(f"result: {ctx.out / 'model'}")
-    return _summary(ctx, result, report, held_out, machinery)
 
 
 def held_out_metrics(

@@ -20,6 +20,7 @@ def save_model(
     policy: Policy,
     tokenizer: Any,
     ends: Sequence[int],
+    trained_on: str,
     cfg: ModelConfig,
     ctx: RunContext,
     result: RunResult,
@@ -30,6 +31,7 @@ def save_model(
         policy: its parameters are set to the result's, in the type of the result.
         tokenizer: saved beside the weights.
         ends: tokens that end a response; whatever generates with the result stops at them.
+        trained_on: `chat` where the rows went through the template, else `text`.
         cfg: `dtype` and `path`.
         ctx: where to write.
         result: holds the trained masters.
@@ -52,7 +54,7 @@ def save_model(
         shutil.rmtree(final, ignore_errors=True)
         flush_folder(partial)
         partial.rename(final)
-        write_json_atomic(ctx.out / "artifact.json", _describe(cfg, tokenizer, dtype))
+        write_json_atomic(ctx.out / "artifact.json", _describe(cfg, tokenizer, dtype, trained_on))
     except RlhfError:
         raise
     except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
@@ -62,11 +64,12 @@ def save_model(
         ) from error
 
 
-def _describe(cfg: ModelConfig, tokenizer: Any, dtype: Any) -> dict[str, Any]:
+def _describe(cfg: ModelConfig, tokenizer: Any, dtype: Any, trained_on: str) -> dict[str, Any]:
     return {
         "kind": "causal_lm",
         "base": cfg.path,
         "adapters": [],
+        "trained_on": trained_on,
         "dtype": str(dtype).removeprefix("torch."),
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),

@@ -14,13 +14,14 @@ class GenerateConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     prompt: str | list[str] = ""
-    """One prompt or a list; a chat model gets each as a user's message."""
+    """One prompt or a list."""
 
     prompts: Annotated[str, DataPath()] = ""
     """File of prompts (`.jsonl` with a `prompt` or `messages` column, or `.txt`, one a line)."""
 
-    raw: bool = False
-    """Give string prompts to a chat model as they stand, without its template."""
+    template: Literal["auto", "always", "never"] = "auto"
+    """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
+    that a run was trained on, and elsewhere takes the template where the tokenizer has one."""
 
     output: Annotated[str, OutputPath()] = ""
     """Write `{prompt, response}` rows to this `.jsonl` file; empty prints them."""

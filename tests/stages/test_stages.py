@@ -117,7 +117,7 @@ def test_it_learns_one_row_by_heart_and_stops_by_itself(rows, tmp_path, capsys):
     assert cli.main(argv) == 0
     assert read_metrics(out / "metrics.jsonl")[-1]["loss"] < 0.05
     capsys.readouterr()
-    ask = ["generate", f"model={out}", "prompt=How deep is the lake?", "raw=true", "temperature=0"]
+    ask = ["generate", f"model={out}", "prompt=How deep is the lake?", "temperature=0"]
     assert cli.main(ask) == 0
     assert capsys.readouterr().out.strip() == "Nine fathoms."
 
@@ -239,7 +239,7 @@ def test_the_same_seed_gives_the_same_answers(sft_run, capsys):
 
 
 def test_a_stop_string_ends_a_response(sft_run, capsys):
-    argv = ["generate", f"model={sft_run}", "prompt=Tea?", "temperature=0", "raw=true"]
+    argv = ["generate", f"model={sft_run}", "prompt=Tea?", "temperature=0", "template=never"]
     assert cli.main([*argv, "max_new_tokens=12"]) == 0
     whole = capsys.readouterr().out.rstrip("\n")
     stop = whole[2]
