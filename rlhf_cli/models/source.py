@@ -25,6 +25,11 @@ DEFAULT_ARCHITECTURE = {
 
 DEFAULT_VOCAB_SIZE = 8192
 
+NOT_HERE = (
+    "It is no folder here, so it was taken for a hub id. Check the name and the connection, or "
+    "give a folder; with HF_HUB_OFFLINE=1 only what was fetched before is used"
+)
+
 
 def locate(path: str) -> str:
     """The folder that a shipped name, a finished run or a folder means; else the hub id as it is.
@@ -71,7 +76,8 @@ def loading(key: str, source: str) -> Iterator[None]:
     except (RlhfError, MemoryError):
         raise
     except Exception as error:
-        raise ModelError(f"{key}: cannot load {source}: {first_line(error)}") from error
+        what = f"{key}: cannot load {source}: {first_line(error)}"
+        raise ModelError(what if Path(source).exists() else f"{what} {NOT_HERE}") from error
 
 
 def require_safe_weights(folder: Path) -> None:
