@@ -89,8 +89,8 @@ def device_name(device: torch.device) -> str:
 def keep_freed_memory() -> None:
     """Tell glibc to reuse large blocks instead of returning them to the system.
 
-    Each returned block is mapped and zeroed anew, page by page, at its next use, which costs a CPU
-    more than many of the operations in between. Other C libraries are left as they are.
+    A returned block is mapped and zeroed anew, page by page, at its next use; what that costs
+    depends on the machine. Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):
         return

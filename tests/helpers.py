@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rlhf_cli.data.batches import Rows
+from rlhf_cli.train import checkpoint as checkpoints
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -47,3 +49,16 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
+
+
+def fill_disk_after_one_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    """Let the three files of one checkpoint be written; the next finds no space."""
+    real, calls = checkpoints.save_file, []
+
+    def full(tensors: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 3:
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    patch.setattr(checkpoints, "save_file", full)

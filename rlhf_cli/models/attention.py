@@ -19,7 +19,7 @@ from transformers import AttentionInterface
 ATTENTION = "rlhf_per_row"
 
 PRODUCT_LENGTH = 512
-"""On a CPU, bf16 rows under this length take plain matrix products: two to five times as fast as
+"""On a CPU, bf16 rows under this length take plain matrix products: up to six times as fast as
 SDPA, whose bf16 backward pass is slow. In fp32 SDPA is faster (python -m benchmarks.attention)."""
 
 GROUP_LENGTH = 128

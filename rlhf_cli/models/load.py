@@ -76,7 +76,7 @@ def _pretrained(cfg: ModelConfig) -> Any:
     require_config(source)
     if Path(source).is_dir():
         require_safe_weights(Path(source))
-    with loading("model.path", cfg.path):
+    with loading("model.path", cfg.path, hub=not Path(source).is_dir()):
         return AutoModelForCausalLM.from_pretrained(
             source,
             revision=cfg.revision or "main",
@@ -89,7 +89,8 @@ def _pretrained(cfg: ModelConfig) -> Any:
 def _from_scratch(cfg: ModelConfig, tokenizer: Any, seed: int) -> Any:
     """Random weights in the shape that the config says, with the tokenizer's size and ids."""
     key = "model.path" if cfg.path else "model.architecture"
-    with loading(key, describe(cfg)), torch.random.fork_rng():
+    hub = bool(cfg.path) and not Path(locate(cfg.path)).is_dir()
+    with loading(key, cfg.path or describe(cfg), hub=hub), torch.random.fork_rng():
         shape = _shape(cfg)
         shape.vocab_size = len(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

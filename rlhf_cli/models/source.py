@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 from rlhf_cli.errors import ModelError, RlhfError, first_line
 from rlhf_cli.resources import SHIPPED, shipped_model
@@ -65,19 +68,25 @@ def require_config(source: str) -> None:
 
 
 @contextmanager
-def loading(key: str, source: str) -> Iterator[None]:
+def loading(key: str, source: str, *, hub: bool) -> Iterator[None]:
     """Tell what could not be loaded in one line; libraries raise all kinds of exceptions here.
+
+    Args:
+        key: what the user set.
+        source: what it was set to.
+        hub: it was looked for on the hub, because there is no such folder.
 
     Raises:
         ModelError: names the key, the source and the library's reason.
     """
     try:
         yield
-    except (RlhfError, MemoryError):
+    except (RlhfError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        what = f"{key}: cannot load {source}: {first_line(error)}"
-        raise ModelError(what if Path(source).exists() else f"{what} {NOT_HERE}") from error
+        reason = textwrap.shorten(first_line(error), 300)  # some name every architecture there is
+        what = f"{key}: cannot load {source}: {reason}"
+        raise ModelError(f"{what} {NOT_HERE}" if hub else what) from error
 
 
 def require_safe_weights(folder: Path) -> None:

@@ -58,7 +58,7 @@ def _from_pretrained(source: str, cfg: ModelConfig) -> Any:
         raise ModelError(
             f"{key}: {source} has no tokenizer ({names[0]}). Try model.tokenizer=FOLDER_OR_HUB_ID"
         )
-    with loading(key, source):
+    with loading(key, source, hub=not Path(place).is_dir()):
         return AutoTokenizer.from_pretrained(
             place,
             revision="main" if cfg.tokenizer else cfg.revision or "main",

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.resources import shipped
-from rlhf_cli.train import checkpoint as checkpoints
+from tests.helpers import fill_disk_after_one_checkpoint
 from tests.stages.conftest import FAST
 
 GOOD = {"prompt": "Tea?", "completion": " Yes."}
@@ -139,6 +139,16 @@ def test_a_hub_id_that_cannot_be_reached(told):
     assert "HF_HUB_OFFLINE" in error
 
 
+@pytest.mark.parametrize("shape", ["{model_type: nonsense}", "{model_type: llama, hidden_size: x}"])
+def test_an_architecture_that_is_none(told, shape):
+    setting = [f"model.architecture={shape}", "model.tokenizer=tiny", "data.format=text"]
+    code, error = told("pretrain", "model.init=scratch", "data=tiny", *setting)
+    assert code == 1
+    assert error.startswith("model.architecture: cannot load random weights in the shape of")
+    assert "hub id" not in error
+    assert len(error) < 500
+
+
 def test_a_tokenizer_larger_than_the_model(told, sft_run, tmp_path):
     shutil.copytree(sft_run / "model", tmp_path / "small")
     config = json.loads((tmp_path / "small" / "config.json").read_text())
@@ -162,17 +172,9 @@ def test_the_folder_of_another_run(told, sft_run):
 
 
 def test_a_full_disk_at_checkpoint_time_loses_nothing(told, monkeypatch, tmp_path):
-    real, calls = checkpoints.save_file, []
-
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) > 3:
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
     argv = ("data=tiny", "train.save_steps=1")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_file", full)
+        fill_disk_after_one_checkpoint(patch)
         code, error = sft(told, *argv)
     assert (code, "step-000001 still stands" in error) == (1, True), error
     assert sft(told, *argv) == (0, "")

@@ -19,7 +19,7 @@ from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.loop import agree_with, fit
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
 from rlhf_cli.train.schedule import learning_rate
-from tests.helpers import random_rows, tiny_llama
+from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama
 
 CPU = torch.device("cpu")
 
@@ -177,15 +177,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    real, calls = checkpoints.save_file, []
-
-    def full(tensors, path):
-        calls.append(path)
-        if len(calls) > 3:
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    fill_disk_after_one_checkpoint(monkeypatch)
     with pytest.raises(CheckpointError, match=r"no space left.*step-000002 still stands"):
         train(tmp_path / "run", FixedSteps(6), save_steps=2)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
