@@ -22,12 +22,14 @@ from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.records import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.loop import fit
 from rlhf_cli.train.optim import MasterAdamW
+
+LR = 1e-4
 
 
 def bare(policy, source, cfg, ctx) -> float:
@@ -41,7 +43,7 @@ def bare(policy, source, cfg, ctx) -> float:
         gradients = list(optimizer.gradients().values())
         norm = torch.nn.utils.get_total_norm(gradients)
         torch._foreach_mul_(gradients, (cfg.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        optimizer.step(cfg.lr)
+        optimizer.step(LR)
     return time.monotonic() - began
 
 
@@ -53,7 +55,7 @@ def whole(policy, source, cfg, ctx) -> float:
 
     began = time.monotonic()
     with patch("rlhf_cli.train.loop.save_checkpoint"):  # once a run, not part of a step
-        fit(policy, source, loss, cfg, ctx, where=str)
+        fit(policy, source, loss, cfg, ctx, lr=LR, where=str)
     return time.monotonic() - began
 
 
@@ -65,16 +67,16 @@ def main() -> None:
     model, rows, _ = prepare(options.steps)
     device = torch.device("cpu")
     compute, _ = choose_compute("auto", device)
-    cfg = TrainConfig(lr=1e-4, batch_size=16)
-    data, model_cfg = DataConfig(path=rows), ModelConfig(path=model)
-    tokenizer = load_tokenizer(model_cfg)
+    cfg = TrainConfig(batch_size=16)
+    data, load = DataConfig(path=rows), LoadConfig(model=ModelConfig(path=model))
+    tokenizer = load_tokenizer(load.model)
     examples, _ = load_examples(data, "sft", tokenizer, (PromptCompletionRecord,))
     times: dict[str, list[float]] = {"bare": [], "fit": []}
     for _ in range(options.rounds):
         for name, run in (("bare", bare), ("fit", whole)):
             with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
                 ctx = RunContext(device, compute, 0, Path(out))
-                policy = load_policy(model_cfg, tokenizer, "auto", ctx).train()
+                policy = load_policy(load, tokenizer, ctx).train()
                 source = ExampleSource(examples, data, cfg, 0, 4096)
                 times[name].append(run(policy, source, cfg, ctx))
             print(name, f"{times[name][-1]:.2f} s", flush=True)

@@ -10,8 +10,9 @@ import pytest
 
 from rlhf_cli.errors import CheckpointError, ConfigError, Interrupted, ModelError
 from rlhf_cli.runs import files, lock, manifest
+from rlhf_cli.runs.artifact import resolve_run
 from rlhf_cli.runs.files import write_json_atomic, write_text_atomic
-from rlhf_cli.runs.folder import allocate, checkpoints, claim, resolve_run
+from rlhf_cli.runs.folder import allocate, checkpoints, claim
 
 TREE = {"train": {"lr": 1e-4, "log_steps": 1}, "seed": 0, "output_dir": "x", "resume": "auto"}
 OTHER = {**TREE, "train": {"lr": 2e-4, "log_steps": 5}, "seed": 1}

@@ -12,7 +12,7 @@ from rlhf_cli.config.schema import DataPath, FilePath, Marks, ModelPath, Unfit, 
 from rlhf_cli.config.suggest import nearest_path
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.folder import resolve_run
+from rlhf_cli.runs.artifact import resolve_run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 

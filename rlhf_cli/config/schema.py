@@ -184,7 +184,7 @@ def need(annotation: Any) -> str:
         return " or ".join(need(part) for part in get_args(bare))
     origin, parts = get_origin(bare), get_args(bare)
     if origin is Literal:
-        return "one of " + ", ".join(show(part) for part in parts)
+        return "one of " * (len(parts) > 1) + ", ".join(show(part) for part in parts)
     if origin is list:
         return "a list" if parts[0] is Any else f"a list, each item {need(parts[0])}"
     if origin is dict:

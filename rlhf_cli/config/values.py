@@ -13,6 +13,7 @@ from rlhf_cli.config.schema import (
     Marks,
     OutputPath,
     Unfit,
+    is_union,
     show,
     unmark,
 )
@@ -83,6 +84,9 @@ def _text(value: str, marks: Marks) -> str:
 def example(kind: Any, value: Any, default: Any) -> str:
     """Something to type instead: the value itself in the right form, else the default."""
     bare, marks = unmark(kind)
+    if is_union(bare):
+        numbers = (part for part in get_args(bare) if unmark(part)[0] in (int, float))
+        return next((example(n, value, default) for n in numbers), show(default))
     if get_origin(bare) is list and not isinstance(value, list | dict):
         return show([value])
     if get_origin(bare) is dict:

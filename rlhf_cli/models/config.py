@@ -1,8 +1,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from rlhf_cli.config.schema import AtLeast, FilePath, ModelPath
+from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
+from rlhf_cli.runs.artifact import is_adapter
 
 MIN_VOCAB_SIZE = 256 + 5
 """Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
@@ -14,6 +15,10 @@ class ModelConfig:
 
     path: Annotated[str, ModelPath()] = ""
     """Model folder, run folder, hub id, or `tiny` (shipped, random weights)."""
+
+    base: Annotated[str, ModelPath()] = ""
+    """With an adapter at `path`: the model it stands on, where that is no longer where the adapter
+    says."""
 
     revision: str = ""
     """Branch, tag or commit of a hub id; empty takes its default branch."""
@@ -95,3 +100,100 @@ class ModelConfig:
             "model.init=scratch. "
             "Try model=runs/sft, or model=tiny (shipped, random weights)"
         ]
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    """Adapters: a few small trained matrices beside frozen weights."""
+
+    kind: Literal["none", "lora", "dora", "rslora"] = "none"
+    """`lora` is arXiv:2106.09685, `dora` adds magnitudes (arXiv:2402.09353), `rslora` scales by
+    alpha / sqrt(rank) (arXiv:2312.03732). `none` trains every weight, or goes on with the adapter
+    at `model.path`."""
+
+    rank: Annotated[int, AtLeast(1)] = 16
+    """Inner width of the matrices."""
+
+    alpha: Annotated[float, Above(0)] = 32.0
+    """The adapter's output is scaled by alpha / rank."""
+
+    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    """Share of the adapter's inputs that are dropped in training. Above 0 the result depends on how
+    a step is cut into micro-batches."""
+
+    targets: str | list[str] = "all-linear"
+    """Names of the layers that get one, as in `[q_proj, v_proj]`; `all-linear` takes every linear
+    layer but the output layer."""
+
+    start: Literal["continue", "stack", "merge"] = "continue"
+    """What becomes of the adapter that `model.path` brings: `continue` trains it on, `stack`
+    freezes it under a new one, `merge` adds it to the weights first."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        if self.kind != "none":
+            return []
+        default = AdapterConfig()
+        shape = ("rank", "alpha", "dropout", "targets")
+        given = [name for name in shape if getattr(self, name) != getattr(default, name)]
+        return [
+            f"adapter.{name}: given with adapter.kind=none, which makes no adapter. "
+            "Try adapter=lora"
+            for name in given
+        ]
+
+
+@dataclass(kw_only=True)
+class QuantConfig:
+    """Frozen weights in 4 or 8 bits, under a trained adapter (needs the extra `quant`)."""
+
+    kind: Literal["auto", "none", "nf4", "int8"] = "auto"
+    """`nf4` is QLoRA's 4-bit type (arXiv:2305.14314), `int8` is LLM.int8 (arXiv:2208.07339);
+    `auto` takes what the adapter at `model.path` was trained on, else `none`."""
+
+    double: bool = True
+    """With `nf4`: quantize the scales too, which saves 0.4 bits a weight."""
+
+
+@dataclass(kw_only=True)
+class LoadConfig:
+    """What every command has that trains a model."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+
+    kernels: Literal["auto", "none"] = "auto"
+    """`auto` takes the fastest implementation that runs here; `none` the plain ones."""
+
+    @property
+    def brings_adapter(self) -> bool:
+        """Whether `model.path` is an adapter; the folder is looked at."""
+        return is_adapter(self.model.path)
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether the weights themselves stay as they are."""
+        kept = self.brings_adapter and self.adapter.start != "merge"
+        return self.adapter.kind != "none" or kept
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = self.model.missing()
+        start = self.adapter.start
+        if start != "continue" and not self.brings_adapter:
+            found.append(
+                f"adapter.start: got {start}, but model.path={self.model.path} brings no adapter. "
+                "Try adapter.start=continue"
+            )
+        elif start == "stack" and self.adapter.kind == "none":
+            found.append(
+                "adapter.start: got stack with adapter.kind=none; need a kind for the new adapter. "
+                "Try adapter=lora"
+            )
+        if self.quant.kind in ("nf4", "int8") and not self.trains_adapter:
+            found.append(
+                f"quant.kind: got {self.quant.kind} with full training, and packed weights have no "
+                "gradient; need an adapter. Try adapter=lora"
+            )
+        return found

@@ -55,8 +55,19 @@ def read_head(model: Any) -> Head:
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     return Head(
-        weight=layer.weight,
+        weight=_effective_weight(layer),
         bias=getattr(layer, "bias", None),
         scale=float(scale),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _effective_weight(layer: Any) -> Tensor:
+    """The weight with the active low-rank adapters on it: PEFT's `layer.weight` is the base's."""
+    weight: Tensor = layer.weight
+    adapters = getattr(layer, "lora_A", {})
+    for name in layer.active_adapters if adapters else ():
+        if name in adapters:
+            delta = layer.lora_B[name].weight @ adapters[name].weight
+            weight = weight + layer.scaling[name] * delta
+    return weight

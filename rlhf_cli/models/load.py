@@ -2,120 +2,125 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-from transformers.utils.logging import disable_progress_bar
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.base import adopt_ends, describe, load_base, random_base
+from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
+from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy, padded_attention
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.source import (
-    DEFAULT_ARCHITECTURE,
-    loading,
-    locate,
-    require_config,
-    require_safe_weights,
-)
-
-disable_progress_bar()  # one line of ours says what was loaded
+from rlhf_cli.models.quantize import is_quantized, quantization
+from rlhf_cli.models.source import Source, find_source
 
 
-def load_policy(cfg: ModelConfig, tokenizer: Any, kernels: str, ctx: RunContext) -> Policy:
-    """The model that is trained: fp32 weights on the device, dropout off, probed.
+def load_policy(
+    cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
+) -> Policy:
+    """The model that is trained: on the device, dropout off, probed.
+
+    What is trained is fp32; what is frozen has the compute type, or fewer bits.
+
+    Args:
+        cfg: which weights, what is trained beside them, how frozen ones are held.
+        tokenizer: decides the size of random weights, and of a grown vocabulary.
+        ctx: device, compute type, seed; the run's own base is in its folder.
+        new_tokens: ids that were added to the tokenizer and have to be learned.
 
     Raises:
         ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
     """
-    model = load_causal_lm(cfg, tokenizer, torch.float32, ctx.seed).to(ctx.device)
+    source = make_base(cfg, tokenizer, ctx)
+    new = tuple(new_tokens) or source.new_tokens
+    model = _weights(cfg.model, cfg.quant, source, tokenizer, ctx, new)
     disable_dropout(model)
-    implementation, reason = choose(kernels, ctx.device)
+    adapters = None
+    if source.adapters or cfg.adapter.kind != "none":
+        from rlhf_cli.models.adapters import attach  # PEFT: a second that others need not wait for
+
+        adapters = attach(model, source, cfg.adapter, new, ctx.seed)
+        model = adapters.model
+    implementation, reason = choose(cfg.kernels, ctx.device)
     say(f"logprobs: {implementation.name} ({reason})")
-    policy = Policy(model, implementation, flat=cfg.attention in ("auto", "per_row"))
-    if cfg.attention not in ("auto", "per_row"):
-        model.set_attn_implementation(cfg.attention)
-    probe(policy, may_fall_back=cfg.attention == "auto")
-    layout = "flat rows" if policy.flat else "padded rows"
-    count = sum(p.numel() for p in policy.parameters())
-    attention = model.config._attn_implementation.removeprefix("rlhf_")
-    say(f"policy: {describe(cfg)}, {count:,} parameters, {layout}, attention {attention}")
+    flat = cfg.model.attention in ("auto", "per_row")
+    policy = Policy(model.to(ctx.device), implementation, flat=flat, adapters=adapters)
+    if not flat:
+        model.set_attn_implementation(cfg.model.attention)
+    probe(policy, may_fall_back=cfg.model.attention == "auto")
+    lower((p for p in policy.parameters() if not p.requires_grad), ctx.compute)
+    _tell(policy, source.describe() or describe(cfg.model))
     return policy
 
 
-def load_generator(cfg: ModelConfig, tokenizer: Any, ctx: RunContext) -> Any:
+def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
     """A model that only writes: in the compute type, in eval mode, with padded attention."""
-    model = load_causal_lm(cfg, tokenizer, ctx.compute, ctx.seed).to(ctx.device).eval()
+    source = Source("") if cfg.from_scratch else find_source(cfg)
+    model = _weights(cfg, quant, source, tokenizer, ctx, source.new_tokens)
+    if source.adapters:
+        from rlhf_cli.models.adapters import attach
+
+        adopt_ends(model, source)
+        model = attach(model, source, AdapterConfig(), source.new_tokens, ctx.seed).model
+    model = model.to(ctx.device).requires_grad_(False).eval()
+    lower(model.parameters(), ctx.compute)
     model.set_attn_implementation(padded_attention(model))
-    say(f"model: {describe(cfg)}")
+    say(f"model: {source.describe() or describe(cfg)}")
     return model
 
 
-def load_causal_lm(cfg: ModelConfig, tokenizer: Any, dtype: torch.dtype, seed: int) -> Any:
-    """A transformers causal language model, from weights or at random."""
-    model = _from_scratch(cfg, tokenizer, seed) if cfg.from_scratch else _pretrained(cfg)
-    # a repetition penalty or top-k that came with the weights would change what is sampled
-    ends = model.generation_config.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=ends)
-    size = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > size:
-        raise ModelError(
-            f"model.tokenizer: {len(tokenizer)} tokens, but the model embeds {size}; "
-            "use the tokenizer that the model was trained with"
-        )
-    return model.to(dtype) if dtype != torch.float32 else model
+def _weights(
+    cfg: ModelConfig,
+    quant: QuantConfig,
+    source: Source,
+    tokenizer: Any,
+    ctx: RunContext,
+    new_tokens: Sequence[int],
+) -> Any:
+    """The base, packed as the configuration or the adapter on it says."""
+    if not source.base:
+        return random_base(cfg, tokenizer, ctx.seed)
+    kind = source.quant if quant.kind == "auto" else quant.kind
+    double = source.double if quant.kind == "auto" else quant.double
+    packed = None if kind == "none" else quantization(kind, double, ctx.compute)
+    return load_base(
+        cfg, source.base, tokenizer, new_tokens=new_tokens, quantized=packed, device=ctx.device
+    )
 
 
-def _pretrained(cfg: ModelConfig) -> Any:
-    source = locate(cfg.path)
-    require_config(source)
-    if Path(source).is_dir():
-        require_safe_weights(Path(source))
-    with loading("model.path", cfg.path, hub=not Path(source).is_dir()):
-        return AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=cfg.revision or "main",
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=cfg.trust_remote_code,
-        )
+def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Hold parameters in another type, save those that are packed in integers."""
+    for param in params:
+        if param.is_floating_point():
+            param.data = param.data.to(dtype)
 
 
-def _from_scratch(cfg: ModelConfig, tokenizer: Any, seed: int) -> Any:
-    """Random weights in the shape that the config says, with the tokenizer's size and ids."""
-    key = "model.path" if cfg.path else "model.architecture"
-    hub = bool(cfg.path) and not Path(locate(cfg.path)).is_dir()
-    with loading(key, cfg.path or describe(cfg), hub=hub), torch.random.fork_rng():
-        shape = _shape(cfg)
-        shape.vocab_size = len(tokenizer)
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(shape, name, getattr(tokenizer, name))
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=cfg.trust_remote_code)
-        return model.float()
-
-
-def _shape(cfg: ModelConfig) -> Any:
-    """The transformers config of a model that starts from nothing."""
-    if cfg.path:
-        source = locate(cfg.path)
-        require_config(source)
-        return AutoConfig.from_pretrained(
-            source, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
-        )
-    fields = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
-    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+def _tell(policy: Policy, name: str) -> None:
+    """One line: what is trained, what is frozen, and how much memory each takes."""
+    params = list(policy.parameters())
+    trained = [p for p in params if p.requires_grad]
+    frozen = sum(p.numel() * p.element_size() for p in params if not p.requires_grad)
+    count = sum(p.numel() for p in trained)
+    held = f"{count:,} parameters trained"
+    if policy.adapters is not None:
+        packed = " (quantized)" if is_quantized(policy.model) else ""
+        kind = policy.adapters.describe()
+        held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
+    layout = "flat rows" if policy.flat else "padded rows"
+    attention = policy.model.config._attn_implementation.removeprefix("rlhf_")
+    say(f"policy: {name}, {held}, {layout}, attention {attention}")
 
 
 def recompute_activations(policy: Policy) -> None:
     """Keep one vector a layer and token for the backward pass and compute the rest again."""
     model = policy.model
-    arguments = {"use_reentrant": False}  # the reentrant kind loses gradients of adapters
+    arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients
+    if policy.adapters is not None:
+        arguments["context_fn"] = policy.adapters.recompute_context
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
     else:  # transformers before 5.20
@@ -137,11 +142,3 @@ def context_length(model: Any) -> int | None:
     config = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return int(length) if length else None
-
-
-def describe(cfg: ModelConfig) -> str:
-    """Where the weights come from, in words."""
-    if not cfg.from_scratch:
-        return cfg.path
-    kind = (cfg.architecture or DEFAULT_ARCHITECTURE)["model_type"]
-    return f"random weights in the shape of {cfg.path or kind}"

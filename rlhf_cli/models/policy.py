@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from rlhf_cli.logprobs import token_logprobs
 from rlhf_cli.models.attention import ATTENTION, RowLayout
 from rlhf_cli.models.heads import Tap, read_head
 
+if TYPE_CHECKING:
+    from rlhf_cli.models.adapters import Adapters
+
 
 class Policy(nn.Module):
     """A causal language model seen as a function from rows to token log-probabilities.
@@ -26,11 +30,20 @@ class Policy(nn.Module):
     Attributes:
         model: a transformers causal language model.
         flat: rows go in one after another and attention keeps them apart; else they are padded.
+        adapters: what is trained beside frozen weights, or none where the weights themselves are.
     """
 
-    def __init__(self, model: Any, implementation: Implementation, *, flat: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        implementation: Implementation,
+        *,
+        flat: bool,
+        adapters: Adapters | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.adapters = adapters
         self.flat = flat
         self.implementation = implementation
         self.tap = Tap(model)
@@ -42,27 +55,44 @@ class Policy(nn.Module):
         return next(self.parameters()).device
 
     def forward(
-        self, rows: Rows, *, want: Iterable[str] = ("logp",), temperature: float = 1.0
+        self,
+        rows: Rows,
+        *,
+        role: str = "policy",
+        want: Iterable[str] = ("logp",),
+        temperature: float = 1.0,
     ) -> TokenLogprobs:
         """Log-probability of each scored token of the rows.
 
         Args:
             rows: on this policy's device.
+            role: `policy`, or a role whose adapters stand on the same base.
             want: as in `token_logprobs`.
             temperature: > 0; divides the logits.
 
         Returns:
             [S] values, one for each of `rows.scored`.
+
+        Raises:
+            KeyError: the base has no such role.
         """
-        hidden = self.hidden_states(rows)
-        return token_logprobs(
-            hidden.index_select(0, rows.scored),
-            read_head(self.model),
-            rows.targets,
-            temperature=temperature,
-            want=want,
-            implementation=self.implementation.run,
-        )
+        with self._playing(role):
+            hidden = self.hidden_states(rows)
+            return token_logprobs(
+                hidden.index_select(0, rows.scored),
+                read_head(self.model),
+                rows.targets,
+                temperature=temperature,
+                want=want,
+                implementation=self.implementation.run,
+            )
+
+    def _playing(self, role: str) -> AbstractContextManager[None]:
+        if self.adapters is not None:
+            return self.adapters.using(role)
+        if role != "policy":
+            raise KeyError(role)
+        return nullcontext()
 
     def hidden_states(self, rows: Rows) -> Tensor:
         """[N, d]: what the output layer would be given, one vector a token."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlhf_cli.config.recipe import read
 from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.yaml12 import escape, to_yaml
-from rlhf_cli.errors import ConfigError, ModelError
+from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import lock, manifest
 from rlhf_cli.runs.files import unwritable, write_text_atomic
 from rlhf_cli.stages.registry import COMMANDS
@@ -138,21 +138,3 @@ def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> lis
     free = machinery(COMMANDS[stage].config)
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return [f"  {key}: {word(before, key)} -> {word(now, key)}" for key in keys if key not in free]
-
-
-def resolve_run(path: Path) -> Path:
-    """The model folder that a path means: a finished run's result, else the path itself.
-
-    Raises:
-        ModelError: The run is not finished, or left no model.
-        CheckpointError: Its manifest cannot be read.
-    """
-    status = manifest.status(path)
-    if status == "unknown":
-        return path
-    if status != "complete":
-        advice = f"continue it with the same command and output_dir={path}"
-        raise ModelError(f"{path} holds a run that is not finished (status: {status}); {advice}")
-    if not (path / "model").is_dir():
-        raise ModelError(f"{path} holds a finished run without a model folder")
-    return path / "model"

@@ -1,23 +1,19 @@
 from dataclasses import dataclass, field
 from os.path import expanduser, isdir
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar
 
 from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import LoadConfig
 from rlhf_cli.train.config import TrainConfig
 
 
 @dataclass(kw_only=True)
-class StageConfig:
+class StageConfig(LoadConfig):
     """What every training stage has."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-    kernels: Literal["auto", "none"] = "auto"
-    """`auto` takes the fastest implementation that runs here; `none` the plain ones."""
 
     seed: Seed = 0
     """Seed of weights, order and noise."""
@@ -29,9 +25,20 @@ class StageConfig:
     """`auto` continues an unfinished run in `output_dir`, `never` refuses to; or the path of a
     checkpoint to continue from."""
 
+    default_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
+    """What `train.lr=auto` is where all weights are trained, and where an adapter is."""
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate of the run."""
+        if self.train.lr != "auto":
+            return self.train.lr
+        full, adapter = self.default_lr
+        return adapter if self.trains_adapter else full
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = self.model.missing()
+        found = super().problems()
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "

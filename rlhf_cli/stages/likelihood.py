@@ -48,7 +48,7 @@ def train_likelihood(
     examples, report = train = load_examples(data, stage, tokenizer, records)
     held_out = load_eval_examples(data, stage, tokenizer, records)
     show_first_example(examples, tokenizer)
-    policy = load_policy(cfg.model, tokenizer, cfg.kernels, ctx)
+    policy = load_policy(cfg, tokenizer, ctx)
     for loaded in filter(None, (train, held_out)):
         _require_context(loaded[0], policy)
     if cfg.train.gradient_checkpointing:
@@ -60,7 +60,7 @@ def train_likelihood(
 
     ends = end_tokens(examples, tokenizer)
     trained_on = "chat" if report.templated else "text"
-    save_model(policy, tokenizer, ends, trained_on, cfg.model, ctx, result)
+    save_model(policy, tokenizer, ends, trained_on, cfg, ctx, result)
     say(f"result: {ctx.out / 'model'}")
     return _summary(ctx, result, report, held_out, machinery)
 
@@ -91,6 +91,7 @@ def _fit(
         loss,
         cfg.train,
         ctx,
+        lr=cfg.lr,
         where=examples.where,
         evaluate=evaluate if held_out else None,
         checkpoint=checkpoint,

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.sft.config import SFTConfig
-from rlhf_cli.verbs.config import GenerateConfig
+from rlhf_cli.verbs.config import GenerateConfig, MergeConfig
 
 
 @dataclass(frozen=True)
@@ -27,5 +27,6 @@ COMMANDS = {
         Command("pretrain", PretrainConfig, "rlhf_cli.stages.pretrain.run:run", trains=True),
         Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
         Command("generate", GenerateConfig, "rlhf_cli.verbs.generate:run", trains=False),
+        Command("merge", MergeConfig, "rlhf_cli.verbs.merge:run", trains=False),
     )
 }

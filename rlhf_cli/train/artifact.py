@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import LoadConfig
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
+from rlhf_cli.runs import artifact
 from rlhf_cli.runs.files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
@@ -21,40 +26,40 @@ def save_model(
     tokenizer: Any,
     ends: Sequence[int],
     trained_on: str,
-    cfg: ModelConfig,
+    cfg: LoadConfig,
     ctx: RunContext,
     result: RunResult,
 ) -> None:
-    """Write the trained model where `from_pretrained` and every converter can read it.
+    """Write the trained model where `from_pretrained`, PEFT and every converter can read it.
 
     Args:
         policy: its parameters are set to the result's, in the type of the result.
         tokenizer: saved beside the weights.
         ends: tokens that end a response; whatever generates with the result stops at them.
         trained_on: `chat` where the rows went through the template, else `text`.
-        cfg: `dtype` and `path`.
+        cfg: which model it started from, and the type of the result's weights.
         ctx: where to write.
         result: holds the trained masters.
 
     Raises:
         CheckpointError: the disk is full or read-only; the last checkpoint still stands.
     """
-    dtype = PRECISIONS.get(cfg.dtype, ctx.compute)
+    dtype = PRECISIONS.get(cfg.model.dtype, ctx.compute)
     for name, param in policy.named_parameters():
         if name in result.weights:
             param.data = result.weights[name].to(dtype)
-    model = policy.model
-    model.config.dtype = dtype
-    model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
+    policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     final, partial = ctx.out / "model", ctx.out / "model.tmp"
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        model.save_pretrained(partial)
+        _write_weights(policy, partial, dtype)
         tokenizer.save_pretrained(partial)
         shutil.rmtree(final, ignore_errors=True)
         flush_folder(partial)
         partial.rename(final)
-        write_json_atomic(ctx.out / "artifact.json", _describe(cfg, tokenizer, dtype, trained_on))
+        facts = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
+        facts |= _origin(policy, cfg) | _tokens(tokenizer)
+        write_json_atomic(ctx.out / artifact.NAME, {"kind": "causal_lm", **facts})
     except RlhfError:
         raise
     except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
@@ -64,13 +69,33 @@ def save_model(
         ) from error
 
 
-def _describe(cfg: ModelConfig, tokenizer: Any, dtype: Any, trained_on: str) -> dict[str, Any]:
+def _write_weights(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+    if policy.adapters is None:
+        policy.model.config.dtype = dtype
+        policy.model.save_pretrained(folder)
+        return
+    policy.adapters.save(folder)
+    policy.model.generation_config.save_pretrained(folder)
+
+
+def _origin(policy: Policy, cfg: LoadConfig) -> dict[str, Any]:
+    """Where the weights come from; for an adapter, all that its base must be to go with it."""
+    if policy.adapters is None:
+        return {"base": cfg.model.path, "adapters": []}
+    source, quant = policy.adapters.source, cfg.quant
+    base, own = Path(source.base), quant.kind != "auto"
     return {
-        "kind": "causal_lm",
-        "base": cfg.path,
-        "adapters": [],
-        "trained_on": trained_on,
-        "dtype": str(dtype).removeprefix("torch."),
+        "base": source.base,
+        "base_fingerprint": fingerprint(base) if base.is_dir() else "",
+        "adapters": policy.adapters.folders(),
+        "quant": quant.kind if own else source.quant,
+        "quant_double": quant.double if own else source.double,
+        "new_tokens": list(policy.adapters.new_tokens),
+    }
+
+
+def _tokens(tokenizer: Any) -> dict[str, Any]:
+    return {
         "tokenizer_sha256": tokenizer_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,

@@ -177,10 +177,13 @@ def _remove(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force a folder's files and their names to disk."""
-    for file in folder.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    """Force all that is in a folder, and the names, to disk."""
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            flush_folder(entry)
+        else:
+            with entry.open("rb") as handle:
+                os.fsync(handle.fileno())
     _flush_entries(folder)
 
 

@@ -8,8 +8,9 @@ from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Machinery, Uni
 class TrainConfig:
     """The loop: steps, optimizer, schedule, evaluation and checkpoints."""
 
-    lr: Annotated[float, Above(0)] = 2e-5
-    """Peak learning rate of AdamW."""
+    lr: Annotated[float, Above(0)] | Literal["auto"] = "auto"
+    """Peak learning rate of AdamW. `auto` is the stage's: for pretrain and sft 2e-5, with an
+    adapter 2e-4."""
 
     epochs: Annotated[int, AtLeast(1)] = 1
     """Passes over the training rows; `train.max_steps` ends the run earlier."""

@@ -61,6 +61,7 @@ class Trainer:
     source: StepSource
     loss: Loss
     cfg: TrainConfig
+    lr: float
     ctx: RunContext
     evaluate: Callable[[], dict[str, float]] | None
     where: Callable[[int], str]
@@ -126,7 +127,7 @@ class Trainer:
         step = self.source.next_step()
         if step is None:
             return False
-        lr = learning_rate(self.step, self.source.total_steps, self.cfg)
+        lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
         device_rows = [rows.to(self.ctx.device) for rows in step]
         gradients = accumulate(device_rows, self.loss, self.optimizer)
         try:
@@ -203,6 +204,7 @@ def fit(
     cfg: TrainConfig,
     ctx: RunContext,
     *,
+    lr: float,
     where: Callable[[int], str],
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
@@ -216,6 +218,7 @@ def fit(
         loss: rows -> sums with their units.
         cfg: steps, optimizer, schedule, logging, saving.
         ctx: device, compute type, run folder.
+        lr: peak learning rate.
         where: example -> `file:line`, to name a row that fails.
         evaluate: held-out metrics; called without gradients.
         checkpoint: continue from this one.
@@ -228,7 +231,7 @@ def fit(
         NonFinite: a loss or gradient was not finite; nothing was changed by that step.
         CheckpointError: a checkpoint could not be written or read.
     """
-    trainer = Trainer(policy, source, loss, cfg, ctx, evaluate, where, machinery or {})
+    trainer = Trainer(policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {})
     return trainer.run(checkpoint)
 
 

@@ -37,7 +37,6 @@ class MasterAdamW:
                 {"params": decayed, "weight_decay": cfg.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
             ],
-            lr=cfg.lr,
             betas=(cfg.adam_beta1, cfg.adam_beta2),
             eps=cfg.adam_epsilon,
             fused=True,

@@ -7,23 +7,24 @@ import math
 from rlhf_cli.train.config import TrainConfig
 
 
-def learning_rate(step: int, total: int, cfg: TrainConfig) -> float:
+def learning_rate(peak: float, step: int, total: int, cfg: TrainConfig) -> float:
     """The rate of optimizer step `step`.
 
     Args:
+        peak: the highest rate of the run.
         step: from 0 to total - 1.
         total: steps of the run.
-        cfg: `lr schedule warmup_steps min_lr_ratio decay_fraction`.
+        cfg: `schedule warmup_steps min_lr_ratio decay_fraction`.
 
     Returns:
-        lr · (step + 1) / warmup_steps while warming up; after that, from lr at the first step down
-        to lr · min_lr_ratio, which would be reached at step `total`.
+        peak · (step + 1) / warmup_steps while warming up; after that, from the peak at the first
+        step down to peak · min_lr_ratio, which would be reached at step `total`.
     """
     if step < cfg.warmup_steps:
-        return cfg.lr * (step + 1) / cfg.warmup_steps
+        return peak * (step + 1) / cfg.warmup_steps
     progress = (step - cfg.warmup_steps) / max(1, total - cfg.warmup_steps)
     share = _decay(progress, cfg)
-    return cfg.lr * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * share)
+    return peak * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * share)
 
 
 def _decay(progress: float, cfg: TrainConfig) -> float:

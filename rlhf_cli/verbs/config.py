@@ -1,8 +1,9 @@
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rollout.config import SamplingConfig
 
 
@@ -11,6 +12,7 @@ class GenerateConfig:
     """Write responses to prompts from the command line or a file."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     prompt: str | list[str] = ""
@@ -43,3 +45,32 @@ class GenerateConfig:
                 "or prompts=FILE"
             )
         return found
+
+
+@dataclass(kw_only=True)
+class MergeConfig:
+    """Write an adapter run as one plain model, and show that it says the same."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    output_dir: Annotated[str, OutputPath()] = ""
+    """Folder of the merged model; new or empty."""
+
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Type of its weights; the adapter is added in fp32 in any case."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = self.model.missing()
+        if not self.output_dir:
+            found.append("output_dir: none given; need a new folder. Try output_dir=runs/merged")
+        elif os.path.exists(self.output_dir) and not _is_empty_folder(self.output_dir):
+            found.append(
+                f"output_dir: {self.output_dir} is there already; need a new or empty folder. "
+                f"Try output_dir={self.output_dir}-merged"
+            )
+        return found
+
+
+def _is_empty_folder(path: str) -> bool:
+    return os.path.isdir(path) and not os.listdir(path)

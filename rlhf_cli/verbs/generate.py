@@ -15,9 +15,9 @@ from rlhf_cli.data.fields import Prompt
 from rlhf_cli.data.prompts import PromptEncoder, load_prompts
 from rlhf_cli.errors import DataError
 from rlhf_cli.models.load import load_generator
-from rlhf_cli.models.source import trained_on
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.engine import Rollout, generate
+from rlhf_cli.runs import artifact
 from rlhf_cli.verbs.config import GenerateConfig
 
 
@@ -26,7 +26,7 @@ def run(cfg: GenerateConfig) -> None:
     ctx = open_context(cfg.precision, cfg.sampling.seed, Path())
     tokenizer = load_tokenizer(cfg.model)
     prompts = _prompts(cfg)
-    model = load_generator(cfg.model, tokenizer, ctx)
+    model = load_generator(cfg.model, cfg.quant, tokenizer, ctx)
     encoder = PromptEncoder(tokenizer, as_message=_as_message(cfg, tokenizer))
     tokens = [encoder.encode(prompt) for prompt in prompts]
     if len(prompts) == 1 and not cfg.output:
@@ -40,7 +40,8 @@ def _as_message(cfg: GenerateConfig, tokenizer: Any) -> bool:
     """Whether a text prompt goes through the chat template."""
     if cfg.template != "auto":
         return cfg.template == "always"
-    return bool(tokenizer.chat_template) and trained_on(cfg.model.path) != "text"
+    facts = artifact.read(Path(cfg.model.path).expanduser())
+    return bool(tokenizer.chat_template) and facts.get("trained_on") != "text"
 
 
 def _prompts(cfg: GenerateConfig) -> list[Prompt]:

@@ -45,7 +45,9 @@ class FixedSteps:
         self.done = state["done"]
 
 
-def train(out, source, *, compute=torch.float32, checkpoint=None, seed=0, wrap=None, **settings):
+def train(
+    out, source, *, lr=1e-3, compute=torch.float32, checkpoint=None, seed=0, wrap=None, **settings
+):
     out.mkdir(exist_ok=True)
     policy = Policy(tiny_llama(seed).train(), choose("auto", CPU)[0], flat=True)
 
@@ -53,11 +55,11 @@ def train(out, source, *, compute=torch.float32, checkpoint=None, seed=0, wrap=N
         nll = nll_loss(policy(rows).logp)
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
 
-    cfg = TrainConfig(**{"lr": 1e-3, "save_steps": 0, **settings})
+    cfg = TrainConfig(**{"save_steps": 0, **settings})
     ctx = RunContext(CPU, compute, seed, out)
     where = "pairs.jsonl:{}".format
     run_loss = wrap(loss) if wrap else loss
-    return fit(policy, source, run_loss, cfg, ctx, where=where, checkpoint=checkpoint)
+    return fit(policy, source, run_loss, cfg, ctx, lr=lr, where=where, checkpoint=checkpoint)
 
 
 def losses(out):
@@ -246,7 +248,7 @@ def optimizer(**shape):
 
 def test_schedules_by_hand():
     def at(step, **settings):
-        return learning_rate(step, 10, TrainConfig(lr=1.0, **settings))
+        return learning_rate(1.0, step, 10, TrainConfig(**settings))
 
     assert [at(s, warmup_steps=4, schedule="constant") for s in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     assert at(0, schedule="cosine") == 1.0

@@ -1,0 +1,135 @@
+"""Write an adapter run as one plain model, and show that it says the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.context import PRECISIONS, open_context, say
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.base import load_base
+from rlhf_cli.models.config import AdapterConfig
+from rlhf_cli.models.quantize import quantization
+from rlhf_cli.models.source import Source, find_source
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.runs import artifact
+from rlhf_cli.runs.files import unwritable, write_json_atomic
+from rlhf_cli.verbs.config import MergeConfig
+
+PROMPTS = (
+    "The quick brown fox jumps over the lazy dog.",
+    "Question: what is seven times eight?\n\nAnswer: fifty-six.",
+    "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat.",
+)
+
+MOST_DRIFT = {"fp32": 1e-3, "bf16": 0.1}
+"""Mean difference of log-probs in nats; what lies above is not rounding."""
+
+
+def run(cfg: MergeConfig) -> None:
+    """Merge, compare, save.
+
+    Raises:
+        ModelError: the model is no adapter, the adapter changes nothing, or the merged model says
+            something else.
+    """
+    source = find_source(cfg.model)
+    if not source.adapters:
+        raise ModelError(
+            f"model.path: {cfg.model.path} is no adapter run, so there is nothing to merge; "
+            "it is a whole model already"
+        )
+    open_context("fp32", 0, Path(cfg.output_dir))
+    tokenizer = load_tokenizer(cfg.model)
+    merged = _merge_checked(cfg, source, tokenizer)
+    target = _save(cfg, merged, tokenizer)
+    say(f"merged: {source.describe()} -> {target} ({cfg.dtype})")
+
+
+def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
+    """The merged model in its type, after a comparison with what it was made of."""
+    from rlhf_cli.models.merge import load_unmerged, merge
+
+    prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
+    unmerged = load_unmerged(cfg.model, source, tokenizer)
+    expected = _logprobs(unmerged, prompts)
+    with unmerged.disable_adapter():
+        base = _logprobs(unmerged, prompts)
+    if torch.equal(base, expected):
+        raise ModelError(
+            f"model.path: the adapter of {cfg.model.path} changes nothing (its weights are zero); "
+            "there is nothing to merge. Was it trained?"
+        )
+    say(f"adapter against base: {_difference(expected, base)}")
+    if source.quant != "none":
+        trained = _on_packed_base(cfg, source, tokenizer, prompts)
+        say(
+            f"whole base against the {source.quant} base it was trained on: "
+            f"{_difference(expected, trained)}"
+        )
+    merged = merge(unmerged).to(PRECISIONS[cfg.dtype])
+    got = _logprobs(merged, prompts)
+    say(f"merged ({cfg.dtype}) against unmerged (fp32): {_difference(got, expected)}")
+    drift = float((got - expected).abs().mean())
+    if not drift <= MOST_DRIFT[cfg.dtype]:
+        raise ModelError(
+            f"model.path: merged, {cfg.model.path} says something else: log-probs differ by "
+            f"{drift:.1e} nats in the mean, more than {MOST_DRIFT[cfg.dtype]:g}. Try dtype=fp32"
+        )
+    return merged
+
+
+def _on_packed_base(
+    cfg: MergeConfig, source: Source, tokenizer: Any, prompts: list[Tensor]
+) -> Tensor:
+    from rlhf_cli.models.adapters import attach
+
+    cpu = torch.device("cpu")
+    packed = quantization(source.quant, source.double, torch.float32)
+    model = load_base(
+        cfg.model,
+        source.base,
+        tokenizer,
+        new_tokens=source.new_tokens,
+        quantized=packed,
+        device=cpu,
+    )
+    return _logprobs(attach(model, source, AdapterConfig(), (), 0).model.eval(), prompts)
+
+
+def _logprobs(model: Any, prompts: list[Tensor]) -> Tensor:
+    """[tokens of all prompts, V], nats."""
+    with torch.no_grad():
+        logits = [model(input_ids=prompt, use_cache=False).logits[0] for prompt in prompts]
+    return torch.cat(logits).float().log_softmax(-1)
+
+
+def _difference(got: Tensor, expected: Tensor) -> str:
+    off = (got - expected).abs()
+    return f"log-probs differ by {off.mean():.1e} nats in the mean, {off.max():.1e} at most"
+
+
+def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
+    """All of it under its name, or nothing."""
+    target = Path(cfg.output_dir).absolute()
+    partial = target.with_name(f".{target.name}.tmp")
+    model.config.dtype = PRECISIONS[cfg.dtype]
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        facts = artifact.read(Path(cfg.model.path).expanduser())
+        kept = {name: facts[name] for name in ("kind", "trained_on") if name in facts}
+        write_json_atomic(
+            partial / artifact.NAME,
+            {**kept, "base": cfg.model.path, "adapters": [], "dtype": cfg.dtype},
+        )
+        partial.rename(target)
+    except OSError as error:
+        raise unwritable(target, error) from error
+    return target

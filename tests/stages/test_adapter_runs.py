@@ -1,0 +1,174 @@
+"""Adapters and packed weights from the command line, and their results without this package."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_cli import cli
+from rlhf_cli.train.metrics import read_metrics
+from tests.stages.conftest import FAST
+from tests.stages.test_stages import stop_after
+
+TOKENS = torch.arange(3, 40)[None]
+
+
+def run(command, out, *argv):
+    return cli.main([command, "data=tiny", f"output_dir={out}", *FAST, *argv])
+
+
+@pytest.fixture(scope="module")
+def lora_run(tmp_path_factory, sft_run):
+    out = tmp_path_factory.mktemp("adapters") / "lora"
+    assert run("sft", out, f"model={sft_run}", "adapter=lora", "max_steps=3") == 0
+    return out
+
+
+def plain_logits(folder: Path) -> torch.Tensor:
+    """What the result says, loaded by transformers and PEFT alone."""
+    with torch.no_grad():
+        return plain_model(folder)(input_ids=TOKENS, use_cache=False).logits
+
+
+def plain_model(folder: Path):
+    settings = folder / "adapter_config.json"
+    if not settings.is_file():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    base = json.loads(settings.read_text())["base_model_name_or_path"]
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, folder)
+
+
+def losses(out):
+    return [line["loss"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora"])
+def test_the_result_is_a_plain_peft_adapter(sft_run, tmp_path, kind):
+    out = tmp_path / kind
+    assert run("sft", out, f"model={sft_run}", f"adapter={kind}", "max_steps=3", "lr=1e-3") == 0
+    config = json.loads((out / "model" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(sft_run / "model")
+    assert (config["use_dora"], config["use_rslora"]) == (kind == "dora", kind == "rslora")
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["after"]["loss"] < manifest["before"]["loss"]
+    AutoTokenizer.from_pretrained(out / "model")
+    base = plain_logits(sft_run / "model")
+    assert not torch.allclose(plain_logits(out / "model"), base, atol=1e-3)
+
+
+def test_what_was_trained_is_what_plain_peft_loads(lora_run):
+    """The held-out loss of the last step, from the saved files alone: fp32 rounding."""
+    adapter = load_file(lora_run / "model" / "adapter_model.safetensors")
+    trained = load_file(lora_run / "checkpoints" / "step-000003" / "weights.safetensors")
+    for name, value in trained.items():
+        key = name.removeprefix("model.").replace(".default", "")
+        assert torch.equal(adapter[key], value), name
+    assert len(adapter) == len(trained)
+
+
+@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
+def test_a_stopped_adapter_run_continues_bitwise(tmp_path, monkeypatch, sft_run, kind):
+    argv = [f"model={sft_run}", "adapter=lora", f"quant={kind}", "max_steps=6"]
+    argv += ["train.save_steps=2", "train.eval_steps=3"]
+    assert run("sft", tmp_path / "whole", *argv) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run("sft", tmp_path / "parts", *argv) == 130
+    assert run("sft", tmp_path / "parts", *argv) == 0
+    whole, parts = (tmp_path / name / "model" / "adapter_model.safetensors" for name in NAMES)
+    assert whole.read_bytes() == parts.read_bytes()
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+NAMES = ("whole", "parts")
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_packed_weights_train_almost_like_whole_ones(tmp_path, sft_run, kind, capsys):
+    """The loss of the adapter on a 4 or 8 bit base stays within 2 % of that on the whole one."""
+    found = []
+    for quant in ("none", kind):
+        argv = (f"model={sft_run}", "adapter=lora", f"quant={quant}", "max_steps=3")
+        assert run("sft", tmp_path / quant, *argv) == 0
+        found.append(losses(tmp_path / quant)[-1])
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    assert "MB frozen (quantized)" in capsys.readouterr().err
+
+
+def test_a_run_from_random_weights_keeps_its_base(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run("sft", out, "model=tiny", "adapter=lora", "quant=nf4", "max_steps=2") == 0
+    assert (out / "base" / "model.safetensors").is_file()
+    moved = out.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert cli.main(["generate", f"model={moved}", "prompt=Hi", "max_new_tokens=4"]) == 0
+    assert f"{moved}/base + {moved}/model" in capsys.readouterr().err
+
+
+def test_an_adapter_is_trained_on_where_none_is_asked_for(lora_run, tmp_path):
+    assert run("sft", tmp_path / "on", f"model={lora_run}", "max_steps=2") == 0
+    artifact = json.loads((tmp_path / "on" / "artifact.json").read_text())
+    assert artifact["base"] == json.loads((lora_run / "artifact.json").read_text())["base"]
+    assert losses(tmp_path / "on")[0] == pytest.approx(losses(lora_run)[-1], abs=0.5)
+
+
+def test_a_stacked_run_has_both_adapters(lora_run, tmp_path):
+    argv = [f"model={lora_run}", "adapter=lora", "adapter.start=stack", "max_steps=2"]
+    assert run("sft", tmp_path / "two", *argv) == 0
+    artifact = json.loads((tmp_path / "two" / "artifact.json").read_text())
+    assert artifact["adapters"] == ["model/stacked_0", "model"]
+    below = load_file(tmp_path / "two" / "model" / "stacked_0" / "adapter_model.safetensors")
+    before = load_file(lora_run / "model" / "adapter_model.safetensors")
+    assert all(torch.equal(below[name], before[name]) for name in before)
+    assert cli.main(["generate", f"model={tmp_path / 'two'}", "prompt=Hi", "max_new_tokens=4"]) == 0
+
+
+@pytest.mark.parametrize("then", ["adapter=none", "adapter=lora"])
+def test_a_merged_start_trains_from_what_the_adapter_said(lora_run, tmp_path, then):
+    argv = [f"model={lora_run}", then, "adapter.start=merge", "max_steps=1", "lr=1e-9"]
+    assert run("sft", tmp_path / "merged", *argv) == 0
+    got = plain_logits(tmp_path / "merged" / "model")
+    assert (got - plain_logits(lora_run / "model")).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_merge_gives_a_plain_model_that_says_the_same(lora_run, tmp_path, capsys, dtype):
+    out = tmp_path / "whole"
+    assert cli.main(["merge", f"model={lora_run}", f"output_dir={out}", f"dtype={dtype}"]) == 0
+    assert "adapter against base: log-probs differ by" in capsys.readouterr().err
+    assert not (out / "adapter_config.json").exists()
+    difference = (plain_logits(out) - plain_logits(lora_run / "model")).abs()
+    assert difference.max() < (1e-4 if dtype == "fp32" else 0.2)
+    assert cli.main(["generate", f"model={out}", "prompt=Hi", "max_new_tokens=4"]) == 0
+
+
+def test_merge_refuses_what_is_no_adapter_and_what_changes_nothing(sft_run, tmp_path, capsys):
+    assert cli.main(["merge", f"model={sft_run}", f"output_dir={tmp_path / 'm'}"]) == 1
+    assert "is no adapter run" in capsys.readouterr().err
+    out = tmp_path / "idle"
+    assert run("sft", out, f"model={sft_run}", "adapter=lora", "max_steps=1", "lr=1e-30") == 0
+    capsys.readouterr()
+    assert cli.main(["merge", f"model={out}", f"output_dir={tmp_path / 'm'}"]) == 1
+    assert "changes nothing" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["quant=nf4"], "quant.kind: got nf4 with full training"),
+        (["adapter.rank=8"], "adapter.rank: given with adapter.kind=none"),
+        (["adapter=lora", "adapter.start=stack"], "brings no adapter"),
+        (["adapter=lora", "adapter.targets=[q_prj]"], "Try adapter.targets=[q_proj]"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(sft_run, tmp_path, capsys, argv, message):
+    assert run("sft", tmp_path / "no", f"model={sft_run}", *argv) in (1, 2)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
