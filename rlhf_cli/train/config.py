@@ -1,4 +1,5 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Machinery, Unit
@@ -40,6 +41,9 @@ class TrainConfig:
     decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
     """Share of all steps in which `wsd` decays."""
 
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` holds the moments in 8 bits (arXiv:2110.02861; needs the extra `quant`)."""
+
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     """Decoupled decay of AdamW on matrices; biases and norms have none."""
 
@@ -58,6 +62,13 @@ class TrainConfig:
     eval_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
     """Evaluate every so many steps; 0 evaluates before the first and after the last step only."""
 
+    early_stop: Annotated[int, AtLeast(0), Unit("evaluations")] = 0
+    """End the run after this many evaluations in a row without a lower held-out loss; 0 never."""
+
+    result: Literal["last", "best"] = "last"
+    """Which weights the run gives: those of the last step, or of the lowest held-out loss, whose
+    checkpoint is then kept."""
+
     save_steps: Annotated[int, AtLeast(0), Machinery(), Unit("optimizer steps")] = 0
     """Write a checkpoint every so many steps; 0 only at the end."""
 
@@ -69,3 +80,37 @@ class TrainConfig:
 
     gradient_checkpointing: Annotated[bool, Machinery()] = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        if self.eval_steps or (not self.early_stop and self.result == "last"):
+            return []
+        name = (
+            f"train.early_stop: got {self.early_stop}"
+            if self.early_stop
+            else "train.result: got best"
+        )
+        return [
+            f"{name} without train.eval_steps; need evaluations to compare. Try train.eval_steps=50"
+        ]
+
+
+Tracker = Literal[
+    "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"
+]
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    """Where metrics go beside `metrics.jsonl`."""
+
+    trackers: list[Tracker] = field(default_factory=list)
+    """Names of trackers, as in `[tensorboard]`; each needs its own package."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        missing = [name for name in self.trackers if find_spec(name) is None]
+        return [
+            f"log.trackers: got {name}, which is not installed. Try pip install {name}"
+            for name in missing
+        ]

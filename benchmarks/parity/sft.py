@@ -1,0 +1,110 @@
+"""Twenty steps of `rlhf sft` beside TRL's own SFTTrainer on the same token ids, in the same order.
+
+    bash benchmarks/install_peers.sh
+    RLHF_DATA=... python -m benchmarks.parity.sft
+
+In fp32, full and with an adapter that both sides load from the same files. Ours cuts a step by
+tokens into flat rows, TRL's by rows into padded ones; the optimizer is AdamW on both.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import SCRATCH, child, data_folder, save, texts
+from benchmarks.parity.compare import compare
+from rlhf_cli import cli
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.examples import load_examples
+from rlhf_cli.data.records import PromptCompletionRecord
+from rlhf_cli.models.adapters import attach
+from rlhf_cli.models.base import random_base
+from rlhf_cli.models.config import AdapterConfig, ModelConfig
+from rlhf_cli.models.source import Source
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.train.metrics import read_metrics
+
+STEPS, BATCH, LR, LONGEST = 20, 16, 1e-3, 512
+
+
+def main() -> None:
+    folder = SCRATCH / "parity"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model, adapter = starting_points(folder)
+    rows = write_rows(folder / "rows.jsonl")
+    ids = write_ids(folder / "ids.jsonl", rows, model)
+    found = {}
+    for name, start in (("full", model), ("LoRA", adapter)):
+        argv = [str(model), "" if start is model else str(start), str(ids), str(LR), str(BATCH)]
+        peer = child("benchmarks.parity.trl_sft", *argv, path="build/peers/trl-1.16.0")
+        found[f"sft, {name}"] = compare(f"sft, {name}", ours(folder / name, start, rows), peer)
+    save("parity_sft", found)
+
+
+def starting_points(folder: Path) -> tuple[Path, Path]:
+    """A small Llama with random weights, and an adapter on it that is no longer zero."""
+    cfg = ModelConfig(path="tiny")
+    tokenizer = load_tokenizer(cfg)
+    base = random_base(cfg, tokenizer, seed=0)
+    for target in (folder / "model", folder / "adapter"):
+        tokenizer.save_pretrained(target)
+    base.save_pretrained(folder / "model")
+    source = Source(str((folder / "model").absolute()))
+    adapters = attach(base, source, AdapterConfig(kind="lora", rank=8), (), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for param in adapters.model.parameters():
+        if param.requires_grad:
+            param.data += 0.01 * torch.randn(param.shape, generator=generator)
+    adapters.save(folder / "adapter")
+    return folder / "model", folder / "adapter"
+
+
+def write_rows(file: Path) -> Path:
+    """Prompts and chosen responses of real preference pairs."""
+    lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
+    pairs = [texts(json.loads(line)) for line in lines.splitlines()]
+    short = [pair for pair in pairs if sum(map(len, pair)) < LONGEST][: STEPS * BATCH]
+    rows = [json.dumps({"prompt": prompt, "completion": said}) for prompt, said in short]
+    file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return file
+
+
+def write_ids(file: Path, rows: Path, model: Path) -> Path:
+    """The token ids that our side trains on, and which of them count."""
+    tokenizer = load_tokenizer(ModelConfig(path=str(model)))
+    cfg = DataConfig(path=str(rows), max_length=LONGEST)
+    examples, _ = load_examples(cfg, "sft", tokenizer, (PromptCompletionRecord,))
+    with file.open("w", encoding="utf-8") as target:
+        for start, end in zip(examples.token_starts, examples.token_starts[1:], strict=False):
+            tokens = examples.tokens[start:end].tolist()
+            mask = examples.trained[start:end].astype(int).tolist()
+            target.write(json.dumps({"input_ids": tokens, "completion_mask": mask}) + "\n")
+    return file
+
+
+def ours(out: Path, start: Path, rows: Path) -> dict[str, list[float]]:
+    argv = [
+        "sft",
+        f"model={start}",
+        f"data={rows}",
+        f"output_dir={out}",
+        "data.shuffle=false",
+        f"max_length={LONGEST}",
+        f"batch_size={BATCH}",
+        f"max_steps={STEPS}",
+        f"lr={LR}",
+        "train.schedule=constant",
+        "train.weight_decay=0.01",
+        "train.precision=fp32",
+    ]
+    if cli.main(argv):
+        raise SystemExit(1)
+    lines = [line for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
+    return {name: [line[name] for line in lines] for name in ("loss", "grad_norm")}
+
+
+if __name__ == "__main__":
+    main()

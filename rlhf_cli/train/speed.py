@@ -1,0 +1,84 @@
+"""How fast the machine multiplies, how many products a step is, and how near the one is to both."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.models.policy import Policy
+
+PROBE_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic of a model's forward and backward pass, without what is computed twice.
+
+    Attributes:
+        token: FLOP a token, in all layers but the output layer.
+        pair: FLOP for each token that a token attends to, itself included.
+        scored: FLOP a scored token, in the output layer.
+    """
+
+    token: int
+    pair: int
+    scored: int
+
+    def of(self, rows: Rows) -> float:
+        """FLOP of a micro-batch."""
+        lengths = rows.lengths.double()
+        pairs = float((lengths * (lengths + 1) / 2).sum())
+        return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
+
+
+def work_of(policy: Policy) -> Work:
+    """Count a policy's products.
+
+    2 FLOP a weight and token forward, 2 for the gradient of what goes in, and 2 more for that of
+    the weight where it is trained.
+    """
+    model = policy.model
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    output = set(head.modules())
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m not in output]
+    token = sum(_weights(layer) * _passes(layer) for layer in layers)
+    # scores and their average: 2 products of [T, e] and [e, T] a head, and 4 in the backward pass
+    pair = 12 * heads * width * config.num_hidden_layers
+    return Work(token, pair, _weights(head) * _passes(head))
+
+
+def _weights(layer: Any) -> int:
+    if isinstance(layer, Conv1D):
+        return layer.weight.numel()
+    return int(layer.in_features * layer.out_features)  # packed weights have fewer elements
+
+
+def _passes(layer: Any) -> int:
+    return 6 if layer.weight.requires_grad else 4
+
+
+def measure_peak(device: torch.device, compute: torch.dtype) -> float:
+    """FLOP/s of a large matrix product here and now; datasheets are not believed.
+
+    Returns:
+        The best of a few products of 2048 (CPU) or 8192 (CUDA) square matrices.
+    """
+    size = 8192 if device.type == "cuda" else 2048
+    a = torch.ones(size, size, dtype=compute, device=device)
+    best, ends = 0.0, time.monotonic() + PROBE_SECONDS
+    while not best or time.monotonic() < ends:
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best

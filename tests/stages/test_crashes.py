@@ -1,0 +1,80 @@
+"""A real process, killed without warning: the same command goes on and ends in the same result."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.train.metrics import read_metrics
+from tests.stages.conftest import FAST
+
+STEPS = 40
+
+
+def command(out: Path) -> list[str]:
+    argv = ["model=tiny", "data=tiny", f"max_steps={STEPS}", f"output_dir={out}", *FAST]
+    argv += ["train.save_steps=1", "train.eval_steps=20"]
+    return [sys.executable, "-m", "rlhf_cli", "sft", *argv]
+
+
+def start(out: Path) -> subprocess.Popen[bytes]:
+    with (out.parent / "log.txt").open("ab") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command(out), stderr=log, env=environment)
+
+
+def writes_another_checkpoint(out: Path) -> bool:
+    """Caught between making the folder and renaming it, with whole ones beside it."""
+    found = [entry.suffix for entry in (out / "checkpoints").glob("step-*")]
+    return ".tmp" in found and "" in found
+
+
+def kill_when(process: subprocess.Popen[bytes], due) -> bool:
+    """Whether the process still ran when its moment came."""
+    while process.poll() is None:
+        if due():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return True
+    return False
+
+
+def results(out: Path) -> tuple[bytes, list[dict[str, float]]]:
+    lines = read_metrics(out / "metrics.jsonl")
+    speed = ("tokens_per_second", "step_seconds", "peak_fraction")
+    kept = [{k: v for k, v in line.items() if k not in speed} for line in lines]
+    return (out / "model" / "model.safetensors").read_bytes(), kept
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    assert start(out).wait() == 0
+    return results(out)
+
+
+def test_killed_while_it_writes_a_checkpoint(tmp_path, unbroken):
+    out = tmp_path / "run"
+    assert kill_when(start(out), lambda: writes_another_checkpoint(out))
+    assert start(out).wait() == 0
+    assert "continuing from step-" in (tmp_path / "log.txt").read_text()
+    assert results(out) == unbroken
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments(tmp_path, unbroken):
+    out, draw, kills = tmp_path / "run", random.Random(0), 0
+    while kills < 20:
+        moment = time.monotonic() + draw.uniform(0, 12)
+        if kill_when(start(out), lambda moment=moment: time.monotonic() > moment):
+            kills += 1
+        elif (out / "model").is_dir():  # it ended before its moment: the next one starts anew
+            assert results(out) == unbroken
+            out = tmp_path / f"run_{kills}"
+    assert start(out).wait() == 0
+    assert results(out) == unbroken
