@@ -10,6 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
+from rlhf_cli.context import RunContext
+from rlhf_cli.models.config import ModelConfig, QuantConfig
+from rlhf_cli.models.load import load_generator
+from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.metrics import read_metrics
 from tests.stages.conftest import FAST
 from tests.stages.test_stages import stop_after
@@ -43,6 +47,14 @@ def plain_model(folder: Path):
     return PeftModel.from_pretrained(model, folder)
 
 
+def our_logits(path: Path) -> torch.Tensor:
+    """What the result says, loaded as `model=PATH`."""
+    cfg, ctx = ModelConfig(path=str(path)), RunContext(torch.device("cpu"), torch.float32, 0, path)
+    with torch.no_grad():
+        model = load_generator(cfg, QuantConfig(), load_tokenizer(cfg), ctx)
+        return model(input_ids=TOKENS, use_cache=False).logits
+
+
 def losses(out):
     return [line["loss"] for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
 
@@ -69,6 +81,12 @@ def test_what_was_trained_is_what_plain_peft_loads(lora_run):
         key = name.removeprefix("model.").replace(".default", "")
         assert torch.equal(adapter[key], value), name
     assert len(adapter) == len(trained)
+
+
+def test_full_and_adapter_results_say_the_same_without_this_package(sft_run, lora_run):
+    """The same operations in the same order: equal to the last bit."""
+    for run_folder in (sft_run, lora_run):
+        assert torch.equal(our_logits(run_folder), plain_logits(run_folder / "model"))
 
 
 @pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
@@ -142,6 +160,8 @@ def test_merge_gives_a_plain_model_that_says_the_same(lora_run, tmp_path, capsys
     assert cli.main(["merge", f"model={lora_run}", f"output_dir={out}", f"dtype={dtype}"]) == 0
     assert "adapter against base: log-probs differ by" in capsys.readouterr().err
     assert not (out / "adapter_config.json").exists()
+    if dtype == "fp32":
+        assert torch.equal(our_logits(out), plain_logits(out))
     difference = (plain_logits(out) - plain_logits(lora_run / "model")).abs()
     assert difference.max() < (1e-4 if dtype == "fp32" else 0.2)
     assert cli.main(["generate", f"model={out}", "prompt=Hi", "max_new_tokens=4"]) == 0
