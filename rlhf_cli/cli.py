@@ -13,6 +13,7 @@ from rlhf_cli.command_line import failures
 from rlhf_cli.command_line.words import CommandLine, parse
 from rlhf_cli.config.suggest import nearest
 from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
+from rlhf_cli.launch import outer
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.stages.registry import COMMANDS, Command
 
@@ -26,7 +27,21 @@ def entry() -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Run a command and return its exit code; errors are told on stderr."""
+    """Run a command and return its exit code; errors are told on stderr.
+
+    Of several processes that another launcher started, the first does so for all.
+    """
+    own = outer.launched(argv)
+    if own is None:
+        return _main(argv)
+    if own.rank:
+        return outer.follow(own)
+    code = _main(argv)
+    outer.dismiss(own, code)
+    return code
+
+
+def _main(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except RlhfError as error:
@@ -115,11 +130,15 @@ def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
 
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
+    from rlhf_cli.launch import start
     from rlhf_cli.runs import manifest
 
     try:
         manifest.begin(out, command.name, argv, resolved.tree)
-        summary = _runner(command)(resolved.config, out)
+        if start.alone(resolved.config.launch.processes):
+            summary = _runner(command)(resolved.config, out)
+        else:
+            summary = start.start(command.name, resolved.tree, out)
     except BaseException as error:
         manifest.fail(out, error)
         raise

@@ -1,4 +1,4 @@
-"""Where a run computes: device, types, seed, output folder."""
+"""Where a run computes: device, types, seed, ranks, output folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.ranks import ALONE, Ranks, current_ranks
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -26,12 +27,14 @@ class RunContext:
         compute: type of the forward and backward pass; masters, losses and metrics are fp32.
         seed: of weights, order and noise.
         out: the run folder.
+        ranks: the processes that train together; this one alone by default.
     """
 
     device: torch.device
     compute: torch.dtype
     seed: int
     out: Path
+    ranks: Ranks = ALONE
 
     @property
     def compute_name(self) -> str:
@@ -41,7 +44,8 @@ class RunContext:
 
 def open_context(precision: str, seed: int, out: Path) -> RunContext:
     """Choose device and compute type, seed every generator, and say what was chosen."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = current_ranks()
+    device = own_device()
     compute, reason = choose_compute(precision, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -49,9 +53,17 @@ def open_context(precision: str, seed: int, out: Path) -> RunContext:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    context = RunContext(device, compute, seed, out)
-    say(f"device: {device_name(device)}; compute: {context.compute_name} ({reason})")
+    context = RunContext(device, compute, seed, out, ranks)
+    processes = f"; {ranks.size} processes" if ranks.size > 1 else ""
+    say(f"device: {device_name(device)}; compute: {context.compute_name} ({reason}){processes}")
     return context
+
+
+def own_device() -> torch.device:
+    """The GPU of this process, the first one where it is alone; without GPUs the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def choose_compute(precision: str, device: torch.device) -> tuple[torch.dtype, str]:

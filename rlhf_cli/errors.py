@@ -35,6 +35,10 @@ class CheckpointError(RlhfError):
     """A checkpoint or run folder cannot be written, read or continued."""
 
 
+class PeerLost(RlhfError):
+    """Another process of the run ended first; its own error tells why."""
+
+
 class OutOfMemory(RlhfError):
     """Out of memory; the message names overrides that need less."""
 

@@ -16,11 +16,11 @@ MODULES = {
 }
 FLOORS = {
     **dict.fromkeys(("errors", "resources", "config", "command_line", "runs"), 0),
-    **dict.fromkeys(("context", "kernels", "logprobs", "losses"), 1),
+    **dict.fromkeys(("context", "kernels", "logprobs", "losses", "ranks"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rollout", "train"), 3),
     "stages": 4,
-    **dict.fromkeys(("verbs", "cli", "__main__"), 5),
+    **dict.fromkeys(("verbs", "launch", "cli", "__main__"), 5),
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "safetensors"}
 

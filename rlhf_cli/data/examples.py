@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.context import say
-from rlhf_cli.data.cache import Entry, entry_key, fingerprint, load_entry, store_entry
+from rlhf_cli.data.cache import (
+    Entry,
+    cache_folder,
+    entry_key,
+    fingerprint,
+    load_entry,
+    store_entry,
+)
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.packing import Example
 from rlhf_cli.data.progress import track
@@ -23,6 +30,7 @@ from rlhf_cli.data.reader import RecordReader
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.rows import RowMaker
 from rlhf_cli.data.sources import DataFiles, data_files, read_rows, resolve
+from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
 
 
@@ -66,7 +74,14 @@ ARRAYS = ("tokens", "trained", "row_starts", "example_starts", "origin")
 Loaded = tuple[Examples, DataReport]
 
 
-def load_examples(cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[type, ...]) -> Loaded:
+def load_examples(
+    cfg: DataConfig,
+    stage: str,
+    tokenizer: Any,
+    allowed: tuple[type, ...],
+    *,
+    cached_only: bool = False,
+) -> Loaded:
     """The training examples of a stage, from the cache where it has them.
 
     Args:
@@ -74,16 +89,23 @@ def load_examples(cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[ty
         stage: names the shipped rows, and stands in errors.
         tokenizer: a fast one.
         allowed: the record classes that the stage takes, the preferred first.
+        cached_only: tokenize nothing: for ranks, whose tokens were made before they started.
 
     Raises:
         DataError: the rows cannot be read, are not what the stage takes, or none is left.
         ModelError: the tokenizer lacks what the rows need.
     """
-    return _load(resolve(cfg.path, stage, "train"), cfg, stage, tokenizer, allowed)
+    path = resolve(cfg.path, stage, "train")
+    return _load(path, cfg, stage, tokenizer, allowed, cached_only)
 
 
 def load_eval_examples(
-    cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[type, ...]
+    cfg: DataConfig,
+    stage: str,
+    tokenizer: Any,
+    allowed: tuple[type, ...],
+    *,
+    cached_only: bool = False,
 ) -> Loaded | None:
     """The held-out examples that `data.eval` names, or none; as `load_examples`."""
     path = cfg.eval
@@ -91,11 +113,16 @@ def load_eval_examples(
         path = SHIPPED if cfg.path == SHIPPED else "none"
     if path in ("", "none"):
         return None
-    return _load(resolve(path, stage, "test"), cfg, stage, tokenizer, allowed)
+    return _load(resolve(path, stage, "test"), cfg, stage, tokenizer, allowed, cached_only)
 
 
 def _load(
-    path: Path, cfg: DataConfig, stage: str, tokenizer: Any, allowed: tuple[type, ...]
+    path: Path,
+    cfg: DataConfig,
+    stage: str,
+    tokenizer: Any,
+    allowed: tuple[type, ...],
+    cached_only: bool,
 ) -> Loaded:
     files = data_files(path)
     report = DataReport(files.names, sha256=fingerprint(files.read))
@@ -106,6 +133,11 @@ def _load(
         report = DataReport.from_dict(entry.facts)
         examples = Examples(files=files.names, **entry.arrays)
         say(f"{path.name}: tokens from the cache ({key})")
+    elif cached_only:
+        raise DataError(
+            f"{path.name}: its tokens are not in the cache ({cache_folder()}), where they were put "
+            "before the ranks started; set RLHF_CACHE to a folder that all processes can use"
+        )
     else:
         began = time.monotonic()
         examples = _build(files, RecordReader(cfg, stage, allowed, report), maker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import CheckpointError, DataError
+from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.config import TrainConfig
 
 Indices = Sequence[int] | NDArray[np.int64]
@@ -45,24 +47,41 @@ def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list
     return [collate(examples, part) for part in parts(examples, indices, max_tokens)]
 
 
-def eval_batches(examples: Examples, max_tokens: int) -> Iterator[Rows]:
-    """All examples once, in micro-batches, always in the same order."""
-    for part in parts(examples, np.arange(len(examples)), max_tokens):
+def eval_batches(examples: Examples, max_tokens: int, ranks: Ranks = ALONE) -> Iterator[Rows]:
+    """All examples once, in micro-batches, always in the same order; dealt out to the ranks."""
+    every = parts(examples, np.arange(len(examples)), max_tokens)
+    for part in islice(every, ranks.rank, None, ranks.size):
         yield collate(examples, part)
+
+
+def share(examples: Examples, indices: Indices, ranks: Ranks) -> NDArray[np.int64]:
+    """One rank's part of a step: dealt out by length, so that all have about the same work.
+
+    Args:
+        examples: the whole data set.
+        indices: the step's examples; with fewer than ranks, the last ranks get none.
+        ranks: who deals.
+    """
+    return _by_length(examples, indices)[ranks.rank :: ranks.size]
+
+
+def _by_length(examples: Examples, indices: Indices) -> NDArray[np.int64]:
+    """The indices, the longest examples first; those of one length by index."""
+    chosen = np.asarray(indices, np.int64)
+    lengths = examples.token_starts[chosen + 1] - examples.token_starts[chosen]
+    return chosen[np.lexsort((chosen, -lengths))]
 
 
 def parts(examples: Examples, indices: Indices, max_tokens: int) -> Iterator[list[int]]:
     """The indices, the longest examples first, in groups of at most `max_tokens` tokens."""
-    chosen = np.asarray(indices, np.int64)
-    lengths = examples.token_starts[chosen + 1] - examples.token_starts[chosen]
     part: list[int] = []
     room = max_tokens
-    for position in np.lexsort((chosen, -lengths)):  # by length, then by index
-        length = int(lengths[position])
+    for index in _by_length(examples, indices).tolist():
+        length = int(examples.token_starts[index + 1] - examples.token_starts[index])
         if part and length > room:
             yield part
             part, room = [], max_tokens
-        part.append(int(chosen[position]))
+        part.append(index)
         room -= length
     if part:
         yield part
@@ -80,6 +99,7 @@ class ExampleSource:
         train: `batch_size`, `epochs` and `max_steps`.
         seed: of the order.
         micro_batch_tokens: tokens of a micro-batch, at most.
+        ranks: each step is dealt out to these; which examples it has does not depend on them.
 
     Raises:
         DataError: there is no example.
@@ -92,11 +112,13 @@ class ExampleSource:
         train: TrainConfig,
         seed: int,
         micro_batch_tokens: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         if not len(examples):
             raise DataError("no example to train on; need at least one row")
         self.examples, self.shuffle, self.seed = examples, data.shuffle, seed
         self.batch_size, self.max_tokens = train.batch_size, micro_batch_tokens
+        self.ranks = ranks
         self.steps_per_epoch = -(-len(examples) // train.batch_size)
         self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
         self.step = 0
@@ -107,14 +129,16 @@ class ExampleSource:
         return iter(self.next_step, None)
 
     def next_step(self) -> list[Rows] | None:
-        """Micro-batches of the next step, or none when the run is over."""
+        """This rank's micro-batches of the next step, perhaps none; or None: the run is over."""
         if self.step >= self.total_steps:
             return None
         epoch, step = divmod(self.step, self.steps_per_epoch)
         start = step * self.batch_size
         indices = self.order(epoch)[start : start + self.batch_size]
         self.step += 1
-        return micro_batches(self.examples, indices, self.max_tokens)
+        return micro_batches(
+            self.examples, share(self.examples, indices, self.ranks), self.max_tokens
+        )
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """All examples in the order of an epoch, counted from 0."""

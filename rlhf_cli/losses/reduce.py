@@ -36,7 +36,7 @@ class LossOutput:
     metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
 
 
-def scaled_loss(output: LossOutput, counts: Mapping[str, int]) -> Tensor:
+def scaled_loss(output: LossOutput, counts: Mapping[str, float]) -> Tensor:
     """The micro-batch's share of the step's loss.
 
     Args:

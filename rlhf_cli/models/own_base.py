@@ -7,6 +7,7 @@ into the run's folder first.
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import RunContext, say
@@ -27,17 +28,22 @@ def make_base(cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Source:
     if not merges and (not scratch or cfg.adapter.kind == "none"):
         return found
     target = ctx.out / OWN_BASE
-    if not target.is_dir():
-        partial = target.with_suffix(".tmp")
-        shutil.rmtree(partial, ignore_errors=True)
-        made = random_base(cfg.model, tokenizer, ctx.seed) if scratch else _merged(cfg, tokenizer)
-        made.save_pretrained(partial)
-        partial.rename(target)
-        say(f"base: {found.describe() or 'random weights'} -> {target}")
+    ctx.ranks.on_main(lambda: _write(target, cfg, found, tokenizer, ctx.seed))
     return Source(str(target), quant=found.quant, double=found.double)
 
 
-def _merged(cfg: LoadConfig, tokenizer: Any) -> Any:
-    from rlhf_cli.models.merge import load_unmerged, merge
+def _write(target: Path, cfg: LoadConfig, found: Source, tokenizer: Any, seed: int) -> None:
+    """All of it or nothing; a run that goes on has it already."""
+    if target.is_dir():
+        return
+    if found.adapters:
+        from rlhf_cli.models.merge import load_unmerged, merge
 
-    return merge(load_unmerged(cfg.model, find_source(cfg.model), tokenizer))
+        made = merge(load_unmerged(cfg.model, found, tokenizer))
+    else:
+        made = random_base(cfg.model, tokenizer, seed)
+    partial = target.with_suffix(".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    made.save_pretrained(partial)
+    partial.rename(target)
+    say(f"base: {found.describe() or 'random weights'} -> {target}")

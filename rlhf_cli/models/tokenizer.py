@@ -36,9 +36,8 @@ def load_tokenizer(cfg: ModelConfig, corpus: Callable[[], Iterable[str]] | None 
     Raises:
         ModelError: none is there, or it cannot be read.
     """
-    source = cfg.tokenizer or cfg.path
-    if source and not cfg.tokenizer_vocab_size:
-        tokenizer = _from_pretrained(source, cfg)
+    if not trains_tokenizer(cfg):
+        tokenizer = _from_pretrained(cfg.tokenizer or cfg.path, cfg)
     elif corpus is not None:
         tokenizer = train_tokenizer(corpus(), cfg.tokenizer_vocab_size or DEFAULT_VOCAB_SIZE)
     else:
@@ -46,6 +45,11 @@ def load_tokenizer(cfg: ModelConfig, corpus: Callable[[], Iterable[str]] | None 
     if cfg.chat_template:
         tokenizer.chat_template = _read_template(Path(cfg.chat_template))
     return tokenizer
+
+
+def trains_tokenizer(cfg: ModelConfig) -> bool:
+    """Whether a new one is trained, rather than one loaded."""
+    return bool(cfg.tokenizer_vocab_size) or not (cfg.tokenizer or cfg.path)
 
 
 def _from_pretrained(source: str, cfg: ModelConfig) -> Any:

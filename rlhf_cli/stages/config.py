@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig
 from rlhf_cli.train.config import TrainConfig
 
@@ -14,6 +15,7 @@ class StageConfig(LoadConfig):
 
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     seed: Seed = 0
     """Seed of weights, order and noise."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,61 @@ from rlhf_cli.data.sources import iter_texts
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.load import context_length, load_policy, recompute_activations
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
+from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash, trains_tokenizer
+from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.loop import RunResult, agree_with, find_checkpoint, fit
+
+TOKENIZER = "tokenizer"
+"""In the run folder: a tokenizer that was trained for several processes."""
+
+
+def prepare_likelihood(cfg: StageConfig, out: Path, stage: str, records: tuple[type, ...]) -> None:
+    """Train the tokenizer and tokenize the rows, once, before several processes start.
+
+    Args:
+        cfg: as `train_likelihood`.
+        out: the run folder; a trained tokenizer is saved here for the ranks.
+        stage: as `train_likelihood`.
+        records: as `train_likelihood`.
+    """
+    model = cfg.model
+    if trains_tokenizer(model):
+        _open_tokenizer(cfg, model, stage).save_pretrained(out / TOKENIZER)
+        model = _with_saved_tokenizer(model, out)
+    tokenizer = _open_tokenizer(cfg, model, stage)
+    load_examples(cfg.data, stage, tokenizer, records)
+    load_eval_examples(cfg.data, stage, tokenizer, records)
+
+
+def _open_tokenizer(cfg: StageConfig, model: ModelConfig, stage: str) -> Any:
+    data = cfg.data
+    return load_tokenizer(model, lambda: iter_texts(data.path, stage, data.columns))
+
+
+def _with_saved_tokenizer(model: ModelConfig, out: Path) -> ModelConfig:
+    return replace(model, tokenizer=str(out / TOKENIZER), tokenizer_vocab_size=0)
+
+
+def _open_data(
+    cfg: StageConfig, ctx: RunContext, stage: str, records: tuple[type, ...]
+) -> tuple[Any, Loaded, Loaded | None]:
+    """Tokenizer, training examples, held-out examples; ranks take what was prepared for them."""
+    prepared, model = ctx.ranks.size > 1, cfg.model
+    if prepared and trains_tokenizer(model):
+        model = _with_saved_tokenizer(model, ctx.out)
+    # what there is to say about the data was said when they were prepared
+    quiet = contextlib.redirect_stderr(io.StringIO()) if prepared else contextlib.nullcontext()
+    with quiet:
+        tokenizer = _open_tokenizer(cfg, model, stage)
+        train = load_examples(cfg.data, stage, tokenizer, records, cached_only=prepared)
+        held_out = load_eval_examples(cfg.data, stage, tokenizer, records, cached_only=prepared)
+    return tokenizer, train, held_out
 
 
 def train_likelihood(
@@ -43,10 +94,8 @@ def train_likelihood(
         What the manifest tells of the run.
     """
     ctx = open_context(cfg.train.precision, cfg.seed, out)
-    data = cfg.data
-    tokenizer = load_tokenizer(cfg.model, lambda: iter_texts(data.path, stage, data.columns))
-    examples, report = train = load_examples(data, stage, tokenizer, records)
-    held_out = load_eval_examples(data, stage, tokenizer, records)
+    tokenizer, train, held_out = _open_data(cfg, ctx, stage, records)
+    examples, report = train
     show_first_example(examples, tokenizer)
     policy = load_policy(cfg, tokenizer, ctx)
     for loaded in filter(None, (train, held_out)):
@@ -60,7 +109,7 @@ def train_likelihood(
 
     ends = end_tokens(examples, tokenizer)
     trained_on = "chat" if report.templated else "text"
-    save_model(policy, tokenizer, ends, trained_on, cfg, ctx, result)
+    ctx.ranks.on_main(lambda: save_model(policy, tokenizer, ends, trained_on, cfg, ctx, result))
     say(f"result: {ctx.out / 'model'}")
     return _summary(ctx, result, report, held_out, machinery)
 
@@ -75,7 +124,7 @@ def _fit(
     machinery: dict[str, Any],
 ) -> RunResult:
     tokens = cfg.train.micro_batch_tokens or machinery["micro_batch_tokens"]
-    source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens)
+    source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens, ctx.ranks)
     say(f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass")
 
     def loss(rows: Rows) -> LossOutput:
@@ -83,7 +132,7 @@ def _fit(
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
 
     def evaluate() -> dict[str, float]:
-        return held_out_metrics(policy, *held_out, tokens) if held_out else {}
+        return held_out_metrics(policy, *held_out, tokens, ctx.ranks) if held_out else {}
 
     return fit(
         policy,
@@ -100,15 +149,20 @@ def _fit(
 
 
 def held_out_metrics(
-    policy: Policy, examples: Examples, report: DataReport, max_tokens: int
+    policy: Policy,
+    examples: Examples,
+    report: DataReport,
+    max_tokens: int,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
     nll, right, count = 0.0, 0.0, 0
-    for rows in eval_batches(examples, max_tokens):
+    for rows in eval_batches(examples, max_tokens, ranks):
         out = policy(rows.to(policy.device), want=("logp", "top1"))
         nll += float(nll_loss(out.logp).double().sum())
         right += float(out.top1.sum()) if out.top1 is not None else 0.0
         count += len(rows.scored)
+    nll, right, count = (sum(own) for own in zip(*ranks.gather((nll, right, count)), strict=True))
     loss = nll / count
     metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": right / count}
     if report.text_bytes:
@@ -126,9 +180,11 @@ def _machinery(
         ctx.device,
         ctx.compute,
         cfg.train.gradient_checkpointing,
+        ctx.ranks.size,
     )
     return {
-        "micro_batch_tokens": found,
+        "micro_batch_tokens": min(ctx.ranks.gather(found)),  # GPUs of one run may differ
+        "processes": ctx.ranks.size,
         "threads": torch.get_num_threads(),
         "attention": policy.model.config._attn_implementation,
         "logprobs": policy.implementation.name,
@@ -167,7 +223,9 @@ def _summary(
     return {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
-        "peak_memory_bytes": result.peak_memory,
+        "processes": ctx.ranks.size,
+        "peak_memory_bytes": sum(result.peak_memory),
+        "peak_memory_bytes_by_rank": result.peak_memory,
         "device": str(ctx.device),
         "machinery": machinery,
         "data": report.to_dict(),

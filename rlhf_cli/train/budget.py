@@ -20,7 +20,12 @@ SHARE = 0.5
 
 
 def micro_batch_tokens(
-    policy: nn.Module, shape: Any, device: torch.device, compute: torch.dtype, recompute: bool
+    policy: nn.Module,
+    shape: Any,
+    device: torch.device,
+    compute: torch.dtype,
+    recompute: bool,
+    processes: int = 1,
 ) -> int:
     """Tokens that fit, from the model's shape and the device's total memory.
 
@@ -32,9 +37,11 @@ def micro_batch_tokens(
         device: whose memory it is.
         compute: type of the activations.
         recompute: activation checkpointing keeps one vector a layer.
+        processes: of this run; on a CPU they share its memory.
     """
     states = sum(p.numel() * 16 if p.requires_grad else p.numel() * 4 for p in policy.parameters())
-    room = SHARE * (total_memory(device) - states)
+    sharing = processes if device.type == "cpu" else 1
+    room = SHARE * (total_memory(device) / sharing - states)
     tokens = int(room / bytes_per_token(shape, compute.itemsize, recompute))
     most = MOST.get(device.type, MOST["cuda"])
     return max(LEAST, min(most, tokens))

@@ -2,7 +2,7 @@
 
 A folder `step-000200` holds `weights.safetensors` (fp32 masters), `optimizer.safetensors` (moments
 by parameter name), `rng.safetensors` and `state.json`. It is written beside its name, flushed to
-disk and renamed; a crash leaves the one before.
+disk and renamed; a crash leaves the one before. Rank 0 writes it, with the generators of all ranks.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError, first_line
+from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.runs.folder import checkpoints
+from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "checkpoints"
 
 
 def save_checkpoint(
-    out: Path, step: int, optimizer: MasterAdamW, state: dict[str, Any], keep: int
-) -> Path:
+    out: Path,
+    step: int,
+    optimizer: MasterAdamW,
+    state: dict[str, Any],
+    keep: int,
+    ranks: Ranks = ALONE,
+) -> None:
     """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
 
     Args:
@@ -40,10 +44,23 @@ def save_checkpoint(
         optimizer: its masters and moments are saved.
         state: JSON values of everything else: source, metrics, machinery.
         keep: checkpoints to keep, this one included.
+        ranks: all call this together.
 
     Raises:
         CheckpointError: it could not be written; the checkpoints before it stand.
     """
+    everyone = ranks.gather(read_generators())
+    ranks.on_main(lambda: _save(out, step, optimizer, state, keep, everyone))
+
+
+def _save(
+    out: Path,
+    step: int,
+    optimizer: MasterAdamW,
+    state: dict[str, Any],
+    keep: int,
+    generators: list[Generators],
+) -> None:
     folder = out / FOLDER
     final = folder / f"step-{step:06d}"
     partial = folder / f"step-{step:06d}.tmp"
@@ -51,7 +68,7 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write(partial, step, optimizer, state)
+        _write(partial, step, optimizer, state, generators)
         _remove(final)
         partial.rename(final)
         _flush_entries(folder)
@@ -65,7 +82,6 @@ def save_checkpoint(
         ) from error
     for old in checkpoints(out)[:-keep]:
         _remove(old)
-    return final
 
 
 def latest_checkpoint(out: Path) -> Path | None:
@@ -74,8 +90,8 @@ def latest_checkpoint(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_checkpoint(path: Path, optimizer: MasterAdamW) -> dict[str, Any]:
-    """Put masters, moments and random generators back.
+def load_checkpoint(path: Path, optimizer: MasterAdamW, rank: int = 0) -> dict[str, Any]:
+    """Put masters, moments and a rank's random generators back.
 
     Returns:
         What `state` was at saving, with `step`.
@@ -89,8 +105,8 @@ def load_checkpoint(path: Path, optimizer: MasterAdamW) -> dict[str, Any]:
         optimizer.load(
             load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors")
         )
-        _restore_rng(load_file(path / "rng.safetensors"), state["rng"])
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        restore_generators(_generators_of(rank, path, state["rng"]))
+    except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
         raise _unusable(path, error) from error
     return state
 
@@ -117,12 +133,21 @@ def _unusable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _write(folder: Path, step: int, optimizer: MasterAdamW, state: dict[str, Any]) -> None:
-    tensors, generators = _read_rng()
+def _write(
+    folder: Path,
+    step: int,
+    optimizer: MasterAdamW,
+    state: dict[str, Any],
+    generators: list[Generators],
+) -> None:
     parts: dict[str, dict[str, Tensor]] = {
         "weights.safetensors": optimizer.masters,
         "optimizer.safetensors": optimizer.moments(),
-        "rng.safetensors": tensors,
+        "rng.safetensors": {
+            f"{rank}/{name}": tensor
+            for rank, of_rank in enumerate(generators)
+            for name, tensor in of_rank.tensors.items()
+        },
     }
     for name, content in parts.items():
         save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
@@ -130,30 +155,17 @@ def _write(folder: Path, step: int, optimizer: MasterAdamW, state: dict[str, Any
         **state,
         "format": FORMAT,
         "step": step,
-        "rng": generators,
+        "rng": [of_rank.values for of_rank in generators],
         "sha256": {name: _sha256(folder / name) for name in parts},
     }
     (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
     flush_folder(folder)
 
 
-def _read_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    name, keys, *rest = np.random.get_state(legacy=True)
-    numpy_state = [name, np.asarray(keys).tolist(), *rest]
-    return tensors, {"python": random.getstate(), "numpy": numpy_state}
-
-
-def _restore_rng(tensors: dict[str, Tensor], generators: dict[str, Any]) -> None:
-    torch.set_rng_state(tensors["cpu"])
-    if torch.cuda.is_available() and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"])
-    version, internal, gauss = generators["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = generators["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+def _generators_of(rank: int, path: Path, values: list[dict[str, Any]]) -> Generators:
+    own, stored = f"{rank}/", load_file(path / "rng.safetensors")
+    tensors = {n.removeprefix(own): t for n, t in stored.items() if n.startswith(own)}
+    return Generators(tensors, values[rank])
 
 
 def _verify(path: Path, hashes: dict[str, str]) -> None:

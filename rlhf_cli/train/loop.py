@@ -24,12 +24,20 @@ from rlhf_cli.train.checkpoint import (
     save_checkpoint,
 )
 from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.exchange import require_equal_weights
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.schedule import learning_rate
 from rlhf_cli.train.signals import StopRequest, stop_on_request
 from rlhf_cli.train.source import StepSource
-from rlhf_cli.train.update import Loss, NonFiniteStep, accumulate, clip_and_step, culprits
+from rlhf_cli.train.update import (
+    Gradients,
+    Loss,
+    NonFiniteStep,
+    accumulate,
+    clip_and_step,
+    culprits,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class RunResult:
     Attributes:
         steps: optimizer steps of the whole run, earlier parts included.
         seconds: of this process in the loop.
-        peak_memory: bytes, largest over this process.
+        peak_memory: bytes, the most that each rank's process held.
         weights: name -> fp32 master of each trained parameter.
         before: evaluation before the first step.
         after: evaluation after the last step.
@@ -47,7 +55,7 @@ class RunResult:
 
     steps: int
     seconds: float
-    peak_memory: int
+    peak_memory: list[int]
     weights: dict[str, Tensor]
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
@@ -69,8 +77,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
-        self.meter = Meter()
-        self.file = MetricsFile(self.ctx.out / "metrics.jsonl")
+        self.ranks = self.ctx.ranks
+        self.meter = Meter(self.ranks)
+        self.file = MetricsFile(self.ctx.out / "metrics.jsonl", self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
@@ -82,12 +91,14 @@ class Trainer:
             self._continue_from(checkpoint)
         else:
             self.file.cut(0)
+            torch.manual_seed(self.ctx.seed + self.ranks.rank)  # other rows, other noise
             self.before = self._evaluate()
             self._log(under("eval/", self.before))
+        require_equal_weights(self.optimizer, self.ranks, self.step)
         with stop_on_request() as stop:
             self._train(stop)
         seconds = time.monotonic() - began
-        memory = peak_memory(self.ctx.device)
+        memory = self.ranks.gather(peak_memory(self.ctx.device))
         return RunResult(
             self.step, seconds, memory, self.optimizer.masters, self.before, self.after
         )
@@ -105,6 +116,7 @@ class Trainer:
                     self.after = self._evaluate()
                     values |= under("eval/", self.after)
                 self._log(values)
+                stop.agree(self.ranks)
                 if stop or self._due(self.cfg.save_steps):
                     self._save()
                 if stop and self.step < self.source.total_steps:
@@ -129,28 +141,34 @@ class Trainer:
             return False
         lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
         device_rows = [rows.to(self.ctx.device) for rows in step]
-        gradients = accumulate(device_rows, self.loss, self.optimizer)
+        gradients = accumulate(device_rows, self.loss, self.optimizer, self.ranks)
         try:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
         self.step += 1
-        seconds = time.monotonic() - began
         tokens = sum(len(rows.tokens) for rows in step)
+        self._measure(gradients, lr, tokens, time.monotonic() - began)
+        return True
+
+    def _measure(self, gradients: Gradients, lr: float, tokens: int, seconds: float) -> None:
+        """Note a step: every rank its rows, and rank 0 what is the same on all."""
+        once = int(self.ranks.main)
         self.meter.add(
             {
+                "loss": (gradients.loss * once, once),
                 **gradients.metrics,
-                "grad_norm": (gradients.norm, 1),
-                "lr": (torch.tensor(lr, dtype=torch.float64), 1),
-                "step_seconds": (torch.tensor(seconds, dtype=torch.float64), 1),
-                "tokens_per_second": (torch.tensor(float(tokens)), seconds),
+                "grad_norm": (gradients.norm * once, once),
+                "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
+                "step_seconds": (torch.tensor(seconds * once, dtype=torch.float64), once),
+                "tokens_per_second": (torch.tensor(float(tokens)), seconds * once),
             }
         )
-        return True
 
     def _explain(self, error: NonFiniteStep, step: list[Rows]) -> NonFinite:
         """Name the rows; parameters are still those of the step before."""
-        found = culprits(step, self.loss, self.optimizer)
+        own = culprits(step, self.loss, self.optimizer)
+        found = sorted(pair for of_rank in self.ranks.gather(own) for pair in of_rank)
         named = [f"  {self.where(example)}: {what} is not finite" for example, what in found[:5]]
         if len(found) > 5:
             named.append(f"  and {len(found) - 5} more of the step's rows")
@@ -170,20 +188,22 @@ class Trainer:
         return values
 
     def _save(self) -> None:
+        require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {
             "source": self.source.state_dict(),
-            "meter": self.meter.state_dict(),
+            "meter": self.ranks.gather(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
             "machinery": self.machinery,
         }
-        save_checkpoint(self.ctx.out, self.step, self.optimizer, state, self.cfg.keep_checkpoints)
+        keep = self.cfg.keep_checkpoints
+        save_checkpoint(self.ctx.out, self.step, self.optimizer, state, keep, self.ranks)
 
     def _continue_from(self, checkpoint: Path) -> None:
-        state = load_checkpoint(checkpoint, self.optimizer)
+        state = load_checkpoint(checkpoint, self.optimizer, self.ranks.rank)
         self.source.load_state_dict(state["source"])
-        self.meter.load_state_dict(state["meter"])
+        self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         say(
@@ -217,7 +237,7 @@ def fit(
         source: yields steps.
         loss: rows -> sums with their units.
         cfg: steps, optimizer, schedule, logging, saving.
-        ctx: device, compute type, run folder.
+        ctx: device, compute type, run folder, and the ranks that take part; each calls this.
         lr: peak learning rate.
         where: example -> `file:line`, to name a row that fails.
         evaluate: held-out metrics; called without gradients.
@@ -229,7 +249,8 @@ def fit(
 
     Raises:
         NonFinite: a loss or gradient was not finite; nothing was changed by that step.
-        CheckpointError: a checkpoint could not be written or read.
+        CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
+        PeerLost: another rank ended.
     """
     trainer = Trainer(policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {})
     return trainer.run(checkpoint)

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError
+from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.runs.files import write_text_atomic
 from rlhf_cli.train.update import Metrics
 
 
 class Meter:
-    """Running sums of metrics between two log lines; stays on the device until read."""
+    """Running sums of metrics between two log lines; on the device and of one rank until read."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
         self.sums: dict[str, tuple[Tensor | float, float]] = {}
 
     def add(self, metrics: Metrics) -> None:
@@ -29,13 +31,17 @@ class Meter:
             self.sums[name] = (old_total + total.double(), old_count + count)
 
     def read(self) -> dict[str, float]:
-        """The means since the last reading; starts anew."""
-        means = {name: float(total) / count for name, (total, count) in self.sums.items() if count}
+        """The means over all ranks since the last reading; starts anew."""
+        merged: dict[str, tuple[float, float]] = {}
+        for own in self.ranks.gather(self.state_dict()):
+            for name, (total, count) in own.items():
+                old_total, old_count = merged.get(name, (0.0, 0.0))
+                merged[name] = (old_total + total, old_count + count)
         self.sums = {}
-        return means
+        return {name: total / count for name, (total, count) in merged.items() if count}
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Sums as JSON values."""
+        """This rank's sums as JSON values."""
         return {name: [float(total), count] for name, (total, count) in self.sums.items()}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
@@ -47,10 +53,11 @@ class Meter:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one flat object a logged step."""
+    """`metrics.jsonl`: one flat object a logged step; only rank 0 writes it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
         self.path = path
+        self.written = ranks.main
         self.lines = 0
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -59,6 +66,8 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full or the folder read-only.
         """
+        if not self.written:
+            return
         line = json.dumps({"step": step, **values})
         try:
             with self.path.open("a", encoding="utf-8") as file:
@@ -69,7 +78,7 @@ class MetricsFile:
 
     def cut(self, lines: int) -> None:
         """Keep the first lines: those that stood when a checkpoint was written."""
-        if self.path.exists():
+        if self.written and self.path.exists():
             kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
             write_text_atomic(self.path, "".join(kept))
         self.lines = lines

@@ -53,10 +53,14 @@ class MasterAdamW:
             else:
                 master.grad += grad
 
+    @property
+    def owners(self) -> dict[str, Tensor]:
+        """Name -> the tensor whose `grad` is a trained parameter's fp32 gradient."""
+        return dict(self.masters if self._rounded else self.params)
+
     def gradients(self) -> dict[str, Tensor]:
         """Name -> fp32 gradient of each parameter that took part in the step."""
-        owners = self.masters if self._rounded else self.params
-        return {name: owner.grad for name, owner in owners.items() if owner.grad is not None}
+        return {name: owner.grad for name, owner in self.owners.items() if owner.grad is not None}
 
     def step(self, lr: float) -> None:
         """Update the masters with their gradients, and the module's copies with them."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rlhf_cli.context import say
+from rlhf_cli.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,6 +19,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.name = ""
+
+    def agree(self, ranks: Ranks) -> None:
+        """Take over what any rank was asked, so that all stop after the same step."""
+        if ranks.any(bool(self.name)):
+            self.name = next(filter(None, ranks.gather(self.name)))
 
     def __bool__(self) -> bool:
         return bool(self.name)

@@ -15,7 +15,7 @@ class StepSource(Protocol):
         """Steps of the whole run, from its first."""
 
     def next_step(self) -> list[Rows] | None:
-        """Micro-batches of the next step, or none when the run is over."""
+        """This rank's micro-batches of the next step, perhaps none; or None: the run is over."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values from which `load_state_dict` continues with the next step."""

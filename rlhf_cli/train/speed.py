@@ -58,7 +58,7 @@ def work_of(policy: Policy) -> Work:
 
 def _weights(layer: Any) -> int:
     if isinstance(layer, Conv1D):
-        return layer.weight.numel()
+        return int(layer.weight.numel())
     return int(layer.in_features * layer.out_features)  # packed weights have fewer elements
 
 

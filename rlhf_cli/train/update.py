@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.losses.reduce import LossOutput, scaled_loss
+from rlhf_cli.ranks import ALONE, Ranks
+from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
 
 Loss = Callable[[Rows], LossOutput]
@@ -27,34 +29,40 @@ class Gradients:
     """What the backward passes of a step left behind.
 
     Attributes:
-        metrics: sums and counts, the loss among them.
-        norm: of the gradient of all parameters together, before clipping.
+        loss: of the whole step, over all ranks.
+        norm: of the gradient of all parameters together, over all ranks, before clipping.
+        metrics: sums and counts of this rank's rows.
     """
 
-    metrics: Metrics
+    loss: Tensor
     norm: Tensor
+    metrics: Metrics
 
 
-def accumulate(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> Gradients:
-    """Add up the gradients of a step's micro-batches.
+def accumulate(
+    step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = ALONE
+) -> Gradients:
+    """Add up the gradients of a step's micro-batches, those of all ranks.
 
     Each term is a sum divided by its count over the whole step, so the result does not depend on
-    how the step was cut.
+    how the step was cut. A rank without rows takes part with zeros.
     """
-    counts: Counter[str] = Counter()
+    own: Counter[str] = Counter()
     for rows in step:
-        counts.update(rows.count)
+        own.update(rows.count)
+    counts = ranks.add(own)
     metrics: Metrics = {}
+    device = next(iter(optimizer.masters.values())).device
+    total = torch.zeros((), device=device)
     for rows in step:
         output = loss(rows)
         share = scaled_loss(output, counts)
         share.backward()
+        total = total + share.detach()
         _merge(metrics, output.metrics)
-        _merge(metrics, {"loss": (share.detach(), 0)})
-    metrics["loss"] = (metrics["loss"][0], 1)
+    total = add_gradients(optimizer, total, ranks)
     gradients = list(optimizer.gradients().values())
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return Gradients(metrics, norm)
+    return Gradients(total, torch.nn.utils.get_total_norm(gradients), metrics)
 
 
 def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
@@ -63,7 +71,7 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     Raises:
         NonFiniteStep: before any parameter is touched.
     """
-    norm, loss = gradients.norm.item(), gradients.metrics["loss"][0].item()
+    norm, loss = gradients.norm.item(), gradients.loss.item()
     if not (math.isfinite(norm) and math.isfinite(loss)):
         raise NonFiniteStep(f"loss {loss}, gradient norm {norm}")
     if max_norm and norm > max_norm:
@@ -72,7 +80,7 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
 
 
 def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[tuple[int, str]]:
-    """Which examples of a failed step have a non-finite loss or gradient, each tried alone.
+    """Which of this rank's examples have a non-finite loss or gradient, each tried alone.
 
     Returns:
         (example, what was not finite) of each; empty where only their sum overflows.
@@ -83,7 +91,7 @@ def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[t
             optimizer.zero_grad()
             gradients = accumulate([example], loss, optimizer)
             number = int(example.example_of_row[0])
-            if not torch.isfinite(gradients.metrics["loss"][0]):
+            if not torch.isfinite(gradients.loss):
                 found.append((number, "loss"))
             elif not torch.isfinite(gradients.norm):
                 found.append((number, "gradient"))

@@ -6,10 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.records import TextRecord
-from rlhf_cli.stages.likelihood import train_likelihood
+from rlhf_cli.stages.likelihood import prepare_likelihood, train_likelihood
 from rlhf_cli.stages.pretrain.config import PretrainConfig
+
+RECORDS: tuple[type, ...] = (TextRecord,)
+
+
+def prepare(cfg: PretrainConfig, out: Path) -> None:
+    """Tokenize before several processes start."""
+    prepare_likelihood(cfg, out, "pretrain", RECORDS)
 
 
 def run(cfg: PretrainConfig, out: Path) -> dict[str, Any]:
     """Learn every token of raw text."""
-    return train_likelihood(cfg, out, "pretrain", (TextRecord,))
+    return train_likelihood(cfg, out, "pretrain", RECORDS)

@@ -1,0 +1,145 @@
+"""Start the ranks of a run on this machine, watch them, and tell how they ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rlhf_cli.errors import Interrupted, RlhfError
+from rlhf_cli.launch.environment import Place, threads
+from rlhf_cli.launch.reports import Report, read_report
+from rlhf_cli.launch.task import Task
+from rlhf_cli.launch.worker import LOGS, SUMMARY, TASK
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 10.0
+"""For the other ranks to end by themselves after one has failed; then they are ended."""
+
+KILL_SECONDS = 5.0
+"""After that, for a rank that does not end when told to."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_ranks(task: Task, size: int) -> dict[str, Any]:
+    """Run a prepared task in several processes.
+
+    Returns:
+        What rank 0 tells of the run.
+
+    Raises:
+        RlhfError: what the first failing rank raised, or how it ended.
+    """
+    logs = Path(task.out) / LOGS
+    logs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="rlhf-") as name:
+        folder = Path(name)
+        (folder / TASK).write_text(task.to_json(), encoding="utf-8")
+        ranks = [_start(folder, Place(i, i, size)) for i in range(size)]
+        watch = Watch(ranks)
+        with watch.forwarding():
+            watch.until_all_ended()
+        reports = [report for i in range(size) if (report := read_report(folder, i))]
+        error = watch.verdict(reports, logs)
+        if error is not None:
+            raise error
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return summary
+
+
+def _start(folder: Path, place: Place) -> subprocess.Popen[bytes]:
+    variables = {**os.environ, **place.variables(), "OMP_NUM_THREADS": threads(place.size)}
+    if sys.platform == "linux":  # all are on this machine, whatever its name resolves to
+        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; "
+        f"from rlhf_cli.launch.worker import main; sys.exit(main(Path({str(folder)!r})))"
+    )
+    command = [sys.executable, "-P", "-c", program, f"rank-{place.rank}"]
+    # A group of its own: Ctrl-C reaches the parent alone, which passes it on once.
+    return subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, process_group=0)
+
+
+class Watch:
+    """The ranks while they run."""
+
+    def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
+        self.ranks = ranks
+        self.requests: list[signal.Signals] = []
+        self.ended_by_us: set[int] = set()
+
+    @contextmanager
+    def forwarding(self) -> Iterator[None]:
+        """Pass SIGINT and SIGTERM on to all ranks; end them with this block."""
+        handled = threading.current_thread() is threading.main_thread()
+        before = [signal.signal(number, self._forward) for number in SIGNALS] if handled else []
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGKILL)
+            for number, handler in zip(SIGNALS, before, strict=False):
+                signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.requests.append(signal.Signals(number))
+        for rank in self.ranks:
+            rank.send_signal(number)
+
+    def until_all_ended(self) -> None:
+        """Wait; once a rank has failed, the others have a moment to end before they are made to."""
+        failed_at = 0.0
+        while any(rank.poll() is None for rank in self.ranks):
+            failed = any(rank.returncode for rank in self.ranks) or len(self.requests) > 1
+            if failed:
+                failed_at = failed_at or time.monotonic()
+                waited = time.monotonic() - failed_at
+                if waited > GRACE_SECONDS + KILL_SECONDS:
+                    self._signal(signal.SIGKILL)
+                elif waited > GRACE_SECONDS:
+                    self._signal(signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for i, rank in enumerate(self.ranks):
+            if rank.poll() is None:
+                self.ended_by_us.add(i)
+                rank.send_signal(number)
+
+    def verdict(self, reports: list[Report], logs: Path) -> RlhfError | None:
+        """The error that ended the run: the first, not those of the ranks that it took along."""
+        reports = sorted(reports, key=lambda report: (report.secondary, report.time))
+        if reports and not reports[0].secondary:
+            return reports[0].error()
+        told = {report.rank for report in reports}
+        for i, rank in enumerate(self.ranks):
+            if rank.returncode and i not in told | self.ended_by_us:
+                return self._silent_end(i, rank.returncode, logs)
+        if self.ended_by_us and self.requests:
+            return self._stopped()
+        return reports[0].error() if reports else None
+
+    def _silent_end(self, number: int, code: int, logs: Path) -> RlhfError:
+        """What is to be said of a rank that could not say it."""
+        if -code in self.requests:
+            return self._stopped()
+        if code > 0:
+            log = f"; see {logs}/rank-{number}.log" if number else ""
+            return RlhfError(f"rank {number} ended with exit code {code} and left no word{log}")
+        name = signal.Signals(-code).name
+        memory = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
+        return RlhfError(
+            f"rank {number} was killed by {name}{memory}; the last checkpoint stands. "
+            "Give the same command again to continue"
+        )
+
+    def _stopped(self) -> Interrupted:
+        return Interrupted(f"{self.requests[0].name}; the last checkpoint stands")
