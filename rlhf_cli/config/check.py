@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from rlhf_cli.config import paths
 from rlhf_cli.config.schema import (
@@ -78,7 +78,10 @@ class _Walk:
             tree = {}
         kinds = field_types(config)
         for name, value in tree.items():
-            if name not in kinds:
+            if name not in kinds and "[" in prefix:
+                key = _join(prefix, name)
+                self.add(key, f"{key}: no such key; need one of {', '.join(kinds)}")
+            elif name not in kinds:
                 self.unknown(_join(prefix, name), value)
         values = {}
         for name, kind in kinds.items():
@@ -118,7 +121,10 @@ class _Walk:
         """
         bare, marks = unmark(kind)
         if is_union(bare):
-            return self.fit(member(bare, value), value, key)
+            part = member(bare, value)
+            return self.fit(Annotated[part, *marks] if marks else part, value, key)
+        if is_group(bare):
+            return self.group(bare, value, key, bare())
         origin = get_origin(bare)
         if origin is Literal:
             return choice(get_args(bare), value)

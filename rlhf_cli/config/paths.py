@@ -7,6 +7,7 @@ that is too long or has an unknown `~user`.
 import os.path
 import re
 from pathlib import Path
+from typing import Any
 
 from rlhf_cli.config.schema import DataPath, FilePath, Marks, ModelPath, Unfit, no_rows
 from rlhf_cli.config.suggest import nearest_path
@@ -15,6 +16,8 @@ from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs.artifact import resolve_run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 InputMark = DataPath | ModelPath | FilePath
 
@@ -32,6 +35,17 @@ def anchor(value: str, folder: Path) -> str:
     return os.path.abspath(folder / value) if relative or beside else value
 
 
+def anchor_all(value: Any, folder: Path) -> Any:
+    """The same for a list of paths, and for sources with a `path` each."""
+    if isinstance(value, str):
+        return anchor(value, folder)
+    if isinstance(value, list):
+        return [anchor_all(item, folder) for item in value]
+    if isinstance(value, dict) and "path" in value:
+        return {**value, "path": anchor_all(value["path"], folder)}
+    return value
+
+
 def locate(mark: InputMark, value: str) -> str:
     """The absolute path of a value that exists here; other names unchanged.
 
@@ -45,6 +59,8 @@ def locate(mark: InputMark, value: str) -> str:
         return _locate_model(value, path)
     if os.path.isfile(path) or (os.path.isdir(path) and isinstance(mark, DataPath)):
         return path
+    if isinstance(mark, DataPath) and is_data_id(value):
+        return value
     kind = "a file or folder" if isinstance(mark, DataPath) else "a file"
     shipped = SHIPPED if isinstance(mark, DataPath) else ""
     raise Unfit(f"need {kind} that exists", nearest_path(value) or shipped)
@@ -65,6 +81,13 @@ def _locate_model(value: str, path: str) -> str:
         return value
     needed = "need a model folder, run folder or hub id; not found here"
     raise Unfit(needed, nearest_path(value) or SHIPPED)
+
+
+def is_data_id(value: str) -> bool:
+    """Whether a name that is not here can be a hub data set: `org/name`, no file's name."""
+    first, slash, last = value.partition("/")
+    file = last.lower().removesuffix(".gz").endswith(_DATA_SUFFIXES)
+    return bool(_HUB_ID.fullmatch(value) and slash) and not file and not os.path.isdir(first)
 
 
 def expand(value: str) -> str:

@@ -124,10 +124,9 @@ class _Sources:
             parent: Any = read.values
             for part in knob.key.split(".")[:-1]:
                 parent = parent.get(part) if isinstance(parent, dict) else None
-            if isinstance(parent, dict) and paths.input_mark(unmark(knob.type)[1]):
-                value = parent.get(knob.name)
-                if isinstance(value, str):
-                    parent[knob.name] = paths.anchor(value, read.folder)
+            named = isinstance(parent, dict) and knob.name in parent
+            if named and paths.input_mark(unmark(knob.type)[1]):
+                parent[knob.name] = paths.anchor_all(parent[knob.name], read.folder)
 
     def add_settings(self, settings: list[Setting]) -> None:
         layer = Layer()
@@ -174,7 +173,9 @@ class _Sources:
 def _override(kind: Any, key: str, text: str) -> str:
     """Text fields take what was typed as it stands; for others Hydra's grammar is tried first."""
     bare, _ = unmark(kind)
-    any_text = bare is str or (is_union(bare) and str in get_args(bare) and text[:1] != "[")
+    # a field that takes numbers too leaves the choice to the grammar
+    other = is_union(bare) and (text[:1] in "[{" or {int, float} & set(get_args(bare)))
+    any_text = bare is str or (is_union(bare) and str in get_args(bare) and not other)
     as_text = (any_text and not _quoted(text)) or (get_origin(bare) is Literal and "," not in text)
     return (None if as_text else parsed_override(key, text)) or text_override(key, text)
 

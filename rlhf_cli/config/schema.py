@@ -56,7 +56,7 @@ class DataPath:
     """A file or folder of rows that must exist, or the shipped data `tiny` (else exit 3)."""
 
 
-def no_rows(path: str) -> bool:
+def no_rows(path: Any) -> bool:
     """Whether a data path names no rows at all: left empty, `none`, or `auto`."""
     return path in ("", "none", "auto")
 

@@ -13,6 +13,7 @@ from rlhf_cli.config.schema import (
     Marks,
     OutputPath,
     Unfit,
+    is_group,
     is_union,
     show,
     unmark,
@@ -26,6 +27,8 @@ def member(union: Any, value: Any) -> Any:
     for part in get_args(union):
         bare, _ = unmark(part)
         if (get_origin(bare) or bare) is shape or (bare is float and shape is int):
+            return part
+        if is_group(bare) and shape is dict:
             return part
         if get_origin(bare) is Literal and value in get_args(bare):
             return part

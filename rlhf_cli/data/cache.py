@@ -22,14 +22,16 @@ from rlhf_cli.context import say
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.sources import reading
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same rows become other tokens, masks or arrays."""
 
 ENTRY = "entry.json"
+DEFAULT_GB = "20"
 Arrays = Mapping[str, NDArray[Any]]
 
 # Neither which rows are in a file nor how they are tokenized depends on these.
-_IRRELEVANT = ("path", "eval", "shuffle")
+# What they say about the rows is a part of the content's fingerprint.
+_IRRELEVANT = ("path", "eval", "shuffle", "name", "split", "data_dir", "format", "columns")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def load_entry(key: str) -> Entry | None:
     if not folder.is_dir():
         return None
     try:
-        return _read(folder)
+        entry = _read(folder)
+        (folder / ENTRY).touch()  # its time is that of the last use
+        return entry
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         say(f"cache: {folder} is damaged ({error}); making it anew")
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,9 +128,31 @@ def store_entry(key: str, entry: Entry) -> None:
             aside.mkdir()
             _write(aside, entry)
             aside.rename(folder)
+        prune(folder)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             say(f"cache: not written to {folder}: {error.strerror or error}")
+
+
+def prune(newest: Path) -> None:
+    """Remove the entries that were not used for longest, until `$RLHF_CACHE_GB` hold the rest."""
+    most = _most_bytes()
+    used = [folder for folder in newest.parent.iterdir() if (folder / ENTRY).is_file()]
+    used.sort(key=lambda folder: (folder / ENTRY).stat().st_mtime, reverse=True)
+    total = 0
+    for folder in [newest, *(folder for folder in used if folder != newest)]:
+        total += sum(file.stat().st_size for file in folder.iterdir())
+        if total > most and folder != newest:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _most_bytes() -> float:
+    given = os.environ.get("RLHF_CACHE_GB") or DEFAULT_GB
+    try:
+        return float(given) * 1e9
+    except ValueError:
+        say(f"cache: RLHF_CACHE_GB={given} is no number; taking {DEFAULT_GB}")
+        return float(DEFAULT_GB) * 1e9
 
 
 def _write(folder: Path, entry: Entry) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import Any
 
 import jinja2
 
 from rlhf_cli.data.fields import Messages
+from rlhf_cli.data.pieces import Piece
 from rlhf_cli.data.row_errors import Refused
 from rlhf_cli.errors import ModelError
-
-Span = tuple[int, int]
-"""Characters [start, end) of a rendered text."""
 
 
 class ChatRenderer:
@@ -47,35 +45,66 @@ class ChatRenderer:
             raise Refused(f"the chat template fails: {error}") from None
         return str(text)
 
-    def spans(self, messages: Messages, text: str, turns: list[int]) -> Iterator[Span]:
-        """What the assistant says in its turns, with the token that ends each.
+    def pieces(self, messages: Messages, text: str, trained: Collection[int]) -> tuple[Piece, ...]:
+        """A rendered chat, cut where the assistant begins and ends to speak.
 
-        Found by rendering the chat up to each turn: whatever the template puts after the prompt
-        is said by the assistant.
+        A response begins where the prompt of its turn would end, and no token reaches over a cut:
+        so the tokens before a response are those that the model is given when it is to respond.
 
         Args:
             messages: the whole chat.
-            text: its rendering.
-            turns: indices of the assistant's messages that are wanted.
+            text: its rendering, with or without a generation prompt.
+            trained: indices of the assistant's messages that are trained.
 
         Raises:
-            Refused: a part of the chat is rendered otherwise than within the whole.
+            Refused: a trained turn is rendered otherwise than within the whole.
         """
-        for turn in turns:
-            before = self.render(messages[:turn], generation_prompt=True)
-            after = self.render(messages[: turn + 1])
-            if not after.startswith(before):
-                raise Refused(
-                    "the chat template's generation prompt is not how it begins an assistant's turn"
-                )
-            if not text.startswith(after):
-                raise Refused("the chat template renders a turn otherwise once others follow it")
-            yield len(before), self._end(after)
+        pieces, at = [], 0
+        for turn, message in enumerate(messages):
+            if message.role != "assistant":
+                continue
+            try:
+                start, end = self._span(messages, text, turn)
+            except Refused:
+                if turn in trained:
+                    raise
+                continue  # of a turn that is only context, the borders do not matter
+            pieces += [Piece(text[at:start]), Piece(text[start:end], turn in trained)]
+            at = end
+        pieces.append(Piece(text[at:]))
+        return tuple(piece for piece in pieces if piece.text)
+
+    def _span(self, messages: Messages, text: str, turn: int) -> tuple[int, int]:
+        """Characters [start, end) of what the assistant says, with the token that ends the turn.
+
+        Found by rendering the chat up to the turn: whatever the template puts after the prompt is
+        said by the assistant.
+        """
+        before = self.render(messages[:turn], generation_prompt=True)
+        after = self.render(messages[: turn + 1])
+        if not after.startswith(before):
+            raise Refused(
+                "the chat template's generation prompt is not how it begins an assistant's turn"
+            )
+        end = self._end(after, len(before), messages[turn].content.strip())
+        if not text.startswith(after[:end]):
+            raise Refused("the chat template renders a turn otherwise once others follow it")
+        return len(before), end
 
     def closed(self, text: str) -> bool:
         """Whether a rendered turn ends with a special token, white space aside."""
         return text.rstrip().endswith(self.turn_ends)
 
-    def _end(self, text: str) -> int:
-        # white space after the token that ends the turn belongs to the template, not to the turn
+    def _end(self, text: str, start: int, said: str) -> int:
+        """Behind the special token that follows what is said.
+
+        White space and other special tokens behind it belong to the template: Phi-3's ends the
+        text with one more, whoever spoke last.
+        """
+        found = text.find(said, start)
+        if found >= 0:
+            rest = text[found + len(said) :].lstrip()
+            ends = [token for token in self.turn_ends if rest.startswith(token)]
+            if ends:
+                return len(text) - len(rest) + max(map(len, ends))
         return len(text.rstrip()) if self.closed(text) else len(text)

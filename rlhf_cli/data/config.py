@@ -1,34 +1,75 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import AtLeast, DataPath, Unit
+from rlhf_cli.config.schema import Above, AtLeast, DataPath, Unit
+
+Format = Literal[
+    "auto",
+    "text",
+    "prompt_completion",
+    "chat",
+    "preference",
+    "ranked",
+    "labelled",
+    "prompt",
+]
+
+
+@dataclass(kw_only=True)
+class Source:
+    """One of several sources of rows; a key left out has the value of `data.KEY`."""
+
+    path: Annotated[str, DataPath()] = ""
+    """A file, a folder, a hub id or `tiny`."""
+
+    weight: Annotated[float, Above(0)] = 1.0
+    """How many times a row is drawn an epoch: 1 is every row once, 0.5 a seeded half of them, 2
+    every row twice."""
+
+    name: str = ""
+    split: str = ""
+    data_dir: str = ""
+    format: Format = "auto"
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        missing = "data.path: a source without path; need one, as in [{path: a.jsonl, weight: 2}]"
+        return [] if self.path else [missing]
+
+
+Sources = list[Annotated[str | Source, DataPath()]]
 
 
 @dataclass(kw_only=True)
 class DataConfig:
     """Which rows, and how they become tokens and masks."""
 
-    path: Annotated[str, DataPath()] = ""
-    """A `.jsonl` or `.txt` file, a folder of them, or `tiny` (the shipped rows of the stage)."""
+    path: Annotated[str | Sources, DataPath()] = ""
+    """A file (`.jsonl .json .csv .tsv .parquet .txt`, also `.gz`), a folder of them, a hub id
+    `org/name`, or `tiny` (the shipped rows of the stage); or a list of these, or of
+    `{path: FILE, weight: 2}`."""
 
-    eval: Annotated[str, DataPath()] = "auto"
-    """Held-out rows; `none` for no evaluation. `auto` is the shipped test rows with
-    `data.path=tiny` and `none` with anything else."""
+    eval: Annotated[str | int | float | Sources, DataPath()] = "auto"
+    """Held-out rows, named as in `data.path`; or how many of the training rows to hold out, as a
+    share (`0.05`) or a number (`200`); `none` for no evaluation. `auto` is the shipped test rows
+    with `data.path=tiny` and `none` with anything else."""
 
-    format: Literal[
-        "auto",
-        "text",
-        "prompt_completion",
-        "chat",
-        "preference",
-        "ranked",
-        "labelled",
-        "prompt",
-    ] = "auto"
+    name: str = ""
+    """Configuration of a hub data set."""
+
+    split: str = ""
+    """Split, or slice of rows, of `data.path`: `train` (default), `train[:1%]`, `[100:200]`."""
+
+    data_dir: str = ""
+    """Folder inside the data set, or inside a local folder."""
+
+    format: Format = "auto"
     """Kind of record; `auto` finds it from the columns."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """Our column name -> the name in the file, as in `data.columns={prompt: question}`."""
+    """Our column name -> the name in the file, or a text with names in braces, as in
+    `data.columns={prompt: question}` and `data.columns.prompt="Question: {question}"`."""
 
     max_length: Annotated[int, AtLeast(2), Unit("tokens")] = 1024
     """Longest row; longer ones are treated by `data.truncation`, counted and shown."""
@@ -49,3 +90,21 @@ class DataConfig:
 
     max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
     """Malformed rows (broken JSON, missing columns, wrong types) tolerated before the run stops."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = []
+        for key, value in (("data.path", self.path), ("data.eval", self.eval)):
+            if value == []:
+                found.append(f"{key}: got an empty list; need at least one source")
+        held = self.eval
+        if isinstance(held, float) and not 0 < held < 1:
+            found.append(
+                f"data.eval: got {held}; need a share between 0 and 1, or a whole number of rows. "
+                "Try data.eval=0.05"
+            )
+        if isinstance(held, int) and held < 1:
+            found.append(
+                f"data.eval: got {held}; need at least 1 row. Try data.eval=100, or data.eval=none"
+            )
+        return found

@@ -8,28 +8,21 @@ from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.context import say
-from rlhf_cli.data.cache import (
-    Entry,
-    cache_folder,
-    entry_key,
-    fingerprint,
-    load_entry,
-    store_entry,
-)
+from rlhf_cli.data.cache import Entry, cache_folder, entry_key, load_entry, store_entry
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.mixture import Mixture, held_out_rows, training_rows
+from rlhf_cli.data.opening import open_sources
 from rlhf_cli.data.packing import Example
 from rlhf_cli.data.progress import track
 from rlhf_cli.data.reader import RecordReader
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.rows import RowMaker
-from rlhf_cli.data.sources import DataFiles, data_files, read_rows, resolve
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
 
@@ -79,6 +72,7 @@ def load_examples(
     stage: str,
     tokenizer: Any,
     allowed: tuple[type, ...],
+    seed: int = 0,
     *,
     cached_only: bool = False,
 ) -> Loaded:
@@ -89,14 +83,16 @@ def load_examples(
         stage: names the shipped rows, and stands in errors.
         tokenizer: a fast one.
         allowed: the record classes that the stage takes, the preferred first.
+        seed: of the draw from sources with a weight that is no whole number.
         cached_only: tokenize nothing: for ranks, whose tokens were made before they started.
 
     Raises:
         DataError: the rows cannot be read, are not what the stage takes, or none is left.
         ModelError: the tokenizer lacks what the rows need.
     """
-    path = resolve(cfg.path, stage, "train")
-    return _load(path, cfg, stage, tokenizer, allowed, cached_only)
+    sources = open_sources(cfg, cfg.path, stage, "train")
+    mixture = training_rows(sources, _count(cfg.eval), seed)
+    return _load(mixture, cfg, stage, tokenizer, allowed, cached_only)
 
 
 def load_eval_examples(
@@ -107,53 +103,70 @@ def load_eval_examples(
     *,
     cached_only: bool = False,
 ) -> Loaded | None:
-    """The held-out examples that `data.eval` names, or none; as `load_examples`."""
-    path = cfg.eval
-    if path == "auto":
-        path = SHIPPED if cfg.path == SHIPPED else "none"
-    if path in ("", "none"):
+    """The held-out examples that `data.eval` names or counts, or none; as `load_examples`."""
+    given = cfg.eval
+    if isinstance(given, int | float):
+        sources = open_sources(cfg, cfg.path, stage, "train")
+        rows = held_out_rows(sources, given)
+        return _load(rows, cfg, stage, tokenizer, allowed, cached_only)
+    if given == "auto":
+        given = SHIPPED if cfg.path == SHIPPED else "none"
+    if given in ("", "none"):
         return None
-    return _load(resolve(path, stage, "test"), cfg, stage, tokenizer, allowed, cached_only)
+    sources = open_sources(cfg, given, stage, "test")
+    rows = training_rows(sources, 0, seed=0)
+    return _load(rows, cfg, stage, tokenizer, allowed, cached_only)
+
+
+def _count(held_out: Any) -> int | float:
+    """Rows to hold out of training; files of held-out rows take none from it."""
+    return held_out if isinstance(held_out, int | float) else 0
 
 
 def _load(
-    path: Path,
+    mixture: Mixture,
     cfg: DataConfig,
     stage: str,
     tokenizer: Any,
     allowed: tuple[type, ...],
     cached_only: bool,
 ) -> Loaded:
-    files = data_files(path)
-    report = DataReport(files.names, sha256=fingerprint(files.read))
+    names = tuple(name for source in mixture.sources for name in source.names)
+    shown = names[0] if len(names) == 1 else f"{len(names)} files"
+    report = DataReport(names, sha256=mixture.content)
     maker = RowMaker(tokenizer, cfg, report)
     key = entry_key(report.sha256, tokenizer, cfg, allowed)
     entry = load_entry(key)
     if entry is not None:
         report = DataReport.from_dict(entry.facts)
-        examples = Examples(files=files.names, **entry.arrays)
-        say(f"{path.name}: tokens from the cache ({key})")
+        examples = Examples(files=names, **entry.arrays)
+        say(f"{shown}: tokens from the cache ({key})")
     elif cached_only:
         raise DataError(
-            f"{path.name}: its tokens are not in the cache ({cache_folder()}), where they were put "
+            f"{shown}: its tokens are not in the cache ({cache_folder()}), where they were put "
             "before the ranks started; set RLHF_CACHE to a folder that all processes can use"
         )
     else:
         began = time.monotonic()
-        examples = _build(files, RecordReader(cfg, stage, allowed, report), maker)
-        say(f"{path.name}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
+        settings = [source.settings for source in mixture.sources]
+        reader = RecordReader(cfg, stage, allowed, report, settings)
+        examples = _build(mixture, names, reader, maker)
+        say(f"{shown}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
         arrays = {name: getattr(examples, name) for name in ARRAYS}
         store_entry(key, Entry(arrays, report.to_dict()))
-    report.skipped_files = files.skipped
+    report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
+    report.sources, report.held_out = mixture.facts, mixture.held_out
     for line in report.lines():
         say(line)
     return examples, report
 
 
-def _build(files: DataFiles, reader: RecordReader, maker: RowMaker) -> Examples:
-    size = sum(file.stat().st_size for file in files.read)
-    with closing(track(read_rows(files.read), size)) as rows:  # the bar goes before an error shows
-        examples = flatten(maker.examples(reader.read(rows)), files.names)
+def _build(
+    mixture: Mixture, names: tuple[str, ...], reader: RecordReader, maker: RowMaker
+) -> Examples:
+    size = sum(source.size for source in mixture.sources)
+    with closing(track(mixture.rows(), size)) as rows:  # the bar goes before an error shows
+        examples = flatten(maker.examples(reader.read(rows)), names)
     report = maker.report
     report.require_kept()
     report.examples = len(examples)

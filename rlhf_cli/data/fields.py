@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_cli.data.raw import show_value
 from rlhf_cli.data.row_errors import Malformed, Refused
-from rlhf_cli.data.sources import show_value
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -53,10 +53,20 @@ def some(name: str, value: Any) -> list[Any]:
 def _message(name: str, value: Any) -> Message:
     if not isinstance(value, dict) or not {"role", "content"} <= set(value):
         raise Malformed(f"{name}: got {show_value(value)}; need an object with role and content")
-    if value["role"] not in ROLES:
-        got = show_value(value["role"])
-        raise Malformed(f"{name}.role: got {got}; need one of {', '.join(ROLES)}")
-    return Message(value["role"], text(f"{name}.content", value["content"]))
+    role = "system" if value["role"] == "developer" else value["role"]
+    if role not in ROLES:
+        raise Malformed(f"{name}.role: got {show_value(role)}; need one of {', '.join(ROLES)}")
+    return Message(role, _content(f"{name}.content", value["content"]))
+
+
+def _content(name: str, value: Any) -> str:
+    """Text, or the list of text parts that OpenAI's format allows."""
+    if not isinstance(value, list):
+        return text(name, value)
+    for i, part in enumerate(value):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise Malformed(f"{name}[{i}]: got {show_value(part)}; need a part of type text")
+    return "".join(text(f"{name}[{i}].text", part.get("text")) for i, part in enumerate(value))
 
 
 def prompt(name: str, value: Any) -> Prompt:

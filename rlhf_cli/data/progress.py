@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from rich.console import Console
 from rich.progress import Progress
 
-from rlhf_cli.data.sources import RawRow
+from rlhf_cli.data.raw import RawRow
 
 
 def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
@@ -17,4 +17,4 @@ def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
         task = bar.add_task("tokenizing", total=total)
         for row in rows:
             yield row
-            bar.advance(task, len(row.content))
+            bar.advance(task, row.size)

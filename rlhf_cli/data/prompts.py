@@ -10,19 +10,21 @@ from rlhf_cli.context import say
 from rlhf_cli.data.chat import ChatRenderer
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.fields import Message, Prompt
+from rlhf_cli.data.opening import open_sources
+from rlhf_cli.data.pieces import Piece
 from rlhf_cli.data.reader import RecordReader
 from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, PromptRecord
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.row_errors import Refused
-from rlhf_cli.data.sources import data_files, read_rows, resolve
 from rlhf_cli.data.specials import find_specials
+from rlhf_cli.data.tokens import PieceEncoder
 from rlhf_cli.errors import DataError, first_line
 
 RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
 
 
 def load_prompts(path: str) -> list[Prompt]:
-    """The prompts of a file: a `.txt` has one a line, a `.jsonl` a `prompt` or `messages` column.
+    """The prompts of a file: a `.txt` has one a line, others a `prompt` or `messages` column.
 
     The assistant's last turn of a chat and the completion of a pair are left out.
 
@@ -46,10 +48,10 @@ def _text(path: str) -> str:
 
 
 def _from_rows(path: str) -> Iterator[Prompt]:
-    files = data_files(resolve(path, "ppo", "test"))
-    report = DataReport(files.names)
-    reader = RecordReader(DataConfig(path=path), "generate", RECORDS, report)
-    for located in reader.read(read_rows(files.read)):
+    cfg = DataConfig(path=path)
+    [source] = open_sources(cfg, path, "ppo", "test")
+    report = DataReport(source.names)
+    for located in RecordReader(cfg, "generate", RECORDS, report).read(source.rows()):
         match located.record:
             case PromptRecord(prompt) | PromptCompletionRecord(prompt, _):
                 yield prompt
@@ -72,6 +74,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, *, as_message: bool) -> None:
         self.tokenizer = tokenizer
         self.opening = find_specials(tokenizer).opening
+        self.pieces = PieceEncoder(tokenizer)
         self.as_message = as_message
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -83,14 +86,15 @@ class PromptEncoder:
         """
         if isinstance(prompt, str):
             if not self.as_message:
-                return [*self.opening, *self._ids(prompt)]
+                return [*self.opening, *self._ids((Piece(prompt),))]
             prompt = (Message("user", prompt),)
         try:
-            text = ChatRenderer(self.tokenizer).render(prompt, generation_prompt=True)
+            renderer = ChatRenderer(self.tokenizer)
+            text = renderer.render(prompt, generation_prompt=True)
+            return self._ids(renderer.pieces(prompt, text, trained=()))
         except Refused as error:
             raise DataError(str(error)) from error
-        return self._ids(text)
 
-    def _ids(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return found
+    def _ids(self, pieces: tuple[Piece, ...]) -> list[int]:
+        [parts] = self.pieces.encode([pieces])
+        return [token for part in parts for token in part]

@@ -1,26 +1,27 @@
-"""From raw rows to records: which kind they are, and what is malformed."""
+"""From raw rows to records; what is malformed or refused is counted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.records import COLUMNS, KINDS, Kind, Record, fitting
+from rlhf_cli.data.config import DataConfig, Source
+from rlhf_cli.data.kinds import KindReader, kinds_of
+from rlhf_cli.data.mixture import sources_of
+from rlhf_cli.data.raw import RawRow
+from rlhf_cli.data.records import Record
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.row_errors import Malformed, Refused
-from rlhf_cli.data.sources import RawRow
-from rlhf_cli.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A record and where it stands."""
+    """A record and where it stands; `copy` is how often it was drawn before."""
 
     record: Record
     file: str
     line: int
+    copy: int = 0
 
     @property
     def where(self) -> str:
@@ -29,22 +30,32 @@ class Located:
 
 
 class RecordReader:
-    """Reads all rows of a data set as one kind of record, which the first good row decides.
+    """Reads all rows of a data set; those of one source are of one kind.
 
     Args:
-        cfg: `format`, `columns` and `max_bad_rows`.
+        cfg: `max_bad_rows`.
         stage: named in errors.
         allowed: the record classes that the stage takes, the preferred first.
         report: counts the rows.
+        sources: as in `RawRow.source`; without them, those of `data.path`.
+
+    Raises:
+        ConfigError: `data.columns` names a column that is none of ours.
     """
 
     def __init__(
-        self, cfg: DataConfig, stage: str, allowed: tuple[type, ...], report: DataReport
+        self,
+        cfg: DataConfig,
+        stage: str,
+        allowed: tuple[type, ...],
+        report: DataReport,
+        sources: Sequence[Source] = (),
     ) -> None:
-        self.cfg, self.stage, self.report = cfg, stage, report
-        self.allowed = [kind for record in allowed for kind in KINDS if kind.record is record]
-        self.kind: Kind | None = None
-        _require_known_columns(cfg.columns)
+        self.max_bad_rows, self.report = cfg.max_bad_rows, report
+        kinds = kinds_of(allowed)
+        self.readers = [
+            KindReader(source, stage, kinds) for source in sources or sources_of(cfg, cfg.path)
+        ]
 
     def read(self, rows: Iterable[RawRow]) -> Iterator[Located]:
         """The good records.
@@ -54,73 +65,20 @@ class RecordReader:
                 known, with their number, once all rows are read.
         """
         for row in rows:
-            self.report.rows += 1
-            where = f"{row.file}:{row.line}"
+            self.report.rows += row.copy == 0
             try:
-                record = self._record(row, where)
+                record, ignored = self.readers[row.source].read(row)
             except Malformed as error:
-                self.report.add_malformed(where, str(error))
+                if row.copy == 0:
+                    self.report.add_malformed(row.where, str(error))
             except Refused as error:
-                self.report.add_refused(where, str(error))
+                if row.copy == 0:
+                    self.report.add_refused(row.where, str(error))
             else:
+                self.report.add_ignored(ignored)
                 # else the rest is only counted: nothing will be trained
-                if self.report.malformed <= self.cfg.max_bad_rows:
-                    yield Located(record, row.file, row.line)
-        self.report.require_few_malformed(self.cfg.max_bad_rows)
-
-    def _record(self, row: RawRow, where: str) -> Record:
-        columns = row.columns()
-        named = self._rename(columns)
-        if self.kind is None:
-            self.kind = self._choose(list(named), row, where)
-            self.report.kind = self.kind.name
-        read = {self.cfg.columns.get(name, name) for name in self.kind.columns}
-        self.report.add_ignored(name for name in columns if name not in read)
-        return self.kind.parse(named)
-
-    def _rename(self, columns: dict[str, Any]) -> dict[str, Any]:
-        """The columns under our names."""
-        theirs = self.cfg.columns
-        missing = [name for name in theirs.values() if name not in columns]
-        if missing:
-            found = ", ".join(columns) or "none"
-            raise Malformed(f"no column {', '.join(missing)} (data.columns); found {found}")
-        rest = {name: value for name, value in columns.items() if name not in theirs}
-        return {**rest, **{ours: columns[name] for ours, name in theirs.items()}}
-
-    def _choose(self, names: list[str], row: RawRow, where: str) -> Kind:
-        if self.cfg.format != "auto":
-            found = [kind for kind in KINDS if kind.name == self.cfg.format]
-        else:
-            found = fitting(set(names))
-        taken = [kind for kind in self.allowed if kind in found]
-        if taken:
-            return taken[0]
-        if not found:
-            raise DataError(
-                f"{where}: no known columns in {names}; {self._takes()}. Name them, as in "
-                "data.columns={prompt: question}. See docs/data.md"
-            )
-        if self.cfg.format != "auto":
-            raise DataError(f"data.format: got {self.cfg.format}; {self._takes()}")
-        has = _described(found[0], names)
-        near = [kind.name for kind in self.allowed if set(names) >= set(kind.required)]
-        advice = f" Try data.format={near[0]} to read the rows as such." if near else ""
-        raise DataError(f"{row.file} has {has}; {self._takes()}.{advice} See docs/data.md")
-
-    def _takes(self) -> str:
-        kinds = " or ".join(_described(kind, kind.required) for kind in self.allowed)
-        return f"{self.stage} takes {kinds}"
-
-
-def _described(kind: Kind, names: Iterable[str]) -> str:
-    return f"{kind.name} rows ({', '.join(name for name in names if name in kind.columns)})"
-
-
-def _require_known_columns(columns: dict[str, str]) -> None:
-    for name in columns:
-        if name not in COLUMNS:
-            raise ConfigError(
-                f"data.columns.{name}: no such column; need one of {', '.join(COLUMNS)}, as in "
-                "data.columns={prompt: question}"
-            )
+                if self.report.malformed <= self.max_bad_rows:
+                    yield Located(record, row.file, row.line, row.copy)
+        kinds = [reader.kind.name for reader in self.readers if reader.kind]
+        self.report.kind = ", ".join(dict.fromkeys(kinds))
+        self.report.require_few_malformed(self.max_bad_rows)

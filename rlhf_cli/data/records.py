@@ -109,7 +109,9 @@ def _preference(columns: Columns) -> PreferenceRecord:
 
 
 def _pair(columns: Columns) -> tuple[Prompt, Response, Response]:
-    if "prompt" not in columns:
+    whole = all(isinstance(columns[name], list) for name in ("chosen", "rejected"))
+    if "prompt" not in columns or (whole and isinstance(columns["prompt"], str)):
+        # two whole chats repeat the prompt, which some sets also give as text
         chosen = fields.prompt("chosen", columns["chosen"])
         return split_transcripts(chosen, fields.prompt("rejected", columns["rejected"]))
     prompt = fields.prompt("prompt", columns["prompt"])

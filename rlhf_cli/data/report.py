@@ -52,6 +52,8 @@ class DataReport:
         tokens: of all rows.
         trained_tokens: those that are targets.
         templated: the rows went through the chat template.
+        held_out: training rows that were kept for evaluation (`data.eval` as a share or number).
+        sources: of each source its rows, those held out and those drawn, where they differ.
         text_bytes: of all documents in UTF-8, for bits per byte; 0 for other records.
         lengths: percentile -> tokens of a row.
     """
@@ -72,6 +74,8 @@ class DataReport:
     trained_tokens: int = 0
     templated: bool = False
     text_bytes: int = 0
+    held_out: int = 0
+    sources: list[dict[str, Any]] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)
 
     def add_malformed(self, where: str, what: str) -> None:
@@ -141,8 +145,16 @@ class DataReport:
                 f"  {end} cut: {count(cuts.rows, 'row')}, {count(cuts.tokens, 'token')}"
                 for end, cuts in self.cut.items()
             ],
+            *self._drawn(),
             *_named("columns not read", self.ignored_columns),
             *_named("files not read", self.skipped_files),
+        ]
+
+    def _drawn(self) -> list[str]:
+        return [
+            f"  {source['path']}, weight {source['weight']:g}: {count(source['drawn'], 'row')} "
+            f"drawn of {source['rows']}, {source['held_out']} held out"
+            for source in self.sources
         ]
 
     def _left_out(self) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from rlhf_cli.data import packing
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.packing import Example, SourceRow
@@ -40,6 +42,8 @@ class RowMaker:
     def __init__(self, tokenizer: Any, cfg: DataConfig, report: DataReport) -> None:
         self.tokenizer, self.cfg, self.report = tokenizer, cfg, report
         self.specials = find_specials(tokenizer)
+        special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
+        self.no_text = np.array(sorted(special - {tokenizer.unk_token_id}))
         self.writer = ScriptWriter(tokenizer, self.specials, cfg.train_on)
 
     def examples(self, records: Iterator[Located]) -> Iterator[Example]:
@@ -63,9 +67,9 @@ class RowMaker:
                 try:
                     kept = self._fit(row, documents)
                 except Refused as error:
-                    self.report.add_refused(located.where, str(error))
+                    self._refuse(located, error)
                 else:
-                    self.report.kept += 1
+                    self.report.kept += located.copy == 0
                     if isinstance(located.record, TextRecord):
                         self.report.text_bytes += len(located.record.text.encode())
                     yield SourceRow(kept, located.file, located.line)
@@ -75,12 +79,18 @@ class RowMaker:
             try:
                 yield self.writer.write(located.record), located
             except Refused as error:
-                self.report.add_refused(located.where, str(error))
+                self._refuse(located, error)
         self.report.templated = self.writer.used_template
+
+    def _refuse(self, located: Located, reason: Refused) -> None:
+        if located.copy == 0:
+            self.report.add_refused(located.where, str(reason))
 
     def _fit(self, row: TokenRow, documents: bool) -> TokenRow:
         if not row.trained.any():
             raise Refused("no token of a response")
+        if np.isin(row.tokens[row.trained], self.no_text).all():
+            raise Refused("only special tokens to train")
         if documents:  # cut into several rows instead
             return row
         cut = truncate(row, self.cfg.max_length, self.cfg.truncation, self.specials.bos)

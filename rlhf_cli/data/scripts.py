@@ -5,23 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_cli.data.chat import ChatRenderer, Span
+from rlhf_cli.data.chat import ChatRenderer
 from rlhf_cli.data.fields import Messages
+from rlhf_cli.data.pieces import Piece
 from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, Record, TextRecord
 from rlhf_cli.data.specials import Specials
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text that is tokenized by itself.
-
-    Attributes:
-        text: what is tokenized.
-        trained: all of it, nothing, or these spans of characters.
-    """
-
-    text: str
-    trained: bool | tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +74,7 @@ class ScriptWriter:
         return Script((Piece(text, True),), opening=(start,), closing=(end,))
 
     def _strings(self, prompt: str, completion: str) -> Script:
-        pieces = (Piece(prompt, False), Piece(completion, True))
+        pieces = (Piece(prompt), Piece(completion, True))
         return Script(pieces, self.specials.opening, self.specials.closing)
 
     def _chat(self, messages: Messages, first: int) -> Script:
@@ -94,7 +82,7 @@ class ScriptWriter:
         text = self.renderer.render(messages)
         turns = [i for i in range(first, len(messages)) if messages[i].role == "assistant"]
         wanted = turns[-1:] if self.train_on != "response" else turns
-        spans = tuple(self.renderer.spans(messages, text, wanted))
+        pieces = self.renderer.pieces(messages, text, wanted)
         # a template without a token for the end of a turn would teach nothing about stopping
         open_end = turns[-1] == len(messages) - 1 and not self.renderer.closed(text)
-        return Script((Piece(text, spans),), closing=(self.specials.eos,) if open_end else ())
+        return Script(pieces, closing=(self.specials.eos,) if open_end else ())

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.data.scripts import Piece, Script
+from rlhf_cli.data.pieces import Piece
+from rlhf_cli.data.scripts import Script
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]
@@ -38,45 +39,70 @@ def tokenize(scripts: Sequence[Script], tokenizer: Any, *, train_all: bool) -> l
         tokenizer: a fast one; special tokens are written in the scripts already.
         train_all: train the prompts too.
     """
-    rules = tokenizer.backend_tokenizer
-    rules.no_truncation()
-    rules.no_padding()
-    pieces = [piece for script in scripts for piece in script.pieces]
-    texts = [piece.text for piece in pieces]
-    if all(isinstance(piece.trained, bool) for piece in pieces):
-        found = rules.encode_batch_fast(texts, add_special_tokens=False)  # keeps no offsets
-    else:
-        found = rules.encode_batch(texts, add_special_tokens=False)
-    parts = iter([_part(*pair) for pair in zip(pieces, found, strict=True)])
-    return [_join(script, [next(parts) for _ in script.pieces], train_all) for script in scripts]
+    found = iter(PieceEncoder(tokenizer).encode([script.pieces for script in scripts]))
+    return [_join(script, next(found), train_all) for script in scripts]
 
 
-def _part(piece: Piece, encoding: Any) -> TokenRow:
-    """A piece by itself; `response_start` is where its last trained run begins."""
-    tokens = np.array(encoding.ids, np.int32)
-    if isinstance(piece.trained, bool):
-        start = 0 if piece.trained else len(tokens)
-        return TokenRow(tokens, np.full(len(tokens), piece.trained), start)
-    starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
-    starts = np.minimum(starts, ends - 1)  # a byte-level space can have an empty span at its end
-    trained = last = np.zeros(len(tokens), bool)
-    for start, end in piece.trained:
-        last = np.maximum(starts, start) < np.minimum(ends, end)
-        trained = trained | last
-    return TokenRow(tokens, trained, int(last.argmax()) if last.any() else len(tokens))
+class PieceEncoder:
+    """Token ids of pieces of text: the first of a row begins a text, the others go on with it.
+
+    Some tokenizers put a mark in front of every text (Llama 2's `▁`), which is not to stand in the
+    middle of a row. Their later pieces are tokenized behind a line end, which is then taken away.
+
+    Args:
+        tokenizer: a fast one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.rules = tokenizer.backend_tokenizer
+        self.rules.no_truncation()
+        self.rules.no_padding()
+        self.lead = self._ids([_LEAD])[0]
+        behind, alone = self._ids([f"{_LEAD}a", "a"])
+        self.marks = behind != self.lead + alone and behind[: len(self.lead)] == self.lead
+
+    def encode(self, rows: Sequence[tuple[Piece, ...]]) -> list[list[list[int]]]:
+        """Token ids of each piece of each row."""
+        first = [index == 0 for pieces in rows for index in range(len(pieces))]
+        texts = [piece.text for pieces in rows for piece in pieces]
+        if self.marks:
+            found = self._ids([t if f else _LEAD + t for t, f in zip(texts, first, strict=True)])
+            found = [
+                ids if f else self._without_lead(ids, text)
+                for ids, text, f in zip(found, texts, first, strict=True)
+            ]
+        else:
+            found = self._ids(texts)
+        parts = iter(found)
+        return [[next(parts) for _ in pieces] for pieces in rows]
+
+    def _without_lead(self, ids: list[int], text: str) -> list[int]:
+        if ids[: len(self.lead)] == self.lead:
+            return ids[len(self.lead) :]
+        return self._ids([text])[0]  # the line end became one token with what follows it
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        found = self.rules.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
 
-def _join(script: Script, parts: list[TokenRow], train_all: bool) -> TokenRow:
+_LEAD = "\n"
+
+
+def _join(script: Script, parts: list[list[int]], train_all: bool) -> TokenRow:
     """Opening, pieces, closing. Without a response there is nothing to train, its end neither."""
-    opening = np.array(script.opening, np.int32)
-    tokens = np.concatenate([opening, *(part.tokens for part in parts)])
-    trained = np.concatenate([np.zeros(len(opening), bool), *(part.trained for part in parts)])
-    response_start = len(tokens) - len(parts[-1].tokens) + parts[-1].response_start
-    if not trained.any():
-        return TokenRow(tokens, trained, response_start)
-    doubled = script.closing[-1:] == tuple(tokens[-1:])  # the text brought its own end token
-    closing = np.array(() if doubled else script.closing, np.int32)
-    tokens = np.concatenate([tokens, closing])
-    trained = np.concatenate([trained, np.ones(len(closing), bool)]) | train_all
-    trained[0] = False
-    return TokenRow(tokens, trained, response_start)
+    tokens = [*script.opening]
+    trained = [False] * len(tokens)
+    response_start = 0
+    for piece, ids in zip(script.pieces, parts, strict=True):
+        response_start = len(tokens) if piece.trained else response_start
+        tokens += ids
+        trained += [piece.trained] * len(ids)
+    if any(trained):
+        doubled = script.closing[-1:] == tuple(tokens[-1:])  # the text brought its own end token
+        closing = () if doubled else script.closing
+        tokens += closing
+        trained += [True] * len(closing)
+        trained = [one or train_all for one in trained]
+        trained[0] = False
+    return TokenRow(np.array(tokens, np.int32), np.array(trained, bool), response_start)

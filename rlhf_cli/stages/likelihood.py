@@ -14,11 +14,11 @@ import torch
 
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.corpus import iter_texts
 from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.loader import ExampleSource, eval_batches
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.sources import iter_texts
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
@@ -47,16 +47,17 @@ def prepare_likelihood(cfg: StageConfig, out: Path, stage: str, records: tuple[t
     """
     model = cfg.model
     if trains_tokenizer(model):
-        _open_tokenizer(cfg, model, stage).save_pretrained(out / TOKENIZER)
+        _open_tokenizer(cfg, model, stage, records).save_pretrained(out / TOKENIZER)
         model = _with_saved_tokenizer(model, out)
-    tokenizer = _open_tokenizer(cfg, model, stage)
-    load_examples(cfg.data, stage, tokenizer, records)
+    tokenizer = _open_tokenizer(cfg, model, stage, records)
+    load_examples(cfg.data, stage, tokenizer, records, cfg.seed)
     load_eval_examples(cfg.data, stage, tokenizer, records)
 
 
-def _open_tokenizer(cfg: StageConfig, model: ModelConfig, stage: str) -> Any:
-    data = cfg.data
-    return load_tokenizer(model, lambda: iter_texts(data.path, stage, data.columns))
+def _open_tokenizer(
+    cfg: StageConfig, model: ModelConfig, stage: str, records: tuple[type, ...]
+) -> Any:
+    return load_tokenizer(model, lambda: iter_texts(cfg.data, stage, records))
 
 
 def _with_saved_tokenizer(model: ModelConfig, out: Path) -> ModelConfig:
@@ -73,8 +74,8 @@ def _open_data(
     # what there is to say about the data was said when they were prepared
     quiet = contextlib.redirect_stderr(io.StringIO()) if prepared else contextlib.nullcontext()
     with quiet:
-        tokenizer = _open_tokenizer(cfg, model, stage)
-        train = load_examples(cfg.data, stage, tokenizer, records, cached_only=prepared)
+        tokenizer = _open_tokenizer(cfg, model, stage, records)
+        train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, cached_only=prepared)
         held_out = load_eval_examples(cfg.data, stage, tokenizer, records, cached_only=prepared)
     return tokenizer, train, held_out
 

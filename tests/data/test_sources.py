@@ -2,10 +2,10 @@ import pytest
 
 from rlhf_cli.data.cache import fingerprint
 from rlhf_cli.data.row_errors import Malformed
-from rlhf_cli.data.sources import data_files, iter_texts, read_rows, resolve
+from rlhf_cli.data.sources import data_files, read_rows, resolve
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import shipped
-from tests.data.toy import turns, write_jsonl
+from tests.data.toy import write_jsonl
 
 
 def rows(path):
@@ -82,17 +82,17 @@ def test_an_empty_file_is_an_error(tmp_path, name):
 
 
 def test_a_file_of_another_kind_is_an_error_that_names_the_known_ones(tmp_path):
-    path = tmp_path / "a.csv"
+    path = tmp_path / "a.docx"
     path.touch()
-    with pytest.raises(DataError, match=r"^a\.csv: a \.csv file; need a \.jsonl or \.txt file"):
+    with pytest.raises(DataError, match=r"^a\.docx: a \.docx file; need a \.jsonl, \.json, "):
         data_files(path)
 
 
 def test_a_folder_without_data_is_an_error_that_names_what_it_holds(tmp_path):
     with pytest.raises(DataError, match="the folder is empty; need"):
         data_files(tmp_path)
-    (tmp_path / "a.csv").touch()
-    with pytest.raises(DataError, match=r"the folder holds a\.csv; need a \.jsonl or \.txt"):
+    (tmp_path / "a.docx").touch()
+    with pytest.raises(DataError, match=r"the folder holds a\.docx; need a \.jsonl"):
         data_files(tmp_path)
 
 
@@ -115,18 +115,3 @@ def test_tiny_is_the_shipped_file_of_stage_and_split():
     assert resolve("tiny", "sft", "test") == folder / "sft_test.jsonl"
     with pytest.raises(DataError, match=r"^tiny: no shipped train rows for cook"):
         resolve("tiny", "cook", "train")
-
-
-def test_iter_texts_yields_every_text_and_nothing_else(tmp_path):
-    path = write_jsonl(
-        tmp_path / "r.jsonl",
-        {"id": "no", "text": "document"},
-        {"prompt": turns("question"), "chosen": "good", "rejected": "bad"},
-        "broken {",
-        {"messages": turns("u", "a"), "kind": "no"},
-        {"prompt": "p", "responses": ["r", "s"], "scores": [1, 2], "label": True},
-        {"review": "named"},
-    )
-    said = ["document", "question", "good", "bad", "u", "a", "p", "r", "s"]
-    assert list(iter_texts(str(path), "pretrain")) == said
-    assert list(iter_texts(str(path), "pretrain", {"text": "review"})) == [*said, "named"]

@@ -1,0 +1,76 @@
+"""Data sets of the hub, and local folders that are laid out like one, through `datasets`."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.data.config import Source
+from rlhf_cli.data.formats import READERS, suffix
+from rlhf_cli.data.raw import RawRow, RowSource, Side
+from rlhf_cli.data.splits import Split
+from rlhf_cli.errors import DataError, first_line
+
+_CONFIGS = re.compile(r"\A---\n(.*\n)*?configs:", re.MULTILINE)
+
+
+def is_hub_folder(path: Path, settings: Source) -> bool:
+    """Whether a local folder is read as `datasets` reads it.
+
+    So it is where `data.name` chooses a configuration, where its card (README.md) lists some, and
+    where its rows lie in folders below it.
+    """
+    if not path.is_dir() or settings.data_dir:
+        return False
+    card = path / "README.md"
+    listed = card.is_file() and _CONFIGS.match(card.read_text("utf-8", "replace"))
+    own = any(suffix(child) in READERS for child in path.iterdir())
+    below = not own and any(suffix(child) in READERS for child in path.glob("*/*"))
+    return bool(settings.name or listed or below)
+
+
+def open_hub(settings: Source, split: Split, side: Side) -> RowSource:
+    """A data set as `datasets` loads it: downloaded once, then from its cache.
+
+    Raises:
+        DataError: it cannot be reached, or has no such configuration or split.
+    """
+    name = split.name or side
+    wanted = f"{name}[{split.start}:{split.end}]" if split.sliced else name
+    found = _load(settings, wanted)
+    label = f"{settings.path}[{wanted}]"
+
+    def rows() -> Iterator[RawRow]:
+        for number, row in enumerate(found, start=1):
+            yield RawRow(label, number, row, size=1)
+
+    content = f"{found._fingerprint} {label}"
+    return RowSource(settings, (label,), (), content, len(found), rows)
+
+
+def _load(settings: Source, split: str) -> Any:
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(
+            settings.path,
+            settings.name or None,
+            split=split,
+            data_dir=settings.data_dir or None,
+        )
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise DataError(
+            f"{settings.path}: no such file or folder here, and the hub cannot be reached or has "
+            f"no such data set ({first_line(error)}). Check the name; offline (HF_HUB_OFFLINE), "
+            "give a local file or folder"
+        ) from error
+    except Exception as error:  # datasets raises many kinds for names, splits and broken files
+        raise DataError(
+            f"{settings.path}: datasets cannot load it (data.name={settings.name or 'none'}, "
+            f"data.split={split}): {first_line(error)}"
+        ) from error

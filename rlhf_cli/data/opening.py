@@ -1,0 +1,65 @@
+"""Sources: the files or the hub data set behind each item of `data.path` and `data.eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from rlhf_cli.config.paths import is_data_id
+from rlhf_cli.data.cache import fingerprint
+from rlhf_cli.data.config import DataConfig, Source
+from rlhf_cli.data.hub import is_hub_folder, open_hub
+from rlhf_cli.data.mixture import held_out_sources, sources_of
+from rlhf_cli.data.raw import RawRow, RowSource, Side
+from rlhf_cli.data.sources import data_files, read_rows, resolve
+from rlhf_cli.data.splits import Split, parse_split
+from rlhf_cli.errors import DataError
+from rlhf_cli.resources import SHIPPED
+
+
+def open_source(settings: Source, stage: str, side: Side) -> RowSource:
+    """Find the files or the hub data set of a source.
+
+    Raises:
+        DataError: they are not there, or cannot be read.
+        ConfigError: the split is none.
+    """
+    split = parse_split(settings.split)
+    found = Path(settings.path).expanduser()
+    there = settings.path in ("", SHIPPED) or found.exists()
+    if (not there and is_data_id(settings.path)) or (
+        settings.path != SHIPPED and is_hub_folder(found, settings)
+    ):
+        return open_hub(settings, split, side)
+    path = resolve(settings.path, stage, side)
+    if settings.data_dir:
+        path = resolve(str(path / settings.data_dir), stage, side)
+    return _open_local(settings, path, split, side)
+
+
+def _open_local(settings: Source, path: Path, split: Split, side: Side) -> RowSource:
+    if split.name not in ("", "train") and not path.is_dir():
+        raise DataError(
+            f"data.split: {path.name} is one file and has no split {split.name}; "
+            "slice its rows, as in data.split=[:100], or leave it out"
+        )
+    files = data_files(path, split.name or side)
+
+    def rows() -> Iterator[RawRow]:
+        if not split.sliced:
+            return read_rows(files.read)
+        start, end = split.bounds(sum(1 for _ in read_rows(files.read)))
+        return islice(read_rows(files.read), start, end)
+
+    content = f"{fingerprint(files.read)} {settings.split if split.sliced else ''}"
+    size = sum(file.stat().st_size for file in files.read)
+    return RowSource(settings, files.names, files.skipped, content, size, rows)
+
+
+def open_sources(
+    cfg: DataConfig, given: str | Sequence[str | Source], stage: str, side: Side
+) -> list[RowSource]:
+    """The sources of `data.path` (side `train`) or `data.eval` (side `test`); as `open_source`."""
+    named = sources_of if side == "train" else held_out_sources
+    return [open_source(source, stage, side) for source in named(cfg, given)]

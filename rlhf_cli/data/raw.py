@@ -1,0 +1,87 @@
+"""A row as its file holds it, before anything is known about its meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlhf_cli.data.config import Source
+from rlhf_cli.data.row_errors import Malformed
+
+Side = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class RawRow:
+    """A row of a file or hub data set.
+
+    Attributes:
+        file: its name.
+        line: 1 for the first; in `.parquet`, `.json` and hub data the number of the row.
+        found: the columns, or why they cannot be read.
+        size: bytes in the file, for the progress bar.
+        untyped: the values are text, whatever they mean, as in `.csv`.
+        source: index of the source in `data.path`.
+        copy: how often the row was drawn before, for sources of a weight above 1.
+    """
+
+    file: str
+    line: int
+    found: dict[str, Any] | Malformed
+    size: int = 0
+    untyped: bool = False
+    source: int = 0
+    copy: int = 0
+
+    @property
+    def where(self) -> str:
+        """`file:line`, for messages."""
+        return f"{self.file}:{self.line}"
+
+    def columns(self) -> dict[str, Any]:
+        """The row's columns; a document has one, `text`.
+
+        Raises:
+            Malformed: the row cannot be read.
+        """
+        if isinstance(self.found, Malformed):
+            raise self.found
+        return self.found
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows that can be read again and again.
+
+    Attributes:
+        settings: how they are to be read.
+        names: of the files.
+        skipped: names in the folder that are not read.
+        content: changes with the rows.
+        size: bytes of all files, for the progress bar.
+        rows: reads them.
+    """
+
+    settings: Source
+    names: tuple[str, ...]
+    skipped: tuple[str, ...]
+    content: str
+    size: int
+    rows: Callable[[], Iterator[RawRow]]
+
+
+def show_value(value: Any) -> str:
+    """A value in a few words, for a message."""
+    if isinstance(value, dict):
+        return f"an object with keys {sorted(map(str, value))[:8]}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, str):
+        value = _shortened(value)
+    return _shortened(json.dumps(value, default=str), 80)
+
+
+def _shortened(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[:most] + "..."
