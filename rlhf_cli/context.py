@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import random
 import sys
@@ -125,3 +127,8 @@ def limit_kernel_cache() -> None:
 def say(line: str) -> None:
     """Tell the user what was decided; results go to stdout, this to stderr."""
     print(line, file=sys.stderr, flush=True)
+
+
+def silence() -> contextlib.AbstractContextManager[object]:
+    """Let nothing inside speak, because it was said before."""
+    return contextlib.redirect_stderr(io.StringIO())

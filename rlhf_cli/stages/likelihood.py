@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +11,22 @@ import torch
 
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.data.corpus import iter_texts
-from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples, load_examples
+from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.loader import ExampleSource, eval_batches
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
-from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.load import context_length, load_policy, recompute_activations
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash, trains_tokenizer
+from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.opening import open_rows
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.loop import RunResult, agree_with, find_checkpoint, fit
-
-TOKENIZER = "tokenizer"
-"""In the run folder: a tokenizer that was trained for several processes."""
-
-
-def prepare_likelihood(cfg: StageConfig, out: Path, stage: str, records: tuple[type, ...]) -> None:
-    """Train the tokenizer and tokenize the rows, once, before several processes start.
-
-    Args:
-        cfg: as `train_likelihood`.
-        out: the run folder; a trained tokenizer is saved here for the ranks.
-        stage: as `train_likelihood`.
-        records: as `train_likelihood`.
-    """
-    model = cfg.model
-    if trains_tokenizer(model):
-        _open_tokenizer(cfg, model, stage, records).save_pretrained(out / TOKENIZER)
-        model = _with_saved_tokenizer(model, out)
-    tokenizer = _open_tokenizer(cfg, model, stage, records)
-    load_examples(cfg.data, stage, tokenizer, records, cfg.seed)
-    load_eval_examples(cfg.data, stage, tokenizer, records)
-
-
-def _open_tokenizer(
-    cfg: StageConfig, model: ModelConfig, stage: str, records: tuple[type, ...]
-) -> Any:
-    return load_tokenizer(model, lambda: iter_texts(cfg.data, stage, records))
-
-
-def _with_saved_tokenizer(model: ModelConfig, out: Path) -> ModelConfig:
-    return replace(model, tokenizer=str(out / TOKENIZER), tokenizer_vocab_size=0)
-
-
-def _open_data(
-    cfg: StageConfig, ctx: RunContext, stage: str, records: tuple[type, ...]
-) -> tuple[Any, Loaded, Loaded | None]:
-    """Tokenizer, training examples, held-out examples; ranks take what was prepared for them."""
-    prepared, model = ctx.ranks.size > 1, cfg.model
-    if prepared and trains_tokenizer(model):
-        model = _with_saved_tokenizer(model, ctx.out)
-    # what there is to say about the data was said when they were prepared
-    quiet = contextlib.redirect_stderr(io.StringIO()) if prepared else contextlib.nullcontext()
-    with quiet:
-        tokenizer = _open_tokenizer(cfg, model, stage, records)
-        train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, cached_only=prepared)
-        held_out = load_eval_examples(cfg.data, stage, tokenizer, records, cached_only=prepared)
-    return tokenizer, train, held_out
 
 
 def train_likelihood(
@@ -95,11 +44,11 @@ def train_likelihood(
         What the manifest tells of the run.
     """
     ctx = open_context(cfg.train.precision, cfg.seed, out)
-    tokenizer, train, held_out = _open_data(cfg, ctx, stage, records)
-    examples, report = train
+    opened = open_rows(cfg, ctx, stage, records)
+    tokenizer, (examples, report), held_out = opened.tokenizer, opened.train, opened.held_out
     show_first_example(examples, tokenizer)
-    policy = load_policy(cfg, tokenizer, ctx)
-    for loaded in filter(None, (train, held_out)):
+    policy = load_policy(cfg, tokenizer, ctx, opened.new_tokens)
+    for loaded in filter(None, (opened.train, held_out)):
         _require_context(loaded[0], policy)
     if cfg.train.gradient_checkpointing:
         recompute_activations(policy)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.records import TextRecord
-from rlhf_cli.stages.likelihood import prepare_likelihood, train_likelihood
+from rlhf_cli.stages.likelihood import train_likelihood
+from rlhf_cli.stages.opening import prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 
 RECORDS: tuple[type, ...] = (TextRecord,)
@@ -14,7 +15,7 @@ RECORDS: tuple[type, ...] = (TextRecord,)
 
 def prepare(cfg: PretrainConfig, out: Path) -> None:
     """Tokenize before several processes start."""
-    prepare_likelihood(cfg, out, "pretrain", RECORDS)
+    prepare_rows(cfg, out, "pretrain", RECORDS)
 
 
 def run(cfg: PretrainConfig, out: Path) -> dict[str, Any]:

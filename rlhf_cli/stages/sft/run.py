@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord
-from rlhf_cli.stages.likelihood import prepare_likelihood, train_likelihood
+from rlhf_cli.stages.likelihood import train_likelihood
+from rlhf_cli.stages.opening import prepare_rows
 from rlhf_cli.stages.sft.config import SFTConfig
 
 RECORDS: tuple[type, ...] = (PromptCompletionRecord, ChatRecord)
@@ -14,7 +15,7 @@ RECORDS: tuple[type, ...] = (PromptCompletionRecord, ChatRecord)
 
 def prepare(cfg: SFTConfig, out: Path) -> None:
     """Tokenize before several processes start."""
-    prepare_likelihood(cfg, out, "sft", RECORDS)
+    prepare_rows(cfg, out, "sft", RECORDS)
 
 
 def run(cfg: SFTConfig, out: Path) -> dict[str, Any]:
