@@ -94,7 +94,7 @@ def test_help_fits_100_columns(name, capsys):
 
 def test_a_page_tells_type_range_and_unit():
     text = page(COMMANDS["sft"])
-    assert re.search(r"train\.lr=2e-5 +number > 0\n", text)
+    assert re.search(r"train\.lr=auto +number > 0 or auto\n", text)
     assert re.search(r"train\.max_steps=0 +whole number >= 0 \(optimizer steps\)\n", text)
     assert re.search(r"train\.schedule=cosine +cosine \| linear \| constant \| wsd\n", text)
     assert re.search(r"model=tiny +Preset\. The shipped model of four", text)
@@ -108,7 +108,7 @@ def test_help_wins_over_everything_else_on_the_line(capsys):
 def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["stf"]) == 2
     assert capsys.readouterr().err == (
-        "error: stf: no such command; need one of pretrain, sft, generate. Try rlhf sft\n"
+        f"error: stf: no such command; need one of {', '.join(COMMANDS)}. Try rlhf sft\n"
     )
 
 
@@ -186,7 +186,7 @@ def test_another_configuration_in_the_same_folder_is_shown(calls, capsys, folder
     assert capsys.readouterr().err.splitlines() == [
         f"error: output_dir: {folder}/out holds a run with other values; use the same or another "
         "output_dir",
-        "error:   train.lr: 2e-5 -> 0.001",
+        "error:   train.lr: auto -> 0.001",
     ]
 
 

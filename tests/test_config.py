@@ -54,7 +54,7 @@ def test_command_line_wins_over_recipes_later_recipes_over_earlier_groups_over_d
     write("a.yaml", "train: {lr: 1e-3, epochs: 2, batch_size: 8}")
     write("b.yaml", "train: {lr: 1e-4, epochs: 3}")
     plain = sft().config.train
-    assert (plain.lr, plain.epochs, plain.batch_size, plain.max_steps) == (2e-5, 1, 32, 0)
+    assert (plain.lr, plain.epochs, plain.batch_size, plain.max_steps) == ("auto", 1, 32, 0)
     preset = sft("train=smoke").config.train
     assert (preset.batch_size, preset.max_steps) == (4, 5)
     every = sft("config=a.yaml", "lr=1e-5", "config=b.yaml").config.train
@@ -104,9 +104,10 @@ def test_a_reference_to_another_key_is_resolved():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_schema_composes_to_its_own_defaults(name):
-    # a stage asks for a model and data, generate for a model and a prompt
+    # what each command asks for: a stage a model and data, generate a prompt, merge a folder
     command = COMMANDS[name]
-    words = TINY if command.trains else ("model=tiny", "prompt=x")
+    own = {"generate": ("model=tiny", "prompt=x"), "merge": ("model=tiny", "output_dir=new")}
+    words = own.get(name, TINY)
     default = asdict(command.config())
     tree = compose(name, *words).tree
     assert tree.keys() == default.keys()
@@ -122,7 +123,8 @@ def options() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
 def test_every_preset_composes(name, group, option):
     others = [word for word in TINY if not word.startswith(group)]
-    compose(name, *others, f"{group}={option}")
+    needed = ["adapter=lora"] if group == "quant" else []
+    compose(name, *others, *needed, f"{group}={option}")
 
 
 @pytest.mark.parametrize("name", resources.recipes())
@@ -224,14 +226,14 @@ def test_switches(text, value):
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("lr=-1", "train.lr: got -1; need a number > 0. Try train.lr=2e-5"),
-        ("lr=nan", "train.lr: got nan; need a number > 0. Try train.lr=2e-5"),
-        ("lr=inf", "train.lr: got inf; need a number > 0. Try train.lr=2e-5"),
-        ("lr=", "train.lr: got ''; need a number > 0. Try train.lr=2e-5"),
-        ("lr=fast", "train.lr: got fast; need a number > 0. Try train.lr=2e-5"),
-        ("lr=0..1", "train.lr: got '0..1'; need a number > 0. Try train.lr=2e-5"),
-        ("lr=true", "train.lr: got true; need a number > 0. Try train.lr=2e-5"),
-        ("lr=[1]", "train.lr: got [1]; need a number > 0. Try train.lr=2e-5"),
+        ("lr=-1", "train.lr: got -1; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=nan", "train.lr: got nan; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=inf", "train.lr: got inf; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=", "train.lr: got ''; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=fast", "train.lr: got fast; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=0..1", "train.lr: got '0..1'; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=true", "train.lr: got true; need a number > 0 or auto. Try train.lr=auto"),
+        ("lr=[1]", "train.lr: got [1]; need a number > 0 or auto. Try train.lr=auto"),
         (
             "lr=0,0001",
             "train.lr: got 0,0001; need a number with a decimal point. Try train.lr=0.0001",
@@ -284,7 +286,7 @@ def test_switches(text, value):
          "Try train.schedule=linear"),
         ("learning_rate=1", "learning_rate: no such key in sft; did you mean train.lr? "
          "Try train.lr=1"),
-        ("dtype=bf16", "dtype: no such key in sft; did you mean model.dtype? Try model.dtype=bf16"),
+        ("dtype=bf16", "dtype: a key of merge, not of sft. Try model.dtype=bf16"),
         ("+epoch=2", "epoch: no such key in sft; did you mean train.epochs? Try train.epochs=2"),
         ("++zzz.y=2", "zzz.y: no such key in sft. See rlhf sft --help"),
         ("hydra.run.dir=x", "hydra.run.dir: no such key in sft. See rlhf sft --help"),
@@ -326,7 +328,7 @@ def test_all_problems_at_once_with_their_places():
     assert refused("sft", "config=r.yaml", "data=nowhere.jsonl", "seed=x", "bta=1", "foo") == [
         "foo: need key=value. Try config=foo if it is a recipe",
         "bta: no such key in sft. See rlhf sft --help  (command line)",
-        "lora.rank: no such key in sft. See rlhf sft --help  (r.yaml:5)",
+        "lora.rank: no such key in sft; did you mean adapter.rank? Try adapter.rank=4  (r.yaml:5)",
         "lr: a short name of the command line; in a recipe write train.lr  (r.yaml:6)",
         "data.path: got nowhere.jsonl; need a file or folder that exists. Try data.path=tiny  "
         "(command line)",
@@ -346,7 +348,7 @@ def test_the_place_is_that_of_the_value_that_counts():
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('train: {lr: "1e-4"}', "train.lr: got '1e-4'; need a number > 0. Try train.lr=0.0001"),
+        ('train: {lr: "1e-4"}', "train.lr: got '1e-4'; need a number > 0 or auto. Try train.lr=0.0001"),
         ("model.revision: 7", "model.revision: got 7; need text. Try model.revision='7'"),
         ("data: {packing: yes}", "data.packing: got yes; need true or false. "
          "Try data.packing=false"),
@@ -363,7 +365,7 @@ def test_the_place_is_that_of_the_value_that_counts():
         ("hydra.run.dir: x", "hydra.run.dir: not for recipes; leave it out"),
         ("model.path: y\nmodel: org/x", "model.path: given beside model: org/x; "
          "need one of the two"),
-        ("stage: sftt", "stage: got sftt; need one of pretrain, sft, generate, or leave it out"),
+        ("stage: sftt", f"stage: got sftt; need one of {', '.join(COMMANDS)}, or leave it out"),
         ("3: x", "key: got 3 as a key; need text"),
         ("stage: pretrain", "stage: r.yaml is for pretrain, not for sft. "
          "Try rlhf pretrain config=r.yaml"),

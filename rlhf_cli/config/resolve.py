@@ -185,7 +185,9 @@ def _quoted(text: str) -> bool:
 
 
 def _sweep(kind: Any, key: str, text: str) -> str:
-    if re.fullmatch(r"-?0,\d+", text) and unmark(kind)[0] is float:
+    bare = unmark(kind)[0]
+    kinds = [unmark(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
+    if re.fullmatch(r"-?0,\d+", text) and float in kinds:
         point = text.replace(",", ".")
         return f"{key}: got {text}; need a number with a decimal point. Try {key}={point}"
     advice = f"run each value by itself, or write a list as {key}=[{text}]"
