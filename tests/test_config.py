@@ -348,7 +348,8 @@ def test_the_place_is_that_of_the_value_that_counts():
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('train: {lr: "1e-4"}', "train.lr: got '1e-4'; need a number > 0 or auto. Try train.lr=0.0001"),
+        ('train: {lr: "1e-4"}', "train.lr: got '1e-4'; need a number > 0 or auto. "
+         "Try train.lr=0.0001"),
         ("model.revision: 7", "model.revision: got 7; need text. Try model.revision='7'"),
         ("data: {packing: yes}", "data.packing: got yes; need true or false. "
          "Try data.packing=false"),

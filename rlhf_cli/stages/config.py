@@ -6,7 +6,8 @@ from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig
-from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.resources import SHIPPED
+from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
 @dataclass(kw_only=True)
@@ -16,6 +17,7 @@ class StageConfig(LoadConfig):
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     seed: Seed = 0
     """Seed of weights, order and noise."""
@@ -45,6 +47,14 @@ class StageConfig(LoadConfig):
             found.append(
                 "data.path: none given; need a file or folder of rows. "
                 "Try data=rows.jsonl, or data=tiny (shipped rows)"
+            )
+        held_out = self.data.eval not in ("", "none") and (
+            self.data.eval != "auto" or self.data.path == SHIPPED
+        )
+        if not held_out and (self.train.early_stop or self.train.result == "best"):
+            found.append(
+                "data.eval: got none, but train.early_stop and train.result=best go by held-out "
+                "rows. Try data.eval=0.05"
             )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(

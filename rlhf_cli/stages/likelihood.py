@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from rlhf_cli.stages.opening import open_rows
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.loop import RunResult, agree_with, find_checkpoint, fit
+from rlhf_cli.train.tracking import Trackers
 
 
 def train_likelihood(
@@ -84,18 +87,21 @@ def _fit(
     def evaluate() -> dict[str, float]:
         return held_out_metrics(policy, *held_out, tokens, ctx.ranks) if held_out else {}
 
-    return fit(
-        policy,
-        source,
-        loss,
-        cfg.train,
-        ctx,
-        lr=cfg.lr,
-        where=examples.where,
-        evaluate=evaluate if held_out else None,
-        checkpoint=checkpoint,
-        machinery=machinery,
-    )
+    names = cfg.log.trackers if ctx.ranks.main else []
+    with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
+        return fit(
+            policy,
+            source,
+            loss,
+            cfg.train,
+            ctx,
+            lr=cfg.lr,
+            where=examples.where,
+            evaluate=evaluate if held_out else None,
+            checkpoint=checkpoint,
+            machinery=machinery,
+            trackers=trackers,
+        )
 
 
 def held_out_metrics(

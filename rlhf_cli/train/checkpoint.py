@@ -26,6 +26,7 @@ from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 2
 FOLDER = "checkpoints"
+WEIGHTS = "weights.safetensors"
 
 
 def save_checkpoint(
@@ -35,6 +36,8 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
     ranks: Ranks = ALONE,
+    *,
+    spared: int = 0,
 ) -> None:
     """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
 
@@ -45,12 +48,24 @@ def save_checkpoint(
         state: JSON values of everything else: source, metrics, machinery.
         keep: checkpoints to keep, this one included.
         ranks: all call this together.
+        spared: a step whose checkpoint is kept in any case.
 
     Raises:
         CheckpointError: it could not be written; the checkpoints before it stand.
     """
     everyone = ranks.gather(read_generators())
-    ranks.on_main(lambda: _save(out, step, optimizer, state, keep, everyone))
+
+    def save() -> None:
+        _save(out, step, optimizer, state, everyone)
+        for old in checkpoints(out)[:-keep]:
+            if old.name != _name(spared):
+                _remove(old)
+
+    ranks.on_main(save)
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _save(
@@ -58,12 +73,11 @@ def _save(
     step: int,
     optimizer: MasterAdamW,
     state: dict[str, Any],
-    keep: int,
     generators: list[Generators],
 ) -> None:
     folder = out / FOLDER
-    final = folder / f"step-{step:06d}"
-    partial = folder / f"step-{step:06d}.tmp"
+    final = folder / _name(step)
+    partial = folder / f"{_name(step)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -80,14 +94,27 @@ def _save(
             f"{final}: the checkpoint could not be written ({_reason(error)}); {stands}. "
             "Free disk space or choose another output_dir, then give the same command again"
         ) from error
-    for old in checkpoints(out)[:-keep]:
-        _remove(old)
 
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run folder."""
     found = checkpoints(out)
     return found[-1] if found else None
+
+
+def load_weights(out: Path, step: int) -> dict[str, Tensor]:
+    """The fp32 masters alone, as they were after a step.
+
+    Raises:
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    path = out / FOLDER / _name(step)
+    hashes = read_state(path)["sha256"]
+    try:
+        _verify(path, {WEIGHTS: hashes[WEIGHTS]})
+        return dict(load_file(path / WEIGHTS))
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise _unusable(path, error) from error
 
 
 def load_checkpoint(path: Path, optimizer: MasterAdamW, rank: int = 0) -> dict[str, Any]:
@@ -102,9 +129,7 @@ def load_checkpoint(path: Path, optimizer: MasterAdamW, rank: int = 0) -> dict[s
     state = read_state(path)
     try:
         _verify(path, state["sha256"])
-        optimizer.load(
-            load_file(path / "weights.safetensors"), load_file(path / "optimizer.safetensors")
-        )
+        optimizer.load(load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors"))
         restore_generators(_generators_of(rank, path, state["rng"]))
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
         raise _unusable(path, error) from error
@@ -141,7 +166,7 @@ def _write(
     generators: list[Generators],
 ) -> None:
     parts: dict[str, dict[str, Tensor]] = {
-        "weights.safetensors": optimizer.masters,
+        WEIGHTS: optimizer.masters,
         "optimizer.safetensors": optimizer.moments(),
         "rng.safetensors": {
             f"{rank}/{name}": tensor

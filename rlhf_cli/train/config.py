@@ -83,15 +83,19 @@ class TrainConfig:
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
+        found = []
+        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            found.append(
+                "train.optimizer: got adamw_8bit, which needs bitsandbytes. "
+                "Try pip install 'rlhf-cli[quant]'"
+            )
         if self.eval_steps or (not self.early_stop and self.result == "last"):
-            return []
-        name = (
-            f"train.early_stop: got {self.early_stop}"
-            if self.early_stop
-            else "train.result: got best"
-        )
+            return found
+        asked = f"early_stop: got {self.early_stop}" if self.early_stop else "result: got best"
         return [
-            f"{name} without train.eval_steps; need evaluations to compare. Try train.eval_steps=50"
+            *found,
+            f"train.{asked} without train.eval_steps; need evaluations to compare. "
+            "Try train.eval_steps=50",
         ]
 
 

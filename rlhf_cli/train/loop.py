@@ -17,9 +17,11 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import CheckpointError, Interrupted, NonFinite
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
+    load_weights,
     read_state,
     save_checkpoint,
 )
@@ -30,6 +32,8 @@ from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.schedule import learning_rate
 from rlhf_cli.train.signals import StopRequest, stop_on_request
 from rlhf_cli.train.source import StepSource
+from rlhf_cli.train.speed import measure_peak, work_of
+from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import (
     Gradients,
     Loss,
@@ -74,6 +78,7 @@ class Trainer:
     evaluate: Callable[[], dict[str, float]] | None
     where: Callable[[int], str]
     machinery: dict[str, Any]
+    trackers: Trackers | None = None
 
     def __post_init__(self) -> None:
         self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
@@ -83,6 +88,9 @@ class Trainer:
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
+        self.best = Best()
+        self.work = work_of(self.policy)
+        self.peak = measure_peak(self.ctx.device, self.ctx.compute)
 
     def run(self, checkpoint: Path | None) -> RunResult:
         """Train from a checkpoint, or from the beginning, to the last step."""
@@ -93,41 +101,58 @@ class Trainer:
             self.file.cut(0)
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # other rows, other noise
             self.before = self._evaluate()
+            if self.before:
+                self.best.note(0, self.before)
             self._log(under("eval/", self.before))
         require_equal_weights(self.optimizer, self.ranks, self.step)
         with stop_on_request() as stop:
             self._train(stop)
         seconds = time.monotonic() - began
         memory = self.ranks.gather(peak_memory(self.ctx.device))
-        return RunResult(
-            self.step, seconds, memory, self.optimizer.masters, self.before, self.after
-        )
+        weights, after = self._result()
+        return RunResult(self.step, seconds, memory, weights, self.before, after)
+
+    def _result(self) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The weights that the run gives, and how they were evaluated."""
+        if self.cfg.result == "last" or self.best.step == self.step:
+            return self.optimizer.masters, self.after
+        say(f"result: the weights after step {self.best.step}, which had the lowest held-out loss")
+        return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
         """All remaining steps."""
         with contextlib.closing(ProgressLine(self.source.total_steps, self.step)) as progress:
-            while self._take():
+            while not self._gave_up() and self._take():
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
-                    values |= self.meter.read()
+                    values |= self.meter.read() | {"memory_bytes": peak_memory(self.ctx.device)}
                     progress.show(self.step, values)
+                better = False
                 if self._due(self.cfg.eval_steps):
                     progress.close()
                     self.after = self._evaluate()
                     values |= under("eval/", self.after)
+                    better = bool(self.after) and self.best.note(self.step, self.after)
                 self._log(values)
-                stop.agree(self.ranks)
-                if stop or self._due(self.cfg.save_steps):
+                asked = stop.agreed(self.ranks)
+                wanted = (better and self.cfg.result == "best") or self._gave_up()
+                if asked or wanted or self._due(self.cfg.save_steps):
                     self._save()
-                if stop and self.step < self.source.total_steps:
+                if asked and self.step < self.source.total_steps:
                     raise Interrupted(
-                        f"{stop.name} after step {self.step}; the checkpoint is written. "
+                        f"{asked} after step {self.step}; the checkpoint is written. "
                         "Give the same command again to continue"
                     )
+
+    def _gave_up(self) -> bool:
+        """Whether the held-out loss has not fallen for as long as is waited for."""
+        return 0 < self.cfg.early_stop <= self.best.waited
 
     def _log(self, values: dict[str, float]) -> None:
         if values:
             self.file.write(self.step, values)
+            if self.trackers is not None:
+                self.trackers.log(self.step, values)
 
     def _due(self, every: int) -> bool:
         """Whether something is to be done after this step; the last step is always one."""
@@ -147,13 +172,14 @@ class Trainer:
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
         self.step += 1
-        tokens = sum(len(rows.tokens) for rows in step)
-        self._measure(gradients, lr, tokens, time.monotonic() - began)
+        self._measure(gradients, lr, step, time.monotonic() - began)
         return True
 
-    def _measure(self, gradients: Gradients, lr: float, tokens: int, seconds: float) -> None:
+    def _measure(self, gradients: Gradients, lr: float, step: list[Rows], seconds: float) -> None:
         """Note a step: every rank its rows, and rank 0 what is the same on all."""
         once = int(self.ranks.main)
+        tokens = sum(len(rows.tokens) for rows in step)
+        share = sum(self.work.of(rows) for rows in step) / self.peak
         self.meter.add(
             {
                 "loss": (gradients.loss * once, once),
@@ -162,6 +188,7 @@ class Trainer:
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
                 "step_seconds": (torch.tensor(seconds * once, dtype=torch.float64), once),
                 "tokens_per_second": (torch.tensor(float(tokens)), seconds * once),
+                "peak_fraction": (torch.tensor(share, dtype=torch.float64), seconds),
             }
         )
 
@@ -195,10 +222,18 @@ class Trainer:
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
+            "best": self.best.state_dict(),
             "machinery": self.machinery,
         }
-        keep = self.cfg.keep_checkpoints
-        save_checkpoint(self.ctx.out, self.step, self.optimizer, state, keep, self.ranks)
+        save_checkpoint(
+            self.ctx.out,
+            self.step,
+            self.optimizer,
+            state,
+            self.cfg.keep_checkpoints,
+            self.ranks,
+            spared=self.best.step if self.cfg.result == "best" else 0,
+        )
 
     def _continue_from(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.optimizer, self.ranks.rank)
@@ -206,6 +241,7 @@ class Trainer:
         self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
+        self.best = Best(**state["best"])
         say(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
@@ -229,6 +265,7 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     machinery: dict[str, Any] | None = None,
+    trackers: Trackers | None = None,
 ) -> RunResult:
     """Train a policy on the steps of a source.
 
@@ -243,6 +280,7 @@ def fit(
         evaluate: held-out metrics; called without gradients.
         checkpoint: continue from this one.
         machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.
+        trackers: get what `metrics.jsonl` gets.
 
     Returns:
         Steps, time, memory, and the evaluations before and after.
@@ -252,7 +290,9 @@ def fit(
         CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
         PeerLost: another rank ended.
     """
-    trainer = Trainer(policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {})
+    trainer = Trainer(
+        policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {}, trackers
+    )
     return trainer.run(checkpoint)
 
 

@@ -110,7 +110,8 @@ class ProgressLine:
         left = (now - self.began) / max(1, step - self.first) * (self.total - step)
         line = (
             f"step {step}/{self.total}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
-            f"{values['tokens_per_second']:,.0f} tokens/s  left {_clock(left)}"
+            f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
+            f"{values['memory_bytes'] / 1e9:.1f} GB  left {_clock(left)}"
         )
         start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)

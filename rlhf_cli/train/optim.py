@@ -30,17 +30,7 @@ class MasterAdamW:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
         self._rounded = compute != torch.float32
-        decayed = [m for m in self.masters.values() if m.ndim >= 2]
-        plain = [m for m in self.masters.values() if m.ndim < 2]
-        self._adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": cfg.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
-            betas=(cfg.adam_beta1, cfg.adam_beta2),
-            eps=cfg.adam_epsilon,
-            fused=True,
-        )
+        self._adamw = _adamw(list(self.masters.values()), cfg)
         self.zero_grad()
 
     def _collect(self, name: str, param: Tensor) -> None:
@@ -85,9 +75,9 @@ class MasterAdamW:
         torch._foreach_copy_(params, list(self.masters.values()))
 
     def moments(self) -> dict[str, Tensor]:
-        """`name/exp_avg`, `name/exp_avg_sq` and `name/step` of every parameter that has them."""
+        """`name/exp_avg`, `name/exp_avg_sq` and `name/step`, or their 8-bit forms, as tensors."""
         return {
-            f"{name}/{key}": value
+            f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
             for name, master in self.masters.items()
             for key, value in self._adamw.state.get(master, {}).items()
         }
@@ -110,6 +100,22 @@ class MasterAdamW:
         for key, value in moments.items():
             name, _, slot = key.rpartition("/")
             master = self.masters[name]
-            self._adamw.state[master][slot] = value.to(master.device)
+            number = value.ndim == 0 and not value.is_floating_point()  # the 8-bit kind's step
+            self._adamw.state[master][slot] = value.item() if number else value.to(master.device)
         if self._rounded:
             self._round()
+
+
+def _adamw(masters: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of the configuration; its rate is set at each step."""
+    groups = [
+        {"params": [m for m in masters if m.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
+    ]
+    betas, eps = (cfg.adam_beta1, cfg.adam_beta2), cfg.adam_epsilon
+    if cfg.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
+    from bitsandbytes.optim import AdamW8bit
+
+    packed: torch.optim.Optimizer = AdamW8bit(groups, betas=betas, eps=eps)
+    return packed

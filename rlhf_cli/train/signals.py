@@ -20,13 +20,13 @@ class StopRequest:
     def __init__(self) -> None:
         self.name = ""
 
-    def agree(self, ranks: Ranks) -> None:
-        """Take over what any rank was asked, so that all stop after the same step."""
-        if ranks.any(bool(self.name)):
-            self.name = next(filter(None, ranks.gather(self.name)))
+    def agreed(self, ranks: Ranks) -> str:
+        """The signal that some rank got, or nothing: the same on all, so that all stop together.
 
-    def __bool__(self) -> bool:
-        return bool(self.name)
+        A signal that comes later counts at the next call.
+        """
+        own = self.name
+        return next(filter(None, ranks.gather(own))) if ranks.any(bool(own)) else ""
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler; the second request does not wait for the step."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Trackers:
         RlhfError: a tracker cannot be started.
     """
 
-    def __init__(self, names: list[str], out: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], out: Path, settings: Mapping[str, Any]) -> None:
         self._open: dict[str, GeneralTracker] = {}
         if names:
             PartialState(cpu=True)  # trackers ask it which process speaks; here only one has any
