@@ -10,7 +10,11 @@ from rlhf_cli import cli, resources
 from rlhf_cli.errors import exit_codes
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs" / "configuration.md", ROOT / "docs" / "data.md"]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    *(DOCS / f"{name}.md" for name in ("configuration", "data", "processes")),
+]
 FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl")
 FOLDERS = ("texts", "runs/base", "runs/domain", "runs/sft", "runs/tiny/pretrain")
 

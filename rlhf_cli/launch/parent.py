@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,11 +41,11 @@ def run_ranks(task: Task, size: int) -> dict[str, Any]:
     """
     logs = Path(task.out) / LOGS
     logs.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="rlhf-") as name:
+    with tempfile.TemporaryDirectory(prefix="rlhf-") as name, ExitStack() as open_ranks:
         folder = Path(name)
         (folder / TASK).write_text(task.to_json(), encoding="utf-8")
-        ranks = [_start(folder, Place(i, i, size)) for i in range(size)]
-        watch = Watch(ranks)
+        places = [Place(i, i, size) for i in range(size)]
+        watch = Watch([open_ranks.enter_context(_start(folder, place)) for place in places])
         with watch.forwarding():
             watch.until_all_ended()
         reports = [report for i in range(size) if (report := read_report(folder, i))]
@@ -97,9 +97,8 @@ class Watch:
     def until_all_ended(self) -> None:
         """Wait; once a rank has failed, the others have a moment to end before they are made to."""
         failed_at = 0.0
-        while any(rank.poll() is None for rank in self.ranks):
-            failed = any(rank.returncode for rank in self.ranks) or len(self.requests) > 1
-            if failed:
+        while None in (codes := [rank.poll() for rank in self.ranks]):
+            if any(codes) or len(self.requests) > 1:
                 failed_at = failed_at or time.monotonic()
                 waited = time.monotonic() - failed_at
                 if waited > GRACE_SECONDS + KILL_SECONDS:
@@ -142,4 +141,4 @@ class Watch:
         )
 
     def _stopped(self) -> Interrupted:
-        return Interrupted(f"{self.requests[0].name}; the last checkpoint stands")
+        return Interrupted(f"{self.requests[0].name}; the last checkpoint, if any, stands")

@@ -50,7 +50,7 @@ def report_of(error: BaseException, rank: int, command: Command) -> Report:
     """Put an error into words, as the command line does for one process."""
     ours: BaseException | None = error
     if isinstance(error, KeyboardInterrupt):
-        ours = Interrupted("interrupted; the last checkpoint stands")
+        ours = Interrupted("interrupted; the last checkpoint, if any, stands")
     elif isinstance(error, Exception) and not isinstance(error, RlhfError):
         ours = failures.known(error, command)
     trace = "".join(traceback.format_exception(error))

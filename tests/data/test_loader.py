@@ -12,6 +12,7 @@ from rlhf_cli.data.loader import ExampleSource, collate, eval_batches, micro_bat
 from rlhf_cli.data.packing import SourceRow
 from rlhf_cli.data.tokens import TokenRow
 from rlhf_cli.errors import CheckpointError, DataError
+from rlhf_cli.ranks import Ranks
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -127,3 +128,35 @@ def test_a_resumed_run_needs_the_data_and_batch_size_of_its_checkpoint():
 def test_no_example_is_an_error():
     with pytest.raises(DataError, match="no example to train on"):
         ExampleSource(flatten([], ()), DataConfig(), TrainConfig(), 0, 10)
+
+
+@given(
+    lengths=st.lists(st.integers(2, 30), min_size=1, max_size=20),
+    size=st.integers(1, 4),
+    batch_size=st.integers(1, 8),
+)
+def test_ranks_deal_out_the_step_of_one_process(lengths, size, batch_size):
+    """Every example is with one rank, and none has more than the longest more than another."""
+
+    def steps(ranks):
+        train = TrainConfig(batch_size=batch_size)
+        examples = of_lengths(*lengths)
+        return list(ExampleSource(examples, DataConfig(), train, 3, 40, ranks))
+
+    whole = drawn(steps(Ranks()))
+    dealt = [steps(Ranks(rank, size)) for rank in range(size)]
+    assert [len(of_rank) for of_rank in dealt] == [len(whole)] * size
+    for step, parts in zip(whole, zip(*dealt, strict=True), strict=True):
+        assert sorted(chain.from_iterable(drawn(parts))) == step
+        work = [sum(len(rows.tokens) for rows in part) for part in parts]
+        assert max(work) - min(work) <= max(lengths)
+
+
+def test_evaluation_batches_are_dealt_out():
+    examples = of_lengths(9, 8, 7, 6, 5)
+    whole = [rows.example_of_row.tolist() for rows in eval_batches(examples, 10)]
+    dealt = [
+        [rows.example_of_row.tolist() for rows in eval_batches(examples, 10, Ranks(rank, 2))]
+        for rank in (0, 1)
+    ]
+    assert dealt == [whole[::2], whole[1::2]]

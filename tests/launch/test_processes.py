@@ -1,0 +1,227 @@
+"""Two real processes beside one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_cli import cli
+from rlhf_cli.context import RunContext
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.records import TextRecord
+from rlhf_cli.errors import DataError
+from rlhf_cli.launch import parent
+from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.ranks import Ranks
+from rlhf_cli.stages import likelihood
+from rlhf_cli.stages.pretrain.config import PretrainConfig
+from rlhf_cli.train.metrics import read_metrics
+
+STEPS = 20
+CLOCKS = ("tokens_per_second", "step_seconds")
+
+
+def words(out, *changes, processes=2, data="tiny"):
+    """With 5 rows and 4 a step, each epoch ends with a step of one row: rank 1 gets none."""
+    return [
+        "sft",
+        "model=tiny",
+        f"data={data}",
+        "data.eval=tiny",
+        "train.precision=fp32",
+        "batch_size=4",
+        "lr=1e-3",
+        f"max_steps={STEPS}",
+        "train.save_steps=10",
+        f"launch.processes={processes}",
+        f"output_dir={out}",
+        *changes,
+    ]
+
+
+def torchrun(argv):
+    options = ["--standalone", "--nproc-per-node=2", "-m", "rlhf_cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def when_logged(out, step, act):
+    """Do something once a step stands in the metrics."""
+
+    def wait():
+        file = out / "metrics.jsonl"
+        while not (file.exists() and len(file.read_text().splitlines()) > step):
+            time.sleep(0.005)
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def without_clocks(out):
+    lines = read_metrics(out / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
+
+
+def weights(out):
+    return load_file(out / "checkpoints" / f"step-{STEPS:06d}" / "weights.safetensors")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _module_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    lines = [{"prompt": "How deep is it?", "completion": " Deep, " * (1 + 3 * i)} for i in range(5)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, rows):
+    """The same run in one process and in two."""
+    folder = tmp_path_factory.mktemp("runs")
+    for processes in (1, 2):
+        assert cli.main(words(folder / str(processes), processes=processes, data=rows)) == 0
+    return folder / "1", folder / "2"
+
+
+def test_two_processes_are_one(runs):
+    """20 steps in fp32: loss to 1e-5, gradient norm to 1e-4; on average far closer."""
+    one, two = (without_clocks(out) for out in runs)
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for name, most, mean in (("loss", 1e-5, 2e-6), ("grad_norm", 1e-4, 2e-5)):
+        differences = [abs(a[name] - b[name]) for a, b in zip(one, two, strict=True) if name in a]
+        assert len(differences) == STEPS
+        assert max(differences) < most
+        assert sum(differences) / STEPS < mean
+    assert [line["lr"] for line in one[1:]] == [line["lr"] for line in two[1:]]
+
+
+def test_their_evaluation_is_that_of_one(runs):
+    one, two = (json.loads((out / "manifest.json").read_text()) for out in runs)
+    for when in ("before", "after"):
+        assert two[when] == pytest.approx(one[when], rel=1e-5)
+    assert two["before"]["loss"] == pytest.approx(one["before"]["loss"], rel=1e-12)
+
+
+def test_their_weights_are_those_of_one(runs):
+    """Adam divides rounding by a small second moment, so not to the last bit."""
+    one, two = map(weights, runs)
+    difference = torch.cat([(one[name] - two[name]).abs().flatten() for name in one])
+    assert difference.max() < 1e-3
+    assert difference.mean() < 1e-6
+
+
+def test_the_manifest_counts_all_of_them(runs):
+    manifest = json.loads((runs[1] / "manifest.json").read_text())
+    by_rank = manifest["peak_memory_bytes_by_rank"]
+    assert manifest["processes"] == len(by_rank) == 2
+    assert manifest["peak_memory_bytes"] == sum(by_rank)
+    assert manifest["machinery"]["processes"] == 2
+
+
+def test_only_rank_0_speaks_and_the_other_has_a_log(runs):
+    assert "step 1/20" in (runs[1] / "ranks" / "rank-1.log").read_text()
+    assert not (runs[0] / "ranks").exists()
+
+
+def test_rows_of_both_ranks_are_named_when_the_loss_is_not_finite(tmp_path, rows, capfd):
+    """After a step with this rate no weight is finite, and no row of the next."""
+    assert cli.main(words(tmp_path / "run", "lr=1e38", data=rows, processes=2)) == 5
+    shown = capfd.readouterr().err
+    assert "stopped before the optimizer step" in shown
+    assert len(re.findall(r"error:   .*rows.jsonl:\d: loss is not finite", shown)) in (1, 4)
+    assert "Traceback" not in shown
+
+
+@pytest.mark.slow
+def test_a_signal_writes_a_checkpoint_and_torchrun_goes_on(runs, rows, tmp_path, capfd):
+    """Bitwise the unbroken run, which our own launcher started."""
+    out = tmp_path / "run"
+    when_logged(out, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(words(out, data=rows)) == 130
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: SIGTERM after step")
+    [checkpoint] = (out / "checkpoints").iterdir()
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+    again = torchrun(words(out, data=rows))
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(f"continuing from {checkpoint.name}") == 1
+    assert without_clocks(out) == without_clocks(runs[1])
+    unbroken, continued = weights(runs[1]), weights(out)
+    assert all(torch.equal(unbroken[name], continued[name]) for name in unbroken)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_which_one_process_cannot_continue(
+    rows, tmp_path, monkeypatch, capfd
+):
+    started = []
+    real = parent._start
+    monkeypatch.setattr(parent, "_start", lambda *a: started.append(real(*a)) or started[-1])
+    out = tmp_path / "run"
+    when_logged(out, 2, lambda: os.kill(started[1].pid, signal.SIGKILL))
+    began = time.monotonic()
+    assert cli.main(words(out, "train.save_steps=1", "max_steps=2000", data=rows)) == 1
+    assert time.monotonic() - began < 60
+    shown = capfd.readouterr().err
+    assert "error: rank 1 was killed by SIGKILL" in shown
+    assert "Traceback" not in shown
+    assert all(process.poll() is not None for process in started)
+    argv = words(out, "train.save_steps=1", "max_steps=2000", data=rows, processes=1)
+    assert cli.main(argv) == 1
+    assert "processes: 2 -> 1" in capfd.readouterr().err
+
+
+@pytest.fixture
+def scratch(tmp_path):
+    """A run that trains its own tokenizer, prepared; gives its configuration and folder."""
+    text = tmp_path / "plays.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 50)
+    cfg = PretrainConfig(
+        model=ModelConfig(init="scratch", tokenizer_vocab_size=300),
+        data=DataConfig(path=str(text), max_length=64),
+    )
+    out = tmp_path / "run"
+    out.mkdir()
+    likelihood.prepare_likelihood(cfg, out, "pretrain", (TextRecord,))
+    return cfg, RunContext(torch.device("cpu"), torch.float32, 0, out, Ranks(1, 2))
+
+
+def test_ranks_take_the_tokenizer_and_tokens_that_were_prepared(scratch, capfd):
+    cfg, ctx = scratch
+    tokenizer, (examples, _), held_out = likelihood._open_data(cfg, ctx, "pretrain", (TextRecord,))
+    assert len(tokenizer) <= 300
+    assert "To be, or not to be" in tokenizer.decode(examples.tokens[:20].tolist())
+    assert held_out is None
+    shown = capfd.readouterr().err
+    assert "trained" not in shown
+    assert "tokenized" not in shown
+
+
+def test_ranks_tokenize_nothing_themselves(scratch, monkeypatch, tmp_path):
+    cfg, ctx = scratch
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "elsewhere"))
+    with pytest.raises(DataError, match=r"plays.txt: its tokens are not in the cache .*elsewhere"):
+        likelihood._open_data(cfg, ctx, "pretrain", (TextRecord,))
+
+
+@pytest.mark.slow
+def test_a_wrong_key_under_torchrun_is_told_once(tmp_path):
+    run = torchrun(words(tmp_path / "run", "lrr=1"))
+    assert run.returncode != 0
+    assert run.stderr.count("error: lrr: no such key") == 1
+    assert not Path(tmp_path / "run").exists()

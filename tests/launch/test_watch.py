@@ -1,0 +1,124 @@
+"""How ranks end, with small processes in their place."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from rlhf_cli.errors import DataError, Interrupted, PeerLost
+from rlhf_cli.launch import parent
+from rlhf_cli.launch.environment import Place, place, threads
+from rlhf_cli.launch.reports import read_report, report_of, write_report
+from rlhf_cli.stages.registry import COMMANDS
+
+SFT = COMMANDS["sft"]
+WAIT = "import time; time.sleep(60)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); {WAIT}"
+
+
+def processes(*programs):
+    return [
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        for program in programs
+    ]
+
+
+def watch(*programs):
+    found = parent.Watch(processes(*programs))
+    with found.forwarding():
+        found.until_all_ended()
+    for rank in found.ranks:
+        rank.stdout.close()
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _short_patience(monkeypatch):
+    monkeypatch.setattr(parent, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(parent, "KILL_SECONDS", 0.2)
+
+
+def test_a_killed_rank_ends_the_others_and_is_named(tmp_path):
+    began = time.monotonic()
+    found = watch(WAIT, "import os; os.kill(os.getpid(), 9)", WAIT)
+    assert time.monotonic() - began < 20
+    assert str(found.verdict([], tmp_path)).startswith("rank 1 was killed by SIGKILL")
+    assert [rank.returncode for rank in found.ranks] == [-signal.SIGTERM, -9, -signal.SIGTERM]
+
+
+def test_a_rank_that_does_not_end_is_killed(tmp_path):
+    [deaf] = processes(DEAF)
+    deaf.stdout.readline()  # it ignores SIGTERM from here on
+    [failed] = processes("raise SystemExit(7)")
+    parent.Watch([deaf, failed]).until_all_ended()
+    deaf.stdout.close()
+    failed.stdout.close()
+    assert (deaf.returncode, failed.returncode) == (-signal.SIGKILL, 7)
+
+
+def test_a_rank_without_a_word_is_named_with_its_log(tmp_path):
+    found = watch("raise SystemExit(7)", WAIT)
+    assert str(found.verdict([], tmp_path)) == "rank 0 ended with exit code 7 and left no word"
+
+
+def test_a_signal_to_the_parent_reaches_every_rank(tmp_path):
+    threading.Timer(0.3, signal.raise_signal, (signal.SIGTERM,)).start()
+    found = watch(WAIT, WAIT)
+    error = found.verdict([], tmp_path)
+    assert isinstance(error, Interrupted)
+    assert str(error).startswith("SIGTERM")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):
+    for rank, error in enumerate((PeerLost("connection closed"), DataError("r.jsonl:3: no text"))):
+        write_report(tmp_path, report_of(error, rank, SFT))
+    reports = [read_report(tmp_path, rank) for rank in (0, 1)]
+    error = parent.Watch([]).verdict(reports, tmp_path)
+    assert isinstance(error, DataError)
+    assert str(error) == "r.jsonl:3: no text"
+
+
+def test_an_unexpected_error_keeps_its_traceback(tmp_path, capsys):
+    try:
+        {}["loss"]
+    except KeyError as error:
+        write_report(tmp_path, report_of(error, 1, SFT))
+    error = read_report(tmp_path, 1).error()
+    assert str(error) == "rank 1: KeyError: 'loss'; its traceback stands above"
+    assert '{}["loss"]' in capsys.readouterr().err
+
+
+def test_memory_is_told_as_in_one_process():
+    report = report_of(MemoryError(), 0, SFT)
+    assert report.exit_code == 4
+    assert "train.micro_batch_tokens" in report.message
+
+
+def test_no_report_is_none(tmp_path):
+    assert read_report(tmp_path, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, None),
+        ({"WORLD_SIZE": "4"}, None),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, Place(3, 1, 4)),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, Place(3, 3, 4)),
+    ],
+)
+def test_the_place_that_a_launcher_gives(variables, expected):
+    assert place(variables) == expected
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads(2) == "3"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert [threads(2), threads(4), threads(64)] == ["3", "1", "1"]
