@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
-    *(DOCS / f"{name}.md" for name in ("configuration", "data", "processes")),
+    *(DOCS / f"{name}.md" for name in ("adapters", "configuration", "data", "processes")),
 ]
-FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl")
-FOLDERS = ("texts", "runs/base", "runs/domain", "runs/sft", "runs/tiny/pretrain")
+FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl", "table.csv")
+FOLDERS = ("folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/tiny/pretrain")
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
@@ -50,6 +50,30 @@ def test_a_command_of_the_pages_composes(command, capsys):
 
 def test_the_pages_hold_commands():
     assert len(typed()) >= 8
+
+
+def test_the_recipe_of_several_sources_composes(capsys):
+    Path("mixture.yaml").write_text(blocks(ROOT / "docs" / "data.md", "yaml")[0])
+    assert cli.main(["sft", "config=mixture.yaml", "--cfg"]) == 0, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    re.findall(r"^```jsonl (\w+)\n(.*?)^```$", PAGES[2].read_text(), re.MULTILINE | re.DOTALL),
+)
+def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
+    from rlhf_cli.data.config import DataConfig
+    from rlhf_cli.data.reader import RecordReader
+    from rlhf_cli.data.records import KINDS
+    from rlhf_cli.data.report import DataReport
+    from rlhf_cli.data.sources import read_rows
+
+    path = tmp_path / "page.jsonl"
+    path.write_text(rows)
+    report = DataReport()
+    reader = RecordReader(DataConfig(), "test", tuple(k.record for k in KINDS), report)
+    assert len(list(reader.read(read_rows([path])))) == len(rows.splitlines())
+    assert (report.kind, report.refused) == (kind, {})
 
 
 def test_the_readme_shows_the_errors_that_its_example_gives(capsys):

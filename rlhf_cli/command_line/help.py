@@ -5,7 +5,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from rlhf_cli.config.schema import (
     DataPath,
@@ -17,6 +17,7 @@ from rlhf_cli.config.schema import (
     aliases,
     bounds,
     groups,
+    is_group,
     is_union,
     knobs,
     show,
@@ -132,7 +133,10 @@ def _kind(annotation: Any) -> str:
     """A type in few words: `number > 0`, `cosine | linear`, `list of text`."""
     bare, marks = unmark(annotation)
     if is_union(bare):
-        return " or ".join(_kind(part) for part in get_args(bare))
+        text = Annotated[str, *marks] if marks else str
+        return " or ".join(_kind(text if part is str else part) for part in get_args(bare))
+    if is_group(bare):
+        return "{key: value}"
     parts = get_args(bare)
     if get_origin(bare) is Literal:
         return " | ".join(show(part) for part in parts)

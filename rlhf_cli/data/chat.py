@@ -41,7 +41,7 @@ class ChatRenderer:
             text = self.tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=generation_prompt
             )
-        except (jinja2.TemplateError, TypeError, IndexError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise Refused(f"the chat template fails: {error}") from None
         return str(text)
 
@@ -80,6 +80,8 @@ class ChatRenderer:
         Found by rendering the chat up to the turn: whatever the template puts after the prompt is
         said by the assistant.
         """
+        if turn == 0:
+            raise Refused("the chat begins with the assistant, so its first turn has no prompt")
         before = self.render(messages[:turn], generation_prompt=True)
         after = self.render(messages[: turn + 1])
         if not after.startswith(before):

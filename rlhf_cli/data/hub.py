@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +53,30 @@ def open_hub(settings: Source, split: Split, side: Side) -> RowSource:
     return RowSource(settings, (label,), (), content, len(found), rows)
 
 
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """Without the two lines of each of the hub's five attempts; what they come to is said once."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _load(settings: Source, split: str) -> Any:
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(
-            settings.path,
-            settings.name or None,
-            split=split,
-            data_dir=settings.data_dir or None,
-        )
+        with _quiet(logging.getLogger("huggingface_hub")):
+            return datasets.load_dataset(
+                settings.path,
+                settings.name or None,
+                split=split,
+                data_dir=settings.data_dir or None,
+            )
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise DataError(
             f"{settings.path}: no such file or folder here, and the hub cannot be reached or has "

@@ -5,6 +5,7 @@ import pytest
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config.resolve import resolve
 from rlhf_cli.data.config import Source
+from rlhf_cli.data.naming import Naming
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.stages.registry import COMMANDS
 
@@ -38,6 +39,13 @@ def test_sources_of_a_recipe_are_relative_to_it(folder, monkeypatch):
     found = data("config=../r.yaml")
     assert found.path == [str(folder / "a.jsonl"), Source(path=str(folder / "b.csv"), weight=0.5)]
     assert found.eval == 0.05
+
+
+def test_a_text_of_columns_as_the_page_types_it():
+    typed = r'data.columns.prompt="Question: {question}\n\nAnswer:"'
+    columns = data("data=a.jsonl", typed, 'data.columns.completion=" {answer}"').columns
+    row = Naming(columns).rename({"question": "q", "answer": "a"})
+    assert (row["prompt"], row["completion"]) == ("Question: q\n\nAnswer:", " a")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from rlhf_cli.data.reader import RecordReader
 from rlhf_cli.data.records import KINDS, ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.sources import data_files, read_rows
-from tests.data.toy import toy_tokenizer
+from tests.data.toy import byte_tokenizer, toy_tokenizer
 
 ANY = tuple(kind.record for kind in KINDS)
 MATH = {"prompt": "question", "completion": "solution"}
@@ -46,6 +46,54 @@ def test_every_row_is_read_or_refused_for_its_reason(real_data, name, kind, refu
         assert (found, list(report.refused)) == ([], [refused])
     else:
         assert len(found) == report.rows
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "read", "refused"),
+    [
+        (
+            "messy_preference.jsonl",
+            *(45, 30, {"empty response": 3, "chosen equals rejected": 12}),
+        ),
+        (
+            "messy_transcripts.jsonl",
+            *(10, 0, {"the two transcripts have different prompts": 10}),
+        ),
+        ("messy_sft.jsonl", 39, 39, {}),
+        ("messy_binary.jsonl", 6, 6, {}),
+        ("preference_raw_transcripts.jsonl", 160, 160, {}),
+    ],
+)
+def test_messy_rows_are_counted_exactly(real_data, name, rows, read, refused):
+    report = DataReport()
+    reader = RecordReader(DataConfig(), "test", ANY, report)
+    found = list(reader.read(read_rows([real_data / name])))
+    assert (report.rows, len(found), report.malformed) == (rows, read, 0)
+    assert {reason: refusal.rows for reason, refusal in report.refused.items()} == refused
+
+
+def test_raw_transcripts_are_split_at_the_last_turn_of_the_assistant(real_data):
+    file = real_data / "preference_raw_transcripts.jsonl"
+    found = RecordReader(DataConfig(), "test", ANY, DataReport()).read(read_rows([file]))
+    lines = file.read_text(encoding="utf-8").splitlines()
+    for located, line in zip(found, lines, strict=True):
+        record, row = located.record, json.loads(line)
+        assert (record.prompt + record.chosen, record.prompt + record.rejected) == (
+            row["chosen"],
+            row["rejected"],
+        )
+        assert record.prompt.endswith("\n\nAssistant:")
+        assert "\n\nAssistant:" not in record.chosen + record.rejected
+
+
+def test_the_tokens_that_messy_rows_lose_are_counted(real_data):
+    cfg = DataConfig(path=str(real_data / "messy_sft.jsonl"), max_length=512)
+    _, report = load_examples(cfg, "sft", byte_tokenizer(), (PromptCompletionRecord, ChatRecord))
+    lines = (real_data / "messy_sft.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    written = sum(len((row["prompt"] + row["completion"]).encode()) + 1 for row in rows)
+    lost = sum(cuts.tokens for cuts in report.cut.values())
+    assert (report.rows, report.kept, report.tokens + lost) == (39, 39, written)
 
 
 def test_messy_preferences_are_refused_by_what_ails_them(real_data):

@@ -160,6 +160,16 @@ def test_a_system_message_and_two_user_turns_in_a_row_are_context(name):
     assert "Be kind." in tokenizer.decode(found.tokens.tolist())
 
 
+def test_a_chat_that_begins_with_the_assistant_is_refused_unless_that_turn_is_only_context():
+    tokenizer = family("chatml")
+    _, report = made(CHAT[1:], tokenizer)
+    assert list(report.refused) == [
+        "the chat begins with the assistant, so its first turn has no prompt"
+    ]
+    found = row(CHAT[1:], tokenizer, train_on="last_turn")
+    assert trained_texts(found, tokenizer) == ["\n\nGood bye<|im_end|>"]
+
+
 def test_two_replies_in_a_row_are_both_trained():
     tokenizer = family("chatml")
     found = row((*CHAT, Message("assistant", "Hi")), tokenizer)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 EOS, BOS, USER, ASSISTANT, TURN, UNKNOWN, NEWLINE, SPACE = range(8)
@@ -35,6 +35,15 @@ def toy_tokenizer(template: str | None = CHATML, *, adds_bos: bool = False, **ch
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def byte_tokenizer() -> Any:
+    """A token for each byte, and `<eos>`."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rules = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    rules.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    rules.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=rules, eos_token="<eos>")
 
 
 def write_jsonl(path: Path, *rows: Any) -> Path:

@@ -1,0 +1,142 @@
+"""Whatever the rows hold: they are counted, or the error is ours."""
+
+import contextlib
+import csv
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.examples import flatten
+from rlhf_cli.data.kinds import KINDS
+from rlhf_cli.data.reader import RecordReader
+from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.rows import RowMaker
+from rlhf_cli.data.sources import read_rows
+from rlhf_cli.errors import DataError
+from tests.data.toy import toy_tokenizer
+
+ANY = tuple(kind.record for kind in KINDS)
+TRAINED = (PromptCompletionRecord, ChatRecord, TextRecord)
+TOKENIZER = toy_tokenizer()
+
+texts = st.text(max_size=20) | st.sampled_from(
+    [
+        "",
+        " ",
+        "<eos>",
+        "<turn>",
+        "a\x00b",
+        "\ud800",
+        "\n\nAssistant: a",
+        "{x}",
+        "\u2028",
+        "a" * 3000,
+    ]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+roles = st.sampled_from(["user", "assistant", "system", "tool", "developer", "human", "gpt"])
+messages = st.lists(
+    st.fixed_dictionaries({"role": roles | values, "content": texts | values})
+    | st.fixed_dictionaries({"from": roles | values, "value": texts | values})
+    | values,
+    max_size=4,
+)
+COLUMNS = "prompt completion messages chosen rejected label text margin responses scores tools"
+SHAPES = "conversations instruction input output"
+names = st.sampled_from(f"{COLUMNS} {SHAPES}".split())
+rows = st.dictionaries(names | texts, texts | messages | values, max_size=5)
+shaped = st.sampled_from(
+    [("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output")]
+).flatmap(lambda columns: st.fixed_dictionaries(dict.fromkeys(columns, texts | messages)))
+lines = (rows | shaped | values).map(json.dumps) | texts.filter(lambda text: "\n" not in text)
+kinds = st.sampled_from(["auto", *(kind.name for kind in KINDS)])
+templates = st.sampled_from([{}, {"prompt": "Q: {text}"}, {"text": "{prompt}{completion.a}"}])
+
+
+def consume(path, allowed, kind="auto", columns=None):
+    """Read all rows and make examples of those that can be trained; every row is counted."""
+    cfg = DataConfig(max_bad_rows=999, format=kind, columns=columns or {}, max_length=64)
+    report = DataReport((path.name,))
+    located = RecordReader(cfg, "test", allowed, report).read(read_rows([path]))
+    if allowed is ANY:
+        read = len(list(located))
+        report.kept = read
+    else:
+        flatten(RowMaker(TOKENIZER, cfg, report).examples(located), report.files)
+    refused = sum(found.rows for found in report.refused.values())
+    assert report.rows == report.kept + report.malformed + refused
+    assert json.dumps(report.to_dict()).encode()
+
+
+def check(content, name, *args):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        with contextlib.suppress(DataError):
+            consume(path, *args)
+
+
+def encoded(found):
+    return "\n".join(found).encode("utf-8", "surrogatepass")
+
+
+quick = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+thorough = settings(quick, max_examples=10_000)
+
+
+@quick
+@given(st.lists(lines, max_size=5), st.sampled_from([ANY, TRAINED]), kinds, templates)
+def test_any_json_lines(found, allowed, kind, columns):
+    check(encoded(found), "r.jsonl", allowed, kind, columns)
+
+
+@quick
+@given(
+    st.binary(max_size=60)
+    | st.lists(rows | values, max_size=3).map(lambda r: json.dumps(r).encode())
+)
+def test_any_json_file(content):
+    check(content, "r.json", ANY)
+
+
+@quick
+@given(
+    st.binary(max_size=60)
+    | texts.map(lambda t: b"prompt,completion,label\n" + t.encode("utf-8", "replace"))
+)
+def test_any_table(content):
+    check(content, "r.csv", ANY)
+    check(content, "r.tsv", TRAINED)
+
+
+@quick
+@given(st.lists(st.tuples(texts, texts), max_size=3))
+def test_any_cells_of_a_table(cells):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.csv"
+        with path.open("w", encoding="utf-8", errors="replace", newline="") as file:
+            csv.writer(file).writerows([("prompt", "completion"), *cells])
+        written = sum(1 for _ in cells)
+        if not written:
+            return
+        rows_read = [row.found for row in read_rows([path])]
+        assert all(isinstance(found, dict) for found in rows_read)
+        assert len(rows_read) == written
+
+
+@pytest.mark.slow
+@thorough
+@given(st.lists(lines, max_size=5), st.sampled_from([ANY, TRAINED]), kinds, templates)
+def test_many_json_lines(found, allowed, kind, columns):
+    check(encoded(found), "r.jsonl", allowed, kind, columns)

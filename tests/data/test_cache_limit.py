@@ -1,0 +1,57 @@
+"""The token cache holds at most `$RLHF_CACHE_GB`; what was not used for longest goes."""
+
+import os
+
+import numpy as np
+import pytest
+
+from rlhf_cli.data.cache import ENTRY, Entry, cache_folder, load_entry, store_entry
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
+
+
+def store(key, used):
+    """An entry of about 1 MB, last used at that second."""
+    store_entry(key, Entry({"tokens": np.zeros(250_000, np.int32)}, {}))
+    os.utime(cache_folder() / "tokens" / key / ENTRY, (used, used))
+
+
+def kept():
+    return sorted(folder.name for folder in (cache_folder() / "tokens").iterdir())
+
+
+def test_the_entries_unused_for_longest_are_removed(monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE_GB", "0.0025")
+    for number, key in enumerate(("a", "b")):
+        store(key, number)
+    assert load_entry("a") is not None  # used now
+    store("c", 5)
+    assert kept() == ["a", "c"]
+
+
+def test_the_new_entry_stays_even_if_it_is_too_large(monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE_GB", "0.0001")
+    store("a", 0)
+    store("b", 0)
+    assert kept() == ["b"]
+
+
+@pytest.mark.parametrize("limit", ["", "many"])
+def test_without_a_number_the_limit_is_20(monkeypatch, capsys, limit):
+    monkeypatch.setenv("RLHF_CACHE_GB", limit)
+    store("a", 0)
+    store("b", 0)
+    assert kept() == ["a", "b"]
+    assert ("RLHF_CACHE_GB=many is no number; taking 20" in capsys.readouterr().err) is bool(limit)
+
+
+def test_what_is_no_entry_is_left_alone(monkeypatch):
+    monkeypatch.setenv("RLHF_CACHE_GB", "0.0001")
+    other = cache_folder() / "tokens" / "notes"
+    other.mkdir(parents=True)
+    (other / "file").write_bytes(b"x" * 10**6)
+    store("a", 0)
+    assert kept() == ["a", "notes"]
