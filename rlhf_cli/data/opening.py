@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -62,4 +63,19 @@ def open_sources(
 ) -> list[RowSource]:
     """The sources of `data.path` (side `train`) or `data.eval` (side `test`); as `open_source`."""
     named = sources_of if side == "train" else held_out_sources
-    return [open_source(source, stage, side) for source in named(cfg, given)]
+    sources = [open_source(source, stage, side) for source in named(cfg, given)]
+    names = [name for source in sources for name in source.names]
+    return sources if len(set(names)) == len(names) else [_in_full(source) for source in sources]
+
+
+def _in_full(source: RowSource) -> RowSource:
+    """With the folder in the files' names: two sources have a file of the same name."""
+    path = Path(source.settings.path).expanduser()
+    if not path.exists():
+        return source
+    folder = path if path.is_dir() else path.parent
+
+    def rows() -> Iterator[RawRow]:
+        return (replace(row, file=f"{folder}/{row.file}") for row in source.rows())
+
+    return replace(source, names=tuple(f"{folder}/{name}" for name in source.names), rows=rows)

@@ -162,6 +162,18 @@ def test_each_source_has_its_own_columns_format_and_kind(tmp_path):
     assert [examples.where(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
 
 
+def test_files_of_the_same_name_are_told_apart(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_jsonl(tmp_path / name / "r.jsonl", {"prompt": "a", "completion": "b"})
+    cfg = DataConfig(path=[str(tmp_path / "one" / "r.jsonl"), str(tmp_path / "two")])
+    examples, _ = load_examples(cfg, "sft", toy_tokenizer(), SFT)
+    assert [examples.where(i) for i in (0, 1)] == [
+        f"{tmp_path}/one/r.jsonl:1",
+        f"{tmp_path}/two/r.jsonl:1",
+    ]
+
+
 def test_a_source_that_is_read_otherwise_misses_the_cache(tmp_path, capsys):
     path = str(write_jsonl(tmp_path / "r.jsonl", {"prompt": "a", "completion": "b", "other": "c"}))
     for completion in ("completion", "other", "other"):
