@@ -16,7 +16,9 @@ PAGES = [
     *(DOCS / f"{name}.md" for name in ("adapters", "configuration", "data", "processes")),
 ]
 FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl", "table.csv")
-FOLDERS = ("folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/tiny/pretrain")
+FOLDERS = (
+    "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/tiny/pretrain",
+)  # fmt: skip
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
@@ -59,7 +61,9 @@ def test_the_recipe_of_several_sources_composes(capsys):
 
 @pytest.mark.parametrize(
     ("kind", "rows"),
-    re.findall(r"^```jsonl (\w+)\n(.*?)^```$", PAGES[2].read_text(), re.MULTILINE | re.DOTALL),
+    re.findall(
+        r"^```jsonl (\w+)\n(.*?)^```$", (DOCS / "data.md").read_text(), re.MULTILINE | re.DOTALL
+    ),
 )
 def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
     from rlhf_cli.data.config import DataConfig
@@ -84,7 +88,9 @@ def test_the_readme_shows_the_errors_that_its_example_gives(capsys):
 
 
 def test_the_table_of_exit_codes():
-    rows = re.findall(r"^\| (\d+) \| (.+) \|$", PAGES[1].read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d+) \| (.+) \|$", (DOCS / "configuration.md").read_text(), re.MULTILINE
+    )
     assert {int(code): meaning for code, meaning in rows} == exit_codes()
 
 
