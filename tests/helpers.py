@@ -62,3 +62,12 @@ def fill_disk_after_one_checkpoint(patch: pytest.MonkeyPatch) -> None:
         real(tensors, path)
 
     patch.setattr(checkpoints, "save_file", full)
+
+
+MACHINE = ("tokens_per_second", "step_seconds", "peak_fraction", "memory_bytes")
+"""Metrics that tell of the machine, not of the run."""
+
+
+def without_machine(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of metrics that two runs must have in common."""
+    return [{k: v for k, v in line.items() if k not in MACHINE} for line in lines]

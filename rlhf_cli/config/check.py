@@ -129,7 +129,8 @@ class _Walk:
         if origin is Literal:
             return choice(get_args(bare), value)
         if origin is list and isinstance(value, list):
-            return [self.item(get_args(bare)[0], v, f"{key}[{i}]") for i, v in enumerate(value)]
+            kept = (self.item(get_args(bare)[0], v, f"{key}[{i}]") for i, v in enumerate(value))
+            return [item for item in kept if item is not None]  # a bad one has its own line
         if origin is dict and isinstance(value, dict):
             return {k: self.item(get_args(bare)[1], v, _join(key, k)) for k, v in value.items()}
         return scalar(bare, marks, value)
@@ -142,7 +143,8 @@ class _Walk:
 
     def across_fields(self) -> None:
         """Ask every config for contradictions among keys that are fine each by itself."""
-        bad = {problem.key for problem in self.problems} & knobs(self.command.config).keys()
+        named = {problem.key.partition("[")[0] for problem in self.problems}
+        bad = named & knobs(self.command.config).keys()
         mentioned = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, bad)) or '(?!)'})(?!\w)")
         for node in self.nodes:
             for line in node.problems() if hasattr(node, "problems") else []:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,10 @@ class Policy(nn.Module):
         model: a transformers causal language model.
         flat: rows go in one after another and attention keeps them apart; else they are padded.
         adapters: what is trained beside frozen weights, or none where the weights themselves are.
+        padding_side: of padded rows; no effect on the result.
     """
+
+    padding_side: Literal["left", "right"] = "right"
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class Policy(nn.Module):
                     row_layout=layout,
                 )
             else:
-                tokens, mask = pad(rows)
+                tokens, mask = pad(rows, self.padding_side)
                 self.model(
                     input_ids=tokens,
                     attention_mask=mask,
@@ -120,12 +123,12 @@ class Policy(nn.Module):
         return hidden.squeeze(0) if self.flat else hidden[mask.bool()]
 
 
-def pad(rows: Rows) -> tuple[Tensor, Tensor]:
-    """[R, T] tokens and mask (1 keeps), padded on the right with token 0."""
+def pad(rows: Rows, side: Literal["left", "right"] = "right") -> tuple[Tensor, Tensor]:
+    """[R, T] tokens and mask (1 keeps), padded with token 0."""
     parts = rows.tokens.split(rows.lengths.tolist())
-    tokens = pad_sequence(list(parts), batch_first=True)
-    mask = torch.arange(tokens.shape[1], device=tokens.device) < rows.lengths[:, None]
-    return tokens, mask.long()
+    kept = [torch.ones_like(part) for part in parts]
+    tokens, mask = (pad_sequence(list(p), True, padding_side=side) for p in (parts, kept))
+    return tokens, mask
 
 
 def padded_attention(model: Any) -> str:

@@ -72,7 +72,7 @@ def _compare(policy: Policy) -> str:
             ours = policy(rows).logp
         gradient = _gradient(ours, inputs)
         if not policy.flat:
-            gradient = gradient[pad(rows)[1].flatten().bool()]
+            gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
         if policy.flat and _last_row_sees_others(ours, inputs[0], rows):
             return "a row sees the rows before it"
     except torch.OutOfMemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class MasterAdamW:
     def moments(self) -> dict[str, Tensor]:
         """`name/exp_avg`, `name/exp_avg_sq` and `name/step`, or their 8-bit forms, as tensors."""
         return {
-            f"{name}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+            f"{name}/{key}": _alone(key, value)
             for name, master in self.masters.items()
             for key, value in self._adamw.state.get(master, {}).items()
         }
@@ -119,3 +120,10 @@ def _adamw(masters: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
 
     packed: torch.optim.Optimizer = AdamW8bit(groups, betas=betas, eps=eps)
     return packed
+
+
+def _alone(key: str, value: Any) -> Tensor:
+    """A value of the optimizer's state as a tensor that shares no memory with another."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(value)
+    return value.clone() if key.startswith("qmap") else value  # all parameters have the same map

@@ -22,12 +22,12 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.launch import parent
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.ranks import Ranks
-from rlhf_cli.stages import likelihood
+from rlhf_cli.stages.opening import open_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
+from tests.helpers import without_machine
 
 STEPS = 20
-CLOCKS = ("tokens_per_second", "step_seconds")
 
 
 def words(out, *changes, processes=2, data="tiny"):
@@ -66,9 +66,8 @@ def when_logged(out, step, act):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def without_clocks(out):
-    lines = read_metrics(out / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines]
+def lines_of(out):
+    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 def weights(out):
@@ -101,7 +100,7 @@ def runs(tmp_path_factory, rows):
 
 def test_two_processes_are_one(runs):
     """20 steps in fp32: loss to 1e-5, gradient norm to 1e-4; on average far closer."""
-    one, two = (without_clocks(out) for out in runs)
+    one, two = (lines_of(out) for out in runs)
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for name, most, mean in (("loss", 1e-5, 2e-6), ("grad_norm", 1e-4, 2e-5)):
         differences = [abs(a[name] - b[name]) for a, b in zip(one, two, strict=True) if name in a]
@@ -160,7 +159,7 @@ def test_a_signal_writes_a_checkpoint_and_torchrun_goes_on(runs, rows, tmp_path,
     again = torchrun(words(out, data=rows))
     assert again.returncode == 0, again.stderr
     assert again.stderr.count(f"continuing from {checkpoint.name}") == 1
-    assert without_clocks(out) == without_clocks(runs[1])
+    assert lines_of(out) == lines_of(runs[1])
     unbroken, continued = weights(runs[1]), weights(out)
     assert all(torch.equal(unbroken[name], continued[name]) for name in unbroken)
 
@@ -197,16 +196,17 @@ def scratch(tmp_path):
     )
     out = tmp_path / "run"
     out.mkdir()
-    likelihood.prepare_likelihood(cfg, out, "pretrain", (TextRecord,))
+    prepare_rows(cfg, out, "pretrain", (TextRecord,))
     return cfg, RunContext(torch.device("cpu"), torch.float32, 0, out, Ranks(1, 2))
 
 
 def test_ranks_take_the_tokenizer_and_tokens_that_were_prepared(scratch, capfd):
     cfg, ctx = scratch
-    tokenizer, (examples, _), held_out = likelihood._open_data(cfg, ctx, "pretrain", (TextRecord,))
+    opened = open_rows(cfg, ctx, "pretrain", (TextRecord,))
+    tokenizer, examples = opened.tokenizer, opened.train[0]
     assert len(tokenizer) <= 300
     assert "To be, or not to be" in tokenizer.decode(examples.tokens[:20].tolist())
-    assert held_out is None
+    assert opened.held_out is None
     shown = capfd.readouterr().err
     assert "trained" not in shown
     assert "tokenized" not in shown
@@ -216,7 +216,7 @@ def test_ranks_tokenize_nothing_themselves(scratch, monkeypatch, tmp_path):
     cfg, ctx = scratch
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"plays.txt: its tokens are not in the cache .*elsewhere"):
-        likelihood._open_data(cfg, ctx, "pretrain", (TextRecord,))
+        open_rows(cfg, ctx, "pretrain", (TextRecord,))
 
 
 @pytest.mark.slow

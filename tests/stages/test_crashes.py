@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.train.metrics import read_metrics
+from tests.helpers import without_machine
 from tests.stages.conftest import FAST
 
 STEPS = 40
@@ -45,10 +46,8 @@ def kill_when(process: subprocess.Popen[bytes], due) -> bool:
 
 
 def results(out: Path) -> tuple[bytes, list[dict[str, float]]]:
-    lines = read_metrics(out / "metrics.jsonl")
-    speed = ("tokens_per_second", "step_seconds", "peak_fraction")
-    kept = [{k: v for k, v in line.items() if k not in speed} for line in lines]
-    return (out / "model" / "model.safetensors").read_bytes(), kept
+    lines = without_machine(read_metrics(out / "metrics.jsonl"))
+    return (out / "model" / "model.safetensors").read_bytes(), lines
 
 
 @pytest.fixture(scope="module")

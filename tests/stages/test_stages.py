@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.train.loop import Trainer
 from rlhf_cli.train.metrics import read_metrics
+from tests.helpers import without_machine
 from tests.stages.conftest import FAST
 
 
@@ -72,12 +73,8 @@ def test_a_run_stopped_within_an_epoch_continues_bitwise(tmp_path, monkeypatch, 
         last = Path("checkpoints", "step-000009", name)
         assert (whole / last).read_bytes() == (broken / last).read_bytes()
 
-    def without_speed(out):
-        lines = read_metrics(out / "metrics.jsonl")
-        clocks = ("tokens_per_second", "step_seconds")
-        return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
-
-    assert without_speed(whole) == without_speed(broken)
+    lines = [without_machine(read_metrics(out / "metrics.jsonl")) for out in (whole, broken)]
+    assert lines[0] == lines[1]
 
 
 def test_a_finished_run_returns_at_once(sft_run, capsys):

@@ -1,0 +1,114 @@
+"""Early stopping, the best weights, trackers and the 8-bit optimizer from the command line."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlhf_cli import cli
+from rlhf_cli.train.metrics import read_metrics
+from rlhf_cli.train.tracking import Trackers
+from tests.helpers import without_machine
+from tests.stages.conftest import FAST
+from tests.stages.test_stages import stop_after
+
+TOO_FAST = ["lr=3e-1", "train.schedule=constant", "train.eval_steps=1"]
+"""The held-out loss falls, then rises."""
+
+
+def sft(out, *argv):
+    return cli.main(["sft", "model=tiny", "data=tiny", f"output_dir={out}", *FAST, *argv])
+
+
+def held_out(out):
+    return {
+        line["step"]: line["eval/loss"]
+        for line in read_metrics(out / "metrics.jsonl")
+        if "eval/loss" in line
+    }
+
+
+@pytest.fixture(scope="module")
+def best_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("best") / "run"
+    argv = ["lr=5e-2", "train.schedule=constant", "train.eval_steps=1", "max_steps=8"]
+    assert sft(out, *argv, "train.result=best", "train.keep_checkpoints=1") == 0
+    return out
+
+
+def test_the_result_is_the_best_evaluation(best_run):
+    losses = held_out(best_run)
+    best = min(losses, key=losses.get)
+    assert 0 < best < 8, losses
+    kept = sorted(path.name for path in (best_run / "checkpoints").iterdir())
+    assert kept == [f"step-{best:06d}", "step-000008"]
+    manifest = json.loads((best_run / "manifest.json").read_text())
+    assert manifest["after"]["loss"] == losses[best]
+    result = load_file(best_run / "model" / "model.safetensors")
+    weights = load_file(best_run / "checkpoints" / f"step-{best:06d}" / "weights.safetensors")
+    assert all(weights[f"model.{name}"].equal(value) for name, value in result.items())
+
+
+def test_a_run_that_does_not_get_better_ends_early(tmp_path):
+    assert sft(tmp_path / "run", *TOO_FAST, "train.early_stop=2", "max_steps=30") == 0
+    losses = held_out(tmp_path / "run")
+    best = min(losses, key=losses.get)
+    assert max(losses) == best + 2
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["steps"] == best + 2
+
+
+def test_what_goes_by_held_out_rows_needs_some(tmp_path, capsys):
+    assert sft(tmp_path / "run", "train.early_stop=2") == 2
+    assert "without train.eval_steps" in capsys.readouterr().err
+    assert sft(tmp_path / "run", "train.result=best", "train.eval_steps=1", "data.eval=none") == 2
+    assert "Try data.eval=0.05" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_what_the_metrics_file_gets(tmp_path):
+    assert sft(tmp_path / "run", "log.trackers=[tensorboard]", "max_steps=3") == 0
+    folder = tmp_path / "run" / "trackers" / "tensorboard"
+    events = EventAccumulator(str(folder)).Reload()
+    logged = [event.value for event in events.Scalars("loss")]
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert logged == pytest.approx([line["loss"] for line in lines if "loss" in line])
+    assert events.Scalars("eval/loss")[-1].step == 3
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path, capsys):
+    assert sft(tmp_path / "run", "log.trackers=[swanlab]") == 2
+    assert "swanlab, which is not installed. Try pip install swanlab" in capsys.readouterr().err
+    assert sft(tmp_path / "run", "log.trackers=[tensorbord]") == 2
+    assert "tensorboard" in capsys.readouterr().err
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(tmp_path, capsys):
+    class Broken:
+        def log(self, values, step):
+            raise ConnectionError("gone")
+
+    trackers = Trackers([], tmp_path, {})
+    trackers._open = {"broken": Broken()}
+    trackers.log(1, {"loss": 1.0})
+    trackers.log(2, {"loss": 1.0})
+    assert capsys.readouterr().err.count("broken failed (gone); training goes on without") == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_eight_bit_moments_train_and_continue_bitwise(tmp_path, monkeypatch, precision):
+    argv = ["train.optimizer=adamw_8bit", f"train.precision={precision}", "max_steps=6", "lr=1e-3"]
+    argv.append("train.save_steps=2")
+    assert sft(tmp_path / "whole", *argv) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert sft(tmp_path / "parts", *argv) == 130
+    assert sft(tmp_path / "parts", *argv) == 0
+    last = [tmp_path / name / "checkpoints" / "step-000006" for name in ("whole", "parts")]
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        assert (last[0] / name).read_bytes() == (last[1] / name).read_bytes()
+    moments = load_file(last[0] / "optimizer.safetensors")
+    kinds = {str(value.dtype) for name, value in moments.items() if name.endswith("/state1")}
+    assert "torch.uint8" in kinds
+    lines = [without_machine(read_metrics(p.parents[1] / "metrics.jsonl")) for p in last]
+    assert lines[0] == lines[1]
+    assert lines[0][-1]["eval/loss"] < lines[0][0]["eval/loss"]
