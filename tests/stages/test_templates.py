@@ -1,0 +1,78 @@
+"""A chat learned by heart in every family's template: its loss goes to zero, the answer comes back
+and stops by itself."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from rlhf_cli import cli
+from rlhf_cli.train.metrics import read_metrics
+from tests.data.test_templates import SPECIAL, family
+from tests.helpers import tiny_llama
+from tests.stages.conftest import FAST
+
+CHAT = [
+    {"role": "user", "content": "Hi there."},
+    {"role": "assistant", "content": "Hello, what now?"},
+    {"role": "user", "content": "Nothing."},
+    {"role": "assistant", "content": "Good bye"},
+]
+
+
+def base_model(folder, tokenizer):
+    """Random weights and a tokenizer, as a base model comes."""
+    model = tiny_llama(vocab_size=len(tokenizer), hidden_size=64, max_position_embeddings=256)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def answers(model, rows, tmp_path, capsys):
+    """What a run says after each of the user's turns, and how many answers ended by themselves."""
+    asked = rows(*({"prompt": CHAT[: turn + 1]} for turn in (0, 2)), name="asked.jsonl")
+    output = tmp_path / "answers.jsonl"
+    argv = [f"model={model}", f"prompts={asked}", "temperature=0", f"output={output}"]
+    assert cli.main(["generate", *argv, "max_new_tokens=40", "precision=fp32"]) == 0
+    said = [json.loads(line)["response"] for line in output.read_text().splitlines()]
+    return said, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_chat_learned_by_heart_comes_back_and_stops(name, rows, tmp_path, capsys):
+    model = base_model(tmp_path / "base", family(name))
+    out, data = tmp_path / "run", rows({"messages": CHAT})
+    argv = [f"model={model}", f"data={data}", "max_steps=80", f"output_dir={out}", *FAST]
+    assert cli.main(["sft", *argv]) == 0
+    assert read_metrics(out / "metrics.jsonl")[-1]["loss"] < 0.01
+    said, told = answers(out, rows, tmp_path, capsys)
+    assert [text.strip() for text in said] == ["Hello, what now?", "Good bye"]
+    assert "2 ended by themselves" in told
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_a_base_model_without_a_template_learns_chatml(rows, tmp_path, capsys, adapter):
+    """Its two tokens are added, learned and saved; with an adapter the new embeddings are too."""
+    tokenizer = family("mistral")
+    template, tokenizer.chat_template = tokenizer.chat_template, None
+    try:
+        model = base_model(tmp_path / "base", tokenizer)
+    finally:
+        tokenizer.chat_template = template
+    out, data = tmp_path / "run", rows({"messages": CHAT})
+    argv = [f"model={model}", f"data={data}", f"output_dir={out}", f"adapter={adapter}", *FAST]
+    assert cli.main(["sft", *argv, "max_steps=100"]) == 0
+    assert "chat template: ChatML" in capsys.readouterr().err
+    assert read_metrics(out / "metrics.jsonl")[-1]["loss"] < 0.05
+    saved = AutoTokenizer.from_pretrained(out / "model")
+    assert len(saved) == len(tokenizer) + 2
+    said, told = answers(out, rows, tmp_path, capsys)
+    assert said == ["Hello, what now?", "Good bye"]
+    assert "2 ended by themselves" in told
+    if adapter == "lora":
+        with safe_open(out / "model" / "adapter_model.safetensors", "pt") as file:
+            [embedded] = [file.get_tensor(key) for key in file.keys() if "embed" in key]  # noqa: SIM118
+        assert len(embedded) == len(saved)
+        assert cli.main(["merge", f"model={out}", f"output_dir={tmp_path / 'whole'}"]) == 0
+        assert answers(tmp_path / "whole", rows, tmp_path, capsys)[0] == said
