@@ -1,4 +1,4 @@
-"""Adapters on a base: made, loaded, saved, and switched between roles. Nothing else switches them.
+"""The adapters on a base: which are active for which role. Nothing else switches them.
 
 PEFT's own `set_adapter` between a forward and a backward pass turns off the gradients of the
 adapters it leaves, in silence. Here only the list of active names changes, never `requires_grad`,
@@ -7,25 +7,16 @@ and recomputed activations see the list of their first pass.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.config.suggest import nearest
-from rlhf_cli.errors import ModelError
-from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
+from rlhf_cli.models.source import Source
 
 TRAINED = "default"
 """PEFT's name for the adapter that stands in a folder itself, not below it."""
@@ -92,7 +83,7 @@ class Adapters:
         """The trained adapter in words."""
         config = self.model.peft_config[TRAINED]
         count = sum(TRAINED in layer.lora_A for layer in self._layers)
-        return f"{_kind(config)} of rank {config.r} on {count} layers"
+        return f"{kind_of(config)} of rank {config.r} on {count} layers"
 
     def folders(self) -> list[str]:
         """Where in a run folder each of the policy's adapters is saved, in order."""
@@ -109,160 +100,8 @@ class Adapters:
         )
 
 
-def attach(
-    model: Any, source: Source, cfg: AdapterConfig, new_tokens: Sequence[int], seed: int
-) -> Adapters:
-    """Put the adapters of a source, and a new one where the config asks for it, on a base.
-
-    Args:
-        model: the base; its layers are wrapped in place.
-        source: adapters to load, in order.
-        cfg: with `start=continue` the last of them is trained on, else a new one is.
-        new_tokens: ids whose embeddings are to be trained.
-        seed: of a new adapter's random half.
-
-    Returns:
-        Adapters with the role `policy`, and `reference`: what a new adapter starts from.
-
-    Raises:
-        ModelError: an adapter does not fit the base, or its targets are not there.
-    """
-    loaded = list(source.adapters)
-    fresh = not loaded or cfg.start == "stack"
-    below = [f"{STACKED}{i}" for i in range(len(loaded) if fresh else len(loaded) - 1)]
-    names = [*below, TRAINED]
-    wrapped: Any = None
-    for name, folder in zip(names, loaded, strict=False):
-        wrapped = _load(model, wrapped, name, folder)
-    if fresh:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            wrapped = _add(model, wrapped, TRAINED, new_adapter(model, cfg))
-    elif cfg.kind != "none":
-        _require_alike(wrapped.peft_config[TRAINED], cfg, loaded[-1])
-    roles = {"policy": names, **({"reference": below} if fresh else {})}
-    return Adapters(wrapped, source, roles, new_tokens)
-
-
-def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
-    """PEFT's description of the adapter that the config asks for.
-
-    Raises:
-        ModelError: a target is no layer of the model, or is tied to the embeddings.
-    """
-    targets = _targets(model, cfg)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=cfg.rank,
-        lora_alpha=cfg.alpha,
-        lora_dropout=cfg.dropout,
-        target_modules=targets,
-        use_dora=cfg.kind == "dora",
-        use_rslora=cfg.kind == "rslora",
-        fan_in_fan_out=transposed,
-    )
-
-
-def _targets(model: Any, cfg: AdapterConfig) -> str | list[str]:
-    if cfg.targets == "all-linear":
-        return cfg.targets
-    wanted = [cfg.targets] if isinstance(cfg.targets, str) else cfg.targets
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    endings = {name.rpartition(".")[2] for name in layers}
-    for name in wanted:
-        found = [m for full, m in layers.items() if full == name or full.endswith(f".{name}")]
-        if not found:
-            close = nearest(name, endings, 0.4)
-            advice = f"Try adapter.targets=[{close}]" if close else "Try adapter.targets=all-linear"
-            raise ModelError(
-                f"adapter.targets: got {name}; no linear layer has that name, the model has "
-                f"{', '.join(sorted(endings))}. {advice}"
-            )
-        if model.get_output_embeddings() in found:
-            _require_own_output(model, cfg, name)
-    return wanted
-
-
-def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
-    """Refuse an adapter on an output layer that it cannot be merged into or computed for."""
-    reason = ""
-    if model.config.get_text_config().tie_word_embeddings:
-        reason = "it shares its weights with the input embeddings, which would change with it"
-    elif cfg.kind == "dora" or cfg.dropout:
-        reason = "it takes lora or rslora without adapter.dropout only"
-    if reason:
-        raise ModelError(
-            f"adapter.targets: got {name}, the output layer; {reason}. "
-            "Try adapter.targets=all-linear, which leaves it out"
-        )
-
-
-def _add(model: Any, wrapped: Any, name: str, config: PeftConfig) -> Any:
-    with warnings.catch_warnings():
-        # PEFT asks transformers for checkpointing by a name that is being replaced
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        # the base is named when the adapter is saved, not here
-        warnings.filterwarnings("ignore", ".*`base_model_name_or_path` was renamed", UserWarning)
-        if wrapped is None:
-            return get_peft_model(model, config, adapter_name=name)
-        wrapped.add_adapter(name, config)
-        return wrapped
-
-
-def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
-    """Put a saved adapter on the base, all of it or none.
-
-    Raises:
-        ModelError: it was made for another base, or its file is damaged.
-    """
-    file = folder / ADAPTER_WEIGHTS
-    if not file.is_file():
-        raise ModelError(
-            f"model.path: {folder} has an adapter's config and no {ADAPTER_WEIGHTS}; need the "
-            "weights as safetensors. A pickle (.bin) is not read: it can run any code"
-        )
-    try:
-        config = PeftConfig.from_pretrained(folder)
-        wrapped = _add(model, wrapped, name, config)
-        expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
-        _require_fit(folder, {key: tuple(value.shape) for key, value in expected.items()})
-        set_peft_model_state_dict(wrapped, load_file(file), adapter_name=name)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise ModelError(
-            f"model.path: the adapter in {folder} cannot be put on this base "
-            f"({str(error).splitlines()[0][:200]})"
-        ) from error
-    return wrapped
-
-
-def _require_fit(folder: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    adapter = {key: shape for key, shape in expected.items() if "lora_" in key}
-    missing = [key for key in adapter if key not in stored]
-    other = [key for key in stored if stored[key] != expected.get(key)]
-    if missing or other:
-        key = (missing or other)[0]
-        raise ModelError(
-            f"model.path: the adapter in {folder} was made for another base: {key} is "
-            f"{stored.get(key, 'not there')}, and this base needs {expected.get(key, 'no such')}"
-        )
-
-
-def _require_alike(found: Any, cfg: AdapterConfig, folder: Path) -> None:
-    """Refuse to go on with an adapter that is not the one the config describes."""
-    for name, has, asked in (("kind", _kind(found), cfg.kind), ("rank", found.r, cfg.rank)):
-        if has != asked:
-            raise ModelError(
-                f"adapter.{name}: got {asked}, but the adapter in {folder} has {has} and is to be "
-                f"trained on. Try adapter.{name}={has}, or adapter.start=stack for a new one on top"
-            )
-
-
-def _kind(config: Any) -> str:
+def kind_of(config: Any) -> str:
+    """`lora`, `dora` or `rslora`: what PEFT's description of an adapter amounts to."""
     return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
 
 

@@ -12,14 +12,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.source import (
-    DEFAULT_ARCHITECTURE,
-    Source,
-    loading,
-    locate,
-    require_config,
-    require_safe_weights,
-)
+from rlhf_cli.models.loading import loading, require_config, require_safe_weights
+from rlhf_cli.models.source import DEFAULT_ARCHITECTURE, Source, locate
 
 disable_progress_bar()  # one line of ours says what was loaded
 

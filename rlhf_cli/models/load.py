@@ -41,7 +41,7 @@ def load_policy(
     disable_dropout(model)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":
-        from rlhf_cli.models.adapters import attach  # PEFT: a second that others need not wait for
+        from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
 
         adapters = attach(model, source, cfg.adapter, new, ctx.seed)
         model = adapters.model
@@ -62,7 +62,7 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
     source = Source("") if cfg.from_scratch else find_source(cfg)
     model = _weights(cfg, quant, source, tokenizer, ctx, source.new_tokens)
     if source.adapters:
-        from rlhf_cli.models.adapters import attach
+        from rlhf_cli.models.attach import attach
 
         adopt_ends(model, source)
         model = attach(model, source, AdapterConfig(), source.new_tokens, ctx.seed).model

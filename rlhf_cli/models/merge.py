@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlhf_cli.models.adapters import attach
+from rlhf_cli.models.attach import attach
 from rlhf_cli.models.base import adopt_ends, load_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.source import Source

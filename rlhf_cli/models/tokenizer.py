@@ -14,7 +14,8 @@ from rlhf_cli.context import say
 from rlhf_cli.data.cache import tokenizer_state
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, loading, locate, require_config
+from rlhf_cli.models.loading import loading, require_config
+from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, locate
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

@@ -28,7 +28,8 @@ from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import open_rows
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
-from rlhf_cli.train.loop import RunResult, agree_with, find_checkpoint, fit
+from rlhf_cli.train.loop import RunResult, fit
+from rlhf_cli.train.machinery import agree_with, find_checkpoint
 from rlhf_cli.train.tracking import Trackers
 
 

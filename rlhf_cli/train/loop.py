@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +14,12 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.errors import CheckpointError, Interrupted, NonFinite
+from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
-    latest_checkpoint,
     load_checkpoint,
     load_weights,
-    read_state,
     save_checkpoint,
 )
 from rlhf_cli.train.config import TrainConfig
@@ -32,7 +29,7 @@ from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.schedule import learning_rate
 from rlhf_cli.train.signals import StopRequest, stop_on_request
 from rlhf_cli.train.source import StepSource
-from rlhf_cli.train.speed import measure_peak, work_of
+from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import (
     Gradients,
@@ -294,36 +291,3 @@ def fit(
         policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {}, trackers
     )
     return trainer.run(checkpoint)
-
-
-def agree_with(checkpoint: Path | None, machinery: dict[str, Any]) -> dict[str, Any]:
-    """The machinery of a run, which a continued one takes from its checkpoint.
-
-    Raises:
-        CheckpointError: what computes here, or from what, is not as it was there.
-    """
-    if checkpoint is None:
-        return machinery
-    stored = dict(read_state(checkpoint)["machinery"])
-    torch.set_num_threads(stored["threads"])
-    fixed = stored.keys() - {"threads", "micro_batch_tokens"}
-    differing = [name for name in sorted(fixed) if stored[name] != machinery[name]]
-    if differing:
-        changes = ", ".join(f"{n}: {stored[n]} -> {machinery[n]}" for n in differing)
-        raise CheckpointError(
-            f"{checkpoint}: cannot be continued here, because {changes}; "
-            "continue with what it began with, or give another output_dir"
-        )
-    return stored
-
-
-def find_checkpoint(out: Path, resume: str) -> Path | None:
-    """Where to continue: a path given by `resume`, else the newest in the run folder."""
-    return latest_checkpoint(out) if resume in ("auto", "never") else Path(resume).expanduser()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

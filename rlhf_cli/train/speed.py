@@ -1,7 +1,8 @@
-"""How fast the machine multiplies, how many products a step is, and how near the one is to both."""
+"""What a step takes of the machine: its products beside those the machine could do, and memory."""
 
 from __future__ import annotations
 
+import resource
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -82,3 +83,10 @@ def measure_peak(device: torch.device, compute: torch.dtype) -> float:
             torch.cuda.synchronize(device)
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -86,7 +86,7 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
 def _on_packed_base(
     cfg: MergeConfig, source: Source, tokenizer: Any, prompts: list[Tensor]
 ) -> Tensor:
-    from rlhf_cli.models.adapters import attach
+    from rlhf_cli.models.attach import attach
 
     cpu = torch.device("cpu")
     packed = quantization(source.quant, source.double, torch.float32)

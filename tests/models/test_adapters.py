@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.adapters import attach
+from rlhf_cli.models.attach import attach
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.policy import Policy

@@ -16,7 +16,8 @@ from rlhf_cli.runs.folder import checkpoints as list_checkpoints
 from rlhf_cli.train import checkpoint as checkpoints
 from rlhf_cli.train.checkpoint import latest_checkpoint
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.loop import agree_with, fit
+from rlhf_cli.train.loop import fit
+from rlhf_cli.train.machinery import agree_with
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
 from rlhf_cli.train.schedule import learning_rate
 from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama

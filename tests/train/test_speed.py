@@ -1,7 +1,7 @@
 import torch
 
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.adapters import attach
+from rlhf_cli.models.attach import attach
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.source import Source
