@@ -18,7 +18,7 @@ from benchmarks.parity.compare import compare
 from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records import PromptCompletionRecord
+from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.models.attach import attach
 from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig

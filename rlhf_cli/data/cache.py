@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.context import say
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.sources import reading
+from rlhf_cli.data.reading.files import reading
 
 VERSION = 4
 """Raise it when the same rows become other tokens, masks or arrays."""

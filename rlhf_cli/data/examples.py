@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from rlhf_cli.context import say
 from rlhf_cli.data.cache import Entry, cache_folder, entry_key, load_entry, store_entry
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.mixture import Mixture, held_out_rows, training_rows
-from rlhf_cli.data.opening import open_sources
-from rlhf_cli.data.packing import Example
 from rlhf_cli.data.progress import track
-from rlhf_cli.data.reader import RecordReader
+from rlhf_cli.data.reading.mixture import Mixture, held_out_rows, training_rows
+from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.records.reader import RecordReader
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.rows import RowMaker
+from rlhf_cli.data.tokens.packing import Example
+from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
 

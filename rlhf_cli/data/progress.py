@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from rich.console import Console
 from rich.progress import Progress
 
-from rlhf_cli.data.raw import RawRow
+from rlhf_cli.data.reading.raw import RawRow
 
 
 def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:

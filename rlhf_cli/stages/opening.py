@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import RunContext, silence
-from rlhf_cli.data.corpus import holds_chats, iter_texts
 from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
+from rlhf_cli.data.records.corpus import holds_chats, iter_texts
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
 from rlhf_cli.stages.config import StageConfig

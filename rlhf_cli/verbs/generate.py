@@ -11,8 +11,8 @@ from transformers import TextStreamer
 
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import open_context, say
-from rlhf_cli.data.fields import Prompt
-from rlhf_cli.data.prompts import PromptEncoder, load_prompts
+from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.tokens.prompts import PromptEncoder, load_prompts
 from rlhf_cli.errors import DataError
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer

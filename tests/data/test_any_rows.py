@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import flatten
-from rlhf_cli.data.kinds import KINDS
-from rlhf_cli.data.reader import RecordReader
-from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.reading.files import read_rows
+from rlhf_cli.data.records.kind_reader import KINDS
+from rlhf_cli.data.records.reader import RecordReader
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.rows import RowMaker
-from rlhf_cli.data.sources import read_rows
+from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import DataError
 from tests.data.toy import toy_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 from rlhf_cli.data import cache
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import ARRAYS, load_eval_examples, load_examples
-from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import DataError
 from tests.data.toy import CHATML, EOS, A, B, C, D, E, toy_tokenizer, turns, write_jsonl

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.opening import open_sources
+from rlhf_cli.data.reading.opening import open_sources
 from rlhf_cli.errors import DataError
 from tests.data.toy import write_jsonl
 

@@ -5,10 +5,10 @@ import pytest
 
 from rlhf_cli.data.config import DataConfig, Source
 from rlhf_cli.data.examples import load_eval_examples, load_examples
-from rlhf_cli.data.mixture import held_out_rows, training_rows
-from rlhf_cli.data.opening import open_sources
-from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, TextRecord
-from rlhf_cli.data.splits import parse_split
+from rlhf_cli.data.reading.mixture import held_out_rows, training_rows
+from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.reading.splits import parse_split
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.errors import ConfigError, DataError
 from tests.data.toy import LETTERS, toy_tokenizer, turns, write_jsonl
 

@@ -1,7 +1,7 @@
 import pytest
 
-from rlhf_cli.data.fields import Message
-from rlhf_cli.data.records import (
+from rlhf_cli.data.records.fields import Message
+from rlhf_cli.data.records.record import (
     KINDS,
     ChatRecord,
     LabelledRecord,
@@ -12,7 +12,7 @@ from rlhf_cli.data.records import (
     TextRecord,
     fitting,
 )
-from rlhf_cli.data.row_errors import Malformed, Refused
+from rlhf_cli.data.records.row_errors import Malformed, Refused
 from tests.data.toy import turns
 
 READ = {kind.name: kind.parse for kind in KINDS}

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.resources import shipped_model

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rlhf_cli.data.raw import RawRow, show_value
-from rlhf_cli.data.row_errors import Malformed
+from rlhf_cli.data.reading.raw import RawRow, show_value
+from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.errors import DataError
 
 BOM = b"\xef\xbb\xbf"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_cli.data.chat import ChatRenderer
-from rlhf_cli.data.fields import Messages
-from rlhf_cli.data.pieces import Piece
-from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, Record, TextRecord
-from rlhf_cli.data.specials import Specials
+from rlhf_cli.data.records.fields import Messages
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, Record, TextRecord
+from rlhf_cli.data.tokens.chat import ChatRenderer
+from rlhf_cli.data.tokens.pieces import Piece
+from rlhf_cli.data.tokens.specials import Specials
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.data.config import DataConfig, Source
-from rlhf_cli.data.raw import RawRow, RowSource
+from rlhf_cli.data.reading.raw import RawRow, RowSource
 from rlhf_cli.errors import DataError
 
 HELD_OUT_SEED = 0

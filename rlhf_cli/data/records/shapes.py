@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rlhf_cli.data import fields
-from rlhf_cli.data.raw import show_value
-from rlhf_cli.data.row_errors import Malformed
+from rlhf_cli.data.reading.raw import show_value
+from rlhf_cli.data.records import fields
+from rlhf_cli.data.records.row_errors import Malformed
 
 # The two prompts of Taori et al. 2023 (github.com/tatsu-lab/stanford_alpaca, train.py).
 ALPACA = (

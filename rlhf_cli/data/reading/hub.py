@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.config import Source
-from rlhf_cli.data.formats import READERS, suffix
-from rlhf_cli.data.raw import RawRow, RowSource, Side
-from rlhf_cli.data.splits import Split
+from rlhf_cli.data.reading.formats import READERS, suffix
+from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
+from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
 
 _CONFIGS = re.compile(r"\A---\n(.*\n)*?configs:", re.MULTILINE)

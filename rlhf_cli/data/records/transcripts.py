@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlhf_cli.data.fields import Messages, Prompt, Response, replies, response
-from rlhf_cli.data.row_errors import Malformed, Refused
+from rlhf_cli.data.records.fields import Messages, Prompt, Response, replies, response
+from rlhf_cli.data.records.row_errors import Malformed, Refused
 
 MARK = "\n\nAssistant:"
 """Begins the assistant's turn in the transcripts of Bai et al. 2022 (arXiv:2204.05862)."""

@@ -8,10 +8,10 @@ from sys import maxsize
 from typing import Any
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.fields import Message
-from rlhf_cli.data.mixture import training_rows
-from rlhf_cli.data.opening import open_sources
-from rlhf_cli.data.reader import Located, RecordReader
+from rlhf_cli.data.reading.mixture import training_rows
+from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.records.fields import Message
+from rlhf_cli.data.records.reader import Located, RecordReader
 from rlhf_cli.data.report import DataReport
 
 

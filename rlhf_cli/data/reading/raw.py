@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf_cli.data.config import Source
-from rlhf_cli.data.row_errors import Malformed
+from rlhf_cli.data.records.row_errors import Malformed
 
 Side = Literal["train", "test"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.data.pieces import Piece
-from rlhf_cli.data.scripts import Script
+from rlhf_cli.data.tokens.pieces import Piece
+from rlhf_cli.data.tokens.scripts import Script
 
 Ids = NDArray[np.int32]
 Mask = NDArray[np.bool_]

@@ -10,11 +10,11 @@ from pathlib import Path
 from rlhf_cli.config.paths import is_data_id
 from rlhf_cli.data.cache import fingerprint
 from rlhf_cli.data.config import DataConfig, Source
-from rlhf_cli.data.hub import is_hub_folder, open_hub
-from rlhf_cli.data.mixture import held_out_sources, sources_of
-from rlhf_cli.data.raw import RawRow, RowSource, Side
-from rlhf_cli.data.sources import data_files, read_rows, resolve
-from rlhf_cli.data.splits import Split, parse_split
+from rlhf_cli.data.reading.files import data_files, read_rows, resolve
+from rlhf_cli.data.reading.hub import is_hub_folder, open_hub
+from rlhf_cli.data.reading.mixture import held_out_sources, sources_of
+from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
+from rlhf_cli.data.reading.splits import Split, parse_split
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
 

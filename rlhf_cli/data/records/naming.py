@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from rlhf_cli.data.raw import show_value
-from rlhf_cli.data.records import COLUMNS
-from rlhf_cli.data.row_errors import Malformed
+from rlhf_cli.data.reading.raw import show_value
+from rlhf_cli.data.records.record import COLUMNS
+from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.errors import ConfigError
 
 _ESCAPES = {"\\n": "\n", "\\t": "\t"}

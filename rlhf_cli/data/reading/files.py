@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_cli.data.formats import READERS, read_file, suffix
-from rlhf_cli.data.raw import RawRow, Side
+from rlhf_cli.data.reading.formats import READERS, read_file, suffix
+from rlhf_cli.data.reading.raw import RawRow, Side
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED, shipped_rows
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhf_cli.data.config import DataConfig, Source
-from rlhf_cli.data.kinds import KindReader, kinds_of
-from rlhf_cli.data.mixture import sources_of
-from rlhf_cli.data.raw import RawRow
-from rlhf_cli.data.records import Record
+from rlhf_cli.data.reading.mixture import sources_of
+from rlhf_cli.data.reading.raw import RawRow
+from rlhf_cli.data.records.kind_reader import KindReader, kinds_of
+from rlhf_cli.data.records.record import Record
+from rlhf_cli.data.records.row_errors import Malformed, Refused
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.row_errors import Malformed, Refused
 
 
 @dataclass(frozen=True, slots=True)

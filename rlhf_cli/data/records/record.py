@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_cli.data import fields
-from rlhf_cli.data.fields import Messages, Prompt, Response
-from rlhf_cli.data.row_errors import Malformed, Refused
-from rlhf_cli.data.transcripts import split_transcripts
+from rlhf_cli.data.records import fields
+from rlhf_cli.data.records.fields import Messages, Prompt, Response
+from rlhf_cli.data.records.row_errors import Malformed, Refused
+from rlhf_cli.data.records.transcripts import split_transcripts
 
 Columns = Mapping[str, Any]
 

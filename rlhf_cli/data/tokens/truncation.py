@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlhf_cli.data.row_errors import Refused
-from rlhf_cli.data.tokens import TokenRow
+from rlhf_cli.data.records.row_errors import Refused
+from rlhf_cli.data.tokens.tokenize import TokenRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import say
-from rlhf_cli.data.chat import ChatRenderer
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.fields import Message, Prompt
-from rlhf_cli.data.opening import open_sources
-from rlhf_cli.data.pieces import Piece
-from rlhf_cli.data.reader import RecordReader
-from rlhf_cli.data.records import ChatRecord, PromptCompletionRecord, PromptRecord
+from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.records.fields import Message, Prompt
+from rlhf_cli.data.records.reader import RecordReader
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, PromptRecord
+from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.row_errors import Refused
-from rlhf_cli.data.specials import find_specials
-from rlhf_cli.data.tokens import PieceEncoder
+from rlhf_cli.data.tokens.chat import ChatRenderer
+from rlhf_cli.data.tokens.pieces import Piece
+from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.tokenize import PieceEncoder
 from rlhf_cli.errors import DataError, first_line
 
 RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.data import packing
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.packing import Example, SourceRow
-from rlhf_cli.data.reader import Located
-from rlhf_cli.data.records import TextRecord
+from rlhf_cli.data.records.reader import Located
+from rlhf_cli.data.records.record import TextRecord
+from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.row_errors import Refused
-from rlhf_cli.data.scripts import Script, ScriptWriter
-from rlhf_cli.data.specials import find_specials
-from rlhf_cli.data.tokens import TokenRow, tokenize
-from rlhf_cli.data.truncation import truncate
+from rlhf_cli.data.tokens import packing
+from rlhf_cli.data.tokens.packing import Example, SourceRow
+from rlhf_cli.data.tokens.scripts import Script, ScriptWriter
+from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.tokenize import TokenRow, tokenize
+from rlhf_cli.data.tokens.truncation import truncate
 
 CHUNK_CHARACTERS = 1 << 20
 CHUNK_ROWS = 512

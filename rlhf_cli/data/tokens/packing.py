@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from rlhf_cli.data.tokens import TokenRow
+from rlhf_cli.data.tokens.tokenize import TokenRow
 
 MIN_PIECE = 2
 """Tokens: one to predict from and one to predict."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf_cli.data.config import Source
-from rlhf_cli.data.naming import Naming
-from rlhf_cli.data.raw import RawRow
-from rlhf_cli.data.records import KINDS, Kind, Record, fitting
-from rlhf_cli.data.shapes import READS, adapt, from_text
+from rlhf_cli.data.reading.raw import RawRow
+from rlhf_cli.data.records.naming import Naming
+from rlhf_cli.data.records.record import KINDS, Kind, Record, fitting
+from rlhf_cli.data.records.shapes import READS, adapt, from_text
 from rlhf_cli.errors import DataError
 
 

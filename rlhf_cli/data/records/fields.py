@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_cli.data.raw import show_value
-from rlhf_cli.data.row_errors import Malformed, Refused
+from rlhf_cli.data.reading.raw import show_value
+from rlhf_cli.data.records.row_errors import Malformed, Refused
 
 ROLES = ("system", "user", "assistant", "tool")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import jinja2
 
-from rlhf_cli.data.fields import Messages
-from rlhf_cli.data.pieces import Piece
-from rlhf_cli.data.row_errors import Refused
+from rlhf_cli.data.records.fields import Messages
+from rlhf_cli.data.records.row_errors import Refused
+from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.errors import ModelError
 
 
