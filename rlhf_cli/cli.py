@@ -100,7 +100,11 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
     resolved = resolve(command, line)
-    if line.show_config:
+    if line.show_origins:
+        from rlhf_cli.command_line.provenance import table
+
+        print(table(resolved), end="", flush=True)
+    elif line.show_config:
         from rlhf_cli.config.yaml12 import to_yaml
 
         print(to_yaml(command.name, resolved.tree), end="", flush=True)

@@ -48,7 +48,8 @@ Settings
     rlhf sft model=HuggingFaceTB/SmolLM2-135M data=chats.jsonl output_dir=runs/sft
   A training command without recipe, model and data runs the shipped recipe tiny/<command>.
   The same command with the same output_dir continues an unfinished run.
-  --cfg prints the whole configuration as a recipe and runs nothing.
+  --cfg prints the whole configuration as a recipe and runs nothing; --provenance prints where each
+  value comes from.
   rlhf COMMAND --help lists every key of a command.
 
 Exit codes

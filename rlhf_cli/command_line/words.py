@@ -26,6 +26,9 @@ class CommandLine:
     settings: list[Setting] = field(default_factory=list)
     help: bool = False
     show_config: bool = False
+    show_origins: bool = False
+    """With `show_config`: as a table that says where each value comes from."""
+
     problems: list[str] = field(default_factory=list)
 
     def sets(self, *keys: str) -> bool:
@@ -43,6 +46,8 @@ def parse(command: Command, words: list[str]) -> CommandLine:
             line.help = True
         elif word == "--cfg":
             line.show_config = True
+        elif word == "--provenance":
+            line.show_config = line.show_origins = True
         elif word in ("-m", "--multirun"):
             line.problems.append(f"{word}: sweeps are not available yet; run each value by itself")
         elif word.startswith("--"):

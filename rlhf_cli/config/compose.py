@@ -27,6 +27,8 @@ class Layer:
 
     choices: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    """Where the keys and the groups are set, as in `sft.yaml:7`."""
 
 
 def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) -> dict[str, Any]:
@@ -40,9 +42,8 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
     """
     store = ConfigStore.instance()
     store.store(name=command.name, node=asdict(command.config()))
-    last = {group: i for i, layer in enumerate(layers) for group in layer.choices}
-    for i, layer in enumerate(layers):
-        chosen = [{f"/{g}": option} for g, option in layer.choices.items() if last[g] == i]
+    for i, (layer, choices) in enumerate(zip(layers, counting(layers), strict=True)):
+        chosen = [{f"/{group}": option} for group, option in choices.items()]
         node = {"defaults": [*chosen, "_self_"], **layer.values}
         store.store(group=_LAYER, name=f"l{i}", package="_global_", node=node)
     names = ",".join(f"l{i}" for i in range(len(layers)))
@@ -53,6 +54,15 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from None
     return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type]
+
+
+def counting(layers: list[Layer]) -> list[dict[str, str]]:
+    """The choices of each layer that count: the last one of a group is the only one."""
+    last = {group: i for i, layer in enumerate(layers) for group in layer.choices}
+    return [
+        {group: option for group, option in layer.choices.items() if last[group] == i}
+        for i, layer in enumerate(layers)
+    ]
 
 
 def _one_line(error: Exception) -> str:
@@ -84,3 +94,9 @@ def parsed_override(key: str, text: str) -> str | None:
     if override.is_sweep_override():
         raise NotOneValue
     return f"++{key}={text}"
+
+
+def override_values(overrides: list[str]) -> dict[str, Any]:
+    """The keys that overrides set, with their values."""
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return {override.key_or_group: override.value() for override in parsed}

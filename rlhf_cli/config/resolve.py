@@ -28,6 +28,12 @@ class Resolved:
     tree: dict[str, Any]
     """The same as plain values."""
 
+    layers: list[Layer]
+    """What it was composed of: the recipes and the choices of the command line, in order."""
+
+    overrides: list[str]
+    """What the command line sets, which wins over all of them."""
+
 
 def resolve(command: Command, line: CommandLine) -> Resolved:
     """Compose and check.
@@ -49,7 +55,7 @@ def resolve(command: Command, line: CommandLine) -> Resolved:
     problems = [*sources.problems, *checked.problems]
     if problems:
         raise _refusal(problems)
-    return Resolved(checked.config, checked.tree)
+    return Resolved(checked.config, checked.tree, sources.layers, sources.overrides)
 
 
 def _refusal(problems: list[Problem]) -> RlhfError:
@@ -84,11 +90,11 @@ class _Sources:
         self.problems += [Problem("", text) for text in read.problems]
         if read.stage not in ("", self.command.name):
             self.problem("stage", self._other_stage(name, read.stage), read.origin("stage"))
-        self.origins |= {key: read.origin(key) for key in read.lines}
-        layer = Layer(values=read.values)
+        layer = Layer(values=read.values, origins={key: read.origin(key) for key in read.lines})
         for group, word in read.choices.items():
             self._choose_in(read, layer, group, word)
         self._anchor(read)
+        self.origins |= layer.origins
         self.layers.append(layer)
 
     def _other_stage(self, name: str, stage: str) -> str:
@@ -106,7 +112,7 @@ class _Sources:
                 text = f"{group}.path: given beside {group}: {word}; need one of the two"
                 self.problem(f"{group}.path", text, read.origin(group))
             values["path"] = word
-            self.origins[f"{group}.path"] = read.origin(group)
+            layer.origins[f"{group}.path"] = read.origin(group)
         else:
             self._no_option(group, word, read.origin(group))
 
@@ -140,7 +146,7 @@ class _Sources:
     def _choose(self, layer: Layer, setting: Setting) -> None:
         if setting.text in options(setting.key):
             layer.choices[setting.key] = setting.text
-            self.origins[setting.key] = COMMAND_LINE
+            self.origins[setting.key] = layer.origins[setting.key] = COMMAND_LINE
         elif "path" in field_types(self.groups[setting.key]):
             self._set(f"{setting.key}.path", setting.text)
         else:

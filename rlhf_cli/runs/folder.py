@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rlhf_cli.config.recipe import read
 from rlhf_cli.config.schema import machinery, show
+from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import lock, manifest
@@ -111,22 +112,12 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
     if before.stage != stage:
         text = f"output_dir: {path} holds a run of {before.stage or 'another tool'}, not of {stage}"
         raise ConfigError(f"{text}. Try another output_dir")
-    differences = _differences(_flat(before.values), _flat(escape(config)), stage)
+    differences = _differences(flat(before.values), flat(escape(config)), stage)
     if differences:
         head = (
             f"output_dir: {path} holds a run with other values; use the same or another output_dir"
         )
         raise ConfigError("\n".join([head, *differences]))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> list[str]:
