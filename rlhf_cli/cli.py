@@ -15,7 +15,7 @@ from rlhf_cli.config.suggest import nearest
 from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
 from rlhf_cli.launch import outer
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.stages.registry import COMMANDS, Command
+from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 if TYPE_CHECKING:
     from rlhf_cli.config.resolve import Resolved
@@ -75,6 +75,8 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"rlhf {__version__}")
         return 0
+    if argv[0] in TOOLS:
+        return _use(TOOLS[argv[0]], argv[1:])
     command = _command(argv[0])
     line = parse(command, argv[1:])
     if line.help:
@@ -85,12 +87,23 @@ def _dispatch(argv: list[str]) -> int:
     return _start(command, line, argv)
 
 
+def _use(tool: Tool, words: list[str]) -> int:
+    if {"--help", "-h"} & set(words):
+        from rlhf_cli.command_line.help import tool_page
+
+        print(tool_page(tool), flush=True)
+    else:
+        _runner(tool)(words)
+    return 0
+
+
 def _command(word: str) -> Command:
     if word in COMMANDS:
         return COMMANDS[word]
-    close = nearest(word, COMMANDS)
+    known = [*COMMANDS, *TOOLS]
+    close = nearest(word, known)
     advice = f"Try rlhf {close}" if close else "See rlhf --help"
-    raise ConfigError(f"{word}: no such command; need one of {', '.join(COMMANDS)}. {advice}")
+    raise ConfigError(f"{word}: no such command; need one of {', '.join(known)}. {advice}")
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
@@ -149,7 +162,7 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
     manifest.complete(out, **summary)
 
 
-def _runner(command: Command) -> Callable[..., Any]:
+def _runner(command: Command | Tool) -> Callable[..., Any]:
     """The code of a command; only now are torch and the rest imported."""
     module, _, function = command.runner.partition(":")
     runner: Callable[..., Any] = getattr(import_module(module), function)

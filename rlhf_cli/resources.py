@@ -1,5 +1,6 @@
-"""The files that ship with the package."""
+"""The files that ship with the package, and the folder of those it makes for itself."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -36,3 +37,8 @@ def recipes() -> list[str]:
     return sorted(
         path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
     )
+
+
+def cache_folder() -> Path:
+    """`$RLHF_CACHE`, else `~/.cache/rlhf`."""
+    return Path(os.path.expanduser(os.environ.get("RLHF_CACHE") or "~/.cache/rlhf"))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf_cli.config import recipe
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.train import checkpoint as checkpoints
 
@@ -21,6 +22,15 @@ def rows_of(*rows: list[int], scored: list[list[int]] | None = None) -> Rows:
     flat = [int(start) + p for start, row in zip(starts, chosen, strict=True) for p in row]
     tokens = torch.tensor([token for row in rows for token in row])
     return Rows(tokens, lengths, torch.tensor(flat, dtype=torch.long), torch.arange(len(rows)))
+
+
+def recipe_words(name: str) -> tuple[str, list[str]]:
+    """The command of a recipe, and `config=NAME` with what it leaves to the command line."""
+    read = recipe.read(recipe.find(name), name, ("model", "data"))
+    words = [f"config={name}"]
+    words += [] if {"model"} & {*read.values, *read.choices} else ["model=tiny"]
+    has_rows = "data" in read.choices or "path" in read.values.get("data", {})
+    return read.stage, words if has_rows else [*words, "data=tiny"]
 
 
 def random_rows(lengths: list[int], vocab: int = 97, seed: int = 0) -> Rows:

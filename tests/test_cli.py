@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from rlhf_cli.command_line.help import docs, page
 from rlhf_cli.config.schema import aliases, knobs
 from rlhf_cli.errors import DataError, Interrupted, NonFinite, exit_codes
 from rlhf_cli.runs import files
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.stages.registry import COMMANDS, TOOLS
 
 TINY = ["model=tiny", "data=tiny"]
 
@@ -52,7 +53,7 @@ def manifest(path: str) -> dict:
 def test_overview_names_every_command_and_exit_code(capsys):
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in COMMANDS:
+    for name in (*COMMANDS, *TOOLS):
         assert f"\n  {name} " in text
     for code, meaning in exit_codes().items():
         assert f"\n  {code:>3}  {meaning}\n" in text
@@ -92,6 +93,24 @@ def test_help_fits_100_columns(name, capsys):
     assert [line for line in text.splitlines() if len(line) > 100 or line != line.rstrip()] == []
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_page_of_a_tool_tells_its_forms_in_100_columns(name, capsys):
+    assert cli.main([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: rlhf {name} [")
+    for form in TOOLS[name].forms:
+        assert f"\n  rlhf {name} {form}".rstrip() in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].trains])
+def test_the_examples_of_a_verb_compose(name, calls):
+    Path("runs/sft").mkdir(parents=True)
+    assert COMMANDS[name].examples
+    for words in COMMANDS[name].examples:
+        assert cli.main([name, *shlex.split(words)]) == 0
+
+
 def test_a_page_tells_type_range_and_unit():
     text = page(COMMANDS["sft"])
     assert re.search(r"train\.lr=auto +number > 0 or auto\n", text)
@@ -108,7 +127,7 @@ def test_help_wins_over_everything_else_on_the_line(capsys):
 def test_an_unknown_command_names_the_nearest(capsys):
     assert cli.main(["stf"]) == 2
     assert capsys.readouterr().err == (
-        f"error: stf: no such command; need one of {', '.join(COMMANDS)}. Try rlhf sft\n"
+        f"error: stf: no such command; need one of {', '.join([*COMMANDS, *TOOLS])}. Try rlhf sft\n"
     )
 
 
@@ -123,6 +142,9 @@ HEAVY = ("torch", "transformers", "datasets", "numpy", "accelerate")
     [
         (["--help"], 0, (*HEAVY, "hydra")),
         (["sft", "--help"], 0, (*HEAVY, "hydra")),
+        (["recipes"], 0, (*HEAVY, "hydra")),
+        (["env", "--help"], 0, (*HEAVY, "hydra")),
+        (["sft", *TINY, "--provenance"], 0, HEAVY),
         (["sft", *TINY, "--cfg"], 0, HEAVY),
         (["sft", *TINY, "lr=x"], 2, HEAVY),
         (["sft", *TINY, "output_dir=done"], 0, HEAVY),
@@ -165,6 +187,33 @@ def test_a_verb_gets_its_config_only(calls):
     assert cli.main(["generate", "model=tiny", "prompt=Hello, you"]) == 0
     [(config,)] = calls
     assert config.prompt == "Hello, you"
+
+
+@pytest.mark.parametrize("word", ["run", "./run", "runs/lr=1"])
+def test_the_first_bare_word_of_a_verb_is_its_model(word, calls, folder):
+    Path(word).mkdir(parents=True)
+    assert cli.main(["merge", "output_dir=new", word]) == 0
+    [(config,)] = calls
+    assert config.model.path == str(folder / word)
+
+
+def test_the_bare_word_may_be_a_preset(calls):
+    assert cli.main(["generate", "tiny", "prompt=x"]) == 0
+    [(config,)] = calls
+    assert config.model.path == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["merge", "tiny", "again", "output_dir=x"], "again: need key=value. Try config=again if "
+         "it is a recipe"),
+        (["sft", *TINY, "tiny"], "tiny: need key=value. Try config=tiny if it is a recipe"),
+    ],
+)  # fmt: skip
+def test_other_bare_words_are_one_line(argv, line, capsys):
+    assert cli.main(argv) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
 
 
 def test_the_same_command_again_does_nothing(calls, capsys, folder):

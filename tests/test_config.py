@@ -17,6 +17,7 @@ from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.models.config import MIN_VOCAB_SIZE
 from rlhf_cli.stages.registry import COMMANDS
+from tests.helpers import recipe_words
 
 TINY = ("model=tiny", "data=tiny")
 
@@ -129,13 +130,8 @@ def test_every_preset_composes(name, group, option):
 
 @pytest.mark.parametrize("name", resources.recipes())
 def test_every_shipped_recipe_composes(name):
-    path = resources.shipped("recipes") / f"{name}.yaml"
-    read = recipe.read(path, name, ("model", "data"))
-    set_by_it = {**read.values, **read.choices}
-    # what a recipe leaves to the command line, as the real_text ones do, is given here
-    words = [] if "model" in set_by_it else ["model=tiny"]
-    words += [] if "data" in read.choices or "path" in read.values["data"] else ["data=tiny"]
-    compose(read.stage, f"config={name}", *words)
+    stage, words = recipe_words(name)
+    compose(stage, *words)
 
 
 def test_the_preset_of_8_m_parameters_is_what_scratch_builds_by_itself():

@@ -8,6 +8,7 @@ import pytest
 
 from rlhf_cli import cli, resources
 from rlhf_cli.errors import exit_codes
+from rlhf_cli.stages.registry import TOOLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -22,7 +23,8 @@ FOLDERS = (
 
 
 def blocks(page: Path, language: str = "") -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def typed() -> list[str]:
@@ -47,7 +49,9 @@ def _paths_that_the_pages_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", typed())
 def test_a_command_of_the_pages_composes(command, capsys):
-    assert cli.main([*shlex.split(command, comments=True)[1:], "--cfg"]) == 0, capsys.readouterr()
+    words = shlex.split(command, comments=True)[1:]
+    look = [] if words[0] in TOOLS else ["--cfg"]
+    assert cli.main([*words, *look]) == 0, capsys.readouterr()
 
 
 def test_the_pages_hold_commands():
@@ -85,6 +89,14 @@ def test_the_readme_shows_the_errors_that_its_example_gives(capsys):
     command, _, errors = shown.partition("\n")
     assert cli.main(shlex.split(command)[2:]) == 2
     assert capsys.readouterr().err == errors
+
+
+def test_the_page_shows_where_the_values_of_its_recipe_come_from(capsys):
+    [shown] = [block for block in blocks(DOCS / "configuration.md") if "--provenance" in block]
+    command, *lines = shown.splitlines()
+    assert cli.main(shlex.split(command)[2:]) == 0
+    given = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert [given[line.split()[0]] for line in lines] == [line.split() for line in lines]
 
 
 def test_the_table_of_exit_codes():

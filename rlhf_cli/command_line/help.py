@@ -25,13 +25,14 @@ from rlhf_cli.config.schema import (
 )
 from rlhf_cli.errors import RlhfError, exit_codes
 from rlhf_cli.resources import options, recipes, shipped
-from rlhf_cli.stages.registry import COMMANDS, Command
+from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 WIDTH = 100
 _COLUMN = 36
 
 _OVERVIEW = """\
-usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [--cfg] [--help]
+usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [--cfg] [--provenance] [--help]
+       rlhf recipes | env [--help]
        rlhf --help | --version
 
 Train a language model from human feedback.
@@ -58,9 +59,11 @@ Exit codes
 
 def overview() -> str:
     """The page of `rlhf --help`."""
+    purposes = {name: _purpose(command)[0] for name, command in COMMANDS.items()}
+    purposes |= {name: tool.purpose for name, tool in TOOLS.items()}
     commands = [
-        f"  {name:<10} {textwrap.shorten(_purpose(command)[0], WIDTH - 13, placeholder='...')}"
-        for name, command in COMMANDS.items()
+        f"  {name:<10} {textwrap.shorten(purpose, WIDTH - 13, placeholder='...')}"
+        for name, purpose in purposes.items()
     ]
     codes = [f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items()]
     return _OVERVIEW.format(
@@ -72,7 +75,8 @@ def overview() -> str:
 
 def page(command: Command) -> str:
     """The page of `rlhf <command> --help`: every key with type, default and meaning."""
-    usage = f"usage: rlhf {command.name} [config=RECIPE]... [key=value ...] [--cfg] [--help]"
+    first = f"[{command.positional.upper()}] " if command.positional else ""
+    usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] [--cfg] [--help]"
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
     by_group: dict[str, list[Knob]] = {}
     for knob in knobs(command.config).values():
@@ -80,8 +84,21 @@ def page(command: Command) -> str:
     for group, members in by_group.items():
         lines = [line for knob in members for line in _entry(knob)]
         parts.append("\n".join([_heading(command, group), *lines]))
-    parts += ["\n".join(_short_names(command)), "\n".join(_examples(command))]
+    if aliases(command.config):
+        parts.append("\n".join(_short_names(command)))
+    parts.append("\n".join(_examples(command)))
     return "\n\n".join(parts)
+
+
+def tool_page(tool: Tool) -> str:
+    """The page of `rlhf <tool> --help`: what can follow its name."""
+    words = " | ".join(filter(None, tool.forms))
+    lines = [
+        line
+        for form, meaning in tool.forms.items()
+        for line in _columns(f"rlhf {tool.name} {form}".rstrip(), _wrap(meaning))
+    ]
+    return "\n".join([f"usage: rlhf {tool.name} [{words}] [--help]", "", tool.purpose, "", *lines])
 
 
 def _purpose(command: Command) -> tuple[str, str]:
@@ -185,11 +202,7 @@ def _short_names(command: Command) -> list[str]:
 def _examples(command: Command) -> list[str]:
     name = command.name
     if not command.trains:
-        return [
-            "Examples",
-            f'  rlhf {name} model=runs/sft prompt="Hello, you"',
-            f"  rlhf {name} model=tiny prompt=Hello max_new_tokens=8 --cfg",
-        ]
+        return ["Examples", *(f"  rlhf {name} {words}" for words in command.examples)]
     return [
         "Examples",
         f"  rlhf {name}",

@@ -40,6 +40,7 @@ def parse(command: Command, words: list[str]) -> CommandLine:
     """Sort the words of a command; `--beta 0.1` and `--beta=0.1` are `beta=0.1`."""
     line = CommandLine()
     short = aliases(command.config)
+    positional = command.positional
     rest = iter(words)
     for word in rest:
         if word in ("--help", "-h"):
@@ -52,9 +53,19 @@ def parse(command: Command, words: list[str]) -> CommandLine:
             line.problems.append(f"{word}: sweeps are not available yet; run each value by itself")
         elif word.startswith("--"):
             _add(line, short, _undash(line, word, rest))
+        elif positional and _is_bare(word):
+            _add(line, short, f"{positional}={word}")
+            positional = ""
         else:
             _add(line, short, word)
     return line
+
+
+def _is_bare(word: str) -> bool:
+    """Whether a word is no `key=value` but a name or a path, as `runs/sft` or `runs/lr=1e-4`."""
+    key, equals, _ = word.partition("=")
+    path = "/" in key
+    return path or (bool(key) and not equals and key[0] not in "~-")
 
 
 def _undash(line: CommandLine, word: str, rest: Iterator[str]) -> str:

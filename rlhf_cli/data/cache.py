@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rlhf_cli.context import say
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.files import reading
+from rlhf_cli.resources import cache_folder
 
 VERSION = 4
 """Raise it when the same rows become other tokens, masks or arrays."""
@@ -40,11 +41,6 @@ class Entry:
 
     arrays: Arrays
     facts: dict[str, Any]
-
-
-def cache_folder() -> Path:
-    """`$RLHF_CACHE`, else `~/.cache/rlhf`."""
-    return Path(os.path.expanduser(os.environ.get("RLHF_CACHE") or "~/.cache/rlhf"))
 
 
 def fingerprint(files: Iterable[Path]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.context import say
-from rlhf_cli.data.cache import Entry, cache_folder, entry_key, load_entry, store_entry
+from rlhf_cli.data.cache import Entry, entry_key, load_entry, store_entry
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.progress import track
 from rlhf_cli.data.reading.mixture import Mixture, held_out_rows, training_rows
@@ -24,7 +24,7 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.packing import Example
 from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import DataError
-from rlhf_cli.resources import SHIPPED
+from rlhf_cli.resources import SHIPPED, cache_folder
 
 
 @dataclass(frozen=True)

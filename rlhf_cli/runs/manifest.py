@@ -40,7 +40,7 @@ def begin(path: Path, command: str, argv: list[str], resolved: dict[str, Any]) -
         "command": command,
         "argv": argv,
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "versions": _versions(),
         "starts": [*starts, _now()],
     }
@@ -94,11 +94,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _git_commit() -> str:
-    """The commit of the working folder, or nothing outside of git."""
+def git_commit(folder: Path | None = None) -> str:
+    """The commit of a folder, by default the working folder, or nothing outside of git."""
     try:
         command = ["git", "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        found = subprocess.run(
+            command, capture_output=True, text=True, timeout=5, check=False, cwd=folder
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return found.stdout.strip() if found.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""The stages and verbs of the command line: a name, its config and where its code is.
+"""The words of the command line: a name, what it takes and where its code is.
 
 The runner is named, not imported: the command line checks a config before torch is loaded.
 """
@@ -13,12 +13,32 @@ from rlhf_cli.verbs.config import GenerateConfig, MergeConfig
 
 @dataclass(frozen=True)
 class Command:
-    """A word after `rlhf`: its config class and the `module:function` that runs it."""
+    """A word after `rlhf` that takes keys: its config class, and what runs a config."""
 
     name: str
     config: type[Any]
     runner: str
+    """`module:function`; a training command's gets the run folder too."""
+
     trains: bool
+    positional: str = ""
+    """The key that the first bare word sets, as in `rlhf merge runs/sft`; empty for none."""
+
+    examples: tuple[str, ...] = ()
+    """What can follow the name of a command that does not train; for its help page."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A word after `rlhf` that takes words of its own and no keys."""
+
+    name: str
+    purpose: str
+    runner: str
+    """`module:function`, called with the words."""
+
+    forms: dict[str, str]
+    """What can follow the name, and what it does."""
 
 
 COMMANDS = {
@@ -26,7 +46,50 @@ COMMANDS = {
     for command in (
         Command("pretrain", PretrainConfig, "rlhf_cli.stages.pretrain.run:run", trains=True),
         Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
-        Command("generate", GenerateConfig, "rlhf_cli.verbs.generate:run", trains=False),
-        Command("merge", MergeConfig, "rlhf_cli.verbs.merge:run", trains=False),
+        Command(
+            "generate",
+            GenerateConfig,
+            "rlhf_cli.verbs.generate:run",
+            trains=False,
+            positional="model",
+            examples=(
+                'runs/sft prompt="Hello, you"',
+                "model=tiny prompt=Hello max_new_tokens=8 --cfg",
+            ),
+        ),
+        Command(
+            "merge",
+            MergeConfig,
+            "rlhf_cli.verbs.merge:run",
+            trains=False,
+            positional="model",
+            examples=("runs/sft output_dir=runs/merged",),
+        ),
+    )
+}
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            "recipes",
+            "List the shipped recipes, print one, or copy one to change it.",
+            "rlhf_cli.verbs.recipes:run",
+            {
+                "ls": "Name and purpose of each; `rlhf recipes` alone does the same.",
+                "show NAME": "Print the file.",
+                "cp NAME [TARGET]": "Copy the file, by default into the working folder. Nothing is "
+                "overwritten. Paths in it go on to mean what they mean in the shipped file.",
+            },
+        ),
+        Tool(
+            "env",
+            "Show what a run finds here: versions, devices, folders and switches.",
+            "rlhf_cli.verbs.env:run",
+            {
+                "": "As lines, for a look or a bug report.",
+                "--json": "As one object, for scripts.",
+            },
+        ),
     )
 }

@@ -5,7 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from rlhf_cli.data.cache import ENTRY, Entry, cache_folder, load_entry, store_entry
+from rlhf_cli.data.cache import ENTRY, Entry, load_entry, store_entry
+from rlhf_cli.resources import cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from rlhf_cli.data.examples import ARRAYS, load_eval_examples, load_examples
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import DataError
+from rlhf_cli.resources import cache_folder
 from tests.data.toy import CHATML, EOS, A, B, C, D, E, toy_tokenizer, turns, write_jsonl
 
 SFT = (PromptCompletionRecord, ChatRecord)
@@ -147,7 +148,7 @@ def test_what_does_not_change_the_tokens_does_not_miss_the_cache(rows, capsys):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed", "no report"])
 def test_a_damaged_entry_is_made_anew(rows, capsys, damage):
     examples, _ = load(rows)
-    (tokens,) = cache.cache_folder().rglob("tokens.npy")
+    (tokens,) = cache_folder().rglob("tokens.npy")
     content = tokens.read_bytes()
     match damage:
         case "cut":
@@ -175,7 +176,7 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_run(rows, tmp_path, mo
 
 def test_nothing_is_left_beside_the_entry(rows):
     load(rows)
-    assert len(list((cache.cache_folder() / "tokens").iterdir())) == 1
+    assert len(list((cache_folder() / "tokens").iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""The shipped recipes: list them, print one, copy one to change it."""
+
+import os.path
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config import paths, recipe
+from rlhf_cli.config.recipe import Recipe
+from rlhf_cli.config.schema import field_types, groups, knobs, unmark
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.errors import ConfigError
+from rlhf_cli.resources import options, recipes, shipped
+from rlhf_cli.stages.registry import COMMANDS
+
+WIDTH = 100
+
+
+def run(words: list[str]) -> None:
+    """Do what `rlhf recipes WORDS` says.
+
+    Raises:
+        ConfigError: The words ask for nothing that is there, or the copy cannot be written.
+    """
+    action, *rest = words or ["ls"]
+    if action not in _ACTIONS:
+        close = nearest(action, _ACTIONS) or ("show" if action in recipes() else "ls")
+        advice = f"Try rlhf recipes {close}{f' {action}' if action in recipes() else ''}"
+        raise ConfigError(f"recipes: got {action}; need one of {', '.join(_ACTIONS)}. {advice}")
+    function, least, most = _ACTIONS[action]
+    if len(rest) < least:
+        advice = f"Try rlhf recipes {action} {recipes()[0]}"
+        raise ConfigError(f"recipes {action}: got no name; need that of a recipe. {advice}")
+    if len(rest) > most:
+        advice = "See rlhf recipes --help"
+        raise ConfigError(
+            f"recipes {action}: got {' '.join(rest)}; need {_TOO_MANY[most]}. {advice}"
+        )
+    function(*rest)
+
+
+def _list() -> None:
+    indent = max(map(len, recipes())) + 2
+    for name in recipes():
+        lines = textwrap.wrap(_purpose(name), WIDTH - indent)
+        print(f"{name:<{indent}}" + f"\n{'':<{indent}}".join(lines))
+
+
+def _purpose(name: str) -> str:
+    """The comment that a recipe starts with, its first line."""
+    return _file(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+
+
+def _show(name: str) -> None:
+    print(_known("show", name).read_text(encoding="utf-8"), end="", flush=True)
+
+
+def _copy(name: str, target: str = "") -> None:
+    source = _known("cp", name)
+    path = Path(os.path.expanduser(target or source.name))
+    if path.is_dir():
+        path /= source.name
+    text = _portable(source, path)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        advice = f"Try rlhf recipes cp {name} {path.with_stem(f'{path.stem}-2')}"
+        raise ConfigError(f"recipes cp: {path} is there already. {advice}") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(f"recipes cp: {path} cannot be written ({reason})") from None
+    stage = recipe.read(source, name).stage
+    print(f"{path}: a copy of {name}. Change it, then run rlhf {stage} config={path}")
+
+
+def _known(action: str, name: str) -> Path:
+    name = name.removesuffix(".yaml")
+    if name in recipes():
+        return _file(name)
+    close = nearest(name, recipes(), 0.5)
+    advice = f"Try rlhf recipes {action} {close}" if close else "See rlhf recipes ls"
+    raise ConfigError(f"recipes {action}: {name} is no shipped recipe. {advice}")
+
+
+def _file(name: str) -> Path:
+    return shipped("recipes") / f"{name}.yaml"
+
+
+def _portable(source: Path, target: Path) -> str:
+    """The recipe's text, with absolute paths for what lies beside it."""
+    lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    config = COMMANDS[recipe.read(source, source.name).stage].config
+    read = recipe.read(source, source.name, groups(config))
+    for key, value in _inputs(read, config):
+        absolute = paths.anchor(value, read.folder)
+        if absolute != value:
+            before, _, after = lines[read.lines[key] - 1].rpartition(value)
+            lines[read.lines[key] - 1] = f"{before}{absolute}{after}"
+            print(f"{target}: {key} is {absolute}", file=sys.stderr)
+    return "".join(lines)
+
+
+def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
+    """Every key of a recipe that names something to read, with the name."""
+    for group, word in read.choices.items():
+        if word not in options(group) and "path" in field_types(groups(config)[group]):
+            yield group, word
+    for knob in knobs(config).values():
+        if paths.input_mark(unmark(knob.type)[1]):
+            value: Any = read.values
+            for part in knob.key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            yield from _names(knob.key, value)
+
+
+def _names(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """One path, several, or sources with a `path` each."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _names(f"{key}[{i}]", item)
+    elif isinstance(value, dict) and "path" in value:
+        yield from _names(f"{key}.path", value["path"])
+
+
+_ACTIONS: dict[str, tuple[Callable[..., None], int, int]] = {
+    "ls": (_list, 0, 0),
+    "show": (_show, 1, 1),
+    "cp": (_copy, 1, 2),
+}
+"""What each does, and how many words it takes."""
+
+_TOO_MANY = {0: "no more words", 1: "one name", 2: "a name and a target"}

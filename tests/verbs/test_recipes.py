@@ -1,0 +1,132 @@
+"""`rlhf recipes`: what it lists, prints and copies, and what it says to wrong words."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli import cli, resources
+from rlhf_cli.command_line.words import parse
+from rlhf_cli.config import recipe
+from rlhf_cli.config.resolve import resolve
+from rlhf_cli.stages.registry import COMMANDS
+from tests.helpers import recipe_words
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    folder = tmp_path / "working"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def relative(tmp_path, monkeypatch) -> Path:
+    """A package whose only recipe names files beside itself; the folder of that recipe."""
+    package = tmp_path / "package"
+    shutil.copytree(resources.shipped("configs"), package / "configs")
+    own = package / "recipes" / "own"
+    own.mkdir(parents=True)
+    for name in ("rows.jsonl", "more.jsonl", "x.jinja"):
+        (own / name).touch()
+    (own / "chats.yaml").write_text(
+        "# Rows beside it.\nstage: sft\nmodel:\n  path: tiny\n  chat_template: x.jinja  # beside\n"
+        "data:\n  path:\n    - ./rows.jsonl\n    - path: more.jsonl\n      weight: 2\n"
+    )
+    monkeypatch.setattr(resources, "PACKAGE", package)
+    return own
+
+
+def tree(name: str) -> dict:
+    stage, words = recipe_words(name)
+    command = COMMANDS[stage]
+    return resolve(command, parse(command, words)).tree
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "ls"]])
+def test_the_list_has_every_recipe_with_its_purpose_in_100_columns(words, capsys):
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == resources.recipes()
+    assert max(map(len, lines)) <= 100
+    [pretrain] = [line for line in lines if line.startswith("tiny/pretrain ")]
+    assert pretrain.split(maxsplit=1)[1].startswith("Domain pretraining of the tiny model")
+
+
+@pytest.mark.parametrize("name", resources.recipes())
+def test_a_recipe_starts_with_its_purpose(name):
+    first = recipe.find(name).read_text().partition("\n")[0]
+    assert first.startswith("# ")
+    assert first.endswith(".")
+
+
+def test_show_prints_the_file(capsys):
+    text = recipe.find("tiny/sft").read_text()
+    for name in ("tiny/sft", "tiny/sft.yaml"):
+        assert cli.main(["recipes", "show", name]) == 0
+        assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("name", resources.recipes())
+def test_a_copy_gives_the_same_configuration(name):
+    assert cli.main(["recipes", "cp", name, "my.yaml"]) == 0
+    assert tree("my.yaml") == tree(name)
+
+
+def test_a_copy_goes_by_the_name_of_the_recipe_or_of_its_target(folder, capsys):
+    Path("sub").mkdir()
+    for words in (["tiny/sft"], ["tiny/sft", "sub"], ["tiny/sft", "sub/mine.yaml"]):
+        assert cli.main(["recipes", "cp", *words]) == 0
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")) == [
+        "sft.yaml", "sub/mine.yaml", "sub/sft.yaml",
+    ]  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "sft.yaml: a copy of tiny/sft. Change it, then run rlhf sft config=sft.yaml"
+    )
+
+
+def test_files_beside_the_recipe_are_named_by_absolute_paths_in_the_copy(relative, capsys):
+    assert cli.main(["recipes", "cp", "own/chats", "my.yaml"]) == 0
+    assert tree("my.yaml") == tree("own/chats")
+    assert f"chat_template: {relative}/x.jinja  # beside\n" in Path("my.yaml").read_text()
+    assert capsys.readouterr().err.splitlines() == [
+        f"my.yaml: model.chat_template is {relative}/x.jinja",
+        f"my.yaml: data.path[0] is {relative}/rows.jsonl",
+        f"my.yaml: data.path[1].path is {relative}/more.jsonl",
+    ]
+
+
+def test_nothing_is_overwritten(capsys):
+    Path("sft.yaml").write_text("mine")
+    assert cli.main(["recipes", "cp", "tiny/sft"]) == 2
+    assert Path("sft.yaml").read_text() == "mine"
+    assert capsys.readouterr().err == (
+        "error: recipes cp: sft.yaml is there already. Try rlhf recipes cp tiny/sft sft-2.yaml\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["shw"], "recipes: got shw; need one of ls, show, cp. Try rlhf recipes show"),
+        (["tiny/sft"], "recipes: got tiny/sft; need one of ls, show, cp. "
+         "Try rlhf recipes show tiny/sft"),
+        (["show", "tiny/stf"], "recipes show: tiny/stf is no shipped recipe. "
+         "Try rlhf recipes show tiny/sft"),
+        (["cp", "sft"], "recipes cp: sft is no shipped recipe. Try rlhf recipes cp tiny/sft"),
+        (["show", "zzz"], "recipes show: zzz is no shipped recipe. See rlhf recipes ls"),
+        (["show", "a", "b"], "recipes show: got a b; need one name. See rlhf recipes --help"),
+        (["ls", "a"], "recipes ls: got a; need no more words. See rlhf recipes --help"),
+        (["cp", "tiny/sft", "nowhere/x.yaml"], "recipes cp: nowhere/x.yaml cannot be written "
+         "(no such file or directory)"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_one_line(words, line, capsys):
+    assert cli.main(["recipes", *words]) == 2
+    assert capsys.readouterr().err == f"error: {line}\n"
+
+
+def test_a_missing_name_is_asked_for(capsys):
+    assert cli.main(["recipes", "show"]) == 2
+    assert capsys.readouterr().err.startswith("error: recipes show: got no name; need that of a ")
