@@ -140,6 +140,7 @@ class Trainer:
                         f"{asked} after step {self.step}; the checkpoint is written. "
                         "Give the same command again to continue"
                     )
+        self._log(self.meter.read())  # an early end can leave steps between two logged ones
 
     def _gave_up(self) -> bool:
         """Whether the held-out loss has not fallen for as long as is waited for."""

@@ -51,11 +51,13 @@ def test_the_result_is_the_best_evaluation(best_run):
 
 
 def test_a_run_that_does_not_get_better_ends_early(tmp_path):
-    assert sft(tmp_path / "run", *TOO_FAST, "train.early_stop=2", "max_steps=30") == 0
+    argv = [*TOO_FAST, "train.early_stop=2", "max_steps=30", "train.log_steps=100"]
+    assert sft(tmp_path / "run", *argv) == 0
     losses = held_out(tmp_path / "run")
     best = min(losses, key=losses.get)
     assert max(losses) == best + 2
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["steps"] == best + 2
+    assert "loss" in read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
 
 
 def test_what_goes_by_held_out_rows_needs_some(tmp_path, capsys):
