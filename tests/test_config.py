@@ -12,7 +12,7 @@ from rlhf_cli import cli, resources
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config import recipe
 from rlhf_cli.config.resolve import Resolved, resolve
-from rlhf_cli.config.schema import ALIASES, knobs, show
+from rlhf_cli.config.schema import ALIASES, field_types, groups, knobs, show
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.models.config import MIN_VOCAB_SIZE
@@ -103,14 +103,16 @@ def test_a_reference_to_another_key_is_resolved():
     assert sft("config=a.yaml").config.output_dir == "runs/seed-7"
 
 
+def words_for(name: str) -> tuple[str, ...]:
+    """What each command asks for: a stage a model and data, generate a prompt, merge a folder."""
+    own = {"generate": ("model=tiny", "prompt=x"), "merge": ("model=tiny", "output_dir=new")}
+    return own.get(name, TINY)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_schema_composes_to_its_own_defaults(name):
-    # what each command asks for: a stage a model and data, generate a prompt, merge a folder
-    command = COMMANDS[name]
-    own = {"generate": ("model=tiny", "prompt=x"), "merge": ("model=tiny", "output_dir=new")}
-    words = own.get(name, TINY)
-    default = asdict(command.config())
-    tree = compose(name, *words).tree
+    default = asdict(COMMANDS[name].config())
+    tree = compose(name, *words_for(name)).tree
     assert tree.keys() == default.keys()
     assert {**tree["model"], "path": ""} == default["model"]
 
@@ -120,12 +122,33 @@ def options() -> list[tuple[str, str]]:
     return [(file.parent.name, file.stem) for file in sorted(root.glob("*/*.yaml"))]
 
 
+def choices() -> list[tuple[str, str, str]]:
+    """Every option of every group with every command that has the group."""
+    return [
+        (name, group, option)
+        for group, option in options()
+        for name, command in COMMANDS.items()
+        if group in groups(command.config)
+    ]
+
+
+@pytest.mark.parametrize(("name", "group", "option"), choices())
+def test_every_preset_composes_with_every_command_that_has_its_group(name, group, option):
+    others = [word for word in words_for(name) if not word.startswith(f"{group}=")]
+    needed = ["adapter=lora"] if group == "quant" and COMMANDS[name].trains else []
+    tree = compose(name, *others, *needed, f"{group}={option}").tree
+    file = resources.shipped("configs") / group / f"{option}.yaml"
+    chosen = recipe.read(file, option).values
+    assert {key: tree[group][key] for key in chosen} == chosen
+
+
 @pytest.mark.parametrize(("group", "option"), options())
-@pytest.mark.parametrize("name", ["pretrain", "sft"])
-def test_every_preset_composes(name, group, option):
-    others = [word for word in TINY if not word.startswith(group)]
-    needed = ["adapter=lora"] if group == "quant" else []
-    compose(name, *others, *needed, f"{group}={option}")
+def test_a_preset_holds_only_keys_of_its_group(group, option):
+    file = resources.shipped("configs") / group / f"{option}.yaml"
+    classes = {groups(command.config).get(group) for command in COMMANDS.values()} - {None}
+    assert classes, f"no command has a group {group}"
+    for config in classes:
+        assert recipe.read(file, option).values.keys() <= field_types(config).keys()
 
 
 @pytest.mark.parametrize("name", resources.recipes())

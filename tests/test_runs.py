@@ -4,15 +4,18 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from rlhf_cli.config.renamed import RENAMED
 from rlhf_cli.errors import CheckpointError, ConfigError, Interrupted, ModelError
 from rlhf_cli.runs import files, lock, manifest
 from rlhf_cli.runs.artifact import resolve_run
 from rlhf_cli.runs.files import write_json_atomic, write_text_atomic
 from rlhf_cli.runs.folder import allocate, checkpoints, claim
+from rlhf_cli.stages.sft.config import SFTConfig
 
 TREE = {"train": {"lr": 1e-4, "log_steps": 1}, "seed": 0, "output_dir": "x", "resume": "auto"}
 OTHER = {**TREE, "train": {"lr": 2e-4, "log_steps": 5}, "seed": 1}
@@ -126,6 +129,45 @@ def test_what_does_not_change_the_result_may_change_when_a_run_goes_on(tmp_path)
     other = {**TREE, "train": {"lr": 1e-4, "log_steps": 5}}
     assert claim(tmp_path / "run", other, "sft", "auto") == "continue"
     assert "log_steps: 5" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def old_run(out: Path, text: str) -> None:
+    """An unfinished run whose configuration another version wrote."""
+    begun(out)
+    with_checkpoint(out)
+    (out / "config.yaml").write_text(text)
+
+
+def test_a_key_that_was_added_since_is_no_difference_at_its_default(tmp_path):
+    tree = asdict(SFTConfig())
+    tree["train"]["lr"] = 1e-4
+    old_run(tmp_path / "run", "stage: sft\ntrain: {lr: 1e-4}\n")
+    assert claim(tmp_path / "run", tree, "sft", "auto") == "continue"
+    assert "epochs: 1\n" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_key_that_was_added_since_is_a_difference_at_another_value(tmp_path):
+    tree = asdict(SFTConfig())
+    tree["train"]["epochs"], tree["data"]["columns"] = 3, {"prompt": "q"}
+    old_run(tmp_path / "run", "stage: sft\nseed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        claim(tmp_path / "run", tree, "sft", "auto")
+    assert str(caught.value).splitlines()[1:] == [
+        "  seed: 1 -> 0",
+        "  data.columns.prompt: (not set) -> q",
+        "  train.epochs: (not set) -> 3",
+    ]
+
+
+def test_a_key_that_was_renamed_since_is_compared_by_its_name_of_today(tmp_path, monkeypatch):
+    monkeypatch.setitem(RENAMED, "train.steps", ("train.max_steps", "0.3"))
+    tree = asdict(SFTConfig())
+    tree["train"]["max_steps"] = 5
+    old_run(tmp_path / "run", "stage: sft\ntrain: {steps: 5}\n")
+    assert claim(tmp_path / "run", tree, "sft", "auto") == "continue"
+    old_run(tmp_path / "other", "stage: sft\ntrain: {steps: 4}\n")
+    with pytest.raises(ConfigError, match=r"\n  train.max_steps: 4 -> 5$"):
+        claim(tmp_path / "other", tree, "sft", "auto")
 
 
 def test_a_literal_reference_is_the_same_again(tmp_path):

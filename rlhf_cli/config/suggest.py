@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Iterable
 
+from rlhf_cli.config.renamed import renamed
 from rlhf_cli.config.schema import Knob, aliases, groups, knobs
 from rlhf_cli.stages.registry import COMMANDS, Command
 
@@ -39,6 +40,12 @@ def nearest_path(value: str) -> str:
 
 def unknown_key(command: Command, key: str, example: str) -> str:
     """The line for a key that a command does not have and that was set to `example`."""
+    old = renamed(key)
+    if old:
+        new, version = old
+        if _has(command, new):
+            return f"{key}: renamed to {new} in {version}. Try {new}={example or 'VALUE'}"
+        key = new
     short = aliases(command.config)
     if key in short:
         return f"{key}: a short name of the command line; in a recipe write {short[key]}"
@@ -53,6 +60,13 @@ def unknown_key(command: Command, key: str, example: str) -> str:
 
 def _names(command: Command) -> set[str]:
     return {*knobs(command.config), *groups(command.config)}
+
+
+def _has(command: Command, key: str) -> bool:
+    """Whether a key, or the mapping that it stands in, is one of the command's."""
+    while key and key not in _names(command):
+        key = key.rpartition(".")[0]
+    return bool(key)
 
 
 def _meant(command: Command, key: str) -> str:

@@ -2,11 +2,13 @@
 
 import contextlib
 import secrets
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_cli.config.recipe import read
+from rlhf_cli.config.renamed import renamed
 from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
@@ -112,7 +114,7 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
     if before.stage != stage:
         text = f"output_dir: {path} holds a run of {before.stage or 'another tool'}, not of {stage}"
         raise ConfigError(f"{text}. Try another output_dir")
-    differences = _differences(flat(before.values), flat(escape(config)), stage)
+    differences = _differences(_in_todays_words(before.values), flat(escape(config)), stage)
     if differences:
         head = (
             f"output_dir: {path} holds a run with other values; use the same or another output_dir"
@@ -120,12 +122,22 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
         raise ConfigError("\n".join([head, *differences]))
 
 
+def _in_todays_words(values: dict[str, Any]) -> dict[str, Any]:
+    """Every key of a configuration that an older version may have written, by its name of today."""
+    return {(renamed(key) or (key, ""))[0]: value for key, value in flat(values).items()}
+
+
 def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> list[str]:
-    """A line for every key that changes the result and has another value."""
+    """A line for every key that changes the result and has another value.
+
+    A key that was added since the run was begun had what is its default now.
+    """
 
     def word(values: dict[str, Any], key: str) -> str:
         return show(values[key]) if key in values else "(not set)"
 
-    free = machinery(COMMANDS[stage].config)
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    config = COMMANDS[stage].config
+    free = machinery(config)
+    then = {**flat(asdict(config())), **before}
+    keys = [key for key in {**before, **now} if then.get(key) != now.get(key)]
     return [f"  {key}: {word(before, key)} -> {word(now, key)}" for key in keys if key not in free]
