@@ -24,7 +24,7 @@ from rlhf_cli.config.schema import (
     unmark,
 )
 from rlhf_cli.errors import RlhfError, exit_codes
-from rlhf_cli.resources import options, recipes, shipped
+from rlhf_cli.resources import options, shipped
 from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 WIDTH = 100
@@ -42,7 +42,7 @@ Commands
 
 Settings
   A recipe is a YAML file of keys, given by path or by a shipped name: config=tiny/sft
-  (shipped: {recipes}).
+  (rlhf recipes lists those that are shipped).
   Several config= layer in order, later ones win. Any key can be set by key=value, which wins over
   every recipe; a recipe wins over the defaults.
     rlhf sft config=recipes/tiny/sft.yaml lr=1e-4 train.schedule=linear
@@ -68,7 +68,6 @@ def overview() -> str:
     codes = [f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items()]
     return _OVERVIEW.format(
         commands="\n".join(commands),
-        recipes=", ".join(recipes()) or "none",
         codes="\n".join(codes),
     )
 
