@@ -55,6 +55,7 @@ def test_overview_names_every_command_and_exit_code(capsys):
     text = capsys.readouterr().out
     for name in (*COMMANDS, *TOOLS):
         assert f"\n  {name} " in text
+    assert "...\n" not in text, "a purpose is too long for its line"
     for code, meaning in exit_codes().items():
         assert f"\n  {code:>3}  {meaning}\n" in text
 

@@ -75,7 +75,8 @@ def overview() -> str:
 def page(command: Command) -> str:
     """The page of `rlhf <command> --help`: every key with type, default and meaning."""
     first = f"[{command.positional.upper()}] " if command.positional else ""
-    usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] [--cfg] [--help]"
+    switches = "[--cfg] [--provenance] [--help]"
+    usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
     by_group: dict[str, list[Knob]] = {}
     for knob in knobs(command.config).values():

@@ -43,9 +43,11 @@ def run(words: list[str]) -> None:
 
 def _list() -> None:
     indent = max(map(len, recipes())) + 2
+    entries = []
     for name in recipes():
         lines = textwrap.wrap(_purpose(name), WIDTH - indent)
-        print(f"{name:<{indent}}" + f"\n{'':<{indent}}".join(lines))
+        entries.append(f"{name:<{indent}}" + f"\n{'':<{indent}}".join(lines))
+    print("\n".join(entries), flush=True)
 
 
 def _purpose(name: str) -> str:

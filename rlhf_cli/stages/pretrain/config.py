@@ -6,7 +6,7 @@ from rlhf_cli.stages.config import StageConfig
 
 @dataclass(kw_only=True)
 class PretrainConfig(StageConfig):
-    """Domain pretraining: learn raw text, every token of it, from a checkpoint or from nothing."""
+    """Domain pretraining: learn every token of raw text, from a checkpoint or from nothing."""
 
     data: DataConfig = field(default_factory=lambda: DataConfig(packing=True, train_on="all"))
 
