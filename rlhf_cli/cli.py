@@ -67,14 +67,16 @@ def _tell(error: RlhfError) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
-    if not argv or argv[0] in ("--help", "-h", "help"):
+    if not argv or argv in (["--help"], ["-h"], ["help"]):
         from rlhf_cli.command_line.help import overview
 
         print(overview(), flush=True)
         return 0 if argv else ConfigError.exit_code
-    if argv[0] == "--version":
+    if argv[0] in ("--version", "-V", "version"):
         print(f"rlhf {__version__}")
         return 0
+    if argv[0] in ("--help", "-h", "help"):
+        argv = [argv[1], "--help"]
     if argv[0] in TOOLS:
         return _use(TOOLS[argv[0]], argv[1:])
     command = _command(argv[0])
@@ -107,11 +109,15 @@ def _command(word: str) -> Command:
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
-    from rlhf_cli.config.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
-
     if command.trains and not line.recipes and not line.sets(*_OWN_START):
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
+    if line.multirun:
+        from rlhf_cli.sweep.run import run
+
+        return run(command, line)
+    from rlhf_cli.config.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
+
     resolved = resolve(command, line)
     if line.show_origins:
         from rlhf_cli.command_line.provenance import table

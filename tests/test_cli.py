@@ -71,8 +71,9 @@ def test_no_command_is_a_wrong_command_line(capsys):
     assert capsys.readouterr().out.startswith("usage: rlhf COMMAND")
 
 
-def test_version(capsys):
-    assert cli.main(["--version"]) == 0
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_version(word, capsys):
+    assert cli.main([word]) == 0
     assert capsys.readouterr().out == f"rlhf {rlhf_cli.__version__}\n"
 
 
@@ -118,6 +119,12 @@ def test_a_page_tells_type_range_and_unit():
     assert re.search(r"train\.max_steps=0 +whole number >= 0 \(optimizer steps\)\n", text)
     assert re.search(r"train\.schedule=cosine +cosine \| linear \| constant \| wsd\n", text)
     assert re.search(r"model=tiny +Preset\. The shipped model of four", text)
+
+
+@pytest.mark.parametrize("argv", [["help", "sft"], ["--help", "sft"], ["sft", "-h"]])
+def test_ways_to_ask_for_a_page(argv, capsys):
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out.startswith("usage: rlhf sft ")
 
 
 def test_help_wins_over_everything_else_on_the_line(capsys):

@@ -31,7 +31,7 @@ WIDTH = 100
 _COLUMN = 36
 
 _OVERVIEW = """\
-usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [--cfg] [--provenance] [--help]
+usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--provenance] [--help]
        rlhf recipes | env [--help]
        rlhf --help | --version
 
@@ -49,6 +49,7 @@ Settings
     rlhf sft model=HuggingFaceTB/SmolLM2-135M data=chats.jsonl output_dir=runs/sft
   A training command without recipe, model and data runs the shipped recipe tiny/<command>.
   The same command with the same output_dir continues an unfinished run.
+  -m runs every combination of several values: rlhf sft -m lr=1e-3,1e-4 seed=0,1
   --cfg prints the whole configuration as a recipe and runs nothing; --provenance prints where each
   value comes from.
   rlhf COMMAND --help lists every key of a command.
@@ -75,7 +76,8 @@ def overview() -> str:
 def page(command: Command) -> str:
     """The page of `rlhf <command> --help`: every key with type, default and meaning."""
     first = f"[{command.positional.upper()}] " if command.positional else ""
-    switches = "[--cfg] [--provenance] [--help]"
+    sweeps = "[-m] " if command.trains else ""
+    switches = f"{sweeps}[--cfg] [--provenance] [--help]"
     usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
     by_group: dict[str, list[Knob]] = {}
@@ -209,4 +211,5 @@ def _examples(command: Command) -> list[str]:
         f"  rlhf {name} config=tiny/{name} lr=1e-4 output_dir=runs/{name}",
         f"  rlhf {name} model=FOLDER_OR_HUB_ID data=FILE train.schedule=linear",
         f"  rlhf {name} model=tiny data=tiny train=smoke --cfg",
+        f"  rlhf {name} -m lr=1e-3,1e-4 seed=0,1",
     ]

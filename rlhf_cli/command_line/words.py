@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rlhf_cli.config.schema import aliases
+from rlhf_cli.config.schema import aliases, groups, knobs
 from rlhf_cli.stages.registry import Command
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+_HYDRA = re.compile(r"[+~]*hydra[./][\w./@]+=.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,10 @@ class CommandLine:
     show_origins: bool = False
     """With `show_config`: as a table that says where each value comes from."""
 
+    multirun: bool = False
+    for_hydra: list[str] = field(default_factory=list)
+    """Words of a sweep that go to Hydra as they stand, as `hydra/launcher=joblib`."""
+
     problems: list[str] = field(default_factory=list)
 
     def sets(self, *keys: str) -> bool:
@@ -36,29 +41,119 @@ class CommandLine:
         return any(setting.key in keys for setting in self.settings)
 
 
+_SWITCHES = {
+    "--help": "help",
+    "-h": "help",
+    "help": "help",
+    "--cfg": "show_config",
+    "--provenance": "show_origins",
+    "-m": "multirun",
+    "--multirun": "multirun",
+}
+_KNOWN_SWITCHES = "-m, --cfg, --provenance, --help"
+
+
 def parse(command: Command, words: list[str]) -> CommandLine:
     """Sort the words of a command; `--beta 0.1` and `--beta=0.1` are `beta=0.1`."""
-    line = CommandLine()
-    short = aliases(command.config)
-    positional = command.positional
+    line = CommandLine(multirun=bool({"-m", "--multirun"} & set(words)))
+    sorter = _Sorter(command, line)
     rest = iter(words)
     for word in rest:
-        if word in ("--help", "-h"):
-            line.help = True
-        elif word == "--cfg":
-            line.show_config = True
-        elif word == "--provenance":
-            line.show_config = line.show_origins = True
-        elif word in ("-m", "--multirun"):
-            line.problems.append(f"{word}: sweeps are not available yet; run each value by itself")
-        elif word.startswith("--"):
-            _add(line, short, _undash(line, word, rest))
-        elif positional and _is_bare(word):
-            _add(line, short, f"{positional}={word}")
-            positional = ""
-        else:
-            _add(line, short, word)
+        sorter.sort(word, rest)
+    line.show_config |= line.show_origins
     return line
+
+
+class _Sorter:
+    """Puts one word after the other in its place."""
+
+    def __init__(self, command: Command, line: CommandLine) -> None:
+        self.line = line
+        self.positional = command.positional
+        """What a first bare word of the command sets; empty once it is set."""
+
+        self.short = aliases(command.config)
+        self.known = {*knobs(command.config), *groups(command.config), *self.short}
+        self.first: dict[str, tuple[str, str]] = {}
+        """What each key was first set to, and the word that did it."""
+
+    def problem(self, word: str, text: str) -> None:
+        self.line.problems.append(f"{word}: {text}")
+
+    def sort(self, word: str, rest: Iterator[str]) -> None:
+        if word in _SWITCHES:
+            setattr(self.line, _SWITCHES[word], True)
+        elif word.startswith("--") and "=" not in word:
+            self._dashed(word, rest)
+        elif self.positional and _is_bare(word):
+            self._set(word, self.positional, word)
+            self.positional = ""
+        elif word:
+            self._add(word.removeprefix("--"), dashed=word.startswith("--"))
+
+    def _dashed(self, word: str, rest: Iterator[str]) -> None:
+        """`--beta 0.1`, or a switch that is none."""
+        key = word[2:].replace("-", "_")
+        following = next(rest, "")
+        if following and not self._is_own(following):
+            self._add(f"{key}={following}", dashed=False)
+            return
+        if key in self.known:
+            self.problem(word, f"got no value. Try {key}=VALUE")
+        else:
+            self.problem(word, f"no such switch; need key=value, or one of {_KNOWN_SWITCHES}")
+        if following:
+            self.sort(following, rest)
+
+    def _is_own(self, word: str) -> bool:
+        """Whether a word stands for itself, so that it is no value of the word before."""
+        key, equals, _ = word.partition("=")
+        return word.startswith("--") or word in _SWITCHES or bool(equals and key in self.known)
+
+    def _add(self, word: str, *, dashed: bool) -> None:
+        key, equals, text = word.partition("=")
+        if dashed:
+            key = key.replace("-", "_")
+        if not _is_text(word):
+            self.problem(f"{word!a}", "not UTF-8; set the terminal's encoding to UTF-8")
+        elif _HYDRA.fullmatch(word):
+            self.line.for_hydra.append(word)
+            if not self.line.multirun:
+                self.problem(word, "Hydra's own settings are for sweeps; add -m")
+        elif equals and key == "config":
+            self.line.recipes.append(text)
+        elif equals and _KEY.fullmatch(key.lstrip("+")):
+            self._set(word, key.lstrip("+"), text)
+        else:
+            self.problem(word, self._advice(word, key, equals))
+
+    def _set(self, word: str, key: str, text: str) -> None:
+        key = self.short.get(key, key)
+        before, first = self.first.get(key, (text, ""))
+        if not first:
+            self.first[key] = text, word
+            self.line.settings.append(Setting(key, text))
+        elif not _same(before, text):
+            self.problem(word, f"{key} is set already by {first}; need it once")
+
+    def _advice(self, word: str, key: str, equals: str) -> str:
+        name, _, value = word.lstrip("-").partition("=" if equals else ":")
+        if word.startswith("~"):
+            return f"a key cannot be taken away; set it. Try {key[1:]}=VALUE"
+        if name in self.known:
+            return f"need key=value, without spaces. Try {name}={value or 'VALUE'}"
+        if word.startswith("-"):
+            return f"no such switch; need key=value, or one of {_KNOWN_SWITCHES}"
+        if equals:
+            return "got no key before `=`; need key=value, without spaces, as in seed=1"
+        return f"need key=value. Try config={word} if it is a recipe"
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        return one == other or float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def _is_bare(word: str) -> bool:
@@ -66,39 +161,6 @@ def _is_bare(word: str) -> bool:
     key, equals, _ = word.partition("=")
     path = "/" in key
     return path or (bool(key) and not equals and key[0] not in "~-")
-
-
-def _undash(line: CommandLine, word: str, rest: Iterator[str]) -> str:
-    key, equals, text = word[2:].partition("=")
-    key = key.replace("-", "_")
-    if not equals:
-        following = next(rest, None)
-        if following is None or following.startswith("--"):
-            line.problems.append(f"{word}: got no value. Try {key}=VALUE")
-            return following or ""
-        text = following
-    return f"{key}={text}"
-
-
-def _add(line: CommandLine, short: dict[str, str], word: str) -> None:
-    if not _is_text(word):
-        line.problems.append(f"{word!a}: not UTF-8; set the terminal's encoding to UTF-8")
-        return
-    key, equals, text = word.partition("=")
-    if not word:
-        return
-    if word.startswith("~"):
-        key = key[1:]
-        line.problems.append(f"{word}: a key cannot be taken away; set it. Try {key}=VALUE")
-    elif not equals:
-        line.problems.append(f"{word}: need key=value. Try config={word} if it is a recipe")
-    elif key == "config":
-        line.recipes.append(text)
-    elif not _KEY.fullmatch(key.lstrip("+")):
-        line.problems.append(f"{word}: got no key before `=`; need key=value, as in seed=1")
-    else:
-        key = key.lstrip("+")
-        line.settings.append(Setting(short.get(key, key), text))
 
 
 def _is_text(word: str) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -70,30 +69,6 @@ def _one_line(error: Exception) -> str:
     key = getattr(cause, "full_key", None) or "config"
     text = str(cause).partition("\n")[0]
     return f"{key}: {text}. A literal `${{` is written `\\${{`"
-
-
-def text_override(key: str, text: str) -> str:
-    """An override that sets a key to a text, whatever characters it has."""
-    return f"++{key}={QuotedString(text=text, quote=Quote.single).with_quotes()}"
-
-
-class NotOneValue(ValueError):
-    """The text is a sweep over several values."""
-
-
-def parsed_override(key: str, text: str) -> str | None:
-    """An override that sets a key to a number, list or mapping; None if the text is none.
-
-    Raises:
-        NotOneValue: The text is a sweep, as `1,2` or `range(1,3)`.
-    """
-    try:
-        override = OverridesParser.create().parse_override(f"++{key}={text}")
-    except (HydraException, ValueError):  # the latter for integers of more than 4300 digits
-        return None
-    if override.is_sweep_override():
-        raise NotOneValue
-    return f"++{key}={text}"
 
 
 def override_values(overrides: list[str]) -> dict[str, Any]:

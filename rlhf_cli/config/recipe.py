@@ -54,7 +54,9 @@ def find(name: str) -> Path:
         raise ConfigError(f"config: {name} is a folder; need a file. Try config={file}")
     close = nearest_path(path) or nearest(name, recipes(), 0.5) or "FILE.yaml"
     advice = f"Try config={close}"
-    raise ConfigError(f"config: got {name}; no such file and no shipped recipe. {advice}")
+    raise ConfigError(
+        f"config: got {name or 'nothing'}; no such file and no shipped recipe. {advice}"
+    )
 
 
 def read(path: Path, name: str, groups: Collection[str] = ()) -> Recipe:

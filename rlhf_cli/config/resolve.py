@@ -1,16 +1,16 @@
 """From the words of the command line to a checked configuration."""
 
-import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from rlhf_cli.command_line.words import CommandLine, Setting
 from rlhf_cli.config import paths, recipe
 from rlhf_cli.config.check import Problem, check
-from rlhf_cli.config.compose import Layer, NotOneValue, compose_tree, parsed_override, text_override
+from rlhf_cli.config.compose import Layer, compose_tree
 from rlhf_cli.config.recipe import Recipe
-from rlhf_cli.config.schema import field_types, groups, is_union, knobs, unmark
+from rlhf_cli.config.schema import field_types, groups, knobs, unmark
 from rlhf_cli.config.suggest import nearest, unknown_key
+from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.resources import options, recipes
 from rlhf_cli.stages.registry import COMMANDS, Command
@@ -159,9 +159,9 @@ class _Sources:
             return
         self.origins[key] = COMMAND_LINE
         try:
-            self.overrides.append(_override(kind, key, text))
+            self.overrides.append(override(kind, key, text))
         except NotOneValue:
-            self.problem(key, _sweep(kind, key, text))
+            self.problem(key, refused_sweep(kind, key, text))
 
     def _kind(self, key: str) -> Any:
         """The type of a key, also of one below a mapping; None for an unknown key."""
@@ -174,29 +174,3 @@ class _Sources:
         if get_origin(outer) is dict:
             return get_args(outer)[1]
         return Any if outer is Any else None
-
-
-def _override(kind: Any, key: str, text: str) -> str:
-    """Text fields take what was typed as it stands; for others Hydra's grammar is tried first."""
-    bare, _ = unmark(kind)
-    # a field that takes numbers too leaves the choice to the grammar
-    other = is_union(bare) and (text[:1] in "[{" or {int, float} & set(get_args(bare)))
-    any_text = bare is str or (is_union(bare) and str in get_args(bare) and not other)
-    as_text = (any_text and not _quoted(text)) or (get_origin(bare) is Literal and "," not in text)
-    return (None if as_text else parsed_override(key, text)) or text_override(key, text)
-
-
-def _quoted(text: str) -> bool:
-    return bool(re.fullmatch(r"'[^']*'|\"[^\"]*\"", text, re.DOTALL))
-
-
-def _sweep(kind: Any, key: str, text: str) -> str:
-    bare = unmark(kind)[0]
-    kinds = [unmark(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
-    if re.fullmatch(r"-?0,\d+", text) and float in kinds:
-        point = text.replace(",", ".")
-        return f"{key}: got {text}; need a number with a decimal point. Try {key}={point}"
-    advice = f"run each value by itself, or write a list as {key}=[{text}]"
-    if get_origin(unmark(kind)[0]) is not list:
-        advice = "run each value by itself"
-    return f"{key}: got {text}; sweeps over several values are not available yet; {advice}"

@@ -94,11 +94,19 @@ def example(kind: Any, value: Any, default: Any) -> str:
         return show([value])
     if get_origin(bare) is dict:
         return "{name: value}"
+    if bare is bool and str(value).lower() in _SWITCHES:
+        return _SWITCHES[str(value).lower()]
     if bare is str and isinstance(value, bool | int | float):
         return repr(show(value))
     if bare in (int, float) and isinstance(value, str | float):
         return _as_number(bare, marks, value) or show(default)
     return show(default) if default not in ("", None) else ""
+
+
+_SWITCHES = {
+    **dict.fromkeys(("yes", "y", "on", "1", "1.0", "true", "t"), "true"),
+    **dict.fromkeys(("no", "n", "off", "0", "0.0", "false", "f", "none", "null"), "false"),
+}
 
 
 def _as_number(kind: Any, marks: Marks, value: str | float) -> str:

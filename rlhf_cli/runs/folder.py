@@ -78,6 +78,14 @@ def claim(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Deci
     return decision
 
 
+def foresee(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
+    """What `claim` would say, without taking the folder; raises the same."""
+    try:
+        return _decide(path, manifest.saved(resolved), stage, resume)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
 def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Decision:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"output_dir: {path} is a file; need a folder")

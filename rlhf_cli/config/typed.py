@@ -1,0 +1,78 @@
+"""The text typed after `key=`: as Hydra's override, or as a sweep's values."""
+
+import re
+from typing import Any, Literal, get_args, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+
+from rlhf_cli.config.schema import is_union, show, unmark
+
+
+class NotOneValue(ValueError):
+    """The text is a sweep over several values."""
+
+
+def parse_override(key: str, text: str) -> Override | None:
+    """What Hydra's grammar makes of a setting; None if it is plain text to it."""
+    try:
+        return OverridesParser.create().parse_override(f"++{key}={text}")
+    except (HydraException, ValueError):  # the latter for integers of more than 4300 digits
+        return None
+
+
+def override(kind: Any, key: str, text: str) -> str:
+    """An override that sets a key to what was typed.
+
+    Text fields take it as it stands; for others Hydra's grammar is tried first.
+
+    Raises:
+        NotOneValue: The text is a sweep, as `1,2` or `range(1,3)`.
+    """
+    bare, _ = unmark(kind)
+    # a field that takes numbers too leaves the choice to the grammar
+    other = is_union(bare) and (text[:1] in "[{" or {int, float} & set(get_args(bare)))
+    any_text = bare is str or (is_union(bare) and str in get_args(bare) and not other)
+    as_text = (any_text and not _quoted(text)) or (get_origin(bare) is Literal and "," not in text)
+    parsed = None if as_text else parse_override(key, text)
+    if parsed is None:
+        return f"++{key}={quote(text)}"
+    if parsed.is_sweep_override():
+        raise NotOneValue
+    return f"++{key}={text}"
+
+
+def typed(value: Any) -> str:
+    """A value as text that `override` takes for that very value."""
+    if not isinstance(value, str):
+        return show(value)
+    ambiguous = _quoted(value) or value[:1] in ("[", "{")
+    return quote(value) if ambiguous and "'" not in value else value
+
+
+def _quoted(text: str) -> bool:
+    return bool(re.fullmatch(r"'[^']*'|\"[^\"]*\"", text, re.DOTALL))
+
+
+def quote(text: str) -> str:
+    """The text in the quotes of Hydra's grammar."""
+    return str(QuotedString(text=text, quote=Quote.single).with_quotes())
+
+
+def comma_for_point(kind: Any, text: str) -> str:
+    """The number that was meant by `0,0001`, or nothing."""
+    bare = unmark(kind)[0]
+    kinds = [unmark(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
+    if float in kinds and re.fullmatch(r"-?0,\d+", text):
+        return text.replace(",", ".")
+    return ""
+
+
+def refused_sweep(kind: Any, key: str, text: str) -> str:
+    """The line for several values where one is needed."""
+    point = comma_for_point(kind, text)
+    if point:
+        return f"{key}: got {text}; need a number with a decimal point. Try {key}={point}"
+    as_list = f", or write a list as {key}=[{text}]" if get_origin(unmark(kind)[0]) is list else ""
+    return f"{key}: got {text}; need one value. For a run of each value add -m{as_list}"

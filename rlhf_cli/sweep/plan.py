@@ -1,0 +1,119 @@
+"""The jobs of a sweep: which words take several values, and whether every job can run."""
+
+from dataclasses import dataclass, replace
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+
+from rlhf_cli.command_line.words import CommandLine, Setting
+from rlhf_cli.config.resolve import COMMAND_LINE, Resolved, resolve
+from rlhf_cli.config.schema import groups, knobs
+from rlhf_cli.config.typed import comma_for_point, parse_override, refused_sweep, typed
+from rlhf_cli.errors import ConfigError, DataError, RlhfError
+from rlhf_cli.stages.registry import Command
+
+_CHOSEN = "._chosen"
+"""Under this name Hydra sees the word given to a group, so that keys of the group stand beside."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one job sets beyond the words that all have, and the configuration it gets."""
+
+    settings: list[Setting]
+    resolved: Resolved
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep whose jobs have all been checked."""
+
+    command: Command
+    line: CommandLine
+    """What every job has, without the swept keys."""
+
+    swept: list[str]
+    """The swept keys as overrides for Hydra's sweeper."""
+
+    jobs: list[Job]
+    """The grid in the basic sweeper's order; of an interval, both ends."""
+
+    @property
+    def output_dir(self) -> str:
+        """The folder of the sweep; empty for a new one."""
+        return str(self.jobs[0].resolved.config.output_dir)
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the jobs are known; other sweepers choose them while they run."""
+        return not any("hydra/sweeper" in word for word in self.line.for_hydra)
+
+
+def plan(command: Command, line: CommandLine) -> Sweep:
+    """Check every job of a sweep.
+
+    Raises:
+        ConfigError: A job cannot run; the message has a line for every problem of every job.
+        DataError: The same, and all that is wrong are paths of data.
+    """
+    fixed, swept, problems = _split(command, line)
+    common = replace(line, settings=fixed, problems=[*line.problems, *problems])
+    jobs, refused = [], []
+    for settings in _grid(swept):
+        try:
+            words = replace(common, settings=[*fixed, *settings])
+            jobs.append(Job(settings, resolve(command, words)))
+        except RlhfError as error:
+            refused.append(error)
+    folders = {job.resolved.config.output_dir for job in jobs}
+    if len(folders) > 1:
+        text = "output_dir: differs between the jobs; need one folder, in which they are numbered"
+        refused.append(ConfigError(f"{text}. Try output_dir=runs/{command.name}-sweep"))
+    if refused:
+        raise _all(refused)
+    return Sweep(command, common, [override.input_line or "" for override in swept], jobs)
+
+
+def _all(refused: list[RlhfError]) -> RlhfError:
+    kind = DataError if all(isinstance(error, DataError) for error in refused) else ConfigError
+    lines = [line for error in refused for line in str(error).splitlines()]
+    return kind("\n".join(dict.fromkeys(lines)))
+
+
+def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Override], list[str]]:
+    """The settings of one value, those of several as Hydra reads them, and what is wrong."""
+    known, choices = knobs(command.config), groups(command.config)
+    fixed, swept, problems = [], [], []
+    for setting in line.settings:
+        key = setting.key + (_CHOSEN if setting.key in choices else "")
+        parsed = parse_override(key, setting.text)
+        kind = known[setting.key].type if setting.key in known else None
+        if parsed is None or not parsed.is_sweep_override():
+            fixed.append(setting)
+        elif comma_for_point(kind, setting.text):
+            text = refused_sweep(kind, setting.key, setting.text)
+            problems.append(f"{text}  ({COMMAND_LINE})")
+        else:
+            swept.append(parsed)
+    return fixed, swept, problems
+
+
+def _grid(swept: list[Override]) -> list[list[Setting]]:
+    ends = [_ends(override) for override in swept]
+    jobs = BasicSweeper.split_arguments(ends, max_batch_size=None)[0]
+    return [[from_hydra(word) for word in job] for job in jobs]
+
+
+def _ends(override: Override) -> Override:
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return override
+    key = override.get_key_element()
+    return OverridesParser.create().parse_override(f"{key}=choice({value.start},{value.end})")
+
+
+def from_hydra(word: str) -> Setting:
+    """The setting that one of Hydra's job overrides stands for, as a user would type it."""
+    override = OverridesParser.create().parse_override(word)
+    return Setting(override.key_or_group.removesuffix(_CHOSEN), typed(override.value()))
