@@ -17,7 +17,12 @@ PACKAGES = (
     "huggingface-hub", "numpy", "hydra-core", "omegaconf",
 )  # fmt: skip
 
-EXTRAS = {"bitsandbytes": "quant", "tensorboard": "track"}
+EXTRAS = {
+    "bitsandbytes": "quant",
+    "tensorboard": "track",
+    "hydra-joblib-launcher": "sweep",
+    "hydra-optuna-sweeper": "sweep",
+}
 """Packages that an extra of ours installs."""
 
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS")

@@ -15,14 +15,14 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.metrics import read_metrics
-from tests.stages.conftest import FAST
+from tests.stages.conftest import FAST, last_of_each
 from tests.stages.test_stages import stop_after
 
 TOKENS = torch.arange(3, 40)[None]
 
 
 def run(command, out, *argv):
-    return cli.main([command, "data=tiny", f"output_dir={out}", *FAST, *argv])
+    return cli.main(last_of_each(command, "data=tiny", f"output_dir={out}", *FAST, *argv))
 
 
 @pytest.fixture(scope="module")

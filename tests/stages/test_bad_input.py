@@ -9,7 +9,7 @@ import pytest
 from rlhf_cli import cli
 from rlhf_cli.resources import shipped
 from tests.helpers import fill_disk_after_one_checkpoint
-from tests.stages.conftest import FAST
+from tests.stages.conftest import FAST, last_of_each
 
 GOOD = {"prompt": "Tea?", "completion": " Yes."}
 
@@ -30,7 +30,8 @@ def told(tmp_path, monkeypatch, capsys):
 
 
 def sft(told, *argv):
-    return told("sft", "model=tiny", "output_dir=run", "max_steps=2", *FAST, *argv)
+    words = ["model=tiny", "output_dir=run", "max_steps=2", *FAST, *argv]
+    return told("sft", *last_of_each(*words))
 
 
 @pytest.mark.parametrize(

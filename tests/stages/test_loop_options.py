@@ -10,7 +10,7 @@ from rlhf_cli import cli
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.tracking import Trackers
 from tests.helpers import without_machine
-from tests.stages.conftest import FAST
+from tests.stages.conftest import FAST, last_of_each
 from tests.stages.test_stages import stop_after
 
 TOO_FAST = ["lr=3e-1", "train.schedule=constant", "train.eval_steps=1"]
@@ -18,7 +18,8 @@ TOO_FAST = ["lr=3e-1", "train.schedule=constant", "train.eval_steps=1"]
 
 
 def sft(out, *argv):
-    return cli.main(["sft", "model=tiny", "data=tiny", f"output_dir={out}", *FAST, *argv])
+    words = ["model=tiny", "data=tiny", f"output_dir={out}", *FAST, *argv]
+    return cli.main(["sft", *last_of_each(*words)])
 
 
 def held_out(out):

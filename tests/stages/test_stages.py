@@ -10,11 +10,12 @@ from rlhf_cli import cli
 from rlhf_cli.train.loop import Trainer
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import without_machine
-from tests.stages.conftest import FAST
+from tests.stages.conftest import FAST, last_of_each
 
 
 def sft(out, *argv):
-    return cli.main(["sft", "model=tiny", "data=tiny", f"output_dir={out}", *FAST, *argv])
+    words = ["model=tiny", "data=tiny", f"output_dir={out}", *FAST, *argv]
+    return cli.main(["sft", *last_of_each(*words)])
 
 
 def stop_after(monkeypatch, steps):
