@@ -117,3 +117,4 @@ def _train_rows(weight: nn.Parameter, rows: Sequence[int]) -> None:
         return gradient * kept.to(gradient.device)
 
     weight.register_hook(only_those)
+    weight.undecayed = True  # type: ignore[attr-defined]  # decay would move the other rows

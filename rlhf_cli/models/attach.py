@@ -166,10 +166,23 @@ def _require_fit(folder: Path, expected: dict[str, tuple[int, ...]]) -> None:
 
 
 def _require_alike(found: Any, cfg: AdapterConfig, folder: Path) -> None:
-    """Refuse to go on with an adapter that is not the one the config describes."""
-    for name, has, asked in (("kind", kind_of(found), cfg.kind), ("rank", found.r, cfg.rank)):
-        if has != asked:
+    """Refuse to go on with an adapter that is not the one the config describes.
+
+    What is left at its default asks for nothing, save the kind and the rank.
+    """
+    default = AdapterConfig()
+    asked = {"kind": (kind_of(found), cfg.kind), "rank": (found.r, cfg.rank)}
+    for name, has in (("alpha", found.lora_alpha), ("dropout", found.lora_dropout)):
+        wanted = getattr(cfg, name)
+        asked[name] = (has, has if wanted == getattr(default, name) else wanted)
+    for name, (has, wanted) in asked.items():
+        if has != wanted:
             raise ModelError(
-                f"adapter.{name}: got {asked}, but the adapter in {folder} has {has} and is to be "
+                f"adapter.{name}: got {wanted}, but the adapter in {folder} has {has} and is to be "
                 f"trained on. Try adapter.{name}={has}, or adapter.start=stack for a new one on top"
             )
+    if cfg.targets != default.targets:
+        raise ModelError(
+            f"adapter.targets: given, but the adapter in {folder} has its layers already. Leave it "
+            "out, or add adapter.start=stack for a new one on top"
+        )

@@ -104,11 +104,11 @@ def _find_base(folder: Path, cfg: ModelConfig) -> str:
     """Where an adapter's base is: as the user says, beside the adapter's run, or as recorded."""
     if cfg.base:
         return locate(cfg.base)
-    beside = folder.parent / OWN_BASE
-    if beside.is_dir():  # a run that made its own base, wherever it was moved
-        return str(beside)
     settings = json.loads((folder / artifact.ADAPTER).read_text(encoding="utf-8"))
     base = str(settings.get("base_model_name_or_path") or "")
+    beside = folder.parent / OWN_BASE
+    if Path(base).name == OWN_BASE and beside.is_dir():  # a run's own, wherever that was moved
+        return str(beside)
     if not base or (os.path.isabs(base) and not os.path.isdir(base)):
         raise ModelError(
             f"model.path: {cfg.path} is an adapter whose base {base or '(not named)'} is not "

@@ -31,7 +31,10 @@ class MasterAdamW:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
         self._rounded = compute != torch.float32
-        self._adamw = _adamw(list(self.masters.values()), cfg)
+        kept = {name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "undecayed")}
+        decayed = [master for name, master in self.masters.items() if name not in kept]
+        plain = [master for name, master in self.masters.items() if name in kept]
+        self._adamw = _adamw(decayed, plain, cfg)
         self.zero_grad()
 
     def _collect(self, name: str, param: Tensor) -> None:
@@ -107,11 +110,11 @@ class MasterAdamW:
             self._round()
 
 
-def _adamw(masters: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
+def _adamw(decayed: list[Tensor], plain: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer of the configuration; its rate is set at each step."""
     groups = [
-        {"params": [m for m in masters if m.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [m for m in masters if m.ndim < 2], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.weight_decay},
+        {"params": plain, "weight_decay": 0.0},
     ]
     betas, eps = (cfg.adam_beta1, cfg.adam_beta2), cfg.adam_epsilon
     if cfg.optimizer == "adamw":

@@ -13,6 +13,8 @@ from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.source import Source, find_source, fingerprint
+from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import random_rows, tiny_llama
 
 LORA = AdapterConfig(kind="lora", rank=4)
@@ -136,9 +138,13 @@ def test_new_tokens_are_learned_and_old_ones_stay():
     before = policy.model.get_input_embeddings().weight.detach().clone()
     policy(random_rows([30, 40])).logp.sum().backward()
     gradient = policy.model.get_input_embeddings().weight.grad
-    moved = gradient.abs().sum(1) > 0
+    learned = gradient.abs().sum(1) > 0
+    assert learned.nonzero().squeeze(1).tolist() == [3, 5]
+    optimizer = MasterAdamW(policy, TrainConfig(weight_decay=0.5), torch.float32)
+    policy(random_rows([30, 40])).logp.sum().backward()
+    optimizer.step(0.1)
+    moved = (policy.model.get_input_embeddings().weight - before).abs().sum(1) > 0
     assert moved.nonzero().squeeze(1).tolist() == [3, 5]
-    assert len(before) == len(gradient)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +192,10 @@ def test_another_shape_than_that_of_the_adapter_is_refused(tmp_path):
         policy_with(AdapterConfig(kind="lora", rank=8), source)
     with pytest.raises(ModelError, match=r"adapter.kind: got dora, but .* has lora"):
         policy_with(AdapterConfig(kind="dora", rank=4), source)
+    with pytest.raises(ModelError, match=r"adapter.alpha: got 8.0, but .* has 32.0"):
+        policy_with(AdapterConfig(kind="lora", rank=4, alpha=8.0), source)
+    with pytest.raises(ModelError, match=r"adapter.targets: given, but"):
+        policy_with(AdapterConfig(kind="lora", rank=4, targets=["q_proj"]), source)
 
 
 def base_folder(tmp_path):
