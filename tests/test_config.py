@@ -366,6 +366,28 @@ def test_a_bad_word_is_one_line(words, line):
     assert refused("sft", *TINY, *words) == [line]
 
 
+@pytest.mark.parametrize("depth", [33, 100, 2000])
+def test_a_recipe_nested_too_deep_is_one_line(depth):
+    write("r.yaml", "train: " + "{a: " * depth + "1" + "}" * depth)
+    [line] = refused("sft", *TINY, "config=r.yaml")
+    assert line.startswith("r.yaml")
+    assert "nested more than 32 deep" in line
+    [line] = refused("sft", *TINY, "lr=" + "[" * depth + "]" * depth)
+    assert "need a number > 0" in line
+
+
+def test_a_broken_reference_in_a_list_is_one_line():
+    write("r.yaml", "log.trackers: ['${']")
+    [line] = refused("sft", *TINY, "config=r.yaml")
+    assert line.endswith("A literal `${` is written `\\${`")
+
+
+def test_a_key_given_twice_by_two_names_is_refused():
+    assert refused("sft", "data=tiny", "model=org/x", "model.path=org/y") == [
+        "model.path: given twice, as org/x and as org/y; need it once  (command line)"
+    ]
+
+
 def test_spaces_around_the_sign_are_told():
     first, *_ = refused("sft", *TINY, "lr", "=", "3")
     assert first == "lr: need key=value, without spaces. Try lr=VALUE"

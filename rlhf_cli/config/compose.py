@@ -39,20 +39,25 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
     Raises:
         ConfigError: A `${reference}` cannot be resolved.
     """
-    store = ConfigStore.instance()
-    store.store(name=command.name, node=asdict(command.config()))
-    for i, (layer, choices) in enumerate(zip(layers, counting(layers), strict=True)):
-        chosen = [{f"/{group}": option} for group, option in choices.items()]
-        node = {"defaults": [*chosen, "_self_"], **layer.values}
-        store.store(group=_LAYER, name=f"l{i}", package="_global_", node=node)
     names = ",".join(f"l{i}" for i in range(len(layers)))
     try:
+        _store(command, layers)
         with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
             composed = compose(command.name, overrides=[f"+{_LAYER}=[{names}]", *overrides])
         tree = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from None
     return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type]
+
+
+def _store(command: Command, layers: list[Layer]) -> None:
+    """Make the defaults and the layers known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name=command.name, node=asdict(command.config()))
+    for i, (layer, choices) in enumerate(zip(layers, counting(layers), strict=True)):
+        chosen = [{f"/{group}": option} for group, option in choices.items()]
+        node = {"defaults": [*chosen, "_self_"], **layer.values}
+        store.store(group=_LAYER, name=f"l{i}", package="_global_", node=node)
 
 
 def counting(layers: list[Layer]) -> list[dict[str, str]]:

@@ -13,6 +13,9 @@ from rlhf_cli.config.yaml12 import Loader
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import recipes, shipped
 
+DEEPEST = 32
+"""Levels of lists and mappings in each other; OmegaConf runs out of stack at about 70."""
+
 
 @dataclass
 class Recipe:
@@ -89,6 +92,8 @@ def read(path: Path, name: str, groups: Collection[str] = ()) -> Recipe:
 def _parse(path: Path, name: str) -> yaml.MappingNode:
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=Loader)
+    except RecursionError:
+        raise ConfigError(f"{name}: nested more than {DEEPEST} deep; take levels out") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except OSError as error:
@@ -165,6 +170,10 @@ class _Builder:
     def value(self, node: yaml.Node, key: str) -> Any:
         if id(node) in self.open:
             raise ConfigError(f"{self.recipe.origin(key)}: {key} holds itself (a YAML anchor)")
+        if len(self.open) == DEEPEST:
+            raise ConfigError(
+                f"{self.recipe.origin(key)}: nested more than {DEEPEST} deep; take levels out"
+            )
         self.open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):

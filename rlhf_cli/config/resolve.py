@@ -72,6 +72,7 @@ class _Sources:
         self.knobs = knobs(command.config)
         self.layers: list[Layer] = []
         self.overrides: list[str] = []
+        self.given: dict[str, str] = {}
         self.origins: dict[str, str] = {}
         self.problems: list[Problem] = []
         self.whole = True
@@ -156,6 +157,10 @@ class _Sources:
         kind = self._kind(key)
         if kind is None:
             self.problem(key, unknown_key(self.command, key, text))
+            return
+        before = self.given.setdefault(key, text)  # `model=a model.path=b` says it by two names
+        if before != text:
+            self.problem(key, f"{key}: given twice, as {before} and as {text}; need it once")
             return
         self.origins[key] = COMMAND_LINE
         try:

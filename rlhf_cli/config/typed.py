@@ -1,12 +1,14 @@
 """The text typed after `key=`: as Hydra's override, or as a sweep's values."""
 
 import re
+from itertools import accumulate
 from typing import Any, Literal, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from rlhf_cli.config.recipe import DEEPEST
 from rlhf_cli.config.schema import is_union, show, unmark
 
 
@@ -15,11 +17,21 @@ class NotOneValue(ValueError):
 
 
 def parse_override(key: str, text: str) -> Override | None:
-    """What Hydra's grammar makes of a setting; None if it is plain text to it."""
+    """What Hydra's grammar makes of a setting; None if it is plain text to it.
+
+    Brackets too deep in each other are no list that a key takes, and more than Hydra can read.
+    """
+    if not _shallow(text):
+        return None
     try:
         return OverridesParser.create().parse_override(f"++{key}={text}")
     except (HydraException, ValueError):  # the latter for integers of more than 4300 digits
         return None
+
+
+def _shallow(text: str) -> bool:
+    steps = ((letter in "[{") - (letter in "]}") for letter in text)
+    return max(accumulate(steps), default=0) <= DEEPEST
 
 
 def override(kind: Any, key: str, text: str) -> str:

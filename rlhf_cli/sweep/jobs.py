@@ -28,9 +28,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def run(words: list[str], settings: list[Setting], sweep: Path, number: int) -> float:
     """Run a job to its end and return its final loss; infinity if it failed or has none.
 
-    Not NaN: Optuna refuses it, and its plugin for Hydra ends the sweep over that.
-
-    The process is a new one, so that neither memory nor random state carries over.
+    The process is a new one, so that neither memory nor random state carries over. The loss is
+    never NaN, which Optuna refuses; its plugin for Hydra then ends the sweep.
 
     Args:
         words: The command line that all jobs share, the command first.
@@ -44,13 +43,15 @@ def run(words: list[str], settings: list[Setting], sweep: Path, number: int) -> 
     out, note = sweep / str(number), sweep / _NOTES / f"{number}.json"
     noted = note.is_file() and manifest.status(out) == "complete"
     own = [f"{setting.key}={setting.text}" for setting in settings]
+    about = {"set": {setting.key: setting.text for setting in settings}}
     print(f"job {number}: {' '.join(own)}".rstrip(": "), file=sys.stderr, flush=True)
+    if not noted:  # at once: a launcher may kill this process while the job writes its checkpoint
+        _note(note, {**about, "exit_code": "", "seconds": ""})
     start = time.monotonic()
     code = _follow([sys.executable, "-m", "rlhf_cli", *words, *own, f"output_dir={out}"])
     if not noted:
         seconds = round(time.monotonic() - start, 1)
-        settings_by_key = {setting.key: setting.text for setting in settings}
-        _note(note, {"set": settings_by_key, "exit_code": code, "seconds": seconds})
+        _note(note, {**about, "exit_code": code, "seconds": seconds})
     write_table(sweep)
     if code == Interrupted.exit_code:
         raise KeyboardInterrupt
@@ -108,14 +109,14 @@ def forget_unfinished(sweep: Path) -> None:
 
 
 def rows(sweep: Path) -> list[dict[str, Any]]:
-    """What is known of every job that has ended, in order of their numbers."""
+    """What is known of every job that was started, in order of their numbers."""
     notes = sorted((sweep / _NOTES).glob("*.json"), key=lambda path: int(path.stem))
     return [_row(sweep, path) for path in notes]
 
 
 def _row(sweep: Path, path: Path) -> dict[str, Any]:
     note, out = json.loads(path.read_text(encoding="utf-8")), sweep / path.stem
-    loss = final_loss(out)
+    loss = final_loss(out) if note["exit_code"] == 0 else math.nan
     return {
         "job": path.stem,
         **note["set"],
@@ -128,7 +129,9 @@ def _row(sweep: Path, path: Path) -> dict[str, Any]:
     }
 
 
-def _status(out: Path, code: int) -> str:
+def _status(out: Path, code: int | str) -> str:
+    if code == "":
+        return manifest.status(out)
     if code == Interrupted.exit_code:
         return "interrupted"
     return "complete" if code == 0 else "failed"

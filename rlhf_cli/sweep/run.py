@@ -143,7 +143,9 @@ def _refusal(error: Exception) -> RlhfError:
     if isinstance(error, MissingConfigException) and missing:
         group, _, name = str(missing).rpartition("/")
         return ConfigError(_missing_plugin(group, name, list(error.options or [])))
-    text = re.sub(r"\s+", " ", str(error)).strip()
+    causes = [cause for cause in (error, error.__cause__) if cause]
+    reasons = [str(cause).partition("\n")[0].rstrip(".") for cause in causes]
+    text = re.sub(r"\s+", " ", ": ".join(reasons)).strip()
     advice = ". Try hydra/sweeper=optuna" if "INTERVAL_SWEEP" in text else ""
     return ConfigError(f"-m: Hydra refuses the sweep: {text}{advice}")
 

@@ -133,6 +133,18 @@ def test_all_jobs_are_checked_before_the_first(started, capsys, folder):
     assert list(folder.iterdir()) == []
 
 
+def test_a_job_whose_process_was_killed_keeps_its_row(monkeypatch):
+    def die(command: list[str]) -> int:
+        raise RuntimeError("as if killed")
+
+    monkeypatch.setattr(jobs, "_follow", die)
+    with pytest.raises(RuntimeError):
+        jobs.run(["sft"], [Setting("seed", "1")], Path.cwd(), 0)
+    jobs.write_table(Path.cwd())
+    [row] = table(".")
+    assert (row["seed"], row["status"], row["exit_code"], row["loss"]) == ("1", "unknown", "", "")
+
+
 def test_cfg_shows_the_jobs_and_runs_none(started, capsys):
     assert cli.main([*SWEEP, "--cfg"]) == 0
     first, second = capsys.readouterr().out.split("---\n")
@@ -171,7 +183,7 @@ def test_a_job_that_failed_is_forgotten_when_it_runs_no_more():
         (["hydra/launcher=bsic"], "hydra/launcher: got bsic; need one of "),
         (["hydra/sweeper=ax"], "hydra/sweeper: got ax, which is not installed. "
          "Try pip install hydra-ax-sweeper"),
-        (["hydra.x=1"], "-m: Hydra refuses the sweep: Could not override 'hydra.x'. "),
+        (["hydra.x=1"], "-m: Hydra refuses the sweep: Could not override 'hydra.x': "),
         (["lr=interval(1e-4,1e-3)"], "-m: Hydra refuses the sweep: BasicSweeper does not support "
          "sweep type : INTERVAL_SWEEP. Try hydra/sweeper=optuna"),
     ],
