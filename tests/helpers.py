@@ -81,3 +81,8 @@ MACHINE = ("tokens_per_second", "step_seconds", "peak_fraction", "memory_bytes")
 def without_machine(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lines of metrics that two runs must have in common."""
     return [{k: v for k, v in line.items() if k not in MACHINE} for line in lines]
+
+
+def last_of_each(*words: str) -> list[str]:
+    """The words, of each key the last one: the command line refuses two values."""
+    return list({word.partition("=")[0]: word for word in words}.values())

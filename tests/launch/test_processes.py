@@ -25,14 +25,14 @@ from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.opening import open_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import without_machine
+from tests.helpers import last_of_each, without_machine
 
 STEPS = 20
 
 
 def words(out, *changes, processes=2, data="tiny"):
     """With 5 rows and 4 a step, each epoch ends with a step of one row: rank 1 gets none."""
-    return [
+    return last_of_each(
         "sft",
         "model=tiny",
         f"data={data}",
@@ -45,7 +45,7 @@ def words(out, *changes, processes=2, data="tiny"):
         f"launch.processes={processes}",
         f"output_dir={out}",
         *changes,
-    ]
+    )
 
 
 def torchrun(argv):

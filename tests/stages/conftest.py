@@ -11,11 +11,6 @@ from rlhf_cli import cli
 FAST = ["train.precision=fp32", "batch_size=4", "lr=1e-2"]
 
 
-def last_of_each(*words: str) -> list[str]:
-    """The words, of each key the last one: the command line refuses two values."""
-    return list({word.partition("=")[0]: word for word in words}.values())
-
-
 @pytest.fixture
 def rows(tmp_path: Path) -> Callable[..., str]:
     """Writes a `.jsonl` file and gives its path."""

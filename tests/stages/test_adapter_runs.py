@@ -15,7 +15,8 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.metrics import read_metrics
-from tests.stages.conftest import FAST, last_of_each
+from tests.helpers import last_of_each
+from tests.stages.conftest import FAST
 from tests.stages.test_stages import stop_after
 
 TOKENS = torch.arange(3, 40)[None]

@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.resources import shipped
-from tests.helpers import fill_disk_after_one_checkpoint
-from tests.stages.conftest import FAST, last_of_each
+from tests.helpers import fill_disk_after_one_checkpoint, last_of_each
+from tests.stages.conftest import FAST
 
 GOOD = {"prompt": "Tea?", "completion": " Yes."}
 

@@ -9,8 +9,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlhf_cli import cli
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.tracking import Trackers
-from tests.helpers import without_machine
-from tests.stages.conftest import FAST, last_of_each
+from tests.helpers import last_of_each, without_machine
+from tests.stages.conftest import FAST
 from tests.stages.test_stages import stop_after
 
 TOO_FAST = ["lr=3e-1", "train.schedule=constant", "train.eval_steps=1"]

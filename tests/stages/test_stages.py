@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.train.loop import Trainer
 from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import without_machine
-from tests.stages.conftest import FAST, last_of_each
+from tests.helpers import last_of_each, without_machine
+from tests.stages.conftest import FAST
 
 
 def sft(out, *argv):
