@@ -13,7 +13,7 @@ from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.base import adopt_ends, describe, load_base, random_base
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.own_base import make_base
-from rlhf_cli.models.policy import Policy, padded_attention
+from rlhf_cli.models.policy import Policy, padded_attention, without_dropout
 from rlhf_cli.models.probes import probe
 from rlhf_cli.models.quantize import is_quantized, quantization
 from rlhf_cli.models.source import Source, find_source
@@ -51,7 +51,8 @@ def load_policy(
     policy = Policy(model.to(ctx.device), implementation, flat=flat, adapters=adapters)
     if not flat:
         model.set_attn_implementation(cfg.model.attention)
-    probe(policy, may_fall_back=cfg.model.attention == "auto")
+    with without_dropout(policy):
+        probe(policy, may_fall_back=cfg.model.attention == "auto")
     lower((p for p in policy.parameters() if not p.requires_grad), ctx.compute)
     _tell(policy, source.describe() or describe(cfg.model))
     return policy

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -134,3 +134,20 @@ def pad(rows: Rows, side: Literal["left", "right"] = "right") -> tuple[Tensor, T
 def padded_attention(model: Any) -> str:
     """The attention for padded rows: torch's fused one where the architecture allows it."""
     return "sdpa" if model._supports_sdpa else "eager"
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """No dropout inside.
+
+    Nothing but dropout is switched: in eval mode bitsandbytes packs 4-bit weights for a kernel that
+    has no gradients, and keeps them so.
+    """
+    switched = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
+    for dropout in switched:
+        dropout.eval()
+    try:
+        yield
+    finally:
+        for dropout in switched:
+            dropout.train()

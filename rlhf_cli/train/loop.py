@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import Interrupted, NonFinite
-from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.policy import Policy, without_dropout
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
@@ -206,7 +206,7 @@ class Trainer:
     def _evaluate(self) -> dict[str, float]:
         if self.evaluate is None:
             return {}
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(self.policy):
             values = self.evaluate()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         say(f"held-out after step {self.step}: {shown}")

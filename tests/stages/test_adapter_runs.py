@@ -90,9 +90,11 @@ def test_full_and_adapter_results_say_the_same_without_this_package(sft_run, lor
         assert torch.equal(our_logits(run_folder), plain_logits(run_folder / "model"))
 
 
-@pytest.mark.parametrize("kind", ["none", "nf4", "int8"])
-def test_a_stopped_adapter_run_continues_bitwise(tmp_path, monkeypatch, sft_run, kind):
-    argv = [f"model={sft_run}", "adapter=lora", f"quant={kind}", "max_steps=6"]
+@pytest.mark.parametrize(
+    "setting", ["quant=none", "quant=nf4", "quant=int8", "adapter.dropout=0.2"]
+)
+def test_a_stopped_adapter_run_continues_bitwise(tmp_path, monkeypatch, sft_run, setting):
+    argv = [f"model={sft_run}", "adapter=lora", setting, "max_steps=6"]
     argv += ["train.save_steps=2", "train.eval_steps=3"]
     assert run("sft", tmp_path / "whole", *argv) == 0
     with monkeypatch.context() as patch:
@@ -105,6 +107,17 @@ def test_a_stopped_adapter_run_continues_bitwise(tmp_path, monkeypatch, sft_run,
 
 
 NAMES = ("whole", "parts")
+
+
+def test_dropout_is_for_training_alone(tmp_path, sft_run):
+    found = []
+    for rate in ("0", "0.5"):
+        argv = [f"model={sft_run}", "adapter=lora", f"adapter.dropout={rate}", "max_steps=3"]
+        assert run("sft", tmp_path / rate, *argv, "train.eval_steps=1") == 0
+        found.append(read_metrics(tmp_path / rate / "metrics.jsonl"))
+    plain, dropped = found
+    assert plain[0]["eval/loss"] == dropped[0]["eval/loss"]
+    assert plain[-1]["eval/loss"] != dropped[-1]["eval/loss"]
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
