@@ -1,5 +1,6 @@
 """Run a stage in several processes: those of another launcher, or our own."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def _size(processes: int) -> int:
         raise ConfigError(
             f"launch.processes: got {processes}, but there are {gpus} GPUs, one for each process. "
             f"Try launch.processes={gpus}"
+        )
+    cores = max(2, os.cpu_count() or 1)
+    if not gpus and processes > cores:  # each holds the whole model
+        raise ConfigError(
+            f"launch.processes: got {processes}, but there are {cores} cores and no GPU; need at "
+            f"most one process a core. Try launch.processes={cores}"
         )
     return processes or gpus
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from rlhf_cli import cli
 from rlhf_cli.errors import DataError, Interrupted, PeerLost
 from rlhf_cli.launch import parent
 from rlhf_cli.launch.environment import Place, place, threads
@@ -122,3 +123,9 @@ def test_processes_share_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
     assert [threads(2), threads(4), threads(64)] == ["3", "1", "1"]
+
+
+def test_more_processes_than_cores_are_refused(tmp_path, capsys):
+    argv = ["model=tiny", "data=tiny", "launch.processes=999", f"output_dir={tmp_path / 'run'}"]
+    assert cli.main(["sft", *argv]) == 2
+    assert "need at most one process a core" in capsys.readouterr().err
