@@ -46,7 +46,9 @@ class Adapters:
             param.requires_grad_(f".{TRAINED}." in f"{name}.")
         if new_tokens:
             _train_rows(model.get_input_embeddings().weight, new_tokens)
-            _train_rows(model.get_output_embeddings().weight, new_tokens)
+            output = model.get_output_embeddings()
+            if output is not None:  # a reward model has none
+                _train_rows(output.weight, new_tokens)
         self._activate(self.roles["policy"])
 
     @contextmanager

@@ -66,7 +66,7 @@ def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
     targets = _targets(model, cfg)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=_task(model),
         r=cfg.rank,
         lora_alpha=cfg.alpha,
         lora_dropout=cfg.dropout,
@@ -75,6 +75,11 @@ def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
         use_rslora=cfg.kind == "rslora",
         fan_in_fan_out=transposed,
     )
+
+
+def _task(model: Any) -> str:
+    """PEFT's word for what stands on the layers; a classifier's head is trained and saved too."""
+    return "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
 
 
 def _targets(model: Any, cfg: AdapterConfig) -> str | list[str]:
@@ -137,6 +142,7 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
         )
     try:
         config = PeftConfig.from_pretrained(folder)
+        config.task_type = _task(model)  # a reward model can start from a language model's adapter
         wrapped = _add(model, wrapped, name, config)
         expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
         _require_fit(folder, {key: tuple(value.shape) for key, value in expected.items()})

@@ -2,40 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
-from transformers.utils.logging import disable_progress_bar
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    GenerationConfig,
+)
+from transformers.utils import logging
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.loading import loading, require_config, require_safe_weights
+from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.source import DEFAULT_ARCHITECTURE, Source, locate
 
-disable_progress_bar()  # one line of ours says what was loaded
+logging.disable_progress_bar()  # one line of ours says what was loaded
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What stands on the layers: a transformers auto class, and what it is to be told."""
+
+    auto: Any
+    options: Mapping[str, Any]
+
+
+SHAPES = {
+    "causal_lm": Shape(AutoModelForCausalLM, {}),
+    "reward_model": Shape(AutoModelForSequenceClassification, {"num_labels": 1}),
+}
+"""By the kind of an artifact."""
+
+LANGUAGE = SHAPES["causal_lm"]
 
 
 def load_base(
     cfg: ModelConfig,
     base: str,
     tokenizer: Any,
+    shape: Shape = LANGUAGE,
     *,
     new_tokens: Sequence[int] = (),
     quantized: BitsAndBytesConfig | None = None,
     device: torch.device | None = None,
+    seed: int = 0,
 ) -> Any:
-    """A transformers causal language model with the weights of a folder or hub id.
+    """A transformers model with the weights of a folder or hub id.
 
     Args:
         cfg: how it is loaded.
         base: where the weights are.
         tokenizer: must not have more tokens than the model embeds, new ones apart.
+        shape: its last layer.
         new_tokens: ids that the model has not seen; the mean of all embeddings stands for each.
         quantized: how the weights of linear layers are packed.
         device: where packed weights go; others stay on the CPU.
+        seed: of a last layer that is not among the weights.
 
     Raises:
         ModelError: it cannot be loaded, or does not fit the tokenizer.
@@ -44,13 +74,16 @@ def load_base(
     if Path(base).is_dir():
         require_safe_weights(Path(base))
     packed = {"quantization_config": quantized, "device_map": {"": str(device)}}
-    with loading("model.path", base, hub=not Path(base).is_dir()):
-        model = AutoModelForCausalLM.from_pretrained(
+    hub = not Path(base).is_dir()
+    with loading("model.path", base, hub=hub), torch.random.fork_rng(), _quiet():
+        torch.manual_seed(seed)
+        model = shape.auto.from_pretrained(
             base,
             revision=cfg.revision or "main",
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=cfg.trust_remote_code,
+            **shape.options,
             **(packed if quantized else {}),
         )
     forget_sampling(model)
@@ -58,7 +91,18 @@ def load_base(
     return model
 
 
-def random_base(cfg: ModelConfig, tokenizer: Any, seed: int) -> Any:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of weights that a reward model's base has or has not."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANGUAGE) -> Any:
     """Random fp32 weights in the shape that the config says, with the tokenizer's size and ids.
 
     Raises:
@@ -67,17 +111,19 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int) -> Any:
     key = "model.path" if cfg.path else "model.architecture"
     hub = bool(cfg.path) and not Path(locate(cfg.path)).is_dir()
     with loading(key, cfg.path or describe(cfg), hub=hub), torch.random.fork_rng():
-        shape = _shape(cfg)
-        shape.vocab_size = len(tokenizer)
+        config = _config(cfg)
+        config.vocab_size = len(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            setattr(shape, name, getattr(tokenizer, name))
+            setattr(config, name, getattr(tokenizer, name))
+        for name, value in shape.options.items():
+            setattr(config, name, value)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=cfg.trust_remote_code)
+        model = shape.auto.from_config(config, trust_remote_code=cfg.trust_remote_code)
     forget_sampling(model)
     return model.float()
 
 
-def _shape(cfg: ModelConfig) -> Any:
+def _config(cfg: ModelConfig) -> Any:
     """The transformers config of a model that starts from nothing."""
     if cfg.path:
         source = locate(cfg.path)
@@ -89,8 +135,15 @@ def _shape(cfg: ModelConfig) -> Any:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
+def reads_forward(model: Any) -> bool:
+    """Whether each position sees only those before it: a decoder, not an encoder."""
+    return model.can_generate() or score_layer(model) is not None
+
+
 def forget_sampling(model: Any) -> None:
     """Keep the end tokens alone: a penalty or top-k that came with it would change the sampling."""
+    if not model.can_generate():
+        return
     ends = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(eos_token_id=ends)
 
@@ -117,7 +170,7 @@ def fit_vocabulary(model: Any, tokenizer: Any, new_tokens: Sequence[int]) -> Non
     if len(tokenizer) > size:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     if new_tokens:
-        for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
             _fill_with_mean(layer.weight.data, list(new_tokens))
 
 

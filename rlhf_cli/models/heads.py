@@ -8,34 +8,40 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Head
 
 
 class Tap:
-    """Catches the hidden states on their way into the output layer.
+    """Catches the hidden states on their way into a model's last layer.
 
-    The top-level model is called, so wrappers and adapters keep working, but its output layer gets
-    no position: the logits of a whole batch never exist. Right for 129 of 130 causal classes tried,
-    against 112 for calling the inner model.
+    The top-level model is called, so wrappers and adapters keep working. Right for 129 of 130
+    causal classes tried, against 112 for calling the inner model.
+
+    Args:
+        layer: given hidden states [B, T, d].
+        through: the positions that the layer is let compute.
     """
 
-    def __init__(self, model: Any) -> None:
-        layer = model.get_output_embeddings()
-        if layer is None:
-            raise ModelError(f"{type(model).__name__} has no output layer to read logits from")
-        self.layer: nn.Module = layer
-        self.hidden: Tensor | None = None
+    def __init__(self, layer: nn.Module, through: slice) -> None:
+        self.layer, self.through = layer, through
+        self._hidden: Tensor | None = None
+
+    @property
+    def caught(self) -> Tensor:
+        """[B, T, d]: the last input of the layer while open."""
+        if self._hidden is None:
+            raise RuntimeError("the model did not call its output layer")
+        return self._hidden
 
     @contextmanager
     def open(self) -> Iterator[Tap]:
-        """While open, `hidden` holds the last input of the output layer, [B, T, d]."""
+        """While open, hidden states are caught."""
         forward = self.layer.forward
         before = vars(self.layer).get("forward")  # a wrapper may have set one of its own
 
         def keep(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.hidden = hidden
-            return forward(hidden[:, :0], *args, **kwargs)
+            self._hidden = hidden
+            return forward(hidden[:, self.through], *args, **kwargs)
 
         self.layer.forward = keep
         try:
@@ -45,7 +51,7 @@ class Tap:
                 del self.layer.forward
             else:
                 self.layer.forward = before
-            self.hidden = None
+            self._hidden = None
 
 
 def read_head(model: Any) -> Head:

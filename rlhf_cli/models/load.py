@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from rlhf_cli.context import RunContext, say
+from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.base import adopt_ends, describe, load_base, random_base
+from rlhf_cli.models.base import (
+    SHAPES,
+    adopt_ends,
+    describe,
+    load_base,
+    random_base,
+    reads_forward,
+)
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.own_base import make_base
-from rlhf_cli.models.policy import Policy, padded_attention, without_dropout
+from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
 from rlhf_cli.models.quantize import is_quantized, quantization
+from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
+from rlhf_cli.models.trunk import Trunk, padded_attention, without_dropout
+
+Role = TypeVar("Role", Policy, RewardModel)
 
 
 def load_policy(
     cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
 ) -> Policy:
-    """The model that is trained: on the device, dropout off, probed.
+    """The language model that is trained; as `load_trained`."""
+    return load_trained(Policy, cfg, tokenizer, ctx, new_tokens)
+
+
+def load_reward_model(
+    cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
+) -> RewardModel:
+    """The reward model that is trained, with a new head on what is not one yet."""
+    return load_trained(RewardModel, cfg, tokenizer, ctx, new_tokens)
+
+
+def load_trained(
+    role: type[Role],
+    cfg: LoadConfig,
+    tokenizer: Any,
+    ctx: RunContext,
+    new_tokens: Sequence[int] = (),
+) -> Role:
+    """A model to train: on the device, dropout off, probed.
 
     What is trained is fp32; what is frozen has the compute type, or fewer bits.
 
     Args:
+        role: what it is to give.
         cfg: which weights, what is trained beside them, how frozen ones are held.
         tokenizer: decides the size of random weights, and of a grown vocabulary.
         ctx: device, compute type, seed; the run's own base is in its folder.
@@ -37,31 +68,37 @@ def load_policy(
     """
     source = make_base(cfg, tokenizer, ctx)
     new = tuple(new_tokens) or source.new_tokens
-    model = _weights(cfg.model, cfg.quant, source, tokenizer, ctx, new)
+    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new)
     disable_dropout(model)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":
         from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
 
         adapters = attach(model, source, cfg.adapter, new, ctx.seed)
-        model = adapters.model
     implementation, reason = choose(cfg.kernels, ctx.device)
-    say(f"logprobs: {implementation.name} ({reason})")
-    flat = cfg.model.attention in ("auto", "per_row")
-    policy = Policy(model.to(ctx.device), implementation, flat=flat, adapters=adapters)
-    if not flat:
-        model.set_attn_implementation(cfg.model.attention)
-    with without_dropout(policy):
-        probe(policy, may_fall_back=cfg.model.attention == "auto")
-    lower((p for p in policy.parameters() if not p.requires_grad), ctx.compute)
-    _tell(policy, source.describe() or describe(cfg.model))
-    return policy
+    if role is Policy:
+        say(f"logprobs: {implementation.name} ({reason})")
+    flat = cfg.model.attention in ("auto", "per_row") and reads_forward(model)
+    if cfg.model.attention == "per_row" and not flat:
+        raise ModelError(
+            f"model.attention: got per_row, which keeps the rows of decoders apart, and "
+            f"{cfg.model.path} is an encoder. Try model.attention=auto"
+        )
+    wrapped = model if adapters is None else adapters.model
+    loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
+    if cfg.model.attention in ("sdpa", "eager"):
+        loaded.model.set_attn_implementation(cfg.model.attention)
+    with without_dropout(loaded):
+        probe(loaded, may_fall_back=cfg.model.attention == "auto")
+    lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
+    _tell(loaded, source.describe() or describe(cfg.model))
+    return loaded
 
 
 def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
     """A model that only writes: in the compute type, in eval mode, with padded attention."""
     source = Source("") if cfg.from_scratch else find_source(cfg)
-    model = _weights(cfg, quant, source, tokenizer, ctx, source.new_tokens)
+    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, source.new_tokens)
     if source.adapters:
         from rlhf_cli.models.attach import attach
 
@@ -75,6 +112,7 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
 
 
 def _weights(
+    role: type[Trunk],
     cfg: ModelConfig,
     quant: QuantConfig,
     source: Source,
@@ -83,13 +121,21 @@ def _weights(
     new_tokens: Sequence[int],
 ) -> Any:
     """The base, packed as the configuration or the adapter on it says."""
+    shape = SHAPES[role.kind]
     if not source.base:
-        return random_base(cfg, tokenizer, ctx.seed)
+        return random_base(cfg, tokenizer, ctx.seed, shape)
     kind = source.quant if quant.kind == "auto" else quant.kind
     double = source.double if quant.kind == "auto" else quant.double
     packed = None if kind == "none" else quantization(kind, double, ctx.compute)
     return load_base(
-        cfg, source.base, tokenizer, new_tokens=new_tokens, quantized=packed, device=ctx.device
+        cfg,
+        source.base,
+        tokenizer,
+        shape,
+        new_tokens=new_tokens,
+        quantized=packed,
+        device=ctx.device,
+        seed=ctx.seed,
     )
 
 
@@ -100,7 +146,7 @@ def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
             param.data = param.data.to(dtype)
 
 
-def _tell(policy: Policy, name: str) -> None:
+def _tell(policy: Trunk, name: str) -> None:
     """One line: what is trained, what is frozen, and how much memory each takes."""
     params = list(policy.parameters())
     trained = [p for p in params if p.requires_grad]
@@ -113,10 +159,11 @@ def _tell(policy: Policy, name: str) -> None:
         held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
     layout = "flat rows" if policy.flat else "padded rows"
     attention = policy.model.config._attn_implementation.removeprefix("rlhf_")
-    say(f"policy: {name}, {held}, {layout}, attention {attention}")
+    said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
+    say(f"{said}: {name}, {held}, {layout}, attention {attention}")
 
 
-def recompute_activations(policy: Policy) -> None:
+def recompute_activations(policy: Trunk) -> None:
     """Keep one vector a layer and token for the backward pass and compute the rest again."""
     model = policy.model
     arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients

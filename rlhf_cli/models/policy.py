@@ -1,61 +1,39 @@
-"""The only way to a model's parameters in training."""
+"""A language model by the log-probabilities it gives to tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import Rows
+from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import TokenLogprobs
-from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.logprobs import token_logprobs
-from rlhf_cli.models.attention import ATTENTION, RowLayout
 from rlhf_cli.models.heads import Tap, read_head
-
-if TYPE_CHECKING:
-    from rlhf_cli.models.adapters import Adapters
+from rlhf_cli.models.trunk import Trunk, flatten
 
 
-class Policy(nn.Module):
-    """A causal language model seen as a function from rows to token log-probabilities.
+class Policy(Trunk):
+    """A causal language model seen as a function from rows to token log-probabilities."""
 
-    Every caller goes through `forward`: what wraps a module (autocast, ranks, adapters) is passed
-    by in silence when an inner model is called directly.
+    kind = "causal_lm"
+    gives = "log-probs"
 
-    Attributes:
-        model: a transformers causal language model.
-        flat: rows go in one after another and attention keeps them apart; else they are padded.
-        adapters: what is trained beside frozen weights, or none where the weights themselves are.
-        padding_side: of padded rows; no effect on the result.
-    """
-
-    padding_side: Literal["left", "right"] = "right"
-
-    def __init__(
-        self,
-        model: Any,
-        implementation: Implementation,
-        *,
-        flat: bool,
-        adapters: Adapters | None = None,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.adapters = adapters
-        self.flat = flat
-        self.implementation = implementation
-        self.tap = Tap(model)
-        model.set_attn_implementation(ATTENTION if flat else padded_attention(model))
+    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.tap = Tap(self.output_layer, through=slice(0))  # logits of a whole batch never exist
 
     @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+    def output_layer(self) -> nn.Module:
+        """The layer whose outputs are logits."""
+        layer = self.model.get_output_embeddings()
+        if layer is None:
+            name = type(self.model).__name__
+            raise ModelError(f"{name} has no output layer to read logits from")
+        found: nn.Module = layer
+        return found
 
     def forward(
         self,
@@ -80,7 +58,9 @@ class Policy(nn.Module):
             KeyError: the base has no such role.
         """
         with self._playing(role):
-            hidden = self.hidden_states(rows)
+            with self.tap.open() as tap:
+                _, mask = self._run(rows)
+                hidden = flatten(tap.caught, mask)
             return token_logprobs(
                 hidden.index_select(0, rows.scored),
                 read_head(self.model),
@@ -90,64 +70,12 @@ class Policy(nn.Module):
                 implementation=self.implementation.run,
             )
 
-    def _playing(self, role: str) -> AbstractContextManager[None]:
-        if self.adapters is not None:
-            return self.adapters.using(role)
-        if role != "policy":
-            raise KeyError(role)
-        return nullcontext()
+    def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """[S] log-probs, nats, and their rows."""
+        return self(rows).logp, rows.row_of_scored
 
-    def hidden_states(self, rows: Rows) -> Tensor:
-        """[N, d]: what the output layer would be given, one vector a token."""
-        with self.tap.open() as tap:
-            # A cache would make packed rows see each other and costs memory.
-            if self.flat:
-                layout = RowLayout(tuple(rows.lengths.tolist()))
-                self.model(
-                    input_ids=rows.tokens[None],
-                    position_ids=rows.positions[None],
-                    use_cache=False,
-                    row_layout=layout,
-                )
-            else:
-                tokens, mask = pad(rows, self.padding_side)
-                self.model(
-                    input_ids=tokens,
-                    attention_mask=mask,
-                    position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-                    use_cache=False,
-                )
-            hidden = tap.hidden
-        if hidden is None:
-            raise RuntimeError("the model did not call its output layer")
-        return hidden.squeeze(0) if self.flat else hidden[mask.bool()]
-
-
-def pad(rows: Rows, side: Literal["left", "right"] = "right") -> tuple[Tensor, Tensor]:
-    """[R, T] tokens and mask (1 keeps), padded with token 0."""
-    parts = rows.tokens.split(rows.lengths.tolist())
-    kept = [torch.ones_like(part) for part in parts]
-    tokens, mask = (pad_sequence(list(p), True, padding_side=side) for p in (parts, kept))
-    return tokens, mask
-
-
-def padded_attention(model: Any) -> str:
-    """The attention for padded rows: torch's fused one where the architecture allows it."""
-    return "sdpa" if model._supports_sdpa else "eager"
-
-
-@contextmanager
-def without_dropout(module: nn.Module) -> Iterator[None]:
-    """No dropout inside.
-
-    Nothing but dropout is switched: in eval mode bitsandbytes packs 4-bit weights for a kernel that
-    has no gradients, and keeps them so.
-    """
-    switched = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
-    for dropout in switched:
-        dropout.eval()
-    try:
-        yield
-    finally:
-        for dropout in switched:
-            dropout.train()
+    def plain_values(self, row: Tensor) -> Tensor:
+        """[T - 1] log-probs, nats, of a row's tokens but the first."""
+        logits = self.model(input_ids=row[None], use_cache=False).logits[0]
+        logprobs: Tensor = logits.float().log_softmax(-1)[:-1]
+        return logprobs.gather(1, row[1:, None]).squeeze(1)

@@ -16,8 +16,8 @@ from rlhf_cli.context import say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.policy import Policy, pad, padded_attention
 from rlhf_cli.models.quantize import is_quantized
+from rlhf_cli.models.trunk import Trunk, pad, padded_attention
 
 TOLERANCE = 1e-4
 """fp32, relative to the size of the values; rounding is under 1e-5."""
@@ -26,15 +26,15 @@ QUANTIZED_TOLERANCE = 0.1
 """Packed weights are multiplied in bf16 or int8, so the same rows in another order round anew."""
 
 
-def probe(policy: Policy, *, may_fall_back: bool) -> None:
-    """Compare log-probs and gradients with the plain model; print one line.
+def probe(policy: Trunk, *, may_fall_back: bool) -> None:
+    """Compare what the model gives here, and gradients, with the plain model; print one line.
 
     Args:
         policy: in fp32, as loaded.
         may_fall_back: pad instead where flat rows are not exact.
 
     Raises:
-        ModelError: the model's log-probs cannot be reproduced.
+        ModelError: what the model gives cannot be reproduced.
     """
     problem = _compare(policy)
     if problem and policy.flat and may_fall_back:
@@ -46,10 +46,10 @@ def probe(policy: Policy, *, may_fall_back: bool) -> None:
         name = type(policy.model).__name__
         advice = "" if may_fall_back else ". Try model.attention=auto"
         raise ModelError(
-            f"model.path: {name} gives other log-probs here than in its own forward pass "
+            f"model.path: {name} gives other {policy.gives} here than in its own forward pass "
             f"({problem}), so it cannot be trained{advice}"
         )
-    say("probe: log-probs and gradients equal the model's own; rows kept apart")
+    say(f"probe: {policy.gives} and gradients equal the model's own; rows kept apart")
 
 
 def probe_rows(vocab_size: int, device: torch.device) -> Rows:
@@ -63,27 +63,28 @@ def probe_rows(vocab_size: int, device: torch.device) -> Rows:
     return Rows(tokens, lengths, scored.nonzero().squeeze(1), torch.arange(3)).to(device)
 
 
-def _compare(policy: Policy) -> str:
+def _compare(policy: Trunk) -> str:
     """What differs, or empty."""
     vocab = policy.model.config.get_text_config().vocab_size
     rows = probe_rows(vocab, policy.device)
     try:
         with _embedded(policy) as inputs:
-            ours = policy(rows).logp
+            ours, row_of_value = policy.values(rows)
         gradient = _gradient(ours, inputs)
         if not policy.flat:
             gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
-        if policy.flat and _last_row_sees_others(ours, inputs[0], rows):
+        last = row_of_value == len(rows.lengths) - 1
+        if policy.flat and _sees_others(ours[last], inputs[0], int(rows.starts[-1])):
             return "a row sees the rows before it"
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
     with _embedded(policy) as inputs:
-        plain = _plain_logprobs(policy, rows)
+        plain = _plain_values(policy, rows)
     tolerance = QUANTIZED_TOLERANCE if is_quantized(policy.model) else TOLERANCE
     for name, got, expected in (
-        ("log-probs", ours, plain),
+        (policy.gives, ours, plain),
         ("gradient", gradient, _gradient(plain, inputs)),
     ):
         got, expected = got.detach(), expected.detach()
@@ -94,7 +95,7 @@ def _compare(policy: Policy) -> str:
 
 
 @contextmanager
-def _embedded(policy: Policy) -> Iterator[list[Tensor]]:
+def _embedded(policy: Trunk) -> Iterator[list[Tensor]]:
     """The embedded tokens of each forward pass inside, as inputs that have a gradient."""
     found: list[Tensor] = []
 
@@ -109,35 +110,30 @@ def _embedded(policy: Policy) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _last_row_sees_others(logp: Tensor, embedded: Tensor, rows: Rows) -> bool:
-    """Whether the last row's log-probs have any gradient at another row's tokens.
+def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
+    """Whether the last row's values have any gradient at tokens before its start.
 
     Exact where values are not: with random weights a leak can be smaller than the tolerance.
     """
-    last = rows.row_of_scored == len(rows.lengths) - 1
-    (gradient,) = torch.autograd.grad(logp[last].sum(), embedded)
-    return bool(gradient[0, : rows.starts[-1]].any())
+    (gradient,) = torch.autograd.grad(values.sum(), embedded, retain_graph=True)
+    return bool(gradient[0, :start].any())
 
 
-def _plain_logprobs(policy: Policy, rows: Rows) -> Tensor:
+def _plain_values(policy: Trunk, rows: Rows) -> Tensor:
     """Each row alone through the model's own forward pass, with its own attention."""
     model = policy.model
     attention = model.config._attn_implementation
     if attention == ATTENTION:
         model.set_attn_implementation(padded_attention(model))
     try:
-        parts = []
-        for row in rows.tokens.split(rows.lengths.tolist()):
-            logits = model(input_ids=row[None], use_cache=False).logits[0]
-            logprobs = logits.float().log_softmax(-1)[:-1]
-            parts.append(logprobs.gather(1, row[1:, None]).squeeze(1))
-        return torch.cat(parts)
+        each = rows.tokens.split(rows.lengths.tolist())
+        return torch.cat([policy.plain_values(row) for row in each])
     finally:
         model.set_attn_implementation(attention)
 
 
-def _gradient(logprobs: Tensor, embedded: list[Tensor]) -> Tensor:
+def _gradient(values: Tensor, embedded: list[Tensor]) -> Tensor:
     """[N, d]: of a weighted sum, so that errors of different rows do not cancel."""
-    weights = torch.arange(1, len(logprobs) + 1, device=logprobs.device, dtype=logprobs.dtype)
-    gradients = torch.autograd.grad((logprobs * weights).sum(), embedded, retain_graph=True)
+    weights = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
+    gradients = torch.autograd.grad((values * weights).sum(), embedded, retain_graph=True)
     return torch.cat([gradient.flatten(0, 1) for gradient in gradients])

@@ -12,9 +12,10 @@ import torch
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.models.config import LoadConfig
-from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
+from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
@@ -22,7 +23,7 @@ from rlhf_cli.train.loop import RunResult
 
 
 def save_model(
-    policy: Policy,
+    policy: Trunk,
     tokenizer: Any,
     ends: Sequence[int],
     trained_on: str,
@@ -48,7 +49,10 @@ def save_model(
     for name, param in policy.named_parameters():
         if name in result.weights:
             param.data = result.weights[name].to(dtype)
-    policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
+    if policy.kind == "causal_lm":
+        policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
+    else:
+        name_pad_token(policy.model, tokenizer)
     final, partial = ctx.out / "model", ctx.out / "model.tmp"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -59,7 +63,7 @@ def save_model(
         partial.rename(final)
         facts = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
         facts |= _origin(policy, cfg) | _tokens(tokenizer)
-        write_json_atomic(ctx.out / artifact.NAME, {"kind": "causal_lm", **facts})
+        write_json_atomic(ctx.out / artifact.NAME, {"kind": policy.kind, **facts})
     except RlhfError:
         raise
     except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
@@ -69,16 +73,17 @@ def save_model(
         ) from error
 
 
-def _write_weights(policy: Policy, folder: Path, dtype: torch.dtype) -> None:
+def _write_weights(policy: Trunk, folder: Path, dtype: torch.dtype) -> None:
     if policy.adapters is None:
         policy.model.config.dtype = dtype
         policy.model.save_pretrained(folder)
         return
     policy.adapters.save(folder)
-    policy.model.generation_config.save_pretrained(folder)
+    if policy.kind == "causal_lm":
+        policy.model.generation_config.save_pretrained(folder)
 
 
-def _origin(policy: Policy, cfg: LoadConfig) -> dict[str, Any]:
+def _origin(policy: Trunk, cfg: LoadConfig) -> dict[str, Any]:
     """Where the weights come from; for an adapter, all that its base must be to go with it."""
     if policy.adapters is None:
         return {"base": cfg.model.path, "adapters": []}

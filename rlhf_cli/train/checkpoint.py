@@ -24,7 +24,7 @@ from rlhf_cli.runs.folder import checkpoints
 from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "checkpoints"
 WEIGHTS = "weights.safetensors"
 

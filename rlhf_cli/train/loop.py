@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import Interrupted, NonFinite
-from rlhf_cli.models.policy import Policy, without_dropout
+from rlhf_cli.models.trunk import Trunk, without_dropout
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
@@ -28,7 +28,7 @@ from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.schedule import learning_rate
 from rlhf_cli.train.signals import StopRequest, stop_on_request
-from rlhf_cli.train.source import StepSource
+from rlhf_cli.train.source import Stateful, StepSource
 from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import (
@@ -66,7 +66,7 @@ class RunResult:
 class Trainer:
     """The state that one run of the loop carries from step to step."""
 
-    policy: Policy
+    policy: Trunk
     source: StepSource
     loss: Loss
     cfg: TrainConfig
@@ -76,6 +76,7 @@ class Trainer:
     where: Callable[[int], str]
     machinery: dict[str, Any]
     trackers: Trackers | None = None
+    state: Stateful | None = None
 
     def __post_init__(self) -> None:
         self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
@@ -216,6 +217,7 @@ class Trainer:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {
             "source": self.source.state_dict(),
+            "stage": self.state.state_dict() if self.state else {},
             "meter": self.ranks.gather(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
@@ -236,6 +238,8 @@ class Trainer:
     def _continue_from(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, self.optimizer, self.ranks.rank)
         self.source.load_state_dict(state["source"])
+        if self.state:
+            self.state.load_state_dict(state["stage"])
         self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
@@ -252,7 +256,7 @@ def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
 
 
 def fit(
-    policy: Policy,
+    policy: Trunk,
     source: StepSource,
     loss: Loss,
     cfg: TrainConfig,
@@ -264,6 +268,7 @@ def fit(
     checkpoint: Path | None = None,
     machinery: dict[str, Any] | None = None,
     trackers: Trackers | None = None,
+    state: Stateful | None = None,
 ) -> RunResult:
     """Train a policy on the steps of a source.
 
@@ -279,6 +284,7 @@ def fit(
         checkpoint: continue from this one.
         machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.
         trackers: get what `metrics.jsonl` gets.
+        state: numbers of the stage's own that are part of a checkpoint.
 
     Returns:
         Steps, time, memory, and the evaluations before and after.
@@ -289,6 +295,6 @@ def fit(
         PeerLost: another rank ended.
     """
     trainer = Trainer(
-        policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {}, trackers
+        policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {}, trackers, state
     )
     return trainer.run(checkpoint)

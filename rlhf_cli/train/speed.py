@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.trunk import Trunk
 
 PROBE_SECONDS = 0.15
 
@@ -38,23 +38,23 @@ class Work:
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 
-def work_of(policy: Policy) -> Work:
+def work_of(policy: Trunk) -> Work:
     """Count a policy's products.
 
     2 FLOP a weight and token forward, 2 for the gradient of what goes in, and 2 more for that of
     the weight where it is trained.
     """
     model = policy.model
-    head = model.get_output_embeddings()
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 0)
     width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
-    output = set(head.modules())
+    head = policy.output_layer if policy.kind == "causal_lm" else None  # else it counts for nothing
+    output = set() if head is None else set(head.modules())
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m not in output]
     token = sum(_weights(layer) * _passes(layer) for layer in layers)
     # scores and their average: 2 products of [T, e] and [e, T] a head, and 4 in the backward pass
     pair = 12 * heads * width * config.num_hidden_layers
-    return Work(token, pair, _weights(head) * _passes(head))
+    return Work(token, pair, 0 if head is None else _weights(head) * _passes(head))
 
 
 def _weights(layer: Any) -> int:

@@ -15,6 +15,7 @@ from rlhf_cli.losses.reduce import LossOutput, scaled_loss
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
+from rlhf_cli.train.row_loss import RowLoss, backward_whole_step
 
 Loss = Callable[[Rows], LossOutput]
 Metrics = dict[str, tuple[Tensor, float]]
@@ -52,14 +53,17 @@ def accumulate(
         own.update(rows.count)
     counts = ranks.add(own)
     metrics: Metrics = {}
-    device = next(iter(optimizer.masters.values())).device
-    total = torch.zeros((), device=device)
-    for rows in step:
-        output = loss(rows)
-        share = scaled_loss(output, counts)
-        share.backward()
-        total = total + share.detach()
-        _merge(metrics, output.metrics)
+    if isinstance(loss, RowLoss) and loss.needs_whole_step:
+        total, found = backward_whole_step(step, loss, counts, ranks)
+        _merge(metrics, found)
+    else:
+        total = torch.zeros((), device=next(iter(optimizer.masters.values())).device)
+        for rows in step:
+            output = loss(rows)
+            share = scaled_loss(output, counts)
+            share.backward()
+            total = total + share.detach()
+            _merge(metrics, output.metrics)
     total = add_gradients(optimizer, total, ranks)
     gradients = list(optimizer.gradients().values())
     return Gradients(total, torch.nn.utils.get_total_norm(gradients), metrics)
@@ -85,11 +89,15 @@ def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[t
     Returns:
         (example, what was not finite) of each; empty where only their sum overflows.
     """
+
+    def alone(rows: Rows) -> LossOutput:
+        return loss(rows)  # as one micro-batch: what goes on from step to step sees none of it
+
     found = []
     for rows in step:
         for example in rows.split():
             optimizer.zero_grad()
-            gradients = accumulate([example], loss, optimizer)
+            gradients = accumulate([example], alone, optimizer)
             number = int(example.example_of_row[0])
             if not torch.isfinite(gradients.loss):
                 found.append((number, "loss"))

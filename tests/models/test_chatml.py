@@ -13,7 +13,7 @@ from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.resources import shipped_model
-from rlhf_cli.stages.likelihood import end_tokens
+from rlhf_cli.stages.session import end_tokens
 from tests.data.toy import turns, write_jsonl
 from tests.stages.conftest import FAST
 

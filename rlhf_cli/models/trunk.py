@@ -1,0 +1,140 @@
+"""A transformers model that is given rows: what every role of a model has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.kernels.registry import Implementation
+from rlhf_cli.models.attention import ATTENTION, RowLayout
+
+if TYPE_CHECKING:
+    from rlhf_cli.models.adapters import Adapters
+
+
+class Trunk(nn.Module, ABC):
+    """The only way to a model's parameters in training.
+
+    Every caller goes through `forward`: what wraps a module (autocast, ranks, adapters) is passed
+    by in silence when an inner model is called directly.
+
+    Attributes:
+        model: a transformers model.
+        implementation: of the log-prob primitive.
+        flat: rows go in one after another and attention keeps them apart; else they are padded.
+        adapters: what is trained beside frozen weights, or none where the weights themselves are.
+        padding_side: of padded rows; no effect on the result.
+        pad_token: fills padded rows up; no effect on the result.
+    """
+
+    kind: ClassVar[str]
+    """In `artifact.json`."""
+
+    gives: ClassVar[str]
+    """What `forward` gives, in words."""
+
+    padding_side: Literal["left", "right"] = "right"
+    pad_token: int = 0
+
+    def __init__(
+        self,
+        model: Any,
+        implementation: Implementation,
+        *,
+        flat: bool,
+        adapters: Adapters | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.adapters = adapters
+        self.flat = flat
+        self.implementation = implementation
+        model.set_attn_implementation(ATTENTION if flat else padded_attention(model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    @abstractmethod
+    def output_layer(self) -> nn.Module | None:
+        """The last layer, which is given hidden states."""
+
+    @abstractmethod
+    def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """What `forward` gives as one tensor [V], and the row [V] of each value; for the probe."""
+
+    @abstractmethod
+    def plain_values(self, row: Tensor) -> Tensor:
+        """The same values of one row of tokens [T], by the model's own forward pass."""
+
+    def _playing(self, role: str) -> AbstractContextManager[None]:
+        if self.adapters is not None:
+            return self.adapters.using(role)
+        if role != "policy":
+            raise KeyError(role)
+        return nullcontext()
+
+    def _run(self, rows: Rows) -> tuple[Any, Tensor | None]:
+        """The model's output for the rows, and the mask of padded ones."""
+        # A cache would make packed rows see each other and costs memory.
+        if self.flat:
+            layout = RowLayout(tuple(rows.lengths.tolist()))
+            output = self.model(
+                input_ids=rows.tokens[None],
+                position_ids=rows.positions[None],
+                use_cache=False,
+                row_layout=layout,
+            )
+            return output, None
+        tokens, mask = pad(rows, self.padding_side, self.pad_token)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
+        )
+        return output, mask
+
+
+def flatten(values: Tensor, mask: Tensor | None) -> Tensor:
+    """[N, ...]: a value of each token, of [1, N, ...] flat rows or [R, T, ...] padded ones."""
+    return values.squeeze(0) if mask is None else values[mask.bool()]
+
+
+def pad(
+    rows: Rows, side: Literal["left", "right"] = "right", token: int = 0
+) -> tuple[Tensor, Tensor]:
+    """[R, T] tokens and mask (1 keeps)."""
+    parts = rows.tokens.split(rows.lengths.tolist())
+    kept = [torch.ones_like(part) for part in parts]
+    tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
+    return tokens, pad_sequence(kept, True, padding_side=side)
+
+
+def padded_attention(model: Any) -> str:
+    """The attention for padded rows: torch's fused one where the architecture allows it."""
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+@contextmanager
+def without_dropout(module: nn.Module) -> Iterator[None]:
+    """No dropout inside.
+
+    Nothing but dropout is switched: in eval mode bitsandbytes packs 4-bit weights for a kernel that
+    has no gradients, and keeps them so.
+    """
+    switched = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
+    for dropout in switched:
+        dropout.eval()
+    try:
+        yield
+    finally:
+        for dropout in switched:
+            dropout.train()

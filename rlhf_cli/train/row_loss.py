@@ -1,0 +1,114 @@
+"""Losses in which the rows of a whole optimizer step may depend on each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.losses.reduce import LossOutput, scaled_loss
+from rlhf_cli.ranks import Ranks
+
+RowValues = Mapping[str, Tensor]
+"""Name -> [R], a number for each row; those of the model have a gradient."""
+
+
+@dataclass(frozen=True)
+class RowLoss:
+    """A loss in two parts: numbers of each row, and a function of the numbers of many rows.
+
+    Called with a micro-batch it gives the loss of those rows alone.
+
+    Attributes:
+        values: of the rows of a micro-batch.
+        of: the loss of rows with these values.
+        observe: told the values of each optimizer step, without gradient, before its loss: for a
+            statistic that goes on from step to step. Not told of values that are not finite.
+        couples: the loss of a row depends on other examples of the step.
+    """
+
+    values: Callable[[Rows], RowValues]
+    of: Callable[[RowValues], LossOutput]
+    observe: Callable[[RowValues], None] | None = None
+    couples: bool = False
+
+    def __call__(self, rows: Rows) -> LossOutput:
+        """The loss of these rows."""
+        return self.of(self.values(rows))
+
+    @property
+    def needs_whole_step(self) -> bool:
+        """Whether the values of all rows are to be known before any of them has a loss."""
+        return self.couples or self.observe is not None
+
+    def notice(self, values: RowValues) -> None:
+        """Let `observe` see the values of a step."""
+        found = {name: value.detach() for name, value in values.items()}
+        if self.observe and all(bool(value.isfinite().all()) for value in found.values()):
+            self.observe(found)
+
+
+def backward_whole_step(
+    step: Sequence[Rows], loss: RowLoss, counts: Mapping[str, float], ranks: Ranks
+) -> tuple[Tensor, Mapping[str, tuple[Tensor, float]]]:
+    """Make the gradients of a step whose rows depend on each other.
+
+    Several micro-batches or ranks take two passes: the first, without gradients, gives the values
+    of all rows, from which the loss follows, and its slope at each value; the second multiplies
+    each micro-batch's values by their slopes. The gradient is that of one large batch.
+
+    Returns:
+        The loss, and metrics; on ranks other than the first, zero and none: they are whole.
+    """
+    if len(step) == 1 and ranks.size == 1:
+        values = loss.values(step[0])
+        loss.notice(values)
+        output = loss.of(values)
+        share = scaled_loss(output, counts)
+        share.backward()
+        return share.detach(), output.metrics
+    with torch.no_grad():
+        parts = [loss.values(rows) for rows in step]
+    whole, start = _gather(parts, ranks, step)
+    loss.notice(whole)
+    output = loss.of(whole)
+    share = scaled_loss(output, counts)
+    slopes = _slopes(share, whole)
+    for rows in step:
+        end = start + len(rows.lengths)
+        values = loss.values(rows)
+        terms = [(values[n] * slope[start:end]).sum() for n, slope in slopes.items()]
+        trained = [term for term in terms if term.requires_grad]
+        if trained:
+            torch.stack(trained).sum().backward()
+        start = end
+    return (share.detach(), output.metrics) if ranks.main else (torch.zeros_like(share), {})
+
+
+def _gather(
+    parts: Sequence[RowValues], ranks: Ranks, step: Sequence[Rows]
+) -> tuple[RowValues, int]:
+    """The values of all ranks' rows, in the order of the ranks, and where this rank's begin."""
+    names = parts[0].keys() if parts else ()
+    own = {name: torch.cat([part[name] for part in parts]) for name in names}
+    if ranks.size == 1:
+        every = [own]
+    else:
+        every = ranks.gather({name: value.cpu() for name, value in own.items()})
+    filled = [values for values in every if values]
+    device = step[0].tokens.device if step else torch.device("cpu")
+    whole = {name: torch.cat([v[name] for v in filled]).to(device) for name in filled[0]}
+    before = [len(next(iter(values.values()))) for values in every[: ranks.rank] if values]
+    for value in whole.values():
+        value.requires_grad_(value.is_floating_point())
+    return whole, sum(before)
+
+
+def _slopes(share: Tensor, whole: RowValues) -> dict[str, Tensor]:
+    """dL/d(value) of each row, for the values that the loss depends on."""
+    names = [name for name, value in whole.items() if value.requires_grad]
+    found = torch.autograd.grad(share, [whole[name] for name in names], allow_unused=True)
+    return {name: slope for name, slope in zip(names, found, strict=True) if slope is not None}
