@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -19,12 +19,14 @@ class Rows:
         lengths: [R] int64, > 0, summing to N.
         scored: [S] int64, rising. Position p is scored when the token after it (same row) counts.
         example_of_row: [R] int64, the index of the example that each row belongs to.
+        columns: name -> [R] fp32, what is known of each row beside its tokens.
     """
 
     tokens: Tensor
     lengths: Tensor
     scored: Tensor
     example_of_row: Tensor
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -52,15 +54,40 @@ class Rows:
         """[S] int64, the row of each scored position."""
         return self.row_of_token[self.scored]
 
-    @property
+    @cached_property
+    def first_of_example(self) -> Tensor:
+        """[R] bool, True for the first row of each example: of a pair, the chosen one."""
+        before = self.example_of_row.roll(1)
+        before[:1] = -1
+        return self.example_of_row != before
+
+    @cached_property
     def count(self) -> dict[str, int]:
-        """How many of each unit a loss may be divided by."""
-        return {"tokens": len(self.scored), "rows": len(self.lengths)}
+        """How many of each unit a loss may be divided by.
+
+        `tokens` are scored positions, `chosen_tokens` those of the first row of each example.
+        """
+        first = self.first_of_example
+        return {
+            "tokens": len(self.scored),
+            "rows": len(self.lengths),
+            "examples": int(first.sum()),
+            "chosen_tokens": int(first[self.row_of_scored].sum()),
+        }
 
     def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
-        parts = (self.tokens, self.lengths, self.scored, self.example_of_row)
-        return Rows(*(part.to(device, non_blocking=True) for part in parts))
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Rows(
+            moved(self.tokens),
+            moved(self.lengths),
+            moved(self.scored),
+            moved(self.example_of_row),
+            {name: moved(values) for name, values in self.columns.items()},
+        )
 
     def split(self) -> Iterator[Rows]:
         """Each example on its own; rows of one example stay together."""
@@ -73,4 +100,5 @@ class Rows:
                 self.lengths[kept],
                 self.scored[tokens[self.scored]] - shift,
                 self.example_of_row[kept],
+                {name: values[kept] for name, values in self.columns.items()},
             )

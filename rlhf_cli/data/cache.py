@@ -23,7 +23,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.files import reading
 from rlhf_cli.resources import cache_folder
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same rows become other tokens, masks or arrays."""
 
 ENTRY = "entry.json"
@@ -86,9 +86,14 @@ def tokenizer_state(tokenizer: Any) -> list[str]:
     return [rules.to_str(), json.dumps(special, sort_keys=True), str(tokenizer.chat_template)]
 
 
-def load_entry(key: str) -> Entry | None:
-    """The entry of that name, its arrays mapped from disk; none if missing or damaged."""
-    folder = cache_folder() / "tokens" / key
+def load_entry(key: str, shelf: str = "tokens") -> Entry | None:
+    """The entry of that name, its arrays mapped from disk; none if missing or damaged.
+
+    Args:
+        key: names it by all that its content depends on.
+        shelf: the part of the cache for entries of its kind.
+    """
+    folder = cache_folder() / shelf / key
     if not folder.is_dir():
         return None
     try:
@@ -112,9 +117,9 @@ def _read(folder: Path) -> Entry:
     return Entry(arrays, stored["facts"])
 
 
-def store_entry(key: str, entry: Entry) -> None:
+def store_entry(key: str, entry: Entry, shelf: str = "tokens") -> None:
     """Write an entry aside, then rename it into place; a run goes on if that fails."""
-    folder = cache_folder() / "tokens" / key
+    folder = cache_folder() / shelf / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +38,8 @@ class Examples:
         example_starts: [E + 1] int64, bounds of the examples in the rows.
         files: names of the files that the rows come from.
         origin: [E, 2] int64, index into `files` and line number (1 for the first) of each example.
+        columns: name -> [R] float32, what is known of each row beside its tokens; `score` is what a
+            judge said of it.
     """
 
     tokens: NDArray[np.int32]
@@ -46,6 +48,7 @@ class Examples:
     example_starts: NDArray[np.int64]
     files: tuple[str, ...]
     origin: NDArray[np.int64]
+    columns: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -63,6 +66,7 @@ class Examples:
 
 
 ARRAYS = ("tokens", "trained", "row_starts", "example_starts", "origin")
+COLUMN = "column "
 
 Loaded = tuple[Examples, DataReport]
 
@@ -139,7 +143,7 @@ def _load(
     entry = load_entry(key)
     if entry is not None:
         report = DataReport.from_dict(entry.facts)
-        examples = Examples(files=names, **entry.arrays)
+        examples = _unpack(names, entry.arrays)
         say(f"{shown}: tokens from the cache ({key})")
     elif cached_only:
         raise DataError(
@@ -152,13 +156,28 @@ def _load(
         reader = RecordReader(cfg, stage, allowed, report, settings)
         examples = _build(mixture, names, reader, maker)
         say(f"{shown}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
-        arrays = {name: getattr(examples, name) for name in ARRAYS}
-        store_entry(key, Entry(arrays, report.to_dict()))
+        store_entry(key, Entry(_pack(examples), report.to_dict()))
     report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
     report.sources, report.held_out = mixture.facts, mixture.held_out
     for line in report.lines():
         say(line)
     return examples, report
+
+
+def _pack(examples: Examples) -> dict[str, NDArray[Any]]:
+    """All arrays by name; columns with a mark."""
+    columns = {f"{COLUMN}{name}": values for name, values in examples.columns.items()}
+    return {**{name: getattr(examples, name) for name in ARRAYS}, **columns}
+
+
+def _unpack(files: tuple[str, ...], arrays: Mapping[str, NDArray[Any]]) -> Examples:
+    own = {name: arrays[name] for name in ARRAYS}
+    columns = {
+        name.removeprefix(COLUMN): values
+        for name, values in arrays.items()
+        if name.startswith(COLUMN)
+    }
+    return Examples(files=files, **own, columns=columns)
 
 
 def _build(
@@ -181,11 +200,14 @@ def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
     index = {name: i for i, name in enumerate(files)}
     tokens, trained = bytearray(), bytearray()
     row_starts, example_starts, origin = array("q", [0]), array("q", [0]), array("q")
+    scores = array("f")
     for example in examples:
         for source in example:
             tokens += source.row.tokens.tobytes()
             trained += source.row.trained.tobytes()
             row_starts.append(len(trained))
+            if source.score is not None:
+                scores.append(source.score)
         example_starts.append(len(row_starts) - 1)
         origin.extend((index[example[0].file], example[0].line))
     return Examples(
@@ -195,4 +217,5 @@ def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
         np.frombuffer(example_starts, np.int64),
         files,
         np.frombuffer(origin, np.int64).reshape(-1, 2),
+        {"score": np.frombuffer(scores, np.float32)} if scores else {},
     )

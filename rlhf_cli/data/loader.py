@@ -26,7 +26,8 @@ def collate(examples: Examples, indices: Indices) -> Rows:
     chosen = np.asarray(indices, np.int64)
     starts, rows = examples.token_starts, examples.example_starts
     spans = [slice(starts[i], starts[i + 1]) for i in chosen]
-    lengths = [np.diff(examples.row_starts[rows[i] : rows[i + 1] + 1]) for i in chosen]
+    of_example = [slice(rows[i], rows[i + 1]) for i in chosen]
+    lengths = [np.diff(examples.row_starts[s.start : s.stop + 1]) for s in of_example]
     trained = np.concatenate([examples.trained[span] for span in spans])
     return Rows(
         torch.from_numpy(
@@ -35,7 +36,11 @@ def collate(examples: Examples, indices: Indices) -> Rows:
         torch.from_numpy(np.concatenate(lengths)),
         # a row's first token is never trained, so the token before a trained one is of its row
         torch.from_numpy(trained.nonzero()[0] - 1),
-        torch.from_numpy(np.repeat(chosen, [len(of_example) for of_example in lengths])),
+        torch.from_numpy(np.repeat(chosen, [s.stop - s.start for s in of_example])),
+        {
+            name: torch.from_numpy(np.concatenate([values[s] for s in of_example]))
+            for name, values in examples.columns.items()
+        },
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -137,6 +139,26 @@ def _weights(
         device=ctx.device,
         seed=ctx.seed,
     )
+
+
+@contextmanager
+def as_computed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Hold trained parameters in the compute type inside, as the forward passes of training do."""
+    trained = [p for p in module.parameters() if p.requires_grad and p.is_floating_point()]
+    before = [p.data for p in trained]
+    lower(trained, dtype)
+    try:
+        yield
+    finally:
+        for param, data in zip(trained, before, strict=True):
+            param.data = data
+
+
+def frozen_copy(policy: Policy, dtype: torch.dtype) -> Policy:
+    """The same model as it is now, for good: in the compute type, without gradients."""
+    copied = copy.deepcopy(policy).requires_grad_(False)
+    lower(copied.parameters(), dtype)
+    return copied
 
 
 def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:

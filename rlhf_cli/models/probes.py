@@ -81,7 +81,7 @@ def _compare(policy: Trunk) -> str:
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
     with _embedded(policy) as inputs:
-        plain = _plain_values(policy, rows)
+        plain = plain_values(policy, rows)
     tolerance = QUANTIZED_TOLERANCE if is_quantized(policy.model) else TOLERANCE
     for name, got, expected in (
         (policy.gives, ours, plain),
@@ -119,7 +119,7 @@ def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
     return bool(gradient[0, :start].any())
 
 
-def _plain_values(policy: Trunk, rows: Rows) -> Tensor:
+def plain_values(policy: Trunk, rows: Rows) -> Tensor:
     """Each row alone through the model's own forward pass, with its own attention."""
     model = policy.model
     attention = model.config._attn_implementation

@@ -82,6 +82,21 @@ Record = (
 )
 
 
+def scores_of(record: Record) -> tuple[float, ...] | None:
+    """What a judge said of each of a record's responses, in order; none where nobody judged.
+
+    A ranking's scores, 1 or 0 for a label, and for a pair its margin on the chosen response.
+    """
+    match record:
+        case PreferenceRecord(margin=margin):
+            return (margin or 0.0, 0.0)
+        case RankedRecord(scores=scores):
+            return scores
+        case LabelledRecord(label=label):
+            return (float(label),)
+    return None
+
+
 def _text(columns: Columns) -> TextRecord:
     text = fields.text("text", columns["text"])
     if not text.strip():

@@ -17,11 +17,12 @@ MIN_PIECE = 2
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A row and where its record stands."""
+    """A row, where its record stands, and what a judge said of it."""
 
     row: TokenRow
     file: str
     line: int
+    score: float | None = None
 
     def piece(self, start: int, end: int) -> SourceRow:
         """Tokens [start, end) as a row of their own, the first only as context."""

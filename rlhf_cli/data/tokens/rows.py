@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import TextRecord
+from rlhf_cli.data.records.record import Record, TextRecord, scores_of
 from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens import packing
@@ -24,7 +24,7 @@ CHUNK_CHARACTERS = 1 << 20
 CHUNK_ROWS = 512
 """Tokenized in one call: enough to keep every core busy, little enough to hold as lists."""
 
-Written = tuple[Script, Located]
+Written = tuple[tuple[Script, ...], Located]
 
 
 class RowMaker:
@@ -51,28 +51,35 @@ class RowMaker:
         first = next(records, None)
         if first is None:
             return iter(())
-        documents = isinstance(first.record, TextRecord)
-        rows = self._rows(chain([first], records), documents)
-        if documents:
+        examples = self._rows(chain([first], records))
+        if isinstance(first.record, TextRecord):
             arrange = packing.cut_and_pack if self.cfg.packing else packing.cut
-            return arrange(rows, self.cfg.max_length)
-        return packing.pack(rows, self.cfg.max_length) if self.cfg.packing else one_each(rows)
+            return arrange(chain.from_iterable(examples), self.cfg.max_length)
+        if self.cfg.packing:
+            return packing.pack(chain.from_iterable(examples), self.cfg.max_length)
+        return examples
 
-    def _rows(self, records: Iterable[Located], documents: bool) -> Iterator[SourceRow]:
+    def _rows(self, records: Iterable[Located]) -> Iterator[Example]:
+        """The rows of each record."""
         train_all = self.cfg.train_on == "all"
         for chunk in chunks(self._write(records)):
-            scripts = [script for script, _ in chunk]
-            rows = tokenize(scripts, self.tokenizer, train_all=train_all)
-            for (_, located), row in zip(chunk, rows, strict=True):
+            scripts = [script for written, _ in chunk for script in written]
+            rows = iter(tokenize(scripts, self.tokenizer, train_all=train_all))
+            for written, located in chunk:
+                own = [next(rows) for _ in written]
                 try:
-                    kept = self._fit(row, documents)
+                    kept = self._fit(own, located.record)
                 except Refused as error:
                     self._refuse(located, error)
                 else:
                     self.report.kept += located.copy == 0
                     if isinstance(located.record, TextRecord):
                         self.report.text_bytes += len(located.record.text.encode())
-                    yield SourceRow(kept, located.file, located.line)
+                    scores = scores_of(located.record) or [None] * len(kept)
+                    yield [
+                        SourceRow(row, located.file, located.line, score)
+                        for row, score in zip(kept, scores, strict=True)
+                    ]
 
     def _write(self, records: Iterable[Located]) -> Iterator[Written]:
         for located in records:
@@ -86,31 +93,49 @@ class RowMaker:
         if located.copy == 0:
             self.report.add_refused(located.where, str(reason))
 
-    def _fit(self, row: TokenRow, documents: bool) -> TokenRow:
-        if not row.trained.any():
-            raise Refused("no token of a response")
-        if np.isin(row.tokens[row.trained], self.no_text).all():
-            raise Refused("only special tokens to train")
-        if documents:  # cut into several rows instead
-            return row
-        cut = truncate(row, self.cfg.max_length, self.cfg.truncation, self.specials.bos)
-        self.report.add_cut("prompt start", cut.prompt_start)
-        self.report.add_cut("response end", cut.response_end)
-        return cut.row
+    def _fit(self, rows: list[TokenRow], record: Record) -> list[TokenRow]:
+        """The rows as they are trained.
+
+        Raises:
+            Refused: there is nothing to learn from them.
+        """
+        for row in rows:
+            if not row.trained.any():
+                raise Refused("no token of a response")
+            if np.isin(row.tokens[row.trained], self.no_text).all():
+                raise Refused("only special tokens to train")
+        if isinstance(record, TextRecord):  # cut into several rows instead
+            return rows
+        _require_one_prompt(rows)
+        cuts = truncate(rows, self.cfg.max_length, self.cfg.truncation, self.specials.bos)
+        for cut in cuts:
+            self.report.add_cut("prompt start", cut.prompt_start)
+            self.report.add_cut("response end", cut.response_end)
+        kept = [cut.row for cut in cuts]
+        if len(kept) > 1 and all(_same(kept[0], row) for row in kept[1:]):
+            raise Refused("all responses have the same tokens")
+        return kept
 
 
-def one_each(rows: Iterable[SourceRow]) -> Iterator[Example]:
-    """Every row is an example."""
-    return ([row] for row in rows)
+def _require_one_prompt(rows: list[TokenRow]) -> None:
+    start = rows[0].response_start
+    prompt = rows[0].tokens[:start]
+    for row in rows[1:]:
+        if row.response_start != start or not np.array_equal(row.tokens[:start], prompt):
+            raise Refused("the template writes the prompt otherwise for another response")
+
+
+def _same(row: TokenRow, other: TokenRow) -> bool:
+    return np.array_equal(row.tokens, other.tokens)
 
 
 def chunks(written: Iterable[Written]) -> Iterator[list[Written]]:
-    """Scripts in groups to be tokenized in one call."""
+    """Records' scripts in groups to be tokenized in one call."""
     chunk: list[Written] = []
     characters = 0
-    for script, located in written:
-        chunk.append((script, located))
-        characters += sum(len(piece.text) for piece in script.pieces)
+    for scripts, located in written:
+        chunk.append((scripts, located))
+        characters += sum(len(piece.text) for script in scripts for piece in script.pieces)
         if characters >= CHUNK_CHARACTERS or len(chunk) == CHUNK_ROWS:
             yield chunk
             chunk, characters = [], 0

@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_cli.data.records.fields import Messages
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, Record, TextRecord
+from rlhf_cli.data.records.fields import Messages, Prompt, Response
+from rlhf_cli.data.records.record import (
+    ChatRecord,
+    LabelledRecord,
+    PreferenceRecord,
+    PromptCompletionRecord,
+    RankedRecord,
+    Record,
+    TextRecord,
+)
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.data.tokens.specials import Specials
@@ -52,22 +60,31 @@ class ScriptWriter:
         """Whether any record was a chat."""
         return self._renderer is not None
 
-    def write(self, record: Record) -> Script:
-        """The script of a record.
+    def write(self, record: Record) -> tuple[Script, ...]:
+        """The scripts of a record, one for each row of its example.
 
         Raises:
             Refused: the template does not render it in a way that shows who says what.
         """
         match record:
             case TextRecord(text):
-                return self._document(text)
+                return (self._document(text),)
             case ChatRecord(messages):
-                return self._chat(messages, 0)
-            case PromptCompletionRecord(str() as prompt, str() as completion):
-                return self._strings(prompt, completion)
-            case PromptCompletionRecord(tuple() as prompt, tuple() as completion):
-                return self._chat(prompt + completion, len(prompt))
+                return (self._chat(messages, 0),)
+            case PromptCompletionRecord(prompt, response) | LabelledRecord(prompt, response):
+                return (self._answer(prompt, response),)
+            case PreferenceRecord(prompt, chosen, rejected):
+                return (self._answer(prompt, chosen), self._answer(prompt, rejected))
+            case RankedRecord(prompt, responses):
+                return tuple(self._answer(prompt, response) for response in responses)
         raise TypeError(f"no training example is made of a {type(record).__name__}")
+
+    def _answer(self, prompt: Prompt, response: Response) -> Script:
+        if isinstance(prompt, str) and isinstance(response, str):
+            return self._strings(prompt, response)
+        assert isinstance(prompt, tuple)  # response has the prompt's form: fields.response
+        assert isinstance(response, tuple)
+        return self._chat(prompt + response, len(prompt))
 
     def _document(self, text: str) -> Script:
         start, end = self.specials.document_start, self.specials.eos
