@@ -11,6 +11,9 @@ Format = Literal[
     "preference",
     "ranked",
     "labelled",
+    "labelled_text",
+    "scored",
+    "scored_text",
     "prompt",
 ]
 

@@ -24,7 +24,7 @@ def pair_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) ->
 
 
 def centering_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """[B]: (r_w + r_l)^2, which holds scores around 0 (Eisenstein et al. 2023, arXiv:2312.09244)."""
+    """[B]: (r_w + r_l)^2: holds scores around 0 (Eisenstein et al. 2023, arXiv:2312.09244)."""
     return (chosen + rejected) ** 2
 
 

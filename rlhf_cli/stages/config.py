@@ -10,6 +10,27 @@ from rlhf_cli.resources import SHIPPED
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
+def judged_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...]) -> list[str]:
+    """What does not go with rows that are judged as wholes, one line each."""
+    found = []
+    if data.format not in ("auto", *formats):
+        needed = ", ".join(("auto", *formats))
+        found.append(
+            f"data.format: got {data.format}; {stage} needs one of {needed}. Try data.format=auto"
+        )
+    if data.packing:
+        found.append(
+            f"data.packing: got true; {stage} compares whole responses, whose rows are kept flat "
+            "without it. Try data.packing=false"
+        )
+    if data.train_on != "response":
+        found.append(
+            f"data.train_on: got {data.train_on}; {stage} judges the response, whatever stands "
+            "before it. Try data.train_on=response"
+        )
+    return found
+
+
 @dataclass(kw_only=True)
 class StageConfig(LoadConfig):
     """What every training stage has."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_cli.stages.pretrain.config import PretrainConfig
+from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.sft.config import SFTConfig
 from rlhf_cli.verbs.config import GenerateConfig, MergeConfig
 
@@ -46,6 +47,7 @@ COMMANDS = {
     for command in (
         Command("pretrain", PretrainConfig, "rlhf_cli.stages.pretrain.run:run", trains=True),
         Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
+        Command("reward", RewardConfig, "rlhf_cli.stages.reward.run:run", trains=True),
         Command(
             "generate",
             GenerateConfig,

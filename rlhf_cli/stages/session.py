@@ -25,6 +25,8 @@ from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.loop import RunResult, fit
 from rlhf_cli.train.machinery import agree_with, find_checkpoint
+from rlhf_cli.train.measure import measure
+from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.source import Stateful
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import Loss
@@ -101,6 +103,11 @@ class Session:
         self.ctx.ranks.on_main(save)
         say(f"result: {self.ctx.out / 'model'}")
         return self._summary(result)
+
+    def measured(self, loss: RowLoss) -> Evaluate:
+        """The loss and its metrics over all held-out rows."""
+        tokens, ctx = self.max_tokens, self.ctx
+        return lambda loaded: measure(loss, loaded[0], tokens, ctx.device, ctx.ranks)
 
     def _fit(
         self, model: Trunk, loss: Loss, evaluate: Evaluate, state: Stateful | None

@@ -124,7 +124,17 @@ def number(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or false, and no other way to say it."""
-    if not isinstance(value, bool):
-        raise Malformed(f"{name}: got {show_value(value)}; need true or false")
-    return value
+    """True or false; 1 and 0, and the words true, false, yes and no, mean the same everywhere."""
+    plain = value.strip().lower() if isinstance(value, str) else value
+    found = _FLAGS.get(plain) if isinstance(plain, bool | int | float | str) else None
+    if found is None:
+        raise Malformed(f"{name}: got {show_value(value)}; need true or false (or 1 or 0)")
+    return found
+
+
+_FLAGS: dict[Any, bool] = {1: True, 0: False, "1": True, "0": False} | {
+    "true": True,
+    "false": False,
+    "yes": True,
+    "no": False,
+}

@@ -65,6 +65,15 @@ class LabelledRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredRecord:
+    """A response and how good it is; higher is better."""
+
+    prompt: Prompt
+    completion: Response
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
 class PromptRecord:
     """A prompt alone."""
 
@@ -78,6 +87,7 @@ Record = (
     | PreferenceRecord
     | RankedRecord
     | LabelledRecord
+    | ScoredRecord
     | PromptRecord
 )
 
@@ -85,7 +95,7 @@ Record = (
 def scores_of(record: Record) -> tuple[float, ...] | None:
     """What a judge said of each of a record's responses, in order; none where nobody judged.
 
-    A ranking's scores, 1 or 0 for a label, and for a pair its margin on the chosen response.
+    Scores as they are, 1 or 0 for a label, and for a pair its margin on the chosen response.
     """
     match record:
         case PreferenceRecord(margin=margin):
@@ -94,6 +104,8 @@ def scores_of(record: Record) -> tuple[float, ...] | None:
             return scores
         case LabelledRecord(label=label):
             return (float(label),)
+        case ScoredRecord(score=score):
+            return (score,)
     return None
 
 
@@ -142,13 +154,28 @@ def _ranked(columns: Columns) -> RankedRecord:
         counts = f"{len(listed)} responses and {len(scored)} scores"
         raise Malformed(f"scores: got {counts}; need as many, two or more")
     responses = (fields.response(f"responses[{i}]", r, prompt) for i, r in enumerate(listed))
-    scores = (fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
-    return RankedRecord(prompt, tuple(responses), tuple(scores))
+    scores = tuple(fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
+    if len({*scores}) == 1:
+        raise Refused("all scores are equal")
+    return RankedRecord(prompt, tuple(responses), scores)
 
 
 def _labelled(columns: Columns) -> LabelledRecord:
     pair = _prompt_completion(columns)
     return LabelledRecord(pair.prompt, pair.completion, fields.flag("label", columns["label"]))
+
+
+def _labelled_text(columns: Columns) -> LabelledRecord:
+    return LabelledRecord("", _text(columns).text, fields.flag("label", columns["label"]))
+
+
+def _scored(columns: Columns) -> ScoredRecord:
+    pair = _prompt_completion(columns)
+    return ScoredRecord(pair.prompt, pair.completion, fields.number("score", columns["score"]))
+
+
+def _scored_text(columns: Columns) -> ScoredRecord:
+    return ScoredRecord("", _text(columns).text, fields.number("score", columns["score"]))
 
 
 def _prompt(columns: Columns) -> PromptRecord:
@@ -164,6 +191,8 @@ class Kind:
     required: tuple[str, ...]
     read: Callable[[Columns], Record]
     optional: tuple[str, ...] = ()
+    extends: str = ""
+    """A kind that the same row can be read as too, with columns that it ignores."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -189,6 +218,9 @@ KINDS = (
     Kind("preference", PreferenceRecord, ("chosen", "rejected"), _preference, ("prompt", "margin")),
     Kind("ranked", RankedRecord, ("prompt", "responses", "scores"), _ranked),
     Kind("labelled", LabelledRecord, ("prompt", "completion", "label"), _labelled),
+    Kind("scored", ScoredRecord, ("prompt", "completion", "score"), _scored),
+    Kind("labelled_text", LabelledRecord, ("text", "label"), _labelled_text, extends="text"),
+    Kind("scored_text", ScoredRecord, ("text", "score"), _scored_text, extends="text"),
     Kind("prompt_completion", PromptCompletionRecord, ("prompt", "completion"), _prompt_completion),
     Kind("text", TextRecord, ("text",), _text),
     Kind("prompt", PromptRecord, ("prompt",), _prompt),
@@ -202,9 +234,9 @@ def fitting(names: set[str]) -> list[Kind]:
     A kind whose columns are a part of another's is left out: prompt, completion and label are a
     labelled row, and not a prompt_completion row with a column too many.
     """
-    used = {kind.name: names & set(kind.columns) for kind in KINDS if names >= set(kind.required)}
-    return [
-        kind
-        for kind in KINDS
-        if kind.name in used and not any(used[kind.name] < other for other in used.values())
-    ]
+    used = {kind: names & set(kind.columns) for kind in KINDS if names >= set(kind.required)}
+
+    def beaten(kind: Kind) -> bool:
+        return any(used[kind] < own and other.extends != kind.name for other, own in used.items())
+
+    return [kind for kind in used if not beaten(kind)]

@@ -13,6 +13,7 @@ from rlhf_cli.data.records.record import (
     PromptCompletionRecord,
     RankedRecord,
     Record,
+    ScoredRecord,
     TextRecord,
 )
 from rlhf_cli.data.tokens.chat import ChatRenderer
@@ -71,7 +72,11 @@ class ScriptWriter:
                 return (self._document(text),)
             case ChatRecord(messages):
                 return (self._chat(messages, 0),)
-            case PromptCompletionRecord(prompt, response) | LabelledRecord(prompt, response):
+            case (
+                PromptCompletionRecord(prompt, response)
+                | LabelledRecord(prompt, response)
+                | ScoredRecord(prompt, response)
+            ):
                 return (self._answer(prompt, response),)
             case PreferenceRecord(prompt, chosen, rejected):
                 return (self._answer(prompt, chosen), self._answer(prompt, rejected))

@@ -1,0 +1,140 @@
+"""The loss of a reward model, by what its rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.errors import DataError
+from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reward import (
+    binary_loss,
+    centering_loss,
+    comparisons,
+    pair_loss,
+    ranking_loss,
+    regression_loss,
+)
+from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.stages.reward.config import RewardConfig
+from rlhf_cli.train.row_loss import RowLoss, RowValues
+
+TAKES = {
+    "preference": ("comparison",),
+    "ranked": ("comparison", "regression"),
+    "scored": ("regression",),
+    "scored_text": ("regression",),
+    "labelled": ("binary",),
+    "labelled_text": ("binary",),
+}
+"""The kinds of loss that each kind of record allows, the default first."""
+
+
+def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
+    """The loss for one kind of record.
+
+    Args:
+        cfg: `loss_type` and `center_coefficient`.
+        model: scores the rows.
+        kind: of the records.
+
+    Raises:
+        DataError: the records do not say what the loss needs.
+    """
+
+    def values(rows: Rows) -> RowValues:
+        return {
+            "score": model(rows),
+            "said": rows.columns["score"],
+            "example": rows.example_of_row,
+            "first": rows.first_of_example,
+        }
+
+    return RowLoss(values, _loss_of(cfg, kind))
+
+
+def _loss_of(cfg: RewardConfig, kind: str) -> Callable[[RowValues], LossOutput]:
+    allowed = TAKES.get(kind)
+    if allowed is None:
+        raise DataError(
+            f"data.path: the sources hold different kinds of rows ({kind}); need one kind. Train "
+            "on one after the other, with model= the run before"
+        )
+    chosen = allowed[0] if cfg.loss_type == "auto" else cfg.loss_type
+    if chosen not in allowed:
+        raise DataError(
+            f"loss_type: got {cfg.loss_type}, but the rows are of kind {kind}; need "
+            f"{' or '.join(allowed)}. Try loss_type=auto"
+        )
+    if chosen == "regression":
+        return _regression
+    if chosen == "binary":
+        return _binary
+    compare = _pairs if kind == "preference" else _rankings
+
+    def of(values: RowValues) -> LossOutput:
+        return compare(values, cfg.center_coefficient)
+
+    return of
+
+
+def _pairs(values: RowValues, center: float) -> LossOutput:
+    first, score, said = values["first"], values["score"], values["said"]
+    chosen, rejected = score[first], score[~first]
+    losses = pair_loss(chosen, rejected, said[first])
+    return _compared(losses, chosen, rejected, _ones(chosen), center, score)
+
+
+def _rankings(values: RowValues, center: float) -> LossOutput:
+    found = comparisons(values["example"], values["said"])
+    score = values["score"]
+    better, worse = score[found.better], score[found.worse]
+    return _compared(ranking_loss(score, found), better, worse, found.share, center, score)
+
+
+def _compared(
+    losses: Tensor, better: Tensor, worse: Tensor, share: Tensor, center: float, score: Tensor
+) -> LossOutput:
+    """Terms and metrics of compared scores; the shares of an example's comparisons add up to 1."""
+    terms = {"comparison": Term(losses.sum(), "examples")}
+    if center:
+        squares = centering_loss(better, worse) * share
+        terms["centering"] = Term(squares.sum(), "examples", center)
+    apart, examples = (better - worse).detach(), float(share.sum())
+    return LossOutput(
+        terms,
+        {
+            "accuracy": (((apart > 0) * share).sum(), examples),
+            "margin": ((apart * share).sum(), examples),
+            "score": _mean(score),
+        },
+    )
+
+
+def _regression(values: RowValues) -> LossOutput:
+    score, said = values["score"], values["said"]
+    losses = regression_loss(score, said)
+    off = (score.detach() - said).abs()
+    return LossOutput(
+        {"regression": Term(losses.sum(), "rows")},
+        {"absolute_error": _mean(off), "score": _mean(score)},
+    )
+
+
+def _binary(values: RowValues) -> LossOutput:
+    score, label = values["score"], values["said"]
+    right = (score.detach() > 0) == (label > 0.5)
+    return LossOutput(
+        {"binary": Term(binary_loss(score, label).sum(), "rows")},
+        {"accuracy": _mean(right.float()), "score": _mean(score)},
+    )
+
+
+def _mean(values: Tensor) -> tuple[Tensor, float]:
+    return values.detach().sum(), len(values)
+
+
+def _ones(values: Tensor) -> Tensor:
+    return values.detach().new_ones(len(values))
