@@ -103,6 +103,17 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
+class ComparedModelConfig(ModelConfig):
+    """A model that is compared with a reference."""
+
+    reference: Annotated[str, ModelPath()] = "auto"
+    """What the policy is held to: `copy`, a frozen copy in memory; `adapter_off`, the same weights
+    without the new adapter; `stored`, the model as it starts, its log-probs computed once; `none`;
+    or a model folder, run folder or hub id. `auto` is `adapter_off` with a new adapter, else
+    `stored`."""
+
+
+@dataclass(kw_only=True)
 class AdapterConfig:
     """Adapters: a few small trained matrices beside frozen weights."""
 

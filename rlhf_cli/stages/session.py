@@ -104,6 +104,12 @@ class Session:
         say(f"result: {self.ctx.out / 'model'}")
         return self._summary(result)
 
+    def add_columns(self, add: Callable[[Examples], Examples]) -> None:
+        """Let something add columns to the training and the held-out examples."""
+        self.examples = add(self.examples)
+        if self.held_out:
+            self.held_out = (add(self.held_out[0]), self.held_out[1])
+
     def measured(self, loss: RowLoss) -> Evaluate:
         """The loss and its metrics over all held-out rows."""
         tokens, ctx = self.max_tokens, self.ctx

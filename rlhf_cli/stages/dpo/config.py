@@ -1,0 +1,207 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Unit
+from rlhf_cli.losses.config import PREFERENCE_LOSSES
+from rlhf_cli.models.config import ComparedModelConfig
+from rlhf_cli.stages.config import StageConfig, judged_rows_problems
+
+LossName = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+    "sft",
+    "simpo",
+    "cpo",
+    "orpo",
+    "kto",
+]
+
+
+@dataclass(kw_only=True)
+class DPOConfig(StageConfig):
+    """Direct preference optimization: learn from pairs which of two responses is better."""
+
+    default_lr: ClassVar[tuple[float, float]] = (1e-6, 5e-6)
+
+    model: ComparedModelConfig = field(default_factory=ComparedModelConfig)
+
+    beta: Annotated[float, Above(0)] = 0.1
+    """Pull towards the reference, 1/nats; the paper uses 0.1 to 0.5. For simpo the scale of its
+    margin (2 to 10), for orpo its lambda."""
+
+    loss_type: LossName | list[LossName] = "sigmoid"
+    """`sigmoid` is DPO (arXiv:2305.18290). Several are added up, as in `[sigmoid, sft]`. `simpo`,
+    `cpo` and `orpo` need no reference; `kto` takes rows with a label instead of pairs."""
+
+    loss_weights: list[float] = field(default_factory=list)
+    """Weight of each loss type, in their order; empty gives each 1."""
+
+    label_smoothing: Annotated[float, AtLeast(0), Below(0.5)] = 0.0
+    """Share of pairs that may be the wrong way round; read by sigmoid, robust, exo_pair and aot."""
+
+    f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
+    """What takes the place of the log-ratio (arXiv:2309.16240)."""
+
+    f_alpha: Annotated[float, AtLeast(0), Below(1)] = 0.5
+    """Order of `f_divergence=alpha`: 0 is forward KL, towards 1 reverse KL."""
+
+    ld_alpha: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    """LD-DPO (arXiv:2409.06411): weight of response tokens past the length of the shorter response
+    of a pair; 1 counts all alike."""
+
+    wpo: bool = False
+    """WPO (arXiv:2406.11827): weigh pairs by how likely the policy is to write them."""
+
+    discopop_tau: Annotated[float, Above(0)] = 0.05
+    """Temperature of discopop's gate."""
+
+    simpo_gamma: Annotated[float, AtLeast(0), Unit("nats")] = 0.5
+    """Margin of simpo."""
+
+    nll_weight: Annotated[float, AtLeast(0)] = 1.0
+    """Weight of the chosen responses' negative log-likelihood in cpo and orpo."""
+
+    desirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    """Weight of desirable rows in kto."""
+
+    undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    """Weight of undesirable rows in kto."""
+
+    sync_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    """TR-DPO (arXiv:2404.09656): every so many steps the reference moves towards the policy; needs
+    `model.reference=copy`. 0 never."""
+
+    sync_share: Annotated[float, Above(0), AtMost(1)] = 0.6
+    """Share of the policy in the moved reference."""
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Loss type -> weight."""
+        names = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        weights = self.loss_weights or [1.0] * len(names)
+        return dict(zip(names, weights, strict=False))
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether rows have labels instead of pairs."""
+        return "kto" in self.losses
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy is compared with anything."""
+        return self.unpaired or any(PREFERENCE_LOSSES[name].reference for name in self.losses)
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        formats = ("preference", "labelled") if self.unpaired else ("preference",)
+        found = super().problems() + judged_rows_problems("dpo", self.data, formats)
+        return found + self._loss_problems() + self._option_problems() + self._reference_problems()
+
+    def _loss_problems(self) -> list[str]:
+        names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        if not names:
+            return ["loss_type: got an empty list; need one at least. Try loss_type=sigmoid"]
+        found = []
+        if len({*names}) < len(names):
+            found.append(f"loss_type: got {_listed(names)}; need each name once")
+        if self.unpaired and len(names) > 1:
+            found.append(
+                f"loss_type: got {_listed(names)}; kto takes rows with labels, not pairs, and "
+                "stands alone. Try loss_type=kto"
+            )
+        if self.loss_weights and len(self.loss_weights) != len(names):
+            ones = _listed(["1"] * len(names))
+            found.append(
+                f"loss_weights: got {len(self.loss_weights)} for {len(names)} loss types; need as "
+                f"many. Try loss_weights={ones}"
+            )
+        if "robust" in names and not self.label_smoothing:
+            found.append(
+                "label_smoothing: got 0.0 with loss_type=robust, which is then sigmoid; need the "
+                "share of flipped pairs. Try label_smoothing=0.1"
+            )
+        if "exo_pair" in names and not self.label_smoothing:
+            found.append(
+                "label_smoothing: got 0.0 with loss_type=exo_pair, whose loss is then infinite; "
+                "need more than 0. Try label_smoothing=0.001"
+            )
+        return found
+
+    def _option_problems(self) -> list[str]:
+        """Options that no loss of the run reads: they would change nothing, in silence."""
+        names = list(self.losses)
+        facts = [PREFERENCE_LOSSES[name] for name in names if name in PREFERENCE_LOSSES]
+        found = []
+        if self.label_smoothing and not any(fact.smoothing for fact in facts):
+            found.append(_unread("label_smoothing", self.label_smoothing, names, 0))
+        if self.f_divergence != "reverse_kl" and not (
+            facts and all(fact.divergence for fact in facts)
+        ):
+            found.append(_unread("f_divergence", self.f_divergence, names, "reverse_kl"))
+        if self.wpo and (any(fact.couples for fact in facts) or not facts):
+            found.append(_unread("wpo", "true", names, "false"))
+        if self.ld_alpha < 1 and self.unpaired:
+            found.append(_unread("ld_alpha", self.ld_alpha, names, 1))
+        only = {
+            "f_alpha": self.f_divergence == "alpha",
+            "discopop_tau": "discopop" in names,
+            "simpo_gamma": "simpo" in names,
+            "nll_weight": bool({"cpo", "orpo"} & {*names}),
+            "desirable_weight": self.unpaired,
+            "undesirable_weight": self.unpaired,
+            "sync_share": bool(self.sync_steps),
+        }
+        for name, read in only.items():
+            default = type(self).__dataclass_fields__[name].default
+            if not read and getattr(self, name) != default:
+                found.append(_unread(name, getattr(self, name), names, default))
+        return found
+
+    def _reference_problems(self) -> list[str]:
+        found, reference = [], self.model.reference
+        if reference == "adapter_off" and self.adapter.kind == "none":
+            found.append(
+                "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
+                "take away. Try model.reference=stored"
+            )
+        if self.needs_reference and reference == "none":
+            found.append(
+                f"model.reference: got none with loss_type={_listed(self.losses)}, which compares "
+                "with a reference. Try model.reference=auto, or loss_type=simpo"
+            )
+        if not self.needs_reference and reference not in ("auto", "none"):
+            found.append(
+                f"model.reference: got {reference} with loss_type={_listed(self.losses)}, which "
+                "compares with none. Try model.reference=auto"
+            )
+        if self.sync_steps and reference != "copy":
+            found.append(
+                f"sync_steps: got {self.sync_steps} with model.reference={reference}; need a "
+                "reference that can move. Try model.reference=copy"
+            )
+        return found
+
+
+def _listed(names: Sequence[str] | dict[str, float]) -> str:
+    found = list(names)
+    return found[0] if len(found) == 1 else f"[{','.join(found)}]"
+
+
+def _unread(name: str, value: object, losses: list[str], default: object) -> str:
+    return (
+        f"{name}: got {value}, which does not go with loss_type={_listed(losses)}. "
+        f"Try {name}={default}"
+    )

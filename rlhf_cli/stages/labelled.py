@@ -1,0 +1,66 @@
+"""What the losses of single labelled responses share: BCO, and DPO's kto."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.context import say
+from rlhf_cli.data.arrange import count_classes, unpair
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
+from rlhf_cli.errors import DataError
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.train.row_loss import RowValues
+from rlhf_cli.train.sequence import row_logprobs
+
+RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
+
+
+def labelled(loaded: Loaded) -> Examples:
+    """Examples of one labelled row each; pairs are taken apart.
+
+    Raises:
+        DataError: there is only one class.
+    """
+    examples, report = loaded
+    if "," in report.kind:
+        raise DataError(
+            f"data.path: the sources hold different kinds of rows ({report.kind}); need one kind"
+        )
+    rows = unpair(examples) if report.kind == "preference" else examples
+    desirable, undesirable = count_classes(rows)
+    say(
+        f"labels: {desirable:,} desirable, {undesirable:,} undesirable "
+        f"(1 to {undesirable / desirable:.2f})"
+    )
+    return rows
+
+
+def label_values(policy: Policy, reference: ReferenceLogprobs, rows: Rows) -> RowValues:
+    """Numbers of each row that its loss depends on."""
+    return {
+        "logp": row_logprobs(policy(rows), rows),
+        "reference": reference(rows),
+        "label": rows.columns["score"],
+    }
+
+
+
+def by_class(label: Tensor, desirable: float, undesirable: float) -> Tensor:
+    """[R]: one number for rows with label 1, another for those with 0."""
+    return torch.where(label > 0.5, desirable, undesirable)
+
+
+def label_metrics(
+    reward: Tensor, label: Tensor, logp: Tensor
+) -> dict[str, tuple[Tensor, float]]:
+    """Means over the rows of each class; reward is beta * (log p - log p_ref), nats."""
+    found = {}
+    for name, side in (("chosen", label > 0.5), ("rejected", label <= 0.5)):
+        count = float(side.sum())
+        found[f"rewards/{name}"] = (reward.detach()[side].sum(), count)
+        found[f"logps/{name}"] = (logp.detach()[side].sum(), count)
+    return found

@@ -1,0 +1,131 @@
+"""The reference of a run, as its configuration says: where it comes from and how it is held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.context import say, silence
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
+from rlhf_cli.models.load import frozen_copy, load_policy
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.stages.session import Session
+from rlhf_cli.train.reference import COLUMN, with_reference
+from rlhf_cli.train.sequence import row_logprobs
+
+ReferenceLogprobs = Callable[[Rows], Tensor]
+"""[R], nats, without gradient: log p of each row's response under the reference."""
+
+
+class Compared(Protocol):
+    """A configuration of a stage that compares its policy with a reference."""
+
+    @property
+    def model(self) -> ComparedModelConfig:
+        """`reference` is the key."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether anything is compared."""
+
+
+HELD = ("auto", "copy", "adapter_off", "stored", "none")
+"""What `model.reference` says of the model itself; anything else is a path."""
+
+
+def open_reference(
+    cfg: Compared, policy: Policy, run: Session, ld_alpha: float = 1.0
+) -> ReferenceLogprobs:
+    """What the policy is compared with; called before the policy changes.
+
+    Args:
+        cfg: `model.reference` says which weights, and how they are held.
+        policy: as it starts.
+        run: its rows get a column with the reference's numbers where those are stored.
+        ld_alpha: as in `row_logprobs`.
+
+    Raises:
+        ModelError: there is no such model, or it has another vocabulary.
+    """
+    model = cfg.model
+    if not cfg.needs_reference:
+        return _zeros
+
+    def of(held: Policy, rows: Rows, role: str = "policy") -> Tensor:
+        return row_logprobs(held(rows, role=role), rows, ld_alpha)
+
+    kind = _kind(model, policy)
+    if kind == "adapter_off":
+        say(f"reference: {_below(policy)} (the policy without its new adapter)")
+        return lambda rows: _frozen(of, policy, rows, "reference")
+    if kind == "copy":
+        say("reference: a frozen copy of the policy as it starts")
+        copied = frozen_copy(policy, run.ctx.compute)
+        return lambda rows: _frozen(of, copied, rows, "policy")
+    other = None if kind == "stored" else _load(model, run)
+    say(f"reference: {'the policy as it starts' if other is None else model.reference}")
+    run.add_columns(
+        lambda examples: with_reference(
+            examples, other or policy, of, f"ld_alpha={ld_alpha}", run.max_tokens, run.ctx
+        )
+    )
+    return lambda rows: rows.columns[COLUMN]
+
+
+def _zeros(rows: Rows) -> Tensor:
+    """[R], for losses that compare with nothing."""
+    return torch.zeros(len(rows.lengths), device=rows.tokens.device)
+
+
+def _kind(model: ComparedModelConfig, policy: Policy) -> str:
+    """`adapter_off`, `copy`, `stored` or `path`."""
+    bare = policy.adapters is not None and "reference" in policy.adapters.roles
+    if model.reference == "auto":
+        return "adapter_off" if bare else "stored"
+    if model.reference == "adapter_off" and not bare:
+        raise ModelError(
+            "model.reference: got adapter_off, but the adapter at model.path is trained on, so "
+            "what is below it is not what training starts from. Try model.reference=stored"
+        )
+    return model.reference if model.reference in HELD else "path"
+
+
+def _below(policy: Policy) -> str:
+    assert policy.adapters is not None
+    return policy.adapters.source.describe()
+
+
+def _frozen(of: Any, held: Policy, rows: Rows, role: str) -> Tensor:
+    with torch.no_grad(), without_dropout(held):
+        found: Tensor = of(held, rows, role)
+        return found
+
+
+def _load(model: ComparedModelConfig, run: Session) -> Policy:
+    """Another model, frozen.
+
+    Raises:
+        ModelError: its tokenizer gives other ids.
+    """
+    plain = replace(model, path=model.reference, base="", init="auto", architecture={})
+    if Path(plain.path).expanduser().is_dir():
+        theirs = load_tokenizer(replace(plain, tokenizer="", chat_template=""))
+        if theirs.get_vocab() != run.tokenizer.get_vocab():
+            raise ModelError(
+                f"model.reference: {model.reference} has another vocabulary ({len(theirs)} tokens, "
+                f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
+            )
+    cfg = LoadConfig(
+        model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=run.cfg.kernels
+    )
+    with silence():
+        return load_policy(cfg, run.tokenizer, run.ctx)
