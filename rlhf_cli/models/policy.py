@@ -58,9 +58,7 @@ class Policy(Trunk):
             KeyError: the base has no such role.
         """
         with self._playing(role):
-            with self.tap.open() as tap:
-                _, mask = self._run(rows)
-                hidden = flatten(tap.caught, mask)
+            hidden = self.hidden_states(rows)
             return token_logprobs(
                 hidden.index_select(0, rows.scored),
                 read_head(self.model),
@@ -69,6 +67,12 @@ class Policy(Trunk):
                 want=want,
                 implementation=self.implementation.run,
             )
+
+    def hidden_states(self, rows: Rows) -> Tensor:
+        """[N, d]: what the output layer would be given, one vector a token."""
+        with self.tap.open() as tap:
+            _, mask = self._run(rows)
+            return flatten(tap.caught, mask)
 
     def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """[S] log-probs, nats, and their rows."""

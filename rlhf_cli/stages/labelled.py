@@ -48,15 +48,12 @@ def label_values(policy: Policy, reference: ReferenceLogprobs, rows: Rows) -> Ro
     }
 
 
-
 def by_class(label: Tensor, desirable: float, undesirable: float) -> Tensor:
     """[R]: one number for rows with label 1, another for those with 0."""
     return torch.where(label > 0.5, desirable, undesirable)
 
 
-def label_metrics(
-    reward: Tensor, label: Tensor, logp: Tensor
-) -> dict[str, tuple[Tensor, float]]:
+def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> dict[str, tuple[Tensor, float]]:
     """Means over the rows of each class; reward is beta * (log p - log p_ref), nats."""
     found = {}
     for name, side in (("chosen", label > 0.5), ("rejected", label <= 0.5)):

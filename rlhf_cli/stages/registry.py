@@ -6,6 +6,7 @@ The runner is named, not imported: the command line checks a config before torch
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.reward.config import RewardConfig
@@ -50,6 +51,7 @@ COMMANDS = {
         Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
         Command("reward", RewardConfig, "rlhf_cli.stages.reward.run:run", trains=True),
         Command("dpo", DPOConfig, "rlhf_cli.stages.dpo.run:run", trains=True),
+        Command("bco", BCOConfig, "rlhf_cli.stages.bco.run:run", trains=True),
         Command(
             "generate",
             GenerateConfig,

@@ -35,6 +35,11 @@ Arrange = Callable[[Loaded], Examples]
 Evaluate = Callable[[Loaded], dict[str, float]]
 
 
+def as_they_are(loaded: Loaded) -> Examples:
+    """The examples of the records."""
+    return loaded[0]
+
+
 class Session:
     """One run: its rows and tokenizer, then its model, then its training.
 
@@ -52,7 +57,7 @@ class Session:
         out: Path,
         stage: str,
         records: tuple[type, ...],
-        arrange: Arrange = lambda loaded: loaded[0],
+        arrange: Arrange = as_they_are,
     ) -> None:
         self.cfg = cfg
         self.ctx = open_context(cfg.train.precision, cfg.seed, out)

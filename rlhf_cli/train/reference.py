@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
@@ -123,8 +123,15 @@ def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) 
     whole.update(f"{reference.implementation.name} {reference.flat}".encode())
     for array in (examples.tokens, examples.trained, examples.row_starts, examples.example_starts):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
-    for name, param in reference.named_parameters():
+    whole.update(weights_key(reference).encode())
+    return whole.hexdigest()[:32]
+
+
+def weights_key(module: nn.Module) -> str:
+    """Changes with every bit of a model's weights."""
+    whole = hashlib.sha256()
+    for name, param in module.named_parameters():
         bits = param.detach().contiguous().view(torch.uint8).cpu()
         whole.update(name.encode())
         whole.update(bits.numpy().data.cast("B"))
-    return whole.hexdigest()[:32]
+    return whole.hexdigest()

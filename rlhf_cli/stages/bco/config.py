@@ -8,8 +8,11 @@ from rlhf_cli.stages.config import StageConfig, judged_rows_problems
 
 @dataclass(kw_only=True)
 class UDMConfig:
-    """Underlying distribution matching (arXiv:2404.04656, section 4.2): for rows whose desirable
-    and undesirable responses come from different prompts."""
+    """Weights for undesirable rows by how likely their prompts are among desirable ones.
+
+    Underlying distribution matching (arXiv:2404.04656, section 4.2), for classes whose prompts
+    differ.
+    """
 
     embedding_model: Annotated[str, ModelPath()] = "none"
     """What embeds the prompts, by the mean of its last hidden states: `none` is off, `reference`
@@ -52,8 +55,7 @@ class BCOConfig(StageConfig):
         found = super().problems() + judged_rows_problems("bco", self.data, formats)
         if self.model.reference == "none":
             found.append(
-                "model.reference: got none; bco compares with a reference. "
-                "Try model.reference=auto"
+                "model.reference: got none; bco compares with a reference. Try model.reference=auto"
             )
         if self.model.reference == "adapter_off" and self.adapter.kind == "none":
             found.append(

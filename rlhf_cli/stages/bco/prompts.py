@@ -1,4 +1,4 @@
-"""Which prompts are likely among desirable rows: embeddings of prompts, and a classifier of them."""
+"""Which prompts are likely among desirable rows: embeddings, and a classifier of them."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ def fit_classifier(
     return PromptClassifier(model.coef_[0].tolist(), float(model.intercept_[0]))
 
 
-def embed_prompts(
-    examples: Examples, embed: Embed, model_key: str, ctx: RunContext
-) -> Vectors:
+def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunContext) -> Vectors:
     """[R, d]: an embedding of each row's prompt, from the cache where it has them.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,30 @@ from rlhf_cli.data.records.record import PreferenceRecord
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss
+from rlhf_cli.stages.dpo.unpaired import unpaired_loss, with_mismatched
+from rlhf_cli.stages.labelled import RECORDS as LABELLED
 from rlhf_cli.stages.opening import prepare_rows
 from rlhf_cli.stages.reference import open_reference
-from rlhf_cli.stages.session import Session
+from rlhf_cli.stages.session import Session, as_they_are
 
-RECORDS: tuple[type, ...] = (PreferenceRecord,)
+
+def _records(cfg: DPOConfig) -> tuple[type, ...]:
+    return LABELLED if cfg.unpaired else (PreferenceRecord,)
 
 
 def prepare(cfg: DPOConfig, out: Path) -> None:
     """Tokenize before several processes start."""
-    prepare_rows(cfg, out, "dpo", RECORDS)
+    prepare_rows(cfg, out, "dpo", _records(cfg))
 
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
-    """Learn from pairs which of two responses is better."""
-    run = Session(cfg, out, "dpo", RECORDS)
+    """Learn from pairs which of two responses is better, or with kto from labels."""
+    arrange = (
+        partial(with_mismatched, max_length=cfg.data.max_length) if cfg.unpaired else as_they_are
+    )
+    run = Session(cfg, out, "dpo", _records(cfg), arrange)
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
     reference = open_reference(cfg, policy, run, cfg.ld_alpha)
-    loss = preference_loss(cfg, policy, reference)
+    make = unpaired_loss if cfg.unpaired else preference_loss
+    loss = make(cfg, policy, reference)
     return run.train(policy, loss, run.measured(loss))

@@ -1,0 +1,62 @@
+"""The loss of labelled responses, and the numbers that go on from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.losses.bco import Delta, bco_loss
+from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.stages.bco.config import BCOConfig
+from rlhf_cli.stages.bco.matching import WEIGHT
+from rlhf_cli.stages.bco.prompts import PromptClassifier
+from rlhf_cli.stages.labelled import by_class, label_metrics, label_values
+from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.train.row_loss import RowLoss, RowValues
+
+
+class BCOState:
+    """What a checkpoint of BCO holds beside weights: the reward shift and the prompt classifier."""
+
+    def __init__(self, delta: Delta, classifier: PromptClassifier | None) -> None:
+        self.delta, self.classifier = delta, classifier
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        numbers = self.classifier and {
+            "weight": self.classifier.weight,
+            "bias": self.classifier.bias,
+        }
+        return {"delta": self.delta.state_dict(), "classifier": numbers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the shift back; the classifier was taken from there when the run was opened."""
+        self.delta.load_state_dict(state["delta"])
+
+
+def labelled_loss(
+    cfg: BCOConfig, policy: Policy, reference: ReferenceLogprobs, delta: Delta
+) -> RowLoss:
+    """BCO over labelled rows; delta takes in each step's rewards before its loss."""
+
+    def values(rows: Rows) -> RowValues:
+        found = dict(label_values(policy, reference, rows))
+        if WEIGHT in rows.columns:
+            found[WEIGHT] = rows.columns[WEIGHT]
+        return found
+
+    def observe(values: RowValues) -> None:
+        delta.update(cfg.beta * (values["logp"] - values["reference"]), values["label"])
+
+    def of(values: RowValues) -> LossOutput:
+        label, reward = values["label"], cfg.beta * (values["logp"] - values["reference"])
+        losses = bco_loss(reward, label, delta.value)
+        losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
+        if WEIGHT in values:
+            losses = losses * values[WEIGHT]
+        shift = (reward.new_tensor(delta.value), 1.0)
+        metrics = label_metrics(reward, label, values["logp"]) | {"delta": shift}
+        return LossOutput({"bco": Term(losses.sum(), "rows")}, metrics)
+
+    return RowLoss(values, of, observe)

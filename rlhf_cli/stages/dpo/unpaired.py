@@ -1,0 +1,37 @@
+"""KTO: rows with a label, each beside its prompt with another row's response."""
+
+from __future__ import annotations
+
+from rlhf_cli.data.arrange import mismatch
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.losses.kto import kto_loss, reference_point
+from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.stages.dpo.config import DPOConfig
+from rlhf_cli.stages.labelled import by_class, label_metrics, label_values, labelled
+from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.train.row_loss import RowLoss, RowValues
+
+
+def with_mismatched(loaded: Loaded, max_length: int) -> Examples:
+    """Examples of two rows each: a labelled one, and its prompt with the next row's response."""
+    return mismatch(labelled(loaded), max_length)
+
+
+def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: ReferenceLogprobs) -> RowLoss:
+    """KTO over the first row of each example; the second gives the reference point."""
+
+    def values(rows: Rows) -> RowValues:
+        return {**label_values(policy, reference, rows), "first": rows.first_of_example}
+
+    def of(values: RowValues) -> LossOutput:
+        first, logp = values["first"], values["logp"]
+        s, label = logp - values["reference"], values["label"][first]
+        z = reference_point(s[~first])
+        losses = kto_loss(s[first], label, z, beta=cfg.beta)
+        losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
+        metrics = label_metrics(cfg.beta * s[first], label, logp[first]) | {"kl": (z, 1.0)}
+        return LossOutput({"kto": Term(losses.sum(), "examples")}, metrics)
+
+    return RowLoss(values, of, couples=True)
