@@ -28,9 +28,8 @@ def prepare(cfg: DPOConfig, out: Path) -> None:
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     """Learn from pairs which of two responses is better, or with kto from labels."""
-    arrange = (
-        partial(with_mismatched, max_length=cfg.data.max_length) if cfg.unpaired else as_they_are
-    )
+    mismatched = partial(with_mismatched, max_length=cfg.data.max_length)
+    arrange = mismatched if cfg.unpaired else as_they_are
     run = Session(cfg, out, "dpo", _records(cfg), arrange)
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
     reference = open_reference(cfg, policy, run, cfg.ld_alpha)
