@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_cli import __version__
 from rlhf_cli.command_line import failures
 from rlhf_cli.command_line.words import CommandLine, parse
-from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
 from rlhf_cli.launch import outer
 from rlhf_cli.resources import SHIPPED

@@ -532,7 +532,8 @@ def test_anchors_and_merge_keys_work():
         ("generate", ("model=tiny", "prompt=x", "prompts=tiny"),
          "prompt: given beside prompts=tiny; need one of the two  (command line)"),
         ("generate", ("model=tiny", "prompt=x", "data=tiny"),
-         "data: a key of pretrain, sft, not of generate. Try prompts=tiny  (command line)"),
+         "data: a key of pretrain, sft, reward, dpo, bco, not of generate. Try prompts=tiny  "
+         "(command line)"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_one_line(command, words, line):

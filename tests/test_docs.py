@@ -19,6 +19,7 @@ PAGES = [
 FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl", "table.csv")
 FOLDERS = (
     "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/tiny/pretrain",
+    "runs/tiny/sft",
 )  # fmt: skip
 
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.nearest import nearest_path
 from rlhf_cli.config.schema import DataPath, FilePath, Marks, ModelPath, Unfit, no_rows
-from rlhf_cli.config.suggest import nearest_path
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs.artifact import resolve_run

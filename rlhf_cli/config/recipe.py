@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from rlhf_cli.config.suggest import nearest, nearest_path
+from rlhf_cli.config.nearest import nearest, nearest_path
 from rlhf_cli.config.yaml12 import Loader
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import recipes, shipped

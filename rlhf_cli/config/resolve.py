@@ -7,9 +7,10 @@ from rlhf_cli.command_line.words import CommandLine, Setting
 from rlhf_cli.config import paths, recipe
 from rlhf_cli.config.check import Problem, check
 from rlhf_cli.config.compose import Layer, compose_tree
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups, knobs, unmark
-from rlhf_cli.config.suggest import nearest, unknown_key
+from rlhf_cli.config.suggest import unknown_key
 from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.resources import options, recipes

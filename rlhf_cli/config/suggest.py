@@ -1,9 +1,8 @@
 """Did you mean: the nearest thing a user can have meant by a key, a choice or a path."""
 
 import difflib
-import os
-from collections.abc import Iterable
 
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.renamed import renamed
 from rlhf_cli.config.schema import Knob, aliases, groups, knobs
 from rlhf_cli.stages.registry import COMMANDS, Command
@@ -21,21 +20,6 @@ _ELSEWHERE = {
     "data": "prompts",
     "data.path": "prompts",
 }
-
-
-def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """The choice most like a word, or nothing if none is."""
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), "")
-
-
-def nearest_path(value: str) -> str:
-    """A file or folder that exists beside a missing one and is named like it, or nothing."""
-    folder, name = os.path.split(value)
-    try:
-        found = nearest(name, os.listdir(os.path.expanduser(folder) or "."))
-    except (OSError, ValueError):
-        return ""
-    return os.path.join(folder, found) if found else ""
 
 
 def unknown_key(command: Command, key: str, example: str) -> str:

@@ -5,6 +5,7 @@ import operator
 from typing import Any, Literal, get_args, get_origin
 
 from rlhf_cli.config import paths
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import (
     Above,
     AtLeast,
@@ -18,7 +19,6 @@ from rlhf_cli.config.schema import (
     show,
     unmark,
 )
-from rlhf_cli.config.suggest import nearest
 
 
 def member(union: Any, value: Any) -> Any:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of
 from rlhf_cli.models.config import AdapterConfig

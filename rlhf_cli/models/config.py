@@ -1,9 +1,11 @@
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from os.path import isdir
+from typing import Annotated, Any, ClassVar, Literal
 
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter
+from rlhf_cli.runs.artifact import is_adapter, is_reward_model
 
 MIN_VOCAB_SIZE = 256 + 5
 """Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
@@ -91,6 +93,15 @@ class ModelConfig:
             )
         return found
 
+    def not_a_language_model(self) -> list[str]:
+        """The line for a model that gives scores where one that writes is needed."""
+        if not is_reward_model(self.path):
+            return []
+        return [
+            f"model.path: got {self.path}, a reward model, which gives scores and writes no text; "
+            "need a language model. Try the model that it was trained from"
+        ]
+
     def missing(self) -> list[str]:
         """The line for a model that is not named and not made from nothing."""
         if self.path or self.init == "scratch":
@@ -111,6 +122,33 @@ class ComparedModelConfig(ModelConfig):
     without the new adapter; `stored`, the model as it starts, its log-probs computed once; `none`;
     or a model folder, run folder or hub id. `auto` is `adapter_off` with a new adapter, else
     `stored`."""
+
+    held: ClassVar[tuple[str, ...]] = ("auto", "copy", "adapter_off", "stored", "none")
+    """What `reference` says of the model itself; anything else is a path."""
+
+    def reference_problems(self, adapter: str) -> list[str]:
+        """Contradictions of `reference`, one line each.
+
+        Args:
+            adapter: `adapter.kind`.
+        """
+        if self.reference == "adapter_off" and adapter == "none":
+            return [
+                "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
+                "take away. Try model.reference=stored"
+            ]
+        meant = nearest(self.reference, self.held, 0.7)
+        if self.reference not in self.held and not isdir(self.reference) and meant:
+            return [
+                f"model.reference: got {self.reference}, which is no folder here; need "
+                f"{', '.join(self.held)} or a model. Try model.reference={meant}"
+            ]
+        if is_reward_model(self.reference):
+            return [
+                f"model.reference: got {self.reference}, a reward model; need a language model. "
+                "Try model.reference=auto"
+            ]
+        return []
 
 
 @dataclass(kw_only=True)
@@ -177,6 +215,9 @@ class LoadConfig:
     kernels: Literal["auto", "none"] = "auto"
     """`auto` takes the fastest implementation that runs here; `none` the plain ones."""
 
+    scores: ClassVar[bool] = False
+    """Whether the model gives scores, not text."""
+
     @property
     def brings_adapter(self) -> bool:
         """Whether `model.path` is an adapter; the folder is looked at."""
@@ -191,6 +232,8 @@ class LoadConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
+        if not self.scores:
+            found += self.model.not_a_language_model()
         start = self.adapter.start
         if start != "continue" and not self.brings_adapter:
             found.append(

@@ -27,6 +27,22 @@ def read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: cannot be read as JSON; take another model.path") from None
 
 
+def is_reward_model(path: str) -> bool:
+    """Whether a path is a folder or a finished run that holds a model of scores, not of text."""
+    folder = Path(path).expanduser()
+    if not path or not folder.is_dir():
+        return False
+    kind = read(folder).get("kind")
+    if kind:
+        return bool(kind == "reward_model")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        classes = config.get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return any(str(name).endswith("ForSequenceClassification") for name in classes)
+
+
 def is_adapter(path: str) -> bool:
     """Whether a path is a folder or a finished run that holds an adapter, not a whole model."""
     folder = Path(path).expanduser()

@@ -38,10 +38,6 @@ class Compared(Protocol):
         """Whether anything is compared."""
 
 
-HELD = ("auto", "copy", "adapter_off", "stored", "none")
-"""What `model.reference` says of the model itself; anything else is a path."""
-
-
 def open_reference(
     cfg: Compared, policy: Policy, run: Session, ld_alpha: float = 1.0
 ) -> ReferenceLogprobs:
@@ -96,7 +92,7 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
             "model.reference: got adapter_off, but the adapter at model.path is trained on, so "
             "what is below it is not what training starts from. Try model.reference=stored"
         )
-    return model.reference if model.reference in HELD else "path"
+    return model.reference if model.reference in model.held else "path"
 
 
 def _below(policy: Policy) -> str:

@@ -16,7 +16,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_cli.command_line.words import CommandLine
-from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.typed import quote
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, ConfigError, RlhfError

@@ -36,7 +36,7 @@ class GenerateConfig:
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = self.model.missing()
+        found = self.model.missing() + self.model.not_a_language_model()
         if self.prompt and not no_rows(self.prompts):
             found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
         if not self.prompt and no_rows(self.prompts):

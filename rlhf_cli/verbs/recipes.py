@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config import paths, recipe
+from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups, knobs, unmark
-from rlhf_cli.config.suggest import nearest
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import options, recipes, shipped
 from rlhf_cli.stages.registry import COMMANDS

@@ -53,14 +53,10 @@ class BCOConfig(StageConfig):
         """Contradictions, one line each."""
         formats = ("labelled", "preference")
         found = super().problems() + judged_rows_problems("bco", self.data, formats)
+        found += self.model.reference_problems(self.adapter.kind)
         if self.model.reference == "none":
             found.append(
                 "model.reference: got none; bco compares with a reference. Try model.reference=auto"
-            )
-        if self.model.reference == "adapter_off" and self.adapter.kind == "none":
-            found.append(
-                "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
-                "take away. Try model.reference=stored"
             )
         if self.delta != "ema" and self.delta_decay != BCOConfig.delta_decay:
             found.append(

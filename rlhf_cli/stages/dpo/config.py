@@ -171,12 +171,7 @@ class DPOConfig(StageConfig):
         return found
 
     def _reference_problems(self) -> list[str]:
-        found, reference = [], self.model.reference
-        if reference == "adapter_off" and self.adapter.kind == "none":
-            found.append(
-                "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
-                "take away. Try model.reference=stored"
-            )
+        found, reference = self.model.reference_problems(self.adapter.kind), self.model.reference
         if self.needs_reference and reference == "none":
             found.append(
                 f"model.reference: got none with loss_type={_listed(self.losses)}, which compares "
