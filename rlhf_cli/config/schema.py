@@ -181,7 +181,7 @@ def need(annotation: Any) -> str:
     """What a value of this type must be, in words: `a number > 0`."""
     bare, marks = unmark(annotation)
     if is_union(bare):
-        return " or ".join(need(part) for part in get_args(bare))
+        return _either(list(get_args(bare)))
     origin, parts = get_origin(bare), get_args(bare)
     if origin is Literal:
         return "one of " * (len(parts) > 1) + ", ".join(show(part) for part in parts)
@@ -190,6 +190,13 @@ def need(annotation: Any) -> str:
     if origin is dict:
         return "keys with values" if parts[1] is Any else f"keys, each with {need(parts[1])}"
     return " ".join([_WORDS.get(bare, "keys below it"), *bounds(marks)])
+
+
+def _either(parts: list[Any]) -> str:
+    """The parts of a union; one of a few, or a list of them, names the few once."""
+    lists = [part for part in parts if get_origin(part) is list and get_args(part)[0] in parts]
+    found = [need(part) for part in parts if part not in lists]
+    return " or ".join([*found, *("a list of these" for _ in lists)])
 
 
 _WORDS: dict[Any, str] = {

@@ -12,7 +12,7 @@ from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowValues
 from rlhf_cli.train.sequence import row_logprobs
 
@@ -39,7 +39,7 @@ def labelled(loaded: Loaded) -> Examples:
     return rows
 
 
-def label_values(policy: Policy, reference: ReferenceLogprobs, rows: Rows) -> RowValues:
+def label_values(policy: Policy, reference: Reference, rows: Rows) -> RowValues:
     """Numbers of each row that its loss depends on."""
     return {
         "logp": row_logprobs(policy(rows), rows),

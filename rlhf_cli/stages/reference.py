@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,8 +22,22 @@ from rlhf_cli.stages.session import Session
 from rlhf_cli.train.reference import COLUMN, with_reference
 from rlhf_cli.train.sequence import row_logprobs
 
-ReferenceLogprobs = Callable[[Rows], Tensor]
-"""[R], nats, without gradient: log p of each row's response under the reference."""
+
+@dataclass(frozen=True)
+class Reference:
+    """What the policy is compared with.
+
+    Attributes:
+        logprobs: [R], nats, without gradient, of rows: log p of each row's response.
+        copy: the frozen copy that gives them, where there is one.
+    """
+
+    logprobs: Callable[[Rows], Tensor]
+    copy: Policy | None = None
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """The log-probs of rows."""
+        return self.logprobs(rows)
 
 
 class Compared(Protocol):
@@ -38,9 +52,7 @@ class Compared(Protocol):
         """Whether anything is compared."""
 
 
-def open_reference(
-    cfg: Compared, policy: Policy, run: Session, ld_alpha: float = 1.0
-) -> ReferenceLogprobs:
+def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float = 1.0) -> Reference:
     """What the policy is compared with; called before the policy changes.
 
     Args:
@@ -54,7 +66,7 @@ def open_reference(
     """
     model = cfg.model
     if not cfg.needs_reference:
-        return _zeros
+        return Reference(_zeros)
 
     def of(held: Policy, rows: Rows, role: str = "policy") -> Tensor:
         return row_logprobs(held(rows, role=role), rows, ld_alpha)
@@ -62,11 +74,11 @@ def open_reference(
     kind = _kind(model, policy)
     if kind == "adapter_off":
         say(f"reference: {_below(policy)} (the policy without its new adapter)")
-        return lambda rows: _frozen(of, policy, rows, "reference")
+        return Reference(lambda rows: _frozen(of, policy, rows, "reference"))
     if kind == "copy":
         say("reference: a frozen copy of the policy as it starts")
         copied = frozen_copy(policy, run.ctx.compute)
-        return lambda rows: _frozen(of, copied, rows, "policy")
+        return Reference(lambda rows: _frozen(of, copied, rows, "policy"), copied)
     other = None if kind == "stored" else _load(model, run)
     say(f"reference: {'the policy as it starts' if other is None else model.reference}")
     run.add_columns(
@@ -74,7 +86,7 @@ def open_reference(
             examples, other or policy, of, f"ld_alpha={ld_alpha}", run.max_tokens, run.ctx
         )
     )
-    return lambda rows: rows.columns[COLUMN]
+    return Reference(lambda rows: rows.columns[COLUMN])
 
 
 def _zeros(rows: Rows) -> Tensor:

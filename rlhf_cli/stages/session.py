@@ -27,7 +27,7 @@ from rlhf_cli.train.loop import RunResult, fit
 from rlhf_cli.train.machinery import agree_with, find_checkpoint
 from rlhf_cli.train.measure import measure
 from rlhf_cli.train.row_loss import RowLoss
-from rlhf_cli.train.source import Stateful
+from rlhf_cli.train.source import StageState
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import Loss
 
@@ -85,7 +85,7 @@ class Session:
         return model
 
     def train(
-        self, model: Trunk, loss: Loss, evaluate: Evaluate, state: Stateful | None = None
+        self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None = None
     ) -> dict[str, Any]:
         """Train, save the result, and sum up.
 
@@ -93,7 +93,7 @@ class Session:
             model: what `use` was given.
             loss: of a micro-batch.
             evaluate: metrics of held-out rows; called without gradients.
-            state: numbers of the stage's own that are part of a checkpoint.
+            state: what the stage keeps from step to step.
 
         Returns:
             What the manifest tells of the run.
@@ -121,7 +121,7 @@ class Session:
         return lambda loaded: measure(loss, loaded[0], tokens, ctx.device, ctx.ranks)
 
     def _fit(
-        self, model: Trunk, loss: Loss, evaluate: Evaluate, state: Stateful | None
+        self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None
     ) -> RunResult:
         cfg, ctx, held_out = self.cfg, self.ctx, self.held_out
         source = ExampleSource(

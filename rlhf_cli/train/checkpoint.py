@@ -1,8 +1,9 @@
 """Checkpoints: complete or absent, free of pickle, exact.
 
 A folder `step-000200` holds `weights.safetensors` (fp32 masters), `optimizer.safetensors` (moments
-by parameter name), `rng.safetensors` and `state.json`. It is written beside its name, flushed to
-disk and renamed; a crash leaves the one before. Rank 0 writes it, with the generators of all ranks.
+by parameter name), `rng.safetensors`, `state.json`, and `stage.safetensors` where a stage keeps
+tensors of its own. It is written beside its name, flushed to disk and renamed; a crash leaves the
+one before. Rank 0 writes it, with the generators of all ranks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from rlhf_cli.train.optim import MasterAdamW
 FORMAT = 3
 FOLDER = "checkpoints"
 WEIGHTS = "weights.safetensors"
+STAGE = "stage.safetensors"
 
 
 def save_checkpoint(
@@ -37,6 +40,7 @@ def save_checkpoint(
     keep: int,
     ranks: Ranks = ALONE,
     *,
+    tensors: Mapping[str, Tensor] | None = None,
     spared: int = 0,
 ) -> None:
     """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
@@ -48,6 +52,7 @@ def save_checkpoint(
         state: JSON values of everything else: source, metrics, machinery.
         keep: checkpoints to keep, this one included.
         ranks: all call this together.
+        tensors: of the stage's own.
         spared: a step whose checkpoint is kept in any case.
 
     Raises:
@@ -56,7 +61,7 @@ def save_checkpoint(
     everyone = ranks.gather(read_generators())
 
     def save() -> None:
-        _save(out, step, optimizer, state, everyone)
+        _save(out, step, optimizer, state, everyone, tensors or {})
         for old in checkpoints(out)[:-keep]:
             if old.name != _name(spared):
                 _remove(old)
@@ -74,6 +79,7 @@ def _save(
     optimizer: MasterAdamW,
     state: dict[str, Any],
     generators: list[Generators],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     folder = out / FOLDER
     final = folder / _name(step)
@@ -82,7 +88,7 @@ def _save(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write(partial, step, optimizer, state, generators)
+        _write(partial, step, optimizer, state, generators, tensors)
         _remove(final)
         partial.rename(final)
         _flush_entries(folder)
@@ -117,8 +123,10 @@ def load_weights(out: Path, step: int) -> dict[str, Tensor]:
         raise _unusable(path, error) from error
 
 
-def load_checkpoint(path: Path, optimizer: MasterAdamW, rank: int = 0) -> dict[str, Any]:
-    """Put masters, moments and a rank's random generators back.
+def load_checkpoint(
+    path: Path, optimizer: MasterAdamW, tensors: Mapping[str, Tensor], rank: int = 0
+) -> dict[str, Any]:
+    """Put masters, moments, the stage's own tensors and a rank's random generators back.
 
     Returns:
         What `state` was at saving, with `step`.
@@ -130,6 +138,9 @@ def load_checkpoint(path: Path, optimizer: MasterAdamW, rank: int = 0) -> dict[s
     try:
         _verify(path, state["sha256"])
         optimizer.load(load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors"))
+        stored = load_file(path / STAGE) if tensors else {}
+        for name, tensor in tensors.items():
+            tensor.copy_(stored[name])
         restore_generators(_generators_of(rank, path, state["rng"]))
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
         raise _unusable(path, error) from error
@@ -164,6 +175,7 @@ def _write(
     optimizer: MasterAdamW,
     state: dict[str, Any],
     generators: list[Generators],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     parts: dict[str, dict[str, Tensor]] = {
         WEIGHTS: optimizer.masters,
@@ -174,6 +186,8 @@ def _write(
             for name, tensor in of_rank.tensors.items()
         },
     }
+    if tensors:
+        parts[STAGE] = dict(tensors)
     for name, content in parts.items():
         save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
     document = {

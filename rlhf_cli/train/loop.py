@@ -28,7 +28,7 @@ from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.schedule import learning_rate
 from rlhf_cli.train.signals import StopRequest, stop_on_request
-from rlhf_cli.train.source import Stateful, StepSource
+from rlhf_cli.train.source import StageState, StepSource
 from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import (
@@ -76,7 +76,7 @@ class Trainer:
     where: Callable[[int], str]
     machinery: dict[str, Any]
     trackers: Trackers | None = None
-    state: Stateful | None = None
+    state: StageState = field(default_factory=StageState)
 
     def __post_init__(self) -> None:
         self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
@@ -171,6 +171,7 @@ class Trainer:
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
         self.step += 1
+        self.state.after_step(self.step)
         self._measure(gradients, lr, step, time.monotonic() - began)
         return True
 
@@ -217,7 +218,7 @@ class Trainer:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {
             "source": self.source.state_dict(),
-            "stage": self.state.state_dict() if self.state else {},
+            "stage": self.state.state_dict(),
             "meter": self.ranks.gather(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
@@ -232,14 +233,14 @@ class Trainer:
             state,
             self.cfg.keep_checkpoints,
             self.ranks,
+            tensors=self.state.tensors(),
             spared=self.best.step if self.cfg.result == "best" else 0,
         )
 
     def _continue_from(self, checkpoint: Path) -> None:
-        state = load_checkpoint(checkpoint, self.optimizer, self.ranks.rank)
+        state = load_checkpoint(checkpoint, self.optimizer, self.state.tensors(), self.ranks.rank)
         self.source.load_state_dict(state["source"])
-        if self.state:
-            self.state.load_state_dict(state["stage"])
+        self.state.load_state_dict(state["stage"])
         self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
@@ -268,7 +269,7 @@ def fit(
     checkpoint: Path | None = None,
     machinery: dict[str, Any] | None = None,
     trackers: Trackers | None = None,
-    state: Stateful | None = None,
+    state: StageState | None = None,
 ) -> RunResult:
     """Train a policy on the steps of a source.
 
@@ -284,7 +285,7 @@ def fit(
         checkpoint: continue from this one.
         machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.
         trackers: get what `metrics.jsonl` gets.
-        state: numbers of the stage's own that are part of a checkpoint.
+        state: what the stage keeps from step to step.
 
     Returns:
         Steps, time, memory, and the evaluations before and after.
@@ -295,6 +296,16 @@ def fit(
         PeerLost: another rank ended.
     """
     trainer = Trainer(
-        policy, source, loss, cfg, lr, ctx, evaluate, where, machinery or {}, trackers, state
+        policy,
+        source,
+        loss,
+        cfg,
+        lr,
+        ctx,
+        evaluate,
+        where,
+        machinery or {},
+        trackers,
+        state or StageState(),
     )
     return trainer.run(checkpoint)

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from rlhf_cli.data.batches import Rows
 
 
-class Stateful(Protocol):
-    """What a run goes on with after an interruption, as JSON values."""
+class StageState:
+    """What a stage keeps from step to step, beside the weights it trains; here nothing."""
+
+    def after_step(self, step: int) -> None:
+        """Told after each optimizer step how many there were."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values from which `load_state_dict` continues with the next step."""
+        """JSON values for a checkpoint."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Put back what `state_dict` gave."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors for a checkpoint, filled in place when a run goes on."""
+        return {}
 
 
-class StepSource(Stateful, Protocol):
+class StepSource(Protocol):
     """Yields optimizer steps. SFT's is the loader; PPO's refills itself by a rollout."""
 
     @property
@@ -26,3 +36,9 @@ class StepSource(Stateful, Protocol):
 
     def next_step(self) -> list[Rows] | None:
         """This rank's micro-batches of the next step, perhaps none; or None: the run is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values from which `load_state_dict` continues with the next step."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""

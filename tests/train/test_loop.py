@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(tmp_path / "run", FixedSteps(2))
     found = latest_checkpoint(tmp_path / "run")
     with pytest.raises(CheckpointError, match="embed_tokens"):
-        checkpoints.load_checkpoint(found, optimizer(hidden_size=64))
+        checkpoints.load_checkpoint(found, optimizer(hidden_size=64), {})
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):

@@ -12,11 +12,12 @@ from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.matching import WEIGHT
 from rlhf_cli.stages.bco.prompts import PromptClassifier
 from rlhf_cli.stages.labelled import by_class, label_metrics, label_values
-from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowLoss, RowValues
+from rlhf_cli.train.source import StageState
 
 
-class BCOState:
+class BCOState(StageState):
     """What a checkpoint of BCO holds beside weights: the reward shift and the prompt classifier."""
 
     def __init__(self, delta: Delta, classifier: PromptClassifier | None) -> None:
@@ -35,9 +36,7 @@ class BCOState:
         self.delta.load_state_dict(state["delta"])
 
 
-def labelled_loss(
-    cfg: BCOConfig, policy: Policy, reference: ReferenceLogprobs, delta: Delta
-) -> RowLoss:
+def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: Delta) -> RowLoss:
     """BCO over labelled rows; delta takes in each step's rewards before its loss."""
 
     def values(rows: Rows) -> RowValues:

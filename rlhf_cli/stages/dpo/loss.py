@@ -12,14 +12,14 @@ from rlhf_cli.losses.preference import PAIR_LOSSES, Knobs, Pairs, wpo_weight
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 from rlhf_cli.train.sequence import row_logprobs, row_sums, row_tokens
 
 WITH_NLL = ("sft", "cpo", "orpo")
 
 
-def preference_loss(cfg: DPOConfig, policy: Policy, reference: ReferenceLogprobs) -> RowLoss:
+def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:
     """The weighted sum of the losses that the configuration names, over pairs."""
     want = {"logp", "entropy"} | ({"sum_sq"} if cfg.wpo else set())
 

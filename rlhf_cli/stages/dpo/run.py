@@ -10,6 +10,7 @@ from rlhf_cli.data.records.record import PreferenceRecord
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss
+from rlhf_cli.stages.dpo.moving import MovingReference
 from rlhf_cli.stages.dpo.unpaired import unpaired_loss, with_mismatched
 from rlhf_cli.stages.labelled import RECORDS as LABELLED
 from rlhf_cli.stages.opening import prepare_rows
@@ -35,4 +36,7 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     reference = open_reference(cfg, policy, run, cfg.ld_alpha)
     make = unpaired_loss if cfg.unpaired else preference_loss
     loss = make(cfg, policy, reference)
-    return run.train(policy, loss, run.measured(loss))
+    moving = None
+    if reference.copy is not None and cfg.sync_steps:
+        moving = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_share)
+    return run.train(policy, loss, run.measured(loss), moving)

@@ -10,7 +10,7 @@ from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.labelled import by_class, label_metrics, label_values, labelled
-from rlhf_cli.stages.reference import ReferenceLogprobs
+from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 
 
@@ -19,7 +19,7 @@ def with_mismatched(loaded: Loaded, max_length: int) -> Examples:
     return mismatch(labelled(loaded), max_length)
 
 
-def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: ReferenceLogprobs) -> RowLoss:
+def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:
     """KTO over the first row of each example; the second gives the reference point."""
 
     def values(rows: Rows) -> RowValues:
