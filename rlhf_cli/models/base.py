@@ -150,6 +150,8 @@ def forget_sampling(model: Any) -> None:
 
 def adopt_ends(model: Any, source: Source) -> None:
     """Let a response end where it does for the adapter, if its folder says where."""
+    if not model.can_generate():
+        return
     if source.adapters and (source.adapters[-1] / "generation_config.json").is_file():
         learned = GenerationConfig.from_pretrained(source.adapters[-1])
         model.generation_config.eos_token_id = learned.eos_token_id

@@ -49,6 +49,7 @@ class Source:
         quant: what a run's base was quantized to; `none` for other models.
         double: whether its scales were too.
         new_tokens: ids whose embeddings were trained beside the adapter.
+        kind: of the artifact: what the adapters were trained as.
     """
 
     base: str
@@ -56,6 +57,7 @@ class Source:
     quant: str = "none"
     double: bool = True
     new_tokens: tuple[int, ...] = ()
+    kind: str = "causal_lm"
 
     def describe(self) -> str:
         """The base, and what stands on it, in words."""
@@ -87,6 +89,7 @@ def find_source(cfg: ModelConfig) -> Source:
         facts.get("quant", "none"),
         facts.get("quant_double", True),
         tuple(facts.get("new_tokens", [])),
+        facts.get("kind", "causal_lm"),
     )
 
 

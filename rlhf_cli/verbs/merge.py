@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import load_base
+from rlhf_cli.models.base import SHAPES, load_base
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.quantize import quantization
+from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs import artifact
@@ -27,7 +28,7 @@ PROMPTS = (
 )
 
 MOST_DRIFT = {"fp32": 1e-3, "bf16": 0.1}
-"""Mean difference of log-probs in nats; what lies above is not rounding."""
+"""Mean difference of log-probs (nats) or scores; what lies above is not rounding."""
 
 
 def run(cfg: MergeConfig) -> None:
@@ -56,9 +57,9 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
 
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
     unmerged = load_unmerged(cfg.model, source, tokenizer)
-    expected = _logprobs(unmerged, prompts)
+    expected = _said(unmerged, prompts)
     with unmerged.disable_adapter():
-        base = _logprobs(unmerged, prompts)
+        base = _said(unmerged, prompts)
     if torch.equal(base, expected):
         raise ModelError(
             f"model.path: the adapter of {cfg.model.path} changes nothing (its weights are zero); "
@@ -72,13 +73,13 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
             f"{_difference(expected, trained)}"
         )
     merged = merge(unmerged).to(PRECISIONS[cfg.dtype])
-    got = _logprobs(merged, prompts)
+    got = _said(merged, prompts)
     say(f"merged ({cfg.dtype}) against unmerged (fp32): {_difference(got, expected)}")
     drift = float((got - expected).abs().mean())
     if not drift <= MOST_DRIFT[cfg.dtype]:
         raise ModelError(
-            f"model.path: merged, {cfg.model.path} says something else: log-probs differ by "
-            f"{drift:.1e} nats in the mean, more than {MOST_DRIFT[cfg.dtype]:g}. Try dtype=fp32"
+            f"model.path: merged, {cfg.model.path} says something else: it differs by "
+            f"{drift:.1e} in the mean, more than {MOST_DRIFT[cfg.dtype]:g}. Try dtype=fp32"
         )
     return merged
 
@@ -94,23 +95,27 @@ def _on_packed_base(
         cfg.model,
         source.base,
         tokenizer,
+        SHAPES[source.kind],
         new_tokens=source.new_tokens,
         quantized=packed,
         device=cpu,
     )
-    return _logprobs(attach(model, source, AdapterConfig(), (), 0).model.eval(), prompts)
+    return _said(attach(model, source, AdapterConfig(), (), 0).model.eval(), prompts)
 
 
-def _logprobs(model: Any, prompts: list[Tensor]) -> Tensor:
-    """[tokens of all prompts, V], nats."""
+def _said(model: Any, prompts: list[Tensor]) -> Tensor:
+    """What the model says of the prompts: log-probs [tokens, V] in nats, or scores [prompts, 1]."""
     with torch.no_grad():
-        logits = [model(input_ids=prompt, use_cache=False).logits[0] for prompt in prompts]
-    return torch.cat(logits).float().log_softmax(-1)
+        outputs = [model(input_ids=prompt, use_cache=False).logits for prompt in prompts]
+    if outputs[0].ndim == 2:
+        return torch.cat(outputs).float()
+    return torch.cat([logits[0] for logits in outputs]).float().log_softmax(-1)
 
 
 def _difference(got: Tensor, expected: Tensor) -> str:
     off = (got - expected).abs()
-    return f"log-probs differ by {off.mean():.1e} nats in the mean, {off.max():.1e} at most"
+    what = "scores" if got.shape[1] == 1 else "log-probs"
+    return f"{what} differ by {off.mean():.1e} in the mean, {off.max():.1e} at most"
 
 
 def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
@@ -118,6 +123,8 @@ def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
     target = Path(cfg.output_dir).absolute()
     partial = target.with_name(f".{target.name}.tmp")
     model.config.dtype = PRECISIONS[cfg.dtype]
+    if not model.can_generate():
+        name_pad_token(model, tokenizer)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

@@ -7,6 +7,9 @@ from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.stages.config import StageConfig, judged_rows_problems
 
+NLL = ("sft", "cpo", "orpo")
+"""Losses that have the chosen responses' negative log-likelihood in them."""
+
 LossName = Literal[
     "sigmoid",
     "hinge",
@@ -151,7 +154,7 @@ class DPOConfig(StageConfig):
             facts and all(fact.divergence for fact in facts)
         ):
             found.append(_unread("f_divergence", self.f_divergence, names, "reverse_kl"))
-        if self.wpo and (any(fact.couples for fact in facts) or not facts):
+        if self.wpo and (self.unpaired or any(f.couples for f in facts) or {*names} & {*NLL}):
             found.append(_unread("wpo", "true", names, "false"))
         if self.ld_alpha < 1 and self.unpaired:
             found.append(_unread("ld_alpha", self.ld_alpha, names, 1))

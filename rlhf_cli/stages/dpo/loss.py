@@ -11,12 +11,10 @@ from rlhf_cli.losses.divergence import divergence
 from rlhf_cli.losses.preference import PAIR_LOSSES, Knobs, Pairs, wpo_weight
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.dpo.config import DPOConfig
+from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 from rlhf_cli.train.sequence import row_logprobs, row_sums, row_tokens
-
-WITH_NLL = ("sft", "cpo", "orpo")
 
 
 def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:
@@ -68,7 +66,7 @@ def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
         if name != "sft":
             losses = PAIR_LOSSES[name](pairs, knobs) * weight
             terms[name] = Term(losses.sum(), "examples", share)
-        if name in WITH_NLL:
+        if name in NLL:
             of_nll = share if name == "sft" else share * cfg.nll_weight
             terms[f"{name} nll"] = Term(nll, "chosen_tokens", of_nll)
     return LossOutput(terms, _metrics(cfg, pairs, values))
