@@ -16,7 +16,7 @@ MODULES = {
 }
 FLOORS = {
     **dict.fromkeys(("errors", "resources", "config", "command_line", "runs", "sweep"), 0),
-    **dict.fromkeys(("context", "kernels", "logprobs", "losses", "ranks"), 1),
+    **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "ranks"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rollout", "train"), 3),
     "stages": 4,
@@ -80,6 +80,12 @@ def test_a_module_imports_its_own_floor_or_a_lower_one(module):
 @pytest.mark.parametrize("module", [name for name in MODULES if floor(name) == 0])
 def test_floor_0_imports_nothing_heavy(module):
     assert {name.partition(".")[0] for name in imports(module)} & HEAVY == set()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if ".evaluation." in name])
+def test_evaluation_is_arithmetic_on_arrays(module):
+    assert all(name.startswith("rlhf_cli.evaluation") for name in ours(module))
+    assert {name.partition(".")[0] for name in imports(module)} & (HEAVY - {"numpy"}) == set()
 
 
 def test_no_module_is_part_of_a_circle():

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+
+from rlhf_cli.evaluation.calibration import (
+    calibration_error,
+    pair_confidence,
+    reliability,
+)
+
+
+def test_the_curve_is_sklearns():
+    rng = np.random.default_rng(0)
+    chance = rng.uniform(size=500)
+    truth = rng.uniform(size=500) < chance**2
+    observed, predicted = calibration_curve(truth, chance, n_bins=10)
+    found = reliability(chance, truth)
+    assert [one.predicted for one in found] == pytest.approx(predicted.tolist())
+    assert [one.observed.value for one in found] == pytest.approx(observed.tolist())
+    assert sum(one.observed.n for one in found) == 500
+
+
+def test_a_chance_of_one_is_in_the_last_bin():
+    [low, high] = reliability([0.5, 1.0], [0, 1], low=0.5, bins=5)
+    assert (low.predicted, low.observed.value) == (0.5, 0.0)
+    assert (high.predicted, high.observed.value) == (1.0, 1.0)
+
+
+def test_a_pair_is_as_sure_as_its_margin_whoever_is_right():
+    chance, right = pair_confidence([1.2, 0.3, 2.0], [0.3, 1.2, 2.0])
+    assert chance == pytest.approx([0.710950, 0.710950, 0.5], abs=1e-6)  # sigmoid(0.9)
+    assert right.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_the_calibration_error_by_hand():
+    curve = reliability([0.9, 0.9, 0.9, 0.9, 0.2], [1, 1, 1, 0, 0])
+    assert calibration_error(curve) == pytest.approx(0.8 * abs(0.75 - 0.9) + 0.2 * 0.2)
+
+
+def test_scores_that_are_log_odds_are_calibrated():
+    rng = np.random.default_rng(1)
+    margin = rng.normal(scale=2.0, size=20_000)
+    better = rng.uniform(size=20_000) < 1 / (1 + np.exp(-margin))
+    chosen = np.where(better, margin, -margin)  # each pair with its better response first
+    right = calibration_error(reliability(*pair_confidence(chosen, 0 * chosen), low=0.5))
+    doubled = calibration_error(reliability(*pair_confidence(2 * chosen, 0 * chosen), low=0.5))
+    assert right < 0.01  # noise of 2,000 pairs a bin
+    assert doubled > 0.05

@@ -1,0 +1,96 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from rlhf_cli.evaluation.bootstrap import bootstrap
+from rlhf_cli.evaluation.estimate import wilson
+from rlhf_cli.evaluation.ranking import (
+    Agreement,
+    accuracy_by,
+    agreement,
+    auc,
+    length_baselines,
+    length_warning,
+    pearson,
+    ranks,
+    spearman,
+)
+from rlhf_cli.evaluation.winrate import Wins, count_wins
+
+RNG = np.random.default_rng(0)
+TIED = RNG.integers(0, 6, size=(4, 50)).astype(float)
+LABELS = RNG.integers(0, 2, size=(4, 50))
+
+
+def test_ties_stand_apart_from_right_and_wrong():
+    found = agreement([2.0, 1.0, 0.5, 0.5], [1.0, 2.0, 0.5, 0.0])
+    assert found == Agreement(right=2, wrong=1, ties=1)
+    assert found.accuracy == wilson(2, 4)
+    assert found.with_halves == wilson(2.5, 4)
+    assert found.tied == wilson(1, 4)
+
+
+def test_a_constant_score_is_never_right():
+    found = agreement(np.ones(5), np.ones(5))
+    assert (found.accuracy.value, found.with_halves.value) == (0.0, 0.5)
+
+
+def test_the_baselines_of_length_mirror_each_other():
+    found = length_baselines([5, 7, 3, 4], [2, 9, 3, 1])
+    assert found == {"longer": Agreement(2, 1, 1), "shorter": Agreement(1, 2, 1)}
+
+
+def test_ranks_share_the_mean_of_their_places():
+    assert ranks([3.0, 1.0, 3.0, 2.0]).tolist() == [3.5, 1.0, 3.5, 2.0]
+    np.testing.assert_array_equal(ranks(TIED), stats.rankdata(TIED, axis=-1))
+
+
+def test_auc_by_hand():
+    assert auc([0.9, 0.8, 0.4, 0.4], [1, 0, 1, 0]) == (1 + 1 + 0 + 0.5) / 4
+
+
+def test_auc_is_sklearns_along_the_last_axis():
+    expected = [roc_auc_score(label, score) for label, score in zip(LABELS, TIED, strict=True)]
+    np.testing.assert_allclose(auc(TIED, LABELS), expected, rtol=1e-12)
+
+
+def test_auc_of_one_class_is_not_defined():
+    assert math.isnan(auc([1.0, 2.0], [1, 1]))
+
+
+def test_auc_has_an_interval():
+    found = bootstrap(auc, TIED[0], LABELS[0])
+    assert found.low < found.value < found.high
+
+
+def test_correlations_are_numpys_and_scipys():
+    for one, other in zip(TIED, TIED[::-1] ** 3, strict=True):
+        assert pearson(one, other) == pytest.approx(np.corrcoef(one, other)[0, 1])
+        assert spearman(one, other) == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert math.isnan(pearson([1.0, 1.0], [1.0, 2.0]))
+
+
+def test_a_score_that_follows_length_is_warned_of():
+    assert "longer" in length_warning(0.51)
+    assert "shorter" in length_warning(-0.9)
+    assert [length_warning(value) for value in (0.5, -0.2, math.nan)] == ["", "", ""]
+
+
+def test_buckets_have_about_equal_sizes_and_never_part_equal_values():
+    values, right = np.arange(8.0), np.array([1, 0, 1, 1, 1, 1, 1, 0.5])
+    found = accuracy_by(values, right, 4)
+    assert [(one.low, one.high) for one in found] == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert [one.right for one in found] == [wilson(s, 2) for s in (1, 2, 2, 1.5)]
+    uneven = accuracy_by([0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1], 4)
+    assert [(one.low, one.high, one.right.n) for one in uneven] == [(0, 0, 5), (1, 1, 1)]
+    assert accuracy_by([], [], 4) == []
+
+
+def test_a_win_rate_leaves_ties_out():
+    found = count_wins([3, 2, 5, 1, 1], [1, 2, 4, 1, 2])
+    assert found == Wins(wins=2, losses=1, ties=2)
+    assert found.rate == wilson(2, 3)
+    assert math.isnan(count_wins([1], [1]).rate.value)
