@@ -8,9 +8,12 @@ out=${1:-runs/tiny}
 
 rlhf pretrain config=tiny/pretrain output_dir="$out/pretrain"
 rlhf sft config=tiny/sft model="$out/pretrain" output_dir="$out/sft"
+for stage in reward dpo bco; do
+  rlhf $stage config=tiny/$stage model="$out/sft" output_dir="$out/$stage"
+done
 
-for stage in pretrain sft; do
+for stage in pretrain sft dpo bco; do
   rlhf generate model="$out/$stage" prompts=tiny temperature=0.7 max_new_tokens=60 batch_size=100 \
     output="$out/$stage/answers.jsonl"
 done
-python "$here/table.py" "$out" pretrain sft
+python "$here/table.py" "$out" pretrain sft reward dpo bco

@@ -22,8 +22,13 @@ def test_the_chain_reaches_half_of_the_judges_points_and_prints_its_table(tmp_pa
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    table = [line for line in run.stdout.splitlines() if line.startswith("sft ")]
-    points = float(table[0].split(" of ")[0].split()[-1])
+    table = {line.split()[0]: line for line in run.stdout.splitlines() if line.strip()}
+    points = float(table["sft"].split(" of ")[0].split()[-1])
     assert points >= 3.0
+    for stage in ("dpo", "bco"):
+        wins = int(table[stage].partition("%")[0].split()[-1])
+        assert wins >= 80, table[stage]
+    reward = json.loads((tmp_path / "runs" / "reward" / "manifest.json").read_text())
+    assert reward["after"]["accuracy"] >= 0.9
     manifest = json.loads((tmp_path / "runs" / "sft" / "manifest.json").read_text())
     assert manifest["after"]["loss"] < 0.6 * manifest["before"]["loss"]
