@@ -14,9 +14,19 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
     ROOT / "README.md",
-    *(DOCS / f"{name}.md" for name in ("adapters", "configuration", "data", "processes")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("adapters", "configuration", "data", "judgments", "processes")
+    ),
 ]
-FILES = ("chats.jsonl", "pairs.jsonl", "held_out.jsonl", "rows.jsonl", "table.csv")
+FILES = (
+    "chats.jsonl",
+    "pairs.jsonl",
+    "held_out.jsonl",
+    "rows.jsonl",
+    "table.csv",
+    "labels.jsonl",
+)
 FOLDERS = (
     "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/tiny/pretrain",
     "runs/tiny/sft",
