@@ -10,7 +10,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.files import data_files, read_rows
 from rlhf_cli.data.reading.formats import READERS
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import LabelledRecord, PromptCompletionRecord
+from rlhf_cli.data.records.record import LabelledRecord, PromptCompletionRecord, ScoredRecord
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import DataError
@@ -173,12 +173,27 @@ def records(path, *allowed):
     return [item.record for item in reader.read(read_rows([path]))], report
 
 
-def test_labels_of_a_csv_are_read_as_json(tmp_path):
+def test_labels_of_a_csv_are_read_as_those_of_json(tmp_path):
     path = tmp_path / "a.csv"
-    path.write_text("prompt,completion,label\np,c,True\np,d,false\np,e,yes\n")
+    path.write_text("prompt,completion,label\np,c,True\np,d,no\np,e,0.0\np,f,\np,g,bad\n")
     found, report = records(path, LabelledRecord)
-    assert found == [LabelledRecord("p", "c", True), LabelledRecord("p", "d", False)]
-    assert report.malformed_shown == ['a.csv:4: label: got "yes"; need JSON in this column']
+    assert [record.label for record in found] == [True, False, False]
+    assert report.malformed_shown == [
+        'a.csv:5: label: got ""; need true or false, yes or no, 1 or 0',
+        'a.csv:6: label: got "bad"; need true or false, yes or no, 1 or 0',
+    ]
+
+
+def test_scores_of_a_csv_are_numbers(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("text,score\na,1\nb,-0.5\nc,nan\nd,Infinity\ne,\n")
+    found, report = records(path, ScoredRecord)
+    assert found == [ScoredRecord("", "a", 1.0), ScoredRecord("", "b", -0.5)]
+    assert report.malformed_shown == [
+        'a.csv:4: score: got "nan"; need a number',
+        "a.csv:5: score: got Infinity; need a finite number",
+        "a.csv:6: score: got null; need a number",
+    ]
 
 
 def test_text_of_a_csv_stays_text(tmp_path):

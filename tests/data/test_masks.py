@@ -85,10 +85,12 @@ def test_a_tokenizer_that_adds_its_end_token_does_not_double_it():
     assert row(record, tokenizer) == ([BOS, A, C, EOS], [2, 3])
 
 
-def test_without_a_prompt_the_first_token_is_only_context():
-    record = PromptCompletionRecord("", "cd")
-    assert row(record) == ([C, D, EOS], [1, 2])
-    assert row(record, toy_tokenizer(adds_bos=True)) == ([BOS, C, D, EOS], [1, 2, 3])
+@pytest.mark.parametrize(
+    ("changes", "first"), [({}, BOS), ({"adds_bos": True}, BOS), ({"bos_token": None}, EOS)]
+)
+def test_without_a_prompt_a_response_begins_as_a_document_does(changes, first):
+    tokenizer = toy_tokenizer(**changes)
+    assert row(PromptCompletionRecord("", "cd"), tokenizer) == ([first, C, D, EOS], [1, 2, 3])
 
 
 def test_train_on_all_trains_every_token_but_the_first():

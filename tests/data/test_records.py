@@ -9,6 +9,7 @@ from rlhf_cli.data.records.record import (
     PromptCompletionRecord,
     PromptRecord,
     RankedRecord,
+    ScoredRecord,
     TextRecord,
     fitting,
 )
@@ -72,6 +73,13 @@ ASK, REPLY = Message("user", "q"), Message("assistant", "r")
             {"prompt": "", "completion": "c", "label": False},
             LabelledRecord("", "c", False),
         ),
+        ("labelled_text", {"text": "t", "label": 1}, LabelledRecord("", "t", True)),
+        (
+            "scored",
+            {"prompt": turns("q"), "completion": "r", "score": -2},
+            ScoredRecord((ASK,), (REPLY,), -2.0),
+        ),
+        ("scored_text", {"text": "t", "score": 0.5}, ScoredRecord("", "t", 0.5)),
     ],
 )
 def test_a_row_becomes_its_record(kind, columns, record):
@@ -127,7 +135,6 @@ def test_a_row_becomes_its_record(kind, columns, record):
             {"prompt": turns("q"), "completion": turns("again")},
             "completion: the last message is the user's; need the assistant's",
         ),
-        ("labelled", {"prompt": "p", "completion": "c", "label": 1}, "label: got 1; need true or"),
         (
             "preference",
             {"prompt": "p", "chosen": "c", "rejected": "r", "margin": True},
@@ -136,7 +143,7 @@ def test_a_row_becomes_its_record(kind, columns, record):
         (
             "ranked",
             {"prompt": "p", "responses": ["a", "b"], "scores": [1]},
-            "scores: got 2 responses and 1 scores; need as many, two or more",
+            "scores: got 2 responses and 1 scores; need as many",
         ),
         (
             "ranked",
@@ -172,6 +179,21 @@ def test_a_malformed_row_says_column_and_value(kind, columns, message):
         ("chat", {"messages": turns("q")}, "no assistant message"),
         ("preference", {"prompt": "p", "chosen": "", "rejected": "r"}, "empty response"),
         ("preference", {"prompt": "p", "chosen": "r", "rejected": "r"}, "chosen equals rejected"),
+        ("preference", {"prompt": "p", "chosen": "c", "rejected": "\n"}, "empty response"),
+        ("ranked", {"prompt": "p", "responses": ["a", " "], "scores": [1, 2]}, "empty response"),
+        ("ranked", {"prompt": "p", "responses": ["a"], "scores": [1]}, "only one response"),
+        (
+            "ranked",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1.0]},
+            "all scores are equal",
+        ),
+        ("labelled_text", {"text": " ", "label": 1}, "empty text"),
+        ("scored", {"prompt": "p", "completion": "", "score": 1}, "empty response"),
+        (
+            "preference",
+            {"chosen": turns("q", "r"), "rejected": turns("other", "s")},
+            "the two transcripts have different prompts",
+        ),
         (
             "preference",
             {"chosen": "a\n\nAssistant: c", "rejected": "b\n\nAssistant: r"},
@@ -191,10 +213,62 @@ def test_a_row_with_nothing_to_learn_is_refused(kind, columns, reason):
 
 
 @pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        *[(label, True) for label in (True, 1, 1.0, "true", "True", "YES", " yes ", "1", "1.0")],
+        *[(label, False) for label in (False, 0, 0.0, "false", "FALSE", "no", "0", "0.0")],
+    ],
+)
+def test_a_label_that_can_only_mean_one_thing_is_read(label, said):
+    assert READ["labelled"]({"prompt": "p", "completion": "c", "label": label}).label is said
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        (None, "null"),
+        (2, "2"),
+        (-1, "-1"),
+        (0.5, "0.5"),
+        (float("nan"), "NaN"),
+        ("", '""'),
+        ("good", '"good"'),
+        ([True], "a list of 1"),
+        ({}, "an object with keys []"),
+    ],
+)
+def test_any_other_label_is_named(label, shown):
+    with pytest.raises(Malformed) as error:
+        READ["labelled"]({"prompt": "p", "completion": "c", "label": label})
+    assert str(error.value) == f"label: got {shown}; need true or false, yes or no, 1 or 0"
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("0.5", 'score: got "0.5"; need a number'),
+        (True, "score: got true; need a number"),
+        (None, "score: got null; need a number"),
+        (float("nan"), "score: got NaN; need a finite number"),
+        (float("-inf"), "score: got -Infinity; need a finite number"),
+        ([1], "score: got a list of 1; need a number"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["scored", "scored_text"])
+def test_a_score_is_a_finite_number(kind, score, message):
+    with pytest.raises(Malformed) as error:
+        READ[kind]({"prompt": "p", "completion": "c", "text": "t", "score": score})
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
     ("columns", "kinds"),
     [
         ("text", ["text"]),
-        ("text label", ["text"]),
+        ("text label", ["labelled_text", "text"]),
+        ("text score", ["scored_text", "text"]),
+        ("text label prompt completion", ["labelled", "labelled_text", "text"]),
+        ("prompt completion score", ["scored"]),
         ("messages prompt", ["chat", "prompt"]),
         ("prompt completion", ["prompt_completion"]),
         ("prompt completion label", ["labelled"]),

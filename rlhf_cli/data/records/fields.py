@@ -124,17 +124,13 @@ def number(name: str, value: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or false; 1 and 0, and the words true, false, yes and no, mean the same everywhere."""
+    """True or false, in one of the ways that cannot mean anything else: see `YES` and `NO`."""
     plain = value.strip().lower() if isinstance(value, str) else value
-    found = _FLAGS.get(plain) if isinstance(plain, bool | int | float | str) else None
-    if found is None:
-        raise Malformed(f"{name}: got {show_value(value)}; need true or false (or 1 or 0)")
-    return found
+    if isinstance(plain, bool | int | float | str) and plain in (*YES, *NO):
+        return plain in YES
+    raise Malformed(f"{name}: got {show_value(value)}; need true or false, yes or no, 1 or 0")
 
 
-_FLAGS: dict[Any, bool] = {1: True, 0: False, "1": True, "0": False} | {
-    "true": True,
-    "false": False,
-    "yes": True,
-    "no": False,
-}
+YES = (True, 1, "true", "yes", "1", "1.0")
+NO = (False, 0, "false", "no", "0", "0.0")
+"""A `.csv` with a missing label turns the others into 1.0 and 0.0."""

@@ -150,11 +150,13 @@ def _ranked(columns: Columns) -> RankedRecord:
     prompt = fields.prompt("prompt", columns["prompt"])
     listed = fields.some("responses", columns["responses"])
     scored = fields.some("scores", columns["scores"])
-    if len(listed) != len(scored) or len(listed) < 2:
+    if len(listed) != len(scored):
         counts = f"{len(listed)} responses and {len(scored)} scores"
-        raise Malformed(f"scores: got {counts}; need as many, two or more")
+        raise Malformed(f"scores: got {counts}; need as many")
     responses = (fields.response(f"responses[{i}]", r, prompt) for i, r in enumerate(listed))
     scores = tuple(fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
+    if len(scores) == 1:
+        raise Refused("only one response")
     if len({*scores}) == 1:
         raise Refused("all scores are equal")
     return RankedRecord(prompt, tuple(responses), scores)

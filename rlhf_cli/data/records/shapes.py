@@ -72,7 +72,7 @@ def from_text(columns: dict[str, Any]) -> dict[str, Any]:
         Malformed: they are none.
     """
     typed = {}
-    for name in ("label", "margin", "responses", "scores", "messages", "conversations"):
+    for name in ("margin", "score", "responses", "scores", "messages", "conversations"):
         value = columns.get(name)
         if isinstance(value, str):
             typed[name] = _json(name, value)
@@ -83,10 +83,11 @@ def _json(name: str, text: str) -> Any:
     if not text.strip():
         return None
     try:
-        return json.loads(text.lower() if name == "label" else text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         got = show_value(text)
-        raise Malformed(f"{name}: got {got}; need JSON in this column") from None
+        needed = "a number" if name in ("margin", "score") else "JSON in this column"
+        raise Malformed(f"{name}: got {got}; need {needed}") from None
 
 
 def _said(value: Any) -> Any:

@@ -68,12 +68,12 @@ class PromptEncoder:
     Args:
         tokenizer: its template is used for messages, and for text `as_message`.
         as_message: text is a user's message; else it stands as it is, with only the tokens that the
-            tokenizer itself puts in front.
+            tokenizer itself puts in front. An empty text is the start of a document.
     """
 
     def __init__(self, tokenizer: Any, *, as_message: bool) -> None:
         self.tokenizer = tokenizer
-        self.opening = find_specials(tokenizer).opening
+        self.specials = find_specials(tokenizer)
         self.pieces = PieceEncoder(tokenizer)
         self.as_message = as_message
 
@@ -86,7 +86,8 @@ class PromptEncoder:
         """
         if isinstance(prompt, str):
             if not self.as_message:
-                return [*self.opening, *self._ids((Piece(prompt),))]
+                found = [*self.specials.opening, *self._ids((Piece(prompt),))]
+                return found or [self.specials.document_start]
             prompt = (Message("user", prompt),)
         try:
             renderer = ChatRenderer(self.tokenizer)

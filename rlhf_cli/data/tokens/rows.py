@@ -17,6 +17,7 @@ from rlhf_cli.data.tokens import packing
 from rlhf_cli.data.tokens.packing import Example, SourceRow
 from rlhf_cli.data.tokens.scripts import Script, ScriptWriter
 from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.together import require_different, require_one_prompt
 from rlhf_cli.data.tokens.tokenize import TokenRow, tokenize
 from rlhf_cli.data.tokens.truncation import truncate
 
@@ -51,20 +52,22 @@ class RowMaker:
         first = next(records, None)
         if first is None:
             return iter(())
-        examples = self._rows(chain([first], records))
+        judged = scores_of(first.record) is not None
+        examples = self._rows(chain([first], records), judged)
         if isinstance(first.record, TextRecord):
             arrange = packing.cut_and_pack if self.cfg.packing else packing.cut
             return arrange(chain.from_iterable(examples), self.cfg.max_length)
-        if self.cfg.packing:
+        if self.cfg.packing and not judged:  # the rows that are compared stand alone
             return packing.pack(chain.from_iterable(examples), self.cfg.max_length)
         return examples
 
-    def _rows(self, records: Iterable[Located]) -> Iterator[Example]:
+    def _rows(self, records: Iterable[Located], judged: bool) -> Iterator[Example]:
         """The rows of each record."""
-        train_all = self.cfg.train_on == "all"
+        train_all = self.cfg.train_on == "all" and not judged
+        start = self.specials.document_start
         for chunk in chunks(self._write(records)):
             scripts = [script for written, _ in chunk for script in written]
-            rows = iter(tokenize(scripts, self.tokenizer, train_all=train_all))
+            rows = iter(tokenize(scripts, self.tokenizer, start, train_all=train_all))
             for written, located in chunk:
                 own = [next(rows) for _ in written]
                 try:
@@ -106,27 +109,14 @@ class RowMaker:
                 raise Refused("only special tokens to train")
         if isinstance(record, TextRecord):  # cut into several rows instead
             return rows
-        _require_one_prompt(rows)
+        if scores_of(record) is not None:
+            rows = [row.response_alone() for row in rows]
+            require_one_prompt(rows)
         cuts = truncate(rows, self.cfg.max_length, self.cfg.truncation, self.specials.bos)
-        for cut in cuts:
-            self.report.add_cut("prompt start", cut.prompt_start)
-            self.report.add_cut("response end", cut.response_end)
-        kept = [cut.row for cut in cuts]
-        if len(kept) > 1 and all(_same(kept[0], row) for row in kept[1:]):
-            raise Refused("all responses have the same tokens")
-        return kept
-
-
-def _require_one_prompt(rows: list[TokenRow]) -> None:
-    start = rows[0].response_start
-    prompt = rows[0].tokens[:start]
-    for row in rows[1:]:
-        if row.response_start != start or not np.array_equal(row.tokens[:start], prompt):
-            raise Refused("the template writes the prompt otherwise for another response")
-
-
-def _same(row: TokenRow, other: TokenRow) -> bool:
-    return np.array_equal(row.tokens, other.tokens)
+        require_different(rows, cuts, self.cfg.max_length)
+        self.report.add_cut("prompt start", sum(cut.prompt_start for cut in cuts))
+        self.report.add_cut("response end", sum(cut.response_end for cut in cuts))
+        return [cut.row for cut in cuts]
 
 
 def chunks(written: Iterable[Written]) -> Iterator[list[Written]]:

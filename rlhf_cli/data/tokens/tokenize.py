@@ -30,17 +30,30 @@ class TokenRow:
     trained: Mask
     response_start: int = 0
 
+    def response_alone(self) -> TokenRow:
+        """The row up to its last trained token, with all of its response behind `response_start`.
 
-def tokenize(scripts: Sequence[Script], tokenizer: Any, *, train_all: bool) -> list[TokenRow]:
+        What a template writes behind the end of a turn is no part of what is judged: a generated
+        response ends without it.
+        """
+        trained = np.flatnonzero(self.trained)
+        end = int(trained[-1]) + 1
+        return TokenRow(self.tokens[:end], self.trained[:end], int(trained[0]))
+
+
+def tokenize(
+    scripts: Sequence[Script], tokenizer: Any, document_start: int, *, train_all: bool
+) -> list[TokenRow]:
     """One row a script; all of them in one call, which the tokenizer spreads over the cores.
 
     Args:
         scripts: what to tokenize.
         tokenizer: a fast one; special tokens are written in the scripts already.
+        document_start: stands before a response that has no prompt.
         train_all: train the prompts too.
     """
     found = iter(PieceEncoder(tokenizer).encode([script.pieces for script in scripts]))
-    return [_join(script, next(found), train_all) for script in scripts]
+    return [_join(script, next(found), document_start, train_all) for script in scripts]
 
 
 class PieceEncoder:
@@ -89,12 +102,14 @@ class PieceEncoder:
 _LEAD = "\n"
 
 
-def _join(script: Script, parts: list[list[int]], train_all: bool) -> TokenRow:
+def _join(script: Script, parts: list[list[int]], document_start: int, train_all: bool) -> TokenRow:
     """Opening, pieces, closing. Without a response there is nothing to train, its end neither."""
     tokens = [*script.opening]
     trained = [False] * len(tokens)
     response_start = 0
     for piece, ids in zip(script.pieces, parts, strict=True):
+        if piece.trained and not tokens:  # as in a document: its first token counts too
+            tokens, trained = [document_start], [False]
         response_start = len(tokens) if piece.trained else response_start
         tokens += ids
         trained += [piece.trained] * len(ids)
