@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import SCRATCH, child, data_folder, save, texts
+from benchmarks.parity import ours
 from benchmarks.parity.compare import compare
-from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
 from rlhf_cli.data.records.record import PromptCompletionRecord
@@ -24,7 +24,6 @@ from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.source import Source
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.train.metrics import read_metrics
 
 STEPS, BATCH, LR, LONGEST = 20, 16, 1e-3, 512
 
@@ -40,7 +39,8 @@ def main() -> None:
     for name, start in (("full", model), ("LoRA", adapter)):
         argv = [str(model), "" if start is model else str(start), str(ids), str(LR), str(BATCH)]
         peer = child("benchmarks.parity.trl_sft", *argv, path="build/peers/trl-1.16.0")
-        found[f"sft, {name}"] = compare(f"sft, {name}", ours(folder / name, start, rows), peer)
+        here = ours.run("sft", folder / name, start, rows, settings())
+        found[f"sft, {name}"] = compare(f"sft, {name}", here, peer)
     save("parity_sft", found)
 
 
@@ -85,25 +85,8 @@ def write_ids(file: Path, rows: Path, model: Path) -> Path:
     return file
 
 
-def ours(out: Path, start: Path, rows: Path) -> dict[str, list[float]]:
-    argv = [
-        "sft",
-        f"model={start}",
-        f"data={rows}",
-        f"output_dir={out}",
-        "data.shuffle=false",
-        f"max_length={LONGEST}",
-        f"batch_size={BATCH}",
-        f"max_steps={STEPS}",
-        f"lr={LR}",
-        "train.schedule=constant",
-        "train.weight_decay=0.01",
-        "train.precision=fp32",
-    ]
-    if cli.main(argv):
-        raise SystemExit(1)
-    lines = [line for line in read_metrics(out / "metrics.jsonl") if "loss" in line]
-    return {name: [line[name] for line in lines] for name in ("loss", "grad_norm")}
+def settings() -> list[str]:
+    return [f"max_length={LONGEST}", f"batch_size={BATCH}", f"max_steps={STEPS}", f"lr={LR}"]
 
 
 if __name__ == "__main__":
