@@ -1,4 +1,4 @@
-"""The first training row as the model sees it, its trained tokens marked."""
+"""The first training example as the model sees it, its trained tokens marked."""
 
 from __future__ import annotations
 
@@ -16,18 +16,41 @@ MOST = 400
 MOST_RUNS = 12
 
 
-def show_first_example(examples: Examples, tokenizer: Any) -> None:
-    """Print the first row on stderr: trained tokens green on a terminal, else in [[ ]]."""
+def show_first_example(examples: Examples, tokenizer: Any, kind: str = "") -> None:
+    """Print the first example on stderr: trained tokens green on a terminal, else in [[ ]].
+
+    Args:
+        examples: rows that were judged are all shown; of others, the first.
+        tokenizer: decodes.
+        kind: of the records, where each is an example: names the rows.
+    """
     console = Console(stderr=True)
-    shown = preview(examples, tokenizer, marks=not console.is_terminal)
-    console.print(f"first row ({examples.where(0)}), trained tokens marked:", highlight=False)
-    console.print(shown, soft_wrap=True)
+    names = row_names(examples, kind)
+    what = "example" if names else "row"
+    console.print(f"first {what} ({examples.where(0)}), trained tokens marked:", highlight=False)
+    for row, name in enumerate(names or [""]):
+        if name:
+            console.print(f"- {name}:", highlight=False)
+        shown = preview(examples, tokenizer, row, marks=not console.is_terminal)
+        console.print(shown, soft_wrap=True)
 
 
-def preview(examples: Examples, tokenizer: Any, *, marks: bool) -> Text:
-    """The first row in runs of trained and untrained tokens, long ones shortened."""
-    end = int(examples.row_starts[1])
-    pairs = zip(examples.trained[:end].tolist(), examples.tokens[:end].tolist(), strict=True)
+def row_names(examples: Examples, kind: str) -> list[str]:
+    """What each row of the first example is, where the rows were judged."""
+    if "score" not in examples.columns:
+        return []
+    scores = examples.columns["score"][: examples.example_starts[1]].tolist()
+    if kind == "preference":
+        return [f"chosen, margin {scores[0]:.4g}" if scores[0] else "chosen", "rejected"]
+    if kind.startswith("labelled"):
+        return ["desirable" if scores[0] else "undesirable"]
+    return [f"row {i} of {len(scores)}, score {s:.4g}" for i, s in enumerate(scores, start=1)]
+
+
+def preview(examples: Examples, tokenizer: Any, row: int = 0, *, marks: bool) -> Text:
+    """A row in runs of trained and untrained tokens, long ones shortened."""
+    span = slice(examples.row_starts[row], examples.row_starts[row + 1])
+    pairs = zip(examples.trained[span].tolist(), examples.tokens[span].tolist(), strict=True)
     text = Text()
     for number, (trained, run) in enumerate(groupby(pairs, key=lambda pair: pair[0])):
         if number == MOST_RUNS:

@@ -66,7 +66,8 @@ class Session:
         train, held_out = opened.train, opened.held_out
         self.examples, self.report = arrange(train), train[1]
         self.held_out = (arrange(held_out), held_out[1]) if held_out else None
-        show_first_example(self.examples, self.tokenizer)
+        unchanged = self.examples is train[0]
+        show_first_example(self.examples, self.tokenizer, self.report.kind if unchanged else "")
 
     def use(self, model: Role) -> Role:
         """Take the model that is trained, and settle how: how rows are cut, where to go on.

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_cli.data.arrange import count_classes, mismatch, unpair
 from rlhf_cli.data.examples import Examples
@@ -48,6 +50,33 @@ def test_each_prompt_gets_the_next_response():
     assert rows.columns["score"].tolist() == [1, 1, 0, 0]
     assert rows.example_of_row.tolist() == [0, 0, 1, 1]
     assert rows.targets.tolist() == [3, 9, 6, 6, 6, 6, 6, 6, 9, 3, 9]
+
+
+def test_a_pair_that_was_taken_apart_gets_responses_to_other_prompts():
+    both = mismatch(unpair(PAIRS), max_length=9)
+    second = [collate(both, [i]).tokens[collate(both, [i]).lengths[0] :].tolist() for i in range(4)]
+    assert second == [[1, 2, 6, 9], [1, 2, 7, 9], [5, 3, 9], [5, 4, 4, 9]]
+
+
+def test_with_one_prompt_for_all_rows_the_next_response_is_taken():
+    same = examples_of(*([([1], [answer])] for answer in (2, 3, 4)), scores=[1, 0, 1])
+    rows = collate(mismatch(same, 9), [0, 1, 2])
+    assert rows.targets.tolist() == [2, 3, 3, 4, 4, 2]
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(3, 6))
+def test_every_response_is_given_away_once_within_the_length(prompts, max_length):
+    single = examples_of(
+        *([([p + 1] * 2, [10 + i, 99, 99])] for i, p in enumerate(prompts)),
+        scores=[0] * len(prompts),
+    )
+    both = mismatch(single, max_length)
+    assert np.diff(both.row_starts).max() <= max_length
+    rows = collate(both, range(len(prompts)))
+    given_away = [int(t) for t in rows.targets if t < 99]
+    own, others = given_away[::2], given_away[1::2]
+    assert own == sorted(others) == [10 + i for i in range(len(prompts))]
+    assert not set(zip(own, others, strict=True)) & {(i, i) for i in own}
 
 
 def test_one_class_or_one_row_is_refused():

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from rlhf_cli.data.examples import flatten
 from rlhf_cli.data.preview import preview, shorten, show_first_example
@@ -17,6 +18,32 @@ def test_trained_tokens_are_in_marks_where_there_is_no_colour(capsys):
     show_first_example(examples(), toy_tokenizer())
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["first row (r.jsonl:4), trained tokens marked:", "a b[[c <eos>]]"]
+
+
+def judged(*scores):
+    tokens, trained = np.array([A, B, EOS], np.int32), np.array([False, True, True])
+    rows = [SourceRow(TokenRow(tokens, trained), "r.jsonl", 4, score) for score in scores]
+    return flatten([rows], ("r.jsonl",))
+
+
+@pytest.mark.parametrize(
+    ("scores", "kind", "names"),
+    [
+        ((0.0, 0.0), "preference", ["chosen", "rejected"]),
+        ((0.6, 0.0), "preference", ["chosen, margin 0.6", "rejected"]),
+        ((2.0, -1.0), "ranked", ["row 1 of 2, score 2", "row 2 of 2, score -1"]),
+        ((1.0,), "labelled", ["desirable"]),
+        ((0.0,), "labelled_text", ["undesirable"]),
+        ((0.25,), "scored", ["row 1 of 1, score 0.25"]),
+        ((1.0, 1.0), "", ["row 1 of 2, score 1", "row 2 of 2, score 1"]),
+    ],
+)
+def test_every_row_of_a_judged_example_is_shown_under_its_name(capsys, scores, kind, names):
+    show_first_example(judged(*scores), toy_tokenizer(), kind)
+    head, *lines = capsys.readouterr().err.splitlines()
+    assert head == "first example (r.jsonl:4), trained tokens marked:"
+    assert lines[::2] == [f"- {name}:" for name in names]
+    assert set(lines[1::2]) == {"a[[b <eos>]]"}
 
 
 def test_trained_tokens_are_green_on_a_terminal():
