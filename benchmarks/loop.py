@@ -36,7 +36,7 @@ def bare(policy, source, cfg, ctx) -> float:
     """Forward, backward, clip, AdamW: nothing else."""
     optimizer = MasterAdamW(policy, cfg, ctx.compute)
     began = time.monotonic()
-    while (step := source.next_step()) is not None:
+    for step in source:
         count = sum(len(rows.scored) for rows in step)
         for rows in step:
             (nll_loss(policy(rows).logp).sum() / count).backward()

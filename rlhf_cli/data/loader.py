@@ -130,20 +130,20 @@ class ExampleSource:
         self._order = (-1, np.empty(0, np.int64))
 
     def __iter__(self) -> Iterator[list[Rows]]:
-        """The steps that are left."""
-        return iter(self.next_step, None)
+        """This rank's micro-batches of each step that is left."""
+        while (updates := self.next_step()) is not None:
+            yield from updates
 
-    def next_step(self) -> list[Rows] | None:
-        """This rank's micro-batches of the next step, perhaps none; or None: the run is over."""
+    def next_step(self) -> list[list[Rows]] | None:
+        """The one update of the next step, this rank's micro-batches; or None: the run is over."""
         if self.step >= self.total_steps:
             return None
         epoch, step = divmod(self.step, self.steps_per_epoch)
         start = step * self.batch_size
         indices = self.order(epoch)[start : start + self.batch_size]
         self.step += 1
-        return micro_batches(
-            self.examples, share(self.examples, indices, self.ranks), self.max_tokens
-        )
+        own = share(self.examples, indices, self.ranks)
+        return [micro_batches(self.examples, own, self.max_tokens)]
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """All examples in the order of an epoch, counted from 0."""

@@ -32,7 +32,6 @@ from rlhf_cli.train.source import StageState, StepSource
 from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import (
-    Gradients,
     Loss,
     NonFiniteStep,
     accumulate,
@@ -158,37 +157,48 @@ class Trainer:
         return self.step == self.source.total_steps or bool(every and self.step % every == 0)
 
     def _take(self) -> bool:
-        """One optimizer step, or false when the run is over."""
+        """One step, or false when the run is over."""
         began = time.monotonic()
-        step = self.source.next_step()
-        if step is None:
+        updates = self.source.next_step()
+        if updates is None:
             return False
         lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
-        device_rows = [rows.to(self.ctx.device) for rows in step]
+        tokens, work = 0, 0.0
+        for update in updates:
+            self._update(update, lr)
+            tokens += sum(len(rows.tokens) for rows in update)
+            work += sum(self.work.of(rows) for rows in update)
+        self.step += 1
+        self.state.after_step(self.step)
+        self._measure(lr, tokens, work, time.monotonic() - began)
+        return True
+
+    def _update(self, update: list[Rows], lr: float) -> None:
+        """One move of the optimizer; every rank notes its rows, rank 0 what is the same on all."""
+        device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.loss, self.optimizer, self.ranks)
         try:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
-        self.step += 1
-        self.state.after_step(self.step)
-        self._measure(gradients, lr, step, time.monotonic() - began)
-        return True
-
-    def _measure(self, gradients: Gradients, lr: float, step: list[Rows], seconds: float) -> None:
-        """Note a step: every rank its rows, and rank 0 what is the same on all."""
         once = int(self.ranks.main)
-        tokens = sum(len(rows.tokens) for rows in step)
-        share = sum(self.work.of(rows) for rows in step) / self.peak
         self.meter.add(
             {
                 "loss": (gradients.loss * once, once),
                 **gradients.metrics,
                 "grad_norm": (gradients.norm * once, once),
+            }
+        )
+
+    def _measure(self, lr: float, tokens: int, work: float, seconds: float) -> None:
+        """Note what a step took."""
+        once = int(self.ranks.main)
+        self.meter.add(
+            {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
                 "step_seconds": (torch.tensor(seconds * once, dtype=torch.float64), once),
                 "tokens_per_second": (torch.tensor(float(tokens)), seconds * once),
-                "peak_fraction": (torch.tensor(share, dtype=torch.float64), seconds),
+                "peak_fraction": (torch.tensor(work / self.peak, dtype=torch.float64), seconds),
             }
         )
 

@@ -1,7 +1,8 @@
-"""What the loop asks of a stage: steps, each a list of micro-batches, and what it keeps."""
+"""What the loop asks of a stage: steps of updates, and what it keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -34,8 +35,12 @@ class StepSource(Protocol):
     def total_steps(self) -> int:
         """Steps of the whole run, from its first."""
 
-    def next_step(self) -> list[Rows] | None:
-        """This rank's micro-batches of the next step, perhaps none; or None: the run is over."""
+    def next_step(self) -> Iterable[list[Rows]] | None:
+        """The updates of the next step, one after the other; or None: the run is over.
+
+        An update is one move of the optimizer: this rank's micro-batches of it, perhaps none. All
+        ranks have as many updates. A step has one, in PPO one for each epoch and minibatch.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values from which `load_state_dict` continues with the next step."""

@@ -37,7 +37,7 @@ class FixedSteps:
         self.done += 1
         lengths = [5 + (7 * self.done + 11 * i) % 40 for i in range(self.rows)]
         step = random_rows(lengths, seed=self.done)
-        return list(step.split()) if self.cut else [step]
+        return [list(step.split()) if self.cut else [step]]
 
     def state_dict(self):
         return {"done": self.done}
@@ -71,7 +71,7 @@ def test_loss_falls_and_each_step_is_logged(tmp_path):
     class OneStep(FixedSteps):
         def next_step(self):
             step = super().next_step()
-            return step and [random_rows([20, 30], seed=1)]
+            return step and [[random_rows([20, 30], seed=1)]]
 
     result = train(tmp_path / "run", OneStep(30), lr=1e-2)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
