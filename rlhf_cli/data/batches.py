@@ -20,6 +20,7 @@ class Rows:
         scored: [S] int64, rising. Position p is scored when the token after it (same row) counts.
         example_of_row: [R] int64, the index of the example that each row belongs to.
         columns: name -> [R] fp32, what is known of each row beside its tokens.
+        token_columns: name -> [S] fp32, the same of each scored token.
     """
 
     tokens: Tensor
@@ -27,6 +28,7 @@ class Rows:
     scored: Tensor
     example_of_row: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
+    token_columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def targets(self) -> Tensor:
@@ -87,6 +89,7 @@ class Rows:
             moved(self.scored),
             moved(self.example_of_row),
             {name: moved(values) for name, values in self.columns.items()},
+            {name: moved(values) for name, values in self.token_columns.items()},
         )
 
     def split(self) -> Iterator[Rows]:
@@ -95,10 +98,12 @@ class Rows:
             kept = self.example_of_row == example
             tokens = kept[self.row_of_token]
             shift = int(tokens.nonzero()[0])
+            scored = tokens[self.scored]
             yield Rows(
                 self.tokens[tokens],
                 self.lengths[kept],
-                self.scored[tokens[self.scored]] - shift,
+                self.scored[scored] - shift,
                 self.example_of_row[kept],
                 {name: values[kept] for name, values in self.columns.items()},
+                {name: values[scored] for name, values in self.token_columns.items()},
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.errors import CheckpointError, DataError
+from rlhf_cli.data.order import Order
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.config import TrainConfig
 
@@ -95,9 +94,6 @@ def parts(examples: Examples, indices: Indices, max_tokens: int) -> Iterator[lis
 class ExampleSource:
     """Optimizer steps of `train.batch_size` examples, epoch after epoch.
 
-    Every example is drawn once an epoch; the last step of an epoch takes what is left. The order
-    depends on seed and epoch alone.
-
     Args:
         examples: at least one.
         data: `shuffle`.
@@ -119,15 +115,13 @@ class ExampleSource:
         micro_batch_tokens: int,
         ranks: Ranks = ALONE,
     ) -> None:
-        if not len(examples):
-            raise DataError("no example to train on; need at least one row")
-        self.examples, self.shuffle, self.seed = examples, data.shuffle, seed
-        self.batch_size, self.max_tokens = train.batch_size, micro_batch_tokens
-        self.ranks = ranks
-        self.steps_per_epoch = -(-len(examples) // train.batch_size)
-        self.total_steps = train.max_steps or train.epochs * self.steps_per_epoch
-        self.step = 0
-        self._order = (-1, np.empty(0, np.int64))
+        self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks
+        self.order = Order(len(examples), len(examples.tokens), data, train, seed)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, from its first."""
+        return self.order.total_steps
 
     def __iter__(self) -> Iterator[list[Rows]]:
         """This rank's micro-batches of each step that is left."""
@@ -136,39 +130,15 @@ class ExampleSource:
 
     def next_step(self) -> list[list[Rows]] | None:
         """The one update of the next step, this rank's micro-batches; or None: the run is over."""
-        if self.step >= self.total_steps:
+        indices = self.order.next_step()
+        if indices is None:
             return None
-        epoch, step = divmod(self.step, self.steps_per_epoch)
-        start = step * self.batch_size
-        indices = self.order(epoch)[start : start + self.batch_size]
-        self.step += 1
         own = share(self.examples, indices, self.ranks)
         return [micro_batches(self.examples, own, self.max_tokens)]
 
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """All examples in the order of an epoch, counted from 0."""
-        if self._order[0] != epoch:
-            self._order = (epoch, self._draw(epoch))
-        return self._order[1]
-
-    def _draw(self, epoch: int) -> NDArray[np.int64]:
-        if not self.shuffle:
-            return np.arange(len(self.examples))
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.examples))
-
-    @cached_property
-    def _shape(self) -> dict[str, int]:
-        """What a checkpoint's position refers to."""
-        return {
-            "examples": len(self.examples),
-            "tokens": len(self.examples.tokens),
-            "batch_size": self.batch_size,
-        }
-
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it refers to."""
-        epoch, step = divmod(self.step, self.steps_per_epoch)
-        return {"epoch": epoch, "position": step * self.batch_size, **self._shape}
+        return self.order.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; no example is read again.
@@ -176,10 +146,4 @@ class ExampleSource:
         Raises:
             CheckpointError: the data or the batch size are not those of the checkpoint.
         """
-        for name, now in self._shape.items():
-            if state[name] != now:
-                raise CheckpointError(
-                    f"the checkpoint was written with {state[name]} {name} and there are {now} now;"
-                    " continue with the same data, or start anew with another output_dir"
-                )
-        self.step = state["epoch"] * self.steps_per_epoch + state["position"] // self.batch_size
+        self.order.load_state_dict(state)

@@ -126,7 +126,7 @@ def test_a_resumed_run_needs_the_data_and_batch_size_of_its_checkpoint():
 
 
 def test_no_example_is_an_error():
-    with pytest.raises(DataError, match="no example to train on"):
+    with pytest.raises(DataError, match="no examples to train on"):
         ExampleSource(flatten([], ()), DataConfig(), TrainConfig(), 0, 10)
 
 
