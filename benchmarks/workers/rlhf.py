@@ -1,4 +1,4 @@
-"""One `rlhf sft` run; prints rows a second as JSON."""
+"""One run of `rlhf STAGE`; prints examples a second as JSON."""
 
 import json
 import shutil
@@ -10,11 +10,13 @@ from rlhf_cli import cli
 from rlhf_cli.train.metrics import read_metrics
 
 
-def main(model: str, rows: str, precision: str, number: str) -> None:
-    out = SCRATCH / f"run_{precision}_{number}"
+def main(stage: str, model: str, rows: str, *rest: str) -> None:
+    """The rest: settings of the stage, then the precision."""
+    *own, precision = rest
+    out = SCRATCH / f"run_{stage}"
     shutil.rmtree(out, ignore_errors=True)
     settings = [f"train.precision={precision}", "batch_size=16", "max_length=512", "lr=1e-4"]
-    argv = ["sft", f"model={model}", f"data={rows}", f"output_dir={out}", *settings]
+    argv = [stage, f"model={model}", f"data={rows}", f"output_dir={out}", *settings, *own]
     if cli.main(argv):
         sys.exit(1)
     steps = [line for line in read_metrics(out / "metrics.jsonl") if "step_seconds" in line][1:]

@@ -1,0 +1,72 @@
+"""One stage of ours and TRL's trainer in turns, each run a process of its own; what came out."""
+
+import argparse
+import statistics
+
+from benchmarks.common import child, save, spread
+
+Runs = dict[str, list[dict[str, float]]]
+
+BATCH, LONGEST = 16, 512
+"""Examples of a step, and the bound of their rows in tokens."""
+
+SIDES = ("rlhf bf16", "TRL bf16", "rlhf fp32", "TRL fp32")
+
+
+def options(doc: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=13)
+    return parser
+
+
+def in_turns(stage: str, version: str, argv: list[str], rounds: int) -> Runs:
+    """Run every side once a round.
+
+    Args:
+        stage: of ours; workers/STAGE_trl.py is the other side.
+        version: of TRL.
+        argv: of both workers, before the precision.
+        rounds: how often.
+    """
+    runs: Runs = {side: [] for side in SIDES}
+    for _ in range(rounds):
+        for side in SIDES:
+            name, precision = side.split()
+            if name == "TRL":
+                peer = f"benchmarks.workers.{stage}_trl"
+                found = child(peer, *argv, precision, path=f"build/peers/trl-{version}")
+            else:
+                found = child("benchmarks.workers.rlhf", stage, *argv, precision)
+            runs[side].append(found)
+            print(side, found, flush=True)
+    return runs
+
+
+def report(name: str, runs: Runs, tokens: float, unit: str) -> None:
+    """Print speeds and memory, the better precision of each side beside the other's; save all.
+
+    Args:
+        name: of the result's file.
+        runs: what each side printed.
+        tokens: of an example, on average.
+        unit: what an example is.
+    """
+
+    def median(side: str, key: str) -> float:
+        return statistics.median(run[key] for run in runs[side])
+
+    print(f"\n{unit} of {tokens:.0f} tokens on average, batch {BATCH}; median (range)")
+    for side in SIDES:
+        speed = spread([run["rows_per_second"] for run in runs[side]])
+        memory = spread([run["peak_memory_mb"] for run in runs[side]])
+        print(f"{side:10} {speed:>24} {unit}/s {memory:>32} MB")
+    ours, peer = (
+        max((s for s in SIDES if s.startswith(name)), key=lambda s: median(s, "rows_per_second"))
+        for name in ("rlhf", "TRL")
+    )
+    pairs = zip(runs[ours], runs[peer], strict=True)
+    ratios = [a["rows_per_second"] / b["rows_per_second"] for a, b in pairs]
+    memory = median(ours, "peak_memory_mb") / median(peer, "peak_memory_mb")
+    print(f"{ours} / {peer}: {spread(ratios)} times the {unit}/s, {memory:.2f} of the memory")
+    save(name, {"tokens_per_row": tokens, "batch": BATCH, "runs": runs, "ratios": ratios})
