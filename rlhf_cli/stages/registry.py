@@ -89,6 +89,16 @@ TOOLS = {
             },
         ),
         Tool(
+            "data",
+            "Work on files of rows: scores of responses from comparisons.",
+            "rlhf_cli.verbs.data:run",
+            {
+                "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
+                "`comparisons`, and write the rows with `scores` to a file or to the screen. "
+                "See docs/data.md.",
+            },
+        ),
+        Tool(
             "env",
             "Show what a run finds here: versions, devices, folders and switches.",
             "rlhf_cli.verbs.env:run",
