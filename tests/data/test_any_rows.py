@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,16 +14,26 @@ from hypothesis import strategies as st
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import flatten
 from rlhf_cli.data.reading.files import read_rows
+from rlhf_cli.data.reading.raw import RawRow
 from rlhf_cli.data.records.kind_reader import KINDS
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.record import (
+    ChatRecord,
+    LabelledRecord,
+    PreferenceRecord,
+    PromptCompletionRecord,
+    RankedRecord,
+    ScoredRecord,
+    TextRecord,
+)
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import DataError
-from tests.data.toy import toy_tokenizer
+from tests.data.toy import toy_tokenizer, turns
 
 ANY = tuple(kind.record for kind in KINDS)
 TRAINED = (PromptCompletionRecord, ChatRecord, TextRecord)
+JUDGED = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
 TOKENIZER = toy_tokenizer()
 
 texts = st.text(max_size=20) | st.sampled_from(
@@ -52,7 +63,9 @@ messages = st.lists(
     | values,
     max_size=4,
 )
-COLUMNS = "prompt completion messages chosen rejected label text margin responses scores tools"
+COLUMNS = (
+    "prompt completion messages chosen rejected label text margin responses scores score tools"
+)
 SHAPES = "conversations instruction input output"
 names = st.sampled_from(f"{COLUMNS} {SHAPES}".split())
 rows = st.dictionaries(names | texts, texts | messages | values, max_size=5)
@@ -101,6 +114,87 @@ def test_any_json_lines(found, allowed, kind, columns):
     check(encoded(found), "r.jsonl", allowed, kind, columns)
 
 
+replies = texts | messages
+judged = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt": replies,
+        "completion": replies,
+        "text": texts,
+        "chosen": replies,
+        "rejected": replies,
+        "margin": scalars,
+        "label": scalars | st.sampled_from(["true", "No", "1"]),
+        "score": scalars,
+        "responses": st.lists(replies, max_size=4) | values,
+        "scores": st.lists(scalars, max_size=4) | values,
+    },
+)
+
+
+def good_turns(*ends):
+    """Messages of user and assistant in turn, up to one of those who end them."""
+    count = st.integers(1, 4).filter(lambda n: n % 2 in ends)
+    said = st.text("abc <", min_size=1, max_size=9)
+    return count.flatmap(lambda n: st.lists(said, min_size=n, max_size=n)).map(
+        lambda said: turns(*said)
+    )
+
+
+words = st.text("ab ", min_size=1, max_size=12) | st.sampled_from(["", "b<eos>", "a" * 70])
+numbers = st.floats(-2, 2) | st.integers(-1, 1)
+asked = words | good_turns(1)
+well_formed = st.one_of(
+    st.fixed_dictionaries({"prompt": asked, "chosen": words, "rejected": words}),
+    st.fixed_dictionaries({"chosen": good_turns(0), "rejected": good_turns(0)}),
+    st.fixed_dictionaries({"prompt": asked, "completion": words, "label": st.booleans()}),
+    st.fixed_dictionaries({"prompt": asked, "completion": words, "score": numbers}),
+    st.fixed_dictionaries({"text": words, "score": numbers}),
+    st.lists(st.tuples(words, numbers), min_size=1, max_size=4).flatmap(
+        lambda said: st.fixed_dictionaries(
+            {
+                "prompt": asked,
+                "responses": st.just([text for text, _ in said]),
+                "scores": st.just([number for _, number in said]),
+            }
+        )
+    ),
+)
+
+
+@quick
+@given(st.lists(judged | well_formed, min_size=1, max_size=4), kinds)
+def test_any_judged_rows(found, kind):
+    check(encoded(map(json.dumps, found)), "r.jsonl", JUDGED, kind)
+
+
+@quick
+@given(
+    well_formed,
+    st.integers(2, 20),
+    st.sampled_from(["prompt_start", "response_end", "refuse"]),
+    st.booleans(),
+)
+def test_judged_rows_share_a_prompt_and_end_with_their_response(row, most, truncation, adds_bos):
+    report = DataReport(("r.jsonl",))
+    cfg = DataConfig(max_bad_rows=1, max_length=most, truncation=truncation)
+    raw = RawRow("r.jsonl", 1, row)
+    maker = RowMaker(toy_tokenizer(adds_bos=adds_bos), cfg, report)
+    located = RecordReader(cfg, "test", JUDGED, report).read([raw])
+    made = list(maker.examples(located))
+    assert len(made) == report.kept == 1 - report.malformed - bool(report.refused)
+    for example in made:
+        firsts = [int(source.row.trained.argmax()) for source in example]
+        prompts = {source.row.tokens[: firsts[0]].tobytes() for source in example}
+        assert len(prompts) == 1 <= firsts[0]
+        assert len(set(firsts)) == 1
+        if not report.cut:
+            assert all(source.row.trained[-1] for source in example)
+        assert max(map(len, example)) <= most
+        assert len({source.row.tokens.tobytes() for source in example}) > 1 or len(example) == 1
+        assert np.isfinite(flatten([example], ("r.jsonl",)).columns["score"]).all()
+
+
 @quick
 @given(
     st.binary(max_size=60)
@@ -140,3 +234,10 @@ def test_any_cells_of_a_table(cells):
 @given(st.lists(lines, max_size=5), st.sampled_from([ANY, TRAINED]), kinds, templates)
 def test_many_json_lines(found, allowed, kind, columns):
     check(encoded(found), "r.jsonl", allowed, kind, columns)
+
+
+@pytest.mark.slow
+@thorough
+@given(st.lists(judged | well_formed, min_size=1, max_size=4), kinds)
+def test_many_judged_rows(found, kind):
+    check(encoded(map(json.dumps, found)), "r.jsonl", JUDGED, kind)

@@ -187,6 +187,11 @@ def test_a_malformed_row_says_column_and_value(kind, columns, message):
             {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1.0]},
             "all scores are equal",
         ),
+        (
+            "ranked",
+            {"prompt": "p", "responses": ["a", "b"], "scores": [1, 1 + 1e-12]},
+            "all scores are equal",
+        ),
         ("labelled_text", {"text": " ", "label": 1}, "empty text"),
         ("scored", {"prompt": "p", "completion": "", "score": 1}, "empty response"),
         (
@@ -252,6 +257,7 @@ def test_any_other_label_is_named(label, shown):
         (float("nan"), "score: got NaN; need a finite number"),
         (float("-inf"), "score: got -Infinity; need a finite number"),
         ([1], "score: got a list of 1; need a number"),
+        (-1e39, "score: got -1e+39; need a number up to 3.4e+38 (fp32)"),
     ],
 )
 @pytest.mark.parametrize("kind", ["scored", "scored_text"])

@@ -6,8 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rlhf_cli.data.reading.raw import show_value
 from rlhf_cli.data.records.row_errors import Malformed, Refused
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Scores are trained on in fp32."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -111,7 +116,7 @@ def _not_blank(content: str) -> str:
 
 
 def number(name: str, value: Any) -> float:
-    """A finite number; true and false are none."""
+    """A finite number that fp32 can hold; true and false are none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Malformed(f"{name}: got {show_value(value)}; need a number")
     try:
@@ -120,6 +125,10 @@ def number(name: str, value: Any) -> float:
         found = math.inf
     if not math.isfinite(found):
         raise Malformed(f"{name}: got {show_value(value)}; need a finite number")
+    if abs(found) > LARGEST:
+        raise Malformed(
+            f"{name}: got {show_value(value)}; need a number up to {LARGEST:.1e} (fp32)"
+        )
     return found
 
 

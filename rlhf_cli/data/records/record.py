@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.fields import Messages, Prompt, Response
 from rlhf_cli.data.records.row_errors import Malformed, Refused
@@ -157,7 +159,7 @@ def _ranked(columns: Columns) -> RankedRecord:
     scores = tuple(fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
     if len(scores) == 1:
         raise Refused("only one response")
-    if len({*scores}) == 1:
+    if len({*map(np.float32, scores)}) == 1:  # what differs less is a tie to the loss
         raise Refused("all scores are equal")
     return RankedRecord(prompt, tuple(responses), scores)
 
