@@ -56,6 +56,7 @@ def _paths_that_the_pages_name(tmp_path, monkeypatch):
         Path(name).touch()
     Path("chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     Path("sft.yaml").write_text(blocks(ROOT / "docs" / "configuration.md", "yaml")[0])
+    Path("compared.jsonl").write_text(blocks(DOCS / "data.md", "jsonl")[0])
 
 
 @pytest.mark.parametrize("command", typed())
