@@ -39,6 +39,7 @@ def load_tokenizer(cfg: ModelConfig, corpus: Callable[[], Iterable[str]] | None 
     """
     if not trains_tokenizer(cfg):
         tokenizer = _from_pretrained(cfg.tokenizer or cfg.path, cfg)
+        name_ends(tokenizer)
     elif corpus is not None:
         tokenizer = train_tokenizer(corpus(), cfg.tokenizer_vocab_size or DEFAULT_VOCAB_SIZE)
     else:
@@ -69,6 +70,19 @@ def _from_pretrained(source: str, cfg: ModelConfig) -> Any:
             revision="main" if cfg.tokenizer else cfg.revision or "main",
             trust_remote_code=cfg.trust_remote_code,
         )
+
+
+def name_ends(tokenizer: Any) -> None:
+    """Let an encoder's tokens around a text (BERT's [CLS] and [SEP]) be its begin and end too."""
+    if tokenizer.eos_token is not None or tokenizer.sep_token is None:
+        return
+    ids = tokenizer("a")["input_ids"]
+    if ids[-1] != tokenizer.sep_token_id:
+        return
+    tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.bos_token is None and ids[0] == tokenizer.cls_token_id:
+        tokenizer.bos_token = tokenizer.cls_token
+    say(f"tokenizer: {tokenizer.eos_token} ends a text")
 
 
 def _read_template(path: Path) -> str:
