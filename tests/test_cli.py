@@ -107,7 +107,11 @@ def test_a_page_of_a_tool_tells_its_forms_in_100_columns(name, capsys):
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].trains])
 def test_the_examples_of_a_verb_compose(name, calls):
-    Path("runs/sft").mkdir(parents=True)
+    for folder in ("runs/base", "runs/sft", "runs/dpo"):
+        Path(folder).mkdir(parents=True)
+    for file in ("held_out.jsonl", "prompts.jsonl", "judge.py"):
+        Path(file).touch()
+    Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
     assert COMMANDS[name].examples
     for words in COMMANDS[name].examples:
         assert cli.main([name, *shlex.split(words)]) == 0
@@ -203,6 +207,22 @@ def test_the_first_bare_word_of_a_verb_is_its_model(word, calls, folder):
     assert cli.main(["merge", "output_dir=new", word]) == 0
     [(config,)] = calls
     assert config.model.path == str(folder / word)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a", "b", "it's"],
+        ["a", 'beside=[b,"it\'s"]'],
+        ["--beside", '[b,"it\'s"]', "model=a"],
+    ],
+)
+def test_further_bare_words_are_more_models(words, calls, folder):
+    for name in ("a", "b", "it's"):
+        Path(name).mkdir()
+    assert cli.main(["evaluate", "data=tiny", *words, "seed=1"]) == 0
+    [(config,)] = calls
+    assert config.models == [str(folder / name) for name in ("a", "b", "it's")]
 
 
 def test_the_bare_word_may_be_a_preset(calls):

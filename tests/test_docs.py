@@ -16,7 +16,7 @@ PAGES = [
     ROOT / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("adapters", "configuration", "data", "judgments", "processes")
+        for name in ("adapters", "configuration", "data", "evaluation", "judgments", "processes")
     ),
 ]
 FILES = (
@@ -26,10 +26,12 @@ FILES = (
     "rows.jsonl",
     "table.csv",
     "labels.jsonl",
+    "prompts.jsonl",
+    "judge.py",
 )
 FOLDERS = (
-    "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/tiny/pretrain",
-    "runs/tiny/sft",
+    "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/dpo",
+    "runs/tiny/pretrain", "runs/tiny/sft",
 )  # fmt: skip
 
 
@@ -54,6 +56,7 @@ def _paths_that_the_pages_name(tmp_path, monkeypatch):
         Path(name).mkdir(parents=True)
     for name in FILES:
         Path(name).touch()
+    Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
     Path("chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     Path("sft.yaml").write_text(blocks(ROOT / "docs" / "configuration.md", "yaml")[0])
     Path("compared.jsonl").write_text(blocks(DOCS / "data.md", "jsonl")[0])

@@ -40,4 +40,6 @@ def _begin(error: Exception) -> str:
 def _less(command: Command | None) -> str:
     if command is None or command.trains:
         return "Try train.micro_batch_tokens=2048 or train.gradient_checkpointing=true"
+    if command.name == "evaluate":
+        return "Try micro_batch_tokens=512, or with a judge batch_size=1"
     return "Try batch_size=1 or max_new_tokens=64"

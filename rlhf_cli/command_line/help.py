@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from rlhf_cli.config.schema import (
     DataPath,
     FilePath,
+    FunctionPath,
     Knob,
     ModelPath,
     OutputPath,
@@ -75,7 +76,8 @@ def overview() -> str:
 
 def page(command: Command) -> str:
     """The page of `rlhf <command> --help`: every key with type, default and meaning."""
-    first = f"[{command.positional.upper()}] " if command.positional else ""
+    several = " ..." if command.more else ""
+    first = f"[{command.positional.upper()}{several}] " if command.positional else ""
     sweeps = "[-m] " if command.trains else ""
     switches = f"{sweeps}[--cfg] [--provenance] [--help]"
     usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
@@ -166,7 +168,7 @@ def _kind(annotation: Any) -> str:
         return f"{{key: {_kind(parts[1])}}}"
     names = {bool: "true | false", int: "whole number", float: "number", str: "text", Any: "value"}
     paths = {DataPath: "path of data", ModelPath: "path or hub id", FilePath: "path of a file"}
-    paths[OutputPath] = "path to write to"
+    paths |= {OutputPath: "path to write to", FunctionPath: "FILE.py:FUNCTION"}
     name = next((paths[type(mark)] for mark in marks if type(mark) in paths), names.get(bare, ""))
     units = [f"({mark.name})" for mark in marks if isinstance(mark, Unit)]
     return " ".join([name, *bounds(marks), *units])

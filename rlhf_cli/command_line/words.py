@@ -60,6 +60,7 @@ def parse(command: Command, words: list[str]) -> CommandLine:
     rest = iter(words)
     for word in rest:
         sorter.sort(word, rest)
+    sorter.finish()
     line.show_config |= line.show_origins
     return line
 
@@ -71,6 +72,10 @@ class _Sorter:
         self.line = line
         self.positional = command.positional
         """What a first bare word of the command sets; empty once it is set."""
+
+        self.more = command.more
+        self.others: list[str] = []
+        """Bare words after the first, where the command has a list for them."""
 
         self.short = aliases(command.config)
         self.known = {*knobs(command.config), *groups(command.config), *self.short}
@@ -88,8 +93,16 @@ class _Sorter:
         elif self.positional and _is_bare(word):
             self._set(word, self.positional, word)
             self.positional = ""
+        elif self.more and _is_bare(word):
+            self.others.append(word)
         elif word:
             self._add(word.removeprefix("--"), dashed=word.startswith("--"))
+
+    def finish(self) -> None:
+        """Set the list that further bare words make."""
+        if self.others:
+            quoted = ("'" + word.replace("'", "\\'") + "'" for word in self.others)
+            self._set(" ".join(self.others), self.more, f"[{','.join(quoted)}]")
 
     def _dashed(self, word: str, rest: Iterator[str]) -> None:
         """`--beta 0.1`, or a switch that is none."""

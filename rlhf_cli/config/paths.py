@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.nearest import nearest_path
-from rlhf_cli.config.schema import DataPath, FilePath, Marks, ModelPath, Unfit, no_rows
+from rlhf_cli.config.schema import (
+    DataPath,
+    FilePath,
+    FunctionPath,
+    Marks,
+    ModelPath,
+    Unfit,
+    no_rows,
+)
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs.artifact import resolve_run
@@ -19,7 +27,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.A
 
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
-InputMark = DataPath | ModelPath | FilePath
+InputMark = DataPath | ModelPath | FilePath | FunctionPath
 
 
 def input_mark(marks: Marks) -> InputMark | None:
@@ -31,7 +39,8 @@ def anchor(value: str, folder: Path) -> str:
     """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it."""
     relative = value in (".", "..") or value.startswith(("./", "../"))
     word = value == SHIPPED or no_rows(value)
-    beside = not word and os.path.exists(folder / value)
+    file = value.rpartition(":")[0] or value  # of `judge.py:score`
+    beside = not word and any(os.path.exists(folder / name) for name in (value, file))
     return os.path.abspath(folder / value) if relative or beside else value
 
 
@@ -52,6 +61,8 @@ def locate(mark: InputMark, value: str) -> str:
     Raises:
         Unfit: It is neither here nor a name that needs no file.
     """
+    if value and isinstance(mark, FunctionPath):
+        return _locate_function(value)
     if value in ("", SHIPPED) or (isinstance(mark, DataPath) and no_rows(value)):
         return value
     path = os.path.abspath(os.path.expanduser(value))
@@ -81,6 +92,16 @@ def _locate_model(value: str, path: str) -> str:
         return value
     needed = "need a model folder, run folder or hub id; not found here"
     raise Unfit(needed, nearest_path(value) or SHIPPED)
+
+
+def _locate_function(value: str) -> str:
+    file, _, name = value.rpartition(":")
+    path = os.path.abspath(os.path.expanduser(file))
+    if file.endswith(".py") and name.isidentifier() and os.path.isfile(path):
+        return f"{path}:{name}"
+    close = file if os.path.isfile(path) else nearest_path(file or value)
+    advice = f"{close}:{name if file else 'score'}" if close.endswith(".py") else ""
+    raise Unfit("need a function in a Python file that exists, as FILE.py:FUNCTION", advice)
 
 
 def is_data_id(value: str) -> bool:

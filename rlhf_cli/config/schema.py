@@ -72,6 +72,11 @@ class FilePath:
 
 
 @dataclass(frozen=True)
+class FunctionPath:
+    """A function in a Python file that must exist, as `judge.py:score`."""
+
+
+@dataclass(frozen=True)
 class OutputPath:
     """A place to write; never resolved against a recipe."""
 

@@ -38,19 +38,20 @@ def bootstrap(
         resamples: number of draws.
 
     Returns:
-        Without an interval (NaN) for fewer than two examples.
+        Without an interval (NaN) where no draw differs from another: for one example, and where all
+        are alike, which says nothing of how far apart others may be.
     """
     values = [np.asarray(column, np.float64) for column in columns]
     n = len(values[0])
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0)
     whole = float(statistic(*values))
-    if n < 2:
-        return Estimate(whole, math.nan, math.nan, n)
     drawn = _redraw(statistic, values, seed, resamples)
     drawn = drawn[np.isfinite(drawn)]
     tail = (1 - SHARE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) if len(drawn) else (math.nan, math.nan)
+    if not len(drawn) or drawn.min() == drawn.max():
+        return Estimate(whole, math.nan, math.nan, n)
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     return Estimate(whole, float(low), float(high), n)
 
 

@@ -27,6 +27,11 @@ class Measured:
     statistic: Statistic = mean
     share: bool = False
 
+    @property
+    def value(self) -> float:
+        """The metric itself."""
+        return float(self.statistic(*(np.asarray(column, np.float64) for column in self.columns)))
+
     def estimate(self, seed: int = 0) -> Estimate:
         """The metric with its interval.
 
@@ -34,13 +39,10 @@ class Measured:
         right tokens are) has Wilson's too where all or none are right, with each example counted
         once, since its parts are not independent.
         """
-        columns = [np.asarray(column, np.float64) for column in self.columns]
-        n = len(columns[0])
-        if self.share and n:
-            value = float(self.statistic(*columns))
-            if self.statistic is mean or value in (0.0, 1.0):
-                return wilson(value * n, n)
-        return bootstrap(self.statistic, *columns, seed=seed)
+        n = np.size(self.columns[0])
+        if self.share and n and (self.statistic is mean or self.value in (0.0, 1.0)):
+            return wilson(self.value * n, n)
+        return bootstrap(self.statistic, *self.columns, seed=seed)
 
 
 def share_of(metric: str, right: ArrayLike) -> Measured:

@@ -58,20 +58,17 @@ def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
 def _cell(estimate: Estimate | None) -> str:
     if estimate is None or math.isnan(estimate.value):
         return "-"
-    value = _show(estimate.value)
     if math.isnan(estimate.low):
-        return value
-    return f"{value} [{_show(estimate.low)}, {_show(estimate.high)}]"
+        whole = estimate.value.is_integer()
+        return f"{estimate.value:,.0f}" if whole else _show(estimate.value)
+    return f"{_show(estimate.value)} [{_show(estimate.low)}, {_show(estimate.high)}]"
 
 
 def _show(value: float) -> str:
-    """Four digits of it, or of its fraction; whole counts as they are."""
-    if not math.isfinite(value):
-        return str(value)
+    """Four digits of it, or of its fraction."""
     if abs(value) < 1:
         return f"{value:.4f}"
-    whole = value == int(value)
-    return f"{value:,.0f}" if whole or abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:#.4g}"
 
 
 def _counts(metric: str, runs: Sequence[str], found: dict[tuple[str, str], Estimate]) -> str:

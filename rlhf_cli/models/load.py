@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.base import (
@@ -94,6 +94,18 @@ def load_trained(
         probe(loaded, may_fall_back=cfg.model.attention == "auto")
     lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
     _tell(loaded, source.describe() or describe(cfg.model))
+    return loaded
+
+
+def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
+    """A model that is only measured: probed, then all of it frozen and in the compute type."""
+    with silence():  # of training it
+        loaded = load_trained(role, cfg, tokenizer, ctx)
+    loaded.requires_grad_(False)
+    lower(loaded.parameters(), ctx.compute)
+    count = sum(p.numel() for p in loaded.parameters())
+    layout = "flat rows" if loaded.flat else "padded rows"
+    say(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
     return loaded
 
 

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.data.examples import Loaded
-from rlhf_cli.data.loader import eval_batches
+from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.evaluation.bootstrap import Values, ratio
+from rlhf_cli.evaluation.measured import Measured, share_of_parts
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.held_out import Columns, numbers_of_rows, open_held_out
 from rlhf_cli.stages.session import Session
+from rlhf_cli.train.measure import row_values
+from rlhf_cli.train.row_loss import RowValues
+from rlhf_cli.train.sequence import row_sums, row_tokens
+
+RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
 
 
 def train_likelihood(
@@ -50,15 +64,82 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
     examples, report = held_out
-    nll, right, count = 0.0, 0.0, 0
-    for rows in eval_batches(examples, max_tokens, ranks):
-        out = policy(rows.to(policy.device), want=("logp", "top1"))
-        nll += float(nll_loss(out.logp).double().sum())
-        right += float(out.top1.sum()) if out.top1 is not None else 0.0
-        count += len(rows.scored)
-    nll, right, count = (sum(own) for own in zip(*ranks.gather((nll, right, count)), strict=True))
-    loss = nll / count
-    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700)), "accuracy": right / count}
-    if report.text_bytes:
-        metrics["bits_per_byte"] = nll / math.log(2) / report.text_bytes
-    return metrics
+    found, _ = row_values(token_sums(policy), examples, max_tokens, policy.device, ranks)
+    columns = {name: column.numpy() for name, column in found.items()}
+    size = np.full(len(columns["nll"]), report.text_bytes / len(columns["nll"]))
+    return {measured.metric: measured.value for measured in likelihood(columns, size)}
+
+
+def evaluate(cfg: StageConfig, stage: str, ctx: RunContext) -> list[Measured]:
+    """The same of a saved model, on raw text, responses or chats, by what each row gives.
+
+    Args:
+        cfg: of the run that made the model; `model.path` is its result, `data.eval` the rows.
+        stage: names the shipped rows, and stands in errors.
+        ctx: device and compute type.
+    """
+    tokenizer = load_tokenizer(cfg.model)
+    examples, report = open_held_out(cfg, stage, tokenizer, RECORDS)
+    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
+    size = text_bytes(examples, report.text_bytes, tokenizer)
+    return likelihood(columns, size)
+
+
+def token_sums(policy: Policy) -> Callable[[Rows], RowValues]:
+    """What a row's scored tokens add up to: nats, tokens, and those that are the likeliest."""
+
+    def values(rows: Rows) -> RowValues:
+        out = policy(rows, want=("logp", "top1"))
+        assert out.top1 is not None
+        return {
+            "nll": row_sums(nll_loss(out.logp).double(), rows),
+            "right": row_sums(out.top1.double(), rows),
+            "tokens": row_tokens(rows),
+        }
+
+    return values
+
+
+def likelihood(columns: Columns, size: Values) -> list[Measured]:
+    """Metrics of a language model.
+
+    Args:
+        columns: `nll` (nats), `right` and `tokens` of each row, [R] each.
+        size: [R], bytes of text in each row; zeros for what is no raw text.
+    """
+    nll, tokens = columns["nll"], columns["tokens"]
+    found = [
+        Measured("loss", (nll, tokens), ratio),
+        Measured("perplexity", (nll, tokens), perplexity),
+        share_of_parts("accuracy", columns["right"], tokens),
+    ]
+    return [*found, Measured("bits_per_byte", (nll, size), bits)] if size.any() else found
+
+
+def perplexity(nll: Values, tokens: Values) -> Any:
+    """[...]: e to the loss a token."""
+    return np.exp(np.minimum(ratio(nll, tokens), 700))  # a little more would be infinite
+
+
+def bits(nll: Values, size: Values) -> Any:
+    """[...]: nats of text as bits of each of its bytes."""
+    return ratio(nll, size) / math.log(2)
+
+
+def text_bytes(examples: Examples, total: int, tokenizer: Any) -> Values:
+    """[R]: how many of all bytes of raw text are in each row, by what its tokens spell.
+
+    Args:
+        examples: a document may be cut into several rows.
+        total: bytes of all documents; 0 for what is no raw text.
+        tokenizer: decodes the tokens.
+    """
+    bounds = examples.row_starts
+    if not total:
+        return np.zeros(len(bounds) - 1)
+    rows = [examples.tokens[start:end].tolist() for start, end in pairwise(bounds)]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    spelt = np.array([len(text.encode()) for text in texts], np.float64)
+    size: Values = total * spelt / spelt.sum()
+    return size

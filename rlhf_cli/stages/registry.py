@@ -12,6 +12,7 @@ from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.sft.config import SFTConfig
 from rlhf_cli.verbs.config import GenerateConfig, MergeConfig
+from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Command:
     trains: bool
     positional: str = ""
     """The key that the first bare word sets, as in `rlhf merge runs/sft`; empty for none."""
+
+    more: str = ""
+    """The list that further bare words make, as in `rlhf evaluate runs/a runs/b`; or empty."""
 
     examples: tuple[str, ...] = ()
     """What can follow the name of a command that does not train; for its help page."""
@@ -71,8 +75,28 @@ COMMANDS = {
             positional="model",
             examples=("runs/sft output_dir=runs/merged",),
         ),
+        Command(
+            "evaluate",
+            EvaluateConfig,
+            "rlhf_cli.verbs.evaluate.run:run",
+            trains=False,
+            positional="model",
+            more="beside",
+            examples=(
+                "runs/sft",
+                "runs/base runs/sft data=held_out.jsonl output=results.json",
+                "runs/dpo baseline=runs/sft judge=judge.py:score prompts=prompts.jsonl",
+            ),
+        ),
     )
 }
+
+EVALUATORS = dict.fromkeys(("pretrain", "sft"), "rlhf_cli.stages.likelihood:evaluate")
+"""Stage -> `module:function`, which measures what a run of the stage made.
+
+Called with the run's configuration, whose `model.path` is its result and whose `data.eval` are the
+rows, the stage's name and the context; returns a list of `evaluation.measured.Measured`.
+"""
 
 TOOLS = {
     tool.name: tool

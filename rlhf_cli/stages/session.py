@@ -77,7 +77,7 @@ class Session:
             CheckpointError: the run cannot be continued here.
         """
         for examples in (self.examples, *([self.held_out[0]] if self.held_out else [])):
-            _require_context(examples, model)
+            require_context(examples, model)
         if self.cfg.train.gradient_checkpointing:
             recompute_activations(model)
         self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
@@ -195,7 +195,12 @@ def end_tokens(examples: Examples, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *([last] if special else [])]))
 
 
-def _require_context(examples: Examples, model: Trunk) -> None:
+def require_context(examples: Examples, model: Trunk) -> None:
+    """Refuse rows that are longer than the model's positions.
+
+    Raises:
+        ConfigError: says how many, and the limit to set.
+    """
     longest = context_length(model.model)
     lengths = np.diff(examples.row_starts)
     if longest and lengths.max() > longest:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 
+from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import eval_batches
 from rlhf_cli.losses.reduce import scaled_loss
@@ -29,14 +31,14 @@ def measure(
         device: of the model.
         ranks: share the work; all get the result.
     """
-    values, counts = row_values(loss, examples, max_tokens, device, ranks)
+    values, counts = row_values(loss.values, examples, max_tokens, device, ranks)
     output = loss.of(values)
     means = {name: float(total) / n for name, (total, n) in output.metrics.items() if n}
     return {"loss": float(scaled_loss(output, counts)), **means}
 
 
 def row_values(
-    loss: RowLoss,
+    values: Callable[[Rows], RowValues],
     examples: Examples,
     max_tokens: int,
     device: torch.device,
@@ -47,7 +49,7 @@ def row_values(
     counted: Counter[str] = Counter()
     for rows in eval_batches(examples, max_tokens, ranks):
         counted.update(rows.count)
-        found = loss.values(rows.to(device))
+        found = values(rows.to(device))
         moved = {name: value.cpu() for name, value in found.items()}
         own.append((rows.example_of_row.tolist(), moved))
     every = [part for of_rank in ranks.gather(own) for part in of_rank]

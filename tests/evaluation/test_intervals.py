@@ -63,9 +63,10 @@ def test_draws_are_those_of_the_seed_whatever_is_computed_at_once():
 
 
 def test_paired_columns_stay_paired():
-    own = np.random.default_rng(4).normal(size=200)
-    found = bootstrap(difference, own + 0.5, own)
-    assert (found.low, found.high) == pytest.approx((0.5, 0.5))
+    rng = np.random.default_rng(4)
+    own, gain = rng.normal(size=200), rng.normal(0.5, 0.01, size=200)
+    found = bootstrap(difference, own + gain, own)
+    assert (found.low, found.high) == pytest.approx((0.5, 0.5), abs=0.01)
 
 
 def test_one_example_has_a_value_and_no_interval():
@@ -73,6 +74,10 @@ def test_one_example_has_a_value_and_no_interval():
     assert (found.value, found.n) == (3.0, 1)
     assert math.isnan(found.low)
     assert math.isnan(found.high)
+
+
+def test_equal_values_have_no_interval():
+    assert math.isnan(bootstrap(mean, [0.0] * 50).low)
 
 
 def test_draws_without_a_value_do_not_count():

@@ -17,7 +17,7 @@ RESULTS = [
 def test_runs_stand_side_by_side():
     assert as_text(RESULTS).splitlines() == [
         "            sft                      dpo  n",
-        "loss        1.235 [1.1, 1.3]         2    100 / 1",
+        "loss        1.235 [1.100, 1.300]     2    100 / 1",
         "accuracy    0.5000 [0.4038, 0.5962]  -    100 / 0",
         "perplexity  12,346 [9,000, 20,000]   -    100",
     ]

@@ -1,0 +1,68 @@
+"""Held-out rows and numbers of each of them, for evaluations outside of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlhf_cli.context import RunContext
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
+from rlhf_cli.errors import DataError
+from rlhf_cli.models.trunk import Trunk, without_dropout
+from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.session import require_context
+from rlhf_cli.train.budget import micro_batch_tokens
+from rlhf_cli.train.measure import row_values
+from rlhf_cli.train.row_loss import RowValues
+
+Columns = dict[str, NDArray[np.float64]]
+
+
+def open_held_out(
+    cfg: StageConfig, stage: str, tokenizer: Any, records: tuple[type, ...]
+) -> Loaded:
+    """The examples of `data.eval`.
+
+    Raises:
+        DataError: there are none, or they are not what the stage takes.
+    """
+    loaded = load_eval_examples(cfg.data, stage, tokenizer, records)
+    if loaded is None:
+        raise DataError(
+            f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
+        )
+    return loaded
+
+
+def numbers_of_rows(
+    values: Callable[[Rows], RowValues],
+    model: Trunk,
+    examples: Examples,
+    cfg: StageConfig,
+    ctx: RunContext,
+) -> Columns:
+    """Name -> [R], what a model gives each row, in the order of the rows.
+
+    Args:
+        values: of a micro-batch, on the model's device.
+        model: frozen.
+        examples: of a whole data set.
+        cfg: `train.micro_batch_tokens`; 0 finds it.
+        ctx: the compute type.
+
+    Raises:
+        ConfigError: rows are longer than the model's positions.
+    """
+    require_context(examples, model)
+    shape = model.model.config.get_text_config()
+    tokens = cfg.train.micro_batch_tokens or micro_batch_tokens(
+        model, shape, ctx.device, ctx.compute, recompute=True
+    )
+    with torch.no_grad(), without_dropout(model):
+        found, _ = row_values(values, examples, tokens, ctx.device)
+    return {name: column.double().numpy() for name, column in found.items()}

@@ -1,0 +1,78 @@
+"""A model that answers prompts, as every verb that lets one write needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.context import RunContext
+from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.models.config import ModelConfig, QuantConfig
+from rlhf_cli.models.load import load_generator
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.engine import generate
+from rlhf_cli.runs import artifact
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Responses to some prompts.
+
+    Attributes:
+        texts: without special tokens.
+        ended: whether each ended by itself, not at the length limit.
+    """
+
+    texts: list[str]
+    ended: list[bool]
+
+
+class Author:
+    """A language model that only writes, with its tokenizer and its way to take a prompt.
+
+    Args:
+        cfg: which model.
+        quant: how its weights are held.
+        template: `auto`, `always` or `never`: whether text becomes a user's message.
+        ctx: device and compute type.
+    """
+
+    def __init__(
+        self, cfg: ModelConfig, quant: QuantConfig, template: str, ctx: RunContext
+    ) -> None:
+        self.tokenizer = load_tokenizer(cfg)
+        self.model = load_generator(cfg, quant, self.tokenizer, ctx)
+        self.encoder = PromptEncoder(
+            self.tokenizer, as_message=_as_message(template, cfg.path, self.tokenizer)
+        )
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Token ids of each prompt."""
+        return [self.encoder.encode(prompt) for prompt in prompts]
+
+    def answer(
+        self, prompts: Sequence[Prompt], sampling: SamplingConfig, batch_size: int
+    ) -> Iterator[Answers]:
+        """The answers of one batch after the other, in the order of the prompts."""
+        tokens = self.encode(prompts)
+        for first in range(0, len(tokens), batch_size):
+            batch = tokens[first : first + batch_size]
+            rollout = generate(self.model, self.tokenizer, batch, sampling)
+            texts = self.tokenizer.batch_decode(rollout.tokens, skip_special_tokens=True)
+            yield Answers(texts, rollout.finished)
+
+
+def _as_message(template: str, path: str, tokenizer: Any) -> bool:
+    if template != "auto":
+        return template == "always"
+    facts = artifact.read(Path(path).expanduser())
+    return bool(tokenizer.chat_template) and facts.get("trained_on") != "text"
+
+
+def plain(prompt: Prompt) -> str | list[dict[str, str]]:
+    """A prompt as JSON has it: text, or a list of `{role, content}`."""
+    return prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]

@@ -1,0 +1,215 @@
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from rlhf_cli.config.schema import (
+    AtLeast,
+    DataPath,
+    FunctionPath,
+    ModelPath,
+    OutputPath,
+    Seed,
+    Unit,
+    no_rows,
+)
+from rlhf_cli.data.config import DataConfig, Format, Source, Sources
+from rlhf_cli.models.config import ModelConfig, QuantConfig
+from rlhf_cli.resources import SHIPPED
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.runs.artifact import is_reward_model
+
+_RULES = ("max_length", "truncation", "packing", "train_on")
+_OF_THE_FILE = ("name", "split", "data_dir", "format", "columns")
+
+
+@dataclass(kw_only=True)
+class HeldOutConfig:
+    """Which rows models are measured on. What is left at `auto` is as the run had it."""
+
+    path: Annotated[str | Sources, DataPath()] = ""
+    """Held-out rows: a file, a folder, a hub id, `tiny`, or a list of these. Empty takes those that
+    each run held out itself (its `data.eval`)."""
+
+    name: str = ""
+    """Configuration of a hub data set."""
+
+    split: str = ""
+    """Split, or slice of rows: `test` (default), `test[:10%]`, `[100:200]`."""
+
+    data_dir: str = ""
+    """Folder inside the data set, or inside a local folder."""
+
+    format: Format = "auto"
+    """Kind of record; `auto` finds it from the columns."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our column name -> the name in the file, or a text with names in braces."""
+
+    max_length: Annotated[int, AtLeast(2), Unit("tokens")] | Literal["auto"] = "auto"
+    """Longest row; for a model that is no run `auto` is 1024."""
+
+    truncation: Literal["auto", "prompt_start", "response_end", "refuse"] = "auto"
+    """What becomes of longer rows; for a model that is no run `auto` is `prompt_start`."""
+
+    packing: bool | Literal["auto"] = "auto"
+    """Several rows in one example; for a model that is no run `auto` is false."""
+
+    train_on: Literal["auto", "response", "all", "last_turn"] = "auto"
+    """Which tokens count; for a model that is no run `auto` is `response`."""
+
+    max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
+    """Malformed rows tolerated before the evaluation stops."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        if not no_rows(self.path):
+            return []
+        default = HeldOutConfig()
+        return [
+            f"data.{name}: given without data.path, whose rows it would say something of. "
+            "Try data=FILE"
+            for name in _OF_THE_FILE
+            if getattr(self, name) != getattr(default, name)
+        ]
+
+    def applied_to(self, own: DataConfig) -> DataConfig:
+        """A run's data settings with what is given here; `eval` are the rows to measure on."""
+        given = {name: getattr(self, name) for name in _RULES if getattr(self, name) != "auto"}
+        given["max_bad_rows"] = max(self.max_bad_rows, own.max_bad_rows)
+        if not no_rows(self.path):
+            listed = [self.path] if isinstance(self.path, str) else self.path
+            of_file = {name: getattr(self, name) for name in _OF_THE_FILE}
+            given |= of_file | {
+                "eval": [
+                    Source(path=item, **of_file) if isinstance(item, str) else item
+                    for item in listed
+                ]
+            }
+        return replace(own, **given)
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    """Measure models on held-out rows, side by side, or let a judge compare their answers.
+
+    Prints a table with 95 % intervals. Without data= a run is measured on the rows it held out.
+    With judge= models answer prompts, and a function scores the answers; with baseline= too, it is
+    counted how often they beat those of another model.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    data: HeldOutConfig = field(default_factory=HeldOutConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
+
+    beside: Annotated[list[Annotated[str, ModelPath()]], ModelPath()] = field(default_factory=list)
+    """More models; as words after the first: `rlhf evaluate runs/base runs/sft`."""
+
+    baseline: Annotated[str, ModelPath()] = ""
+    """Model whose answers are to be beaten; needs a judge."""
+
+    judge: Annotated[str, FunctionPath()] = ""
+    """Function of `prompts` and `responses`, two lists of one length, that returns a score for each
+    response; higher is better."""
+
+    prompts: Annotated[str, DataPath()] = ""
+    """File of prompts to answer, as for `rlhf generate`."""
+
+    template: Literal["auto", "always", "never"] = "auto"
+    """Whether a text prompt becomes a user's message in the chat template; as for
+    `rlhf generate`."""
+
+    output: Annotated[str, OutputPath()] = ""
+    """Write the results to this `.json` file too; with a judge also every answer and its score."""
+
+    batch_size: Annotated[int, AtLeast(1)] = 16
+    """Prompts answered at once."""
+
+    micro_batch_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    """Tokens of held-out rows that one forward pass holds; no effect on the result. 0 finds it."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type; `auto` is bf16 where the hardware has it."""
+
+    seed: Seed = 0
+    """Seed of the draws that give the intervals; answers are drawn by `sampling.seed`."""
+
+    @property
+    def models(self) -> list[str]:
+        """All models that are measured, in the order given."""
+        return [self.model.path, *self.beside]
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = self.model.missing() + self._repeated() + self._of_one_model()
+        return found + (self._judge_problems() if self.judge else self._data_problems())
+
+    def _repeated(self) -> list[str]:
+        named = [path for _, path in self._named()]
+        twice = [path for i, path in enumerate(named) if path in named[:i]]
+        key = "baseline" if twice == [self.baseline] else "beside"
+        return [f"{key}: got {path} twice; need each model once" for path in twice]
+
+    def _of_one_model(self) -> list[str]:
+        """Settings that cannot be true of several models."""
+        if not self.beside and not self.baseline:
+            return []
+        default = ModelConfig()
+        names = ("base", "revision", "init", "architecture", "tokenizer", "chat_template")
+        return [
+            f"model.{name}: given with several models, each of which has its own; need one model"
+            for name in names
+            if getattr(self.model, name) != getattr(default, name)
+        ]
+
+    def _judge_problems(self) -> list[str]:
+        found = []
+        if no_rows(self.prompts):
+            found.append(
+                "prompts: none given; the judge needs answers to prompts. Try prompts=FILE"
+            )
+        if not no_rows(self.data.path):
+            found.append(
+                f"data.path: given beside judge={self.judge}, which reads prompts. "
+                "Try prompts=FILE, or leave judge out"
+            )
+        for key, path in self._named():
+            if is_reward_model(path):
+                found.append(f"{key}: {path} is a reward model, which writes no answers")
+        return found
+
+    def _named(self) -> list[tuple[str, str]]:
+        """Each model, and the key that names it."""
+        named = [("model.path", self.model.path), *(("beside", path) for path in self.beside)]
+        return [*named, *([("baseline", self.baseline)] if self.baseline else [])]
+
+    def _data_problems(self) -> list[str]:
+        found = [
+            f"{name}: given without a judge, who would need it. Try judge=FILE.py:FUNCTION"
+            for name in ("baseline", "prompts")
+            if getattr(self, name)
+        ]
+        from rlhf_cli.runs.settings import read_settings
+        from rlhf_cli.stages.registry import EVALUATORS
+
+        for key, path in [] if found else self._named():
+            settings = read_settings(path)
+            if settings and settings.stage not in EVALUATORS:
+                found.append(
+                    f"{key}: {path} is a run of {settings.stage}; evaluate measures runs of "
+                    f"{', '.join(EVALUATORS)}, and models that are no run"
+                )
+            elif no_rows(self.data.path) and path and not _held_out(settings):
+                what = "held out no rows" if settings else "is no run that held out rows"
+                found.append(
+                    f"data.path: none given, and {path} {what}. Try data=FILE, or judge=FILE.py:"
+                    "FUNCTION with prompts=FILE"
+                )
+        return found
+
+
+def _held_out(settings: Any) -> bool:
+    """Whether a run has held-out rows of its own."""
+    if settings is None:
+        return False
+    data = settings.config.data
+    return data.eval not in ("", "none") and (data.eval != "auto" or data.path == SHIPPED)

@@ -1,0 +1,91 @@
+"""A judge's scores of models' answers, and how often they beat those of a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.tokens.prompts import load_prompts
+from rlhf_cli.evaluation.bootstrap import difference
+from rlhf_cli.evaluation.estimate import Estimate
+from rlhf_cli.evaluation.measured import Measured, share_of
+from rlhf_cli.evaluation.table import Result
+from rlhf_cli.evaluation.winrate import count_wins
+from rlhf_cli.rollout.score import load_scorer, score
+from rlhf_cli.verbs.answers import Answers, Author, plain
+from rlhf_cli.verbs.evaluate.config import EvaluateConfig
+from rlhf_cli.verbs.evaluate.subject import model_of, names
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The answers of one model to all prompts, and their scores."""
+
+    name: str
+    answers: Answers
+    scores: list[float]
+
+
+def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict[str, Any]]]:
+    """Let every model answer all prompts, and score the answers.
+
+    Returns:
+        The results, and one object a prompt with every model's answer and score.
+
+    Raises:
+        ConfigError: the judge cannot be loaded.
+        DataError: there is no prompt.
+        RlhfError: the judge fails.
+    """
+    scorer = load_scorer("judge", cfg.judge)
+    prompts = load_prompts(cfg.prompts)
+    asked = [plain(prompt) for prompt in prompts]
+    paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
+    found = []
+    for path, name in zip(paths, names(paths), strict=True):
+        answers = _answer(cfg, path, prompts, ctx)
+        found.append(Judged(name, answers, score(scorer, cfg.judge, asked, answers.texts)))
+    baseline = found[-1] if cfg.baseline else None
+    results = [result for one in found for result in _results(one, baseline, cfg.seed)]
+    return results, list(_transcript(asked, found))
+
+
+def _answer(cfg: EvaluateConfig, path: str, prompts: Sequence[Prompt], ctx: RunContext) -> Answers:
+    author = Author(model_of(cfg, path), cfg.quant, cfg.template, ctx)
+    torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
+    texts: list[str] = []
+    ended: list[bool] = []
+    for batch in author.answer(prompts, cfg.sampling, cfg.batch_size):
+        texts += batch.texts
+        ended += batch.ended
+    say(f"{path}: {len(texts)} answers, {sum(ended)} ended by themselves")
+    return Answers(texts, ended)
+
+
+def _results(one: Judged, baseline: Judged | None, seed: int) -> Iterator[Result]:
+    yield Result(one.name, "score", Measured("score", (one.scores,)).estimate(seed))
+    yield Result(one.name, "ended", share_of("ended", one.answers.ended).estimate(seed))
+    if baseline is None or one is baseline:
+        return
+    gain = Measured("score gain", (one.scores, baseline.scores), difference)
+    yield Result(one.name, gain.metric, gain.estimate(seed))
+    found = count_wins(one.scores, baseline.scores)
+    for metric in ("wins", "losses", "ties"):
+        count = Estimate(float(getattr(found, metric)), math.nan, math.nan, len(one.scores))
+        yield Result(one.name, metric, count)
+    yield Result(one.name, "win rate", found.rate)
+
+
+def _transcript(asked: Sequence[Any], found: Sequence[Judged]) -> Iterator[dict[str, Any]]:
+    for number, prompt in enumerate(asked):
+        answers = {
+            one.name: {"response": one.answers.texts[number], "score": one.scores[number]}
+            for one in found
+        }
+        yield {"prompt": prompt, "answers": answers}

@@ -1,0 +1,85 @@
+"""A model to measure, with the settings of the run that made it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rlhf_cli.config.schema import no_rows
+from rlhf_cli.errors import DataError
+from rlhf_cli.models.config import AdapterConfig, ModelConfig
+from rlhf_cli.runs.settings import Settings, read_settings
+from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.sft.config import SFTConfig
+from rlhf_cli.verbs.evaluate.config import EvaluateConfig
+
+OTHERS = "sft"
+"""The stage as whose result a model is measured that is no run of ours."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model that is measured.
+
+    Attributes:
+        name: heads its column.
+        stage: of the run that made it.
+        config: of that run, with the result as its model and the rows to measure as `data.eval`.
+    """
+
+    name: str
+    stage: str
+    config: StageConfig
+
+
+def subjects(cfg: EvaluateConfig) -> list[Subject]:
+    """The models of an evaluation, in the order given.
+
+    Raises:
+        DataError: the rows that a run held out are no longer where they were.
+    """
+    return [
+        _subject(cfg, path, name) for path, name in zip(cfg.models, names(cfg.models), strict=True)
+    ]
+
+
+def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
+    settings = read_settings(path)
+    if settings and no_rows(cfg.data.path):
+        _require_rows(settings, path)
+    own = settings.config if settings else SFTConfig()
+    config = replace(
+        own,
+        # what a stage knows of its model beside (as its reference) is kept
+        model=replace(own.model, **vars(model_of(cfg, path))),
+        adapter=AdapterConfig(),  # the one at the path, if any, as it is
+        quant=cfg.quant,
+        data=cfg.data.applied_to(own.data),
+        train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
+    )
+    return Subject(name, settings.stage if settings else OTHERS, config)
+
+
+def model_of(cfg: EvaluateConfig, path: str) -> ModelConfig:
+    """How one of the models is loaded."""
+    return replace(cfg.model, path=path)
+
+
+def _require_rows(settings: Settings, path: str) -> None:
+    """Refuse held-out rows that are gone: `data.eval`, or the file that they are a share of."""
+    part = isinstance(settings.config.data.eval, int | float)
+    key = "data.path" if part else "data.eval"
+    for problem in settings.gone:
+        if problem.key.partition("[")[0] == key:
+            raise DataError(f"{path}: its held-out rows are gone; {problem.text}, or data=FILE")
+
+
+def names(paths: Sequence[str]) -> list[str]:
+    """What to call models: the last part of each path, or as much as sets them apart."""
+    folders = [Path(path).parent if Path(path).name == "model" else Path(path) for path in paths]
+    short = [folder.name or path for folder, path in zip(folders, paths, strict=True)]
+    if len({*short}) == len(short):
+        return short
+    return [os.path.relpath(path) if os.path.exists(path) else path for path in paths]

@@ -1,0 +1,196 @@
+"""Models measured on held-out rows, side by side."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf_cli import cli
+from rlhf_cli.verbs.evaluate.subject import names
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def evaluate(*words: str) -> dict[tuple[str, str], dict]:
+    """(run, metric) -> result."""
+    assert cli.main(["evaluate", *map(str, words), "precision=fp32", "output=out.json"]) == 0
+    results = json.loads(Path("out.json").read_text())["results"]
+    return {(row["run"], row["metric"]): row for row in results}
+
+
+def values(found: dict[tuple[str, str], dict]) -> dict[str, float]:
+    return {metric: row["value"] for (_, metric), row in found.items()}
+
+
+def after(run: Path) -> dict[str, float]:
+    return json.loads((run / "manifest.json").read_text())["after"]
+
+
+def told(capsys, *words: object) -> tuple[int, list[str]]:
+    code = cli.main(["evaluate", *map(str, words)])
+    lines = capsys.readouterr().err.splitlines()
+    return code, [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+
+
+def write(*rows: object, name: str = "rows.jsonl") -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+PAIRS = (
+    {"prompt": "Tea? ", "completion": "Yes, with milk."},
+    {"prompt": "Is salt sweet? ", "completion": "No."},
+    {"prompt": "Name a colour. ", "completion": "Blue is a colour."},
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings"),
+    [
+        ("sft", ()),
+        ("sft", ("data.train_on=all", "max_length=30")),
+        ("sft", ("data.eval=0.05", "data.packing=true")),
+        ("sft", ("adapter=lora",)),
+        ("pretrain", ()),
+    ],
+    ids=str,
+)
+def test_a_run_is_measured_as_it_measured_itself(run_of, stage, settings):
+    run = run_of(stage, *settings)
+    found = evaluate(run)
+    assert values(found) == pytest.approx(after(run), rel=1e-6)
+    assert all(row["low"] < row["value"] < row["high"] for row in found.values())
+
+
+def test_what_is_given_wins_over_the_rules_of_the_run(run_of):
+    run = run_of("sft", "data.train_on=all", "max_length=30")
+    given = evaluate(run, "data.train_on=response", "max_length=1024")
+    plain = run_of("sft")
+    assert given["sft", "loss"]["value"] != pytest.approx(after(run)["loss"], rel=1e-3)
+    shutil.copytree(run / "model", "copied")
+    assert values(evaluate("copied", "data=tiny")) == pytest.approx(values(given))
+    assert evaluate(plain, "data.train_on=all")["sft", "loss"]["value"] != after(plain)["loss"]
+
+
+def test_the_loss_is_that_of_the_models_own_forward_pass(run_of):
+    run = run_of("sft")
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    model.requires_grad_(False)
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    nll, right, count = 0.0, 0, 0
+    for row in PAIRS:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        picked = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+        nll, count = nll - float(picked.sum()), count + len(answer)
+        right += int((logits.argmax(-1) == torch.tensor(answer)).sum())
+    found = values(evaluate(run, f"data={write(*PAIRS)}"))
+    assert found["loss"] == pytest.approx(nll / count, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(math.exp(nll / count), rel=1e-5)
+    assert found["accuracy"] == right / count
+
+
+def test_how_rows_are_cut_does_not_matter(run_of):
+    whole, parts = (evaluate(run_of("sft"), f"micro_batch_tokens={n}") for n in (4096, 60))
+    assert values(whole) == pytest.approx(values(parts), rel=1e-6)
+
+
+def test_models_stand_side_by_side_in_the_order_given(run_of, capsys):
+    runs = [run_of("sft"), run_of("sft", "adapter=lora"), run_of("pretrain")]
+    both = evaluate(runs[2], runs[0], f"data={write(*PAIRS)}")
+    assert [run for run, metric in both if metric == "loss"] == ["pretrain", "sft"]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["pretrain", "sft", "n"]
+    assert [line.split()[0] for line in lines] == ["loss", "perplexity", "accuracy"]
+    assert [line.split()[-1] for line in lines] == ["3"] * 3
+    alone = evaluate(runs[0], f"data={write(*PAIRS)}")
+    assert alone["sft", "loss"] == both["sft", "loss"]
+
+
+def test_a_metric_that_a_model_has_not_is_left_open(run_of, capsys):
+    evaluate(run_of("pretrain"), run_of("sft"))
+    last = capsys.readouterr().out.splitlines()[-1].split()
+    assert last[0] == "bits_per_byte"
+    assert last[-2] == "-"
+
+
+def test_models_are_named_as_far_as_it_sets_them_apart(tmp_path):
+    for name in ("one/sft", "two/sft"):
+        Path(name).mkdir(parents=True)
+    one, two = str(tmp_path / "one/sft"), str(tmp_path / "two/sft")
+    assert names([one, "org/name"]) == ["sft", "name"]
+    assert names([one, two, "org/name"]) == ["one/sft", "two/sft", "org/name"]
+    assert names([f"{one}/model"]) == ["sft"]
+
+
+def test_an_unfinished_run_is_refused(run_of, capsys):
+    shutil.copytree(run_of("sft"), "cut")
+    manifest = json.loads(Path("cut/manifest.json").read_text())
+    Path("cut/manifest.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    code, [line] = told(capsys, "cut", "data=tiny")
+    assert code == 2
+    assert "a run that is not finished (status: interrupted)" in line
+
+
+def test_a_run_without_held_out_rows_needs_some(run_of, capsys):
+    run = run_of("sft", "data.eval=none")
+    code, [line] = told(capsys, run)
+    assert code == 2
+    assert line.startswith(f"data.path: none given, and {run} held out no rows. Try data=FILE")
+    assert told(capsys, run, "data=tiny", "--cfg") == (0, [])
+
+
+def test_held_out_rows_that_are_gone_are_named(run_of, capsys):
+    held = str(Path(write(*PAIRS)).absolute())
+    run = run_of("sft", f"data.eval={held}")
+    Path(held).unlink()
+    code, [line] = told(capsys, run)
+    assert code == 3
+    assert line.startswith(f"{run}: its held-out rows are gone; data.eval: got {held}; need a file")
+    assert told(capsys, run, "data=tiny") == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "begins"),
+    [
+        (["tiny"], 2, "data.path: none given, and tiny is no run that held out rows. Try data="),
+        ([], 2, "model.path: none given"),
+        (["runs/none", "data=tiny"], 2, "model.path: got runs/none; need a model folder"),
+        (["tiny", "runs/none", "data=tiny"], 2, "beside[0]: got runs/none; need a model folder"),
+        (["tiny", "data=gone.jsonl"], 3, "data.path: got gone.jsonl; need a file"),
+        (["tiny", "data.split=test"], 2, "data.split: given without data.path"),
+        (["tiny", "gpt2", "data=tiny", "model.tokenizer=x"], 2, "model.tokenizer: given with se"),
+        (["tiny", "gpt2", "gpt2", "data=tiny"], 2, "beside: got gpt2 twice; need each model once"),
+        (["tiny", "data=tiny", "baseline=tiny"], 2, "baseline: given without a judge"),
+        (["tiny", "data=tiny", "prompts=tiny"], 2, "prompts: given without a judge"),
+        (["tiny", "data=prefer.jsonl"], 3, "prefer.jsonl has preference rows"),
+        (["tiny", "data=empty.jsonl"], 3, "empty.jsonl: "),
+        (["tiny", "data=tiny", "output=runs"], 3, "output: runs cannot be written"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_measured_is_one_line(words, code, begins, capsys):
+    Path("runs").mkdir()
+    write({"prompt": "a", "chosen": "b", "rejected": "c"}, name="prefer.jsonl")
+    write(name="empty.jsonl")
+    assert told(capsys, *words)[0] == code
+    found = told(capsys, *words)[1]
+    assert any(line.startswith(begins) for line in found), found
+
+
+def test_a_stage_that_cannot_be_measured_is_refused(run_of, capsys, monkeypatch):
+    from rlhf_cli.stages import registry
+
+    monkeypatch.delitem(registry.EVALUATORS, "sft")
+    run = run_of("sft")
+    code, [line] = told(capsys, run)
+    assert code == 2
+    assert line.startswith(f"model.path: {run} is a run of sft; evaluate measures runs of pretrain")
