@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from rlhf_cli.evaluation.bootstrap import Values
-from rlhf_cli.evaluation.estimate import Estimate, wilson
+from rlhf_cli.evaluation.measured import Measured, share_of
 
 BINS = 10
 
@@ -23,7 +24,7 @@ class Bin:
     """
 
     predicted: float
-    observed: Estimate
+    observed: Measured
 
 
 def pair_confidence(chosen: ArrayLike, rejected: ArrayLike) -> tuple[Values, Values]:
@@ -56,20 +57,35 @@ def reliability(
         bins: between `low` and 1; empty ones are left out.
     """
     chance, truth = np.asarray(predicted, np.float64), np.asarray(came_true, np.float64)
-    place = np.minimum((chance - low) / (1 - low) * bins, bins - 1).astype(np.int64)
-    members = [place == number for number in np.unique(place)]
-    return [
-        Bin(float(chance[kept].mean()), wilson(float(truth[kept].sum()), int(kept.sum())))
-        for kept in members
-    ]
+    place = _bin_of(chance, low, bins)
+    return [_bin(chance[place == number], truth[place == number]) for number in np.unique(place)]
 
 
-def calibration_error(curve: list[Bin]) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3).
+def _bin(chance: Values, truth: Values) -> Bin:
+    mean = float(chance.mean())
+    return Bin(mean, share_of(f"right where {mean:.2f} is predicted", truth))
+
+
+def _bin_of(chance: Values, low: float, bins: int) -> NDArray[np.int64]:
+    """[..., n]: the bin of each chance; 1 is in the last."""
+    return np.minimum((chance - low) / (1 - low) * bins, bins - 1).astype(np.int64)
+
+
+def calibration_error(
+    predicted: Values, came_true: Values, *, low: float = 0.0, bins: int = BINS
+) -> Any:
+    """[...]: expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
     The mean distance of predicted and observed over the bins, each weighed by its examples; 0 is
     best. Noise alone makes it positive: more so with few examples a bin.
+
+    Args:
+        predicted: [..., n], chances from `low` to 1.
+        came_true: [..., n], 1, 0, or a half.
+        low: the lowest chance there can be; 0.5 for pairs.
+        bins: of equal width between `low` and 1.
     """
-    total = sum(one.observed.n for one in curve)
-    apart = sum(one.observed.n * abs(one.observed.value - one.predicted) for one in curve)
-    return apart / total
+    place = _bin_of(predicted, low, bins)
+    apart = came_true - predicted
+    sums = (abs((apart * (place == number)).sum(-1)) for number in range(bins))
+    return sum(sums) / predicted.shape[-1]

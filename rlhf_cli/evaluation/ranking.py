@@ -2,77 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from rlhf_cli.evaluation.bootstrap import Values
-from rlhf_cli.evaluation.estimate import Estimate, wilson
+from rlhf_cli.evaluation.measured import Measured, share_of
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How scores of pairs agree with a judge's choice.
-
-    Attributes:
-        right: pairs whose chosen response has the higher score.
-        wrong: pairs whose rejected response has.
-        ties: pairs with equal scores.
-    """
-
-    right: int
-    wrong: int
-    ties: int
-
-    @property
-    def n(self) -> int:
-        """All pairs."""
-        return self.right + self.wrong + self.ties
-
-    @property
-    def accuracy(self) -> Estimate:
-        """Share of right pairs; a tie is not right."""
-        return wilson(self.right, self.n)
-
-    @property
-    def with_halves(self) -> Estimate:
-        """The same with a tie as half a right pair, as if a coin decided it."""
-        return wilson(self.right + self.ties / 2, self.n)
-
-    @property
-    def tied(self) -> Estimate:
-        """Share of ties."""
-        return wilson(self.ties, self.n)
+def order(one: ArrayLike, other: ArrayLike) -> Values:
+    """[n]: 1 where the first is larger, -1 where it is smaller, 0 where they are equal."""
+    found: Values = np.sign(np.asarray(one, np.float64) - np.asarray(other, np.float64))
+    return found
 
 
-def agreement(chosen: ArrayLike, rejected: ArrayLike) -> Agreement:
-    """Compare scores of pairs.
+def agreement(chosen: ArrayLike, rejected: ArrayLike) -> list[Measured]:
+    """How scores of pairs agree with a judge's choice; ties apart, where there are any.
 
     Args:
         chosen: [n], the score of each chosen response.
         rejected: [n], that of the other.
     """
-    apart = np.asarray(chosen, np.float64) - np.asarray(rejected, np.float64)
-    return Agreement(int((apart > 0).sum()), int((apart < 0).sum()), int((apart == 0).sum()))
+    right = order(chosen, rejected)
+    found = [share_of("accuracy", right > 0)]
+    if (right == 0).any():
+        found += [share_of("ties", right == 0), share_of("accuracy, ties as half", _halves(right))]
+    return found
 
 
-def length_baselines(chosen: ArrayLike, rejected: ArrayLike) -> dict[str, Agreement]:
+def length_baselines(chosen: ArrayLike, rejected: ArrayLike) -> list[Measured]:
     """What a judge would reach who always takes the longer response, or always the shorter.
+
+    Two of one length count as half right.
 
     Args:
         chosen: [n], the length of each chosen response.
         rejected: [n], that of the other; both in one unit.
     """
-    return {"longer": agreement(chosen, rejected), "shorter": agreement(rejected, chosen)}
+    longer = order(chosen, rejected)
+    return [
+        share_of("always the longer", _halves(longer)),
+        share_of("always the shorter", _halves(-longer)),
+    ]
+
+
+def _halves(right: Values) -> Values:
+    """[n]: 1, 0.5 or 0 for 1, 0 or -1."""
+    return (right + 1) / 2
 
 
 def ranks(values: ArrayLike) -> Values:
     """[..., n]: ranks from 1 along the last axis; equal values share the mean of theirs."""
     found = np.asarray(values, np.float64)
-    order = found.argsort(-1, kind="stable")
-    rising = np.take_along_axis(found, order, -1)
+    rising_order = found.argsort(-1, kind="stable")
+    rising = np.take_along_axis(found, rising_order, -1)
     place = np.broadcast_to(np.arange(found.shape[-1], dtype=np.float64), found.shape)
     ends = np.ones((*found.shape[:-1], 1), bool)
     changes = rising[..., 1:] != rising[..., :-1]
@@ -80,7 +64,7 @@ def ranks(values: ArrayLike) -> Values:
     last = np.where(np.concatenate([changes, ends], -1), place, np.inf)
     last = np.minimum.accumulate(last[..., ::-1], axis=-1)[..., ::-1]
     result = np.empty_like(found)
-    np.put_along_axis(result, order, (first + last) / 2 + 1, -1)
+    np.put_along_axis(result, rising_order, (first + last) / 2 + 1, -1)
     return result
 
 
@@ -136,27 +120,13 @@ def length_warning(correlation: float) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """Examples whose values lie close together.
-
-    Attributes:
-        low: smallest value in it.
-        high: largest value in it.
-        right: the share that is right.
-    """
-
-    low: float
-    high: float
-    right: Estimate
-
-
-def accuracy_by(values: ArrayLike, right: ArrayLike, count: int = 4) -> list[Bucket]:
+def accuracy_by(name: str, values: ArrayLike, right: ArrayLike, count: int = 4) -> list[Measured]:
     """The share that is right in each of some buckets of about equal size, by quantiles.
 
     Equal values are never parted, so that there can be fewer buckets, and uneven ones.
 
     Args:
+        name: of the values; begins the metrics' names, before the smallest and largest value.
         values: [n], what the buckets are made by: margins, or differences of length.
         right: [n], 1, 0, or a half for a tie.
         count: buckets at most.
@@ -167,8 +137,8 @@ def accuracy_by(values: ArrayLike, right: ArrayLike, count: int = 4) -> list[Buc
     edges = np.unique(np.quantile(by, np.arange(1, count) / count))
     place = np.searchsorted(edges, by, side="left")  # a value on an edge is in the bucket below
     members = [place == number for number in np.unique(place)]
-    return [_bucket(by[kept], hit[kept]) for kept in members]
+    return [share_of(f"{name} {_span(by[kept])}", hit[kept]) for kept in members]
 
 
-def _bucket(values: NDArray[np.float64], hit: NDArray[np.float64]) -> Bucket:
-    return Bucket(float(values.min()), float(values.max()), wilson(float(hit.sum()), len(hit)))
+def _span(values: Values) -> str:
+    return f"{values.min():.3g} to {values.max():.3g}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 
 from rlhf_cli.evaluation.estimate import Estimate, wilson
-from rlhf_cli.evaluation.ranking import agreement
+from rlhf_cli.evaluation.ranking import order
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ def count_wins(own: ArrayLike, baseline: ArrayLike) -> Wins:
         own: [n], the score of each answer.
         baseline: [n], that of the baseline's answer to the same prompt.
     """
-    found = agreement(own, baseline)
-    return Wins(found.right, found.wrong, found.ties)
+    found = order(own, baseline)
+    return Wins(int((found > 0).sum()), int((found < 0).sum()), int((found == 0).sum()))

@@ -1,7 +1,10 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
+from rlhf_cli.evaluation.bootstrap import bootstrap
 from rlhf_cli.evaluation.calibration import (
     calibration_error,
     pair_confidence,
@@ -17,7 +20,7 @@ def test_the_curve_is_sklearns():
     found = reliability(chance, truth)
     assert [one.predicted for one in found] == pytest.approx(predicted.tolist())
     assert [one.observed.value for one in found] == pytest.approx(observed.tolist())
-    assert sum(one.observed.n for one in found) == 500
+    assert sum(one.observed.estimate().n for one in found) == 500
 
 
 def test_a_chance_of_one_is_in_the_last_bin():
@@ -33,8 +36,8 @@ def test_a_pair_is_as_sure_as_its_margin_whoever_is_right():
 
 
 def test_the_calibration_error_by_hand():
-    curve = reliability([0.9, 0.9, 0.9, 0.9, 0.2], [1, 1, 1, 0, 0])
-    assert calibration_error(curve) == pytest.approx(0.8 * abs(0.75 - 0.9) + 0.2 * 0.2)
+    chance, truth = np.array([0.9, 0.9, 0.9, 0.9, 0.2]), np.array([1, 1, 1, 0, 0])
+    assert calibration_error(chance, truth) == pytest.approx(0.8 * abs(0.75 - 0.9) + 0.2 * 0.2)
 
 
 def test_scores_that_are_log_odds_are_calibrated():
@@ -42,7 +45,13 @@ def test_scores_that_are_log_odds_are_calibrated():
     margin = rng.normal(scale=2.0, size=20_000)
     better = rng.uniform(size=20_000) < 1 / (1 + np.exp(-margin))
     chosen = np.where(better, margin, -margin)  # each pair with its better response first
-    right = calibration_error(reliability(*pair_confidence(chosen, 0 * chosen), low=0.5))
-    doubled = calibration_error(reliability(*pair_confidence(2 * chosen, 0 * chosen), low=0.5))
+    right = calibration_error(*pair_confidence(chosen, 0 * chosen), low=0.5)
+    doubled = calibration_error(*pair_confidence(2 * chosen, 0 * chosen), low=0.5)
     assert right < 0.01  # noise of 2,000 pairs a bin
     assert doubled > 0.05
+
+
+def test_the_calibration_error_has_an_interval():
+    chance, right = pair_confidence(np.linspace(-1, 3, 100), np.zeros(100))
+    found = bootstrap(partial(calibration_error, low=0.5), chance, right)
+    assert 0 < found.low < found.high < 1

@@ -8,7 +8,6 @@ from sklearn.metrics import roc_auc_score
 from rlhf_cli.evaluation.bootstrap import bootstrap
 from rlhf_cli.evaluation.estimate import wilson
 from rlhf_cli.evaluation.ranking import (
-    Agreement,
     accuracy_by,
     agreement,
     auc,
@@ -25,22 +24,27 @@ TIED = RNG.integers(0, 6, size=(4, 50)).astype(float)
 LABELS = RNG.integers(0, 2, size=(4, 50))
 
 
-def test_ties_stand_apart_from_right_and_wrong():
+def test_ties_are_measured_where_there_are_any():
     found = agreement([2.0, 1.0, 0.5, 0.5], [1.0, 2.0, 0.5, 0.0])
-    assert found == Agreement(right=2, wrong=1, ties=1)
-    assert found.accuracy == wilson(2, 4)
-    assert found.with_halves == wilson(2.5, 4)
-    assert found.tied == wilson(1, 4)
+    assert {one.metric: one.estimate() for one in found} == {
+        "accuracy": wilson(2, 4),
+        "ties": wilson(1, 4),
+        "accuracy, ties as half": wilson(2.5, 4),
+    }
+    assert [one.metric for one in agreement([2.0], [1.0])] == ["accuracy"]
 
 
 def test_a_constant_score_is_never_right():
     found = agreement(np.ones(5), np.ones(5))
-    assert (found.accuracy.value, found.with_halves.value) == (0.0, 0.5)
+    assert [one.value for one in found] == [0.0, 1.0, 0.5]
 
 
 def test_the_baselines_of_length_mirror_each_other():
     found = length_baselines([5, 7, 3, 4], [2, 9, 3, 1])
-    assert found == {"longer": Agreement(2, 1, 1), "shorter": Agreement(1, 2, 1)}
+    assert {one.metric: one.value for one in found} == {
+        "always the longer": 2.5 / 4,
+        "always the shorter": 1.5 / 4,
+    }
 
 
 def test_ranks_share_the_mean_of_their_places():
@@ -81,12 +85,16 @@ def test_a_score_that_follows_length_is_warned_of():
 
 def test_buckets_have_about_equal_sizes_and_never_part_equal_values():
     values, right = np.arange(8.0), np.array([1, 0, 1, 1, 1, 1, 1, 0.5])
-    found = accuracy_by(values, right, 4)
-    assert [(one.low, one.high) for one in found] == [(0, 1), (2, 3), (4, 5), (6, 7)]
-    assert [one.right for one in found] == [wilson(s, 2) for s in (1, 2, 2, 1.5)]
-    uneven = accuracy_by([0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1], 4)
-    assert [(one.low, one.high, one.right.n) for one in uneven] == [(0, 0, 5), (1, 1, 1)]
-    assert accuracy_by([], [], 4) == []
+    found = accuracy_by("margin", values, right, 4)
+    names = ["margin 0 to 1", "margin 2 to 3", "margin 4 to 5", "margin 6 to 7"]
+    assert [one.metric for one in found] == names
+    assert [one.estimate() for one in found] == [wilson(s, 2) for s in (1, 2, 2, 1.5)]
+    uneven = accuracy_by("margin", [0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1], 4)
+    assert [(one.metric, one.estimate().n) for one in uneven] == [
+        ("margin 0 to 0", 5),
+        ("margin 1 to 1", 1),
+    ]
+    assert accuracy_by("margin", [], [], 4) == []
 
 
 def test_a_win_rate_leaves_ties_out():
