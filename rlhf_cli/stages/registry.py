@@ -91,7 +91,13 @@ COMMANDS = {
     )
 }
 
-EVALUATORS = dict.fromkeys(("pretrain", "sft"), "rlhf_cli.stages.likelihood:evaluate")
+EVALUATORS = {
+    "pretrain": "rlhf_cli.stages.likelihood:evaluate",
+    "sft": "rlhf_cli.stages.likelihood:evaluate",
+    "reward": "rlhf_cli.stages.reward.evaluate:evaluate",
+    "dpo": "rlhf_cli.stages.dpo.evaluate:evaluate",
+    "bco": "rlhf_cli.stages.bco.evaluate:evaluate",
+}
 """Stage -> `module:function`, which measures what a run of the stage made.
 
 Called with the run's configuration, whose `model.path` is its result and whose `data.eval` are the

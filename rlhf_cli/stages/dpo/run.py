@@ -18,20 +18,21 @@ from rlhf_cli.stages.reference import open_reference
 from rlhf_cli.stages.session import Session, as_they_are
 
 
-def _records(cfg: DPOConfig) -> tuple[type, ...]:
+def records_of(cfg: DPOConfig) -> tuple[type, ...]:
+    """The record classes that the loss takes, the preferred first."""
     return LABELLED if cfg.unpaired else (PreferenceRecord,)
 
 
 def prepare(cfg: DPOConfig, out: Path) -> None:
     """Tokenize before several processes start."""
-    prepare_rows(cfg, out, "dpo", _records(cfg))
+    prepare_rows(cfg, out, "dpo", records_of(cfg))
 
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     """Learn from pairs which of two responses is better, or with kto from labels."""
     mismatched = partial(with_mismatched, max_length=cfg.data.max_length)
     arrange = mismatched if cfg.unpaired else as_they_are
-    run = Session(cfg, out, "dpo", _records(cfg), arrange)
+    run = Session(cfg, out, "dpo", records_of(cfg), arrange)
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
     reference = open_reference(cfg, policy, run, cfg.ld_alpha)
     make = unpaired_loss if cfg.unpaired else preference_loss

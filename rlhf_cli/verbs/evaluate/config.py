@@ -104,6 +104,10 @@ class EvaluateConfig:
     beside: Annotated[list[Annotated[str, ModelPath()]], ModelPath()] = field(default_factory=list)
     """More models; as words after the first: `rlhf evaluate runs/base runs/sft`."""
 
+    reference: Annotated[str, ModelPath()] = ""
+    """What runs of dpo and bco are compared with; empty takes what each of them was compared with
+    in training."""
+
     baseline: Annotated[str, ModelPath()] = ""
     """Model whose answers are to be beaten; needs a judge."""
 

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.errors import DataError
-from rlhf_cli.models.config import AdapterConfig, ModelConfig
+from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, ModelConfig
+from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.settings import Settings, read_settings
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.sft.config import SFTConfig
+from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
-
-OTHERS = "sft"
-"""The stage as whose result a model is measured that is no run of ours."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,32 @@ def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
     settings = read_settings(path)
     if settings and no_rows(cfg.data.path):
         _require_rows(settings, path)
-    own = settings.config if settings else SFTConfig()
+    stage = settings.stage if settings else _kind(path)
+    own = settings.config if settings else COMMANDS[stage].config()
     config = replace(
         own,
-        # what a stage knows of its model beside (as its reference) is kept
-        model=replace(own.model, **vars(model_of(cfg, path))),
+        model=_model(cfg, own.model, path),
         adapter=AdapterConfig(),  # the one at the path, if any, as it is
         quant=cfg.quant,
         data=cfg.data.applied_to(own.data),
         train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
     )
-    return Subject(name, settings.stage if settings else OTHERS, config)
+    return Subject(name, stage, config)
+
+
+def _kind(path: str) -> str:
+    """The stage as whose result a model is measured that is no run of ours."""
+    return "reward" if is_reward_model(path) else "sft"
+
+
+def _model(cfg: EvaluateConfig, own: ModelConfig, path: str) -> ModelConfig:
+    """The result of a run, with what it was compared with in training."""
+    given = vars(model_of(cfg, path))
+    if not isinstance(own, ComparedModelConfig):
+        return replace(own, **given)
+    started = own.path if own.reference in own.held else own.reference
+    reference = "none" if own.reference == "none" else cfg.reference or started
+    return replace(own, **given, reference=reference)
 
 
 def model_of(cfg: EvaluateConfig, path: str) -> ModelConfig:

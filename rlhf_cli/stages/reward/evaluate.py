@@ -1,0 +1,113 @@
+"""What a run of reward made, measured on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
+from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
+from rlhf_cli.evaluation.ranking import (
+    accuracy_by,
+    agreement,
+    auc,
+    length_baselines,
+    length_warning,
+    pearson,
+    spearman,
+)
+from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.stages.held_out import numbers_of_rows, open_held_out
+from rlhf_cli.stages.reward.config import RewardConfig
+from rlhf_cli.stages.reward.run import RECORDS
+from rlhf_cli.train.row_loss import RowValues
+
+Numbers = NDArray[np.float64]
+
+
+def evaluate(cfg: RewardConfig, stage: str, ctx: RunContext) -> list[Measured]:
+    """How well scores agree with held-out judgments, and what else they follow.
+
+    Args:
+        cfg: of the run; `model.path` is its result, `data.eval` the rows.
+        stage: names the shipped rows, and stands in errors.
+        ctx: device and compute type.
+    """
+    tokenizer = load_tokenizer(cfg.model)
+    examples, report = open_held_out(cfg, stage, tokenizer, RECORDS)
+    model = load_frozen(RewardModel, cfg, tokenizer, ctx)
+
+    def values(rows: Rows) -> RowValues:
+        return {"score": model(rows)}
+
+    scores = numbers_of_rows(values, model, examples, cfg, ctx)["score"]
+    said = examples.columns["score"].astype(np.float64)
+    length = response_lengths(examples)
+    if "preference" in report.kind:
+        found = list(_of_pairs(scores, said, length))
+    elif "ranked" in report.kind:
+        found = list(_of_rankings(scores, said, examples))
+    elif "labelled" in report.kind:
+        found = list(_of_labels(scores, said))
+    else:
+        found = list(_of_scores(scores, said))
+    warning = length_warning(float(pearson(scores, length)))
+    if warning:
+        say(warning)
+    return [*found, Measured("correlation with length", (scores, length), pearson)]
+
+
+def response_lengths(examples: Examples) -> Numbers:
+    """[R]: tokens of each row's response."""
+    return np.add.reduceat(examples.trained.astype(np.float64), examples.row_starts[:-1])
+
+
+def _of_pairs(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measured]:
+    chosen, rejected = scores[0::2], scores[1::2]
+    yield from agreement(chosen, rejected)
+    yield from length_baselines(length[0::2], length[1::2])
+    yield Measured("margin", (chosen - rejected,))
+    right = (np.sign(chosen - rejected) + 1) / 2
+    if margin.any():
+        yield from accuracy_by("accuracy, margin", margin[0::2], right)
+    yield from accuracy_by("accuracy, chosen longer by", length[0::2] - length[1::2], right)
+    confidence, came_true = pair_confidence(chosen, rejected)
+    yield from (found.observed for found in reliability(confidence, came_true, low=0.5))
+    yield Measured("calibration error", (confidence, came_true), _pair_error)
+
+
+def _pair_error(confidence: Numbers, came_true: Numbers) -> object:
+    return calibration_error(confidence, came_true, low=0.5)
+
+
+def _of_rankings(scores: Numbers, said: Numbers, examples: Examples) -> Iterator[Measured]:
+    right, pairs, best = [], [], []
+    for start, end in zip(examples.example_starts[:-1], examples.example_starts[1:], strict=True):
+        better, worse = np.nonzero(said[start:end, None] > said[None, start:end])
+        apart = scores[start:end][better] - scores[start:end][worse]
+        right.append(((np.sign(apart) + 1) / 2).sum())
+        pairs.append(len(apart))
+        best.append(said[start:end][scores[start:end].argmax()] == said[start:end].max())
+    yield share_of_parts("accuracy", np.array(right), np.array(pairs))
+    yield share_of("best of each prompt", np.array(best))
+
+
+def _of_labels(scores: Numbers, label: Numbers) -> Iterator[Measured]:
+    yield share_of("accuracy", (scores > 0) == (label > 0.5))
+    yield Measured("auc", (scores, label), auc)
+    chance = 1 / (1 + np.exp(-scores))
+    yield from (found.observed for found in reliability(chance, label))
+    yield Measured("calibration error", (chance, label), calibration_error)
+
+
+def _of_scores(scores: Numbers, said: Numbers) -> Iterator[Measured]:
+    yield Measured("absolute error", (np.abs(scores - said),))
+    yield Measured("correlation", (scores, said), pearson)
+    yield Measured("rank correlation", (scores, said), spearman)
