@@ -79,7 +79,8 @@ class DataConfig:
 
     truncation: Literal["prompt_start", "response_end", "refuse"] = "prompt_start"
     """`prompt_start` drops the oldest prompt tokens and then the response's end, `response_end`
-    only the end, `refuse` leaves the row out. Text is cut into several rows instead."""
+    only the end, `refuse` leaves the row out. The responses of a pair or ranking keep one prompt.
+    Text is cut into several rows instead."""
 
     packing: bool = False
     """Fill each example up to `data.max_length` with several rows, kept apart by positions and
