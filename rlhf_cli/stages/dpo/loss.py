@@ -90,5 +90,6 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> dict[str, tuple
     }
     means = {name: (value.sum(), float(count)) for name, value in found.items()}
     if "entropy" in values:
-        means["entropy"] = (values["entropy"].sum(), float(values["tokens"].sum()))
+        tokens = float(values["tokens"].detach().sum())
+        means["entropy"] = (values["entropy"].detach().sum(), tokens)
     return means
