@@ -110,4 +110,4 @@ def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[t
 def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, float]]) -> None:
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0))
-        into[name] = (old_total + total, old_count + count)
+        into[name] = (old_total + total.detach(), old_count + count)
