@@ -9,6 +9,11 @@ from rlhf_cli import cli
 TINY = ("model=tiny", "data=tiny")
 
 
+@pytest.fixture(autouse=True)
+def _an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 def refused(capsys, code, *words):
     assert cli.main([*map(str, words)]) == code
     said = capsys.readouterr().err
@@ -96,7 +101,7 @@ def test_a_pair_whose_prompt_leaves_no_room_is_cut_alike_or_refused_by_the_rule(
     [
         (["dpo", "loss_type=robust"], "label_smoothing: got 0.0 with loss_type=robust"),
         (["dpo", "loss_type=exo_pair"], "whose loss is then infinite"),
-        (["dpo", "label_smoothing=0.5"], "label_smoothing: got 0.5; need a number >= 0 < 0.5"),
+        (["dpo", "label_smoothing=0.5"], "label_smoothing: got 0.5; need a number >= 0 and < 0.5"),
         (["dpo", "loss_type=[sigmoid,kto]"], "stands alone"),
         (["dpo", "loss_type=[sigmoid,sigmoid]"], "need each name once"),
         (["dpo", "loss_type=nca_pair", "f_divergence=js"], "f_divergence: got js"),
@@ -163,9 +168,8 @@ def test_real_messy_rows(real_data, tmp_path, capsys):
     assert cli.main(["dpo", "model=tiny", f"data={file}", *words]) == 0
     refusals = json.loads((tmp_path / "run" / "manifest.json").read_text())["data"]["refused"]
     assert {"empty response", "chosen equals rejected"} <= refusals.keys()
-    transcripts = refused(
-        capsys, 3, "reward", "model=tiny", f"data={real_data / 'messy_transcripts.jsonl'}"
-    )
-    assert "none of 10 rows can be trained on" in transcripts
-    labels = refused(capsys, 3, "bco", "model=tiny", f"data={real_data / 'messy_binary.jsonl'}")
-    assert "need rows of both labels" in labels
+    file = real_data / "messy_transcripts.jsonl"
+    said = refused(capsys, 3, "reward", "model=tiny", f"data={file}")
+    assert "10 rows, the two transcripts have different prompts" in said
+    file = real_data / "messy_binary.jsonl"
+    assert "need rows of both labels" in refused(capsys, 3, "bco", "model=tiny", f"data={file}")
