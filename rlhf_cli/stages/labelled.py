@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rlhf_cli.context import say
@@ -11,6 +13,8 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
+from rlhf_cli.evaluation.measured import Measured
+from rlhf_cli.evaluation.ranking import auc
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowValues
@@ -61,3 +65,13 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> dict[str, tupl
         found[f"rewards/{name}"] = (reward.detach()[side].sum(), count)
         found[f"logps/{name}"] = (logp.detach()[side].sum(), count)
     return found
+
+
+def separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
+    """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0."""
+    value, desirable = np.asarray(reward), np.asarray(label) > 0.5
+    return [
+        Measured("auc", (value, desirable), auc),
+        Measured("rewards/chosen", (value[desirable],)),
+        Measured("rewards/rejected", (value[~desirable],)),
+    ]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import ArrayLike
-
 from rlhf_cli.context import RunContext
 from rlhf_cli.evaluation.measured import Measured
-from rlhf_cli.evaluation.ranking import auc
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.compared import compared
 from rlhf_cli.stages.held_out import open_held_out
-from rlhf_cli.stages.labelled import RECORDS, labelled
+from rlhf_cli.stages.labelled import RECORDS, labelled, separation
 
 
 def evaluate(cfg: BCOConfig, stage: str, ctx: RunContext) -> list[Measured]:
@@ -28,13 +24,3 @@ def evaluate(cfg: BCOConfig, stage: str, ctx: RunContext) -> list[Measured]:
     columns = compared(cfg, examples, tokenizer, ctx)
     reward = cfg.beta * (columns["logp"] - columns["reference"])
     return separation(reward, examples.columns["score"])
-
-
-def separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
-    """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0."""
-    value, desirable = np.asarray(reward), np.asarray(label) > 0.5
-    return [
-        Measured("auc", (value, desirable), auc),
-        Measured("rewards/chosen", (value[desirable],)),
-        Measured("rewards/rejected", (value[~desirable],)),
-    ]

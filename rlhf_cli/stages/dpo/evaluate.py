@@ -8,12 +8,11 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import agreement
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.stages.bco.evaluate import separation
 from rlhf_cli.stages.compared import compared
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.run import records_of
 from rlhf_cli.stages.held_out import open_held_out
-from rlhf_cli.stages.labelled import labelled
+from rlhf_cli.stages.labelled import labelled, separation
 
 
 def evaluate(cfg: DPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
