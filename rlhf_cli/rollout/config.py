@@ -11,6 +11,9 @@ class SamplingConfig:
     max_new_tokens: Annotated[int, AtLeast(1), Unit("tokens")] = 128
     """Longest response."""
 
+    min_new_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    """No end token is drawn before this many; a stop string still ends a response."""
+
     temperature: Annotated[float, AtLeast(0)] = 1.0
     """Divides the logits; 0 is greedy."""
 
@@ -28,3 +31,13 @@ class SamplingConfig:
 
     seed: Seed = 0
     """Seed of the draws."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        if self.min_new_tokens <= self.max_new_tokens:
+            return []
+        return [
+            f"sampling.min_new_tokens: got {self.min_new_tokens}, more than "
+            f"sampling.max_new_tokens={self.max_new_tokens}. "
+            f"Try sampling.min_new_tokens={self.max_new_tokens}"
+        ]

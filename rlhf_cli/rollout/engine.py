@@ -8,15 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
-from rlhf_cli.errors import ConfigError
+from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.models.load import context_length
+from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.decode import decode
+from rlhf_cli.rollout.ends import Ends
+from rlhf_cli.rollout.probe import fits_slots
+from rlhf_cli.rollout.sampling import draw, noise
+from rlhf_cli.rollout.schedule import Row
+
+SLOTS_AT_ONCE = 64
+"""Rows decoded at once, by default: on two cores, more are hardly faster."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Responses to prompts.
+    """Responses to prompts: all samples of the first prompt, then of the second, and so on.
 
     Attributes:
         tokens: of each response, its end token included where there is one.
@@ -32,88 +42,107 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     sampling: SamplingConfig,
+    *,
+    samples: int = 1,
+    slots: int = SLOTS_AT_ONCE,
+    numbers: Sequence[int] | None = None,
     streamer: Any | None = None,
 ) -> Rollout:
-    """Draw one response to each prompt, all in one batch.
+    """Draw responses to prompts.
+
+    A response depends on its prompt, the seed, and its own numbers alone; on other prompts, slots
+    and order only by the rounding of logits.
 
     Args:
-        model: a transformers causal language model in eval mode.
+        model: a policy, with the adapters that are active now, or a transformers causal language
+            model. Left as it was: mode, attention, gradients.
         tokenizer: says which tokens end a response and finds stop strings.
-        prompts: token ids.
-        sampling: how tokens are drawn; the caller seeds the generator.
-        streamer: a transformers streamer, for a single prompt.
+        prompts: token ids, one at least in each.
+        sampling: how tokens are drawn.
+        samples: responses to each prompt.
+        slots: rows decoded at once; memory grows with it.
+        numbers: of each prompt, >= 0, for its seed; by default its place. Where prompts come in
+            portions, or again, other numbers give other draws.
+        streamer: a transformers streamer, for one response.
 
     Raises:
         ConfigError: the model has too few positions for prompt and response.
+        DataError: a prompt has no tokens.
+        NonFinite: the logits are not finite.
     """
-    ends = end_tokens(model, tokenizer)
-    filler = next(token for token in range(len(ends) + 1) if token not in ends)
-    _require_room(model, prompts, sampling)
-    tokens, mask = _pad_left(prompts, filler, model.device)
-    with torch.inference_mode():
-        output = model.generate(
-            input_ids=tokens,
-            attention_mask=mask,
-            generation_config=_generation_config(sampling, ends, filler),
-            tokenizer=tokenizer if sampling.stop else None,
-            streamer=streamer,
-        )
-    responses = output[:, tokens.shape[1] :].tolist()
-    cut = [_until_end(response, ends, filler) for response in responses]
-    return Rollout(cut, [len(c) < sampling.max_new_tokens or c[-1] in ends for c in cut])
+    inner = model.model if isinstance(model, Trunk) else model
+    if not prompts:
+        return Rollout([], [])
+    _require_tokens(prompts)
+    _require_room(inner, prompts, sampling)
+    ends = Ends(inner, tokenizer, sampling)
+    rows = [
+        Row(place * samples + sample, place, prompt)
+        for place, prompt in enumerate(prompts)
+        for sample in range(samples)
+    ]
+    seeds = [
+        (sampling.seed, number, sample)
+        for number in (range(len(prompts)) if numbers is None else numbers)
+        for sample in range(samples)
+    ]
+    if fits_slots(inner):
+        _decode(inner, rows, seeds, sampling, ends, slots, streamer)
+    else:
+        generate_batched(inner, tokenizer, rows, seeds, sampling, ends, slots, streamer)
+    finished = [ends.reached(row.written) for row in rows]
+    return Rollout([row.written for row in rows], finished)
+
+
+def _decode(
+    model: Any,
+    rows: Sequence[Row],
+    seeds: Sequence[tuple[int, int, int]],
+    sampling: SamplingConfig,
+    ends: Ends,
+    slots: int,
+    streamer: Any | None,
+) -> None:
+    noises = [noise(*seed) for seed in seeds]
+    device = model.device
+
+    def choose(logits: Tensor, live: Sequence[Row]) -> list[int]:
+        young = [
+            slot for slot, row in enumerate(live) if len(row.written) < sampling.min_new_tokens
+        ]
+        if young:
+            logits[torch.tensor(young, device=device)[:, None], ends.tokens] = -torch.inf
+        uniform = [noises[row.number].random() for row in live]
+        drawn = draw(logits, torch.tensor(uniform, dtype=torch.float64, device=device), sampling)
+        tokens: list[int] = drawn.tolist()
+        if streamer is not None:
+            streamer.put(torch.tensor(tokens))
+        return tokens
+
+    def ended(row: Row) -> bool:
+        return len(row.written) == sampling.max_new_tokens or ends.reached(row.written)
+
+    # long prompts first: rows of like length are read together, and the last ones are cheap
+    order = sorted(rows, key=lambda row: -len(row.before))
+    if streamer is not None:
+        streamer.put(torch.tensor(rows[0].before))
+    decode(model, order, slots, len(order[0].before) + sampling.max_new_tokens, choose, ended)
+    if streamer is not None:
+        streamer.end()
+
+
+def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:
+    for place, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError(f"prompts: number {place} has no tokens; need one at least")
 
 
 def _require_room(model: Any, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> None:
     longest = max(map(len, prompts))
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = context_length(model)
     if room and longest + sampling.max_new_tokens > room:
         raise ConfigError(
             f"sampling.max_new_tokens: got {sampling.max_new_tokens}; the longest prompt has "
             f"{longest} tokens and the model positions for {room}. "
             f"Try max_new_tokens={max(1, room - longest)}"
         )
-
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end a response: the tokenizer's and those of the model's generation config."""
-    listed = model.generation_config.eos_token_id
-    others = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *others]))
-
-
-def _generation_config(sampling: SamplingConfig, ends: list[int], filler: int) -> GenerationConfig:
-    common: dict[str, Any] = {
-        "max_new_tokens": sampling.max_new_tokens,
-        "eos_token_id": ends,
-        "pad_token_id": filler,
-        "stop_strings": sampling.stop or None,
-    }
-    if sampling.temperature == 0:
-        return GenerationConfig(do_sample=False, **common)
-    return GenerationConfig(
-        do_sample=True,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p or None,
-        **common,
-    )
-
-
-def _pad_left(
-    prompts: Sequence[Sequence[int]], filler: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    longest = max(map(len, prompts))
-    tokens = [[filler] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
-
-
-def _until_end(response: list[int], ends: list[int], filler: int) -> list[int]:
-    """Without what stands behind the end: of a batch, all rows are as long as the longest."""
-    for index, token in enumerate(response):
-        if token in ends:
-            return response[: index + 1]
-    while response and response[-1] == filler:  # a stop string ended it
-        response = response[:-1]
-    return response

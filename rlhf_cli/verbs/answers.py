@@ -18,6 +18,10 @@ from rlhf_cli.rollout.engine import generate
 from rlhf_cli.runs import artifact
 
 
+PORTION = 8
+"""Batches that are given together: in the last of them, fewer and fewer prompts are decoded."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """Responses to some prompts.
@@ -57,11 +61,19 @@ class Author:
     def answer(
         self, prompts: Sequence[Prompt], sampling: SamplingConfig, batch_size: int
     ) -> Iterator[Answers]:
-        """The answers of one batch after the other, in the order of the prompts."""
+        """The answers of some batches after the others, in the order of the prompts."""
         tokens = self.encode(prompts)
-        for first in range(0, len(tokens), batch_size):
-            batch = tokens[first : first + batch_size]
-            rollout = generate(self.model, self.tokenizer, batch, sampling)
+        size = PORTION * batch_size
+        for first in range(0, len(tokens), size):
+            portion = tokens[first : first + size]
+            rollout = generate(
+                self.model,
+                self.tokenizer,
+                portion,
+                sampling,
+                slots=batch_size,
+                numbers=range(first, first + len(portion)),
+            )
             texts = self.tokenizer.batch_decode(rollout.tokens, skip_special_tokens=True)
             yield Answers(texts, rollout.finished)
 

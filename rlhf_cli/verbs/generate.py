@@ -25,7 +25,7 @@ def run(cfg: GenerateConfig) -> None:
     if len(prompts) == 1 and not cfg.output:
         streamer = TextStreamer(author.tokenizer, skip_prompt=True, skip_special_tokens=True)
         tokens = author.encode(prompts)
-        generate(author.model, author.tokenizer, tokens, cfg.sampling, streamer)
+        generate(author.model, author.tokenizer, tokens, cfg.sampling, streamer=streamer)
     else:
         _answer_all(cfg, author, prompts)
 

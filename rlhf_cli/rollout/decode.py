@@ -1,0 +1,113 @@
+"""The decoding loop: each pass gives the logits of all live rows' next tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.kernels.eager import logits
+from rlhf_cli.models.heads import Tap, read_head
+from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.rollout.schedule import Row, Schedule, Turn
+from rlhf_cli.rollout.slots import SLOTS, Pass, SlotCache, Where
+
+Choose = Callable[[Tensor, Sequence[Row]], list[int]]
+"""Next tokens of the live rows, from their logits [R, V] in fp32, which it may use up."""
+
+
+@contextmanager
+def writing(model: Any, attention: str) -> Iterator[None]:
+    """Let a model write, whatever it does otherwise, and leave it as it was.
+
+    Not in eval mode, see `without_dropout`. Not in inference mode: what a module keeps for later
+    would be a tensor that training cannot use.
+    """
+    before = model.config._attn_implementation
+    checkpointed = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    model.set_attn_implementation(attention)
+    for module in checkpointed:
+        module.gradient_checkpointing = False
+    try:
+        with torch.no_grad(), without_dropout(model):
+            yield
+    finally:
+        model.set_attn_implementation(before)
+        for module in checkpointed:
+            module.gradient_checkpointing = True
+
+
+def decode(
+    model: Any,
+    rows: Sequence[Row],
+    slots: int,
+    length: int,
+    choose: Choose,
+    ended: Callable[[Row], bool],
+) -> None:
+    """Write all rows.
+
+    Args:
+        model: a causal language model that takes flat rows.
+        rows: in the order in which they take slots; their `written` grows.
+        slots: rows decoded at once.
+        length: the longest row, prompt and response together.
+        choose: the next tokens.
+        ended: whether a row is complete after its last token.
+    """
+    schedule = Schedule(rows, min(slots, len(rows)))
+    cache = SlotCache(min(slots, len(rows)), length)
+    tap = Tap(model.get_output_embeddings(), through=slice(0))
+    with writing(model, SLOTS):
+        head = read_head(model)
+        turn = schedule.turn()
+        while schedule.live:
+            for copy in turn.copies:
+                cache.copy(*copy)
+            with tap.open():
+                _forward(model, cache, schedule.live, turn)
+                hidden = tap.caught[0, : len(schedule.live)]
+            tokens = choose(logits(hidden, head), schedule.live)
+            for row, token in zip(schedule.live, tokens, strict=True):
+                row.written.append(token)
+            turn = schedule.turn([slot for slot, row in enumerate(schedule.live) if ended(row)])
+
+
+def _forward(model: Any, cache: SlotCache, live: Sequence[Row], turn: Turn) -> None:
+    """Live rows' last tokens, then new prompts but their last tokens, as one flat sequence."""
+    ends = [row.position for row in live]
+    prefixes = [prefix for prefix, _ in turn.prompts]
+    tokens = [row.last for row in live] + [token for prefix in prefixes for token in prefix]
+    positions = ends + [position for prefix in prefixes for position in range(len(prefix))]
+    where = _where(ends, turn, model.device)
+    step = Pass(
+        cache,
+        torch.tensor(ends, device=model.device),
+        [len(prefix) for prefix in prefixes],
+        where,
+        max(ends),
+    )
+    model(
+        input_ids=torch.tensor([tokens], device=model.device),
+        position_ids=torch.tensor([positions], device=model.device),
+        use_cache=False,
+        slot_pass=step,
+    )
+
+
+def _where(ends: Sequence[int], turn: Turn, device: torch.device) -> Where:
+    slots, positions, source = list(range(len(ends))), list(ends), list(range(len(ends)))
+    start = len(ends)
+    for prefix, targets in turn.prompts:
+        for slot in targets:
+            slots += [slot] * len(prefix)
+            positions += range(len(prefix))
+            source += range(start, start + len(prefix))
+        start += len(prefix)
+    once = all(len(targets) == 1 for _, targets in turn.prompts)
+    index = (torch.tensor(each, device=device) for each in (slots, positions, source))
+    at, columns, tokens = index
+    return Where(at, columns, None if once else tokens)

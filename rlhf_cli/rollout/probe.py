@@ -1,0 +1,102 @@
+"""Whether a model can be decoded in slots: checked once, on a few short rows, before the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.context import say
+from rlhf_cli.errors import first_line
+from rlhf_cli.models.quantize import is_quantized
+from rlhf_cli.rollout.batched import plain_attention
+from rlhf_cli.rollout.decode import decode, writing
+from rlhf_cli.rollout.schedule import Row
+
+TOLERANCE = 1e-4
+"""fp32: of the spread of the log-probs; rounding is under 1e-5."""
+
+COARSE_TOLERANCE = 0.1
+"""bf16 and packed weights: rounding is about 1e-2, a row that sees another about 1."""
+
+PROMPTS = (5, 9, 7)
+"""Lengths. There are two slots, so that a row leaves, another enters and one is moved."""
+
+RESPONSES = (6, 2, 4)
+"""Lengths; together with the prompts longer than the window of no model that is in use."""
+
+_FITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def fits_slots(model: Any) -> bool:
+    """Whether decoding in slots gives the log-probs of the model's own forward pass.
+
+    Said in one line, the first time a model is asked for.
+    """
+    if model not in _FITS:
+        problem = _problem(model)
+        _FITS[model] = not problem
+        if problem:
+            say(f"rollout: transformers' generate, not slots, which do not fit ({problem})")
+        else:
+            say("rollout: decoding in slots equals the model's own forward pass")
+    return _FITS[model]
+
+
+def _problem(model: Any) -> str:
+    """What does not fit, or empty."""
+    rows, answers = _rows(model)
+    try:
+        ours = _in_slots(model, rows, answers)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    plain = torch.cat([_plain(model, row) for row in rows])
+    off = float((ours - plain).norm() / (plain - plain.mean(1, keepdim=True)).norm())
+    exact = model.dtype == torch.float32 and not is_quantized(model)
+    tolerance = TOLERANCE if exact else COARSE_TOLERANCE
+    return "" if off <= tolerance else f"log-probs differ by {off:.1e}, more than {tolerance:.0e}"
+
+
+def _rows(model: Any) -> tuple[list[Row], list[list[int]]]:
+    """Rows of random prompts, two of them of the same one, and what is to be written in each."""
+    vocabulary = model.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+
+    def random(length: int) -> list[int]:
+        tokens: list[int] = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
+        return tokens
+
+    prompts = [random(length) for length in PROMPTS]
+    rows = [Row(number, number, prompt) for number, prompt in enumerate(prompts)]
+    rows.append(Row(len(prompts), len(prompts) - 1, prompts[-1]))
+    return rows, [random(length) for length in (*RESPONSES, RESPONSES[0])]
+
+
+def _in_slots(model: Any, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> Tensor:
+    """[n, V]: log-probs at each token of the answers, row after row."""
+    found: list[list[Tensor]] = [[] for _ in rows]
+
+    def choose(logits: Tensor, live: Sequence[Row]) -> list[int]:
+        for row, logprobs in zip(live, logits.log_softmax(-1), strict=True):
+            found[row.number].append(logprobs)
+        return [answers[row.number][len(row.written)] for row in live]
+
+    def ended(row: Row) -> bool:
+        return len(row.written) == len(answers[row.number])
+
+    longest = max(len(r.before) + len(a) for r, a in zip(rows, answers, strict=True))
+    decode(model, rows, 2, longest, choose, ended)
+    return torch.cat([torch.stack(each) for each in found])
+
+
+def _plain(model: Any, row: Row) -> Tensor:
+    """The same of one row, alone, whole."""
+    tokens = torch.tensor([[*row.before, *row.written]], device=model.device)
+    with writing(model, plain_attention(model)):
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0]
+    return logits.float().log_softmax(-1)[-len(row.written) - 1 : -1]

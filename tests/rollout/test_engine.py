@@ -1,0 +1,237 @@
+"""The engine beside transformers' generate, and what must not change a response."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, BloomConfig, GenerationConfig, MambaConfig
+
+from rlhf_cli.errors import ConfigError, DataError, NonFinite
+from rlhf_cli.kernels.registry import choose
+from rlhf_cli.models.load import recompute_activations
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.engine import generate
+from tests.helpers import random_rows, tiny_llama
+from tests.models.test_policy import ARCHITECTURES
+
+TOKENIZER = SimpleNamespace(eos_token_id=2)
+GREEDY = SamplingConfig(max_new_tokens=16, temperature=0)
+LENGTHS = [5, 1, 17, 9, 30, 2, 8, 8, 12]
+
+
+def random_prompts(lengths, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(3, 97, (n,), generator=generator).tolist() for n in lengths]
+
+
+PROMPTS = random_prompts(LENGTHS)
+
+
+def make(config):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def plain_greedy(model, prompts, count=16):
+    """transformers' generate, all prompts in one padded batch."""
+    longest = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=count, eos_token_id=[2], pad_token_id=0
+    )
+    output = model.generate(input_ids=tokens, attention_mask=mask, generation_config=config)
+    rows = output[:, longest:].tolist()
+    return [row[: row.index(2) + 1] if 2 in row else row for row in rows]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_equals_generate_on_mixed_lengths_with_more_prompts_than_slots(name, capsys):
+    model = make(ARCHITECTURES[name])
+    expected = plain_greedy(model, PROMPTS)
+    alone = [plain_greedy(model, [prompt])[0] for prompt in PROMPTS]
+    for slots in (1, 4, 64):
+        got = generate(model, TOKENIZER, PROMPTS, GREEDY, slots=slots)
+        assert got.tokens == expected == alone
+    assert got.finished == [row[-1] == 2 for row in expected]
+    assert capsys.readouterr().err.count("decoding in slots equals") == 1  # once per model
+
+
+def test_some_rows_of_these_end_early_and_some_never():
+    """Else the test above would show nothing about rows that leave."""
+    finished = generate(make(ARCHITECTURES["mistral, sliding window"]), TOKENIZER, PROMPTS, GREEDY)
+    assert {True, False} == set(finished.finished)
+    assert max(map(len, finished.tokens)) == 16
+
+
+def test_bf16_decodes_in_slots_too(capsys):
+    model = make(ARCHITECTURES["gemma2"]).bfloat16()
+    rollout = generate(model, TOKENIZER, PROMPTS, GREEDY, slots=4)
+    assert "equals" in capsys.readouterr().err
+    assert all(rollout.tokens)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
+        MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, eos_token_id=2),
+    ],
+    ids=["bloom", "mamba"],
+)
+def test_what_does_not_fit_slots_goes_through_generate_and_says_why(config, capsys):
+    model = make(config)
+    got = generate(model, TOKENIZER, PROMPTS[3:6], GREEDY, slots=2)
+    assert "rollout: transformers' generate, not slots" in capsys.readouterr().err
+    assert got.tokens == [plain_greedy(model, [prompt])[0] for prompt in PROMPTS[3:6]]
+
+
+def test_fallback_samples_are_repeatable():
+    model = make(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
+    sampling = SamplingConfig(max_new_tokens=6, seed=3)
+    first = generate(model, TOKENIZER, PROMPTS[:3], sampling, samples=2)
+    assert first == generate(model, TOKENIZER, PROMPTS[:3], sampling, samples=2)
+    other = SamplingConfig(max_new_tokens=6, seed=4)
+    assert first != generate(model, TOKENIZER, PROMPTS[:3], other, samples=2)
+
+
+SAMPLED = SamplingConfig(max_new_tokens=12, temperature=0.9, top_p=0.95, seed=5)
+
+
+def test_samples_do_not_depend_on_slots_order_or_company():
+    """In fp32: another batch rounds otherwise, but by 1e-6 of a probability."""
+    model = tiny_llama()
+    expected = generate(model, TOKENIZER, PROMPTS, SAMPLED, samples=3, slots=64).tokens
+    assert generate(model, TOKENIZER, PROMPTS, SAMPLED, samples=3, slots=5).tokens == expected
+    order = [4, 0, 8, 2]
+    some = generate(
+        model, TOKENIZER, [PROMPTS[i] for i in order], SAMPLED, samples=3, numbers=order, slots=2
+    )
+    assert some.tokens == [row for i in order for row in expected[3 * i : 3 * i + 3]]
+
+
+def test_samples_of_a_prompt_differ_and_so_do_seeds():
+    model = tiny_llama()
+    first = generate(model, TOKENIZER, PROMPTS[:1], SAMPLED, samples=4).tokens
+    assert len({tuple(row) for row in first}) == 4
+    other = SamplingConfig(max_new_tokens=12, temperature=0.9, top_p=0.95, seed=6)
+    assert first != generate(model, TOKENIZER, PROMPTS[:1], other, samples=4).tokens
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_greedy_samples_of_one_prompt_are_equal(name):
+    """They share the prompt's part of the cache, whether they enter together or later."""
+    model = make(ARCHITECTURES[name])
+    expected = plain_greedy(model, PROMPTS)
+    got = generate(model, TOKENIZER, PROMPTS, GREEDY, samples=3, slots=4).tokens
+    assert got == [row for row in expected for _ in range(3)]
+
+
+def test_a_prompt_is_computed_once_for_all_its_samples():
+    model = tiny_llama()
+    generate(model, TOKENIZER, PROMPTS[:1], GREEDY)  # the probe is over
+    seen = []
+    model.model.embed_tokens.register_forward_hook(lambda m, i, out: seen.append(out.shape[1]))
+    sampling = SamplingConfig(max_new_tokens=3, min_new_tokens=3)
+    generate(model, TOKENIZER, [PROMPTS[4]], sampling, samples=5, slots=2)
+    assert sum(seen) == 29 + 5 * 3  # the prompt's last token is each row's own
+
+
+def test_no_end_before_min_new_tokens():
+    model = tiny_llama()
+    model.lm_head.weight.data[2] *= 40  # ends often
+    free = generate(model, TOKENIZER, PROMPTS, SamplingConfig(max_new_tokens=8, seed=1))
+    assert min(map(len, free.tokens)) < 5
+    sampling = SamplingConfig(max_new_tokens=8, min_new_tokens=5, seed=1)
+    held = generate(model, TOKENIZER, PROMPTS, sampling)
+    assert min(map(len, held.tokens)) >= 6  # five others, then the end token
+    assert all(2 not in row[:5] for row in held.tokens)
+
+
+def test_a_row_that_never_ends_does_not_hold_the_others():
+    model = tiny_llama()
+    got = generate(model, SimpleNamespace(eos_token_id=None), PROMPTS, GREEDY, slots=2)
+    assert {len(row) for row in got.tokens} == {16}
+    assert got.finished == [False] * len(PROMPTS)
+
+
+def lora_policy():
+    model = get_peft_model(
+        tiny_llama(),
+        LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False),
+    )
+    return Policy(model.train(), choose("auto", torch.device("cpu"))[0], flat=True)
+
+
+def test_a_lora_policy_in_training_writes_what_the_merged_model_does():
+    policy = lora_policy()
+    got = generate(policy, TOKENIZER, PROMPTS, GREEDY, slots=4).tokens
+    merged = policy.model.merge_and_unload().eval()
+    merged.set_attn_implementation("sdpa")
+    assert got == plain_greedy(merged, PROMPTS)
+
+
+def test_a_policy_in_training_is_left_as_it_was():
+    policy = Policy(tiny_llama().train(), choose("auto", torch.device("cpu"))[0], flat=True)
+    recompute_activations(policy)
+    rows = random_rows([9, 14])
+
+    def state():
+        policy.zero_grad()
+        logp = policy(rows).logp
+        logp.sum().backward()
+        return logp.detach(), [p.grad.clone() for p in policy.parameters()]
+
+    logp, gradients = state()
+    modes = [(m.training, getattr(m, "gradient_checkpointing", None)) for m in policy.modules()]
+    attention = policy.model.config._attn_implementation
+    expected = plain_greedy(tiny_llama().eval(), PROMPTS)
+    assert generate(policy, TOKENIZER, PROMPTS, GREEDY, slots=3).tokens == expected
+    assert all((p.grad == g).all() for p, g in zip(policy.parameters(), gradients, strict=True))
+    assert policy.model.config._attn_implementation == attention
+    found = [(m.training, getattr(m, "gradient_checkpointing", None)) for m in policy.modules()]
+    assert found == modes
+    after, again = state()
+    assert torch.equal(after, logp)
+    for one, other in zip(again, gradients, strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
+def test_the_first_tokens_have_the_models_probabilities():
+    """Chi-square of 4,000 first tokens, against the 99.99 % bound for up to 20 cells."""
+    model = tiny_llama(vocab_size=20)
+    prompt = [5, 6, 7]
+    sampling = SamplingConfig(max_new_tokens=1, temperature=0.7)
+    got = generate(model, TOKENIZER, [prompt], sampling, samples=4000).tokens
+    counts = torch.bincount(torch.tensor(got).flatten(), minlength=20).double()
+    logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
+    expected = 4000 * (logits / 0.7).softmax(-1).detach()
+    assert float(((counts - expected) ** 2 / expected).sum()) < 51
+
+
+def test_a_streamer_is_given_the_prompt_then_each_token():
+    seen = []
+    streamer = SimpleNamespace(put=lambda t: seen.append(t.tolist()), end=lambda: seen.append("."))
+    model = tiny_llama()
+    [row] = generate(model, TOKENIZER, PROMPTS[:1], GREEDY, streamer=streamer).tokens
+    assert seen == [PROMPTS[0], *([token] for token in row), "."]
+
+
+def test_bad_input_is_refused_by_name():
+    model = tiny_llama(max_position_embeddings=32)
+    with pytest.raises(ConfigError, match="Try max_new_tokens=2"):
+        generate(model, TOKENIZER, PROMPTS, GREEDY)
+    with pytest.raises(DataError, match="number 1 has no tokens"):
+        generate(model, TOKENIZER, [[5], []], GREEDY)
+    assert generate(model, TOKENIZER, [], GREEDY).tokens == []
+
+
+def test_damaged_weights_are_told():
+    model = tiny_llama()
+    generate(model, TOKENIZER, PROMPTS[:1], GREEDY)
+    model.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(NonFinite, match="not finite"):
+        generate(model, TOKENIZER, PROMPTS[:1], GREEDY)

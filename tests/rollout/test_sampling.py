@@ -1,0 +1,90 @@
+"""The law of sampling, against probabilities computed by sorting."""
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.sampling import BLOCK, draw, inverse_cdf, keep_likely, noise
+
+DRAWS = 40_000
+
+
+def expected_law(logits, sampling):
+    """float64, one token after another from the likeliest, as the settings are documented."""
+    probs = (logits.double() / sampling.temperature).softmax(-1)
+    best, order = probs.sort(descending=True)
+    if sampling.top_k:
+        best[sampling.top_k :] = 0
+    best = best / best.sum()
+    before = best.cumsum(-1) - best
+    best[before >= sampling.top_p] = 0
+    best[best < sampling.min_p * best[0]] = 0
+    return torch.zeros_like(best).scatter(0, order, best / best.sum())
+
+
+SETTINGS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 2.0},
+    {"top_k": 5},
+    {"top_p": 0.7},
+    {"min_p": 0.1},
+    {"temperature": 1.5, "top_k": 12, "top_p": 0.8, "min_p": 0.2},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("vocabulary", [23, BLOCK, 3 * BLOCK + 7])
+def test_draws_follow_the_law(settings, vocabulary):
+    """Evenly spread numbers hit each token as often as its probability says, to one draw."""
+    sampling = SamplingConfig(**settings)
+    logits = 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
+    law = expected_law(logits, sampling)
+    uniform = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
+    parts = uniform.split(4000)
+    drawn = [draw(logits.expand(len(u), -1).clone(), u, sampling) for u in parts]
+    counts = torch.bincount(torch.cat(drawn), minlength=vocabulary)
+    assert counts[law == 0].sum() == 0
+    assert float((counts - DRAWS * law).abs().max()) < 1.1  # the rest is fp32 rounding of weights
+
+
+def test_a_nucleus_larger_than_what_is_sorted_first():
+    weights = torch.ones(1, 5000)
+    weights[0, ::2] = 0.999
+    kept = keep_likely(weights.clone(), SamplingConfig(top_p=0.9)) > 0
+    assert kept[0, 1::2].all()
+    assert kept.all()  # ties with the last one kept
+    steep = torch.linspace(0, 1, 5000)[None]
+    kept = keep_likely(steep.clone(), SamplingConfig(top_p=0.75)) > 0
+    assert int(kept.sum()) == 2500  # three quarters of a triangle lie in its upper half
+
+
+def test_the_running_sum_at_its_ends():
+    weights = torch.zeros(4, 600)
+    weights[:, [3, 255, 256, 590]] = 1.0
+    uniform = torch.tensor([0.0, 0.25, 0.5, float(np.nextafter(1, 0))], dtype=torch.float64)
+    assert inverse_cdf(weights, uniform).tolist() == [3, 255, 256, 590]
+
+
+def test_no_token_without_weight_is_ever_drawn():
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(500, 700, generator=generator) ** 40
+    weights[torch.rand(500, 700, generator=generator) < 0.9] = 0
+    weights[:, 699] = 1e-30
+    uniform = torch.rand(500, generator=generator, dtype=torch.float64)
+    tokens = inverse_cdf(weights, uniform)
+    assert (weights.gather(1, tokens[:, None]) > 0).all()
+
+
+def test_a_tiny_temperature_is_greedy():
+    logits = torch.tensor([[0.0, 3.0, 2.9]])
+    sampling = SamplingConfig(temperature=1e-6)
+    uniform = torch.tensor([0.999], dtype=torch.float64)
+    assert draw(logits, uniform, sampling).tolist() == [1]
+
+
+def test_noise_differs_by_seed_prompt_and_sample():
+    triples = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
+    assert len({noise(*triple).random() for triple in triples}) == 27
+    assert noise(1, 2, 3).random() == noise(1, 2, 3).random()
