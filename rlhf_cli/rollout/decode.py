@@ -65,6 +65,7 @@ def decode(
         head = read_head(model)
         turn = schedule.turn()
         while schedule.live:
+            cache.fit(1 + max(row.position for row in schedule.live))
             for copy in turn.copies:
                 cache.copy(*copy)
             with tap.open():
@@ -88,7 +89,6 @@ def _forward(model: Any, cache: SlotCache, live: Sequence[Row], turn: Turn) -> N
         torch.tensor(ends, device=model.device),
         [len(prefix) for prefix in prefixes],
         where,
-        max(ends),
     )
     model(
         input_ids=torch.tensor([tokens], device=model.device),

@@ -33,6 +33,7 @@ class Ends:
 
     def __init__(self, model: Any, tokenizer: Any, sampling: SamplingConfig) -> None:
         self.tokens = end_tokens(model, tokenizer)
+        self._ends = frozenset(self.tokens)
         self._tokenizer = tokenizer
         self._stop = sampling.stop
         # a token has a byte of text at least, so this many hold any string that has just ended
@@ -40,7 +41,7 @@ class Ends:
 
     def reached(self, written: Sequence[int]) -> bool:
         """Whether the last token is an end, or completes a stop string, wherever tokens divide."""
-        if written[-1] in self.tokens:
+        if written[-1] in self._ends:
             return True
         if not self._stop:
             return False

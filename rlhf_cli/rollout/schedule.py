@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 PROMPT_TOKENS = 8192
-"""Prompt tokens in one forward pass, at most, unless a single prompt has more."""
+"""No further prompt joins a forward pass that has so many tokens of prompts."""
 
 
 @dataclass
@@ -57,10 +57,9 @@ class Turn:
 class Schedule:
     """Rows in slots. Live rows are in the first ones, so that the cache is read as it stands.
 
-    Rows of the same prompt follow one another, so that most find its prefix in some slot.
-
     Args:
-        rows: all rows, in the order in which they take slots.
+        rows: in the order in which they take slots. Those of the same prompt follow one another:
+            while one of them waits, the prompt's prefix is in some slot.
         slots: how many are live at once.
 
     Attributes:

@@ -19,12 +19,16 @@ from rlhf_cli.models.attention import RowLayout, per_row_attention
 
 SLOTS = "rlhf_slots"
 
-STRIDE = 32
-"""Keys are read in multiples of this: oneDNN compiles a kernel for every new size."""
+STEP = 32
+"""Columns come and go in multiples of this: a new width moves the cache, and oneDNN compiles."""
 
 
 class SlotCache:
-    """Keys [S, K, T, D] and values of each layer: a row in each slot, column = position.
+    """Keys and values of each layer: a row in each slot, column = position.
+
+    The memory is taken once, for the longest rows that can come. As many columns of it are laid out
+    as live rows need, one slot after another without gaps: products on a part of each slot would
+    copy it first.
 
     Args:
         slots: S, how many rows there is room for.
@@ -32,32 +36,54 @@ class SlotCache:
     """
 
     def __init__(self, slots: int, length: int) -> None:
-        self.slots = slots
-        self.length = -(-length // STRIDE) * STRIDE
+        self.slots, self.width = slots, STEP
+        self._length = _round_up(length)
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, key: Tensor, value: Tensor, where: Where) -> tuple[Tensor, Tensor]:
-        """Put a layer's keys and values [1, K, N, D] where the pass says; returns all it has."""
+        """Put a layer's keys and values [1, K, N, D] in their places; returns all [S, K, T, D]."""
         if layer not in self._layers:
-            self._layers[layer] = self._empty(key), self._empty(value)
-        held = self._layers[layer]
-        for store, given in zip(held, (key, value), strict=True):
+            self._layers[layer] = self._room(key), self._room(value)
+        keys, values = (self._view(room) for room in self._layers[layer])
+        for store, given in ((keys, key), (values, value)):
             # index_copy_ on flat [S K T, D] is twenty times as fast as store[slots, :, positions]
             flat = given[0].transpose(0, 1)
             flat = flat if where.source is None else flat.index_select(0, where.source)
-            index = where.columns(given.shape[1], self.length)
+            index = where.columns(given.shape[1], self.width)
             store.view(-1, store.shape[-1]).index_copy_(0, index, flat.flatten(0, 1))
-        return held
+        return keys, values
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Give a slot the first positions of another."""
-        for layer in self._layers.values():
-            for store in layer:
-                store[target, :, :length] = store[source, :, :length]
+        for store in self._stores():
+            store[target, :, :length] = store[source, :, :length]
 
-    def _empty(self, like: Tensor) -> Tensor:
+    def fit(self, length: int) -> None:
+        """Lay out as many columns as rows of this length need."""
+        before, self.width = self.width, _round_up(length)
+        if self.width == before:
+            return
+        kept = min(before, self.width)
+        for room in (room for layer in self._layers.values() for room in layer):
+            held = self._view(room, before)[:, :, :kept].clone()
+            self._view(room)[:, :, :kept] = held
+
+    def _stores(self) -> list[Tensor]:
+        return [self._view(room) for layer in self._layers.values() for room in layer]
+
+    def _view(self, room: Tensor, width: int | None = None) -> Tensor:
+        """[S, K, T, D] at the start of the memory [K, S length, D] of a layer."""
+        heads, _, size = room.shape
+        width = width or self.width
+        return room.view(-1)[: self.slots * heads * width * size].view(-1, heads, width, size)
+
+    def _room(self, like: Tensor) -> Tensor:
         # zeros: what lies behind a row's end has no weight, but 0 times NaN would be NaN
-        return like.new_zeros(self.slots, like.shape[1], self.length, like.shape[3])
+        return like.new_zeros(like.shape[1], self.slots * self._length, like.shape[3])
+
+
+def _round_up(length: int) -> int:
+    return -(-length // STEP) * STEP
 
 
 class Where:
@@ -73,11 +99,11 @@ class Where:
         self.slots, self.positions, self.source = slots, positions, source
         self._columns: dict[int, Tensor] = {}
 
-    def columns(self, heads: int, length: int) -> Tensor:
-        """[M K]: rows of the flat cache [S K T, D]."""
+    def columns(self, heads: int, width: int) -> Tensor:
+        """[M K]: rows of the flat cache [S K T, D], T wide."""
         if heads not in self._columns:
             head = torch.arange(heads, device=self.slots.device)
-            first = (self.slots[:, None] * heads + head) * length
+            first = (self.slots[:, None] * heads + head) * width
             self._columns[heads] = (first + self.positions[:, None]).flatten()
         return self._columns[heads]
 
@@ -92,15 +118,13 @@ class Pass:
         ends: [R] positions of the live rows' tokens, the last of each row.
         prompts: lengths of the new prompts.
         where: the slots and positions of all tokens; a prompt may go to several slots.
-        longest: no position is larger.
     """
 
     def __init__(
-        self, cache: SlotCache, ends: Tensor, prompts: Sequence[int], where: Where, longest: int
+        self, cache: SlotCache, ends: Tensor, prompts: Sequence[int], where: Where
     ) -> None:
         self.cache, self.ends, self.where = cache, ends, where
         self.prompts = RowLayout(tuple(prompts))
-        self.width = -(-(longest + 1) // STRIDE) * STRIDE
         self._masks: dict[int | None, Tensor] = {}
 
     @cached_property
@@ -111,7 +135,7 @@ class Pass:
     def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """[R, 1, 1, T]: 0 where a row's last token sees a position, else -inf."""
         if window not in self._masks:
-            position = torch.arange(self.width, device=self.ends.device)
+            position = torch.arange(self.cache.width, device=self.ends.device)
             distance = self.ends[:, None] - position
             hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
             mask = torch.zeros(hidden.shape, dtype=dtype, device=self.ends.device)
@@ -154,12 +178,12 @@ def slot_attention(
         raise ValueError("slot attention needs slot_pass and no attention_mask")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys, values = slot_pass.cache.write(module.layer_idx, key, value, slot_pass.where)
-    rows, width = slot_pass.rows, slot_pass.width
+    rows = slot_pass.rows
     parts = []
     if rows:
-        held = keys[:rows, :, :width], values[:rows, :, :width]
         mask = slot_pass.mask(sliding_window, query.dtype)
-        parts.append(_last_token(query[0, :, :rows], *held, mask, scale, softcap))
+        live = query[0, :, :rows]
+        parts.append(_last_token(live, keys[:rows], values[:rows], mask, scale, softcap))
     if slot_pass.prompts.lengths:
         query, key, value = (tensor[:, :, rows:] for tensor in (query, key, value))
         layout = slot_pass.prompts

@@ -14,6 +14,8 @@ def play(rows, slots, ends_after):
     computed = 0
     turn = schedule.turn()
     while schedule.live:
+        width = 1 + max(row.position for row in schedule.live)
+        held = [tokens[:width] for tokens in held]  # as the cache's memory is laid out
         for source, target, length in turn.copies:
             held[target][:length] = held[source][:length]
         for prefix, targets in turn.prompts:
