@@ -1,6 +1,6 @@
 """Rollouts in slots beside transformers' generate: useful tokens per second, in turns.
 
-python -m benchmarks.rollout [--rounds 3] [--vocabulary 8192 32000] [--batch 1 16 64]
+python -m benchmarks.rollout [--rounds 2] [--vocabulary 8192 32000] [--batch 1 16 64]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rlhf_cli.rollout.schedule import Row
 END_SHARE = 50
 """One token in this many ends a response, so that its length is about exponential."""
 
-WAVES = 3
+WAVES = 2
 """Prompts, in batches."""
 
 SAMPLING = SamplingConfig(max_new_tokens=128)
@@ -85,7 +85,7 @@ def measure(vocabulary: int, dtype: torch.dtype, batch: int, rounds: int) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 32000])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     arguments = parser.parse_args()

@@ -198,13 +198,13 @@ def slot_attention(
 def _last_token(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
-    """[1, R, H, D]: one query a row. Products where SDPA has no soft cap, or is slow: bf16 on CPUs.
+    """[1, R, H, D]: one query a row, [H, R, D], to the keys and values [R, K, T, D].
 
-    Heads that share keys stand in one product with them, so keys are never repeated.
+    Heads that share keys stand in one product with them, so keys are never repeated. On CPUs plain
+    products are up to four times as fast as SDPA, which is made for many queries a row.
     """
     grouped = query.transpose(0, 1).unflatten(1, (keys.shape[1], -1))  # [R, K, H / K, D]
-    on_cpu = query.device.type == "cpu"
-    if softcap is None and not (on_cpu and query.dtype == torch.bfloat16):
+    if softcap is None and query.device.type != "cpu":
         average = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=scale)
     else:
         scores = grouped @ keys.transpose(2, 3) * scale
