@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,7 +27,10 @@ PROMPTS = (5, 9, 7)
 """Lengths. There are two slots, so that a row leaves, another enters and one is moved."""
 
 RESPONSES = (6, 2, 4)
-"""Lengths; together with the prompts longer than the window of no model that is in use."""
+"""Lengths."""
+
+WINDOWS = {"sliding_window": 4, "attention_chunk_size": 4}
+"""How far a token sees, under the names of configs, while it is checked: less than the rows."""
 
 _FITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -48,6 +52,29 @@ def fits_slots(model: Any) -> bool:
 
 def _problem(model: Any) -> str:
     """What does not fit, or empty."""
+    with _narrow(model):
+        return _difference(model)
+
+
+@contextmanager
+def _narrow(model: Any) -> Iterator[None]:
+    """Let windows be narrower than the rows; else one that attention is not told of goes unseen."""
+    before = [
+        (holder, name, getattr(holder, name))
+        for holder in (model.config.get_text_config(), *model.modules())
+        for name in WINDOWS
+        if isinstance(vars(holder).get(name), int)
+    ]
+    for holder, name, _ in before:
+        setattr(holder, name, WINDOWS[name])
+    try:
+        yield
+    finally:
+        for holder, name, value in before:
+            setattr(holder, name, value)
+
+
+def _difference(model: Any) -> str:
     rows, answers = _rows(model)
     try:
         ours = _in_slots(model, rows, answers)

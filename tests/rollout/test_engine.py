@@ -6,7 +6,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, BloomConfig, GenerationConfig, MambaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GenerationConfig,
+    MambaConfig,
+    Qwen2MoeConfig,
+)
 
 from rlhf_cli.errors import ConfigError, DataError, NonFinite
 from rlhf_cli.kernels.registry import choose
@@ -15,7 +21,7 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
 from tests.helpers import random_rows, tiny_llama
-from tests.models.test_policy import ARCHITECTURES
+from tests.models.test_policy import ARCHITECTURES, SHAPE
 
 TOKENIZER = SimpleNamespace(eos_token_id=2)
 GREEDY = SamplingConfig(max_new_tokens=16, temperature=0)
@@ -87,6 +93,25 @@ def test_what_does_not_fit_slots_goes_through_generate_and_says_why(config, caps
     got = generate(model, TOKENIZER, PROMPTS[3:6], GREEDY, slots=2)
     assert "rollout: transformers' generate, not slots" in capsys.readouterr().err
     assert got.tokens == [plain_greedy(model, [prompt])[0] for prompt in PROMPTS[3:6]]
+
+
+def test_a_window_that_attention_is_not_told_of_is_found(capsys):
+    """Qwen2-MoE has it in the mask alone; wide enough for no probe row to reach its end."""
+    shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    model = make(
+        Qwen2MoeConfig(
+            **SHAPE,
+            **shape,
+            shared_expert_intermediate_size=16,
+            use_sliding_window=True,
+            sliding_window=64,
+            max_window_layers=1,
+        )
+    )
+    got = generate(model, TOKENIZER, PROMPTS[:3], GREEDY)
+    assert "log-probs differ" in capsys.readouterr().err
+    assert got.tokens == plain_greedy(model, PROMPTS[:3])
+    assert model.config.sliding_window == 64
 
 
 def test_fallback_samples_are_repeatable():
