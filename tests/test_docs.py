@@ -16,7 +16,15 @@ PAGES = [
     ROOT / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("adapters", "configuration", "data", "evaluation", "judgments", "processes")
+        for name in (
+            "adapters",
+            "configuration",
+            "data",
+            "evaluation",
+            "generation",
+            "judgments",
+            "processes",
+        )
     ),
 ]
 FILES = (
