@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import say
-from rlhf_cli.errors import first_line
+from rlhf_cli.errors import NonFinite, first_line
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.rollout.batched import plain_attention
 from rlhf_cli.rollout.decode import decode, writing
@@ -39,6 +39,9 @@ def fits_slots(model: Any) -> bool:
     """Whether decoding in slots gives the log-probs of the model's own forward pass.
 
     Said in one line, the first time a model is asked for.
+
+    Raises:
+        NonFinite: the log-probs are not finite.
     """
     if model not in _FITS:
         problem = _problem(model)
@@ -83,6 +86,8 @@ def _difference(model: Any) -> str:
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
     plain = torch.cat([_plain(model, row) for row in rows])
+    if plain.isnan().any():
+        raise NonFinite("sampling: the model's logits are not finite; its weights are damaged")
     off = float((ours - plain).norm() / (plain - plain.mean(1, keepdim=True)).norm())
     exact = model.dtype == torch.float32 and not is_quantized(model)
     tolerance = TOLERANCE if exact else COARSE_TOLERANCE

@@ -254,9 +254,11 @@ def test_bad_input_is_refused_by_name():
     assert generate(model, TOKENIZER, [], GREEDY).tokens == []
 
 
-def test_damaged_weights_are_told():
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_damaged_weights_are_told(from_the_start):
     model = tiny_llama()
-    generate(model, TOKENIZER, PROMPTS[:1], GREEDY)
+    if not from_the_start:
+        generate(model, TOKENIZER, PROMPTS[:1], GREEDY)
     model.model.norm.weight.data[0] = torch.nan
     with pytest.raises(NonFinite, match="not finite"):
         generate(model, TOKENIZER, PROMPTS[:1], GREEDY)
