@@ -17,7 +17,6 @@ from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.runs import artifact
 
-
 PORTION = 8
 """Batches that are given together: in the last of them, fewer and fewer prompts are decoded."""
 
