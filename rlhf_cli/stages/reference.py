@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_cli.context import say, silence
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.base import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import frozen_copy, load_policy
 from rlhf_cli.models.policy import Policy
@@ -73,14 +74,14 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
 
     kind = _kind(model, policy)
     if kind == "adapter_off":
-        say(f"reference: {_below(policy)} (the policy without its new adapter)")
+        say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
         return Reference(lambda rows: _frozen(of, policy, rows, "reference"))
     if kind == "copy":
-        say("reference: a frozen copy of the policy as it starts")
+        say(f"reference: a frozen copy of {_start(model, policy)}")
         copied = frozen_copy(policy, run.ctx.compute)
         return Reference(lambda rows: _frozen(of, copied, rows, "policy"), copied)
     other = None if kind == "stored" else _load(model, run)
-    say(f"reference: {'the policy as it starts' if other is None else model.reference}")
+    say(f"reference: {_start(model, policy) if other is None else model.reference}")
     run.add_columns(
         lambda examples: with_reference(
             examples, other or policy, of, f"ld_alpha={ld_alpha}", run.max_tokens, run.ctx
@@ -107,9 +108,9 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
     return model.reference if model.reference in model.held else "path"
 
 
-def _below(policy: Policy) -> str:
-    assert policy.adapters is not None
-    return policy.adapters.source.describe()
+def _start(model: ComparedModelConfig, policy: Policy) -> str:
+    """What training starts from, in words; of an adapter run, its base and that adapter."""
+    return policy.adapters.source.describe() if policy.adapters else describe(model)
 
 
 def _frozen(of: Any, held: Policy, rows: Rows, role: str) -> Tensor:
