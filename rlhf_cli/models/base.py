@@ -76,6 +76,8 @@ def load_base(
     packed = {"quantization_config": quantized, "device_map": {"": str(device)}}
     hub = not Path(base).is_dir()
     with loading("model.path", base, hub=hub), torch.random.fork_rng(), _quiet():
+        if shape is not LANGUAGE:
+            _require_one_score(base, cfg)
         torch.manual_seed(seed)
         model = shape.auto.from_pretrained(
             base,
@@ -89,6 +91,23 @@ def load_base(
     forget_sampling(model)
     fit_vocabulary(model, tokenizer, new_tokens)
     return model
+
+
+def _require_one_score(base: str, cfg: ModelConfig) -> None:
+    """Refuse a classifier whose head gives several numbers.
+
+    Raises:
+        ModelError: says how many.
+    """
+    config = AutoConfig.from_pretrained(
+        base, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
+    )
+    classifies = any("SequenceClassification" in name for name in config.architectures or ())
+    if classifies and config.num_labels != 1:
+        raise ModelError(
+            f"model.path: {base} is a classifier of {config.num_labels} labels; need a reward "
+            "model, which has one, or a model without a head"
+        )
 
 
 @contextmanager

@@ -143,6 +143,11 @@ class ComparedModelConfig(ModelConfig):
                 f"model.reference: got {self.reference}, which is no folder here; need "
                 f"{', '.join(self.held)} or a model. Try model.reference={meant}"
             ]
+        if self.reference == SHIPPED:
+            return [
+                f"model.reference: got {SHIPPED}, a shape with random weights; need a trained "
+                "model. Try model.reference=auto"
+            ]
         if is_reward_model(self.reference):
             return [
                 f"model.reference: got {self.reference}, a reward model; need a language model. "

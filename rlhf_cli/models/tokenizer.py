@@ -19,6 +19,7 @@ from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, locate
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
@@ -59,17 +60,29 @@ def _from_pretrained(source: str, cfg: ModelConfig) -> Any:
     place = locate(source)
     if not cfg.tokenizer:
         require_config(place)
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if Path(place).is_dir() and not any((Path(place) / name).is_file() for name in names):
-        raise ModelError(
-            f"{key}: {source} has no tokenizer ({names[0]}). Try model.tokenizer=FOLDER_OR_HUB_ID"
-        )
+    require_tokenizer(key, source, "Try model.tokenizer=FOLDER_OR_HUB_ID")
     with loading(key, source, hub=not Path(place).is_dir()):
         return AutoTokenizer.from_pretrained(
             place,
             revision="main" if cfg.tokenizer else cfg.revision or "main",
             trust_remote_code=cfg.trust_remote_code,
         )
+
+
+def require_tokenizer(key: str, source: str, advice: str) -> None:
+    """Refuse a local folder without a tokenizer.
+
+    Args:
+        key: what the user set.
+        source: what it was set to.
+        advice: what to do, a sentence.
+
+    Raises:
+        ModelError: it has none.
+    """
+    place = Path(locate(source))
+    if place.is_dir() and not any((place / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"{key}: {source} has no tokenizer ({TOKENIZER_FILES[0]}). {advice}")
 
 
 def name_ends(tokenizer: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +17,7 @@ from rlhf_cli.models.base import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import frozen_copy, load_policy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.stages.session import Session
 from rlhf_cli.train.reference import COLUMN, with_reference
@@ -123,18 +123,36 @@ def _load(model: ComparedModelConfig, run: Session) -> Policy:
     """Another model, frozen.
 
     Raises:
-        ModelError: its tokenizer gives other ids.
+        ModelError: it cannot be loaded, or its tokenizer gives other ids.
+        ConfigError: rows are longer than its positions.
     """
-    plain = replace(model, path=model.reference, base="", init="auto", architecture={})
-    if Path(plain.path).expanduser().is_dir():
-        theirs = load_tokenizer(replace(plain, tokenizer="", chat_template=""))
-        if theirs.get_vocab() != run.tokenizer.get_vocab():
-            raise ModelError(
-                f"model.reference: {model.reference} has another vocabulary ({len(theirs)} tokens, "
-                f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
-            )
+    path = model.reference
+    plain = replace(model, path=path, base="", init="auto", architecture={})
     cfg = LoadConfig(
         model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=run.cfg.kernels
     )
-    with silence():
-        return load_policy(cfg, run.tokenizer, run.ctx)
+    require_tokenizer("model.reference", path, "Put the policy's beside it if it is the same")
+    with _named_as_typed(path), silence():
+        theirs = load_tokenizer(replace(plain, tokenizer="", chat_template=""))
+        if theirs.get_vocab() != run.tokenizer.get_vocab():
+            raise ModelError(
+                f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "
+                f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
+            )
+        reference = load_policy(cfg, run.tokenizer, run.ctx)
+    run.require_positions(reference, "reference")
+    return reference
+
+
+@contextmanager
+def _named_as_typed(path: str) -> Iterator[None]:
+    """Tell what is wrong with a reference under its own key, not under that of the policy."""
+    try:
+        yield
+    except ModelError as error:
+        key, _, reason = str(error).partition(": ")
+        told = {
+            "model.path": f"model.reference: {reason}",
+            "model.tokenizer": f"model.reference: {path} does not fit its tokenizer: {reason}",
+        }
+        raise ModelError(told.get(key, str(error))) from error

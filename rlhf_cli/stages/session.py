@@ -76,14 +76,18 @@ class Session:
             ConfigError: rows are longer than the model's positions.
             CheckpointError: the run cannot be continued here.
         """
-        for examples in (self.examples, *([self.held_out[0]] if self.held_out else [])):
-            require_context(examples, model)
+        self.require_positions(model)
         if self.cfg.train.gradient_checkpointing:
             recompute_activations(model)
         self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
         self.machinery = agree_with(self.checkpoint, self._machinery(model))
         self.max_tokens = self.cfg.train.micro_batch_tokens or self.machinery["micro_batch_tokens"]
         return model
+
+    def require_positions(self, model: Trunk, name: str = "model") -> None:
+        """As `require_context`, of all rows."""
+        for examples in (self.examples, *([self.held_out[0]] if self.held_out else [])):
+            require_context(examples, model, name)
 
     def train(
         self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None = None
@@ -195,8 +199,13 @@ def end_tokens(examples: Examples, tokenizer: Any) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *([last] if special else [])]))
 
 
-def require_context(examples: Examples, model: Trunk) -> None:
+def require_context(examples: Examples, model: Trunk, name: str = "model") -> None:
     """Refuse rows that are longer than the model's positions.
+
+    Args:
+        examples: of a whole data set.
+        model: is given their rows.
+        name: of the model in the message.
 
     Raises:
         ConfigError: says how many, and the limit to set.
@@ -205,7 +214,7 @@ def require_context(examples: Examples, model: Trunk) -> None:
     lengths = np.diff(examples.row_starts)
     if longest and lengths.max() > longest:
         raise ConfigError(
-            f"data.max_length: {(lengths > longest).sum()} rows are longer than the model's "
+            f"data.max_length: {(lengths > longest).sum()} rows are longer than the {name}'s "
             f"{longest} positions (the longest has {lengths.max()} tokens). "
             f"Try data.max_length={longest}"
         )

@@ -6,27 +6,11 @@ import shutil
 
 import pytest
 
-from rlhf_cli import cli
 from rlhf_cli.resources import shipped
 from tests.helpers import fill_disk_after_one_checkpoint, last_of_each
 from tests.stages.conftest import FAST
 
 GOOD = {"prompt": "Tea?", "completion": " Yes."}
-
-
-@pytest.fixture
-def told(tmp_path, monkeypatch, capsys):
-    """Runs a command in an empty folder; gives its exit code and its error lines."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        code = cli.main(list(argv))
-        shown = capsys.readouterr().err
-        assert "Traceback" not in shown
-        lines = [line for line in shown.splitlines() if line.startswith("error: ")]
-        return code, "\n".join(line.removeprefix("error: ") for line in lines)
-
-    return run
 
 
 def sft(told, *argv):

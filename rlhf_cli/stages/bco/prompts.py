@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,8 +20,10 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.load import context_length
 from rlhf_cli.models.loading import loading
 from rlhf_cli.models.source import locate
+from rlhf_cli.models.tokenizer import require_tokenizer
 
 SHELF = "embeddings"
 BATCH = 32
@@ -118,6 +121,7 @@ class Embedder:
 
     def __init__(self, path: str, tokenizer: Any, ctx: RunContext) -> None:
         place = locate(path)
+        require_tokenizer("udm.embedding_model", path, "Need the model's own beside it")
         with loading("udm.embedding_model", path, hub=not Path(place).is_dir()):
             self.own = AutoTokenizer.from_pretrained(place)
             model = AutoModel.from_pretrained(place, dtype=ctx.compute, use_safetensors=True)
@@ -131,11 +135,18 @@ class Embedder:
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
         self.model = encoder.to(ctx.device).eval()
         self.device, self.tokenizer, self.path = ctx.device, tokenizer, path
+        # a tokenizer that was saved without its model knows no limit
+        self.longest = min(self.own.model_max_length, context_length(model) or math.inf)
 
     def __call__(self, prompts: Sequence[list[int]]) -> Vectors:
-        """[prompts, d]: means of the last hidden states, padding left out."""
+        """[prompts, d]: means of the last hidden states, padding left out.
+
+        What is past the model's positions is left out too.
+        """
         texts = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-        inputs = self.own(texts, padding=True, truncation=True, return_tensors="pt").to(self.device)
+        inputs = self.own(
+            texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+        ).to(self.device)
         mask = inputs["attention_mask"]
         with torch.no_grad():
             hidden = self.model(input_ids=inputs["input_ids"], attention_mask=mask)[0].float()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.losses.reward import (
     binary_loss,
@@ -42,6 +42,7 @@ def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
 
     Raises:
         DataError: the records do not say what the loss needs.
+        ConfigError: `center_coefficient` is given with a loss that does not read it.
     """
 
     def values(rows: Rows) -> RowValues:
@@ -68,10 +69,13 @@ def _loss_of(cfg: RewardConfig, kind: str) -> Callable[[RowValues], LossOutput]:
             f"loss_type: got {cfg.loss_type}, but the rows are of kind {kind}; need "
             f"{' or '.join(allowed)}. Try loss_type=auto"
         )
-    if chosen == "regression":
-        return _regression
-    if chosen == "binary":
-        return _binary
+    if chosen != "comparison":
+        if cfg.center_coefficient:
+            raise ConfigError(
+                f"center_coefficient: got {cfg.center_coefficient}, but the rows are of kind "
+                f"{kind}, whose loss ({chosen}) fixes where 0 is. Try center_coefficient=0"
+            )
+        return _regression if chosen == "regression" else _binary
     compare = _pairs if kind == "preference" else _rankings
 
     def of(values: RowValues) -> LossOutput:
