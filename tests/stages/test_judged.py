@@ -174,11 +174,16 @@ def test_metrics_have_the_names_of_the_field(tmp_path):
 def test_a_ranking_trains_with_all_its_pairs(tmp_path):
     file = tmp_path / "ranked.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in RANKED))
-    words = ["reward", f"data={file}", "batch_size=3", "lr=1e-3"]
-    whole = run(tmp_path / "whole", *words)
-    require_equal(whole, run(tmp_path / "cut", *words, "train.micro_batch_tokens=1"))
-    assert whole[-1]["accuracy"] == 1.0
-    assert whole[-1]["loss"] < 0.5 * whole[0]["loss"]
+    words = ["reward", f"data={file}", "batch_size=3"]
+    learned = run(tmp_path / "learned", *words, "lr=1e-3")
+    assert learned[-1]["accuracy"] == 1.0
+    assert learned[-1]["loss"] < 0.5 * learned[0]["loss"]
+    # Slower here: as fast as above, ten steps make a rounding error a thousand times larger.
+    cut = [
+        run(tmp_path / f"{most}", *words, "lr=1e-4", f"train.micro_batch_tokens={most}")
+        for most in (4096, 1)
+    ]
+    require_equal(*cut)
 
 
 def score_in_transformers(model, rows):
