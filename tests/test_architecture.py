@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(("errors", "resources", "config", "command_line", "runs", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "ranks"), 1),
     **dict.fromkeys(("data", "models"), 2),
-    **dict.fromkeys(("rollout", "train"), 3),
+    **dict.fromkeys(("rewards", "rollout", "train"), 3),
     "stages": 4,
     **dict.fromkeys(("verbs", "launch", "cli", "__main__"), 5),
 }

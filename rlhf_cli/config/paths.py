@@ -7,8 +7,9 @@ that is too long or has an unknown `~user`.
 import os.path
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
+from rlhf_cli.config import functions
 from rlhf_cli.config.nearest import nearest_path
 from rlhf_cli.config.schema import (
     DataPath,
@@ -17,7 +18,10 @@ from rlhf_cli.config.schema import (
     Marks,
     ModelPath,
     Unfit,
+    field_types,
+    is_group,
     no_rows,
+    unmark,
 )
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.resources import SHIPPED
@@ -39,20 +43,40 @@ def anchor(value: str, folder: Path) -> str:
     """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it."""
     relative = value in (".", "..") or value.startswith(("./", "../"))
     word = value == SHIPPED or no_rows(value)
-    file = value.rpartition(":")[0] or value  # of `judge.py:score`
-    beside = not word and any(os.path.exists(folder / name) for name in (value, file))
+    beside = not word and os.path.exists(folder / value)
     return os.path.abspath(folder / value) if relative or beside else value
 
 
-def anchor_all(value: Any, folder: Path) -> Any:
-    """The same for a list of paths, and for sources with a `path` each."""
+def anchor_all(kind: Any, value: Any, folder: Path) -> Any:
+    """The same for all paths in the value of a key of that kind; other values unchanged."""
+    bare, marks = unmark(kind)
+    mark = input_mark(marks)
+    if mark:
+        return _anchor_marked(mark, value, folder)
+    if get_origin(bare) is list and is_group(get_args(bare)[0]) and isinstance(value, list):
+        kinds = field_types(get_args(bare)[0])
+        return [_anchor_group(kinds, item, folder) for item in value]
+    return value
+
+
+def _anchor_marked(mark: InputMark, value: Any, folder: Path) -> Any:
+    """A path, a list of paths, or sources with a `path` each."""
+    if isinstance(value, str) and isinstance(mark, FunctionPath):
+        file, colon, name = value.rpartition(":")
+        return f"{anchor(file, folder)}{colon}{name}" if file else value
     if isinstance(value, str):
         return anchor(value, folder)
     if isinstance(value, list):
-        return [anchor_all(item, folder) for item in value]
+        return [_anchor_marked(mark, item, folder) for item in value]
     if isinstance(value, dict) and "path" in value:
-        return {**value, "path": anchor_all(value["path"], folder)}
+        return {**value, "path": _anchor_marked(mark, value["path"], folder)}
     return value
+
+
+def _anchor_group(kinds: dict[str, Any], value: Any, folder: Path) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: anchor_all(kinds.get(key, Any), item, folder) for key, item in value.items()}
 
 
 def locate(mark: InputMark, value: str) -> str:
@@ -61,8 +85,8 @@ def locate(mark: InputMark, value: str) -> str:
     Raises:
         Unfit: It is neither here nor a name that needs no file.
     """
-    if value and isinstance(mark, FunctionPath):
-        return _locate_function(value)
+    if isinstance(mark, FunctionPath):
+        return functions.locate(value)
     if value in ("", SHIPPED) or (isinstance(mark, DataPath) and no_rows(value)):
         return value
     path = os.path.abspath(os.path.expanduser(value))
@@ -92,16 +116,6 @@ def _locate_model(value: str, path: str) -> str:
         return value
     needed = "need a model folder, run folder or hub id; not found here"
     raise Unfit(needed, nearest_path(value) or SHIPPED)
-
-
-def _locate_function(value: str) -> str:
-    file, _, name = value.rpartition(":")
-    path = os.path.abspath(os.path.expanduser(file))
-    if file.endswith(".py") and name.isidentifier() and os.path.isfile(path):
-        return f"{path}:{name}"
-    close = file if os.path.isfile(path) else nearest_path(file or value)
-    advice = f"{close}:{name if file else 'score'}" if close.endswith(".py") else ""
-    raise Unfit("need a function in a Python file that exists, as FILE.py:FUNCTION", advice)
 
 
 def is_data_id(value: str) -> bool:

@@ -132,9 +132,8 @@ class _Sources:
             parent: Any = read.values
             for part in knob.key.split(".")[:-1]:
                 parent = parent.get(part) if isinstance(parent, dict) else None
-            named = isinstance(parent, dict) and knob.name in parent
-            if named and paths.input_mark(unmark(knob.type)[1]):
-                parent[knob.name] = paths.anchor_all(parent[knob.name], read.folder)
+            if isinstance(parent, dict) and knob.name in parent:
+                parent[knob.name] = paths.anchor_all(knob.type, parent[knob.name], read.folder)
 
     def add_settings(self, settings: list[Setting]) -> None:
         layer = Layer()

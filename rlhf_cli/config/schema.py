@@ -73,7 +73,7 @@ class FilePath:
 
 @dataclass(frozen=True)
 class FunctionPath:
-    """A function in a Python file that must exist, as `judge.py:score`."""
+    """A Python function in a file, as `FILE.py:FUNCTION`; the file must exist."""
 
 
 @dataclass(frozen=True)

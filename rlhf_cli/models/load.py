@@ -223,4 +223,15 @@ def context_length(model: Any) -> int | None:
     """Longest row that the model's positions allow, where its config says."""
     config = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
-    return int(length) if length else None
+    return int(length) - _first_position(model) if length and length > 0 else None  # XLNet: -1
+
+
+def _first_position(model: Any) -> int:
+    """RoBERTa and its kin count positions from behind that of padding."""
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            return int(module.padding_idx) + 1
+    return 0

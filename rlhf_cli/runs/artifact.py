@@ -35,12 +35,18 @@ def is_reward_model(path: str) -> bool:
     kind = read(folder).get("kind")
     if kind:
         return bool(kind == "reward_model")
+    classes = _settings(folder / "config.json").get("architectures") or []
+    return _settings(folder / ADAPTER).get("task_type") == "SEQ_CLS" or any(
+        str(name).endswith("ForSequenceClassification") for name in classes
+    )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """What a JSON file of a model folder says; nothing where there is none."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        classes = config.get("architectures") or []
-    except (OSError, ValueError, AttributeError):
-        return False
-    return any(str(name).endswith("ForSequenceClassification") for name in classes)
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def is_adapter(path: str) -> bool:

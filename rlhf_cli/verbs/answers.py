@@ -26,12 +26,23 @@ class Answers:
     """Responses to some prompts.
 
     Attributes:
-        texts: without special tokens.
+        prompt_tokens: what the model was given.
+        tokens: of each response, its end token included where there is one.
+        texts: of the responses, without special tokens.
         ended: whether each ended by itself, not at the length limit.
     """
 
+    prompt_tokens: list[list[int]]
+    tokens: list[list[int]]
     texts: list[str]
     ended: list[bool]
+
+    def extend(self, more: Answers) -> None:
+        """Add those to later prompts."""
+        self.prompt_tokens.extend(more.prompt_tokens)
+        self.tokens.extend(more.tokens)
+        self.texts.extend(more.texts)
+        self.ended.extend(more.ended)
 
 
 class Author:
@@ -74,7 +85,7 @@ class Author:
                 numbers=range(first, first + len(portion)),
             )
             texts = self.tokenizer.batch_decode(rollout.tokens, skip_special_tokens=True)
-            yield Answers(texts, rollout.finished)
+            yield Answers(portion, rollout.tokens, texts, rollout.finished)
 
 
 def _as_message(template: str, path: str, tokenizer: Any) -> bool:

@@ -14,7 +14,7 @@ from transformers import (
 
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.base import reads_forward
-from rlhf_cli.models.load import disable_dropout
+from rlhf_cli.models.load import context_length, disable_dropout
 from rlhf_cli.models.probes import plain_values, probe
 from rlhf_cli.models.reward_model import RewardModel
 from tests.helpers import random_rows, rows_of
@@ -83,3 +83,12 @@ def test_the_score_is_read_at_the_last_token_even_where_it_is_the_pad_token():
     model.model.set_attn_implementation("sdpa")
     plain = model.model(input_ids=with_end.tokens[None]).logits
     assert_close(plain.squeeze(1), expected)  # what transformers would read
+
+
+def test_roberta_has_fewer_positions_than_its_config_says():
+    model = make(ENCODERS["roberta"])
+    longest = context_length(model.model)
+    assert longest == SHAPE["max_position_embeddings"] - 1  # counted from behind the pad token, 0
+    assert len(model(rows_of([5] * longest))) == 1
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        model(rows_of([5] * (longest + 1)))

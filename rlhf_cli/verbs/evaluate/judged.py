@@ -17,7 +17,9 @@ from rlhf_cli.evaluation.estimate import Estimate
 from rlhf_cli.evaluation.measured import Measured, share_of
 from rlhf_cli.evaluation.table import Result
 from rlhf_cli.evaluation.winrate import count_wins
-from rlhf_cli.rollout.score import load_scorer, score
+from rlhf_cli.rewards.samples import Samples
+from rlhf_cli.rewards.sources.function import FunctionScorer
+from rlhf_cli.rewards.sources.scorer import numbers
 from rlhf_cli.verbs.answers import Answers, Author, plain
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 from rlhf_cli.verbs.evaluate.subject import model_of, names
@@ -39,18 +41,18 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
         The results, and one object a prompt with every model's answer and score.
 
     Raises:
-        ConfigError: the judge cannot be loaded.
-        DataError: there is no prompt.
-        RlhfError: the judge fails.
+        ConfigError: the judge cannot be imported.
+        DataError: there is no prompt, or the judge fails.
     """
-    scorer = load_scorer("judge", cfg.judge)
+    scorer = FunctionScorer(cfg.judge, "judge")
     prompts = load_prompts(cfg.prompts)
     asked = [plain(prompt) for prompt in prompts]
     paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
     found = []
     for path, name in zip(paths, names(paths), strict=True):
         answers = _answer(cfg, path, prompts, ctx)
-        found.append(Judged(name, answers, score(scorer, cfg.judge, asked, answers.texts)))
+        samples = Samples(prompts, answers.texts, answers.prompt_tokens, answers.tokens)
+        found.append(Judged(name, answers, numbers(scorer(samples), samples, scorer.who)))
     baseline = found[-1] if cfg.baseline else None
     results = [result for one in found for result in _results(one, baseline, cfg.seed)]
     return results, list(_transcript(asked, found))
@@ -59,13 +61,11 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
 def _answer(cfg: EvaluateConfig, path: str, prompts: Sequence[Prompt], ctx: RunContext) -> Answers:
     author = Author(model_of(cfg, path), cfg.quant, cfg.template, ctx)
     torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
-    texts: list[str] = []
-    ended: list[bool] = []
+    answers = Answers([], [], [], [])
     for batch in author.answer(prompts, cfg.sampling, cfg.batch_size):
-        texts += batch.texts
-        ended += batch.ended
-    say(f"{path}: {len(texts)} answers, {sum(ended)} ended by themselves")
-    return Answers(texts, ended)
+        answers.extend(batch)
+    say(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
+    return answers
 
 
 def _results(one: Judged, baseline: Judged | None, seed: int) -> Iterator[Result]:

@@ -1,0 +1,201 @@
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os.path import basename, isdir
+from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.schema import Above, AtLeast, FunctionPath, ModelPath, Unit, show
+from rlhf_cli.resources import SHIPPED
+from rlhf_cli.runs.artifact import is_adapter, is_reward_model
+from rlhf_cli.runs.labels import find_label, saved_labels
+
+
+@dataclass(kw_only=True)
+class RewardSource:
+    """What gives a score to a response: one of `model`, `classifier`, `function`, `url`, a rule."""
+
+    model: Annotated[str, ModelPath()] = ""
+    """Run of `rlhf reward`, or a folder or hub id of a sequence classifier with one label; the
+    score is read at the response's end token."""
+
+    base: Annotated[str, ModelPath()] = ""
+    """With an adapter as `model`: the model it stands on, where that is no longer where the adapter
+    says."""
+
+    classifier: Annotated[str, ModelPath()] = ""
+    """Folder or hub id of any sequence classifier, which reads the text with its own tokenizer."""
+
+    label: str | int = ""
+    """Label of the classifier, by name or index, whose value is the score."""
+
+    output: Literal["logit", "probability"] = "logit"
+    """What is taken of a model or classifier: its raw output, or that as a probability (softmax
+    over the labels; sigmoid of a single one)."""
+
+    reads: Literal["all", "response"] = "all"
+    """What the classifier is shown: prompt and response, or the response alone."""
+
+    function: Annotated[str, FunctionPath()] = ""
+    """Python function in a file, as `judge.py:score`; called as score(prompts=, responses=,
+    **columns), returns a number for each response."""
+
+    url: str = ""
+    """HTTP endpoint that is sent {prompts, responses, columns} and answers {scores}, as JSON."""
+
+    timeout: Annotated[float, Above(0), Unit("seconds")] = 60.0
+    """Longest wait for an answer of `url`."""
+
+    retries: Annotated[int, AtLeast(0)] = 3
+    """How often a request to `url` is repeated where it is not answered, after 0.5, 1, 2, ...
+    seconds."""
+
+    batch_size: Annotated[int, AtLeast(1), Unit("responses")] = 32
+    """Sent to `url`, or read by the classifier, at once."""
+
+    pattern: str = ""
+    """Rule: 1 for a response in which this regular expression is found, else 0."""
+
+    length_penalty: Annotated[float, AtLeast(0)] = 0.0
+    """Rule: minus this for each token of the response past `free_length`."""
+
+    free_length: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    """Tokens that `length_penalty` does not count."""
+
+    kinds: ClassVar[tuple[str, ...]] = (
+        "model",
+        "classifier",
+        "function",
+        "url",
+        "pattern",
+        "length_penalty",
+    )
+    """The fields that make a source, of which one is given."""
+
+    read_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "base": ("model",),
+        "label": ("classifier",),
+        "output": ("model", "classifier"),
+        "reads": ("classifier",),
+        "timeout": ("url",),
+        "retries": ("url",),
+        "batch_size": ("url", "classifier"),
+        "free_length": ("length_penalty",),
+    }
+    """The other fields, and the sources that they say something about."""
+
+    @property
+    def given(self) -> list[str]:
+        """The sources that are named; one, where all is well."""
+        return [name for name in self.kinds if getattr(self, name)]
+
+    @property
+    def own_name(self) -> str:
+        """What its scores are called where no name is given."""
+        kind = next(iter(self.given), "")
+        if kind in ("model", "classifier"):
+            return basename(getattr(self, kind).rstrip("/")) or kind
+        if kind == "function":
+            return self.function.rpartition(":")[2]
+        return "length" if kind == "length_penalty" else kind
+
+    def source_problems(self, at: str) -> list[str]:
+        """Contradictions, one line each.
+
+        Args:
+            at: the key that these fields stand below.
+        """
+        given = self.given
+        if len(given) > 1:
+            each = ", ".join(f"{{{name}: {show(getattr(self, name))}}}" for name in given)
+            advice = f". Several go in a list: reward.terms=[{each}]" if at == "reward" else ""
+            return [f"{at}.{given[1]}: given beside {at}.{given[0]}; need one source{advice}"]
+        found = self._unread(at, given)
+        if self.model:
+            found += self._model_problems(f"{at}.model")
+        if self.classifier:
+            found += self._classifier_problems(at)
+        if self.url and not _is_http(self.url):
+            found.append(
+                f"{at}.url: got {self.url}; need an address as http://localhost:8000/score"
+            )
+        try:
+            re.compile(self.pattern)
+        except (re.error, RecursionError, OverflowError) as error:
+            found.append(
+                f"{at}.pattern: got {self.pattern}; need a regular expression of Python ({error})"
+            )
+        return found
+
+    def _unread(self, at: str, given: list[str]) -> list[str]:
+        """Options of sources that are not given: they would change nothing, in silence."""
+        default = RewardSource()
+        return [
+            f"{at}.{name}: given without {' or '.join(f'{at}.{kind}' for kind in kinds)}, which "
+            "alone read it"
+            for name, kinds in self.read_by.items()
+            if not {*kinds} & {*given} and getattr(self, name) != getattr(default, name)
+        ]
+
+    def _model_problems(self, key: str) -> list[str]:
+        """What a local folder tells; a model of the hub is looked at when it is loaded."""
+        if self.model == SHIPPED:
+            return [f"{key}: got {SHIPPED}, which has random weights; need a reward model"]
+        if not isdir(self.model):
+            return []
+        if not is_reward_model(self.model):
+            return [
+                f"{key}: got {self.model}, which writes text and gives no scores; need a reward "
+                "model. Train one: rlhf reward model=" + self.model
+            ]
+        labels = [] if is_adapter(self.model) else saved_labels(self.model)
+        if len(labels) > 1:
+            return [
+                f"{key}: got {self.model}, a classifier with {len(labels)} labels "
+                f"({_listed(labels)}); need one with a single label, or say which one counts: "
+                f"classifier={self.model} label={show(labels[-1])}"
+            ]
+        return []
+
+    def _classifier_problems(self, at: str) -> list[str]:
+        path = self.classifier
+        if path == SHIPPED:
+            return [f"{at}.classifier: got {SHIPPED}, which has random weights; need a classifier"]
+        if not isdir(path):
+            return []
+        if is_adapter(path):
+            return [
+                f"{at}.classifier: got {path}, an adapter; need whole weights. "
+                f"Try {at}.model={path}, or rlhf merge"
+            ]
+        if not is_reward_model(path):
+            return [
+                f"{at}.classifier: got {path}, which has no classification head; need a sequence "
+                "classifier"
+            ]
+        labels = saved_labels(path)
+        wrong = label_problem(f"{at}.label", self.label, labels)
+        return [wrong] if labels and wrong else []
+
+
+def label_problem(key: str, label: str | int, labels: list[str]) -> str:
+    """The line for a label that a classifier does not have, or that has to be said; or nothing."""
+    if find_label(label, labels) is not None:
+        return ""
+    close = nearest(str(label), labels) or labels[-1]
+    got = "none given" if label == "" else f"got {label}"
+    return f"{key}: {got}; need one of {_listed(labels)}, or an index. Try {key}={show(close)}"
+
+
+def _listed(labels: list[str], most: int = 12) -> str:
+    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + rest
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

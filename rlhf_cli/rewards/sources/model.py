@@ -1,0 +1,105 @@
+"""Scores of a reward model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_cli.context import RunContext, say, silence
+from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.tokenize import TokenRow
+from rlhf_cli.models.config import LoadConfig, ModelConfig
+from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
+from rlhf_cli.rewards.samples import Samples
+from rlhf_cli.rewards.sources.config import RewardSource
+from rlhf_cli.rewards.sources.loading import (
+    dtype_name,
+    longest_text,
+    nbytes,
+    require_scores,
+    told_as,
+)
+from rlhf_cli.rewards.sources.rows import RowWriter, batched, fit_rows, response_row
+from rlhf_cli.runs import artifact
+
+
+class ModelScorer:
+    """Scores rows of prompt and response with a reward model.
+
+    With the policy's tokenizer, the policy's tokens are scored as they are. With another one, the
+    texts are written anew in its own tokens and template.
+
+    Args:
+        source: `model`, `base` and `output`.
+        key: that these stand below, for messages.
+        policy_tokenizer: of the tokens in the samples.
+        ctx: device and compute type.
+        max_tokens: of a forward pass.
+
+    Raises:
+        ModelError: it cannot be loaded, or gives no scores.
+    """
+
+    def __init__(
+        self,
+        source: RewardSource,
+        key: str,
+        policy_tokenizer: Any,
+        ctx: RunContext,
+        max_tokens: int,
+    ) -> None:
+        cfg = ModelConfig(path=source.model, base=source.base, init="pretrained")
+        self.who = f"{key}.model: {source.model}"
+        self.output, self.max_tokens, self.device = source.output, max_tokens, ctx.device
+        with told_as(f"{key}.model", f"{key}.base"):
+            require_scores(cfg)
+            self.tokenizer = load_tokenizer(cfg)
+            self.specials = find_specials(self.tokenizer)
+            with silence():  # `described` tells of it
+                model = load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
+            self.model = model.eval()
+            same = tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
+            self.write = None if same else self._writer(source.model)
+        self.limit = longest_text(self.model.model, self.tokenizer)
+        self.nbytes = nbytes(self.model)
+        layout = "flat rows" if self.model.flat else "padded rows"
+        tokens = "the policy's tokens" if same else "its own tokenizer"
+        self.described = f"{source.model} ({dtype_name(self.model)}, {layout}, {tokens})"
+        self._told_of_cuts = False
+
+    def _writer(self, path: str) -> RowWriter:
+        facts = artifact.read(Path(path).expanduser())
+        chats = bool(self.tokenizer.chat_template) and facts.get("trained_on") != "text"
+        return RowWriter(self.tokenizer, as_message=chats, who=self.who)
+
+    def __call__(self, samples: Samples) -> list[float]:
+        """[n], no unit: raw scores, or probabilities."""
+        rows = self._fit(self._rows(samples))
+        scores = torch.zeros(len(rows))
+        with torch.no_grad():
+            for chosen, part in batched(rows, self.max_tokens):
+                found = self.model(part.to(self.device)).double()
+                found = found.sigmoid() if self.output == "probability" else found
+                scores[chosen] = found.float().cpu()
+        return scores.tolist()
+
+    def _rows(self, samples: Samples) -> list[TokenRow]:
+        if self.write is not None:
+            return self.write(samples)
+        pairs = zip(samples.prompt_tokens, samples.response_tokens, strict=True)
+        return [response_row(prompt, response) for prompt, response in pairs]
+
+    def _fit(self, rows: list[TokenRow]) -> list[list[int]]:
+        """No longer than the model's positions; said when it first happens."""
+        long = sum(len(row.tokens) > self.limit for row in rows)
+        if long and not self._told_of_cuts:
+            self._told_of_cuts = True
+            say(
+                f"{self.who}: {long} of {len(rows)} rows are longer than its {self.limit} "
+                "positions; they lose the start of the prompt, and so will later ones"
+            )
+        return fit_rows(rows, self.limit, self.specials.bos)

@@ -1,0 +1,198 @@
+"""Against a real server on this machine."""
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from rlhf_cli.errors import DataError
+from rlhf_cli.rewards.config import RewardsConfig
+from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.sources.config import RewardSource
+from rlhf_cli.rewards.sources.endpoint import EndpointScorer
+from tests.rewards.helpers import context, samples, user
+
+THREE = samples(("a", "bc"), (user("d"), "e"), ("Say:", "fgh"), answer=[1, 2, 3])
+
+
+@contextmanager
+def serving(answer):
+    """A server; `answer` is given each request's object and says code and body."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            code, body = answer(asked[-1])
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/score", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def lengths(asked):
+    return 200, {"scores": [len(text) for text in asked["responses"]]}
+
+
+def scorer(url, **settings):
+    """An endpoint that is asked without waiting, and the pauses that it would have made."""
+    pauses = []
+    return EndpointScorer(RewardSource(url=url, **settings), "reward.url", pauses.append), pauses
+
+
+def told(url, **settings):
+    with pytest.raises(DataError) as caught:
+        scorer(url, **settings)[0](THREE)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1
+    assert line.startswith(f"reward.url: {url}")
+    return line
+
+
+@pytest.fixture
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_batches_are_sent_in_order_with_messages_and_columns():
+    with serving(lengths) as (url, asked):
+        assert scorer(url, batch_size=2)[0](THREE) == [2, 1, 3]
+    assert asked == [
+        {
+            "prompts": ["a", [{"role": "user", "content": "d"}]],
+            "responses": ["bc", "e"],
+            "columns": {"answer": [1, 2]},
+        },
+        {"prompts": ["Say:"], "responses": ["fgh"], "columns": {"answer": [3]}},
+    ]
+
+
+def test_errors_of_the_server_are_answered_by_asking_again(capsys):
+    codes = iter([500, 503, 429])
+
+    def answer(asked):
+        code = next(codes, 200)
+        return (code, b"busy") if code != 200 else lengths(asked)
+
+    with serving(answer) as (url, asked):
+        endpoint, pauses = scorer(url)
+        assert endpoint(THREE) == [2, 1, 3]
+    assert (len(asked), pauses) == (4, [0.5, 1, 2])
+    assert "answers HTTP 503: busy; asking again in 1 s" in capsys.readouterr().err
+
+
+def test_errors_that_go_on_end_the_run_and_never_become_a_score():
+    with serving(lambda _: (500, b"<b>\n out of\n memory")) as (url, asked):
+        assert "answers HTTP 500: <b> out of memory; asked 3 times" in told(url, retries=2)
+        assert len(asked) == 3
+
+
+def test_a_request_that_is_refused_is_not_repeated():
+    with serving(lambda _: (404, b"no such path")) as (url, asked):
+        assert told(url).endswith("answers HTTP 404: no such path")
+        assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (b"<html>", "answers <html>; need a JSON object"),
+        (b"", "answers nothing; need a JSON object"),
+        (b"\xff\xfe\x00", "need a JSON object"),
+        ([1, 2, 3], "answers [1, 2, 3]; need a JSON object"),
+        ({"score": [1, 2, 3]}, "need a JSON object"),
+        ({"scores": [1, 2]}, "gave 2 scores for 3 responses"),
+        ({"scores": 1}, "gave 1; need a list"),
+        ({"scores": [1, None, 3]}, 'gave None for responses[1], whose prompt begins "d"'),
+        (b'{"scores": [1, 2, NaN]}', 'gave nan for responses[2], whose prompt begins "Say:"'),
+        (b"[" * 100_000, "need a JSON object"),
+    ],
+)
+def test_garbage_is_told(body, line):
+    with serving(lambda _: (200, body)) as (url, _):
+        assert line in told(url)
+
+
+def test_a_bad_score_in_a_later_batch_is_counted_from_the_first():
+    with serving(lambda asked: (200, {"scores": ["x"] if "answer" else []})) as (url, _):
+        assert "responses[0]" in told(url, batch_size=1)
+
+    def last(asked):
+        return 200, {"scores": [None if asked["columns"]["answer"] == [3] else 1]}
+
+    with serving(last) as (url, _):
+        assert "responses[2]" in told(url, batch_size=1)
+
+
+def test_a_wrong_count_is_not_made_up_for_by_the_next_batch():
+    counts = iter([3, 1])
+    with serving(lambda _: (200, {"scores": [0] * next(counts)})) as (url, _):
+        assert "gave 3 scores for 2 responses" in told(url, batch_size=2)
+
+
+def test_a_slow_endpoint():
+    done = threading.Event()
+
+    def answer(asked):
+        done.wait(10)
+        return lengths(asked)
+
+    with serving(answer) as (url, asked):
+        line = told(url, timeout=0.05, retries=1)
+        done.set()
+    assert "no answer within timeout=0.05 seconds; asked 2 times" in line
+    assert len(asked) == 2
+
+
+def test_an_endpoint_that_hangs_up(free_port):
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", free_port))
+        listening.listen()
+        stop = threading.Event()
+
+        def hang_up():
+            for _ in range(2):
+                listening.accept()[0].close()
+            stop.set()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert "; asked 2 times" in told(f"http://127.0.0.1:{free_port}/", retries=1)
+        thread.join()
+
+
+def test_nobody_there_is_found_out_before_the_run(free_port):
+    cfg = RewardsConfig(url=f"http://127.0.0.1:{free_port}/score", retries=0)
+    with pytest.raises(DataError, match=r"cannot be reached \(.*refused.*\); asked once"):
+        open_rewards(cfg, None, context())
+
+
+def test_a_listener_need_not_answer_what_it_was_not_made_for(capsys):
+    with serving(lengths) as (url, asked):  # it has no HEAD
+        rewards = open_rewards(RewardsConfig(url=url, timeout=5), None, context())
+        assert asked == []
+        assert rewards.score(THREE).total.tolist() == [2, 1, 3]
+    assert capsys.readouterr().err == f"reward url: {url}\n"
+
+
+def test_a_proxy_is_not_asked_about_this_machine(monkeypatch, free_port):
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
+    with serving(lengths) as (url, _):
+        assert scorer(url)[0](THREE) == [2, 1, 3]
