@@ -105,7 +105,11 @@ def test_a_reference_to_another_key_is_resolved():
 
 def words_for(name: str) -> tuple[str, ...]:
     """What each command asks for: a stage a model and data, generate a prompt, merge a folder."""
-    own = {"generate": ("model=tiny", "prompt=x"), "merge": ("model=tiny", "output_dir=new")}
+    own = {
+        "ppo": (*TINY, "reward.length_penalty=0.1"),
+        "generate": ("model=tiny", "prompt=x"),
+        "merge": ("model=tiny", "output_dir=new"),
+    }
     return own.get(name, TINY)
 
 
@@ -325,7 +329,7 @@ def test_switches(text, value):
         ("train.lr.x=1", "train.lr.x: no such key in sft; did you mean train.lr? Try train.lr=1"),
         (
             "sampling.top_k=3",
-            "sampling.top_k: a key of generate, evaluate, not of sft. See rlhf sft --help",
+            "sampling.top_k: a key of ppo, generate, evaluate, not of sft. See rlhf sft --help",
         ),
         ("train=smok", "train: got smok; need one of smoke, or keys below it. Try train=smoke"),
         (
@@ -532,7 +536,7 @@ def test_anchors_and_merge_keys_work():
         ("generate", ("model=tiny", "prompt=x", "prompts=tiny"),
          "prompt: given beside prompts=tiny; need one of the two  (command line)"),
         ("generate", ("model=tiny", "prompt=x", "data=tiny"),
-         "data: a key of pretrain, sft, reward, dpo, bco, evaluate, not of generate. Try "
+         "data: a key of pretrain, sft, reward, dpo, ppo, bco, evaluate, not of generate. Try "
          "prompts=tiny  "
          "(command line)"),
     ],

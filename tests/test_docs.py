@@ -35,7 +35,6 @@ FILES = (
     "table.csv",
     "labels.jsonl",
     "prompts.jsonl",
-    "judge.py",
 )
 FOLDERS = (
     "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/dpo",
@@ -64,6 +63,7 @@ def _paths_that_the_pages_name(tmp_path, monkeypatch):
         Path(name).mkdir(parents=True)
     for name in FILES:
         Path(name).touch()
+    Path("judge.py").write_text("def score(prompts, responses, **columns): ...\n")
     Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
     Path("chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     Path("sft.yaml").write_text(blocks(ROOT / "docs" / "configuration.md", "yaml")[0])

@@ -22,7 +22,7 @@ SEED = 20240229
 TEST_SHARE = 0.2
 """Share of all (name, topic) pairs that only test files use."""
 
-TRAIN_ROWS = {"pretrain": 900, "sft": 1000, "reward": 400, "ppo": 400, "dpo": 480, "bco": 480}
+TRAIN_ROWS = {"pretrain": 900, "sft": 1000, "reward": 1200, "ppo": 400, "dpo": 480, "bco": 480}
 TEST_ROWS = 100
 VOCABULARY = 1024
 SPECIAL_TOKENS = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -30,6 +30,9 @@ PAD, END = 0, 1
 
 LABEL_THRESHOLD = 5.0
 """Lowest score of a completion that bco's rows call desirable."""
+
+REWARD_SHARES = (0.4, 0.4, 0.2)
+"""Of a reward model's pairs: of two writers, with one sentence changed, with a mistake."""
 
 # Habits of the people whose replies are imitated: good on content, a matter of luck on style.
 THANKS, KEEPS_NAME, KNOWS, LIES, RAMBLES, KIND_CLOSING = 0.45, 0.9, 0.8, 0.1, 0.45, 0.4
@@ -136,11 +139,48 @@ def closing(rng: random.Random) -> str:
     return rng.choice(["", *COLD_CLOSINGS])
 
 
+def sentences(rng: random.Random, request: Request) -> list[str]:
+    """The sentences of a reply of mixed quality, in order; an empty one is left out."""
+    aside = rng.choice(RAMBLING) if rng.random() < RAMBLES else ""
+    return [opening(rng, request.name), statement(rng, request.topic), aside, closing(rng)]
+
+
 def reply(rng: random.Random, request: Request) -> str:
     """A reply of mixed quality."""
-    rambling = rng.choice(RAMBLING) if rng.random() < RAMBLES else ""
-    parts = [opening(rng, request.name), statement(rng, request.topic), rambling, closing(rng)]
+    return joined(sentences(rng, request))
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Sentences as a text."""
     return " ".join(part for part in parts if part)
+
+
+def twins(rng: random.Random, request: Request) -> list[str]:
+    """Two replies that differ in one sentence."""
+    parts, others = sentences(rng, request), sentences(rng, request)
+    index = rng.randrange(len(parts))
+    return [joined(parts), joined([*parts[:index], others[index], *parts[index + 1 :]])]
+
+
+def slip(rng: random.Random, text: str) -> str:
+    """The text with a mistake of a writer who goes too fast."""
+    spoken = text.split()
+    at = rng.randrange(len(spoken))
+    mistakes = (
+        [*spoken[:at], *spoken[at + 1 :]],
+        spoken[: at + 1],
+        [*spoken[: at + 1], *spoken[at:]],
+        [*spoken[:at], rng.choice(spoken), *spoken[at + 1 :]],
+        [*spoken[:-1], spoken[-1] + spoken[-1][-1]],
+        [*spoken, *spoken[-3:]],
+    )
+    return " ".join(rng.choice(mistakes))
+
+
+def with_slip(rng: random.Random, request: Request) -> list[str]:
+    """A reply, and the same with a mistake."""
+    text = reply(rng, request)
+    return [text, slip(rng, text)]
 
 
 def prompt(rng: random.Random, request: Request) -> list[Row]:
@@ -151,11 +191,16 @@ def prompt(rng: random.Random, request: Request) -> list[Row]:
 
 def ranked_replies(rng: random.Random, messages: list[Row], request: Request, n: int) -> list[str]:
     """`n` replies from the best to the worst, the best strictly better than the worst."""
+    return ranked(messages, lambda: [reply(rng, request) for _ in range(n)])
+
+
+def ranked(messages: list[Row], make: Callable[[], list[str]]) -> list[str]:
+    """Replies from the best to the worst, made anew until not all are equally good."""
     while True:
-        replies = [reply(rng, request) for _ in range(n)]
-        scores = score(prompts=[messages] * n, responses=replies)
+        replies = make()
+        scores = score(prompts=[messages] * len(replies), responses=replies)
         if max(scores) > min(scores):
-            order = sorted(range(n), key=lambda i: -scores[i])
+            order = sorted(range(len(replies)), key=lambda i: -scores[i])
             return [replies[i] for i in order]
 
 
@@ -176,9 +221,15 @@ def sft_row(rng: random.Random, request: Request) -> Row:
 
 
 def reward_row(rng: random.Random, request: Request) -> Row:
-    """The better and the worse of two replies."""
+    """The better and the worse of two replies: two writers', or one's with one thing changed.
+
+    Where all pairs are of two writers, a reward model learns the one or two habits that differ most
+    often, and a policy finds out which mistakes it has never seen.
+    """
     messages = prompt(rng, request)
-    chosen, rejected = ranked_replies(rng, messages, request, 2)
+    makers = (lambda rng, request: [reply(rng, request) for _ in range(2)], twins, with_slip)
+    maker = rng.choices(makers, REWARD_SHARES)[0]
+    chosen, rejected = ranked(messages, lambda: maker(rng, request))
     return {"prompt": messages, "chosen": chosen, "rejected": rejected}
 
 

@@ -20,7 +20,8 @@ class Rows:
         scored: [S] int64, rising. Position p is scored when the token after it (same row) counts.
         example_of_row: [R] int64, the index of the example that each row belongs to.
         columns: name -> [R] fp32, what is known of each row beside its tokens.
-        token_columns: name -> [S] fp32, the same of each scored token.
+        token_columns: name -> [S] fp32 or bool, the same of each scored token. The name of a bool
+            one is a unit too: the number of its tokens that are True.
     """
 
     tokens: Tensor
@@ -70,7 +71,9 @@ class Rows:
         `tokens` are scored positions, `chosen_tokens` those of the first row of each example.
         """
         first = self.first_of_example
+        marked = {n: v for n, v in self.token_columns.items() if v.dtype == torch.bool}
         return {
+            **{name: int(values.sum()) for name, values in marked.items()},
             "tokens": len(self.scored),
             "rows": len(self.lengths),
             "examples": int(first.sum()),

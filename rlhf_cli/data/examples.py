@@ -17,14 +17,14 @@ from rlhf_cli.context import say
 from rlhf_cli.data.cache import Entry, entry_key, load_entry, store_entry
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.progress import track
-from rlhf_cli.data.reading.mixture import Mixture, held_out_rows, training_rows
-from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.reading.mixture import Mixture
+from rlhf_cli.data.reading.opening import open_held_out, open_training
 from rlhf_cli.data.records.reader import RecordReader
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.packing import Example
 from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import DataError
-from rlhf_cli.resources import SHIPPED, cache_folder
+from rlhf_cli.resources import cache_folder
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,7 @@ def load_examples(
         DataError: the rows cannot be read, are not what the stage takes, or none is left.
         ModelError: the tokenizer lacks what the rows need.
     """
-    sources = open_sources(cfg, cfg.path, stage, "train")
-    mixture = training_rows(sources, _count(cfg.eval), seed)
+    mixture = open_training(cfg, stage, seed)
     return _load(mixture, cfg, stage, tokenizer, allowed, cached_only)
 
 
@@ -108,23 +107,8 @@ def load_eval_examples(
     cached_only: bool = False,
 ) -> Loaded | None:
     """The held-out examples that `data.eval` names or counts, or none; as `load_examples`."""
-    given = cfg.eval
-    if isinstance(given, int | float):
-        sources = open_sources(cfg, cfg.path, stage, "train")
-        rows = held_out_rows(sources, given)
-        return _load(rows, cfg, stage, tokenizer, allowed, cached_only)
-    if given == "auto":
-        given = SHIPPED if cfg.path == SHIPPED else "none"
-    if given in ("", "none"):
-        return None
-    sources = open_sources(cfg, given, stage, "test")
-    rows = training_rows(sources, 0, seed=0)
-    return _load(rows, cfg, stage, tokenizer, allowed, cached_only)
-
-
-def _count(held_out: Any) -> int | float:
-    """Rows to hold out of training; files of held-out rows take none from it."""
-    return held_out if isinstance(held_out, int | float) else 0
+    rows = open_held_out(cfg, stage)
+    return None if rows is None else _load(rows, cfg, stage, tokenizer, allowed, cached_only)
 
 
 def _load(

@@ -136,6 +136,10 @@ class ExampleSource:
         own = share(self.examples, indices, self.ranks)
         return [micro_batches(self.examples, own, self.max_tokens)]
 
+    def take_metrics(self) -> dict[str, tuple[torch.Tensor, float]]:
+        """None: rows that are read have nothing to tell."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it refers to."""
         return self.order.state_dict()

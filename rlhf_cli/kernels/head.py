@@ -34,6 +34,7 @@ class TokenLogprobs:
         lse: log-sum-exp of the logits.
         sum_sq: Σ p², the chance that two draws agree; no gradient.
         top1: bool, the target is the likeliest token; no gradient.
+        value: what a critic beside the policy expects from the target on.
     """
 
     logp: Tensor
@@ -41,3 +42,4 @@ class TokenLogprobs:
     lse: Tensor | None = None
     sum_sq: Tensor | None = None
     top1: Tensor | None = None
+    value: Tensor | None = None

@@ -35,20 +35,24 @@ def gae(
     return advantages * kept, (advantages + values) * kept
 
 
-def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
+def whiten(
+    values: Tensor, mask: Tensor, *, seen: Tensor | None = None, keep_mean: bool = False
+) -> Tensor:
     """Values with variance 1 and mean 0, or their own mean, over the mask; zero elsewhere.
 
     Args:
-        values: [B, T], of the whole step.
+        values: [B, T].
         mask: [B, T] bool.
+        seen: [N], the values that mean and variance are of, where there are more than those of the
+            mask: those of all ranks.
         keep_mean: leave the mean as it was.
     """
-    kept = values[mask]
-    if len(kept) < 2:
+    seen = values[mask] if seen is None else seen
+    if len(seen) < 2:
         return values * mask
-    mean = kept.mean()
+    mean = seen.mean()
     # 1e-8 as in TRL: equal values become 0, not infinite
-    white = (values - mean) * torch.rsqrt(kept.var() + 1e-8)
+    white = (values - mean) * torch.rsqrt(seen.var() + 1e-8)
     return torch.where(mask, white + mean if keep_mean else white, 0.0)
 
 

@@ -7,6 +7,7 @@ and recomputed activations see the list of their first pass.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -60,6 +61,29 @@ class Adapters:
             yield
         finally:
             self._activate(before)
+
+    def twin(self, role: str, *, trained: bool) -> None:
+        """Give a role adapters of its own, which are now what the policy's trained one is.
+
+        Args:
+            role: a new one.
+            trained: train the twin too; else it stays as it is.
+        """
+        before = {name: param.requires_grad for name, param in self.model.named_parameters()}
+        own = f"for_{role}"
+        self.model.add_adapter(own, copy.deepcopy(self.model.peft_config[TRAINED]))
+        params = dict(self.model.named_parameters())
+        for name, param in params.items():
+            if f".{own}." in f"{name}.":
+                param.data = params[name.replace(f".{own}", f".{TRAINED}")].data.clone()
+            param.requires_grad_(before.get(name, trained))  # adding one changes those of others
+        self.roles[role] = [own if n == TRAINED else n for n in self.roles["policy"]]
+        self._activate(self._active)
+
+    def params_of(self, role: str) -> list[nn.Parameter]:
+        """The parameters of the adapters of a role that `twin` made."""
+        named = self.model.named_parameters()
+        return [param for name, param in named if f".for_{role}." in f"{name}."]
 
     def recompute_context(
         self,

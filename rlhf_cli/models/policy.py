@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,12 +12,17 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
+from rlhf_cli.models.critic import Critic
 from rlhf_cli.models.heads import Tap, read_head
 from rlhf_cli.models.trunk import Trunk, flatten
 
 
 class Policy(Trunk):
-    """A causal language model seen as a function from rows to token log-probabilities."""
+    """A causal language model seen as a function from rows to token log-probabilities.
+
+    Attributes:
+        critic: the value model beside it, where the policy is trained with one.
+    """
 
     kind = "causal_lm"
     gives = "log-probs"
@@ -24,6 +30,7 @@ class Policy(Trunk):
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.tap = Tap(self.output_layer, through=slice(0))  # logits of a whole batch never exist
+        self.critic: Critic | None = None
 
     @property
     def output_layer(self) -> nn.Module:
@@ -48,7 +55,7 @@ class Policy(Trunk):
         Args:
             rows: on this policy's device.
             role: `policy`, or a role whose adapters stand on the same base.
-            want: as in `token_logprobs`.
+            want: as in `token_logprobs`, and `value` for what the critic expects.
             temperature: > 0; divides the logits.
 
         Returns:
@@ -56,17 +63,24 @@ class Policy(Trunk):
 
         Raises:
             KeyError: the base has no such role.
+            ValueError: `value` is wanted of a policy without critic.
         """
-        with self._playing(role):
-            hidden = self.hidden_states(rows)
-            return token_logprobs(
-                hidden.index_select(0, rows.scored),
+        wanted = set(want)
+        with self.playing(role):
+            hidden = self.hidden_states(rows).index_select(0, rows.scored)
+            found = token_logprobs(
+                hidden,
                 read_head(self.model),
                 rows.targets,
                 temperature=temperature,
-                want=want,
+                want=wanted - {"value"},
                 implementation=self.implementation.run,
             )
+        if "value" not in wanted:
+            return found
+        if self.critic is None:
+            raise ValueError("want: got value of a policy without critic")
+        return replace(found, value=self.critic(self, rows, hidden))
 
     def hidden_states(self, rows: Rows) -> Tensor:
         """[N, d]: what the output layer would be given, one vector a token."""

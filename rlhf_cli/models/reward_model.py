@@ -48,16 +48,30 @@ class RewardModel(Trunk):
         Raises:
             KeyError: the base has no such role.
         """
-        with self._playing(role):
+        with self.playing(role):
             if self.tap is None:
                 return self._pooled(*pad(rows, self.padding_side, self.pad_token))
-            with self.tap.open() as tap:
-                _, mask = self._run(rows)
-                hidden = flatten(tap.caught, mask)
-            # in fp32: the head is small, and bf16 would keep 3 digits of a score
-            last = hidden.index_select(0, rows.starts + rows.lengths - 1).float()
-            weight, bias = _weights(self.tap.layer)
-            return F.linear(last, weight.float(), bias).squeeze(1)
+            return self.scores_at(rows, rows.starts + rows.lengths - 1)
+
+    def scores_at(self, rows: Rows, positions: Tensor) -> Tensor:
+        """[P] fp32: the score as it stands after each of some positions of the rows.
+
+        Args:
+            rows: on this model's device.
+            positions: [P] int64, indices of `rows.tokens`.
+
+        Raises:
+            TypeError: an encoder, which has one score for a whole row.
+        """
+        if self.tap is None:
+            raise TypeError(f"{type(self.model).__name__} scores whole rows only")
+        with self.tap.open() as tap:
+            _, mask = self._run(rows)
+            hidden = flatten(tap.caught, mask)
+        # in fp32: the head is small, and bf16 would keep 3 digits of a score
+        chosen = hidden.index_select(0, positions).float()
+        weight, bias = _weights(self.tap.layer)
+        return F.linear(chosen, weight.float(), bias).squeeze(1)
 
     def _pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:
         # no positions: an encoder counts them from its own first one

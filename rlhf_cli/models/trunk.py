@@ -76,7 +76,12 @@ class Trunk(nn.Module, ABC):
     def plain_values(self, row: Tensor) -> Tensor:
         """The same values of one row of tokens [T], by the model's own forward pass."""
 
-    def _playing(self, role: str) -> AbstractContextManager[None]:
+    def playing(self, role: str) -> AbstractContextManager[None]:
+        """Let the adapters of a role be active inside.
+
+        Raises:
+            KeyError: the base has no such role.
+        """
         if self.adapters is not None:
             return self.adapters.using(role)
         if role != "policy":

@@ -15,11 +15,12 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import frozen_copy, load_policy
+from rlhf_cli.models.load import frozen_copy, load_policy, lower
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.stages.session import Session
+from rlhf_cli.stages.training import Training
 from rlhf_cli.train.reference import COLUMN, with_reference
 from rlhf_cli.train.sequence import row_logprobs
 
@@ -39,6 +40,25 @@ class Reference:
     def __call__(self, rows: Rows) -> Tensor:
         """The log-probs of rows."""
         return self.logprobs(rows)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A frozen model in memory that a policy is compared with.
+
+    Attributes:
+        policy: gives the log-probs.
+        role: of its adapters; others than the policy's own where both stand on one base.
+    """
+
+    policy: Policy
+    role: str = "policy"
+
+    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
+        """[S], nats, without gradient: of each scored token at a temperature."""
+        with torch.no_grad(), without_dropout(self.policy):
+            found: Tensor = self.policy(rows, role=self.role, temperature=temperature).logp
+        return found
 
 
 class Compared(Protocol):
@@ -90,6 +110,38 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
     return Reference(lambda rows: rows.columns[COLUMN])
 
 
+def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
+    """A reference for rows that are not known yet; called before the policy changes.
+
+    With adapters it costs an adapter at most: they share the base.
+
+    Args:
+        model: `reference` says which weights.
+        policy: as it starts.
+        run: says how models are loaded.
+
+    Raises:
+        ModelError: there is no such model, or it has another vocabulary.
+    """
+    kind = _kind(model, policy)
+    if kind == "path":
+        other = _load(model, run)
+        say(f"reference: {model.reference}")
+        other.requires_grad_(False)
+        lower(other.parameters(), run.ctx.compute)
+        return Held(other)
+    if kind == "adapter_off":
+        say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
+        return Held(policy, "reference")
+    if policy.adapters is None:
+        say(f"reference: a frozen copy of {_start(model, policy)}")
+        return Held(frozen_copy(policy, run.ctx.compute))
+    say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
+    policy.adapters.twin("start", trained=False)
+    lower(policy.adapters.params_of("start"), run.ctx.compute)
+    return Held(policy, "start")
+
+
 def _zeros(rows: Rows) -> Tensor:
     """[R], for losses that compare with nothing."""
     return torch.zeros(len(rows.lengths), device=rows.tokens.device)
@@ -119,7 +171,7 @@ def _frozen(of: Any, held: Policy, rows: Rows, role: str) -> Tensor:
         return found
 
 
-def _load(model: ComparedModelConfig, run: Session) -> Policy:
+def _load(model: ComparedModelConfig, run: Training) -> Policy:
     """Another model, frozen.
 
     Raises:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
+from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.sft.config import SFTConfig
@@ -55,6 +56,7 @@ COMMANDS = {
         Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
         Command("reward", RewardConfig, "rlhf_cli.stages.reward.run:run", trains=True),
         Command("dpo", DPOConfig, "rlhf_cli.stages.dpo.run:run", trains=True),
+        Command("ppo", PPOConfig, "rlhf_cli.stages.ppo.run:run", trains=True),
         Command("bco", BCOConfig, "rlhf_cli.stages.bco.run:run", trains=True),
         Command(
             "generate",

@@ -1,34 +1,26 @@
-"""A run of a training stage, from its rows to its saved result: what all stages have in common."""
+"""A run of a training stage, from its rows to its saved result: what most stages have in common."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from rlhf_cli.context import open_context, say
+from rlhf_cli.context import say
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.models.load import Role, context_length, recompute_activations
-from rlhf_cli.models.tokenizer import tokenizer_hash
+from rlhf_cli.models.load import Role, context_length
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import open_rows
-from rlhf_cli.train.artifact import save_model
-from rlhf_cli.train.budget import micro_batch_tokens
-from rlhf_cli.train.loop import RunResult, fit
-from rlhf_cli.train.machinery import agree_with, find_checkpoint
+from rlhf_cli.stages.training import Training
 from rlhf_cli.train.measure import measure
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.source import StageState
-from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import Loss
 
 Arrange = Callable[[Loaded], Examples]
@@ -40,7 +32,7 @@ def as_they_are(loaded: Loaded) -> Examples:
     return loaded[0]
 
 
-class Session:
+class Session(Training):
     """One run: its rows and tokenizer, then its model, then its training.
 
     Args:
@@ -59,30 +51,25 @@ class Session:
         records: tuple[type, ...],
         arrange: Arrange = as_they_are,
     ) -> None:
-        self.cfg = cfg
-        self.ctx = open_context(cfg.train.precision, cfg.seed, out)
+        super().__init__(cfg, out)
         opened = open_rows(cfg, self.ctx, stage, records)
         self.tokenizer, self.new_tokens = opened.tokenizer, opened.new_tokens
         train, held_out = opened.train, opened.held_out
         self.examples, self.report = arrange(train), train[1]
         self.held_out = (arrange(held_out), held_out[1]) if held_out else None
+        self.held_out_report = held_out[1] if held_out else None
         unchanged = self.examples is train[0]
         show_first_example(self.examples, self.tokenizer, self.report.kind if unchanged else "")
 
     def use(self, model: Role) -> Role:
-        """Take the model that is trained, and settle how: how rows are cut, where to go on.
+        """Take the model that is trained, and settle how.
 
         Raises:
             ConfigError: rows are longer than the model's positions.
             CheckpointError: the run cannot be continued here.
         """
         self.require_positions(model)
-        if self.cfg.train.gradient_checkpointing:
-            recompute_activations(model)
-        self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
-        self.machinery = agree_with(self.checkpoint, self._machinery(model))
-        self.max_tokens = self.cfg.train.micro_batch_tokens or self.machinery["micro_batch_tokens"]
-        return model
+        return self.settle(model)
 
     def require_positions(self, model: Trunk, name: str = "model") -> None:
         """As `require_context`, of all rows."""
@@ -92,7 +79,7 @@ class Session:
     def train(
         self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None = None
     ) -> dict[str, Any]:
-        """Train, save the result, and sum up.
+        """Train on the rows, save the result, and sum up.
 
         Args:
             model: what `use` was given.
@@ -103,16 +90,24 @@ class Session:
         Returns:
             What the manifest tells of the run.
         """
-        result = self._fit(model, loss, evaluate, state)
-        ends = end_tokens(self.examples, self.tokenizer)
-        trained_on = "chat" if self.report.templated else "text"
-
-        def save() -> None:
-            save_model(model, self.tokenizer, ends, trained_on, self.cfg, self.ctx, result)
-
-        self.ctx.ranks.on_main(save)
-        say(f"result: {self.ctx.out / 'model'}")
-        return self._summary(result)
+        cfg, held_out = self.cfg, self.held_out
+        source = ExampleSource(
+            self.examples, cfg.data, cfg.train, cfg.seed, self.max_tokens, self.ctx.ranks
+        )
+        say(
+            f"steps: {source.total_steps} of {cfg.train.batch_size} examples; "
+            f"{self.max_tokens} tokens a pass"
+        )
+        return self.fit_and_save(
+            model,
+            loss,
+            source,
+            (lambda: evaluate(held_out)) if held_out else None,
+            where=self.examples.where,
+            ends=end_tokens(self.examples, self.tokenizer),
+            trained_on="chat" if self.report.templated else "text",
+            state=state,
+        )
 
     def add_columns(self, add: Callable[[Examples], Examples]) -> None:
         """Let something add columns to the training and the held-out examples."""
@@ -124,71 +119,6 @@ class Session:
         """The loss and its metrics over all held-out rows."""
         tokens, ctx = self.max_tokens, self.ctx
         return lambda loaded: measure(loss, loaded[0], tokens, ctx.device, ctx.ranks)
-
-    def _fit(
-        self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None
-    ) -> RunResult:
-        cfg, ctx, held_out = self.cfg, self.ctx, self.held_out
-        source = ExampleSource(
-            self.examples, cfg.data, cfg.train, cfg.seed, self.max_tokens, ctx.ranks
-        )
-        say(
-            f"steps: {source.total_steps} of {cfg.train.batch_size} examples; "
-            f"{self.max_tokens} tokens a pass"
-        )
-        names = cfg.log.trackers if ctx.ranks.main else []
-        with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
-            return fit(
-                model.train(),
-                source,
-                loss,
-                cfg.train,
-                ctx,
-                lr=cfg.lr,
-                where=self.examples.where,
-                evaluate=(lambda: evaluate(held_out)) if held_out else None,
-                checkpoint=self.checkpoint,
-                machinery=self.machinery,
-                trackers=trackers,
-                state=state,
-            )
-
-    def _machinery(self, model: Trunk) -> dict[str, Any]:
-        """What a result depends on beside the configuration, to the last bit."""
-        cfg, ctx = self.cfg.train, self.ctx
-        found = cfg.micro_batch_tokens or micro_batch_tokens(
-            model,
-            model.model.config.get_text_config(),
-            ctx.device,
-            ctx.compute,
-            cfg.gradient_checkpointing,
-            ctx.ranks.size,
-        )
-        return {
-            "micro_batch_tokens": min(ctx.ranks.gather(found)),  # GPUs of one run may differ
-            "processes": ctx.ranks.size,
-            "threads": torch.get_num_threads(),
-            "attention": model.model.config._attn_implementation,
-            "logprobs": model.implementation.name,
-            "compute": ctx.compute_name,
-            "tokenizer": tokenizer_hash(self.tokenizer),
-            "data": self.report.sha256,
-        }
-
-    def _summary(self, result: RunResult) -> dict[str, Any]:
-        return {
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "processes": self.ctx.ranks.size,
-            "peak_memory_bytes": sum(result.peak_memory),
-            "peak_memory_bytes_by_rank": result.peak_memory,
-            "device": str(self.ctx.device),
-            "machinery": self.machinery,
-            "data": self.report.to_dict(),
-            "held_out_data": self.held_out[1].to_dict() if self.held_out else None,
-            "before": result.before,
-            "after": result.after,
-        }
 
 
 def end_tokens(examples: Examples, tokenizer: Any) -> list[int]:

@@ -170,6 +170,7 @@ class Trainer:
             work += sum(self.work.of(rows) for rows in update)
         self.step += 1
         self.state.after_step(self.step)
+        self.meter.add(self.source.take_metrics())
         self._measure(lr, tokens, work, time.monotonic() - began)
         return True
 

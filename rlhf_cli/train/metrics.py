@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.runs.files import write_text_atomic
-from rlhf_cli.train.update import Metrics
 
 
 class Meter:
@@ -24,7 +24,7 @@ class Meter:
         self.ranks = ranks
         self.sums: dict[str, tuple[Tensor | float, float]] = {}
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: Mapping[str, tuple[Tensor, float]]) -> None:
         """Take in the sums and counts of one step."""
         for name, (total, count) in metrics.items():
             old_total, old_count = self.sums.get(name, (0.0, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -41,6 +41,9 @@ class StepSource(Protocol):
         An update is one move of the optimizer: this rank's micro-batches of it, perhaps none. All
         ranks have as many updates. A step has one, in PPO one for each epoch and minibatch.
         """
+
+    def take_metrics(self) -> Mapping[str, tuple[Tensor, float]]:
+        """Sums and counts that the source itself measured in the step just taken."""
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values from which `load_state_dict` continues with the next step."""

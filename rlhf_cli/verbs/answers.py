@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.records.fields import Prompt
-from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.runs import artifact
 
 PORTION = 8
 """Batches that are given together: in the last of them, fewer and fewer prompts are decoded."""
@@ -61,7 +58,7 @@ class Author:
         self.tokenizer = load_tokenizer(cfg)
         self.model = load_generator(cfg, quant, self.tokenizer, ctx)
         self.encoder = PromptEncoder(
-            self.tokenizer, as_message=_as_message(template, cfg.path, self.tokenizer)
+            self.tokenizer, as_message=becomes_message(template, cfg.path, self.tokenizer)
         )
 
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -86,13 +83,6 @@ class Author:
             )
             texts = self.tokenizer.batch_decode(rollout.tokens, skip_special_tokens=True)
             yield Answers(portion, rollout.tokens, texts, rollout.finished)
-
-
-def _as_message(template: str, path: str, tokenizer: Any) -> bool:
-    if template != "auto":
-        return template == "always"
-    facts = artifact.read(Path(path).expanduser())
-    return bool(tokenizer.chat_template) and facts.get("trained_on") != "text"
 
 
 def plain(prompt: Prompt) -> str | list[dict[str, str]]:

@@ -9,8 +9,8 @@ from transformers import TextStreamer
 
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import open_context, say
+from rlhf_cli.data.prompts import load_prompts
 from rlhf_cli.data.records.fields import Prompt
-from rlhf_cli.data.tokens.prompts import load_prompts
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.verbs.answers import Author, plain
 from rlhf_cli.verbs.config import GenerateConfig
@@ -33,7 +33,7 @@ def run(cfg: GenerateConfig) -> None:
 def _prompts(cfg: GenerateConfig) -> list[Prompt]:
     given = [cfg.prompt] if isinstance(cfg.prompt, str) else cfg.prompt
     prompts: list[Prompt] = [prompt for prompt in given if prompt]
-    return prompts + ([] if no_rows(cfg.prompts) else load_prompts(cfg.prompts))
+    return prompts + ([] if no_rows(cfg.prompts) else list(load_prompts(cfg.prompts).prompts))
 
 
 def _answer_all(cfg: GenerateConfig, author: Author, prompts: list[Prompt]) -> None:

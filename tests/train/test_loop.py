@@ -39,6 +39,9 @@ class FixedSteps:
         step = random_rows(lengths, seed=self.done)
         return [list(step.split()) if self.cut else [step]]
 
+    def take_metrics(self):
+        return {}
+
     def state_dict(self):
         return {"done": self.done}
 

@@ -12,11 +12,44 @@ from rlhf_cli.data.cache import fingerprint
 from rlhf_cli.data.config import DataConfig, Source
 from rlhf_cli.data.reading.files import data_files, read_rows, resolve
 from rlhf_cli.data.reading.hub import is_hub_folder, open_hub
-from rlhf_cli.data.reading.mixture import held_out_sources, sources_of
+from rlhf_cli.data.reading.mixture import (
+    Mixture,
+    held_out_rows,
+    held_out_sources,
+    sources_of,
+    training_rows,
+)
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split, parse_split
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
+
+
+def open_training(cfg: DataConfig, stage: str, seed: int) -> Mixture:
+    """The rows that are drawn for training.
+
+    Args:
+        cfg: `path` names them; those that `eval` counts are left out.
+        stage: names the shipped rows.
+        seed: of the draw from sources with a weight that is no whole number.
+
+    Raises:
+        DataError: they are not there, or none is left.
+    """
+    held_out = cfg.eval if isinstance(cfg.eval, int | float) else 0
+    return training_rows(open_sources(cfg, cfg.path, stage, "train"), held_out, seed)
+
+
+def open_held_out(cfg: DataConfig, stage: str) -> Mixture | None:
+    """The rows that `data.eval` names or counts, or none; as `open_training`."""
+    given = cfg.eval
+    if isinstance(given, int | float):
+        return held_out_rows(open_sources(cfg, cfg.path, stage, "train"), given)
+    if given == "auto":
+        given = SHIPPED if cfg.path == SHIPPED else "none"
+    if given in ("", "none"):
+        return None
+    return training_rows(open_sources(cfg, given, stage, "test"), 0, seed=0)
 
 
 def open_source(settings: Source, stage: str, side: Side) -> RowSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_cli.data.config import Source
@@ -27,8 +27,8 @@ class KindReader:
         self.naming = Naming(source.columns)
         self.kind: Kind | None = None
 
-    def read(self, row: RawRow) -> tuple[Record, list[str]]:
-        """The record of a row, and its columns that were not read.
+    def read(self, row: RawRow) -> tuple[Record, dict[str, Any]]:
+        """The record of a row, and the columns that were not read for it.
 
         Raises:
             DataError: the stage does not take such rows.
@@ -44,12 +44,12 @@ class KindReader:
             self.kind = self._choose(list(named), row)
         return self.kind.parse(named), self._ignored(columns)
 
-    def _ignored(self, columns: Iterable[str]) -> list[str]:
+    def _ignored(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         assert self.kind is not None
         renamed, read = self.naming.reads, set()
         for name in self.kind.columns:
             read |= renamed.get(name) or {name} | READS.get(name, set())
-        return [name for name in columns if name not in read]
+        return {name: value for name, value in columns.items() if name not in read}
 
     def _choose(self, names: list[str], row: RawRow) -> Kind:
         if self.format != "auto":

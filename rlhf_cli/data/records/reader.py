@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from rlhf_cli.data.config import DataConfig, Source
 from rlhf_cli.data.reading.mixture import sources_of
@@ -16,12 +17,21 @@ from rlhf_cli.data.report import DataReport
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A record and where it stands; `copy` is how often it was drawn before."""
+    """A record and where it stands.
+
+    Attributes:
+        record: what was read.
+        file: its name.
+        line: in the file, from 1.
+        copy: how often the row was drawn before.
+        rest: the row's columns that the record does not have.
+    """
 
     record: Record
     file: str
     line: int
     copy: int = 0
+    rest: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def where(self) -> str:
@@ -67,7 +77,7 @@ class RecordReader:
         for row in rows:
             self.report.rows += row.copy == 0
             try:
-                record, ignored = self.readers[row.source].read(row)
+                record, rest = self.readers[row.source].read(row)
             except Malformed as error:
                 if row.copy == 0:
                     self.report.add_malformed(row.where, str(error))
@@ -75,10 +85,10 @@ class RecordReader:
                 if row.copy == 0:
                     self.report.add_refused(row.where, str(error))
             else:
-                self.report.add_ignored(ignored)
+                self.report.add_ignored(rest)
                 # else the rest is only counted: nothing will be trained
                 if self.report.malformed <= self.max_bad_rows:
-                    yield Located(record, row.file, row.line, row.copy)
+                    yield Located(record, row.file, row.line, row.copy, rest)
         kinds = [reader.kind.name for reader in self.readers if reader.kind]
         self.report.kind = ", ".join(dict.fromkeys(kinds))
         self.report.require_few_malformed(self.max_bad_rows)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.prompts import load_prompts
 from rlhf_cli.data.records.fields import Prompt
-from rlhf_cli.data.tokens.prompts import load_prompts
 from rlhf_cli.evaluation.bootstrap import difference
 from rlhf_cli.evaluation.estimate import Estimate
 from rlhf_cli.evaluation.measured import Measured, share_of
@@ -45,13 +45,16 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
         DataError: there is no prompt, or the judge fails.
     """
     scorer = FunctionScorer(cfg.judge, "judge")
-    prompts = load_prompts(cfg.prompts)
+    read = load_prompts(cfg.prompts)
+    prompts = read.prompts
     asked = [plain(prompt) for prompt in prompts]
     paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
     found = []
     for path, name in zip(paths, names(paths), strict=True):
         answers = _answer(cfg, path, prompts, ctx)
-        samples = Samples(prompts, answers.texts, answers.prompt_tokens, answers.tokens)
+        samples = Samples(
+            prompts, answers.texts, answers.prompt_tokens, answers.tokens, read.columns
+        )
         found.append(Judged(name, answers, numbers(scorer(samples), samples, scorer.who)))
     baseline = found[-1] if cfg.baseline else None
     results = [result for one in found for result in _results(one, baseline, cfg.seed)]

@@ -1,0 +1,173 @@
+"""Prompts to answer: read from files, with what else their rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.context import say
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.reading.mixture import Mixture
+from rlhf_cli.data.reading.opening import open_held_out, open_sources, open_training
+from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.records.reader import Located, RecordReader
+from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, PromptRecord
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.errors import DataError, first_line
+
+RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
+"""What has a prompt; the assistant's last turn of a chat is left out."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts of a data set.
+
+    Attributes:
+        prompts: text or messages.
+        columns: name -> a value for each, of every other column; none where a row has none.
+        places: `file:line` of each.
+        report: what became of the rows.
+    """
+
+    prompts: Sequence[Prompt]
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    places: Sequence[str] = ()
+    report: DataReport = field(default_factory=DataReport)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def columns_of(self, chosen: Sequence[int]) -> dict[str, list[Any]]:
+        """The other columns of some prompts."""
+        return {name: [values[i] for i in chosen] for name, values in self.columns.items()}
+
+
+def load_training_prompts(cfg: DataConfig, stage: str, seed: int) -> PromptSet:
+    """The prompts of `data.path`.
+
+    Args:
+        cfg: which rows.
+        stage: names the shipped rows, and stands in errors.
+        seed: of the draw from sources with a weight that is no whole number.
+
+    Raises:
+        DataError: the rows cannot be read, or none has a prompt.
+    """
+    return _read(open_training(cfg, stage, seed), cfg, stage)
+
+
+def load_held_out_prompts(cfg: DataConfig, stage: str) -> PromptSet | None:
+    """The prompts that `data.eval` names or counts, or none; as `load_training_prompts`."""
+    rows = open_held_out(cfg, stage)
+    return None if rows is None else _read(rows, cfg, stage)
+
+
+def load_prompts(path: str) -> PromptSet:
+    """The prompts of a file: a `.txt` has one a line, others a `prompt` or `messages` column.
+
+    Raises:
+        DataError: the file has no prompt, or malformed rows.
+    """
+    if Path(path).suffix.lower() == ".txt":
+        lines = [line for line in _text(path).splitlines() if line.strip()]
+        if not lines:
+            raise DataError(f"{path}: no prompt in it; need at least one")
+        return PromptSet(lines)
+    cfg = DataConfig(path=path)
+    return _read(Mixture(open_sources(cfg, path, "ppo", "test"), [None]), cfg, "generate")
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
+
+
+def _read(mixture: Mixture, cfg: DataConfig, stage: str) -> PromptSet:
+    names = tuple(name for source in mixture.sources for name in source.names)
+    report = DataReport(names, sha256=mixture.content)
+    settings = [source.settings for source in mixture.sources]
+    reader = RecordReader(cfg, stage, RECORDS, report, settings)
+    found = list(reader.read(mixture.rows()))
+    shown = names[0] if len(names) == 1 else f"{len(names)} files"
+    if not found:
+        raise DataError(f"{shown}: no prompt in it; need at least one")
+    report.kept = report.examples = len(found)
+    report.ignored_columns = []  # they are not: rewards can read them
+    refused = sum(refusal.rows for refusal in report.refused.values())
+    say(f"{shown}: {len(found)} prompts, {refused} rows refused")
+    rows = [_others(located) for located in found]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return PromptSet(
+        [_prompt(located) for located in found],
+        {name: [row.get(name) for row in rows] for name in columns},
+        [located.where for located in found],
+        report,
+    )
+
+
+def _prompt(located: Located) -> Prompt:
+    match located.record:
+        case PromptRecord(prompt) | PromptCompletionRecord(prompt, _):
+            return prompt
+        case ChatRecord(messages):
+            return messages[:-1] if messages[-1].role == "assistant" else messages
+    raise TypeError(type(located.record))
+
+
+def _others(located: Located) -> dict[str, Any]:
+    """What a row says beside its prompt; the completion of a pair too."""
+    match located.record:
+        case PromptCompletionRecord(_, completion) if isinstance(completion, str):
+            return {"completion": completion, **located.rest}
+    return dict(located.rest)
+
+
+def encode_prompts(
+    found: PromptSet, encoder: PromptEncoder, most: int, truncation: str
+) -> tuple[PromptSet, list[list[int]]]:
+    """Token ids of prompts, at most so many of each.
+
+    Args:
+        found: read from files.
+        encoder: writes a prompt as tokens.
+        most: tokens of a prompt.
+        truncation: `refuse` leaves longer prompts out; anything else drops their oldest tokens, not
+            a beginning-of-text token.
+
+    Returns:
+        The prompts that are left, and the tokens of each.
+
+    Raises:
+        DataError: none is left.
+    """
+    tokens = [encoder.encode(prompt) for prompt in found.prompts]
+    long = [len(ids) > most for ids in tokens]
+    if not any(long):
+        return found, tokens
+    if truncation != "refuse":
+        say(f"  {sum(long)} prompts lose their oldest tokens: longer than {most}")
+        return found, [_newest(ids, most, encoder.specials.bos) for ids in tokens]
+    kept = [index for index, is_long in enumerate(long) if not is_long]
+    say(f"  refused: {sum(long)} prompts, longer than {most} tokens")
+    if not kept:
+        raise DataError(f"data.path: all {len(found)} prompts are longer than {most} tokens")
+    left = PromptSet(
+        [found.prompts[i] for i in kept],
+        found.columns_of(kept),
+        [found.places[i] for i in kept],
+        found.report,
+    )
+    return left, [tokens[i] for i in kept]
+
+
+def _newest(ids: list[int], most: int, bos: int | None) -> list[int]:
+    if len(ids) <= most:
+        return ids
+    head = ids[:1] if ids[0] == bos and most > 1 else []
+    return head + ids[len(ids) - most + len(head) :]

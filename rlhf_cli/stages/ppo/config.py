@@ -1,0 +1,260 @@
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
+from rlhf_cli.models.config import ComparedModelConfig
+from rlhf_cli.rewards.config import RewardsConfig
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.runs.artifact import is_reward_model
+from rlhf_cli.stages.config import StageConfig
+
+GROUPED = ("grpo", "rloo")
+"""Estimators that compare responses to one prompt."""
+
+FORMATS = ("auto", "prompt", "prompt_completion", "chat")
+
+
+@dataclass(kw_only=True)
+class PPOConfig(StageConfig):
+    """Proximal policy optimization: write responses, score them, learn what scores higher.
+
+    A step is a rollout: `train.batch_size` prompts with `samples_per_prompt` responses each, and
+    `ppo_epochs` times `minibatches` moves of the optimizer.
+    """
+
+    default_lr: ClassVar[tuple[float, float]] = (3e-6, 1e-5)
+
+    model: ComparedModelConfig = field(default_factory=ComparedModelConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
+    reward: RewardsConfig = field(default_factory=RewardsConfig)
+
+    template: Literal["auto", "always", "never"] = "auto"
+    """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
+    that the model was trained on."""
+
+    kl_coef: Annotated[float, AtLeast(0)] = 0.05
+    """Price of a nat of KL from the reference, in points of the score."""
+
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Where the price is paid: `reward` takes it from the reward of each token, as PPO does; `loss`
+    adds it to the loss, as GRPO's authors do."""
+
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of a token's KL: the log-ratio, half its square, or the unbiased one that is never
+    negative."""
+
+    kl_controller: Literal["fixed", "adaptive"] = "fixed"
+    """`adaptive` draws the KL to `kl_target` by changing `kl_coef` (arXiv:1909.08593)."""
+
+    kl_target: Annotated[float, Above(0), Unit("nats")] = 6.0
+    """KL of a whole response that `adaptive` holds."""
+
+    kl_horizon: Annotated[int, AtLeast(1), Unit("responses")] = 10_000
+    """Over how many responses `adaptive` reacts."""
+
+    kl_limit: Annotated[float, Above(0), Unit("nats")] = 100.0
+    """Stop the run where the mean KL of a rollout's responses is above this."""
+
+    early_stop_kl: Annotated[float, AtLeast(0), Unit("nats")] = 0.0
+    """End a rollout's updates where the approximate KL from the policy that wrote it is above 1.5
+    times this a token; 0 never."""
+
+    clip_range: Annotated[float, Above(0)] = 0.2
+    """How far from 1 the ratio of new to old probability pays (arXiv:1707.06347)."""
+
+    value: Literal["trunk", "adapter", "model"] = "trunk"
+    """The value model: a head on the policy's own hidden states, an adapter and a head of its own
+    on the policy's base, or a whole model that starts as `value_model`."""
+
+    value_model: Annotated[str, ModelPath()] = ""
+    """With `value=model`: the reward model that it starts from; empty takes `reward.model`."""
+
+    value_clip_range: Annotated[float, AtLeast(0)] = 0.2
+    """How far a value may move from the old one before its loss stops falling."""
+
+    value_warmup_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 0
+    """First steps in which the value model alone is trained."""
+
+    vf_coef: Annotated[float, AtLeast(0)] = 0.1
+    """Weight of the value loss."""
+
+    gamma: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    """Worth of the next token's reward."""
+
+    gae_lambda: Annotated[float, AtLeast(0), AtMost(1)] = 0.95
+    """0 trusts the values, 1 the rewards (arXiv:1506.02438)."""
+
+    ppo_epochs: Annotated[int, AtLeast(1)] = 4
+    """Passes over each rollout."""
+
+    minibatches: Annotated[int, AtLeast(1)] = 1
+    """Moves of the optimizer a pass."""
+
+    advantage: Literal["gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp"] = "gae"
+    """`gae` learns a value model. The others have none: `grpo` and `rloo` compare a response with
+    others to its prompt, `reinforce_baseline` with the whole rollout, `reinforce_pp` with none."""
+
+    samples_per_prompt: Annotated[int, AtLeast(1)] = 1
+    """Responses to each prompt of a step."""
+
+    missing_eos_penalty: Annotated[float, AtLeast(0)] = 0.0
+    """Points taken from a response that did not end by itself."""
+
+    whiten_rewards: bool = False
+    """Divide rewards by their deviation over the rollout; their mean stays."""
+
+    whiten_advantages: bool = True
+    """With `gae` and `reinforce_pp`: shift and scale advantages to mean 0 and variance 1 over the
+    rollout."""
+
+    ptx_coef: Annotated[float, AtLeast(0)] = 0.0
+    """PPO-ptx (arXiv:2203.02155): weight of the language-model loss on rows of `ptx_data`."""
+
+    ptx_data: Annotated[str, DataPath()] = ""
+    """Text, chats or pairs of prompt and completion for `ptx_coef`."""
+
+    ptx_batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 8
+    """Of `ptx_data`, in each move of the optimizer."""
+
+    allow_truncated_sampling: bool = False
+    """Allow `top_k`, `top_p` and `min_p`, although the log-probs that are learned from are those of
+    the whole distribution."""
+
+    sample_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 10
+    """Write some responses with score and KL to the log and to `samples.jsonl` every so many steps;
+    0 never."""
+
+    compat: Literal["none", "trl"] = "none"
+    """`trl` puts the score behind the end token, as TRL 1.12 does; for comparisons."""
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a value model is trained."""
+        return self.advantage == "gae"
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened."""
+        return self.whiten_advantages and self.advantage in ("gae", "reinforce_pp")
+
+    @property
+    def updates(self) -> int:
+        """Moves of the optimizer in a step."""
+        return self.ppo_epochs * self.minibatches
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = super().problems() + self.reward.missing()
+        found += self._reference_problems() + self._rollout_problems() + self._sampling_problems()
+        return found + self._value_problems() + self._unread_problems()
+
+    def _reference_problems(self) -> list[str]:
+        if self.model.reference in ("stored", "none"):
+            return [
+                f"model.reference: got {self.model.reference}; ppo compares responses that it "
+                "writes as it goes, so it needs one in memory. Try model.reference=auto"
+            ]
+        return self.model.reference_problems(self.adapter.kind)
+
+    def _rollout_problems(self) -> list[str]:
+        found = []
+        if self.advantage in GROUPED and self.samples_per_prompt < 2:
+            found.append(
+                f"samples_per_prompt: got {self.samples_per_prompt} with advantage="
+                f"{self.advantage}, which compares responses to one prompt; need 2 at least. "
+                "Try samples_per_prompt=4"
+            )
+        responses = self.train.batch_size * self.samples_per_prompt
+        if responses % self.minibatches:
+            near = max(n for n in range(1, self.minibatches) if responses % n == 0)
+            found.append(
+                f"minibatches: got {self.minibatches}, which does not divide the {responses} "
+                "responses of a step (train.batch_size times samples_per_prompt). "
+                f"Try minibatches={near}"
+            )
+        if self.sampling.max_new_tokens >= self.data.max_length:
+            found.append(
+                f"data.max_length: got {self.data.max_length}, which leaves no token for the "
+                f"prompt beside sampling.max_new_tokens={self.sampling.max_new_tokens}. "
+                f"Try data.max_length={2 * self.sampling.max_new_tokens}"
+            )
+        if self.data.format not in FORMATS:
+            found.append(
+                f"data.format: got {self.data.format}; ppo takes prompts, so it needs one of "
+                f"{', '.join(FORMATS)}. Try data.format=auto"
+            )
+        if self.data.packing or self.data.train_on != "response":
+            key, value = ("packing", "false") if self.data.packing else ("train_on", "response")
+            found.append(
+                f"data.{key}: given, but ppo reads prompts alone and trains on what it writes. "
+                f"Try data.{key}={value}"
+            )
+        return found
+
+    def _sampling_problems(self) -> list[str]:
+        found, sampling = [], self.sampling
+        if sampling.temperature == 0:
+            found.append(
+                "sampling.temperature: got 0.0, with which every response is the same; need a "
+                "number > 0. Try temperature=0.7"
+            )
+        cut = (sampling.top_k, sampling.top_p, sampling.min_p) != (0, 1.0, 0.0)
+        if cut and not self.allow_truncated_sampling:
+            found.append(
+                "sampling.top_k, top_p or min_p: given, but what they cut away has probability in "
+                "the policy that is trained. Try top_k=0 top_p=1 min_p=0, or "
+                "allow_truncated_sampling=true"
+            )
+        return found
+
+    def _value_problems(self) -> list[str]:
+        found = []
+        if self.value == "adapter" and self.adapter.kind == "none":
+            found.append(
+                "value: got adapter with adapter.kind=none; need an adapter on the policy for a "
+                "second one to stand beside. Try value=trunk, or adapter=lora"
+            )
+        if self.value == "model" and not self.value_start:
+            found.append(
+                "value_model: none given with value=model; need a reward model to start from. "
+                "Try value_model=runs/reward"
+            )
+        if self.value_model and not is_reward_model(self.value_model):
+            found.append(
+                f"value_model: got {self.value_model}, which gives no scores; need a reward model"
+            )
+        if bool(self.ptx_coef) == no_rows(self.ptx_data):
+            given, other = ("ptx_coef", "ptx_data") if self.ptx_coef else ("ptx_data", "ptx_coef")
+            found.append(
+                f"{given}: given without {other}; need both. "
+                f"Try {'ptx_data=text.jsonl' if self.ptx_coef else 'ptx_coef=1'}"
+            )
+        return found
+
+    @property
+    def value_start(self) -> str:
+        """The reward model that a whole value model starts from."""
+        return self.value_model or self.reward.model
+
+    def _unread_problems(self) -> list[str]:
+        """Options that nothing of the run reads: they would change nothing, in silence."""
+        critic, adaptive = self.has_critic, self.kl_controller == "adaptive"
+        read = {
+            "value": critic,
+            "value_model": critic and self.value == "model",
+            "value_clip_range": critic,
+            "value_warmup_steps": critic,
+            "vf_coef": critic,
+            "gamma": critic,
+            "gae_lambda": critic,
+            "kl_target": adaptive,
+            "kl_horizon": adaptive,
+        }
+        found = []
+        for name, is_read in read.items():
+            default = type(self).__dataclass_fields__[name].default
+            if not is_read and getattr(self, name) != default:
+                need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
+                need = "value=model" if name == "value_model" and critic else need
+                found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")
+        return found

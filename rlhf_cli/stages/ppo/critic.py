@@ -1,0 +1,72 @@
+"""The value model of a run, as its configuration says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlhf_cli.context import say, silence
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
+from rlhf_cli.models.critic import ROLE, AdapterCritic, Critic, ModelCritic, TrunkCritic
+from rlhf_cli.models.load import load_reward_model
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.training import Training
+
+
+def give_critic(cfg: PPOConfig, policy: Policy, run: Training) -> None:
+    """Put the value model of the configuration beside a policy, where it needs one.
+
+    Raises:
+        ModelError: the model to start from cannot be loaded, or has another vocabulary.
+    """
+    if not cfg.has_critic:
+        say(f"value model: none (advantage={cfg.advantage})")
+        return
+    critic = _make(cfg, policy, run)
+    policy.critic = critic.to(policy.device)
+    count = sum(p.numel() for p in critic.parameters())
+    kind = {
+        "trunk": "a head on the policy's hidden states",
+        "adapter": "an adapter and a head on the policy's base",
+        "model": f"a model of its own, from {cfg.value_start}",
+    }[cfg.value]
+    say(f"value model: {kind}, {count:,} parameters of its own")
+
+
+def _make(cfg: PPOConfig, policy: Policy, run: Training) -> Critic:
+    width = policy.model.config.get_text_config().hidden_size
+    if cfg.value == "trunk":
+        return TrunkCritic(width)
+    if cfg.value == "adapter":
+        assert policy.adapters is not None  # the configuration was checked
+        policy.adapters.twin(ROLE, trained=True)
+        return AdapterCritic(width)
+    return ModelCritic(_load(cfg, run))
+
+
+def _load(cfg: PPOConfig, run: Training) -> RewardModel:
+    model = replace(cfg.model, path=cfg.value_start, base="", init="pretrained", architecture={})
+    load = LoadConfig(
+        model=replace(model, tokenizer="", chat_template=""),
+        adapter=AdapterConfig(),
+        quant=QuantConfig(),
+        kernels=cfg.kernels,
+    )
+    with silence():
+        theirs = load_tokenizer(load.model)
+        if theirs.get_vocab() != run.tokenizer.get_vocab():
+            raise ModelError(
+                f"value_model: {cfg.value_start} has another vocabulary ({len(theirs)} tokens, the "
+                f"policy {len(run.tokenizer)}); need a reward model with the policy's tokenizer. "
+                "Try value=trunk"
+            )
+        found = load_reward_model(load, run.tokenizer, run.ctx)
+    if found.tap is None:
+        raise ModelError(
+            f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "
+            "need a decoder. Try value=trunk"
+        )
+    return found

@@ -1,0 +1,139 @@
+"""From responses with scores to the updates of a step, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.ranks import Ranks
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.experience import Experience, Responses, shape
+from rlhf_cli.stages.ppo.loss import SAMPLED, VALUED, Metrics
+from rlhf_cli.stages.ppo.rows import MicroBatch, Written, masks, minibatches, table
+from rlhf_cli.stages.reference import Held
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a rollout teaches.
+
+    Attributes:
+        minibatches: micro-batches of each minibatch, with what is known of each token beside it.
+        kl: [B], nats, of each of this rank's responses: log-ratio to the reference.
+        metrics: sums and counts over this rank's responses.
+    """
+
+    minibatches: list[list[Rows]]
+    kl: Tensor
+    metrics: Metrics
+
+
+class Teacher:
+    """Computes log-probs and values of responses, and shapes rewards and advantages of them.
+
+    Args:
+        cfg: estimators and switches.
+        policy: wrote the responses; has a critic where `cfg` needs one.
+        reference: what the policy is held to.
+        ranks: share the responses of a rollout.
+        max_tokens: of a micro-batch.
+    """
+
+    def __init__(
+        self, cfg: PPOConfig, policy: Policy, reference: Held, ranks: Ranks, max_tokens: int
+    ) -> None:
+        self.cfg, self.policy, self.reference = cfg, policy, reference
+        self.ranks, self.max_tokens = ranks, max_tokens
+
+    def teach(self, responses: Sequence[Written], score: Tensor, kl_coef: float) -> Lesson:
+        """The updates of one epoch over this rank's responses; all ranks call it together.
+
+        Args:
+            responses: perhaps none.
+            score: [B] fp32, of each.
+            kl_coef: the price of KL now.
+        """
+        parts = minibatches(responses, self.cfg.minibatches, self.max_tokens, self.policy.device)
+        with torch.no_grad(), without_dropout(self.policy):
+            found = self._measure(parts, responses, score)
+        learned = shape(found, self.cfg, kl_coef, self.ranks)
+        tables = {
+            SAMPLED: found.sampled,
+            VALUED: found.valued,
+            "old_logp": found.logp,
+            "ref_logp": found.ref_logp,
+            "old_value": found.value,
+            "advantage": learned.advantage,
+            "target": learned.target,
+        }
+        return Lesson(
+            [[micro.with_columns(tables) for micro in part] for part in parts],
+            learned.kl.sum(1),
+            _metrics(found, learned, self.cfg.has_critic),
+        )
+
+    def kl_of(self, responses: Sequence[Written]) -> Tensor:
+        """[B], nats: the log-ratio of policy to reference, of whole responses."""
+        found: dict[int, Tensor] = {}
+        [part] = minibatches(responses, 1, self.max_tokens, self.policy.device)
+        temperature = self.cfg.sampling.temperature
+        with torch.no_grad(), without_dropout(self.policy):
+            for micro in part:
+                ratio = self.policy(micro.rows, temperature=temperature).logp
+                ratio = ratio - self.reference.logprobs(micro.rows, temperature)
+                found |= micro.cut(ratio)
+        return table(found, len(responses)).sum(1)
+
+    def _measure(
+        self, parts: Sequence[Sequence[MicroBatch]], responses: Sequence[Written], score: Tensor
+    ) -> Responses:
+        cfg = self.cfg
+        temperature = cfg.sampling.temperature
+        want = {"logp"} | ({"value"} if cfg.has_critic else set())
+        logp: dict[int, Tensor] = {}
+        ref: dict[int, Tensor] = {}
+        value: dict[int, Tensor] = {}
+        for micro in (micro for part in parts for micro in part):
+            out = self.policy(micro.rows, want=want, temperature=temperature)
+            logp |= micro.cut(out.logp)
+            ref |= micro.cut(self.reference.logprobs(micro.rows, temperature))
+            value |= micro.cut(torch.zeros_like(out.logp) if out.value is None else out.value)
+        count, kept = len(responses), masks(responses)
+        return Responses(
+            table(logp, count),
+            table(ref, count),
+            table(value, count),
+            kept[SAMPLED],
+            kept[VALUED],
+            score,
+            cfg.samples_per_prompt,
+        )
+
+
+def _metrics(found: Responses, learned: Experience, has_critic: bool) -> Metrics:
+    """By the field's names; each a mean over responses, of what it is over their tokens."""
+    rows = float(len(found.score))
+    surprise = -(found.logp * found.sampled).sum(1)
+    non_score = learned.reward.sum(1) - found.score
+    by_row = {
+        "objective/kl": learned.kl.sum(1),
+        "objective/entropy": surprise,
+        "objective/non_score_reward": non_score,
+        "objective/rlhf_reward": learned.reward.sum(1),
+        "objective/scores": found.score,
+    }
+    metrics = {name: (values.sum(), rows) for name, values in by_row.items()}
+    if has_critic:
+        kept = found.valued
+        target = learned.target[kept]
+        left = (target - found.value[kept]).var() if len(target) > 1 else torch.tensor(0.0)
+        whole = target.var() if len(target) > 1 else torch.tensor(0.0)
+        if whole > 0:
+            metrics["value/explained_variance"] = (rows * (1 - left / whole), rows)
+    return metrics

@@ -1,0 +1,81 @@
+"""Some responses of a run with score and KL, in the log and in `samples.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlhf_cli.context import say
+from rlhf_cli.errors import CheckpointError
+from rlhf_cli.runs.files import write_text_atomic
+
+NAME = "samples.jsonl"
+ROWS = 4
+"""Responses of a rollout that are shown."""
+
+WIDTH = 48
+"""Characters of a prompt and of a response in the log."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A response, as it is shown.
+
+    Attributes:
+        prompt: the newest of its text.
+        response: without special tokens.
+        score: what it was given.
+        kl: nats, of the whole response from the reference.
+        tokens: of the response.
+    """
+
+    prompt: str
+    response: str
+    score: float
+    kl: float
+    tokens: int
+
+
+class SampleFile:
+    """`samples.jsonl`: an object for each shown response, with its step; only rank 0 writes it."""
+
+    def __init__(self, folder: Path, *, written: bool) -> None:
+        self.path, self.written = folder / NAME, written
+
+    def add(self, step: int, samples: Sequence[Sample]) -> None:
+        """Append the samples of a step, and show them.
+
+        Raises:
+            CheckpointError: the disk is full or the folder read-only.
+        """
+        if not self.written:
+            return
+        rows = [json.dumps({"step": step, **asdict(one)}, ensure_ascii=False) for one in samples]
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(row + "\n" for row in rows))
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+        say(f"samples of step {step}:   score      KL  prompt -> response")
+        for one in samples:
+            prompt, response = _end(one.prompt), _start(one.response)
+            say(f"  {one.score:20.2f}  {one.kl:6.2f}  {prompt} -> {response}")
+
+    def cut(self, step: int) -> None:
+        """Keep the samples up to a step: those that stood when a checkpoint was written."""
+        if self.written and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            write_text_atomic(self.path, "".join(kept))
+
+
+def _start(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= WIDTH else f"{plain[: WIDTH - 1]}…"
+
+
+def _end(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= WIDTH else f"…{plain[1 - WIDTH :]}"

@@ -1,0 +1,102 @@
+"""What is wrong with a run of PPO is told in one line, before anything is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli import cli
+from tests.stages.ppo.conftest import words_of
+
+BROKEN = """
+def nan(prompts, responses, **columns): return [float("nan")] * len(responses)
+def short(prompts, responses, **columns): return [1.0]
+def text(prompts, responses, **columns): return ["good"] * len(responses)
+def fails(prompts, responses, **columns): return [1 / 0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "begins"),
+    [
+        (["minibatches=3"], "minibatches: got 3, which does not divide the 4 responses"),
+        (["advantage=grpo"], "samples_per_prompt: got 1 with advantage=grpo"),
+        (["temperature=0"], "sampling.temperature: got 0.0"),
+        (["sampling.top_p=0.9"], "sampling.top_k, top_p or min_p: given"),
+        (["data.max_length=8"], "data.max_length: got 8, which leaves no token for the prompt"),
+        (["data.packing=true"], "data.packing: given, but ppo reads prompts alone"),
+        (["data.format=preference"], "data.format: got preference; ppo takes prompts"),
+        (["model.reference=stored"], "model.reference: got stored; ppo compares responses"),
+        (["reward.function="], "reward.model: none given; need something that scores responses"),
+        (["value=adapter"], "value: got adapter with adapter.kind=none"),
+        (["value=model"], "value_model: none given with value=model"),
+        (["ptx_coef=1"], "ptx_coef: given without ptx_data"),
+        (["vf_coef=0.5", "advantage=reinforce_pp"], "vf_coef: given, but only advantage=gae"),
+        (["kl_target=3"], "kl_target: given, but only kl_controller=adaptive reads it"),
+    ],
+)
+def test_a_contradiction_is_one_line_at_once(words, begins, files, capsys):
+    assert cli.main(words_of(*words)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {begins}")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nan", "gave nan for responses[0], whose prompt begins"),
+        ("short", "gave 1 scores for 4 responses"),
+        ("text", "gave 'good' for responses[0]"),
+        ("fails", "raised ZeroDivisionError: division by zero (broken.py:5"),
+    ],
+)
+def test_a_reward_function_that_fails_ends_the_run_with_its_line(name, told, files, capsys):
+    Path("broken.py").write_text(BROKEN)
+    assert cli.main(words_of(f"reward.function=broken.py:{name}")) == 3
+    [line] = errors(capsys)
+    assert told in line
+
+
+def errors(capsys):
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return [line for line in shown.splitlines() if line.startswith("error: ")]
+
+
+def test_an_endpoint_that_is_down_is_told_before_the_first_rollout(files, capsys):
+    words = ["reward.function=", "reward.url=http://127.0.0.1:9/score", "reward.retries=0"]
+    assert cli.main(words_of(*words)) == 3
+    [line] = errors(capsys)
+    assert "http://127.0.0.1:9/score" in line
+
+
+def test_a_language_model_as_reward_model_is_refused(files, capsys, sft_run):
+    assert cli.main(words_of("reward.function=", f"reward.model={sft_run}")) == 2
+    [line] = errors(capsys)
+    assert "writes text and gives no scores" in line
+
+
+def test_a_file_without_prompts_is_refused(files, capsys):
+    Path("empty.jsonl").write_text("")
+    assert cli.main(words_of("data=empty.jsonl")) == 3
+    assert len(errors(capsys)) == 1
+
+
+def test_prompts_that_leave_no_room_are_cut_or_refused(files, capsys):
+    Path("long.jsonl").write_text('{"prompt": "%s", "wanted": "e"}\n' % ("tea " * 300))
+    words = ["data=long.jsonl", "data.max_length=64", "batch_size=1", "minibatches=1"]
+    assert cli.main(words_of(*words, "max_steps=1")) == 0
+    assert "1 prompts lose their oldest tokens: longer than 56" in capsys.readouterr().err
+    assert cli.main(words_of(*words, "data.truncation=refuse", out="other")) == 3
+    assert "all 1 prompts are longer than 56 tokens" in errors(capsys)[0]
+
+
+def test_prompts_longer_than_the_models_positions_are_refused(files, capsys):
+    Path("long.jsonl").write_text('{"prompt": "%s", "wanted": "e"}\n' % ("tea " * 600))
+    assert cli.main(words_of("data=long.jsonl", "data.max_length=2000")) == 2
+    assert "more than the model's 512 positions. Try data.max_length=512" in errors(capsys)[0]
+
+
+def test_a_policy_that_never_ends_is_told(ppo, capsys):
+    ppo("missing_eos_penalty=1", "max_steps=1")
+    assert "no response ended by itself" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Rewards of tokens and advantages, against the worked example and by hand."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from rlhf_cli.ranks import ALONE
+from rlhf_cli.rewards.config import RewardsConfig
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.experience import Responses, shape
+
+
+def table(*rows):
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+SAMPLED = torch.tensor([[True, True, True, False, False], [True] * 5])
+BEHIND = torch.tensor([[True, True, True, True, False], [True] * 5])
+SCORE = torch.tensor([1.0, -1.5], dtype=torch.float64)  # the second did not end: a point less
+
+
+def example(valued, **changes):
+    """The worked example; what stands behind a response must not matter."""
+    cfg = PPOConfig(reward=RewardsConfig(length_penalty=1), **changes)
+    found = Responses(
+        table([-1, -0.5, -0.2, 7, 7], [-0.3, -0.6, -0.9, -1.2, -1.5]),
+        table([-1.2, -0.4, -0.5, 3, 3], [-0.5, -0.5, -1, -1, -1.4]),
+        table([0.1, 0.2, 0.3, 0.4, 0.5], [0, 0.1, 0.2, 0.3, 0.4]),
+        SAMPLED,
+        valued,
+        SCORE,
+    )
+    return shape(found, cfg, 0.05, ALONE)
+
+
+def close(actual, *rows):
+    assert_close(actual, table(*rows), atol=6e-6, rtol=0)
+
+
+def test_the_worked_example():
+    found = example(SAMPLED)
+    close(found.reward, [-0.01, 0.005, 0.985, 0, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
+    close(
+        found.target,
+        [0.90796, 0.95575, 0.98500, 0, 0],
+        [-1.17369, -1.23020, -1.31074, -1.39025, -1.49500],
+    )
+    close(
+        found.advantage,
+        [1.23618, 1.19248, 1.13326, 0, 0],
+        [-0.42253, -0.55353, -0.70465, -0.85491, -1.02629],
+    )
+    close(found.kl, [0.2, -0.1, 0.3, 0, 0], [0.2, -0.1, 0.1, -0.2, -0.1])
+
+
+def test_the_worked_example_as_trl_places_the_score():
+    found = example(BEHIND, compat="trl")
+    close(found.reward, [-0.01, 0.005, -0.015, 1, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
+    close(found.target[:1], [0.88089, 0.92725, 0.95500, 1, 0])
+    close(
+        found.advantage,
+        [1.23748, 1.19203, 1.13081, 0, 0],
+        [-0.41865, -0.55127, -0.70424, -0.85634, -1.02983],
+    )
+
+
+def test_the_score_appears_once_in_each_response():
+    found = example(SAMPLED, kl_in="loss")
+    close(found.reward, [0, 0, 1, 0, 0], [0, 0, 0, 0, -1.5])
+
+
+@pytest.mark.parametrize("name", ["whiten_rewards", "whiten_advantages"])
+def test_equal_scores_divide_by_nothing(name):
+    responses = Responses(*[torch.zeros(2, 3)] * 3, *[torch.ones(2, 3) > 0] * 2, torch.ones(2))
+    cfg = PPOConfig(gamma=0.0, reward=RewardsConfig(length_penalty=1), **{name: True})
+    assert shape(responses, cfg, 0.0, ALONE).advantage.isfinite().all()
+
+
+def grouped(advantage, scores, samples=1, **changes):
+    count = len(scores)
+    zero, full = torch.zeros(count, 2), torch.ones(count, 2, dtype=torch.bool)
+    found = Responses(zero, zero, zero, full, full, torch.tensor(scores), samples)
+    cfg = PPOConfig(advantage=advantage, samples_per_prompt=samples, **changes)
+    return shape(found, cfg, 0.05, ALONE).advantage[:, 0]
+
+
+def test_responses_are_compared_with_those_to_their_own_prompt():
+    scores = [1.0, 0.0, 5.0, 5.0]
+    assert_close(
+        grouped("grpo", scores, 2)[:2], torch.tensor([0.70701, -0.70701]), atol=1e-4, rtol=0
+    )
+    assert_close(grouped("rloo", scores, 2), torch.tensor([1.0, -1, 0, 0]))
+    assert_close(grouped("reinforce_baseline", scores), torch.tensor([-1.75, -2.75, 2.25, 2.25]))
+    plain = grouped("reinforce_pp", scores, whiten_advantages=False)
+    assert_close(plain, torch.tensor(scores))

@@ -1,0 +1,207 @@
+"""What holds for every run of PPO."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf_cli import cli
+from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.train.metrics import read_metrics
+from rlhf_cli.train.optim import MasterAdamW
+from tests.helpers import without_machine
+from tests.stages.ppo.conftest import words_of
+
+ADVANTAGES = ("gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp")
+ONCE = ("ppo_epochs=1", "minibatches=1", "max_steps=1")
+
+
+@pytest.mark.parametrize("advantage", ADVANTAGES)
+def test_the_score_rises_with_every_estimator(advantage, ppo):
+    several = [] if advantage == "gae" else ["samples_per_prompt=4"]
+    words = ["batch_size=8", "max_steps=10", "lr=3e-3", "kl_coef=0.001", "whiten_rewards=true"]
+    lines = ppo(f"advantage={advantage}", *several, *words)
+    assert lines[-1]["objective/scores"] > lines[0]["objective/scores"] + 0.2
+    assert all(math.isfinite(value) for line in lines for value in line.values())
+
+
+@pytest.mark.parametrize("attention", ["auto", "sdpa"])
+def test_the_first_ratio_is_1_and_the_first_kl_0(attention, ppo):
+    (line,) = ppo(*ONCE, f"model.attention={attention}")
+    exact = attention == "auto"
+    assert line["policy/ratio"] == pytest.approx(1, abs=0 if exact else 1e-5)
+    assert line["policy/approx_kl"] == pytest.approx(0, abs=0 if exact else 1e-10)
+    assert line["objective/kl"] == pytest.approx(0, abs=0 if exact else 1e-5)
+
+
+def test_optimizer_steps_are_epochs_times_minibatches(ppo, monkeypatch):
+    calls = []
+    real = MasterAdamW.step
+    monkeypatch.setattr(MasterAdamW, "step", lambda self, lr: (calls.append(lr), real(self, lr)))
+    ppo("ppo_epochs=3", "minibatches=4", "max_steps=2")
+    assert len(calls) == 2 * 3 * 4
+
+
+def test_metrics_have_the_names_of_the_field(ppo):
+    line = ppo("max_steps=1")[-1]
+    names = {
+        "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
+        "objective/scores", "policy/approx_kl", "policy/clip_fraction", "policy/entropy",
+        "loss/policy", "loss/value", "value/clip_fraction", "policy/ratio", "tokens/eos_fraction",
+        "tokens/response_length", "time/rollout", "time/score", "time/update", "objective/kl_coef",
+    }  # fmt: skip
+    assert names <= line.keys()
+    assert line["objective/rlhf_reward"] == pytest.approx(
+        line["objective/scores"] + line["objective/non_score_reward"], abs=1e-6
+    )
+
+
+def require_equal(expected, got):
+    for name, most in (("loss", 1e-5), ("grad_norm", 1e-4), ("objective/kl", 1e-5)):
+        for a, b in zip(expected, got, strict=True):
+            assert b[name] == pytest.approx(a[name], rel=most, abs=most)
+
+
+def test_how_a_rollout_is_cut_does_not_matter(ppo):
+    require_equal(ppo(out="whole"), ppo("train.micro_batch_tokens=1", out="cut"))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_does_not_matter(side, ppo, monkeypatch):
+    flat = ppo(out="flat")
+    monkeypatch.setattr(Trunk, "padding_side", side)
+    require_equal(flat, ppo("model.attention=sdpa", out="padded"))
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("advantage=rloo", "samples_per_prompt=2"), ("batch_size=1", "minibatches=1")]
+)
+def test_two_processes_are_one(words, ppo, files):
+    """Also where a rank has no prompt in a step."""
+    one = ppo(*words, out="one")
+    command = [sys.executable, "-m", "rlhf_cli"]
+    command += words_of(*words, "launch.processes=2", out="two")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    two = read_metrics(files / "two" / "metrics.jsonl")
+    require_equal(one, two)
+    for name in ("objective/scores", "tokens/response_length"):  # the same samples
+        assert [line[name] for line in two] == pytest.approx([line[name] for line in one])
+
+
+RESUMED = {
+    "trunk": ["kl_controller=adaptive", "reward.scale=running", "value_warmup_steps=3"],
+    "adapters": ["adapter=lora", "adapter.rank=2", "value=adapter"],
+    "text": ["ptx_coef=0.5", "ptx_data=text.jsonl", "ptx_batch_size=2"],
+    "grpo": ["advantage=grpo", "samples_per_prompt=2", "kl_in=loss", "kl_estimator=k3"],
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_run_that_goes_on_is_the_unbroken_one(case, ppo, files):
+    Path("text.jsonl").write_text("".join(f'{{"text": "Tea is {i}."}}\n' for i in range(5)))
+    words = [*RESUMED[case], "max_steps=4", "train.save_steps=2", "sample_steps=1"]
+    ppo(*words, out="unbroken")
+    unbroken, broken = files / "unbroken", files / "broken"
+    shutil.copytree(unbroken, broken)
+    for gone in ("model", "checkpoints/step-000004"):
+        shutil.rmtree(broken / gone)
+    manifest = broken / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
+    ppo(*words, out="broken")
+    first, second = (
+        [
+            {name: value for name, value in line.items() if not name.startswith("time/")}
+            for line in without_machine(read_metrics(out / "metrics.jsonl"))
+        ]
+        for out in (unbroken, broken)
+    )
+    assert first == second
+    assert (unbroken / "samples.jsonl").read_text() == (broken / "samples.jsonl").read_text()
+    for name in ("weights", "optimizer"):
+        saved = [
+            load_file(out / "checkpoints" / "step-000004" / f"{name}.safetensors")
+            for out in (unbroken, broken)
+        ]
+        assert saved[0].keys() == saved[1].keys()
+        assert all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
+
+
+def test_the_value_model_alone_is_trained_in_its_warmup(ppo, files):
+    ppo("value_warmup_steps=3", "train.save_steps=1", "train.keep_checkpoints=9")
+    first, last = (
+        load_file(files / "run" / "checkpoints" / f"step-00000{n}" / "weights.safetensors")
+        for n in (1, 3)
+    )
+    moved = {name for name in first if not torch.equal(first[name], last[name])}
+    assert moved == {name for name in first if name.startswith("critic.")}
+
+
+def test_text_is_learned_beside_the_reward(ppo):
+    Path("text.jsonl").write_text('{"text": "Tea is poured from a pot."}\n' * 8)
+    lines = ppo("ptx_coef=1", "ptx_data=text.jsonl", "max_steps=6")
+    assert lines[-1]["loss/ptx"] < 0.9 * lines[0]["loss/ptx"]
+
+
+def test_updates_end_where_the_policy_went_far(ppo, monkeypatch):
+    calls = []
+    real = MasterAdamW.step
+    monkeypatch.setattr(MasterAdamW, "step", lambda self, lr: (calls.append(lr), real(self, lr)))
+    ppo("early_stop_kl=1e-9", "ppo_epochs=3", "max_steps=2", "minibatches=1", "lr=1e-2")
+    assert len(calls) == 2 * 2  # the second shows that the first went too far
+
+
+def test_samples_are_shown_and_written(ppo, files, capsys):
+    ppo("sample_steps=2", "max_steps=3")
+    rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
+    assert sorted({row["step"] for row in rows}) == [1, 2, 3]
+    assert rows[0].keys() == {"step", "prompt", "response", "score", "kl", "tokens"}
+    assert "samples of step 2:" in capsys.readouterr().err
+
+
+def test_held_out_prompts_are_scored_with_the_same_draws(ppo):
+    lines = ppo("data.eval=prompts.jsonl", "train.eval_steps=1", "lr=1e-9", "max_steps=2")
+    evaluated = [line for line in lines if "eval/score" in line]
+    assert len(evaluated) == 3
+    assert len({line["eval/score"] for line in evaluated}) == 1
+    assert evaluated[0]["eval/kl"] == 0
+
+
+def test_the_result_is_a_plain_model_without_the_value_head(ppo, files):
+    from transformers import AutoModelForCausalLM
+
+    ppo("max_steps=1")
+    _, report = AutoModelForCausalLM.from_pretrained(
+        files / "run" / "model", output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert not report["missing_keys"]
+
+
+def test_a_run_goes_on_where_another_ended(ppo, files):
+    ppo("max_steps=1", out="one")
+    ppo("max_steps=1", f"model={files / 'one'}", out="two")
+    assert (files / "two" / "model" / "config.json").is_file()
+
+
+def test_all_equal_scores_teach_nothing_and_are_told(ppo, capsys):
+    for advantage in ("gae", "grpo"):
+        words = ["samples_per_prompt=2", f"advantage={advantage}"]
+        lines = ppo("reward.function=judge.py:equal", *words, out=advantage)
+        assert all(math.isfinite(value) for line in lines for value in line.values())
+        assert "all scores are 1; there is nothing to learn" in capsys.readouterr().err
+
+
+def test_an_exploding_kl_is_one_line_and_no_nan(files, capsys):
+    words = ["reward.function=judge.py:huge", "lr=1", "train.max_grad_norm=0", "kl_limit=5"]
+    assert cli.main(words_of(*words, "max_steps=20")) == 5
+    [line] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
+    assert "nats from the reference, more than kl_limit=5" in line
