@@ -18,12 +18,10 @@ from rlhf_cli.context import open_context, silence
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples, load_eval_examples
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
-from rlhf_cli.losses.reduce import LossOutput
 from rlhf_cli.models.load import load_policy, load_reward_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.train.measure import row_values
-from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.sequence import row_logprobs
 
 RECORDS = {"reward": PreferenceRecord, "dpo": PreferenceRecord, "bco": LabelledRecord}
@@ -75,9 +73,10 @@ def judge(run: Path, stage: str) -> Judged:
 
 
 def _per_row(of: Callable[[Rows], Tensor], examples: Examples) -> Values:
-    loss = RowLoss(lambda rows: {"value": of(rows)}, lambda _: LossOutput({}))
     with torch.no_grad():
-        values, _ = row_values(loss, examples, TOKENS, torch.device("cpu"))
+        values, _ = row_values(
+            lambda rows: {"value": of(rows)}, examples, TOKENS, torch.device("cpu")
+        )
     return values["value"].double().numpy()
 
 

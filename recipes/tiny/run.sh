@@ -12,8 +12,10 @@ for stage in reward dpo bco; do
   rlhf $stage config=tiny/$stage model="$out/sft" output_dir="$out/$stage"
 done
 
-for stage in pretrain sft dpo bco; do
+rlhf ppo config=tiny/ppo model="$out/sft" reward.function= reward.model="$out/reward" output_dir="$out/ppo"
+
+for stage in pretrain sft dpo bco ppo; do
   rlhf generate model="$out/$stage" prompts=tiny temperature=0.7 max_new_tokens=60 batch_size=100 \
     output="$out/$stage/answers.jsonl"
 done
-python "$here/table.py" "$out" pretrain sft reward dpo bco
+python "$here/table.py" "$out" pretrain sft reward dpo bco ppo

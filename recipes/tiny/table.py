@@ -35,6 +35,16 @@ def against(points: list[float], baseline: list[float]) -> str:
     return f"{rate.value:.0%} ({rate.low:.0%} to {rate.high:.0%}), {wins.ties} ties"
 
 
+def rollouts(folder: Path) -> str:
+    """How the reward model and the KL went on held-out prompts."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    before, after = manifest["before"], manifest["after"]
+    return (
+        f"ppo: the reward model's score {before['score']:.2f} -> {after['score']:.2f}, at a KL of "
+        f"{after['kl']:.1f} nats a response"
+    )
+
+
 def main(runs: Path, stages: list[str]) -> None:
     """One line a stage: held-out loss before and after, points of its answers, wins over sft."""
     baseline = judged(runs / BASELINE)
@@ -47,6 +57,8 @@ def main(runs: Path, stages: list[str]) -> None:
         later = bool(points) and stages.index(stage) > stages.index(BASELINE)
         wins = against(points, baseline) if later else ""
         print(f"{stage:10}{loss:>18}{mean:>12}{manifest['seconds']:>9.0f}  {wins}".rstrip())
+    if "ppo" in stages:
+        print(f"\n{rollouts(runs / 'ppo')}")
     print(
         "\nheld-out loss: each stage's own, on its test rows. judge: mean points of the answers to "
         "the\nheld-out prompts, sampled at temperature 0.7. wins: answers with more points than "

@@ -69,21 +69,34 @@ class Adapters:
             role: a new one.
             trained: train the twin too; else it stays as it is.
         """
-        before = {name: param.requires_grad for name, param in self.model.named_parameters()}
-        own = f"for_{role}"
-        self.model.add_adapter(own, copy.deepcopy(self.model.peft_config[TRAINED]))
+        names = [own_name(role) if n == TRAINED else n for n in self.roles["policy"]]
+        self.add(role, names, copy.deepcopy(self.model.peft_config[TRAINED]), trained=trained)
         params = dict(self.model.named_parameters())
         for name, param in params.items():
-            if f".{own}." in f"{name}.":
-                param.data = params[name.replace(f".{own}", f".{TRAINED}")].data.clone()
+            if f".{own_name(role)}." in f"{name}.":
+                param.data = params[name.replace(f".{own_name(role)}", f".{TRAINED}")].data.clone()
+
+    def add(self, role: str, names: Sequence[str], config: Any, *, trained: bool) -> None:
+        """Give a role a new adapter, called `own_name(role)`.
+
+        Args:
+            role: a new one.
+            names: the adapters that are active for it, in order; the new one among them.
+            config: PEFT's description of the new one.
+            trained: whether it is trained.
+        """
+        before = {name: param.requires_grad for name, param in self.model.named_parameters()}
+        self.model.add_adapter(own_name(role), config)
+        for name, param in self.model.named_parameters():
             param.requires_grad_(before.get(name, trained))  # adding one changes those of others
-        self.roles[role] = [own if n == TRAINED else n for n in self.roles["policy"]]
+        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self.roles[role] = list(names)
         self._activate(self._active)
 
     def params_of(self, role: str) -> list[nn.Parameter]:
-        """The parameters of the adapters of a role that `twin` made."""
+        """The parameters of the adapter that a role has of its own."""
         named = self.model.named_parameters()
-        return [param for name, param in named if f".for_{role}." in f"{name}."]
+        return [param for name, param in named if f".{own_name(role)}." in f"{name}."]
 
     def recompute_context(
         self,
@@ -124,6 +137,11 @@ class Adapters:
         self.model.save_pretrained(
             folder, selected_adapters=names, save_embedding_layers=embeddings
         )
+
+
+def own_name(role: str) -> str:
+    """PEFT's name for the adapter that a role has of its own."""
+    return f"for_{role}"
 
 
 def kind_of(config: Any) -> str:

@@ -17,8 +17,9 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of
+from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
+from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
 
 
@@ -55,6 +56,37 @@ def attach(
         _require_alike(wrapped.peft_config[TRAINED], cfg, loaded[-1])
     roles = {"policy": names, **({"reference": below} if fresh else {})}
     return Adapters(wrapped, source, roles, new_tokens)
+
+
+def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
+    """Put the adapter of a reward model on the base of a policy, for a role of its own.
+
+    Args:
+        adapters: on the base that the reward model's adapter was trained on.
+        role: a new one.
+        folder: of the reward model's adapter.
+
+    Returns:
+        [1, d], the weight of its head.
+
+    Raises:
+        ModelError: it does not fit the base.
+    """
+    stored = load_file(folder / ADAPTER_WEIGHTS)
+    heads = [key for key in stored if key.endswith(f".{HEAD}.weight")]
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    adapters.add(role, [own_name(role)], config, trained=False)
+    layers = {key: value for key, value in stored.items() if key not in heads}
+    expected = get_peft_model_state_dict(adapters.model, adapter_name=own_name(role))
+    shapes = {key: value.shape for key, value in expected.items()}
+    if len(heads) != 1 or {key: value.shape for key, value in layers.items()} != shapes:
+        raise ModelError(
+            f"model.path: the adapter in {folder} is not that of a reward model on this base"
+        )
+    set_peft_model_state_dict(adapters.model, layers, adapter_name=own_name(role))
+    head: torch.Tensor = stored[heads[0]]
+    return head
 
 
 def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:

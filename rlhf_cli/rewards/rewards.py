@@ -136,7 +136,11 @@ class Rewards:
 
 
 def open_rewards(
-    cfg: RewardsConfig, tokenizer: Any, ctx: RunContext, max_tokens: int = MAX_TOKENS
+    cfg: RewardsConfig,
+    tokenizer: Any,
+    ctx: RunContext,
+    max_tokens: int = MAX_TOKENS,
+    policy: Any | None = None,
 ) -> Rewards:
     """Load what scores, and say of each term what was loaded and how much memory it takes.
 
@@ -145,6 +149,7 @@ def open_rewards(
         tokenizer: the policy's.
         ctx: device, compute type, and the ranks that score together.
         max_tokens: of a forward pass.
+        policy: a `Policy`, whose base a reward model shares that is an adapter on it.
 
     Raises:
         ConfigError: a function cannot be imported.
@@ -154,7 +159,7 @@ def open_rewards(
     terms = []
     for key, name, term in zip(cfg.keys, cfg.names, cfg.all_terms, strict=True):
         [kind] = term.given
-        scorer = _open(kind, term, key, tokenizer, ctx, max_tokens)
+        scorer = _open(kind, term, key, tokenizer, ctx, max_tokens, policy)
         who = f"{key}.{kind}: {getattr(term, kind)}"
         weight = f", times {term.weight:g}" if term.weight != 1 else ""
         memory = f", {scorer.nbytes / 1e6:,.1f} MB" if scorer.nbytes else ""
@@ -164,7 +169,13 @@ def open_rewards(
 
 
 def _open(
-    kind: str, term: RewardTerm, key: str, tokenizer: Any, ctx: RunContext, max_tokens: int
+    kind: str,
+    term: RewardTerm,
+    key: str,
+    tokenizer: Any,
+    ctx: RunContext,
+    max_tokens: int,
+    policy: Any | None,
 ) -> Scorer:
     if kind == "function":
         return FunctionScorer(term.function, f"{key}.function")
@@ -184,4 +195,4 @@ def _open(
         ModelScorer,  # transformers, which a rule does without
     )
 
-    return ModelScorer(term, key, tokenizer, ctx, max_tokens)
+    return ModelScorer(term, key, tokenizer, ctx, max_tokens, policy)

@@ -25,10 +25,13 @@ def test_the_chain_reaches_half_of_the_judges_points_and_prints_its_table(tmp_pa
     table = {line.split()[0]: line for line in run.stdout.splitlines() if line.strip()}
     points = float(table["sft"].split(" of ")[0].split()[-1])
     assert points >= 3.0
-    for stage in ("dpo", "bco"):
+    for stage in ("dpo", "bco", "ppo"):
         wins = int(table[stage].partition("%")[0].split()[-1])
         assert wins >= 80, table[stage]
     reward = json.loads((tmp_path / "runs" / "reward" / "manifest.json").read_text())
-    assert reward["after"]["accuracy"] >= 0.9
+    assert reward["after"]["accuracy"] >= 0.85
+    ppo = json.loads((tmp_path / "runs" / "ppo" / "manifest.json").read_text())
+    assert ppo["after"]["score"] > ppo["before"]["score"] + 1
+    assert ppo["after"]["kl"] < 15
     manifest = json.loads((tmp_path / "runs" / "sft" / "manifest.json").read_text())
     assert manifest["after"]["loss"] < 0.6 * manifest["before"]["loss"]

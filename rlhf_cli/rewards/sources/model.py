@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from rlhf_cli.data.tokens.specials import find_specials
 from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.shared import SharedRewardModel, can_share
+from rlhf_cli.models.source import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource
@@ -39,6 +43,7 @@ class ModelScorer:
         policy_tokenizer: of the tokens in the samples.
         ctx: device and compute type.
         max_tokens: of a forward pass.
+        policy: whose base it shares where it is an adapter on that, or none.
 
     Raises:
         ModelError: it cannot be loaded, or gives no scores.
@@ -51,6 +56,7 @@ class ModelScorer:
         policy_tokenizer: Any,
         ctx: RunContext,
         max_tokens: int,
+        policy: Policy | None = None,
     ) -> None:
         cfg = ModelConfig(path=source.model, base=source.base, init="pretrained")
         self.who = f"{key}.model: {source.model}"
@@ -59,17 +65,27 @@ class ModelScorer:
             require_scores(cfg)
             self.tokenizer = load_tokenizer(cfg)
             self.specials = find_specials(self.tokenizer)
-            with silence():  # `described` tells of it
-                model = load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
-            self.model = model.eval()
+            self.model = self._open(cfg, key, ctx, policy)
             same = tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
             self.write = None if same else self._writer(source.model)
         self.limit = longest_text(self.model.model, self.tokenizer)
         self.nbytes = nbytes(self.model)
         layout = "flat rows" if self.model.flat else "padded rows"
+        if isinstance(self.model, SharedRewardModel):
+            layout = f"an adapter on the policy's base, {layout}"
         tokens = "the policy's tokens" if same else "its own tokenizer"
         self.described = f"{source.model} ({dtype_name(self.model)}, {layout}, {tokens})"
         self._told_of_cuts = False
+
+    def _open(
+        self, cfg: ModelConfig, key: str, ctx: RunContext, policy: Policy | None
+    ) -> RewardModel | SharedRewardModel:
+        found = find_source(cfg)
+        if policy is not None and can_share(policy, found):
+            role = re.sub(r"\W+", "_", key)
+            return SharedRewardModel(policy, role, found.adapters[0], ctx.compute)
+        with silence():  # `described` tells of it
+            return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx).eval()
 
     def _writer(self, path: str) -> RowWriter:
         facts = artifact.read(Path(path).expanduser())

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rlhf_cli.context import say, silence
 from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import ExampleSource
@@ -30,9 +32,10 @@ from rlhf_cli.stages.ppo.critic import give_critic
 from rlhf_cli.stages.ppo.held_out import evaluate
 from rlhf_cli.stages.ppo.learning import Teacher
 from rlhf_cli.stages.ppo.loss import PPOLoss
+from rlhf_cli.stages.ppo.memory import table
 from rlhf_cli.stages.ppo.rollout import Author
 from rlhf_cli.stages.ppo.source import RolloutSource
-from rlhf_cli.stages.reference import hold_reference
+from rlhf_cli.stages.reference import Held, hold_reference
 from rlhf_cli.stages.training import Training
 
 Asked = tuple[PromptSet, list[list[int]]]
@@ -81,7 +84,8 @@ class Rollouts(Training):
         reference = hold_reference(cfg.model, policy, self)
         give_critic(cfg, policy, self)
         self.settle(policy)
-        rewards = open_rewards(cfg.reward, self.tokenizer, ctx, self.max_tokens)
+        rewards = open_rewards(cfg.reward, self.tokenizer, ctx, self.max_tokens, policy)
+        self._tell_memory(policy, reference, rewards)
         loss = PPOLoss(cfg, policy)
         teacher = Teacher(cfg, policy, reference, ctx.ranks, self.max_tokens)
         author = self._author(cfg, self.asked, policy, rewards)
@@ -103,6 +107,18 @@ class Rollouts(Training):
             ends=Ends(policy.model, self.tokenizer, cfg.sampling).tokens,
             trained_on="chat" if self.report.templated else "text",
         )
+
+    def _tell_memory(self, policy: Policy, reference: Held, rewards: Rewards) -> None:
+        models: dict[str, nn.Module] = {"policy": policy.model}
+        models["reference"] = reference.policy.model
+        if policy.critic is not None:
+            models["value model"] = policy.critic
+        for term in rewards.terms:
+            model = getattr(term.scorer, "model", None)
+            if isinstance(model, nn.Module):
+                models[term.name] = model
+        for line in table(models):
+            say(line)
 
     def _author(self, cfg: PPOConfig, asked: Asked, policy: Policy, rewards: Rewards) -> Author:
         return Author(cfg, *asked, policy, rewards, self.tokenizer)

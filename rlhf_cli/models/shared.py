@@ -1,0 +1,62 @@
+"""A reward model whose base is the policy's: an adapter of its own on it, and a head."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.models.adapters import Adapters
+from rlhf_cli.models.attach import attach_scorer
+from rlhf_cli.models.load import lower
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.quantize import is_quantized
+from rlhf_cli.models.source import Source
+
+
+class SharedRewardModel(nn.Module):
+    """Scores rows with the policy's base; as `RewardModel`, without the base in memory again.
+
+    Args:
+        policy: its adapters stand on the base that the reward model was trained on.
+        role: of the reward model on it; a new one.
+        folder: of the reward model's adapter.
+        dtype: to compute in.
+    """
+
+    def __init__(self, policy: Policy, role: str, folder: Path, dtype: torch.dtype) -> None:
+        super().__init__()
+        assert policy.adapters is not None
+        self.role, self.flat = role, policy.flat
+        self._policy = (policy,)  # not a part of this module, whose parameters are its own alone
+        head = attach_scorer(policy.adapters, role, folder)
+        self.own = nn.ParameterList(policy.adapters.params_of(role))
+        lower(self.own, dtype)
+        self.head = nn.Parameter(head.to(policy.device, dtype), requires_grad=False)
+
+    @property
+    def model(self) -> Any:
+        """The transformers model that computes."""
+        return self._policy[0].model
+
+    def forward(self, rows: Rows) -> Tensor:
+        """[R], no unit, fp32: the score of each row, read at its last token."""
+        [policy] = self._policy
+        with policy.playing(self.role):
+            hidden = policy.hidden_states(rows)
+        last = hidden.index_select(0, rows.starts + rows.lengths - 1)
+        return F.linear(last.float(), self.head.float()).squeeze(1)
+
+
+def can_share(policy: Policy, source: Source) -> bool:
+    """Whether a reward model is one adapter on the base that the policy's adapters stand on."""
+    mine: Adapters | None = policy.adapters
+    if mine is None or len(source.adapters) != 1 or source.new_tokens:
+        return False
+    packed = is_quantized(policy.model)
+    held_alike = mine.source.quant == source.quant or not (packed or source.quant != "none")
+    return held_alike and Path(mine.source.base).resolve() == Path(source.base).resolve()

@@ -1,0 +1,133 @@
+"""Policy, reference, value model and reward model: on one base where they are adapters."""
+
+import pytest
+import torch
+
+from rlhf_cli import cli
+from rlhf_cli.context import open_context
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
+from rlhf_cli.models.critic import ROLE, AdapterCritic
+from rlhf_cli.models.load import load_frozen, load_policy
+from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.shared import SharedRewardModel, can_share
+from rlhf_cli.models.source import find_source
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.stages.ppo.memory import held
+from tests.helpers import last_of_each, rows_of
+from tests.stages.conftest import FAST
+
+LORA = ("adapter=lora", "adapter.rank=2")
+ROWS = rows_of([5, 60, 70, 1], [9, 80, 1], [7, 7, 3, 2, 1])
+
+
+@pytest.fixture(scope="module")
+def reward_adapter(sft_run, tmp_path_factory):
+    """A reward model that is an adapter on the SFT run."""
+    out = tmp_path_factory.mktemp("runs") / "reward"
+    words = ["reward", f"model={sft_run}", "data=tiny", "max_steps=2", f"output_dir={out}", *LORA]
+    assert cli.main(last_of_each(*words, *FAST)) == 0
+    return out
+
+
+@pytest.fixture
+def adapted(sft_run, tmp_path):
+    """A policy that is a new adapter on the SFT run, its tokenizer and context."""
+    cfg = LoadConfig(
+        model=ModelConfig(path=str(sft_run)), adapter=AdapterConfig(kind="lora", rank=2)
+    )
+    ctx = open_context("fp32", 0, tmp_path)
+    tokenizer = load_tokenizer(cfg.model)
+    return load_policy(cfg, tokenizer, ctx), tokenizer, ctx
+
+
+def shake(params):
+    with torch.no_grad():
+        for param in params:
+            param.add_(torch.randn_like(param))
+
+
+def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted, reward_adapter):
+    policy, tokenizer, ctx = adapted
+    cfg = LoadConfig(model=ModelConfig(path=str(reward_adapter)))
+    whole = load_frozen(RewardModel, cfg, tokenizer, ctx)
+    source = find_source(cfg.model)
+    assert can_share(policy, source)
+    shared = SharedRewardModel(policy, "reward", source.adapters[0], torch.float32)
+    shake(p for p in policy.parameters() if p.requires_grad)  # training the policy changes nothing
+    with torch.no_grad():
+        torch.testing.assert_close(shared(ROWS), whole(ROWS), atol=1e-5, rtol=1e-5)
+    assert not any(p.requires_grad for p in shared.parameters())
+    own, _ = held({"policy": policy.model, "reward": shared})["reward"]
+    assert own == shared.head.numel() * 4  # its adapter stands in the policy's model
+
+
+def test_a_full_policy_shares_nothing(reward_adapter, sft_run, tmp_path):
+    cfg = LoadConfig(model=ModelConfig(path=str(sft_run)))
+    ctx = open_context("fp32", 0, tmp_path)
+    policy = load_policy(cfg, load_tokenizer(cfg.model), ctx)
+    assert not can_share(policy, find_source(ModelConfig(path=str(reward_adapter))))
+
+
+def test_a_twin_begins_as_the_policy_and_stays_or_goes_its_own_way(adapted):
+    policy, _, _ = adapted
+    adapters = policy.adapters
+    shake(p for p in policy.parameters() if p.requires_grad)
+    adapters.twin("start", trained=False)
+    adapters.twin(ROLE, trained=True)
+    before = policy(ROWS).logp.detach()
+    for role in ("start", ROLE):
+        torch.testing.assert_close(policy(ROWS, role=role).logp, before)
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert all(".default." in name or ".for_value." in name for name in trained)
+    shake(p for n, p in policy.named_parameters() if ".default." in n)
+    torch.testing.assert_close(policy(ROWS, role="start").logp.detach(), before)
+    assert (policy(ROWS).logp - before).abs().max() > 0.1
+
+
+def test_an_adapter_critic_learns_through_its_own_adapter_alone(adapted):
+    policy, _, _ = adapted
+    policy.adapters.twin(ROLE, trained=True)
+    policy.critic = AdapterCritic(policy.model.config.hidden_size)
+    shake(policy.critic.parameters())
+    policy(ROWS, want={"logp", "value"}).value.sum().backward()
+    moved = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any(".for_value." in name for name in moved)
+    assert not any(".default." in name for name in moved)
+
+
+def test_with_adapters_four_models_stand_on_one_base(adapted, reward_adapter, ppo, sft_run, capsys):
+    words = [f"model={sft_run}", *LORA, "value=adapter", "reward.function="]
+    ppo(*words, f"reward.model={reward_adapter}", "max_steps=2")
+    shown = capsys.readouterr().err
+    table = shown[shown.index("models in memory:") :].splitlines()[1:6]
+    numbers = {line.split()[0]: float(line.split()[1]) for line in table if "value" not in line}
+    base = sum(p.numel() * 4 for n, p in adapted[0].named_parameters() if "lora" not in n) / 1e6
+    assert base < numbers["all"] < 1.3 * base
+    assert numbers["reference"] == 0
+
+
+def test_the_reference_of_a_continued_adapter_is_that_adapter(sft_run, ppo, files, capsys):
+    ppo(f"model={sft_run}", *LORA, "max_steps=1", "lr=1e-2", out="one")
+    capsys.readouterr()
+    (line,) = ppo("model=one", "max_steps=1", "ppo_epochs=1", "minibatches=1", out="two")
+    assert line["objective/kl"] == 0
+    assert "a frozen copy of the adapter on the same base" in capsys.readouterr().err
+
+
+def test_a_whole_value_model_starts_as_the_reward_model(sft_run, ppo, files, capsys):
+    words = ["reward", f"model={sft_run}", "data=tiny", "max_steps=1", "output_dir=rm", *FAST]
+    assert cli.main(last_of_each(*words)) == 0
+    words = [f"model={sft_run}", "value=model", "reward.function=", "reward.model=rm"]
+    lines = ppo(*words, "max_steps=2")
+    assert "a model of its own, from " in capsys.readouterr().err
+    assert lines[0]["loss/value"] > 0
+
+
+def rows_with_value(policy, rows: Rows):
+    return policy(rows, want={"value"}).value
+
+
+def test_a_value_without_a_critic_is_refused(adapted):
+    with pytest.raises(ValueError, match="without critic"):
+        rows_with_value(adapted[0], ROWS)
