@@ -100,7 +100,7 @@ class Trainer:
             self.before = self._evaluate()
             if self.before:
                 self.best.note(0, self.before)
-            self._log(under("eval/", self.before))
+            self.log(under("eval/", self.before))
         require_equal_weights(self.optimizer, self.ranks, self.step)
         with stop_on_request() as stop:
             self._train(stop)
@@ -119,7 +119,7 @@ class Trainer:
     def _train(self, stop: StopRequest) -> None:
         """All remaining steps."""
         with contextlib.closing(ProgressLine(self.source.total_steps, self.step)) as progress:
-            while not self._gave_up() and self._take():
+            while not self._gave_up() and self.take():
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
                     values |= self.meter.read() | {"memory_bytes": peak_memory(self.ctx.device)}
@@ -130,7 +130,7 @@ class Trainer:
                     self.after = self._evaluate()
                     values |= under("eval/", self.after)
                     better = bool(self.after) and self.best.note(self.step, self.after)
-                self._log(values)
+                self.log(values)
                 asked = stop.agreed(self.ranks)
                 wanted = (better and self.cfg.result == "best") or self._gave_up()
                 if asked or wanted or self._due(self.cfg.save_steps):
@@ -140,13 +140,14 @@ class Trainer:
                         f"{asked} after step {self.step}; the checkpoint is written. "
                         "Give the same command again to continue"
                     )
-        self._log(self.meter.read())  # an early end can leave steps between two logged ones
+        self.log(self.meter.read())  # an early end can leave steps between two logged ones
 
     def _gave_up(self) -> bool:
         """Whether the held-out loss has not fallen for as long as is waited for."""
         return 0 < self.cfg.early_stop <= self.best.waited
 
-    def _log(self, values: dict[str, float]) -> None:
+    def log(self, values: dict[str, float]) -> None:
+        """Write values of the step to `metrics.jsonl` and the trackers; nothing where none are."""
         if values:
             self.file.write(self.step, values)
             if self.trackers is not None:
@@ -156,7 +157,7 @@ class Trainer:
         """Whether something is to be done after this step; the last step is always one."""
         return self.step == self.source.total_steps or bool(every and self.step % every == 0)
 
-    def _take(self) -> bool:
+    def take(self) -> bool:
         """One step, or false when the run is over."""
         began = time.monotonic()
         updates = self.source.next_step()

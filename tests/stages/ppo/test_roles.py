@@ -100,8 +100,9 @@ def test_with_adapters_four_models_stand_on_one_base(adapted, reward_adapter, pp
     words = [f"model={sft_run}", *LORA, "value=adapter", "reward.function="]
     ppo(*words, f"reward.model={reward_adapter}", "max_steps=2")
     shown = capsys.readouterr().err
-    table = shown[shown.index("models in memory:") :].splitlines()[1:6]
-    numbers = {line.split()[0]: float(line.split()[1]) for line in table if "value" not in line}
+    rows = shown[shown.index("models in memory:") :].splitlines()[1:6]
+    numbers = {row[:18].strip(): float(row[18:].split()[0]) for row in rows}
+    assert numbers.keys() == {"policy", "reference", "value model", "reward reward", "all"}
     base = sum(p.numel() * 4 for n, p in adapted[0].named_parameters() if "lora" not in n) / 1e6
     assert base < numbers["all"] < 1.3 * base
     assert numbers["reference"] == 0

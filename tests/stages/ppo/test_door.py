@@ -1,0 +1,86 @@
+"""PPO by a loop of one's own."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from rlhf_cli.errors import DataError
+from rlhf_cli.models.config import ComparedModelConfig
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.door import PPOTrainer
+from rlhf_cli.train.config import TrainConfig
+
+PROMPTS = ["Say tea", "Say rain", "Say gold", "Say jazz"]
+CFG = PPOConfig(
+    model=ComparedModelConfig(path="tiny"),
+    sampling=SamplingConfig(max_new_tokens=8),
+    train=TrainConfig(lr=3e-3, precision="fp32"),
+    template="never",
+    ppo_epochs=2,
+    minibatches=2,
+    kl_coef=0.001,
+)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return PPOTrainer(CFG, tmp_path / "mine")
+
+
+def test_the_score_rises_and_the_result_loads(trainer, tmp_path):
+    scores = []
+    for _ in range(12):
+        responses = trainer.generate(PROMPTS * 2)
+        given = [one.text.count("e") / 4 for one in responses]
+        scores.append(sum(given))
+        metrics = trainer.step(PROMPTS * 2, responses, given)
+    assert sum(scores[-3:]) > sum(scores[:3])
+    assert metrics["objective/scores"] == pytest.approx(scores[-1] / 8)
+    lines = (tmp_path / "mine" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1]) == {"step": 12, **metrics}
+    AutoModelForCausalLM.from_pretrained(trainer.save())
+
+
+def test_a_step_is_that_of_the_command(ppo, files):
+    """The same prompts, draws and scores give the same losses as `rlhf ppo`."""
+    once = ["max_steps=1", "ppo_epochs=1", "minibatches=1", "data.shuffle=false", "kl_coef=0.001"]
+    (line,) = ppo(*once, "reward.function=judge.py:length", "lr=3e-3", "data.split=train[:4]")
+    rows = (files / "prompts.jsonl").read_text().splitlines()[:4]
+    prompts = [json.loads(row)["prompt"] for row in rows]
+    sampling = replace(CFG.sampling, temperature=0.7)
+    trainer = PPOTrainer(replace(CFG, sampling=sampling, ppo_epochs=1, minibatches=1), files / "my")
+    trainer.loop.step = 1  # the command's first rollout is number 1
+    responses = trainer.generate(prompts)
+    trainer.loop.step = 0
+    metrics = trainer.step(prompts, responses, [float(len(one.text)) for one in responses])
+    for name in ("objective/scores", "tokens/response_length", "loss/value", "loss", "grad_norm"):
+        assert metrics[name] == pytest.approx(line[name], rel=1e-5), name
+
+
+def test_texts_of_people_are_taken_with_an_end_token(trainer):
+    metrics = trainer.step(PROMPTS, ["tea"] * 4, [1.0, 0.0, 0.5, 0.2])
+    assert metrics["tokens/eos_fraction"] == 1
+    assert math.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize(
+    ("responses", "scores", "told"),
+    [
+        (["a"] * 3, [1.0] * 4, "got 4 prompts, 3 responses and 4 scores"),
+        (["a"] * 4, [1.0, float("nan"), 0, 0], "scores: got one that is not finite"),
+        (["a " * 600] * 4, [1.0] * 4, "more than the model's 512 positions"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_anything_is_learned(trainer, responses, scores, told):
+    with pytest.raises(DataError, match=told):
+        trainer.step(PROMPTS, responses, scores)
+    assert trainer.loop.step == 0
+
+
+def test_a_number_that_the_minibatches_do_not_divide_is_refused(trainer):
+    with pytest.raises(DataError, match="got 3 prompts; need a multiple of 2"):
+        trainer.step(PROMPTS[:3], ["a"] * 3, [1.0] * 3)
