@@ -23,6 +23,7 @@ PAGES = [
             "evaluation",
             "generation",
             "judgments",
+            "ppo",
             "processes",
         )
     ),

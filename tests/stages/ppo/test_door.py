@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -59,6 +61,14 @@ def test_a_step_is_that_of_the_command(ppo, files):
     metrics = trainer.step(prompts, responses, [float(len(one.text)) for one in responses])
     for name in ("objective/scores", "tokens/response_length", "loss/value", "loss", "grad_norm"):
         assert metrics[name] == pytest.approx(line[name], rel=1e-5), name
+
+
+def test_the_loop_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[3] / "docs" / "ppo.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    exec(compile(program, "ppo.md", "exec"), {})
+    assert (tmp_path / "runs" / "mine" / "model" / "config.json").is_file()
 
 
 def test_texts_of_people_are_taken_with_an_end_token(trainer):
