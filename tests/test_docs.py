@@ -36,10 +36,12 @@ FILES = (
     "table.csv",
     "labels.jsonl",
     "prompts.jsonl",
+    "best.jsonl",
+    "ranked.jsonl",
 )
 FOLDERS = (
     "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/dpo",
-    "runs/tiny/pretrain", "runs/tiny/sft",
+    "runs/tiny/pretrain", "runs/tiny/sft", "runs/reward",
 )  # fmt: skip
 
 
@@ -66,6 +68,7 @@ def _paths_that_the_pages_name(tmp_path, monkeypatch):
         Path(name).touch()
     Path("judge.py").write_text("def score(prompts, responses, **columns): ...\n")
     Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
+    Path("runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
     Path("chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
     Path("sft.yaml").write_text(blocks(ROOT / "docs" / "configuration.md", "yaml")[0])
     Path("compared.jsonl").write_text(blocks(DOCS / "data.md", "jsonl")[0])

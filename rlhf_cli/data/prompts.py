@@ -45,6 +45,15 @@ class PromptSet:
         """The other columns of some prompts."""
         return {name: [values[i] for i in chosen] for name, values in self.columns.items()}
 
+    def part(self, chosen: Sequence[int]) -> PromptSet:
+        """Some of the prompts; one may be chosen several times."""
+        return PromptSet(
+            [self.prompts[i] for i in chosen],
+            self.columns_of(chosen),
+            [self.places[i] for i in chosen] if self.places else (),
+            self.report,
+        )
+
 
 def load_training_prompts(cfg: DataConfig, stage: str, seed: int) -> PromptSet:
     """The prompts of `data.path`.
@@ -157,13 +166,7 @@ def encode_prompts(
     say(f"  refused: {sum(long)} prompts, longer than {most} tokens")
     if not kept:
         raise DataError(f"data.path: all {len(found)} prompts are longer than {most} tokens")
-    left = PromptSet(
-        [found.prompts[i] for i in kept],
-        found.columns_of(kept),
-        [found.places[i] for i in kept],
-        found.report,
-    )
-    return left, [tokens[i] for i in kept]
+    return found.part(kept), [tokens[i] for i in kept]
 
 
 def _newest(ids: list[int], most: int, bos: int | None) -> list[int]:

@@ -20,10 +20,10 @@ PORTION = 8
 
 @dataclass(frozen=True)
 class Answers:
-    """Responses to some prompts.
+    """Responses to some prompts: all samples of the first prompt, then of the second, and so on.
 
     Attributes:
-        prompt_tokens: what the model was given.
+        prompt_tokens: of each response, what the model was given.
         tokens: of each response, its end token included where there is one.
         texts: of the responses, without special tokens.
         ended: whether each ended by itself, not at the length limit.
@@ -66,11 +66,22 @@ class Author:
         return [self.encoder.encode(prompt) for prompt in prompts]
 
     def answer(
-        self, prompts: Sequence[Prompt], sampling: SamplingConfig, batch_size: int
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        batch_size: int,
+        samples: int = 1,
     ) -> Iterator[Answers]:
-        """The answers of some batches after the others, in the order of the prompts."""
+        """The answers of some batches after the others, in the order of the prompts.
+
+        Args:
+            prompts: text or messages.
+            sampling: how tokens are drawn.
+            batch_size: responses decoded at once.
+            samples: responses to each prompt, which always come together.
+        """
         tokens = self.encode(prompts)
-        size = PORTION * batch_size
+        size = max(1, PORTION * batch_size // samples)
         for first in range(0, len(tokens), size):
             portion = tokens[first : first + size]
             rollout = generate(
@@ -78,11 +89,13 @@ class Author:
                 self.tokenizer,
                 portion,
                 sampling,
+                samples=samples,
                 slots=batch_size,
                 numbers=range(first, first + len(portion)),
             )
             texts = self.tokenizer.batch_decode(rollout.tokens, skip_special_tokens=True)
-            yield Answers(portion, rollout.tokens, texts, rollout.finished)
+            given = [prompt for prompt in portion for _ in range(samples)]
+            yield Answers(given, rollout.tokens, texts, rollout.finished)
 
 
 def plain(prompt: Prompt) -> str | list[dict[str, str]]:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
 from rlhf_cli.models.config import ModelConfig, QuantConfig
+from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
 
 
@@ -14,6 +15,7 @@ class GenerateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardsConfig = field(default_factory=RewardsConfig)
 
     prompt: str | list[str] = ""
     """One prompt or a list."""
@@ -26,10 +28,19 @@ class GenerateConfig:
     that a run was trained on, and elsewhere takes the template where the tokenizer has one."""
 
     output: Annotated[str, OutputPath()] = ""
-    """Write `{prompt, response}` rows to this `.jsonl` file; empty prints them."""
+    """Write the rows to this `.jsonl` file; empty prints them. They are `{prompt, response}`, or
+    with `reward.*` what `keep` says."""
+
+    samples_per_prompt: Annotated[int, AtLeast(1)] = 1
+    """Responses to each prompt."""
+
+    keep: Literal["all", "best"] = "all"
+    """Of the responses that `reward.*` scores: `best` writes the best to each prompt, as
+    `{prompt, completion, best_score}` for `rlhf sft`; `all` writes a ranking for each, as
+    `{prompt, responses, scores}` for `rlhf reward`."""
 
     batch_size: Annotated[int, AtLeast(1)] = 16
-    """Prompts decoded at once."""
+    """Responses decoded at once."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute type; `auto` is bf16 where the hardware has it."""
@@ -39,12 +50,42 @@ class GenerateConfig:
         found = self.model.missing() + self.model.not_a_language_model()
         if self.prompt and not no_rows(self.prompts):
             found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
-        if not self.prompt and no_rows(self.prompts):
+        if not any(self.prompt) and no_rows(self.prompts):
             found.append(
                 'prompt: none given; need a prompt or a file of prompts. Try prompt="Hello, you", '
                 "or prompts=FILE"
             )
-        return found
+        return found + self._sample_problems() + self._score_problems()
+
+    def _sample_problems(self) -> list[str]:
+        count = self.samples_per_prompt
+        if count == 1 and (self.keep == "best" or self.reward.is_given):
+            return [
+                "samples_per_prompt: got 1, and the responses to a prompt are to be compared; need "
+                "2 or more. Try samples_per_prompt=8"
+            ]
+        if count > 1 and self.sampling.temperature == 0:
+            return [
+                f"samples_per_prompt: got {count} with sampling.temperature=0, at which all of "
+                "them are the same; need a temperature > 0. Try temperature=1"
+            ]
+        return []
+
+    def _score_problems(self) -> list[str]:
+        if self.keep == "best" and not self.reward.is_given:
+            return [
+                "keep: got best, and nothing scores the responses; need reward.model, "
+                "reward.classifier, reward.function, reward.url, a rule, or several in "
+                "reward.terms. Try reward.model=runs/reward"
+            ]
+        if self.reward != RewardsConfig() and not self.reward.is_given:
+            return self.reward.missing()
+        if self.reward.scale == "running":
+            return [
+                "reward.scale: got running, by which later scores are on another scale than "
+                "earlier ones; generate writes all of them to one file. Try reward.scale=none"
+            ]
+        return []
 
 
 @dataclass(kw_only=True)

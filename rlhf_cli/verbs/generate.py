@@ -8,11 +8,12 @@ from pathlib import Path
 from transformers import TextStreamer
 
 from rlhf_cli.config.schema import no_rows
-from rlhf_cli.context import open_context, say
-from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.context import RunContext, open_context, say
+from rlhf_cli.data.prompts import PromptSet, load_prompts
+from rlhf_cli.rewards.rewards import open_rewards
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.verbs.answers import Author, plain
+from rlhf_cli.verbs.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
+from rlhf_cli.verbs.answers import Author
 from rlhf_cli.verbs.config import GenerateConfig
 from rlhf_cli.verbs.output import append, open_output
 
@@ -22,31 +23,43 @@ def run(cfg: GenerateConfig) -> None:
     ctx = open_context(cfg.precision, cfg.sampling.seed, Path())
     prompts = _prompts(cfg)
     author = Author(cfg.model, cfg.quant, cfg.template, ctx)
-    if len(prompts) == 1 and not cfg.output:
+    if len(prompts) == 1 and cfg.samples_per_prompt == 1 and not cfg.output:
         streamer = TextStreamer(author.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        tokens = author.encode(prompts)
+        tokens = author.encode(prompts.prompts)
         generate(author.model, author.tokenizer, tokens, cfg.sampling, streamer=streamer)
     else:
-        _answer_all(cfg, author, prompts)
+        _answer_all(cfg, author, _rows(cfg, author, ctx), prompts)
 
 
-def _prompts(cfg: GenerateConfig) -> list[Prompt]:
+def _prompts(cfg: GenerateConfig) -> PromptSet:
+    if not no_rows(cfg.prompts):
+        return load_prompts(cfg.prompts)
     given = [cfg.prompt] if isinstance(cfg.prompt, str) else cfg.prompt
-    prompts: list[Prompt] = [prompt for prompt in given if prompt]
-    return prompts + ([] if no_rows(cfg.prompts) else list(load_prompts(cfg.prompts).prompts))
+    return PromptSet([prompt for prompt in given if prompt])
 
 
-def _answer_all(cfg: GenerateConfig, author: Author, prompts: list[Prompt]) -> None:
+def _rows(cfg: GenerateConfig, author: Author, ctx: RunContext) -> PlainRows | ScoredRows:
+    """What makes rows of answers. What scores them is loaded now: its faults show before any."""
+    if not cfg.reward.is_given:
+        return PlainRows()
+    rewards = open_rewards(cfg.reward, author.tokenizer, ctx)
+    kind = BestRows if cfg.keep == "best" else RankedRows
+    return kind(rewards, author.encoder.as_given)
+
+
+def _answer_all(
+    cfg: GenerateConfig, author: Author, rows: PlainRows | ScoredRows, prompts: PromptSet
+) -> None:
     """In batches, in the order given; each batch is written as soon as it is there."""
     target = open_output(Path(cfg.output)) if cfg.output else None
-    finished, rest = 0, iter(prompts)
-    for answers in author.answer(prompts, cfg.sampling, cfg.batch_size):
-        finished += sum(answers.ended)
-        rows = [{"prompt": plain(next(rest)), "response": text} for text in answers.texts]
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    done, samples = 0, cfg.samples_per_prompt
+    for answers in author.answer(prompts.prompts, cfg.sampling, cfg.batch_size, samples):
+        answered = range(done, done + len(answers.texts) // samples)
+        made, done = rows.make(prompts.part(answered), answers), answered.stop
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
         if target is None:
             print(lines, end="", flush=True)
         else:
             append(target, lines)
     where = f" -> {target}" if target else ""
-    say(f"{len(prompts)} responses, {finished} ended by themselves{where}")
+    say(f"{rows.told()}{where}")

@@ -45,6 +45,12 @@ class PromptEncoder:
         self.pieces = PieceEncoder(tokenizer)
         self.as_message = as_message
 
+    def as_given(self, prompt: Prompt) -> Prompt:
+        """What is written as tokens: the prompt itself, or a text as a user's message."""
+        if isinstance(prompt, str) and self.as_message:
+            return (Message("user", prompt),)
+        return prompt
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt.
 
@@ -52,11 +58,10 @@ class PromptEncoder:
             DataError: the chat template does not take it.
             ModelError: messages, and the tokenizer has no chat template.
         """
+        prompt = self.as_given(prompt)
         if isinstance(prompt, str):
-            if not self.as_message:
-                found = [*self.specials.opening, *self._ids((Piece(prompt),))]
-                return found or [self.specials.document_start]
-            prompt = (Message("user", prompt),)
+            found = [*self.specials.opening, *self._ids((Piece(prompt),))]
+            return found or [self.specials.document_start]
         try:
             renderer = ChatRenderer(self.tokenizer)
             text = renderer.render(prompt, generation_prompt=True)
