@@ -61,7 +61,7 @@ def test_an_old_key_of_the_command_line_is_told(word, line, capsys):
 
 def test_an_old_key_of_another_command_is_told_by_its_name_of_today(capsys):
     assert told(capsys, "generate", "tiny", "prompt=x", "train.steps=5") == [
-        "train.max_steps: a key of pretrain, sft, reward, dpo, bco, not of generate. "
+        "train.max_steps: a key of pretrain, sft, reward, dpo, ppo, bco, not of generate. "
         "See rlhf generate --help  (command line)"
     ]
 

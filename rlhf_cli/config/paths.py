@@ -43,7 +43,8 @@ def anchor(value: str, folder: Path) -> str:
     """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it."""
     relative = value in (".", "..") or value.startswith(("./", "../"))
     word = value == SHIPPED or no_rows(value)
-    beside = not word and os.path.exists(folder / value)
+    file = value.rpartition(":")[0] or value  # of `judge.py:score`
+    beside = not word and any(os.path.exists(folder / name) for name in (value, file))
     return os.path.abspath(folder / value) if relative or beside else value
 
 
@@ -52,24 +53,21 @@ def anchor_all(kind: Any, value: Any, folder: Path) -> Any:
     bare, marks = unmark(kind)
     mark = input_mark(marks)
     if mark:
-        return _anchor_marked(mark, value, folder)
+        return _anchor_marked(value, folder)
     if get_origin(bare) is list and is_group(get_args(bare)[0]) and isinstance(value, list):
         kinds = field_types(get_args(bare)[0])
         return [_anchor_group(kinds, item, folder) for item in value]
     return value
 
 
-def _anchor_marked(mark: InputMark, value: Any, folder: Path) -> Any:
+def _anchor_marked(value: Any, folder: Path) -> Any:
     """A path, a list of paths, or sources with a `path` each."""
-    if isinstance(value, str) and isinstance(mark, FunctionPath):
-        file, colon, name = value.rpartition(":")
-        return f"{anchor(file, folder)}{colon}{name}" if file else value
     if isinstance(value, str):
         return anchor(value, folder)
     if isinstance(value, list):
-        return [_anchor_marked(mark, item, folder) for item in value]
+        return [_anchor_marked(item, folder) for item in value]
     if isinstance(value, dict) and "path" in value:
-        return {**value, "path": _anchor_marked(mark, value["path"], folder)}
+        return {**value, "path": _anchor_marked(value["path"], folder)}
     return value
 
 

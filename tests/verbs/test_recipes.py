@@ -10,6 +10,7 @@ from rlhf_cli.command_line.words import parse
 from rlhf_cli.config import recipe
 from rlhf_cli.config.resolve import resolve
 from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.verbs import recipes
 from tests.helpers import recipe_words
 
 
@@ -130,3 +131,15 @@ def test_wrong_words_are_one_line(words, line, capsys):
 def test_a_missing_name_is_asked_for(capsys):
     assert cli.main(["recipes", "show"]) == 2
     assert capsys.readouterr().err.startswith("error: recipes show: got no name; need that of a ")
+
+
+def test_a_copy_finds_the_functions_of_several_rewards(tmp_path, monkeypatch):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    (folder / "judge.py").write_text("def score(prompts, responses, **columns): ...\n")
+    recipe = (
+        "stage: ppo\nmodel: tiny\ndata: tiny\nreward:\n  terms:\n    - function: judge.py:score\n"
+    )
+    (folder / "mine.yaml").write_text(recipe)
+    copied = recipes._portable(folder / "mine.yaml", tmp_path / "copy.yaml")
+    assert f"function: {folder}/judge.py:score\n" in copied
