@@ -88,7 +88,7 @@ class Teacher:
                 ratio = self.policy(micro.rows, temperature=temperature).logp
                 ratio = ratio - self.reference.logprobs(micro.rows, temperature)
                 found |= micro.cut(ratio)
-        return table(found, len(responses)).sum(1)
+        return (table(found, len(responses)) * masks(responses)[SAMPLED]).sum(1)
 
     def _measure(
         self, parts: Sequence[Sequence[MicroBatch]], responses: Sequence[Written], score: Tensor

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.ranks import Ranks
 from rlhf_cli.rewards.rewards import Rewards, Scores
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rollout.engine import generate
+from rlhf_cli.rollout.engine import Rollout, generate
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.samples import Sample
@@ -27,6 +28,7 @@ class Author:
         policy: writes with the weights that it has when asked.
         rewards: score whole responses.
         tokenizer: the policy's.
+        ranks: share the prompts of a step.
     """
 
     def __init__(
@@ -37,12 +39,14 @@ class Author:
         policy: Policy,
         rewards: Rewards,
         tokenizer: Any,
+        ranks: Ranks,
     ) -> None:
         self.cfg, self.prompts, self.tokens = cfg, prompts, tokens
         self.policy, self.rewards, self.tokenizer = policy, rewards, tokenizer
+        self.ranks = ranks
 
     def write(self, chosen: Sequence[int], places: Sequence[int], step: int) -> list[Written]:
-        """Responses to some prompts, all samples of the first one first.
+        """Responses to some prompts, all samples of the first one first; all ranks call it.
 
         Args:
             chosen: indices of this rank's prompts.
@@ -60,16 +64,24 @@ class Author:
         )
         numbers = [place * samples + sample for place in places for sample in range(samples)]
         asked = [index for index in chosen for _ in range(samples)]
-        parts = zip(asked, numbers, drawn.tokens, drawn.finished, strict=True)
+        behind = self._behind(drawn)
+        parts = zip(asked, numbers, drawn.tokens, drawn.finished, behind, strict=True)
         return [
-            Written(index, number, self.tokens[index], tokens, ended, self._behind(tokens, ended))
-            for index, number, tokens, ended in parts
+            Written(index, number, self.tokens[index], tokens, ended, after)
+            for index, number, tokens, ended, after in parts
         ]
 
-    def _behind(self, tokens: Sequence[int], ended: bool) -> int | None:
-        """With `compat=trl`, the token behind an end that is not the last that fits."""
-        fits = len(tokens) < self.cfg.sampling.max_new_tokens
-        return self.tokenizer.pad_token_id if self.cfg.compat == "trl" and ended and fits else None
+    def _behind(self, drawn: Rollout) -> list[int | None]:
+        """With `compat=trl`, a token behind the end of each response but the longest.
+
+        TRL's tables are as wide as the longest response, which has no position behind it.
+        """
+        if self.cfg.compat != "trl":
+            return [None] * len(drawn.tokens)
+        width = max(self.ranks.gather(max(map(len, drawn.tokens), default=0)))
+        ends = zip(drawn.tokens, drawn.finished, strict=True)
+        pad = self.tokenizer.pad_token_id
+        return [pad if ended and len(tokens) < width else None for tokens, ended in ends]
 
     def score(self, responses: Sequence[Written], *, observe: bool = True) -> Scores:
         """What responses are given; all ranks call it together.

@@ -66,7 +66,7 @@ class Rollouts(PPOTraining):
         self.open_models()
         rewards = open_rewards(cfg.reward, self.tokenizer, ctx, self.max_tokens, self.policy)
         self._tell_memory(rewards)
-        author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer)
+        author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
         source = RolloutSource(cfg, author, self.updates, ctx)
         say(
             f"steps: {source.total_steps} rollouts of {cfg.train.batch_size} prompts, "
@@ -75,7 +75,7 @@ class Rollouts(PPOTraining):
         held_out = None
         if self.held_out:
             one = replace(cfg, samples_per_prompt=1)
-            held_out = Author(one, *self.held_out, self.policy, rewards, self.tokenizer)
+            held_out = Author(one, *self.held_out, self.policy, rewards, self.tokenizer, ctx.ranks)
         return self.fit_and_save(
             self.policy,
             self.loss,

@@ -1,13 +1,19 @@
 """Rewards of tokens and advantages, against the worked example and by hand."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
 
 from rlhf_cli.ranks import ALONE
 from rlhf_cli.rewards.config import RewardsConfig
+from rlhf_cli.rollout.engine import Rollout
+from rlhf_cli.stages.ppo import rollout
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import Responses, shape
+from rlhf_cli.stages.ppo.rollout import Author
 
 
 def table(*rows):
@@ -62,6 +68,16 @@ def test_the_worked_example_as_trl_places_the_score():
         [1.23748, 1.19203, 1.13081, 0, 0],
         [-0.41865, -0.55127, -0.70424, -0.85634, -1.02983],
     )
+
+
+def test_trl_has_no_position_behind_the_longest_response(monkeypatch):
+    drawn = Rollout([[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False])
+    monkeypatch.setattr(rollout, "generate", lambda *args, **words: drawn)
+    cfg = PPOConfig(compat="trl", reward=RewardsConfig(length_penalty=1))
+    tokenizer: Any = SimpleNamespace(pad_token_id=0)
+    nothing: Any = None
+    author = Author(cfg, nothing, [[3]] * 3, nothing, nothing, tokenizer, ALONE)
+    assert [one.behind for one in author.write([0, 1, 2], [0, 1, 2], step=1)] == [0, None, None]
 
 
 def test_the_score_appears_once_in_each_response():

@@ -175,6 +175,15 @@ def test_held_out_prompts_are_scored_with_the_same_draws(ppo):
     assert evaluated[0]["eval/kl"] == 0
 
 
+def test_where_trl_puts_the_score_is_no_part_of_the_held_out_kl(ppo):
+    ppo("max_steps=1", out="other")
+    words = ["model.reference=other", "data.eval=prompts.jsonl", "lr=1e-9", "max_steps=1"]
+    ended = "sampling.stop=[e,a,o]"  # letters, for a random model hardly draws its end token
+    plain, trl = (ppo(*words, ended, f"compat={c}", out=c)[0] for c in ("none", "trl"))
+    assert plain["eval/eos_fraction"] > 0
+    assert trl["eval/kl"] == pytest.approx(plain["eval/kl"])
+
+
 def test_the_result_is_a_plain_model_without_the_value_head(ppo, files):
     from transformers import AutoModelForCausalLM
 
