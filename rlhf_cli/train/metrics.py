@@ -89,8 +89,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+HEADLINES = {"objective/scores": "score", "objective/kl": "kl"}
+"""Metrics of a rollout, and how they are called where its loss, which says little, would stand."""
+
+
 class ProgressLine:
-    """One line with step, loss, speed and time left: in place on a terminal, else now and then."""
+    """One line with step, loss or score, speed and time left: in place on a terminal, else at times."""
 
     QUIET_SECONDS = 10.0
 
@@ -109,7 +113,7 @@ class ProgressLine:
         self.shown = now
         left = (now - self.began) / max(1, step - self.first) * (self.total - step)
         line = (
-            f"step {step}/{self.total}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"step {step}/{self.total}  {_headline(values)}  lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
             f"{values['memory_bytes'] / 1e9:.1f} GB  left {_clock(left)}"
         )
@@ -121,6 +125,13 @@ class ProgressLine:
         if self.live and self.shown:
             print(file=sys.stderr, flush=True)
             self.shown = 0.0
+
+
+def _headline(values: Mapping[str, float]) -> str:
+    """Score and KL of a rollout, else the loss."""
+    found = {label: values[name] for name, label in HEADLINES.items() if name in values}
+    shown = found or {"loss": values["loss"]}
+    return "  ".join(f"{label} {value:.4f}" for label, value in shown.items())
 
 
 def _clock(seconds: float) -> str:

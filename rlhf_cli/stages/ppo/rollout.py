@@ -106,7 +106,7 @@ class Author:
         return [decode(list(one.tokens), skip_special_tokens=True) for one in responses]
 
     def show(self, responses: Sequence[Written], score: Tensor, kl: Tensor) -> list[Sample]:
-        """The first responses of a rollout as they are shown."""
+        """Some responses as they are shown, with the score and the KL of each."""
         texts = self.texts(responses)
         return [
             Sample(self._shown(one.prompt), text, float(score[k]), float(kl[k]), len(one.tokens))

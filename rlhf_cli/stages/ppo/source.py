@@ -75,7 +75,11 @@ class RolloutSource:
     def _show(self, responses: Sequence[Written], score: Tensor, lesson: Lesson) -> None:
         step, every = self.order.step, self.cfg.sample_steps
         if every and (step % every == 0 or step in (1, self.total_steps)):
-            self.samples.add(step, self.author.show(responses[:ROWS], score, lesson.kl))
+            samples = self.cfg.samples_per_prompt
+            shown = slice(0, ROWS * samples, samples)  # a response each to several prompts
+            self.samples.add(
+                step, self.author.show(responses[shown], score[shown], lesson.kl[shown])
+            )
 
     def _note_times(self, **seconds: float) -> None:
         once = int(self.ctx.ranks.main)

@@ -167,6 +167,19 @@ def test_samples_are_shown_and_written(ppo, files, capsys):
     assert "samples of step 2:" in capsys.readouterr().err
 
 
+def test_a_response_each_to_several_prompts_is_shown(ppo, files):
+    ppo("advantage=grpo", "samples_per_prompt=4", "max_steps=1")
+    rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len({row["prompt"] for row in rows}) == len(rows) == 4
+
+
+def test_the_progress_line_has_score_and_kl(ppo, capsys):
+    (line,) = ppo("max_steps=1")
+    [shown] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("step 1/1")]
+    score, kl = (f"{line[f'objective/{name}']:.4f}" for name in ("scores", "kl"))
+    assert shown.startswith(f"step 1/1  score {score}  kl {kl}  lr ")
+
+
 def test_held_out_prompts_are_scored_with_the_same_draws(ppo):
     lines = ppo("data.eval=prompts.jsonl", "train.eval_steps=1", "lr=1e-9", "max_steps=2")
     evaluated = [line for line in lines if "eval/score" in line]
