@@ -98,6 +98,7 @@ EVALUATORS = {
     "sft": "rlhf_cli.stages.likelihood:evaluate",
     "reward": "rlhf_cli.stages.reward.evaluate:evaluate",
     "dpo": "rlhf_cli.stages.dpo.evaluate:evaluate",
+    "ppo": "rlhf_cli.stages.ppo.evaluate:evaluate",
     "bco": "rlhf_cli.stages.bco.evaluate:evaluate",
 }
 """Stage -> `module:function`, which measures what a run of the stage made.

@@ -94,7 +94,7 @@ HEADLINES = {"objective/scores": "score", "objective/kl": "kl"}
 
 
 class ProgressLine:
-    """One line with step, loss or score, speed and time left: in place on a terminal, else at times."""
+    """One line with step, loss or score, speed and time left: on a terminal always the same one."""
 
     QUIET_SECONDS = 10.0
 

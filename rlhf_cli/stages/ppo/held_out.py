@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.ppo.learning import Teacher
 from rlhf_cli.stages.ppo.rollout import Author
 
 
-def evaluate(author: Author, teacher: Teacher, ranks: Ranks) -> dict[str, float]:
-    """Means over a response to each held-out prompt; the draws are the same each time.
+@dataclass(frozen=True)
+class HeldOut:
+    """A response to each held-out prompt, measured: [n] each, in the order of the ranks.
+
+    Attributes:
+        score: what it was given.
+        kl: nats, of the whole response from the reference.
+        response_length: tokens.
+        eos_fraction: 1 where it ended by itself, else 0.
+    """
+
+    score: Tensor
+    kl: Tensor
+    response_length: Tensor
+    eos_fraction: Tensor
+
+
+def answer(author: Author, teacher: Teacher, ranks: Ranks) -> HeldOut:
+    """Answer the prompts, always with the same draws.
 
     Args:
         author: of the held-out prompts.
         teacher: measures the KL.
         ranks: share the prompts.
-
-    Returns:
-        `score`, `kl` (nats from the reference), `response_length` (tokens), `eos_fraction`, and
-        `loss`: minus the score less `kl_coef` times the KL, which training lowers.
     """
     own = range(ranks.rank, len(author.prompts), ranks.size)
     responses = author.write(own, own, step=0)
-    score = author.score(responses, observe=False).total
-    by_row = torch.stack(
-        [
-            score,
-            teacher.kl_of(responses),
-            torch.tensor([float(len(one.tokens)) for one in responses]),
-            torch.tensor([float(one.finished) for one in responses]),
-        ],
-        1,
+    found = (
+        author.score(responses, observe=False).total,
+        teacher.kl_of(responses),
+        torch.tensor([float(len(one.tokens)) for one in responses]),
+        torch.tensor([float(one.finished) for one in responses]),
     )
-    means = torch.cat(ranks.gather(by_row)).double().mean(0).tolist()
-    found = dict(zip(("score", "kl", "response_length", "eos_fraction"), means, strict=True))
-    return {"loss": author.cfg.kl_coef * found["kl"] - found["score"], **found}
+    return HeldOut(*(torch.cat(ranks.gather(values)).double() for values in found))
+
+
+def evaluate(author: Author, teacher: Teacher, ranks: Ranks) -> dict[str, float]:
+    """The means of `answer`, and `loss`: `kl_coef` times the KL less the score, which falls."""
+    found = answer(author, teacher, ranks)
+    means = {name: float(values.mean()) for name, values in vars(found).items()}
+    return {"loss": author.cfg.kl_coef * means["kl"] - means["score"], **means}

@@ -227,3 +227,15 @@ def test_an_exploding_kl_is_one_line_and_no_nan(files, capsys):
     assert cli.main(words_of(*words, "max_steps=20")) == 5
     [line] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
     assert "nats from the reference, more than kl_limit=5" in line
+
+
+def test_an_evaluation_is_that_of_the_run(ppo, files, sft_run, capsys):
+    words = [f"model={sft_run}", "data.eval=prompts.jsonl", "max_steps=2", "lr=1e-2"]
+    last = [line for line in ppo(*words) if "eval/score" in line][-1]
+    capsys.readouterr()
+    assert cli.main(["evaluate", "run", "output=found.json", "precision=fp32"]) == 0
+    results = json.loads((files / "found.json").read_text())["results"]
+    found = {row["metric"]: row["value"] for row in results}
+    assert found.keys() == {"score", "kl", "response_length", "eos_fraction"}
+    for name, value in found.items():
+        assert value == pytest.approx(last[f"eval/{name}"], abs=1e-4)

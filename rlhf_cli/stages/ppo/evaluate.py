@@ -1,0 +1,63 @@
+"""What a run of ppo made, measured on held-out prompts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.prompts import encode_prompts, load_held_out_prompts
+from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.evaluation.measured import Measured, share_of
+from rlhf_cli.models.config import LoadConfig, ModelConfig
+from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.held_out import answer
+from rlhf_cli.stages.ppo.learning import Teacher
+from rlhf_cli.stages.ppo.rollout import Author
+from rlhf_cli.stages.reference import Held
+
+
+def evaluate(cfg: PPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
+    """Score of responses to held-out prompts by the run's own reward, and KL from its reference.
+
+    Args:
+        cfg: of the run; `model.path` is its result, `data.eval` the prompts.
+        stage: names the shipped rows, and stands in errors.
+        ctx: device and compute type.
+
+    Raises:
+        ConfigError: it is not known what the policy started from.
+        DataError: there is no prompt.
+    """
+    if not cfg.model.reference:
+        raise ConfigError(
+            f"reference: the model that {cfg.model.path} started from is gone, so there is nothing "
+            "to compare with. Try reference=FOLDER_OR_HUB_ID"
+        )
+    tokenizer = load_tokenizer(cfg.model)
+    prompts = load_held_out_prompts(cfg.data, stage)
+    if prompts is None:
+        raise DataError(
+            f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
+        )
+    as_message = becomes_message(cfg.template, cfg.model.path, tokenizer)
+    most = cfg.data.max_length - cfg.sampling.max_new_tokens
+    asked = encode_prompts(
+        prompts, PromptEncoder(tokenizer, as_message=as_message), most, cfg.data.truncation
+    )
+    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    say(f"reference: {cfg.model.reference}")
+    started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
+    reference = Held(load_frozen(Policy, started, tokenizer, ctx))
+    rewards = open_rewards(cfg.reward, tokenizer, ctx)
+    one = replace(cfg, samples_per_prompt=1, compat="none")
+    author = Author(one, *asked, policy, rewards, tokenizer, ctx.ranks)
+    found = answer(author, Teacher(one, policy, reference, ctx.ranks, MAX_TOKENS), ctx.ranks)
+    by_row = {name: values.numpy() for name, values in vars(found).items()}
+    ended = by_row.pop("eos_fraction")
+    means = [Measured(name, (values,)) for name, values in by_row.items()]
+    return [*means, share_of("eos_fraction", ended)]
