@@ -20,14 +20,14 @@ def sft(out, *argv):
 
 def stop_after(monkeypatch, steps):
     """The process is interrupted at the beginning of the step after `steps`."""
-    take = Trainer._take
+    take = Trainer.take
 
     def stopping(self):
         if self.step == steps:
             raise KeyboardInterrupt
         return take(self)
 
-    monkeypatch.setattr(Trainer, "_take", stopping)
+    monkeypatch.setattr(Trainer, "take", stopping)
 
 
 def test_the_run_folder_holds_what_it_promises(sft_run):
