@@ -43,7 +43,7 @@ def in_turns(stage: str, version: str, argv: list[str], rounds: int) -> Runs:
     return runs
 
 
-def report(name: str, runs: Runs, tokens: float, unit: str) -> None:
+def report(name: str, runs: Runs, tokens: float, unit: str, batch: int = BATCH) -> None:
     """Print speeds and memory, the better precision of each side beside the other's; save all.
 
     Args:
@@ -51,12 +51,13 @@ def report(name: str, runs: Runs, tokens: float, unit: str) -> None:
         runs: what each side printed.
         tokens: of an example, on average.
         unit: what an example is.
+        batch: examples of a step.
     """
 
     def median(side: str, key: str) -> float:
         return statistics.median(run[key] for run in runs[side])
 
-    print(f"\n{unit} of {tokens:.0f} tokens on average, batch {BATCH}; median (range)")
+    print(f"\n{unit} of {tokens:.0f} tokens on average, batch {batch}; median (range)")
     for side in SIDES:
         speed = spread([run["rows_per_second"] for run in runs[side]])
         memory = spread([run["peak_memory_mb"] for run in runs[side]])
@@ -69,4 +70,4 @@ def report(name: str, runs: Runs, tokens: float, unit: str) -> None:
     ratios = [a["rows_per_second"] / b["rows_per_second"] for a, b in pairs]
     memory = median(ours, "peak_memory_mb") / median(peer, "peak_memory_mb")
     print(f"{ours} / {peer}: {spread(ratios)} times the {unit}/s, {memory:.2f} of the memory")
-    save(name, {"tokens_per_row": tokens, "batch": BATCH, "runs": runs, "ratios": ratios})
+    save(name, {"tokens_per_row": tokens, "batch": batch, "runs": runs, "ratios": ratios})

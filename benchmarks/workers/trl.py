@@ -40,11 +40,11 @@ def load_rows(file: str) -> Dataset:
     return load_dataset("json", data_files=file, split="train")
 
 
-def measure(trainer: Trainer) -> None:
+def measure(trainer: Trainer, batch: int = BATCH, loss: str = "loss") -> None:
     """Train, and print examples a second; the first step is not counted."""
     clock = Clock()
     trainer.add_callback(clock)
     trainer.train()
-    speed = BATCH * (len(clock.times) - 1) / (clock.times[-1] - clock.times[0])
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    speed = batch * (len(clock.times) - 1) / (clock.times[-1] - clock.times[0])
+    losses = [entry[loss] for entry in trainer.state.log_history if loss in entry]
     print(json.dumps({"rows_per_second": speed, "last_loss": losses[-1]}))
