@@ -16,6 +16,7 @@ from rlhf_cli.models.load import lower
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.source import Source
+from rlhf_cli.models.trunk import without_dropout
 
 
 class SharedRewardModel(nn.Module):
@@ -46,7 +47,7 @@ class SharedRewardModel(nn.Module):
     def forward(self, rows: Rows) -> Tensor:
         """[R], no unit, fp32: the score of each row, read at its last token."""
         [policy] = self._policy
-        with policy.playing(self.role):
+        with policy.playing(self.role), without_dropout(policy):  # its own has some from training
             hidden = policy.hidden_states(rows)
         last = hidden.index_select(0, rows.starts + rows.lengths - 1)
         return F.linear(last.float(), self.head.float()).squeeze(1)

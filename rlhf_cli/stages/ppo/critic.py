@@ -12,6 +12,7 @@ from rlhf_cli.models.load import load_reward_model
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.rewards.sources.loading import require_scores, told_as
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.training import Training
 
@@ -27,7 +28,10 @@ def give_critic(cfg: PPOConfig, policy: Policy, run: Training) -> None:
         return
     critic = _make(cfg, policy, run)
     policy.critic = critic.to(policy.device)
-    count = sum(p.numel() for p in critic.parameters())
+    own = [*critic.parameters()]
+    if cfg.value == "adapter" and policy.adapters is not None:
+        own += policy.adapters.params_of(ROLE)
+    count = sum(param.numel() for param in own)
     kind = {
         "trunk": "a head on the policy's hidden states",
         "adapter": "an adapter and a head on the policy's base",
@@ -55,7 +59,8 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
         quant=QuantConfig(),
         kernels=cfg.kernels,
     )
-    with silence():
+    with silence(), told_as("value_model"):
+        require_scores(load.model)
         theirs = load_tokenizer(load.model)
         if theirs.get_vocab() != run.tokenizer.get_vocab():
             raise ModelError(

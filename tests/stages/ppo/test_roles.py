@@ -1,7 +1,10 @@
 """Policy, reference, value model and reward model: on one base where they are adapters."""
 
+import re
+
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from rlhf_cli import cli
 from rlhf_cli.context import open_context
@@ -57,6 +60,11 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted,
     shake(p for p in policy.parameters() if p.requires_grad)  # training the policy changes nothing
     with torch.no_grad():
         torch.testing.assert_close(shared(ROWS), whole(ROWS), atol=1e-5, rtol=1e-5)
+    for module in policy.modules():  # as of an adapter that was trained with dropout
+        if isinstance(module, BaseTunerLayer):
+            module.lora_dropout["for_reward"] = torch.nn.Dropout(0.5)
+    with torch.no_grad():
+        assert torch.equal(shared(ROWS), shared(ROWS))
     assert not any(p.requires_grad for p in shared.parameters())
     own, _ = held({"policy": policy.model, "reward": shared})["reward"]
     assert own == shared.head.numel() * 4  # its adapter stands in the policy's model
@@ -106,6 +114,11 @@ def test_with_adapters_four_models_stand_on_one_base(adapted, reward_adapter, pp
     base = sum(p.numel() * 4 for n, p in adapted[0].named_parameters() if "lora" not in n) / 1e6
     assert base < numbers["all"] < 1.3 * base
     assert numbers["reference"] == 0
+    count = int(
+        re.search(r"policy's base, ([\d,]+) parameters of its own", shown)[1].replace(",", "")
+    )
+    head = adapted[0].model.config.get_text_config().hidden_size + 1
+    assert count == head + sum(p.numel() for p in adapted[0].parameters() if p.requires_grad)
 
 
 def test_the_reference_of_a_continued_adapter_is_that_adapter(sft_run, ppo, files, capsys):
