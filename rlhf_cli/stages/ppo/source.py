@@ -74,6 +74,8 @@ class RolloutSource:
 
     def _show(self, responses: Sequence[Written], score: Tensor, lesson: Lesson) -> None:
         step, every = self.order.step, self.cfg.sample_steps
+        if step == 1:
+            self.samples.cut(0)  # of a run that was stopped before its first checkpoint
         if every and (step % every == 0 or step in (1, self.total_steps)):
             samples = self.cfg.samples_per_prompt
             shown = slice(0, ROWS * samples, samples)  # a response each to several prompts

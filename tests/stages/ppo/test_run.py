@@ -239,3 +239,28 @@ def test_an_evaluation_is_that_of_the_run(ppo, files, sft_run, capsys):
     assert found.keys() == {"score", "kl", "response_length", "eos_fraction"}
     for name, value in found.items():
         assert value == pytest.approx(last[f"eval/{name}"], abs=1e-4)
+
+
+def test_samples_of_a_run_that_left_no_checkpoint_are_not_kept(ppo, files):
+    (files / "once.py").write_text(
+        "from pathlib import Path\n"
+        "def score(prompts, responses, **columns):\n"
+        "    begun = Path('begun').exists() and not Path('mended').exists()\n"
+        "    Path('begun').touch()\n"
+        "    return [1 / (not begun) for _ in responses]\n"
+    )
+    words = words_of("reward.function=once.py:score", "max_steps=2")
+    assert cli.main(words) == 3  # in the second rollout
+    (files / "mended").touch()
+    assert cli.main(words) == 0
+    rows = (files / "run" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1] * 4 + [2] * 4
+
+
+def test_a_held_out_kl_is_of_sampled_tokens_alone(ppo):
+    """The token that stands behind an end with `compat=trl` has a value and no KL."""
+    words = ["data.eval=prompts.jsonl", "max_new_tokens=64", "temperature=3", "lr=1e-2", *ONCE]
+    words.append("advantage=reinforce_pp")
+    plain, trl = (ppo(*words, f"compat={kind}", out=kind)[-1] for kind in ("none", "trl"))
+    assert plain["eval/eos_fraction"] > 0
+    assert trl["eval/kl"] == pytest.approx(plain["eval/kl"], abs=1e-5)
