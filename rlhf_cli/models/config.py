@@ -135,7 +135,7 @@ class ComparedModelConfig(ModelConfig):
         if self.reference == "adapter_off" and adapter == "none":
             return [
                 "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
-                "take away. Try model.reference=stored"
+                "take away. Try model.reference=auto"
             ]
         meant = nearest(self.reference, self.held, 0.7)
         if self.reference not in self.held and not isdir(self.reference) and meant:

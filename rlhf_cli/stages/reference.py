@@ -155,7 +155,7 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
     if model.reference == "adapter_off" and not bare:
         raise ModelError(
             "model.reference: got adapter_off, but the adapter at model.path is trained on, so "
-            "what is below it is not what training starts from. Try model.reference=stored"
+            "what is below it is not what training starts from. Try model.reference=auto"
         )
     return model.reference if model.reference in model.held else "path"
 

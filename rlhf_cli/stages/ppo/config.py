@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from os.path import isdir
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
@@ -145,8 +146,12 @@ class PPOConfig(StageConfig):
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = super().problems() + self.reward.missing()
-        found += self._reference_problems() + self._rollout_problems() + self._sampling_problems()
-        return found + self._value_problems() + self._unread_problems()
+        return found + self.step_problems() + self._rollout_problems()
+
+    def step_problems(self) -> list[str]:
+        """Contradictions of what a step reads, wherever its prompts and scores come from."""
+        found = self._reference_problems() + self._kl_problems() + self._group_problems()
+        return found + self._sampling_problems() + self._value_problems() + self._unread_problems()
 
     def _reference_problems(self) -> list[str]:
         if self.model.reference in ("stored", "none"):
@@ -156,14 +161,30 @@ class PPOConfig(StageConfig):
             ]
         return self.model.reference_problems(self.adapter.kind)
 
+    def _kl_problems(self) -> list[str]:
+        found = []
+        if self.kl_controller == "adaptive" and not self.kl_coef:
+            found.append(
+                "kl_coef: got 0.0 with kl_controller=adaptive, which multiplies it, so that it "
+                "stays 0; need a number > 0. Try kl_coef=0.2"
+            )
+        if self.kl_in == "loss" and self.kl_coef and self.kl_estimator == "k1":
+            found.append(
+                "kl_estimator: got k1 with kl_in=loss, where its gradient is 0 on average and "
+                "holds nothing; need k2 or k3. Try kl_estimator=k3"
+            )
+        return found
+
+    def _group_problems(self) -> list[str]:
+        if self.advantage not in GROUPED or self.samples_per_prompt >= 2:
+            return []
+        return [
+            f"samples_per_prompt: got {self.samples_per_prompt} with advantage={self.advantage}, "
+            "which compares responses to one prompt; need 2 at least. Try samples_per_prompt=4"
+        ]
+
     def _rollout_problems(self) -> list[str]:
         found = []
-        if self.advantage in GROUPED and self.samples_per_prompt < 2:
-            found.append(
-                f"samples_per_prompt: got {self.samples_per_prompt} with advantage="
-                f"{self.advantage}, which compares responses to one prompt; need 2 at least. "
-                "Try samples_per_prompt=4"
-            )
         responses = self.train.batch_size * self.samples_per_prompt
         if responses % self.minibatches:
             near = max(n for n in range(1, self.minibatches) if responses % n == 0)
@@ -209,17 +230,17 @@ class PPOConfig(StageConfig):
 
     def _value_problems(self) -> list[str]:
         found = []
-        if self.value == "adapter" and self.adapter.kind == "none":
+        if self.value == "adapter" and self.has_critic and not self.trains_adapter:
             found.append(
                 "value: got adapter with adapter.kind=none; need an adapter on the policy for a "
                 "second one to stand beside. Try value=trunk, or adapter=lora"
             )
-        if self.value == "model" and not self.value_start:
+        if self.value == "model" and self.has_critic and not self.value_start:
             found.append(
                 "value_model: none given with value=model; need a reward model to start from. "
                 "Try value_model=runs/reward"
             )
-        if self.value_model and not is_reward_model(self.value_model):
+        if isdir(self.value_model) and not is_reward_model(self.value_model):
             found.append(
                 f"value_model: got {self.value_model}, which gives no scores; need a reward model"
             )

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.records.fields import Message, Prompt, messages
+from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.rollout.engine import generate
@@ -63,7 +64,9 @@ class _GivenUpdates:
 class _Models(PPOTraining):
     """The models alone: prompts come later."""
 
-    report = DataReport()
+    def __init__(self, cfg: PPOConfig, out: Path) -> None:
+        super().__init__(cfg, out)
+        self.report = DataReport(templated=self.encoder.as_message)
 
     def require_positions(self, model: Trunk, name: str = "model") -> None:
         """Prompts are not known yet; `PPOTrainer.step` looks at each."""
@@ -80,10 +83,13 @@ class PPOTrainer:
         out: folder for `metrics.jsonl` and `model/`.
 
     Raises:
+        ConfigError: keys contradict each other.
         ModelError: a model cannot be loaded.
     """
 
     def __init__(self, cfg: PPOConfig, out: str | Path) -> None:
+        if found := cfg.step_problems():
+            raise ConfigError("\n".join(found))
         if not cfg.train.max_steps:
             cfg = replace(cfg, train=replace(cfg.train, schedule="constant"))
         folder = Path(out)
@@ -108,16 +114,17 @@ class PPOTrainer:
         """A response to each prompt, drawn as `cfg.sampling` says; other draws after each step.
 
         Args:
-            prompts: text or messages.
+            prompts: text or messages, as `Message` or as in a file.
 
         Raises:
+            DataError: a prompt is neither.
             ConfigError: prompt and response do not fit the model's positions.
         """
         first = self.loop.step * len(prompts)
         drawn = generate(
             self.policy,
             self.tokenizer,
-            [self.run.encoder.encode(prompt) for prompt in prompts],
+            [self._encode(number, prompt) for number, prompt in enumerate(prompts)],
             self.cfg.sampling,
             numbers=range(first, first + len(prompts)),
         )
@@ -189,13 +196,22 @@ class PPOTrainer:
         return found
 
     def _one(self, number: int, prompt: Prompt, response: Response | str) -> Written:
-        before = self.run.encoder.encode(prompt)
+        before = self._encode(number, prompt)
+        chat = self.run.encoder.as_message or not isinstance(prompt, str)
+        self.run.report.templated |= chat
         if isinstance(response, str):
             text = self.tokenizer.encode(response, add_special_tokens=False)
-            chat = self.run.encoder.as_message or not isinstance(prompt, str)
             end = self.run.ends[-1 if chat else 0]  # the template's, where it has one of its own
             response = Response(response, [*text, end], finished=True)
         return Written(number, number, before, response.tokens, response.finished)
+
+    def _encode(self, number: int, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str) and not all(isinstance(turn, Message) for turn in prompt):
+            try:
+                prompt = messages(f"prompts[{number}]", prompt)
+            except Malformed as error:
+                raise DataError(str(error)) from error
+        return self.run.encoder.encode(prompt)
 
     def save(self) -> Path:
         """Write the policy where `from_pretrained` and every command of ours can read it.
@@ -204,7 +220,7 @@ class PPOTrainer:
             CheckpointError: the disk is full or read-only.
         """
         result = RunResult(self.loop.step, 0.0, [], self.loop.optimizer.masters)
-        trained_on = "chat" if self.run.encoder.as_message else "text"
+        trained_on = "chat" if self.run.report.templated else "text"
         save_model(
             self.policy, self.tokenizer, self.run.ends, trained_on, self.cfg, self.run.ctx, result
         )

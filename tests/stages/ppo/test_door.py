@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.runs import artifact
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.door import PPOTrainer
 from rlhf_cli.train.config import TrainConfig
@@ -94,3 +95,17 @@ def test_what_does_not_fit_is_told_before_anything_is_learned(trainer, responses
 def test_a_number_that_the_minibatches_do_not_divide_is_refused(trainer):
     with pytest.raises(DataError, match="got 3 prompts; need a multiple of 2"):
         trainer.step(PROMPTS[:3], ["a"] * 3, [1.0] * 3)
+
+
+def test_messages_are_taken_as_in_a_file_and_the_result_knows_it(trainer):
+    chat = [{"role": "user", "content": "Say tea"}]
+    assert len(trainer.generate([chat])) == 1
+    trainer.step([chat] * 2, ["a", "b"], [1.0, 0.0])
+    assert artifact.read(trainer.save())["trained_on"] == "chat"
+    with pytest.raises(DataError, match=r"prompts\[1\]\[0\]: got .*need an object with role"):
+        trainer.generate([chat, [{"text": "tea"}]])
+
+
+def test_a_contradiction_is_told_before_a_model_is_loaded(tmp_path):
+    with pytest.raises(ConfigError, match="samples_per_prompt: got 1 with advantage=grpo"):
+        PPOTrainer(replace(CFG, advantage="grpo"), tmp_path / "mine")
