@@ -14,7 +14,7 @@ from rlhf_cli.data.reading.opening import open_held_out, open_sources, open_trai
 from rlhf_cli.data.records.fields import Prompt
 from rlhf_cli.data.records.reader import Located, RecordReader
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, PromptRecord
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.report import DataReport, count
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import DataError, first_line
 
@@ -105,11 +105,13 @@ def _read(mixture: Mixture, cfg: DataConfig, stage: str) -> PromptSet:
     found = list(reader.read(mixture.rows()))
     shown = names[0] if len(names) == 1 else f"{len(names)} files"
     if not found:
-        raise DataError(f"{shown}: no prompt in it; need at least one")
+        head = f"{shown}: no prompt in it; need at least one"
+        raise DataError("\n".join([head, *report.left_out()]))
     report.kept = report.examples = len(found)
     report.ignored_columns = []  # they are not: rewards can read them
-    refused = sum(refusal.rows for refusal in report.refused.values())
-    say(f"{shown}: {len(found)} prompts, {refused} rows refused")
+    say(f"{shown}: {count(len(found), 'prompt')} of {count(report.rows, 'row')}")
+    for line in report.left_out():
+        say(line)
     rows = [_others(located) for located in found]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return PromptSet(

@@ -130,7 +130,7 @@ class DataReport:
         if not self.kept:
             names = ", ".join(self.files)
             head = f"{names}: none of {count(self.rows, 'row')} can be trained on"
-            raise DataError("\n".join([head, *self._left_out()]))
+            raise DataError("\n".join([head, *self.left_out()]))
 
     def lines(self) -> list[str]:
         """For printing."""
@@ -140,7 +140,7 @@ class DataReport:
             f"{count(self.examples, 'example')}, {count(self.tokens, 'token')}, "
             f"{self.trained_tokens} trained; row length {p['50']} median, {p['90']} p90, "
             f"{p['99']} p99, {p['100']} longest",
-            *self._left_out(),
+            *self.left_out(),
             *[
                 f"  {end} cut: {count(cuts.rows, 'row')}, {count(cuts.tokens, 'token')}"
                 for end, cuts in self.cut.items()
@@ -157,7 +157,8 @@ class DataReport:
             for source in self.sources
         ]
 
-    def _left_out(self) -> list[str]:
+    def left_out(self) -> list[str]:
+        """Of refused and malformed rows: how many for each reason, and the first."""
         refused = [
             f"  refused: {count(found.rows, 'row')}, {reason}; the first is {found.example}"
             for reason, found in list(self.refused.items())[:SHOWN]

@@ -31,6 +31,9 @@ def fails(prompts, responses, **columns): return [1 / 0]
         (["value=model"], "value_model: none given with value=model"),
         (["ptx_coef=1"], "ptx_coef: given without ptx_data"),
         (["vf_coef=0.5", "advantage=reinforce_pp"], "vf_coef: given, but only advantage=gae"),
+        (["kl_controller=adaptive", "kl_coef=0"], "kl_coef: got 0.0 with kl_controller=adaptive"),
+        (["kl_in=loss"], "kl_estimator: got k1 with kl_in=loss"),
+        (["value=adapter", "advantage=reinforce_pp"], "value: given, but only advantage=gae"),
         (["kl_target=3"], "kl_target: given, but only kl_controller=adaptive reads it"),
     ],
 )
@@ -100,3 +103,16 @@ def test_prompts_longer_than_the_models_positions_are_refused(files, capsys):
 def test_a_policy_that_never_ends_is_told(ppo, capsys):
     ppo("missing_eos_penalty=1", "max_steps=1")
     assert "no response ended by itself" in capsys.readouterr().err
+
+
+def test_rows_without_a_prompt_are_told_with_their_reason(files, capsys):
+    rows = [
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}]}'
+    ]
+    rows += ['{"messages": [{"role": "assistant", "content": " "}]}']
+    Path("chats.jsonl").write_text("\n".join(rows))
+    words = ["data=chats.jsonl", "reward.function=judge.py:length", "max_steps=1"]
+    assert cli.main(words_of(*words)) == 0
+    shown = capsys.readouterr().err
+    assert "chats.jsonl: 1 prompt of 2 rows" in shown
+    assert "  refused: 1 row, empty response; the first is chats.jsonl:2" in shown
