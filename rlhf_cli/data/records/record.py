@@ -186,6 +186,14 @@ def _prompt(columns: Columns) -> PromptRecord:
     return PromptRecord(fields.prompt("prompt", columns["prompt"]))
 
 
+def _chat_prompt(columns: Columns) -> PromptRecord:
+    turns = fields.messages("messages", columns["messages"])
+    asked = turns[:-1] if turns[-1].role == "assistant" else turns
+    if not asked:
+        raise Refused("no message before the assistant's")
+    return PromptRecord(asked)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of record: its columns and how they are read."""
@@ -228,6 +236,7 @@ KINDS = (
     Kind("prompt_completion", PromptCompletionRecord, ("prompt", "completion"), _prompt_completion),
     Kind("text", TextRecord, ("text",), _text),
     Kind("prompt", PromptRecord, ("prompt",), _prompt),
+    Kind("chat_prompt", PromptRecord, ("messages",), _chat_prompt),
 )
 COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for name in kind.columns))
 

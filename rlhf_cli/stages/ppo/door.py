@@ -98,6 +98,7 @@ class PPOTrainer:
         self.run.open_models()
         self.policy, self.tokenizer = self.run.policy, self.run.tokenizer
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
+        self.drawn = 0
         self.loop = Trainer(
             self.policy.train(),
             self.source,
@@ -111,7 +112,7 @@ class PPOTrainer:
         )
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """A response to each prompt, drawn as `cfg.sampling` says; other draws after each step.
+        """A response to each prompt, drawn as `cfg.sampling` says; other draws each time.
 
         Args:
             prompts: text or messages, as `Message` or as in a file.
@@ -120,7 +121,7 @@ class PPOTrainer:
             DataError: a prompt is neither.
             ConfigError: prompt and response do not fit the model's positions.
         """
-        first = self.loop.step * len(prompts)
+        first, self.drawn = self.drawn, self.drawn + len(prompts)
         drawn = generate(
             self.policy,
             self.tokenizer,

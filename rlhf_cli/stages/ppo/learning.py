@@ -72,11 +72,11 @@ class Teacher:
             "advantage": learned.advantage,
             "target": learned.target,
         }
-        return Lesson(
-            [[micro.with_columns(tables) for micro in part] for part in parts],
-            learned.kl.sum(1),
-            _metrics(found, learned, self.cfg.has_critic),
-        )
+        metrics = _metrics(found, learned)
+        if self.cfg.has_critic:
+            metrics |= _explained_variance(found, learned, self.ranks)
+        rows = [[micro.with_columns(tables) for micro in part] for part in parts]
+        return Lesson(rows, learned.kl.sum(1), metrics)
 
     def kl_of(self, responses: Sequence[Written]) -> Tensor:
         """[B], nats: the log-ratio of policy to reference, of whole responses."""
@@ -116,24 +116,24 @@ class Teacher:
         )
 
 
-def _metrics(found: Responses, learned: Experience, has_critic: bool) -> Metrics:
+def _metrics(found: Responses, learned: Experience) -> Metrics:
     """By the field's names; each a mean over responses, of what it is over their tokens."""
     rows = float(len(found.score))
-    surprise = -(found.logp * found.sampled).sum(1)
-    non_score = learned.reward.sum(1) - found.score
     by_row = {
         "objective/kl": learned.kl.sum(1),
-        "objective/entropy": surprise,
-        "objective/non_score_reward": non_score,
+        "objective/entropy": -(found.logp * found.sampled).sum(1),
+        "objective/non_score_reward": learned.reward.sum(1) - found.score,
         "objective/rlhf_reward": learned.reward.sum(1),
         "objective/scores": found.score,
     }
-    metrics = {name: (values.sum(), rows) for name, values in by_row.items()}
-    if has_critic:
-        kept = found.valued
-        target = learned.target[kept]
-        left = (target - found.value[kept]).var() if len(target) > 1 else torch.tensor(0.0)
-        whole = target.var() if len(target) > 1 else torch.tensor(0.0)
-        if whole > 0:
-            metrics["value/explained_variance"] = (rows * (1 - left / whole), rows)
-    return metrics
+    return {name: (values.sum(), rows) for name, values in by_row.items()}
+
+
+def _explained_variance(found: Responses, learned: Experience, ranks: Ranks) -> Metrics:
+    """How much of the returns' variance the values explain, over the responses of all ranks."""
+    target = torch.cat(ranks.gather(learned.target[found.valued]))
+    value = torch.cat(ranks.gather(found.value[found.valued]))
+    if len(target) < 2 or target.var() == 0:
+        return {}
+    once = int(ranks.main)
+    return {"value/explained_variance": (once * (1 - (target - value).var() / target.var()), once)}

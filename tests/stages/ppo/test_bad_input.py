@@ -115,4 +115,6 @@ def test_rows_without_a_prompt_are_told_with_their_reason(files, capsys):
     assert cli.main(words_of(*words)) == 0
     shown = capsys.readouterr().err
     assert "chats.jsonl: 1 prompt of 2 rows" in shown
-    assert "  refused: 1 row, empty response; the first is chats.jsonl:2" in shown
+    assert (
+        "  refused: 1 row, no message before the assistant's; the first is chats.jsonl:2" in shown
+    )

@@ -56,9 +56,8 @@ def test_a_step_is_that_of_the_command(ppo, files):
     prompts = [json.loads(row)["prompt"] for row in rows]
     sampling = replace(CFG.sampling, temperature=0.7)
     trainer = PPOTrainer(replace(CFG, sampling=sampling, ppo_epochs=1, minibatches=1), files / "my")
-    trainer.loop.step = 1  # the command's first rollout is number 1
+    trainer.drawn = 4  # the command's first rollout is number 1
     responses = trainer.generate(prompts)
-    trainer.loop.step = 0
     metrics = trainer.step(prompts, responses, [float(len(one.text)) for one in responses])
     for name in ("objective/scores", "tokens/response_length", "loss/value", "loss", "grad_norm"):
         assert metrics[name] == pytest.approx(line[name], rel=1e-5), name

@@ -1,0 +1,15 @@
+"""Prompts read from files."""
+
+import json
+
+from rlhf_cli.data.prompts import load_prompts
+
+
+def test_chats_are_prompts_with_and_without_an_answer(tmp_path):
+    file = tmp_path / "chats.jsonl"
+    user, assistant = {"role": "user", "content": "Tea?"}, {"role": "assistant", "content": "Yes."}
+    rows = [[user], [user, assistant], [user, assistant, user]]
+    file.write_text("".join(json.dumps({"messages": row, "answer": "b"}) + "\n" for row in rows))
+    found = load_prompts(str(file))
+    assert [len(prompt) for prompt in found.prompts] == [1, 1, 3]
+    assert found.columns == {"answer": ["b"] * 3}
