@@ -29,6 +29,8 @@ def recipe_words(name: str) -> tuple[str, list[str]]:
     read = recipe.read(recipe.find(name), name, ("model", "data"))
     words = [f"config={name}"]
     words += [] if {"model"} & {*read.values, *read.choices} else ["model=tiny"]
+    needs_reward = read.stage == "ppo" and "reward" not in read.values
+    words += ["reward.length_penalty=1"] if needs_reward else []
     has_rows = "data" in read.choices or "path" in read.values.get("data", {})
     return read.stage, words if has_rows else [*words, "data=tiny"]
 
