@@ -62,7 +62,7 @@ def _start(folder: Path, place: Place) -> subprocess.Popen[bytes]:
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; "
-        f"from rlhf_cli.launch.worker import main; sys.exit(main(Path({str(folder)!r})))"
+        f"from rlhf_cli.launch.worker import start; start(Path({str(folder)!r}))"
     )
     command = [sys.executable, "-P", "-c", program, f"rank-{place.rank}"]
     # A group of its own: Ctrl-C reaches the parent alone, which passes it on once.

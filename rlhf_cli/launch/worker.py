@@ -1,11 +1,11 @@
-"""One rank, as a process of its own: `main` is what the parent starts."""
+"""One rank, as a process of its own: `start` is what the parent calls there."""
 
 import json
 import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of, write_report
@@ -16,6 +16,18 @@ TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
 
 LOGS = "ranks"
 """Folder in the run folder: what all ranks but the first said."""
+
+
+def start(folder: Path) -> NoReturn:
+    """Do this rank's part, and end the process with its exit code.
+
+    It ends at once: threads of torch that are still there while Python cleans up can abort it,
+    after all is done.
+    """
+    code = main(folder)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(folder: Path) -> int:

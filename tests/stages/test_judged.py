@@ -246,7 +246,7 @@ def test_a_reward_model_goes_on_from_another(tmp_path):
     words = ["data.split=train[:8]", "data.shuffle=false", "lr=1e-2", "train.schedule=constant"]
     first = run(tmp_path / "one", "reward", *words)
     second = run(tmp_path / "two", "reward", f"model={tmp_path / 'one'}", *words)
-    assert max(second[0]["loss"], first[-1]["loss"]) < 0.1 * first[0]["loss"]
+    assert max(second[0]["loss"], first[-1]["loss"]) < 0.3 * first[0]["loss"]
 
 
 def test_a_damaged_reference_is_computed_anew(tmp_path, capsys):
