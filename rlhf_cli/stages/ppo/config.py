@@ -16,6 +16,18 @@ FORMATS = ("auto", "prompt", "prompt_completion", "chat")
 
 
 @dataclass(kw_only=True)
+class PPOModelConfig(ComparedModelConfig):
+    """The policy, which is held to a reference in memory."""
+
+    reference: Annotated[str, ModelPath()] = "auto"
+    """What the policy is held to: `adapter_off`, the same weights without the new adapter; `copy`,
+    a frozen copy in memory (of a continued adapter, the adapter alone); or a model folder, run
+    folder or hub id. `auto` is `adapter_off` with a new adapter, else `copy`."""
+
+    held: ClassVar[tuple[str, ...]] = ("auto", "copy", "adapter_off")
+
+
+@dataclass(kw_only=True)
 class PPOConfig(StageConfig):
     """Proximal policy optimization: write responses, score them, learn what scores higher.
 
@@ -25,7 +37,7 @@ class PPOConfig(StageConfig):
 
     default_lr: ClassVar[tuple[float, float]] = (3e-6, 1e-5)
 
-    model: ComparedModelConfig = field(default_factory=ComparedModelConfig)
+    model: PPOModelConfig = field(default_factory=PPOModelConfig)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 

@@ -8,7 +8,7 @@ from rlhf_cli.context import say, silence
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.critic import ROLE, AdapterCritic, Critic, ModelCritic, TrunkCritic
-from rlhf_cli.models.load import load_reward_model
+from rlhf_cli.models.load import load_reward_model, recompute_activations
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -74,4 +74,6 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
             f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "
             "need a decoder. Try value=trunk"
         )
+    if cfg.train.gradient_checkpointing:
+        recompute_activations(found)
     return found

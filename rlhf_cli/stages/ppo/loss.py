@@ -52,8 +52,8 @@ class PPOLoss:
 
     def _of_text(self, rows: Rows) -> LossOutput:
         nll = -self.policy(rows).logp
-        weight = 0.0 if self.warming else self.cfg.ptx_coef
-        return LossOutput({"ptx": Term(nll.sum(), TEXT, weight)}, {"loss/ptx": _mean(nll)})
+        ptx = Term(nll.sum(), TEXT, self.cfg.ptx_coef)
+        return LossOutput({"ptx": ptx}, {"loss/ptx": _mean(nll)})
 
     def _of_rollout(self, rows: Rows) -> LossOutput:
         cfg = self.cfg
@@ -71,8 +71,7 @@ class PPOLoss:
         kept = known[SAMPLED]
         logp, old = out.logp[kept], known["old_logp"][kept]
         losses = policy_loss(logp, old, known["advantage"][kept], cfg.clip_range)
-        weight = 0.0 if self.warming else 1.0
-        terms = {"policy": Term(losses.sum(), SAMPLED, weight)}
+        terms = {"policy": Term(losses.sum(), SAMPLED)}
         ratio, moved = (logp - old).exp(), approximate_kl(logp, old).detach()
         self.moved[0] += float(moved.sum())
         self.moved[1] += len(moved)
@@ -86,8 +85,9 @@ class PPOLoss:
             metrics["policy/entropy"] = _mean(out.entropy[kept])
         if cfg.kl_in == "loss":
             kl = kl_estimate(logp, known["ref_logp"][kept], cfg.kl_estimator)
-            terms["kl"] = Term(kl.sum(), SAMPLED, weight * self.kl_coef)
-        return terms, metrics
+            terms["kl"] = Term(kl.sum(), SAMPLED, self.kl_coef)
+        # not a weight of 0: the optimizer would shrink what has a gradient, even one of zeros
+        return {} if self.warming else terms, metrics
 
     def _value_term(self, value: Tensor, rows: Rows) -> tuple[Term, Metrics]:
         cfg, known = self.cfg, rows.token_columns

@@ -87,7 +87,7 @@ class Updates:
                     return
 
     def _next_text(self) -> list[Rows]:
-        if self.text is None:
+        if self.text is None or self.loss.warming:
             return []
         updates = self.text.next_step()
         assert updates is not None  # it goes on for longer than any run

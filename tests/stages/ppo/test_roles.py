@@ -16,10 +16,13 @@ from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.shared import SharedRewardModel, can_share
 from rlhf_cli.models.source import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.stages.ppo import training
+from rlhf_cli.stages.ppo.critic import give_critic
 from rlhf_cli.stages.ppo.memory import held
 from tests.helpers import last_of_each, rows_of
 from tests.stages.conftest import FAST
 
+FLAG = "gradient_checkpointing"
 LORA = ("adapter=lora", "adapter.rank=2")
 ROWS = rows_of([5, 60, 70, 1], [9, 80, 1], [7, 7, 3, 2, 1])
 
@@ -129,13 +132,34 @@ def test_the_reference_of_a_continued_adapter_is_that_adapter(sft_run, ppo, file
     assert "a frozen copy of the adapter on the same base" in capsys.readouterr().err
 
 
-def test_a_whole_value_model_starts_as_the_reward_model(sft_run, ppo, files, capsys):
+@pytest.fixture
+def whole_value_model(sft_run, files):
+    """Words for a value model that starts as a whole reward model."""
     words = ["reward", f"model={sft_run}", "data=tiny", "max_steps=1", "output_dir=rm", *FAST]
     assert cli.main(last_of_each(*words)) == 0
-    words = [f"model={sft_run}", "value=model", "reward.function=", "reward.model=rm"]
-    lines = ppo(*words, "max_steps=2")
+    return [f"model={sft_run}", "value=model", "reward.function=", "reward.model=rm"]
+
+
+def test_a_whole_value_model_starts_as_the_reward_model(whole_value_model, ppo, capsys):
+    lines = ppo(*whole_value_model, "max_steps=2")
     assert "a model of its own, from " in capsys.readouterr().err
     assert lines[0]["loss/value"] > 0
+
+
+def test_a_whole_value_model_recomputes_its_activations_too(whole_value_model, ppo, monkeypatch):
+    critics = []
+
+    def keep(cfg, policy, run):
+        give_critic(cfg, policy, run)
+        critics.append(policy.critic)
+
+    monkeypatch.setattr(training, "give_critic", keep)
+    words = [*whole_value_model, "max_steps=1"]
+    kept = ppo(*words)
+    recomputed = ppo(*words, "train.gradient_checkpointing=true", out="recomputed")
+    flags = [any(getattr(m, FLAG, False) for m in critic.modules()) for critic in critics]
+    assert flags == [False, True]
+    assert recomputed[0]["loss/value"] == pytest.approx(kept[0]["loss/value"], abs=1e-5)
 
 
 def rows_with_value(policy, rows: Rows):

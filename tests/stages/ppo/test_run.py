@@ -136,7 +136,9 @@ def test_a_run_that_goes_on_is_the_unbroken_one(case, ppo, files):
 
 
 def test_the_value_model_alone_is_trained_in_its_warmup(ppo, files):
-    ppo("value_warmup_steps=3", "train.save_steps=1", "train.keep_checkpoints=9")
+    Path("text.jsonl").write_text('{"text": "Tea is poured from a pot."}\n' * 8)
+    words = ["value_warmup_steps=3", "train.weight_decay=0.5", "ptx_coef=1", "ptx_data=text.jsonl"]
+    ppo(*words, "train.save_steps=1", "train.keep_checkpoints=9")
     first, last = (
         load_file(files / "run" / "checkpoints" / f"step-00000{n}" / "weights.safetensors")
         for n in (1, 3)
