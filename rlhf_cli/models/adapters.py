@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from rlhf_cli.models.source import Source
@@ -42,7 +43,7 @@ class Adapters:
     ) -> None:
         self.model, self.source = model, source
         self.roles, self.new_tokens = dict(roles), tuple(new_tokens)
-        self._layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+        self._find_layers()
         for name, param in model.named_parameters():
             param.requires_grad_(f".{TRAINED}." in f"{name}.")
         if new_tokens:
@@ -89,9 +90,13 @@ class Adapters:
         self.model.add_adapter(own_name(role), config)
         for name, param in self.model.named_parameters():
             param.requires_grad_(before.get(name, trained))  # adding one changes those of others
-        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._find_layers()
         self.roles[role] = list(names)
         self._activate(self._active)
+
+    def _find_layers(self) -> None:
+        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
+        self._whole = [m for m in self.model.modules() if isinstance(m, ModulesToSaveWrapper)]
 
     def params_of(self, role: str) -> list[nn.Parameter]:
         """The parameters of the adapter that a role has of its own."""
@@ -117,6 +122,9 @@ class Adapters:
         self._active = list(names)
         for layer in self._layers:
             layer._active_adapter = list(names)
+        for layer in self._whole:  # of several copies the last one counts; of none, the original
+            copies = [name for name in names if name in layer.modules_to_save]
+            layer._active_adapter = copies[-1] if copies else []
 
     def describe(self) -> str:
         """The trained adapter in words."""

@@ -19,8 +19,12 @@ from rlhf_cli.config.nearest import nearest
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
+from rlhf_cli.models.freeze import modules_named
 from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
+
+HEADS = (HEAD, "classifier")
+"""What PEFT trains whole beside the adapter of a classifier, where a model has it."""
 
 
 def attach(
@@ -75,7 +79,8 @@ def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
     stored = load_file(folder / ADAPTER_WEIGHTS)
     heads = [key for key in stored if key.endswith(f".{HEAD}.weight")]
     config = PeftConfig.from_pretrained(folder)
-    config.task_type, config.modules_to_save = "CAUSAL_LM", None
+    config.task_type = "CAUSAL_LM"
+    config.modules_to_save = [n for n in config.modules_to_save if n not in HEADS] or None
     adapters.add(role, [own_name(role)], config, trained=False)
     layers = {key: value for key, value in stored.items() if key not in heads}
     expected = get_peft_model_state_dict(adapters.model, adapter_name=own_name(role))
@@ -105,6 +110,7 @@ def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
         target_modules=targets,
         use_dora=cfg.kind == "dora",
         use_rslora=cfg.kind == "rslora",
+        modules_to_save=_trained_whole(model, cfg) or None,
         fan_in_fan_out=transposed,
     )
 
@@ -132,6 +138,29 @@ def _targets(model: Any, cfg: AdapterConfig) -> str | list[str]:
         if model.get_output_embeddings() in found:
             _require_own_output(model, cfg, name)
     return wanted
+
+
+def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
+    """Whole names of layers that are trained and saved beside the adapter's matrices.
+
+    Whole, because PEFT takes every layer whose name ends so: `norm` would mean each `layernorm`.
+    """
+    found: list[str] = []
+    shared = {model.get_input_embeddings(), model.get_output_embeddings()}
+    for name in cfg.modules_to_save:
+        for full, module in modules_named("adapter.modules_to_save", name, model).items():
+            if module in shared and model.config.get_text_config().tie_word_embeddings:
+                raise ModelError(
+                    f"adapter.modules_to_save: got {name}; input embeddings and output layer share "
+                    "their weights, and of a copy only one would be trained. Leave it out"
+                )
+            if not all(param.is_floating_point() for param in module.parameters()):
+                raise ModelError(
+                    f"adapter.modules_to_save: got {name}, whose weights are packed and have no "
+                    "gradient. Try quant=none, or leave it out"
+                )
+            found.append(full)
+    return found
 
 
 def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
@@ -178,7 +207,8 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
         wrapped = _add(model, wrapped, name, config)
         expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
         _require_fit(folder, {key: tuple(value.shape) for key, value in expected.items()})
-        set_peft_model_state_dict(wrapped, load_file(file), adapter_name=name)
+        new_head = {key: value for key, value in expected.items() if f".{HEAD}." in key}
+        set_peft_model_state_dict(wrapped, new_head | load_file(file), adapter_name=name)
     except ModelError:
         raise
     except Exception as error:
@@ -219,8 +249,9 @@ def _require_alike(found: Any, cfg: AdapterConfig, folder: Path) -> None:
                 f"adapter.{name}: got {wanted}, but the adapter in {folder} has {has} and is to be "
                 f"trained on. Try adapter.{name}={has}, or adapter.start=stack for a new one on top"
             )
-    if cfg.targets != default.targets:
-        raise ModelError(
-            f"adapter.targets: given, but the adapter in {folder} has its layers already. Leave it "
-            "out, or add adapter.start=stack for a new one on top"
-        )
+    for name in ("targets", "modules_to_save"):
+        if getattr(cfg, name) != getattr(default, name):
+            raise ModelError(
+                f"adapter.{name}: given, but the adapter in {folder} has its layers already. Leave "
+                "it out, or add adapter.start=stack for a new one on top"
+            )

@@ -114,7 +114,16 @@ class ModelConfig:
 
 
 @dataclass(kw_only=True)
-class ComparedModelConfig(ModelConfig):
+class TrainedModelConfig(ModelConfig):
+    """A model that is trained."""
+
+    freeze: list[str] = field(default_factory=list)
+    """In full training: layers that stay as they are, as in `[embed_tokens, layers.0]`. They are
+    held and saved in the compute type."""
+
+
+@dataclass(kw_only=True)
+class ComparedModelConfig(TrainedModelConfig):
     """A model that is compared with a reference."""
 
     reference: Annotated[str, ModelPath()] = "auto"
@@ -179,6 +188,9 @@ class AdapterConfig:
     """Names of the layers that get one, as in `[q_proj, v_proj]`; `all-linear` takes every linear
     layer but the output layer."""
 
+    modules_to_save: list[str] = field(default_factory=list)
+    """Layers that are trained whole and saved beside the adapter, as in `[embed_tokens, norm]`."""
+
     start: Literal["continue", "stack", "merge"] = "continue"
     """What becomes of the adapter that `model.path` brings: `continue` trains it on, `stack`
     freezes it under a new one, `merge` adds it to the weights first."""
@@ -188,7 +200,7 @@ class AdapterConfig:
         if self.kind != "none":
             return []
         default = AdapterConfig()
-        shape = ("rank", "alpha", "dropout", "targets")
+        shape = ("rank", "alpha", "dropout", "targets", "modules_to_save")
         given = [name for name in shape if getattr(self, name) != getattr(default, name)]
         return [
             f"adapter.{name}: given with adapter.kind=none, which makes no adapter. "

@@ -11,7 +11,7 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, ModelConfig
+from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.config import StageConfig
@@ -48,7 +48,7 @@ def compared(
     if model.reference == "none":
         return own | {"reference": np.zeros_like(own["logp"])}
     say(f"reference: {model.reference}")
-    held = replace(cfg, model=ModelConfig(path=model.reference), adapter=AdapterConfig())
+    held = replace(cfg, model=TrainedModelConfig(path=model.reference), adapter=AdapterConfig())
     theirs = _log_probs(held, examples, tokenizer, ctx, ld_alpha)
     return own | {"reference": theirs["logp"]}
 

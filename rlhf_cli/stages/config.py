@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
-from rlhf_cli.models.config import LoadConfig
+from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
@@ -35,6 +35,7 @@ def judged_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...])
 class StageConfig(LoadConfig):
     """What every training stage has."""
 
+    model: TrainedModelConfig = field(default_factory=TrainedModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
@@ -76,6 +77,12 @@ class StageConfig(LoadConfig):
             found.append(
                 "data.eval: got none, but train.early_stop and train.result=best go by held-out "
                 "rows. Try data.eval=0.05"
+            )
+        if self.model.freeze and self.trains_adapter:
+            found.append(
+                f"model.freeze: got {', '.join(self.model.freeze)} beside an adapter, under which "
+                "no other weight is trained. Leave it out, or train all weights: "
+                "Try adapter=none, with adapter.start=merge where model.path brings an adapter"
             )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(

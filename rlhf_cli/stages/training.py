@@ -12,6 +12,7 @@ import torch
 
 from rlhf_cli.context import open_context, say
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.models.freeze import freeze
 from rlhf_cli.models.load import Role, recompute_activations
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
@@ -52,6 +53,8 @@ class Training:
         Raises:
             CheckpointError: the run cannot be continued here.
         """
+        if self.cfg.model.freeze:
+            freeze(model.model, self.cfg.model.freeze, self.ctx.compute)
         if self.cfg.train.gradient_checkpointing:
             recompute_activations(model)
         self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)

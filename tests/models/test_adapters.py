@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -101,6 +102,61 @@ def test_an_adapter_on_the_output_layer_counts():
     for name, gradient in gradients(policy).items():
         assert_close(own[name], gradient, rtol=1e-4, atol=1e-5)
     assert any("lm_head.lora_B" in name for name in own)
+
+
+WHOLE = AdapterConfig(
+    kind="lora", rank=4, targets=["q_proj"], modules_to_save=["embed_tokens", "norm", "lm_head"]
+)
+
+
+def test_layers_trained_whole_count_and_the_reference_has_those_of_the_base():
+    policy = policy_with(WHOLE, tie_word_embeddings=False)
+    row = random_rows([12])
+    before = policy(row).logp
+    assert torch.equal(before, policy(row, role="reference").logp)
+    disturb(policy)
+    assert torch.equal(before, policy(row, role="reference").logp)
+    ours = policy(row).logp
+    ours.sum().backward()
+    own = gradients(policy)
+    policy.zero_grad()
+    policy.model.set_attn_implementation("sdpa")
+    logits = policy.model(input_ids=row.tokens[None], use_cache=False).logits[0]
+    plain = logits.log_softmax(-1)[:-1].gather(1, row.tokens[1:, None]).squeeze(1)[row.scored]
+    plain.sum().backward()
+    assert_close(ours, plain, rtol=1e-5, atol=1e-5)
+    found = gradients(policy)
+    assert found.keys() == own.keys()
+    assert sum("modules_to_save" in name for name in found) == 3
+    for name, gradient in found.items():
+        assert_close(own[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_trained_whole_are_saved_with_the_adapter_merged_and_read_by_plain_peft(tmp_path):
+    policy = policy_with(WHOLE, tie_word_embeddings=False)
+    disturb(policy)
+    rows = random_rows([7, 12])
+    folder = saved(policy, tmp_path / "model")
+    again = policy_with(AdapterConfig(), Source("x", (folder,)), tie_word_embeddings=False)
+    assert torch.equal(again(rows).logp, policy(rows).logp)
+    row = rows.tokens[None, :7]
+    policy.model.set_attn_implementation("sdpa")
+    logits = policy.model(input_ids=row, use_cache=False).logits
+    plain = PeftModel.from_pretrained(tiny_llama(tie_word_embeddings=False), folder)
+    assert_close(plain(input_ids=row).logits, logits)
+    assert_close(plain.merge_and_unload()(input_ids=row).logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["lm_head"], "adapter.modules_to_save: got lm_head; input embeddings and output layer"),
+        (["embed_token"], r"got embed_token; .* Try adapter.modules_to_save=\[embed_tokens\]"),
+    ],
+)
+def test_layers_that_cannot_be_trained_whole_are_refused(names, line):
+    with pytest.raises(ModelError, match=line):
+        policy_with(AdapterConfig(kind="lora", modules_to_save=names))
 
 
 def test_a_saved_adapter_comes_back_and_is_trained_on(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
@@ -72,6 +73,22 @@ def test_the_result_is_a_plain_peft_adapter(sft_run, tmp_path, kind):
     AutoTokenizer.from_pretrained(out / "model")
     base = plain_logits(sft_run / "model")
     assert not torch.allclose(plain_logits(out / "model"), base, atol=1e-3)
+
+
+def test_layers_trained_whole_go_through_every_stage(sft_run, tmp_path, capsys):
+    whole = [f"model={sft_run}", "adapter=lora", "adapter.modules_to_save=[norm]", "lr=1e-2"]
+    sft, reward, ppo = (tmp_path / name for name in ("sft", "reward", "ppo"))
+    assert run("sft", sft, *whole, "max_steps=2") == 0
+    norm = "base_model.model.model.norm.weight"
+    trained = load_file(sft / "model" / "adapter_model.safetensors")[norm]
+    assert not torch.equal(
+        trained, load_file(sft_run / "model/model.safetensors")["model.norm.weight"]
+    )
+    assert run("reward", reward, f"model={sft}", "max_steps=1", "lr=1e-9") == 0
+    assert_close(load_file(reward / "model" / "adapter_model.safetensors")[norm], trained)
+    one = ["max_steps=1", "value=adapter", f"reward.model={reward}", "max_new_tokens=4"]
+    assert run("ppo", ppo, f"model={sft}", "data.eval=none", *one) == 0
+    assert cli.main(["merge", f"{ppo}", f"output_dir={tmp_path / 'merged'}"]) == 0
 
 
 def test_what_was_trained_is_what_plain_peft_loads(lora_run):

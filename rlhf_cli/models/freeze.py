@@ -1,0 +1,61 @@
+"""Layers that stay as they are while the rest of a model is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from rlhf_cli.config.nearest import nearest
+from rlhf_cli.context import say
+from rlhf_cli.errors import ModelError
+
+
+def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+    """Freeze the layers of these names, and hold them in the compute type.
+
+    Args:
+        model: all of it is trained.
+        names: of modules, whole or from a dot on: `layers.0` is `model.layers.0`.
+        dtype: of the forward passes.
+
+    Raises:
+        ModelError: a name is no layer's, or nothing would be trained.
+    """
+    for name in names:
+        for module in modules_named("model.freeze", name, model).values():
+            module.requires_grad_(False)
+    params = list(model.parameters())
+    frozen = [param for param in params if not param.requires_grad]
+    if len(frozen) == len(params):
+        raise ModelError(
+            f"model.freeze: {', '.join(names)} hold all parameters; need some to train. "
+            "Try fewer layers"
+        )
+    for param in frozen:
+        param.data = param.data.to(dtype)
+    count, whole = (sum(p.numel() for p in some) for some in (frozen, params))
+    size = sum(param.numel() * param.element_size() for param in frozen)
+    say(
+        f"frozen: {count:,} of these, {size / 1e6:,.1f} MB ({', '.join(names)}); "
+        f"{whole - count:,} parameters trained"
+    )
+
+
+def modules_named(key: str, name: str, model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose name is this one, or ends with it behind a dot; by their whole names.
+
+    Raises:
+        ModelError: there is none; it names the key and the nearest.
+    """
+    modules = {full: module for full, module in model.named_modules() if full}
+    found = {n: module for n, module in modules.items() if n == name or n.endswith(f".{name}")}
+    if not found:
+        endings = {full.rpartition(".")[2] for full in modules if not full[-1].isdigit()}
+        close = nearest(name, [*endings, *modules], 0.4) or min(endings)
+        raise ModelError(
+            f"{key}: got {name}; no layer has that name, the model has "
+            f"{', '.join(sorted(endings))}. Try {key}=[{close}]"
+        )
+    return found
