@@ -72,10 +72,14 @@ class Adapters:
         """
         names = [own_name(role) if n == TRAINED else n for n in self.roles["policy"]]
         self.add(role, names, copy.deepcopy(self.model.peft_config[TRAINED]), trained=trained)
+        for own, policy in self.twins_of(role).values():
+            own.data = policy.data.clone()
+
+    def twins_of(self, role: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Name of each parameter of the trained adapter -> its twin's, and itself."""
         params = dict(self.model.named_parameters())
-        for name, param in params.items():
-            if f".{own_name(role)}." in f"{name}.":
-                param.data = params[name.replace(f".{own_name(role)}", f".{TRAINED}")].data.clone()
+        twins = {name: name.replace(f".{TRAINED}", f".{own_name(role)}") for name in params}
+        return {n: (params[twin], params[n]) for n, twin in twins.items() if twin != n}
 
     def add(self, role: str, names: Sequence[str], config: Any, *, trained: bool) -> None:
         """Give a role a new adapter, called `own_name(role)`.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -26,23 +26,6 @@ from rlhf_cli.train.sequence import row_logprobs
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the policy is compared with.
-
-    Attributes:
-        logprobs: [R], nats, without gradient, of rows: log p of each row's response.
-        copy: the frozen copy that gives them, where there is one.
-    """
-
-    logprobs: Callable[[Rows], Tensor]
-    copy: Policy | None = None
-
-    def __call__(self, rows: Rows) -> Tensor:
-        """The log-probs of rows."""
-        return self.logprobs(rows)
-
-
-@dataclass(frozen=True)
 class Held:
     """A frozen model in memory that a policy is compared with.
 
@@ -59,6 +42,30 @@ class Held:
         with torch.no_grad(), without_dropout(self.policy):
             found: Tensor = self.policy(rows, role=self.role, temperature=temperature).logp
         return found
+
+    def params_of(self, policy: Policy) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Name of each parameter that a policy trains -> what is held in its place, and itself."""
+        if self.policy is policy and policy.adapters is not None:
+            return policy.adapters.twins_of(self.role)
+        own = dict(self.policy.named_parameters())
+        return {n: (own[n], p) for n, p in policy.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the policy is compared with.
+
+    Attributes:
+        logprobs: [R], nats, without gradient, of rows: log p of each row's response.
+        copy: the frozen copy that gives them, where there is one.
+    """
+
+    logprobs: Callable[[Rows], Tensor]
+    copy: Held | None = None
+
+    def __call__(self, rows: Rows) -> Tensor:
+        """The log-probs of rows."""
+        return self.logprobs(rows)
 
 
 class Compared(Protocol):
@@ -97,9 +104,8 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
         say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
         return Reference(lambda rows: _frozen(of, policy, rows, "reference"))
     if kind == "copy":
-        say(f"reference: a frozen copy of {_start(model, policy)}")
-        copied = frozen_copy(policy, run.ctx.compute)
-        return Reference(lambda rows: _frozen(of, copied, rows, "policy"), copied)
+        copied = _copy(model, policy, run)
+        return Reference(lambda rows: _frozen(of, copied.policy, rows, copied.role), copied)
     other = None if kind == "stored" else _load(model, run)
     say(f"reference: {_start(model, policy) if other is None else model.reference}")
     run.add_columns(
@@ -133,7 +139,12 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
     if kind == "adapter_off":
         say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
         return Held(policy, "reference")
-    if policy.adapters is None:
+    return _copy(model, policy, run)
+
+
+def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
+    """The policy as it is now, for good; with adapters, frozen ones on the same base."""
+    if policy.adapters is None or policy.adapters.new_tokens:
         say(f"reference: a frozen copy of {_start(model, policy)}")
         return Held(frozen_copy(policy, run.ctx.compute))
     say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
@@ -149,9 +160,16 @@ def _zeros(rows: Rows) -> Tensor:
 
 def _kind(model: ComparedModelConfig, policy: Policy) -> str:
     """`adapter_off`, `copy`, `stored` or `path`."""
-    bare = policy.adapters is not None and "reference" in policy.adapters.roles
+    adapters = policy.adapters
+    bare = adapters is not None and "reference" in adapters.roles
+    if adapters is not None and adapters.new_tokens and model.reference == "adapter_off":
+        raise ModelError(
+            "model.reference: got adapter_off, but the embeddings of new tokens are trained in the "
+            "weights below the adapter, so those do not stay. Try model.reference=auto"
+        )
     if model.reference == "auto":
-        return "adapter_off" if bare else "stored"
+        stays = adapters is not None and not adapters.new_tokens
+        return "adapter_off" if bare and stays else "stored"
     if model.reference == "adapter_off" and not bare:
         raise ModelError(
             "model.reference: got adapter_off, but the adapter at model.path is trained on, so "

@@ -21,6 +21,7 @@ from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.loop import RunResult, fit
 from rlhf_cli.train.machinery import agree_with, find_checkpoint
+from rlhf_cli.train.optim import require_device
 from rlhf_cli.train.source import StageState, StepSource
 from rlhf_cli.train.tracking import Trackers
 from rlhf_cli.train.update import Loss
@@ -46,6 +47,7 @@ class Training:
     def __init__(self, cfg: StageConfig, out: Path) -> None:
         self.cfg = cfg
         self.ctx = open_context(cfg.train.precision, cfg.seed, out)
+        require_device(cfg.train, self.ctx.device)
 
     def settle(self, model: Role) -> Role:
         """Take the model that is trained, and settle how: how rows are cut, where to go on.
@@ -101,7 +103,7 @@ class Training:
         names = cfg.log.trackers if ctx.ranks.main else []
         with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
             result = fit(
-                model.train(),
+                model,
                 source,
                 loss,
                 cfg.train,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.stages.reference import Held
 from rlhf_cli.train.source import StageState
 
 
@@ -19,11 +20,9 @@ class MovingReference(StageState):
         share: 0 to 1, of the policy in the mean (arXiv:2404.09656, eq. 6).
     """
 
-    def __init__(self, policy: Policy, reference: Policy, every: int, share: float) -> None:
+    def __init__(self, policy: Policy, reference: Held, every: int, share: float) -> None:
         self.every, self.share = every, share
-        trained = dict(policy.named_parameters())
-        held = dict(reference.named_parameters())
-        self.pairs = {n: (held[n], p) for n, p in trained.items() if p.requires_grad}
+        self.pairs = reference.params_of(policy)
 
     def after_step(self, step: int) -> None:
         """Move, if it is time."""

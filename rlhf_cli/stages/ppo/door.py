@@ -100,7 +100,7 @@ class PPOTrainer:
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
         self.drawn = 0
         self.loop = Trainer(
-            self.policy.train(),
+            self.policy,
             self.source,
             self.run.loss,
             cfg.train,
