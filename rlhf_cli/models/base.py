@@ -20,7 +20,12 @@ from transformers.utils import logging
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.loading import loading, require_config, require_safe_weights
+from rlhf_cli.models.loading import (
+    loading,
+    require_config,
+    require_safe_weights,
+    require_whole_weights,
+)
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.source import DEFAULT_ARCHITECTURE, Source, locate
 
@@ -76,8 +81,12 @@ def load_base(
     packed = {"quantization_config": quantized, "device_map": {"": str(device)}}
     hub = not Path(base).is_dir()
     with loading("model.path", base, hub=hub), torch.random.fork_rng(), _quiet():
+        config = AutoConfig.from_pretrained(
+            base, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
+        )
+        require_whole_weights(base, config)
         if shape is not LANGUAGE:
-            _require_one_score(base, cfg)
+            _require_one_score(base, config)
         torch.manual_seed(seed)
         model = shape.auto.from_pretrained(
             base,
@@ -93,15 +102,12 @@ def load_base(
     return model
 
 
-def _require_one_score(base: str, cfg: ModelConfig) -> None:
+def _require_one_score(base: str, config: Any) -> None:
     """Refuse a classifier whose head gives several numbers.
 
     Raises:
         ModelError: says how many.
     """
-    config = AutoConfig.from_pretrained(
-        base, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
-    )
     classifies = any("SequenceClassification" in name for name in config.architectures or ())
     if classifies and config.num_labels != 1:
         raise ModelError(

@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from os.path import isdir
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -9,6 +10,16 @@ from rlhf_cli.runs.artifact import is_adapter, is_reward_model
 
 MIN_VOCAB_SIZE = 256 + 5
 """Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
+
+Attention = Literal[
+    "auto", "per_row", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
+]
+
+FLASH = {
+    "flash_attention_2": ("flash_attn", "pip install flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "the hopper folder of Dao-AILab/flash-attention"),
+}
+"""The module that each is in, and where that comes from."""
 
 
 @dataclass(kw_only=True)
@@ -36,9 +47,10 @@ class ModelConfig:
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the weights in the result folder; `auto` is the type they were computed in."""
 
-    attention: Literal["auto", "per_row", "sdpa", "eager"] = "auto"
-    """`per_row` keeps flat rows apart without padding; `sdpa` and `eager` pad. `auto` takes
-    `per_row` where the load probe finds it exact, else `sdpa`."""
+    attention: Attention = "auto"
+    """`per_row` keeps flat rows apart without padding, and so do `flash_attention_2`,
+    `flash_attention_3` (where installed) and `flex_attention`, all on CUDA; `sdpa` and `eager`
+    pad. `auto` takes `per_row` where the load probe finds it exact, else `sdpa`."""
 
     tokenizer: Annotated[str, ModelPath()] = ""
     """Tokenizer folder or hub id; empty takes the one at `path`."""
@@ -90,6 +102,12 @@ class ModelConfig:
             found.append(
                 f"model.tokenizer_vocab_size: got {self.tokenizer_vocab_size} beside "
                 f"model.tokenizer={self.tokenizer}; need one of the two"
+            )
+        module, origin = FLASH.get(self.attention, ("", ""))
+        if module and find_spec(module) is None:
+            found.append(
+                f"model.attention: got {self.attention}, but {module} is not installed "
+                f"({origin}). Try model.attention=auto"
             )
         return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +21,13 @@ from rlhf_cli.models.base import (
     random_base,
     reads_forward,
 )
-from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
+from rlhf_cli.models.config import (
+    FLASH,
+    AdapterConfig,
+    LoadConfig,
+    ModelConfig,
+    QuantConfig,
+)
 from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
@@ -31,6 +37,9 @@ from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.trunk import Trunk, padded_attention, without_dropout
 
 Role = TypeVar("Role", Policy, RewardModel)
+
+PADDED = ("sdpa", "eager")
+"""Attention by which rows are padded; any other keeps flat rows apart."""
 
 
 def load_policy(
@@ -80,28 +89,45 @@ def load_trained(
     implementation, reason = choose(cfg.kernels, ctx.device)
     if role is Policy:
         say(f"logprobs: {implementation.name} ({reason})")
-    flat = cfg.model.attention in ("auto", "per_row") and reads_forward(model)
-    if cfg.model.attention == "per_row" and not flat:
-        raise ModelError(
-            f"model.attention: got per_row, which keeps the rows of decoders apart, and "
-            f"{cfg.model.path} is an encoder. Try model.attention=auto"
-        )
+    flat = cfg.model.attention not in PADDED and reads_forward(model)
+    _require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
-    if cfg.model.attention in ("sdpa", "eager"):
+    # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
+    loaded.train()
+    if cfg.model.attention not in ("auto", "per_row"):
         loaded.model.set_attn_implementation(cfg.model.attention)
-    with without_dropout(loaded):
+    # flash attention has no kernels for fp32
+    lowered = as_computed(loaded, ctx.compute) if cfg.model.attention in FLASH else nullcontext()
+    with without_dropout(loaded), lowered:
         probe(loaded, may_fall_back=cfg.model.attention == "auto")
     lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
     _tell(loaded, source.describe() or describe(cfg.model))
     return loaded
 
 
+def _require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
+    """Refuse an attention that the model, the device or the compute type does not allow.
+
+    Raises:
+        ModelError: says which of them.
+    """
+    asked, reason = cfg.attention, ""
+    if asked not in ("auto", *PADDED) and not flat:
+        reason = f"keeps the rows of decoders apart, and {cfg.path} is an encoder"
+    elif asked not in ("auto", "per_row", *PADDED) and ctx.device.type != "cuda":
+        reason = f"is trained with on CUDA alone, and this runs on {ctx.device.type}"
+    elif asked in FLASH and ctx.compute == torch.float32:
+        reason = "has no kernels for fp32, which train.precision=fp32 asks for"
+    if reason:
+        raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
+
+
 def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
     """A model that is only measured: probed, then all of it frozen and in the compute type."""
     with silence():  # of training it
         loaded = load_trained(role, cfg, tokenizer, ctx)
-    loaded.requires_grad_(False)
+    loaded.requires_grad_(False).eval()
     lower(loaded.parameters(), ctx.compute)
     count = sum(p.numel() for p in loaded.parameters())
     layout = "flat rows" if loaded.flat else "padded rows"

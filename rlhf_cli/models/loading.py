@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,17 +51,51 @@ def loading(key: str, source: str, *, hub: bool) -> Iterator[None]:
     except (RlhfError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{key}: {source} brings Python code of its own, which is run when it is loaded. "
+                "Read it, and if you trust it try model.trust_remote_code=true"
+            ) from error
         reason = textwrap.shorten(first_line(error), 300)  # some name every architecture there is
         what = f"{key}: cannot load {source}: {reason}"
         raise ModelError(f"{what} {NOT_HERE}" if hub else what) from error
 
 
-def require_safe_weights(folder: Path) -> None:
-    """Refuse a local folder without safetensors weights.
+def require_whole_weights(source: str, config: Any) -> None:
+    """Refuse a checkpoint that is packed already.
+
+    Args:
+        source: where it is.
+        config: of transformers.
 
     Raises:
-        ModelError: it has only a pickle, or nothing.
+        ModelError: names how it is packed.
     """
+    packed = getattr(config, "quantization_config", None)
+    if packed is not None:
+        fields = packed if isinstance(packed, dict) else packed.to_dict()
+        raise ModelError(
+            f"model.path: {source} has weights that are packed already "
+            f"({fields.get('quant_method', 'quantization_config')}); need whole ones, bf16 or "
+            "fp32, which quant=nf4 or quant=int8 packs as it loads them"
+        )
+
+
+def require_safe_weights(folder: Path) -> None:
+    """Refuse a local folder without all of its safetensors weights.
+
+    Raises:
+        ModelError: it has only a pickle, or a part, or nothing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        missing = sorted(name for name in shards if not (folder / name).is_file())
+        if missing:
+            raise ModelError(
+                f"model.path: {folder} is not whole: {len(missing)} of {len(shards)} files of "
+                f"weights are missing, {missing[0]} among them. Copy or fetch it again"
+            )
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.glob("*.bin")) + sorted(

@@ -92,12 +92,14 @@ class Trunk(nn.Module, ABC):
         """The model's output for the rows, and the mask of padded ones."""
         # A cache would make packed rows see each other and costs memory.
         if self.flat:
-            layout = RowLayout(tuple(rows.lengths.tolist()))
+            own = self.model.config._attn_implementation == ATTENTION
+            # transformers' backends for flat rows find their borders in the positions
+            rows_apart = {"row_layout": RowLayout(tuple(rows.lengths.tolist()))} if own else {}
             output = self.model(
                 input_ids=rows.tokens[None],
                 position_ids=rows.positions[None],
                 use_cache=False,
-                row_layout=layout,
+                **rows_apart,
             )
             return output, None
         tokens, mask = pad(rows, self.padding_side, self.pad_token)

@@ -41,8 +41,9 @@ class TrainConfig:
     decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
     """Share of all steps in which `wsd` decays."""
 
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` holds the moments in 8 bits (arXiv:2110.02861; needs the extra `quant`)."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """`adamw_8bit` holds the moments in 8 bits (arXiv:2110.02861), `paged_*` lets them go to the
+    host's memory where a GPU's is short (arXiv:2305.14314); both need the extra `quant`."""
 
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
     """Decoupled decay of AdamW on matrices; biases and norms have none."""
@@ -84,9 +85,9 @@ class TrainConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = []
-        if self.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        if self.optimizer != "adamw" and find_spec("bitsandbytes") is None:
             found.append(
-                "train.optimizer: got adamw_8bit, which needs bitsandbytes. "
+                f"train.optimizer: got {self.optimizer}, which needs bitsandbytes. "
                 "Try pip install 'rlhf-cli[quant]'"
             )
         if self.eval_steps or (not self.early_stop and self.result == "last"):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlhf_cli.errors import ConfigError
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -105,9 +106,31 @@ class MasterAdamW:
             name, _, slot = key.rpartition("/")
             master = self.masters[name]
             number = value.ndim == 0 and not value.is_floating_point()  # the 8-bit kind's step
-            self._adamw.state[master][slot] = value.item() if number else value.to(master.device)
+            self._adamw.state[master][slot] = value.item() if number else self._put(value, master)
         if self._rounded:
             self._round()
+
+    def _put(self, value: Tensor, master: Tensor) -> Tensor:
+        """A moment on the master's device; paged where the optimizer pages."""
+        paging: Any = self._adamw
+        if getattr(paging, "is_paged", False) and value.shape == master.shape:
+            buffer: Tensor = paging.get_state_buffer(master, dtype=value.dtype)
+            return buffer.copy_(value)
+        return value.to(master.device)
+
+
+def require_device(cfg: TrainConfig, device: torch.device) -> None:
+    """Refuse an optimizer that the device has no kernels for.
+
+    Raises:
+        ConfigError: moments are to be paged, and there is no GPU that they could be paged out of.
+    """
+    if cfg.optimizer.startswith("paged") and device.type != "cuda":
+        plain = cfg.optimizer.removeprefix("paged_")
+        raise ConfigError(
+            f"train.optimizer: got {cfg.optimizer}, which moves moments between a GPU's memory and "
+            f"the host's; this runs on {device.type}. Try train.optimizer={plain}"
+        )
 
 
 def _adamw(decayed: list[Tensor], plain: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
@@ -119,9 +142,14 @@ def _adamw(decayed: list[Tensor], plain: list[Tensor], cfg: TrainConfig) -> torc
     betas, eps = (cfg.adam_beta1, cfg.adam_beta2), cfg.adam_epsilon
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes import optim
 
-    packed: torch.optim.Optimizer = AdamW8bit(groups, betas=betas, eps=eps)
+    kinds = {
+        "adamw_8bit": optim.AdamW8bit,
+        "paged_adamw": optim.PagedAdamW32bit,
+        "paged_adamw_8bit": optim.PagedAdamW8bit,
+    }
+    packed: torch.optim.Optimizer = kinds[cfg.optimizer](groups, betas=betas, eps=eps)
     return packed
 
 

@@ -1,5 +1,6 @@
 import os
 from dataclasses import dataclass, field
+from re import fullmatch
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
@@ -100,6 +101,10 @@ class MergeConfig:
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Type of its weights; the adapter is added in fp32 in any case."""
 
+    push_to_hub: str = ""
+    """Hub id `org/name` to upload the merged model to; a repository that is made for it is
+    private."""
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
@@ -109,6 +114,11 @@ class MergeConfig:
             found.append(
                 f"output_dir: {self.output_dir} is there already; need a new or empty folder. "
                 f"Try output_dir={self.output_dir}-merged"
+            )
+        if self.push_to_hub and not fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
+            found.append(
+                f"push_to_hub: got {self.push_to_hub}; need a hub id with its owner. "
+                "Try push_to_hub=me/my-model"
             )
         return found
 

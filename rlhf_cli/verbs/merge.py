@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import PRECISIONS, open_context, say
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.base import SHAPES, load_base
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.quantize import quantization
@@ -26,6 +26,9 @@ PROMPTS = (
     "Question: what is seven times eight?\n\nAnswer: fifty-six.",
     "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat.",
 )
+
+SHARD = "5GB"
+"""Most of a file of weights."""
 
 MOST_DRIFT = {"fp32": 1e-3, "bf16": 0.1}
 """Mean difference of log-probs (nats) or scores; what lies above is not rounding."""
@@ -49,6 +52,8 @@ def run(cfg: MergeConfig) -> None:
     merged = _merge_checked(cfg, source, tokenizer)
     target = _save(cfg, merged, tokenizer)
     say(f"merged: {source.describe()} -> {target} ({cfg.dtype})")
+    if cfg.push_to_hub:
+        _push(target, cfg.push_to_hub)
 
 
 def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
@@ -128,7 +133,7 @@ def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, max_shard_size=SHARD)
         tokenizer.save_pretrained(partial)
         facts = artifact.read(Path(cfg.model.path).expanduser())
         kept = {name: facts[name] for name in ("kind", "trained_on") if name in facts}
@@ -140,3 +145,22 @@ def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
     except OSError as error:
         raise unwritable(target, error) from error
     return target
+
+
+def _push(folder: Path, hub_id: str) -> None:
+    """Upload all of a folder.
+
+    Raises:
+        ModelError: the hub does not take it; the folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(hub_id, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=hub_id, folder_path=folder)
+    except Exception as error:  # the connection, the token, the name: all have their own kinds
+        raise ModelError(
+            f"push_to_hub: {hub_id} could not be uploaded ({first_line(error)}). The merged model "
+            f"is in {folder}. Log in with hf auth login, then try hf upload {hub_id} {folder}"
+        ) from error
+    say(f"uploaded: https://huggingface.co/{hub_id}")

@@ -1,6 +1,7 @@
 """Adapters and packed weights from the command line, and their results without this package."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,23 @@ def test_packed_weights_train_almost_like_whole_ones(tmp_path, sft_run, kind, ca
     assert "MB frozen (quantized)" in capsys.readouterr().err
 
 
+def test_a_chain_of_qlora_runs_needs_no_note_on_how(tmp_path, capsys):
+    """sft on packed weights, dpo on it, merge: what was packed and what is compared follow."""
+    sft, dpo, merged = (tmp_path / name for name in ("sft", "dpo", "merged"))
+    assert run("sft", sft, "model=tiny", "adapter=lora", "quant=nf4", "max_steps=3") == 0
+    capsys.readouterr()
+    assert run("dpo", dpo, f"model={sft}", "max_steps=3", "lr=1e-3") == 0
+    log = capsys.readouterr().err
+    start = f"{sft / 'base'} + {sft / 'model'}"
+    assert re.search(rf"policy: {re.escape(start)}, .* MB frozen \(quantized\)", log)
+    assert f"reference: {start}" in log
+    facts = json.loads((dpo / "artifact.json").read_text())
+    assert (facts["quant"], facts["base"]) == ("nf4", str(sft / "base"))
+    assert cli.main(["merge", str(dpo), f"output_dir={merged}"]) == 0
+    assert "whole base against the nf4 base it was trained on" in capsys.readouterr().err
+    assert torch.isfinite(plain_logits(merged)).all()
+
+
 def test_a_run_from_random_weights_keeps_its_base(tmp_path, capsys):
     out = tmp_path / "run"
     assert run("sft", out, "model=tiny", "adapter=lora", "quant=nf4", "max_steps=2") == 0
@@ -196,6 +214,47 @@ def test_merge_gives_a_plain_model_that_says_the_same(lora_run, tmp_path, capsys
     difference = (plain_logits(out) - plain_logits(lora_run / "model")).abs()
     assert difference.max() < (1e-4 if dtype == "fp32" else 0.2)
     assert cli.main(["generate", f"model={out}", "prompt=Hi", "max_new_tokens=4"]) == 0
+
+
+class Hub:
+    """Stands for the hub; keeps what is uploaded."""
+
+    def __init__(self, token=True):
+        self.token, self.made, self.files = token, {}, []
+
+    def create_repo(self, name, **options):
+        if not self.token:
+            raise ConnectionError("401 Unauthorized\nmore")
+        self.made[name] = options
+
+    def upload_folder(self, repo_id, folder_path):
+        self.files = sorted(file.name for file in folder_path.iterdir())
+
+
+def test_a_merged_model_is_uploaded_whole_and_private(lora_run, tmp_path, monkeypatch, capsys):
+    hub = Hub()
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    words = [f"output_dir={tmp_path / 'm'}", "push_to_hub=me/model"]
+    assert cli.main(["merge", str(lora_run), *words]) == 0
+    assert hub.made == {"me/model": {"private": True, "exist_ok": True}}
+    needed = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json"}
+    assert needed <= set(hub.files)
+    assert "uploaded: https://huggingface.co/me/model" in capsys.readouterr().err
+
+
+def test_an_upload_that_fails_leaves_the_merged_model(lora_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: Hub(token=False))
+    words = [f"output_dir={tmp_path / 'm'}", "push_to_hub=me/model"]
+    assert cli.main(["merge", str(lora_run), *words]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: push_to_hub: me/model could not be uploaded (401 Unauthorized)")
+    assert torch.isfinite(plain_logits(tmp_path / "m")).all()
+
+
+def test_a_hub_id_without_its_owner_is_refused(lora_run, tmp_path, capsys):
+    words = [f"output_dir={tmp_path / 'm'}", "push_to_hub=model"]
+    assert cli.main(["merge", str(lora_run), *words]) == 2
+    assert "push_to_hub: got model; need a hub id with its owner" in capsys.readouterr().err
 
 
 def test_merge_refuses_what_is_no_adapter_and_what_changes_nothing(sft_run, tmp_path, capsys):

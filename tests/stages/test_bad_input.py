@@ -32,6 +32,9 @@ def sft(told, *argv):
         (["data=tiny", "train.schedule=cosin"], 2, r"train.schedule: got cosin.*cosine"),
         (["data=tiny", "model.tokenizer_vocab_size=99", "model.tokenizer=tiny"], 2, r"one of the"),
         (["data=tiny", "train.warmup_steps=9"], 2, r"train.warmup_steps.*max_steps"),
+        (["data=tiny", "train.optimizer=paged_adamw_8bit"], 2, "Try train.optimizer=adamw_8bit"),
+        (["data=tiny", "model.attention=flash_attention_2"], 2, "flash_attn is not installed"),
+        (["data=tiny", "model.attention=flex_attention"], 1, "CUDA alone, and this runs on cpu"),
         (["data=tiny", "model=runs/nothing/here"], 2, r"model.path: got runs/nothing/here"),
         ([], 2, r"data.path: none given"),
     ],
@@ -109,6 +112,41 @@ def test_a_model_folder_without_weights(told, sft_run, tmp_path):
     (tmp_path / "shape" / "model.safetensors").unlink()
     code, error = told("sft", "model=shape", "data=tiny")
     assert (code, "Try model.init=scratch" in error) == (1, True), error
+
+
+def test_a_model_folder_without_some_of_its_files(told, sft_run, tmp_path):
+    shutil.copytree(sft_run / "model", tmp_path / "half")
+    index = {"metadata": {}, "weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "half" / "model.safetensors.index.json").write_text(json.dumps(index))
+    code, error = told("sft", "model=half", "data=tiny")
+    assert (code, "1 of 2 files of weights are missing, model-2" in error) == (1, True), error
+
+
+def test_a_model_file_that_was_cut_off(told, sft_run, tmp_path):
+    shutil.copytree(sft_run / "model", tmp_path / "cut")
+    file = tmp_path / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:50_000])
+    code, error = told("sft", "model=cut", "data=tiny")
+    assert (code, error.startswith("model.path: cannot load")) == (1, True), error
+
+
+def test_a_checkpoint_that_is_packed_already(told, sft_run, tmp_path):
+    shutil.copytree(sft_run / "model", tmp_path / "gptq")
+    file = tmp_path / "gptq" / "config.json"
+    packed = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | packed))
+    code, error = told("sft", "model=gptq", "data=tiny", "adapter=lora")
+    assert (code, "packed already (gptq); need whole ones" in error) == (1, True), error
+
+
+def test_code_that_a_model_brings_runs_with_consent_alone(told, sft_run, tmp_path):
+    shutil.copytree(sft_run / "model", tmp_path / "own")
+    file = tmp_path / "own" / "config.json"
+    code = {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | code))
+    (tmp_path / "own" / "own.py").write_text("raise SystemExit('it ran')")
+    code, error = told("sft", "model=own", "data=tiny")
+    assert (code, "try model.trust_remote_code=true" in error) == (1, True), error
 
 
 def test_a_folder_that_is_no_model(told, tmp_path):

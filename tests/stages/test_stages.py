@@ -184,8 +184,8 @@ def test_every_layout_trains_alike(tmp_path):
         logged.append(
             [line["loss"] for line in read_metrics(out / "metrics.jsonl") if "lr" in line]
         )
-    assert logged[0] == pytest.approx(logged[1], abs=1e-5)
-    assert logged[0] == pytest.approx(logged[2], abs=1e-5)
+    for losses in logged[1:]:
+        assert losses == pytest.approx(logged[0], abs=1e-5)
 
 
 def test_a_template_with_its_own_turn_end_is_stopped_at(tmp_path, rows, capsys):
