@@ -52,9 +52,7 @@ def said(folder):
     settings = folder / "adapter_config.json"
     if settings.is_file():
         base = json.loads(settings.read_text())["base_model_name_or_path"]
-        with (
-            warnings.catch_warnings()
-        ):  # GPT-2's layers, unless packed
+        with warnings.catch_warnings():  # GPT-2's layers, unless packed
             warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
             model = PeftModel.from_pretrained(auto.from_pretrained(base, **options), folder)
     else:
