@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
@@ -30,23 +31,55 @@ GROUP_WASTE = 1.3
 
 
 @dataclass(frozen=True)
-class RowLayout:
-    """Bounds of the rows in a flat sequence, and which of them are computed together."""
+class Group:
+    """Rows next to each other that are computed together.
+
+    Attributes:
+        lengths: of the rows, > 0.
+        follows: the group, of one row, that all of them go on from; -1 where they begin themselves.
+    """
 
     lengths: tuple[int, ...]
+    follows: int = -1
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Bounds of the rows in a flat sequence, and which of them are computed together.
+
+    Attributes:
+        lengths: of the rows, > 0.
+        follows: the row before each row that it goes on from, so that it sees that one's tokens
+            too; -1 where it begins by itself. Empty where all do.
+    """
+
+    lengths: tuple[int, ...]
+    follows: tuple[int, ...] = ()
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Lengths of the rows, in order, split into groups of short rows of like length."""
+    def groups(self) -> tuple[Group, ...]:
+        """The rows, in order: short ones of like length together, and rows others go on from alone.
+
+        Rows that go on from the same row are together where their own lengths are alike.
+        """
+        follows = self.follows or (-1,) * len(self.lengths)
+        begun = {row for row in follows if row >= 0}
         groups: list[list[int]] = []
-        for length in self.lengths:
+        for row, length in enumerate(self.lengths):
             last = groups[-1] if groups else []
-            longest, shortest = max([*last, length]), min([*last, length])
-            if last and longest <= GROUP_LENGTH and longest <= GROUP_WASTE * shortest:
-                last.append(length)
+            sizes = [*(self.lengths[other] for other in last), length]
+            alike = max(sizes) <= GROUP_WASTE * min(sizes)
+            short = max(sizes) <= GROUP_LENGTH or follows[row] >= 0
+            same = bool(last) and follows[row] == follows[last[0]] and not begun & {row, *last}
+            if same and alike and short:
+                last.append(row)
             else:
-                groups.append([length])
-        return tuple(map(tuple, groups))
+                groups.append([row])
+        place = {group[0]: number for number, group in enumerate(groups)}
+        return tuple(
+            Group(tuple(self.lengths[row] for row in group), place.get(follows[group[0]], -1))
+            for group in groups
+        )
 
 
 def per_row_attention(
@@ -84,18 +117,28 @@ def per_row_attention(
         raise ValueError("per-row attention needs row_layout and no attention_mask")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     repeats = query.shape[1] // key.shape[1]
-    sizes = [sum(group) for group in row_layout.groups]
+    sizes = [sum(group.lengths) for group in row_layout.groups]
     queries, keys, values = (
         tensor.squeeze(0).transpose(0, 1).split(sizes) for tensor in (query, key, value)
     )  # of each group: [n, H, D]
     outputs = []
-    for group, *flat in zip(row_layout.groups, queries, keys, values, strict=True):
-        q, k, v = (_by_head(tensor, group) for tensor in flat)
+    for number, group in enumerate(row_layout.groups):
+        q = _by_head(queries[number], group.lengths)
+        k, v = (_seen(parts, number, group) for parts in (keys, values))
         if repeats > 1:
             k, v = (tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v))
-        attend = _products if softcap or _products_are_faster(query, max(group)) else _sdpa
-        outputs.append(_flat(attend(q, k, v, scale, softcap, sliding_window), group))
+        attend = _products if softcap or _products_are_faster(query, k.shape[2]) else _sdpa
+        outputs.append(_flat(attend(q, k, v, scale, softcap, sliding_window), group.lengths))
     return torch.cat(outputs).unsqueeze(0), None
+
+
+def _seen(parts: tuple[Tensor, ...], number: int, group: Group) -> Tensor:
+    """[R, H, P + T, D]: keys or values of a group's rows, behind those of what they go on from."""
+    own = _by_head(parts[number], group.lengths)
+    if group.follows < 0:
+        return own
+    before = parts[group.follows].transpose(0, 1).expand(len(own), -1, -1, -1)
+    return torch.cat([before, own], dim=2)
 
 
 def _products_are_faster(tensor: Tensor, length: int) -> bool:
@@ -123,7 +166,7 @@ def _products(
 ) -> Tensor:
     """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
     rows, heads, length, _ = q.shape
-    mask = _causal_mask(length, window, q.dtype, q.device)
+    mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[-length:]
     q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
     if softcap is None:
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
@@ -137,10 +180,13 @@ def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
 ) -> Tensor:
     """SDPA, the fused kernel, which never holds the scores of a long row."""
-    length = q.shape[2]
-    if window is None or window >= length:
+    length, seen = q.shape[2], k.shape[2]
+    if window is not None and window < seen:
+        mask = _causal_mask(seen, window, q.dtype, q.device)[-length:]
+    elif length < seen:
+        mask = causal_lower_right(length, seen)  # by which CUDA's fused kernels need no mask
+    else:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    mask = _causal_mask(length, window, q.dtype, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 

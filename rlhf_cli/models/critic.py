@@ -67,7 +67,7 @@ class AdapterCritic(TrunkCritic):
     def forward(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
         """As `TrunkCritic`; the policy's hidden states are not read."""
         with policy.playing(ROLE):
-            own = policy.hidden_states(rows).index_select(0, rows.scored)
+            own = policy.hidden_states(rows, rows.scored)
         values: Tensor = self.head(own)
         return values
 

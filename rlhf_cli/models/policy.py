@@ -14,7 +14,7 @@ from rlhf_cli.kernels.head import TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
 from rlhf_cli.models.critic import Critic
 from rlhf_cli.models.heads import Tap, read_head
-from rlhf_cli.models.trunk import Trunk, flatten
+from rlhf_cli.models.trunk import Trunk
 
 
 class Policy(Trunk):
@@ -67,7 +67,7 @@ class Policy(Trunk):
         """
         wanted = set(want)
         with self.playing(role):
-            hidden = self.hidden_states(rows).index_select(0, rows.scored)
+            hidden = self.hidden_states(rows, rows.scored)
             found = token_logprobs(
                 hidden,
                 read_head(self.model),
@@ -82,11 +82,11 @@ class Policy(Trunk):
             raise ValueError("want: got value of a policy without critic")
         return replace(found, value=self.critic(self, rows, hidden))
 
-    def hidden_states(self, rows: Rows) -> Tensor:
-        """[N, d]: what the output layer would be given, one vector a token."""
+    def hidden_states(self, rows: Rows, positions: Tensor) -> Tensor:
+        """[P, d]: what the output layer would be given at some positions of the rows."""
         with self.tap.open() as tap:
-            _, mask = self._run(rows)
-            return flatten(tap.caught, mask)
+            _, place = self._run(rows)
+            return place.take(tap.caught, positions)
 
     def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """[S] log-probs, nats, and their rows."""

@@ -17,6 +17,7 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.quantize import is_quantized
+from rlhf_cli.models.sharing import LEAST, lay_out
 from rlhf_cli.models.trunk import Trunk, pad, padded_attention
 
 TOLERANCE = 1e-4
@@ -36,12 +37,13 @@ def probe(policy: Trunk, *, may_fall_back: bool) -> None:
     Raises:
         ModelError: what the model gives cannot be reproduced.
     """
-    problem = _compare(policy)
+    rows = probe_rows(policy.model.config.get_text_config().vocab_size, policy.device)
+    problem = _compare(policy, rows)
     if problem and policy.flat and may_fall_back:
         say(f"probe: flat rows are not exact ({problem}); padding them instead")
         policy.flat = False
         policy.model.set_attn_implementation(padded_attention(policy.model))
-        problem = _compare(policy)
+        problem = _compare(policy, rows)
     if problem:
         name = type(policy.model).__name__
         advice = "" if may_fall_back else ". Try model.attention=auto"
@@ -50,6 +52,21 @@ def probe(policy: Trunk, *, may_fall_back: bool) -> None:
             f"({problem}), so it cannot be trained{advice}"
         )
     say(f"probe: {policy.gives} and gradients equal the model's own; rows kept apart")
+    policy.shares = _shares(policy)
+
+
+def _shares(policy: Trunk) -> bool:
+    """Whether what the rows of an example begin with alike can be computed once; told where not."""
+    config = policy.model.config.get_text_config()
+    pair = probe_pair(config.vocab_size, policy.device)
+    room = getattr(config, "max_position_embeddings", None) or len(pair.tokens)
+    own = policy.flat and policy.model.config._attn_implementation == ATTENTION
+    if not own or int(pair.lengths.max()) > room:
+        return False
+    problem = _compare(policy, pair)
+    if problem:
+        say(f"probe: a prompt computed once is not exact ({problem}); each response has its own")
+    return not problem
 
 
 def probe_rows(vocab_size: int, device: torch.device) -> Rows:
@@ -63,10 +80,20 @@ def probe_rows(vocab_size: int, device: torch.device) -> Rows:
     return Rows(tokens, lengths, scored.nonzero().squeeze(1), torch.arange(3)).to(device)
 
 
-def _compare(policy: Trunk) -> str:
+def probe_pair(vocab_size: int, device: torch.device) -> Rows:
+    """Two rows of one example that begin alike, every position scored."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, vocab_size, (LEAST + 11,), generator=generator)
+    first, second = tokens[: LEAST + 4], torch.cat([tokens[:LEAST], tokens[LEAST + 4 :]])
+    lengths = torch.tensor([len(first), len(second)])
+    scored = torch.cat([torch.arange(LEAST + 3), torch.arange(LEAST + 6) + LEAST + 4])
+    rows = Rows(torch.cat([first, second]), lengths, scored, torch.zeros(2, dtype=torch.long))
+    return rows.to(device)
+
+
+def _compare(policy: Trunk, rows: Rows) -> str:
     """What differs, or empty."""
-    vocab = policy.model.config.get_text_config().vocab_size
-    rows = probe_rows(vocab, policy.device)
+    index = lay_out(rows, share=True).index
     try:
         with _embedded(policy) as inputs:
             ours, row_of_value = policy.values(rows)
@@ -74,7 +101,8 @@ def _compare(policy: Trunk) -> str:
         if not policy.flat:
             gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
         last = row_of_value == len(rows.lengths) - 1
-        if policy.flat and _sees_others(ours[last], inputs[0], int(rows.starts[-1])):
+        apart = policy.flat and index is None
+        if apart and _sees_others(ours[last], inputs[0], int(rows.starts[-1])):
             return "a row sees the rows before it"
     except torch.OutOfMemoryError:
         raise
@@ -84,10 +112,10 @@ def _compare(policy: Trunk) -> str:
         plain = plain_values(policy, rows)
     rounded = is_quantized(policy.model) or inputs[0].dtype != torch.float32
     tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
-    for name, got, expected in (
-        (policy.gives, ours, plain),
-        ("gradient", gradient, _gradient(plain, inputs)),
-    ):
+    whole = _gradient(plain, inputs)
+    if index is not None:  # what is computed once has the gradients of all that follows it
+        whole = torch.zeros_like(gradient).index_add_(0, index, whole)
+    for name, got, expected in ((policy.gives, ours, plain), ("gradient", gradient, whole)):
         got, expected = got.detach(), expected.detach()
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
         if not off <= tolerance:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.models.heads import Tap
-from rlhf_cli.models.trunk import Trunk, flatten, pad
+from rlhf_cli.models.trunk import Trunk, pad
 
 HEAD = "score"
 """What transformers calls the layer that scores each position of a decoder."""
@@ -66,10 +66,9 @@ class RewardModel(Trunk):
         if self.tap is None:
             raise TypeError(f"{type(self.model).__name__} scores whole rows only")
         with self.tap.open() as tap:
-            _, mask = self._run(rows)
-            hidden = flatten(tap.caught, mask)
-        # in fp32: the head is small, and bf16 would keep 3 digits of a score
-        chosen = hidden.index_select(0, positions).float()
+            _, place = self._run(rows)
+            # in fp32: the head is small, and bf16 would keep 3 digits of a score
+            chosen = place.take(tap.caught, positions).float()
         weight, bias = _weights(self.tap.layer)
         return F.linear(chosen, weight.float(), bias).squeeze(1)
 

@@ -48,8 +48,7 @@ class SharedRewardModel(nn.Module):
         """[R], no unit, fp32: the score of each row, read at its last token."""
         [policy] = self._policy
         with policy.playing(self.role), without_dropout(policy):  # its own has some from training
-            hidden = policy.hidden_states(rows)
-        last = hidden.index_select(0, rows.starts + rows.lengths - 1)
+            last = policy.hidden_states(rows, rows.starts + rows.lengths - 1)
         return F.linear(last.float(), self.head.float()).squeeze(1)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.kernels.registry import Implementation
-from rlhf_cli.models.attention import ATTENTION, RowLayout
+from rlhf_cli.models.attention import ATTENTION
+from rlhf_cli.models.sharing import lay_out
 
 if TYPE_CHECKING:
     from rlhf_cli.models.adapters import Adapters
@@ -29,6 +31,7 @@ class Trunk(nn.Module, ABC):
         model: a transformers model.
         implementation: of the log-prob primitive.
         flat: rows go in one after another and attention keeps them apart; else they are padded.
+        shares: what the rows of an example begin with alike is computed once; needs our attention.
         adapters: what is trained beside frozen weights, or none where the weights themselves are.
         padding_side: of padded rows; no effect on the result.
         pad_token: fills padded rows up; no effect on the result.
@@ -42,6 +45,7 @@ class Trunk(nn.Module, ABC):
 
     padding_side: Literal["left", "right"] = "right"
     pad_token: int = 0
+    shares: bool = True
 
     def __init__(
         self,
@@ -88,31 +92,50 @@ class Trunk(nn.Module, ABC):
             raise KeyError(role)
         return nullcontext()
 
-    def _run(self, rows: Rows) -> tuple[Any, Tensor | None]:
-        """The model's output for the rows, and the mask of padded ones."""
+    def _run(self, rows: Rows) -> tuple[Any, Place]:
+        """The model's output for the rows, and where each token of the rows is in it."""
         # A cache would make packed rows see each other and costs memory.
         if self.flat:
             own = self.model.config._attn_implementation == ATTENTION
+            flat = lay_out(rows, share=own and self.shares)
             # transformers' backends for flat rows find their borders in the positions
-            rows_apart = {"row_layout": RowLayout(tuple(rows.lengths.tolist()))} if own else {}
+            rows_apart = {"row_layout": flat.layout} if own else {}
             output = self.model(
-                input_ids=rows.tokens[None],
-                position_ids=rows.positions[None],
+                input_ids=flat.tokens[None],
+                position_ids=flat.positions[None],
                 use_cache=False,
                 **rows_apart,
             )
-            return output, None
+            return output, Place(index=flat.index)
         tokens, mask = pad(rows, self.padding_side, self.pad_token)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = self.model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
         )
-        return output, mask
+        return output, Place(mask=mask)
 
 
-def flatten(values: Tensor, mask: Tensor | None) -> Tensor:
-    """[N, ...]: a value of each token, of [1, N, ...] flat rows or [R, T, ...] padded ones."""
-    return values.squeeze(0) if mask is None else values[mask.bool()]
+@dataclass(frozen=True)
+class Place:
+    """Where the tokens of rows are in what a model computes of them.
+
+    Attributes:
+        mask: [R, T] of padded rows, 1 keeps; else none.
+        index: [N], of flat rows that have tokens in common; else none.
+    """
+
+    mask: Tensor | None = None
+    index: Tensor | None = None
+
+    def take(self, values: Tensor, positions: Tensor) -> Tensor:
+        """[P, ...]: the values of the tokens at some positions of the rows.
+
+        Args:
+            values: [1, n, ...] of flat rows, or [R, T, ...] of padded ones.
+            positions: [P] int64, indices of `Rows.tokens`.
+        """
+        flat = values.squeeze(0) if self.mask is None else values[self.mask.bool()]
+        return flat.index_select(0, positions if self.index is None else self.index[positions])
 
 
 def pad(

@@ -32,7 +32,7 @@ class Work:
     scored: int
 
     def of(self, rows: Rows) -> float:
-        """FLOP of a micro-batch."""
+        """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
         lengths = rows.lengths.double()
         pairs = float((lengths * (lengths + 1) / 2).sum())
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)

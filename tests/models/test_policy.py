@@ -128,7 +128,16 @@ def test_every_path_of_per_row_attention_equals_a_masked_whole(
 
 
 def test_short_rows_of_like_length_are_computed_together():
-    assert RowLayout((10, 12, 13, 30, 200, 200)).groups == ((10, 12, 13), (30,), (200,), (200,))
+    groups = RowLayout((10, 12, 13, 30, 200, 200)).groups
+    assert [group.lengths for group in groups] == [(10, 12, 13), (30,), (200,), (200,)]
+    assert {group.follows for group in groups} == {-1}
+
+
+def test_rows_that_go_on_from_one_are_computed_together_where_they_are_alike():
+    lengths, follows = (50, 50, 20, 22, 90, 7), (-1, -1, 1, 1, 1, -1)
+    groups = RowLayout(lengths, follows).groups
+    assert [group.lengths for group in groups] == [(50,), (50,), (20, 22), (90,), (7,)]
+    assert [group.follows for group in groups] == [-1, -1, 1, 1, -1]
 
 
 def test_per_row_attention_refuses_a_padded_batch():

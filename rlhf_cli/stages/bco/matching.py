@@ -81,7 +81,8 @@ def _embedder(cfg: BCOConfig, policy: Policy, run: Session) -> tuple[Embed, str]
 
     def embed(prompts: Sequence[list[int]]) -> Vectors:
         rows = _rows_of(prompts).to(policy.device)
-        hidden = policy.hidden_states(rows).float()
+        every = torch.arange(len(rows.tokens), device=rows.tokens.device)
+        hidden = policy.hidden_states(rows, every).float()
         means = hidden.new_zeros(len(prompts), hidden.shape[1])
         means.index_add_(0, rows.row_of_token, hidden)
         found: Vectors = (means / rows.lengths[:, None]).cpu().numpy()

@@ -90,10 +90,23 @@ def minibatches(
     made = []
     for part in range(parts):
         members = [k for k, one in enumerate(responses) if one.number % parts == part]
-        members.sort(key=lambda k: -len(responses[k]))  # rows of like length together
-        groups = _groups(members, responses, max_tokens)
+        groups = _groups(_in_order(members, responses), responses, max_tokens)
         made.append([_micro_batch(responses, group, device) for group in groups])
     return made
+
+
+def _in_order(members: Sequence[int], responses: Sequence[Written]) -> list[int]:
+    """Long rows first; those to one prompt together, so that the prompt is computed once."""
+    longest: dict[int, int] = {}
+    for k in members:
+        prompt = responses[k].prompt
+        longest[prompt] = max(longest.get(prompt, 0), len(responses[k]))
+
+    def place(k: int) -> tuple[int, int, int]:
+        prompt = responses[k].prompt
+        return -longest[prompt], prompt, -len(responses[k])
+
+    return sorted(members, key=place)
 
 
 def _groups(

@@ -1,0 +1,99 @@
+"""What the rows of an example begin with alike, computed once: the prompt of a pair, of a group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.models.attention import RowLayout
+
+LEAST = 32
+"""Tokens that rows must have in common. Attention takes short rows together, and rows that follow
+on others by themselves, so that a few shared tokens cost more than they save."""
+
+
+@dataclass(frozen=True)
+class FlatRows:
+    """Rows as they go into a model, one after another.
+
+    Attributes:
+        tokens: [n] int64; what rows have in common stands once, before the rest of each.
+        positions: [n] int64, of each token in its row.
+        layout: the rows, and which of them go on from which.
+        index: [N] int64, where each token of the rows is among these; none where all stand alone.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    layout: RowLayout
+    index: Tensor | None = None
+
+
+def lay_out(rows: Rows, *, share: bool) -> FlatRows:
+    """Rows in the order of their tokens.
+
+    Args:
+        rows: those of one example stand together.
+        share: compute once what all rows of an example begin with.
+    """
+    lengths = rows.lengths.tolist()
+    common = _common(rows, lengths) if share else [0] * len(lengths)
+    if not any(common):
+        return FlatRows(rows.tokens, rows.positions, RowLayout(tuple(lengths)))
+    bounds: list[tuple[int, int]] = []  # of each segment, in the tokens of the rows
+    follows: list[int] = []
+    index: list[Tensor] = []
+    size = before = first = 0
+    opens = rows.first_of_example.tolist()
+    for start, length, shared, new in zip(
+        rows.starts.tolist(), lengths, common, opens, strict=True
+    ):
+        if shared and new:
+            first, before = size, len(bounds)
+            bounds.append((start, start + shared))
+            follows.append(-1)
+            size += shared
+        index += [torch.arange(first, first + shared), torch.arange(size, size + length - shared)]
+        bounds.append((start + shared, start + length))
+        follows.append(before if shared else -1)
+        size += length - shared
+    chosen = torch.cat([torch.arange(*pair) for pair in bounds]).to(rows.tokens.device)
+    segments = tuple(stop - start for start, stop in bounds)
+    return FlatRows(
+        rows.tokens[chosen],
+        rows.positions[chosen],
+        RowLayout(segments, tuple(follows)),
+        torch.cat(index).to(rows.tokens.device),
+    )
+
+
+def _common(rows: Rows, lengths: list[int]) -> list[int]:
+    """How many tokens each row has in common with all rows of its example, from the start on."""
+    found = [0] * len(lengths)
+    several = [run for run in _runs(rows.example_of_row.tolist()) if len(run) > 1]
+    if not several:
+        return found
+    parts = rows.tokens.cpu().split(lengths)
+    for run in several:
+        most = min(lengths[row] for row in run) - 1  # each row keeps a token of its own
+        if most < LEAST:
+            continue
+        begin = torch.stack([parts[row][:most] for row in run])
+        alike = int((begin == begin[0]).all(0).int().cumprod(0).sum())
+        if alike >= LEAST:
+            for row in run:
+                found[row] = alike
+    return found
+
+
+def _runs(values: list[int]) -> Iterator[range]:
+    """Indices of equal values next to each other."""
+    start = 0
+    for stop in range(1, len(values) + 1):
+        if stop == len(values) or values[stop] != values[start]:
+            yield range(start, stop)
+            start = stop
