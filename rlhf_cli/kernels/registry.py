@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.head import Head, TokenLogprobs
+from rlhf_cli.kernels.triton.obstacle import obstacle as triton_obstacle
 
 
 class LinearLogprobs(Protocol):
@@ -43,11 +44,20 @@ class Implementation:
     obstacle: Callable[[torch.device], str]
 
 
+def _triton(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float, want: frozenset[str]
+) -> TokenLogprobs:
+    from rlhf_cli.kernels.triton.function import linear_logprobs  # needs Triton, which CPUs lack
+
+    return linear_logprobs(hidden, head, targets, temperature=temperature, want=want)
+
+
 LINEAR_LOGPROBS = (
+    Implementation("triton", _triton, triton_obstacle),
     Implementation("chunked", chunked.linear_logprobs, lambda device: ""),
     Implementation("eager", eager.linear_logprobs, lambda device: ""),
 )
-"""Fastest first; the last is the specification and runs everywhere."""
+"""In order of preference; the last is the specification and runs everywhere."""
 
 
 def choose(setting: str, device: torch.device) -> tuple[Implementation, str]:
@@ -58,6 +68,6 @@ def choose(setting: str, device: torch.device) -> tuple[Implementation, str]:
     for candidate in LINEAR_LOGPROBS:
         obstacle = candidate.obstacle(device)
         if not obstacle:
-            return candidate, "; ".join(obstacles) or f"fastest on {device.type}"
+            return candidate, "; ".join(obstacles) or f"preferred on {device.type}"
         obstacles.append(f"{candidate.name}: {obstacle}")
     raise AssertionError("the last implementation runs everywhere")

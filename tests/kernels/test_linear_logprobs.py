@@ -9,7 +9,8 @@ from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, choose
 from rlhf_cli.logprobs import WANTS, sum_by_row, token_logprobs
 
-FAST = [i for i in LINEAR_LOGPROBS if i.name != "eager"]
+CPU = torch.device("cpu")
+FAST = [i for i in LINEAR_LOGPROBS if i.name != "eager" and not i.obstacle(CPU)]
 ALL = frozenset(WANTS)
 
 
@@ -134,8 +135,9 @@ def test_unknown_want_is_refused():
 
 
 def test_choice_says_why():
-    assert choose("auto", torch.device("cpu"))[0].name == "chunked"
-    assert choose("none", torch.device("cpu"))[0].name == "eager"
+    implementation, reason = choose("auto", CPU)
+    assert (implementation.name, reason) == ("chunked", "triton: needs CUDA")
+    assert choose("none", CPU)[0].name == "eager"
 
 
 def test_sum_by_row():
