@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from rlhf_cli.errors import KernelError
 from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.head import Head, TokenLogprobs
 from rlhf_cli.kernels.triton.obstacle import obstacle as triton_obstacle
@@ -60,14 +61,23 @@ LINEAR_LOGPROBS = (
 """In order of preference; the last is the specification and runs everywhere."""
 
 
-def choose(setting: str, device: torch.device) -> tuple[Implementation, str]:
-    """The implementation for `kernels=auto|none`, and the reason in words."""
+def choose(setting: str | Sequence[str], device: torch.device) -> tuple[Implementation, str]:
+    """The implementation for `kernels=auto|none|[names]`, and the reason in words.
+
+    Raises:
+        KernelError: none of the names runs on the device.
+    """
     if setting == "none":
         return LINEAR_LOGPROBS[-1], "kernels=none"
     obstacles: list[str] = []
     for candidate in LINEAR_LOGPROBS:
+        if setting != "auto" and candidate.name not in setting:
+            continue
         obstacle = candidate.obstacle(device)
         if not obstacle:
             return candidate, "; ".join(obstacles) or f"preferred on {device.type}"
         obstacles.append(f"{candidate.name}: {obstacle}")
-    raise AssertionError("the last implementation runs everywhere")
+    raise KernelError(
+        f"kernels: got [{', '.join(setting)}], of which none runs here ({'; '.join(obstacles)}). "
+        "Try kernels=auto"
+    )

@@ -247,8 +247,9 @@ class LoadConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
 
-    kernels: Literal["auto", "none"] = "auto"
-    """`auto` takes the fastest implementation that runs here; `none` the plain ones."""
+    kernels: Literal["auto", "none"] | list[Literal["triton", "chunked", "eager"]] = "auto"
+    """What computes log-probs: `auto` takes the first of triton (CUDA), chunked and eager that runs
+    here; a list, as in `[chunked]`, allows only some of them; `none` is `[eager]`."""
 
     scores: ClassVar[bool] = False
     """Whether the model gives scores, not text."""
@@ -267,6 +268,8 @@ class LoadConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
+        if self.kernels == []:
+            found.append("kernels: got []; need at least one. Try kernels=auto")
         if not self.scores:
             found += self.model.not_a_language_model()
         start = self.adapter.start

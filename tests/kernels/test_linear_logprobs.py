@@ -1,13 +1,18 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from rlhf_cli.config.schema import field_types
+from rlhf_cli.errors import KernelError
 from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, choose
 from rlhf_cli.logprobs import WANTS, sum_by_row, token_logprobs
+from rlhf_cli.models.config import LoadConfig
 
 CPU = torch.device("cpu")
 FAST = [i for i in LINEAR_LOGPROBS if i.name != "eager" and not i.obstacle(CPU)]
@@ -138,6 +143,19 @@ def test_choice_says_why():
     implementation, reason = choose("auto", CPU)
     assert (implementation.name, reason) == ("chunked", "triton: needs CUDA")
     assert choose("none", CPU)[0].name == "eager"
+
+
+def test_a_list_allows_only_what_it_names():
+    assert choose(["eager", "chunked"], CPU)[0].name == "chunked"
+    assert choose(["eager"], CPU)[0].name == "eager"
+    with pytest.raises(KernelError, match=r"got \[triton\], of which none .*triton: needs CUDA"):
+        choose(["triton"], CPU)
+
+
+def test_the_key_takes_the_names_of_the_registry():
+    kinds = [get_args(kind) for kind in get_args(field_types(LoadConfig)["kernels"])]
+    assert kinds[0] == ("auto", "none")
+    assert get_args(kinds[1][0]) == tuple(i.name for i in LINEAR_LOGPROBS)
 
 
 def test_sum_by_row():
