@@ -22,7 +22,7 @@ OUT = SCRATCH / "adapters"
 
 WEIGHTS = {"whole": "none", "nf4": "nf4", "int8": "int8"}
 
-ROLES = ("policy", "reference", "value model", "reward reward", "all")
+ROLES = ("policy", "reference", "value model", "reward model", "all")
 
 ADAPTED = ("adapter=lora", "adapter.rank=8")
 
@@ -106,7 +106,8 @@ def in_memory(name: str, data: Path, *words: Any) -> dict[str, float]:
                "template=never", "data.eval=none", "data.split=[:8]", "batch_size=8", "max_steps=1",
                "max_new_tokens=8", *words)  # fmt: skip
     table = re.findall(r"^  (\w.*?)\s+([\d.,]+) MB", log, re.MULTILINE)
-    return {role: float(size.replace(",", "")) for role, size in table}
+    sizes = {role: float(size.replace(",", "")) for role, size in table}
+    return {"reward model" if "reward" in role else role: size for role, size in sizes.items()}
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from rlhf_cli.models.config import (
 from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.quantize import is_quantized, quantization
+from rlhf_cli.models.quantize import is_quantized, quantization, to_eval
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.trunk import Trunk, padded_attention, without_dropout
@@ -127,7 +127,7 @@ def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunConte
     """A model that is only measured: probed, then all of it frozen and in the compute type."""
     with silence():  # of training it
         loaded = load_trained(role, cfg, tokenizer, ctx)
-    loaded.requires_grad_(False).eval()
+    to_eval(loaded.requires_grad_(False))
     lower(loaded.parameters(), ctx.compute)
     count = sum(p.numel() for p in loaded.parameters())
     layout = "flat rows" if loaded.flat else "padded rows"
@@ -144,7 +144,8 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
 
         adopt_ends(model, source)
         model = attach(model, source, AdapterConfig(), source.new_tokens, ctx.seed).model
-    model = model.to(ctx.device).requires_grad_(False).eval()
+    model = model.to(ctx.device).requires_grad_(False)
+    to_eval(model)
     lower(model.parameters(), ctx.compute)
     model.set_attn_implementation(padded_attention(model))
     say(f"model: {source.describe() or describe(cfg)}")

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig
 
 from rlhf_cli.errors import ModelError
@@ -42,3 +43,16 @@ def quantization(kind: str, double: bool, compute: torch.dtype) -> BitsAndBytesC
 def is_quantized(model: Any) -> bool:
     """Whether any weight is held in fewer bits than it is computed in."""
     return bool(getattr(model, "is_quantized", False))
+
+
+def to_eval(model: nn.Module) -> None:
+    """Put a model that is not trained in eval mode, where 4-bit weights are repacked for the CPU.
+
+    Rows of weights that are no whole number of blocks stay as they are: bitsandbytes fails to
+    repack them.
+    """
+    model.eval()
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is not None and state.shape[-1] % state.blocksize:
+            module.train()

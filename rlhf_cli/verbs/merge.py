@@ -13,7 +13,7 @@ from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.base import SHAPES, load_base
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.quantize import quantization
+from rlhf_cli.models.quantize import quantization, to_eval
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -105,7 +105,9 @@ def _on_packed_base(
         quantized=packed,
         device=cpu,
     )
-    return _said(attach(model, source, AdapterConfig(), (), 0).model.eval(), prompts)
+    adapted = attach(model, source, AdapterConfig(), (), 0).model
+    to_eval(adapted)
+    return _said(adapted, prompts)
 
 
 def _said(model: Any, prompts: list[Tensor]) -> Tensor:

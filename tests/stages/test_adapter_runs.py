@@ -167,6 +167,17 @@ def test_a_chain_of_qlora_runs_needs_no_note_on_how(tmp_path, capsys):
     assert torch.isfinite(plain_logits(merged)).all()
 
 
+def test_packed_weights_of_an_odd_width_are_read_too(tmp_path, capsys):
+    """288 is 4.5 blocks of 64, which bitsandbytes fails to repack in eval mode on some CPUs."""
+    out = tmp_path / "run"
+    shape = "model_type: llama, hidden_size: 288, num_hidden_layers: 1, intermediate_size: 64"
+    shape += ", num_attention_heads: 4, num_key_value_heads: 4"
+    own = ["model.init=scratch", "model.tokenizer=tiny", f"model.architecture={{{shape}}}"]
+    assert run("sft", out, *own, "adapter=lora", "quant=nf4", "max_steps=1") == 0
+    assert cli.main(["generate", str(out), "prompt=Hi", "max_new_tokens=3"]) == 0
+    assert cli.main(["merge", str(out), f"output_dir={tmp_path / 'merged'}"]) == 0
+
+
 def test_a_run_from_random_weights_keeps_its_base(tmp_path, capsys):
     out = tmp_path / "run"
     assert run("sft", out, "model=tiny", "adapter=lora", "quant=nf4", "max_steps=2") == 0
