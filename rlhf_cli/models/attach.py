@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def _targets(model: Any, cfg: AdapterConfig) -> str | list[str]:
     if cfg.targets == "all-linear":
         return cfg.targets
     wanted = [cfg.targets] if isinstance(cfg.targets, str) else cfg.targets
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    layers = _linear_layers(model)
     endings = {name.rpartition(".")[2] for name in layers}
     for name in wanted:
         found = [m for full, m in layers.items() if full == name or full.endswith(f".{name}")]
@@ -161,6 +161,12 @@ def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
                 )
             found.append(full)
     return found
+
+
+def _linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Those of the base by their names, also where adapters stand on them already."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    return {n.removesuffix(".base_layer"): m for n, m in found.items() if ".lora_" not in n}
 
 
 def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
@@ -207,8 +213,8 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
         wrapped = _add(model, wrapped, name, config)
         expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
         _require_fit(folder, {key: tuple(value.shape) for key, value in expected.items()})
-        new_head = {key: value for key, value in expected.items() if f".{HEAD}." in key}
-        set_peft_model_state_dict(wrapped, new_head | load_file(file), adapter_name=name)
+        stored = _new_heads(expected) | load_file(file)
+        set_peft_model_state_dict(wrapped, stored, adapter_name=name)
     except ModelError:
         raise
     except Exception as error:
@@ -217,6 +223,11 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
             f"({str(error).splitlines()[0][:200]})"
         ) from error
     return wrapped
+
+
+def _new_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The head as the base has it: a language model's adapter brings none."""
+    return {key: value for key, value in state.items() if key.endswith(f".{HEAD}.weight")}
 
 
 def _require_fit(folder: Path, expected: dict[str, tuple[int, ...]]) -> None:

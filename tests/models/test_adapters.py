@@ -189,6 +189,17 @@ def test_a_stacked_adapter_is_frozen_and_is_the_reference(tmp_path):
     assert torch.equal(third(rows).logp, second(rows).logp)
 
 
+def test_layers_that_have_an_adapter_can_be_named_for_a_second_one(tmp_path):
+    named = AdapterConfig(kind="lora", rank=4, targets=["q_proj"])
+    below = Source("x", (saved(policy_with(named), tmp_path / "model"),))
+    again = AdapterConfig(kind="lora", rank=2, targets=["q_proj", "v_proj"], start="stack")
+    trained = [n for n, p in policy_with(again, below).named_parameters() if p.requires_grad]
+    assert {n.split(".lora_")[0].rpartition(".")[2] for n in trained} == {"q_proj", "v_proj"}
+    wrong = AdapterConfig(kind="lora", targets=["q_prj"], start="stack")
+    with pytest.raises(ModelError, match="the model has down_proj, gate_proj, k_proj, lm_head"):
+        policy_with(wrong, below)
+
+
 def test_new_tokens_are_learned_and_old_ones_stay():
     policy = policy_with(LORA, new_tokens=(3, 5))
     before = policy.model.get_input_embeddings().weight.detach().clone()

@@ -212,6 +212,20 @@ def test_a_reward_model_gives_the_same_score_in_transformers_and_peft(tmp_path):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("start", [[], ["adapter=lora", "adapter.start=stack"]])
+def test_a_reward_model_starts_from_the_adapter_of_a_language_model(tmp_path, start):
+    sft, out = tmp_path / "sft", tmp_path / "reward"
+    run(sft, "sft", "adapter=lora", "max_steps=2")
+    run(out, "reward", f"model={sft}", *start, "max_steps=2")
+    below = out / "model" / "stacked_0" if start else out / "model"
+    before, after = (
+        load_file(folder / "adapter_model.safetensors") for folder in (sft / "model", below)
+    )
+    kept = [torch.equal(after[name], before[name]) for name in before]
+    assert all(kept) if start else not all(kept)
+    assert load_reward(out, tmp_path)(rows_of([5, 60, 70, 1], [9, 80, 1])).isfinite().all()
+
+
 def load_reward(path, out):
     from rlhf_cli.context import open_context
     from rlhf_cli.models.config import LoadConfig, ModelConfig
