@@ -75,7 +75,7 @@ def _copy(name: str, target: str = "") -> None:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(f"recipes cp: {path} cannot be written ({reason})") from None
     stage = recipe.read(source, name).stage
-    print(f"{path}: a copy of {name}. Change it, then run rlhf {stage} config={path}")
+    print(f"{path}: a copy of {name}. Change it, then run rlhf {stage or 'STAGE'} config={path}")
 
 
 def _known(action: str, name: str) -> Path:
@@ -94,15 +94,20 @@ def _file(name: str) -> Path:
 def _portable(source: Path, target: Path) -> str:
     """The recipe's text, with absolute paths for what lies beside it."""
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-    config = COMMANDS[recipe.read(source, source.name).stage].config
-    read = recipe.read(source, source.name, groups(config))
-    for key, value in _inputs(read, config):
+    configs = _configs(recipe.read(source, source.name).stage)
+    read = recipe.read(source, source.name, {key for config in configs for key in groups(config)})
+    for key, value in dict(pair for config in configs for pair in _inputs(read, config)).items():
         absolute = paths.anchor(value, read.folder)
         if absolute != value:
             before, _, after = lines[read.lines[key] - 1].rpartition(value)
             lines[read.lines[key] - 1] = f"{before}{absolute}{after}"
             print(f"{target}: {key} is {absolute}", file=sys.stderr)
     return "".join(lines)
+
+
+def _configs(stage: str) -> list[type[Any]]:
+    """Whose keys a recipe can have: its stage's; a layer that names none is for any."""
+    return [c.config for c in COMMANDS.values() if c.name == stage or (not stage and c.trains)]
 
 
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:

@@ -133,6 +133,15 @@ def test_a_missing_name_is_asked_for(capsys):
     assert capsys.readouterr().err.startswith("error: recipes show: got no name; need that of a ")
 
 
+def test_a_layer_for_any_stage_is_copied_with_the_paths_of_each(relative, capsys):
+    layer = relative / "layer.yaml"
+    layer.write_text("# For any.\nmodel:\n  chat_template: x.jinja\nptx_data: rows.jsonl\n")
+    assert cli.main(["recipes", "cp", "own/layer", "my.yaml"]) == 0
+    assert f"chat_template: {relative}/x.jinja\n" in Path("my.yaml").read_text()
+    assert f"ptx_data: {relative}/rows.jsonl\n" in Path("my.yaml").read_text()
+    assert capsys.readouterr().out.endswith("then run rlhf STAGE config=my.yaml\n")
+
+
 def test_a_copy_finds_the_functions_of_several_rewards(tmp_path, monkeypatch):
     folder = tmp_path / "recipes"
     folder.mkdir()
