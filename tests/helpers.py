@@ -9,6 +9,7 @@ import torch
 
 from rlhf_cli.config import recipe
 from rlhf_cli.data.batches import Rows
+from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.train import checkpoint as checkpoints
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -29,10 +30,11 @@ def recipe_words(name: str) -> tuple[str, list[str]]:
     read = recipe.read(recipe.find(name), name, ("model", "data"))
     words = [f"config={name}"]
     words += [] if {"model"} & {*read.values, *read.choices} else ["model=tiny"]
-    needs_reward = read.stage == "ppo" and "reward" not in read.values
+    sources = {"terms", *RewardsConfig.kinds}
+    needs_reward = read.stage == "ppo" and not sources & {*read.values.get("reward", {})}
     words += ["reward.length_penalty=1"] if needs_reward else []
     has_rows = "data" in read.choices or "path" in read.values.get("data", {})
-    return read.stage, words if has_rows else [*words, "data=tiny"]
+    return read.stage or "sft", words if has_rows else [*words, "data=tiny"]
 
 
 def random_rows(lengths: list[int], vocab: int = 97, seed: int = 0) -> Rows:
