@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# StackLLaMA: SFT, a reward model and PPO, all of them adapters on one base.
+#   bash recipes/stack_llama/run.sh [OUTPUT_FOLDER] [twin]
+# With `twin` the same commands run on a small model and on files of $RLHF_DATA: docs/recipes.md.
+# Given again after a failure, it continues where it stopped.
+set -euo pipefail
+out=${1:-runs/stack_llama}
+
+sft=() reward=() ppo=()
+if [ "${2:-}" = twin ]; then
+  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  pairs=$RLHF_DATA/preference_arguments
+  rows=(data="${pairs}_train.jsonl" data.eval="${pairs}_test.jsonl")
+  sft=(config=stack_llama/twin/sft model="$out/base" "${rows[@]}")
+  reward=(config=stack_llama/twin/reward "${rows[@]}")
+  ppo=(config=stack_llama/twin/ppo "${rows[@]}")
+  rlhf pretrain config=twin/base data="${pairs}_train.jsonl" \
+    data.columns.text="{prompt}\n\n{chosen}" output_dir="$out/base"
+fi
+
+rlhf sft config=stack_llama/sft "${sft[@]}" output_dir="$out/sft"
+rlhf reward config=stack_llama/reward "${reward[@]}" model="$out/sft" output_dir="$out/reward"
+rlhf ppo config=stack_llama/ppo "${ppo[@]}" model="$out/sft" adapter.start=stack \
+  reward.model="$out/reward" output_dir="$out/ppo"
