@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# StackLLaMA 2: SFT and DPO, each an adapter, on a base in 4 bits.
+#   bash recipes/stack_llama_2/run.sh [OUTPUT_FOLDER] [twin]
+# With `twin` the same commands run on a small model and on files of $RLHF_DATA: docs/recipes.md.
+# Given again after a failure, it continues where it stopped.
+set -euo pipefail
+out=${1:-runs/stack_llama_2}
+
+sft=() dpo=()
+if [ "${2:-}" = twin ]; then
+  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  pairs=$RLHF_DATA/preference_arguments
+  rows=(data="${pairs}_train.jsonl" data.eval="${pairs}_test.jsonl")
+  sft=(config=stack_llama_2/twin/sft model="$out/base" "${rows[@]}")
+  dpo=(config=stack_llama_2/twin/dpo "${rows[@]}")
+  rlhf pretrain config=twin/base data="${pairs}_train.jsonl" \
+    data.columns.text="{prompt}\n\n{chosen}" output_dir="$out/base"
+fi
+
+rlhf sft config=stack_llama_2/sft "${sft[@]}" output_dir="$out/sft"
+rlhf dpo config=stack_llama_2/dpo "${dpo[@]}" model="$out/sft" adapter.start=stack \
+  output_dir="$out/dpo"
