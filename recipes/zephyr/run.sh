@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Zephyr: SFT on dialogues, then DPO.
+#   bash recipes/zephyr/run.sh [OUTPUT_FOLDER] [twin] [qlora]
+# With `qlora` adapters are trained on weights in 4 bits, with `twin` the same commands run on a small
+# model and on files of $RLHF_DATA: docs/recipes.md. Given again after a failure, it continues.
+set -euo pipefail
+out=${1:-runs/zephyr}
+options=" ${*:2} "
+
+sft=() dpo=()
+if [[ $options == *" qlora "* ]]; then
+  sft+=(config=zephyr/qlora) dpo+=(config=zephyr/qlora)
+fi
+if [[ $options == *" twin "* ]]; then
+  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  chats=$RLHF_DATA/chat_assistant pairs=$RLHF_DATA/preference_helpful
+  sft+=(config=zephyr/twin/sft model="$out/base" data="${chats}_train.jsonl")
+  sft+=(data.eval="${chats}_test.jsonl")
+  dpo+=(config=zephyr/twin/dpo data="${pairs}_train.jsonl" data.eval="${pairs}_test.jsonl")
+  rlhf pretrain config=twin/base data="${pairs}_train.jsonl" data.columns.text=chosen \
+    output_dir="$out/base"
+fi
+
+rlhf sft config=zephyr/sft "${sft[@]}" output_dir="$out/sft"
+rlhf dpo config=zephyr/dpo "${dpo[@]}" model="$out/sft" output_dir="$out/dpo"
