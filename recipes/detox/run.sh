@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# A language model that continues toxic texts in a neutral tone: PPO against a classifier.
+#   bash recipes/detox/run.sh [OUTPUT_FOLDER] [twin]
+# With `twin` the same command runs on a small model, a small classifier and files of $RLHF_DATA:
+# docs/recipes.md. Given again after a failure, it continues where it stopped.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-runs/detox}
+
+if [ "${2:-}" = twin ]; then
+  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  labels=$RLHF_DATA/sentiment
+  rlhf pretrain config=twin/base data="${labels}_train.jsonl" output_dir="$out/base"
+  rlhf reward config=detox/twin/classifier data="${labels}_train.jsonl" \
+    data.eval="${labels}_test.jsonl" output_dir="$out/classifier"
+  ppo=(config=detox/twin/ppo model="$out/base" data="$RLHF_DATA/prompts_movie.jsonl")
+  ppo+=(reward.classifier="$out/classifier/model" reward.label=LABEL_0)
+else
+  ppo=(data="$out/prompts.jsonl")
+  mkdir -p "$out"
+  [ -e "$out/prompts.jsonl" ] || python "$here/prompts.py" "$out/prompts.jsonl"
+fi
+
+rlhf ppo config=detox/ppo "${ppo[@]}" output_dir="$out/ppo"
