@@ -25,6 +25,7 @@ PAGES = [
             "judgments",
             "ppo",
             "processes",
+            "recipes",
         )
     ),
 ]
