@@ -61,7 +61,12 @@ def said(folder):
         return model(input_ids=torch.arange(3, 20)[None]).logits
 
 
-@pytest.mark.parametrize("weights", support.WEIGHTS)
+def some(names, quick):
+    """All of them as parameters; those that are not quick in `make test-all` alone."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("weights", some(support.WEIGHTS, ("full", "LoRA", "QLoRA nf4")))
 @pytest.mark.parametrize("stage", support.STAGES)
 def test_trains(tmp_path, stage, weights):
     """The result holds what was trained, bit for bit, and loads without this package."""
@@ -81,7 +86,7 @@ def test_trains_on_two_processes(tmp_path, stage, weights):
     assert said(tmp_path / "run" / "model").isfinite().all()
 
 
-@pytest.mark.parametrize("column", support.OF_ARCHITECTURES)
+@pytest.mark.parametrize("column", some(support.OF_ARCHITECTURES, ("sft, LoRA", "ppo, full")))
 @pytest.mark.parametrize("name", support.ARCHITECTURES)
 def test_trains_architecture(tmp_path, name, column):
     stage, weights = support.OF_ARCHITECTURES[column]
