@@ -66,7 +66,7 @@ def some(names, quick):
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("weights", some(support.WEIGHTS, ("full", "LoRA", "QLoRA nf4")))
+@pytest.mark.parametrize("weights", some(support.WEIGHTS, ("LoRA", "QLoRA nf4")))
 @pytest.mark.parametrize("stage", support.STAGES)
 def test_trains(tmp_path, stage, weights):
     """The result holds what was trained, bit for bit, and loads without this package."""
@@ -86,7 +86,7 @@ def test_trains_on_two_processes(tmp_path, stage, weights):
     assert said(tmp_path / "run" / "model").isfinite().all()
 
 
-@pytest.mark.parametrize("column", some(support.OF_ARCHITECTURES, ("sft, LoRA", "ppo, full")))
+@pytest.mark.parametrize("column", some(support.OF_ARCHITECTURES, ("sft, LoRA",)))
 @pytest.mark.parametrize("name", support.ARCHITECTURES)
 def test_trains_architecture(tmp_path, name, column):
     stage, weights = support.OF_ARCHITECTURES[column]

@@ -29,7 +29,9 @@ def main(stage: str, model: str, rows: str, *rest: str) -> None:
         sys.exit(1)
     steps = [line for line in read_metrics(out / "metrics.jsonl") if "step_seconds" in line][1:]
     speed = int(settings["batch_size"]) / statistics.mean(line["step_seconds"] for line in steps)
-    print(json.dumps({"rows_per_second": speed, "last_loss": steps[-1]["loss"]}))
+    share = statistics.mean(line["peak_fraction"] for line in steps)
+    found = {"rows_per_second": speed, "peak_fraction": share, "last_loss": steps[-1]["loss"]}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

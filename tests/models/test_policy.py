@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -56,7 +58,7 @@ CPU = torch.device("cpu")
 
 def make_policy(config, *, flat, kernels="auto"):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(config))  # which names the attention
     disable_dropout(model)
     return Policy(model.train(), choose(kernels, CPU)[0], flat=flat)
 

@@ -102,7 +102,11 @@ def test_the_model_and_each_stage_s_data_are_those_of_the_hub(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [*((name, []) for name in CHAINS), ("zephyr", ["qlora"])]
+    ("name", "words"),
+    [
+        *((name, []) for name in CHAINS),
+        pytest.param("zephyr", ["qlora"], marks=pytest.mark.slow),  # as stack_llama_2
+    ],
 )
 def test_the_commands_of_a_chain_compose(name, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -146,7 +150,11 @@ def cut_data(real_data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [*((name, []) for name in CHAINS), ("zephyr", ["qlora"])]
+    ("name", "words"),
+    [
+        *((name, []) for name in CHAINS),
+        pytest.param("zephyr", ["qlora"], marks=pytest.mark.slow),  # as stack_llama_2
+    ],
 )
 def test_a_twin_runs_a_step_of_each_stage(name, words, cut_data, tmp_path):
     if name.startswith("stack_llama") or words:
