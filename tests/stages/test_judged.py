@@ -88,7 +88,9 @@ def test_padding_does_not_matter(case, side, whole, tmp_path, monkeypatch):
     require_equal(whole(case), run(tmp_path / "run", *CASES[case], f"model.attention={attention}"))
 
 
-@pytest.mark.parametrize("case", ["reward", "dpo, sorted", "bco"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("reward", marks=pytest.mark.slow), "dpo, sorted", "bco"]
+)
 def test_two_processes_are_one(case, whole, tmp_path):
     words = words_of(tmp_path / "run", *CASES[case], "launch.processes=2")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

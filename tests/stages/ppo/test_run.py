@@ -81,7 +81,12 @@ def test_padding_does_not_matter(side, ppo, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("advantage=rloo", "samples_per_prompt=2"), ("batch_size=1", "minibatches=1")]
+    "words",
+    [
+        (),
+        pytest.param(("advantage=rloo", "samples_per_prompt=2"), marks=pytest.mark.slow),
+        ("batch_size=1", "minibatches=1"),
+    ],
 )
 def test_two_processes_are_one(words, ppo, files):
     """Also where a rank has no prompt in a step."""
