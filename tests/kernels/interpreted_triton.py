@@ -13,10 +13,19 @@ from torch.testing import assert_close
 from rlhf_cli.errors import KernelError
 from rlhf_cli.kernels import eager
 from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.registry import LINEAR_LOGPROBS
 from rlhf_cli.kernels.triton import forward, function, problem
 from rlhf_cli.kernels.triton.function import linear_logprobs
+from tests.helpers import random_rows
 from tests.kernels.test_linear_logprobs import ALL, gradients
 from tests.kernels.test_linear_logprobs import problem as make_problem
+from tests.models.test_policy import (
+    ARCHITECTURES,
+    full_logprobs,
+    gradient,
+    make_policy,
+    relative_error,
+)
 
 TILES = dict(problem.TILES)
 SMALL = problem.Tile(tokens=16, vocab=32, width=16, warps=4, stages=2)
@@ -187,6 +196,20 @@ def test_nan_hidden_states_give_nan():
     broken[1, 2] = torch.nan
     out = linear_logprobs(broken, head, targets, temperature=1.0, want=ALL)
     assert out.logp.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_a_policy_gives_the_models_own_logprobs(name):
+    """As in tests/models: to 1e-6 of the largest log-prob, fp32 rounding; gradients to 1e-5."""
+    policy = make_policy(ARCHITECTURES[name], flat=True)
+    policy.implementation = next(i for i in LINEAR_LOGPROBS if i.name == "triton")
+    rows = random_rows([7, 1, 12, 5])
+    ours = policy(rows).logp
+    found = gradient(policy, ours)
+    own = full_logprobs(policy, rows)
+    assert relative_error(ours, own) < 1e-6
+    for key, expected in gradient(policy, own).items():
+        assert relative_error(found[key], expected) < 1e-5, key
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float64,) * 2, (torch.bfloat16, torch.float32)], ids=str)
