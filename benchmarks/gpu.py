@@ -65,7 +65,7 @@ def _shape(width: int, layers: int, heads: int, inner: int, vocab: int) -> dict[
 
 
 SIZES = {
-    "smallest": Size(_shape(64, 2, 4, 128, 1024), 64, 4, 8, (256, 64, 1024)),
+    "smallest": Size(_shape(64, 2, 4, 128, 1280), 64, 4, 8, (256, 64, 1280)),
     "0.5b": Size(_shape(896, 24, 14, 4864, 151_936), 1024, 32, 256, (8192, 4096, 151_936)),
     "1.5b": Size(_shape(1536, 28, 12, 8960, 151_936), 1024, 16, 256, (8192, 4096, 151_936)),
 }
