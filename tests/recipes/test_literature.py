@@ -103,10 +103,7 @@ def test_the_model_and_each_stage_s_data_are_those_of_the_hub(name):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [
-        *((name, []) for name in CHAINS),
-        pytest.param("zephyr", ["qlora"], marks=pytest.mark.slow),  # as stack_llama_2
-    ],
+    [*((name, []) for name in CHAINS), ("zephyr", ["qlora"])],
 )
 def test_the_commands_of_a_chain_compose(name, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
