@@ -43,6 +43,17 @@ def in_turns(stage: str, version: str, argv: list[str], rounds: int) -> Runs:
     return runs
 
 
+def best(runs: Runs, name: str) -> str:
+    """The faster precision of `rlhf` or of `TRL`: one of `SIDES`."""
+    mine = [side for side in SIDES if side.startswith(name)]
+    return max(mine, key=lambda side: median(runs[side], "rows_per_second"))
+
+
+def median(runs: list[dict[str, float]], key: str) -> float:
+    """Of a figure over the rounds."""
+    return statistics.median(run[key] for run in runs)
+
+
 def report(name: str, runs: Runs, tokens: float, unit: str, batch: int = BATCH) -> None:
     """Print speeds and memory, the better precision of each side beside the other's; save all.
 
@@ -53,21 +64,14 @@ def report(name: str, runs: Runs, tokens: float, unit: str, batch: int = BATCH) 
         unit: what an example is.
         batch: examples of a step.
     """
-
-    def median(side: str, key: str) -> float:
-        return statistics.median(run[key] for run in runs[side])
-
     print(f"\n{unit} of {tokens:.0f} tokens on average, batch {batch}; median (range)")
     for side in SIDES:
         speed = spread([run["rows_per_second"] for run in runs[side]])
         memory = spread([run["peak_memory_mb"] for run in runs[side]])
         print(f"{side:10} {speed:>24} {unit}/s {memory:>32} MB")
-    ours, peer = (
-        max((s for s in SIDES if s.startswith(name)), key=lambda s: median(s, "rows_per_second"))
-        for name in ("rlhf", "TRL")
-    )
+    ours, peer = (best(runs, name) for name in ("rlhf", "TRL"))
     pairs = zip(runs[ours], runs[peer], strict=True)
     ratios = [a["rows_per_second"] / b["rows_per_second"] for a, b in pairs]
-    memory = median(ours, "peak_memory_mb") / median(peer, "peak_memory_mb")
+    memory = median(runs[ours], "peak_memory_mb") / median(runs[peer], "peak_memory_mb")
     print(f"{ours} / {peer}: {spread(ratios)} times the {unit}/s, {memory:.2f} of the memory")
     save(name, {"tokens_per_row": tokens, "batch": batch, "runs": runs, "ratios": ratios})

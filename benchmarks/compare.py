@@ -10,13 +10,13 @@ that of the products' speed which the machine was measured to reach while the ru
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.beside import best, median
 from benchmarks.common import RESULTS, spread
 
 STAGES = {
@@ -62,7 +62,7 @@ def rows() -> Iterator[str]:
 
 def row(stage: str, unit: str, result: dict[str, Any]) -> str:
     """The best of each side, in a line."""
-    ours, peer = (best(result["runs"], side) for side in ("rlhf", "TRL"))
+    ours, peer = (result["runs"][best(result["runs"], name)] for name in ("rlhf", "TRL"))
     speed, other = (median(runs, "rows_per_second") for runs in (ours, peer))
     memory = median(ours, "peak_memory_mb") / median(peer, "peak_memory_mb")
     share = f"{median(ours, 'peak_fraction'):.0%}" if "peak_fraction" in ours[0] else ""
@@ -76,17 +76,6 @@ def row(stage: str, unit: str, result: dict[str, Any]) -> str:
         f"{memory:.2f}",
     ]
     return f"| {' | '.join(cells)} |\n"
-
-
-def best(runs: dict[str, list[dict[str, float]]], side: str) -> list[dict[str, float]]:
-    """The runs of a side's faster precision."""
-    mine = [found for name, found in runs.items() if name.startswith(side) and found]
-    return max(mine, key=lambda found: median(found, "rows_per_second"))
-
-
-def median(runs: list[dict[str, float]], key: str) -> float:
-    """Of a figure over the rounds."""
-    return statistics.median(run[key] for run in runs)
 
 
 if __name__ == "__main__":

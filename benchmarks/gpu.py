@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.common import SCRATCH, save
+from benchmarks.primitive import once, peak_gib, settle
 from rlhf_cli import cli
-from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.speed import measure_peak
@@ -174,35 +174,15 @@ def step(stage: str, words: list[str]) -> dict[str, float]:
 
 
 def primitive(shape: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
-    """Milliseconds and peak memory of forward and backward, with gradients to all inputs."""
-    tokens, width, vocab = shape
+    """Milliseconds and peak memory (0 on CPUs) of forward and backward."""
     implementation, _ = choose("auto", device)
-    hidden = torch.randn(tokens, width, device=device).bfloat16().requires_grad_()
-    weight = (torch.randn(vocab, width, device=device) * 0.02).bfloat16().requires_grad_()
-    targets = torch.randint(0, vocab, (tokens,), device=device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    times = []
-    for _ in range(4):
-        hidden.grad = weight.grad = None
-        synchronize(device)
-        began = time.perf_counter()
-        out = implementation.run(
-            hidden, Head(weight), targets, temperature=1.0, want=frozenset({"logp"})
-        )
-        out.logp.sum().backward()
-        synchronize(device)
-        times.append(time.perf_counter() - began)
-    found: dict[str, Any] = {"name": implementation.name, "milliseconds": 1e3 * min(times[1:])}
-    if device.type == "cuda":
-        found["peak_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
-    return found
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was started."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    peak_gib(device)
+    times = [once(implementation.run, shape, torch.bfloat16, device) for _ in range(4)]
+    return {
+        "name": implementation.name,
+        "milliseconds": 1e3 * min(times[1:]),
+        "peak_memory_gib": peak_gib(device),
+    }
 
 
 def copies(device: torch.device) -> float:
@@ -211,10 +191,10 @@ def copies(device: torch.device) -> float:
     other = torch.empty_like(block)
     best = float("inf")
     for _ in range(5):
-        synchronize(device)
+        settle(device)
         began = time.perf_counter()
         other.copy_(block)
-        synchronize(device)
+        settle(device)
         best = min(best, time.perf_counter() - began)
     return 2 * block.numel() / best
 

@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.config.nearest import nearest
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.freeze import modules_named
+from rlhf_cli.models.named import modules_named
 from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
 
@@ -80,7 +79,8 @@ def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
     heads = [key for key in stored if key.endswith(f".{HEAD}.weight")]
     config = PeftConfig.from_pretrained(folder)
     config.task_type = "CAUSAL_LM"
-    config.modules_to_save = [n for n in config.modules_to_save if n not in HEADS] or None
+    whole = config.modules_to_save or ()
+    config.modules_to_save = [name for name in whole if name not in HEADS] or None
     adapters.add(role, [own_name(role)], config, trained=False)
     layers = {key: value for key, value in stored.items() if key not in heads}
     expected = get_peft_model_state_dict(adapters.model, adapter_name=own_name(role))
@@ -125,17 +125,9 @@ def _targets(model: Any, cfg: AdapterConfig) -> str | list[str]:
         return cfg.targets
     wanted = [cfg.targets] if isinstance(cfg.targets, str) else cfg.targets
     layers = _linear_layers(model)
-    endings = {name.rpartition(".")[2] for name in layers}
     for name in wanted:
-        found = [m for full, m in layers.items() if full == name or full.endswith(f".{name}")]
-        if not found:
-            close = nearest(name, endings, 0.4)
-            advice = f"Try adapter.targets=[{close}]" if close else "Try adapter.targets=all-linear"
-            raise ModelError(
-                f"adapter.targets: got {name}; no linear layer has that name, the model has "
-                f"{', '.join(sorted(endings))}. {advice}"
-            )
-        if model.get_output_embeddings() in found:
+        found = modules_named("adapter.targets", name, layers, "linear layer", "all-linear")
+        if model.get_output_embeddings() in found.values():
             _require_own_output(model, cfg, name)
     return wanted
 
@@ -146,9 +138,10 @@ def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
     Whole, because PEFT takes every layer whose name ends so: `norm` would mean each `layernorm`.
     """
     found: list[str] = []
+    modules = dict(model.named_modules())
     shared = {model.get_input_embeddings(), model.get_output_embeddings()}
     for name in cfg.modules_to_save:
-        for full, module in modules_named("adapter.modules_to_save", name, model).items():
+        for full, module in modules_named("adapter.modules_to_save", name, modules).items():
             if module in shared and model.config.get_text_config().tie_word_embeddings:
                 raise ModelError(
                     f"adapter.modules_to_save: got {name}; input embeddings and output layer share "

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rlhf_cli.config.nearest import nearest
 from rlhf_cli.context import say
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.named import modules_named
 
 
 def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
@@ -23,8 +23,9 @@ def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
     Raises:
         ModelError: a name is no layer's, or nothing would be trained.
     """
+    modules = dict(model.named_modules())
     for name in names:
-        for module in modules_named("model.freeze", name, model).values():
+        for module in modules_named("model.freeze", name, modules).values():
             module.requires_grad_(False)
     params = list(model.parameters())
     frozen = [param for param in params if not param.requires_grad]
@@ -41,21 +42,3 @@ def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
         f"frozen: {count:,} of these, {size / 1e6:,.1f} MB ({', '.join(names)}); "
         f"{whole - count:,} parameters trained"
     )
-
-
-def modules_named(key: str, name: str, model: nn.Module) -> dict[str, nn.Module]:
-    """The modules whose name is this one, or ends with it behind a dot; by their whole names.
-
-    Raises:
-        ModelError: there is none; it names the key and the nearest.
-    """
-    modules = {full: module for full, module in model.named_modules() if full}
-    found = {n: module for n, module in modules.items() if n == name or n.endswith(f".{name}")}
-    if not found:
-        endings = {full.rpartition(".")[2] for full in modules if not full[-1].isdigit()}
-        close = nearest(name, [*endings, *modules], 0.4) or min(endings)
-        raise ModelError(
-            f"{key}: got {name}; no layer has that name, the model has "
-            f"{', '.join(sorted(endings))}. Try {key}=[{close}]"
-        )
-    return found

@@ -95,12 +95,7 @@ def load_trained(
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
     # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
     loaded.train()
-    if cfg.model.attention not in ("auto", "per_row"):
-        loaded.model.set_attn_implementation(cfg.model.attention)
-    # flash attention has no kernels for fp32
-    lowered = as_computed(loaded, ctx.compute) if cfg.model.attention in FLASH else nullcontext()
-    with without_dropout(loaded), lowered:
-        probe(loaded, may_fall_back=cfg.model.attention == "auto")
+    _set_attention(loaded, cfg.model, ctx.compute)
     lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
     _tell(loaded, source.describe() or describe(cfg.model))
     return loaded
@@ -121,6 +116,20 @@ def _require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None
         reason = "has no kernels for fp32, which train.precision=fp32 asks for"
     if reason:
         raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
+
+
+def _set_attention(loaded: Trunk, cfg: ModelConfig, compute: torch.dtype) -> None:
+    """Let a model compute with the attention that is asked for, and probe it.
+
+    Raises:
+        ModelError: what the model gives with it is not what it gives by itself.
+    """
+    if cfg.attention not in ("auto", "per_row"):
+        loaded.model.set_attn_implementation(cfg.attention)
+    # flash attention has no kernels for fp32
+    lowered = as_computed(loaded, compute) if cfg.attention in FLASH else nullcontext()
+    with without_dropout(loaded), lowered:
+        probe(loaded, may_fall_back=cfg.attention == "auto")
 
 
 def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:

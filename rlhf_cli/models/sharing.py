@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +48,8 @@ def lay_out(rows: Rows, *, share: bool) -> FlatRows:
     follows: list[int] = []
     index: list[Tensor] = []
     size = before = first = 0
-    opens = rows.first_of_example.tolist()
-    for start, length, shared, new in zip(
-        rows.starts.tolist(), lengths, common, opens, strict=True
-    ):
+    starts, opens = rows.starts.tolist(), rows.first_of_example.tolist()
+    for start, length, shared, new in zip(starts, lengths, common, opens, strict=True):
         if shared and new:
             first, before = size, len(bounds)
             bounds.append((start, start + shared))
@@ -73,27 +71,21 @@ def lay_out(rows: Rows, *, share: bool) -> FlatRows:
 
 def _common(rows: Rows, lengths: list[int]) -> list[int]:
     """How many tokens each row has in common with all rows of its example, from the start on."""
-    found = [0] * len(lengths)
-    several = [run for run in _runs(rows.example_of_row.tolist()) if len(run) > 1]
-    if not several:
-        return found
+    counts = rows.example_of_row.unique_consecutive(return_counts=True)[1].tolist()
+    if max(counts) == 1:
+        return [0] * len(lengths)
+    found: list[int] = []
     parts = rows.tokens.cpu().split(lengths)
-    for run in several:
-        most = min(lengths[row] for row in run) - 1  # each row keeps a token of its own
-        if most < LEAST:
-            continue
-        begin = torch.stack([parts[row][:most] for row in run])
-        alike = int((begin == begin[0]).all(0).int().cumprod(0).sum())
-        if alike >= LEAST:
-            for row in run:
-                found[row] = alike
+    for count in counts:
+        found += [_alike(parts[len(found) : len(found) + count])] * count
     return found
 
 
-def _runs(values: list[int]) -> Iterator[range]:
-    """Indices of equal values next to each other."""
-    start = 0
-    for stop in range(1, len(values) + 1):
-        if stop == len(values) or values[stop] != values[start]:
-            yield range(start, stop)
-            start = stop
+def _alike(parts: Sequence[Tensor]) -> int:
+    """How many tokens rows begin with alike; 0 for a row alone, and where it would not pay."""
+    most = min(map(len, parts)) - 1  # each row keeps a token of its own
+    if len(parts) == 1 or most < LEAST:
+        return 0
+    begin = torch.stack([part[:most] for part in parts])
+    alike = int((begin == begin[0]).all(0).int().cumprod(0).sum())
+    return alike if alike >= LEAST else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +30,7 @@ from rlhf_cli.train.update import Loss
 Evaluate = Callable[[], dict[str, float]]
 
 
-class Training:
+class Training(ABC):
     """One run of a stage: where it goes on, its loop, its result.
 
     Attributes:
@@ -64,13 +65,13 @@ class Training:
         self.max_tokens = self.cfg.train.micro_batch_tokens or self.machinery["micro_batch_tokens"]
         return model
 
+    @abstractmethod
     def require_positions(self, model: Trunk, name: str = "model") -> None:
         """Refuse rows that are longer than a model's positions.
 
         Raises:
             ConfigError: says how many, and the limit to set.
         """
-        raise NotImplementedError
 
     def fit_and_save(
         self,

@@ -85,7 +85,7 @@ class ModelScorer:
             role = re.sub(r"\W+", "_", key)
             return SharedRewardModel(policy, role, found.adapters[0], ctx.compute)
         with silence():  # `described` tells of it
-            return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx).eval()
+            return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
 
     def _writer(self, path: str) -> RowWriter:
         facts = artifact.read(Path(path).expanduser())
