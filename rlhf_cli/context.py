@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.ranks import ALONE, Ranks, current_ranks
 
@@ -49,15 +50,14 @@ def open_context(precision: str, seed: int, out: Path) -> RunContext:
     ranks = current_ranks()
     device = own_device()
     compute, reason = choose_compute(precision, device)
-    if device.type == "cpu":
-        keep_freed_memory()
-        limit_kernel_cache()
+    notes = settle_cpu() if device.type == "cpu" else ""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     context = RunContext(device, compute, seed, out, ranks)
     processes = f"; {ranks.size} processes" if ranks.size > 1 else ""
-    say(f"device: {device_name(device)}; compute: {context.compute_name} ({reason}){processes}")
+    computed = f"compute: {context.compute_name} ({reason})"
+    say(f"device: {device_name(device)}{notes}; {computed}{processes}")
     return context
 
 
@@ -100,19 +100,30 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def keep_freed_memory() -> None:
+def settle_cpu() -> str:
+    """Settings of threads and memory that training on a CPU wants; gives them in words."""
+    if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
+        torch.set_num_threads(cores())
+    limit_kernel_cache()
+    return f" of {cores()} cores" + (", freed memory kept" if keep_freed_memory() else "")
+
+
+def keep_freed_memory() -> bool:
     """Tell glibc to reuse large blocks instead of returning them to the system.
 
     A returned block is mapped and zeroed anew, page by page, at its next use; what that costs
     depends on the machine. Other C libraries are left as they are.
+
+    Returns:
+        Whether it was told.
     """
     if not sys.platform.startswith("linux"):
-        return
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(mmap_threshold, 1 << 30)
-        mallopt(trim_threshold, 1 << 30)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, 1 << 30))
 
 
 def limit_kernel_cache() -> None:

@@ -15,7 +15,7 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 FLOORS = {
-    **dict.fromkeys(("errors", "resources", "config", "command_line", "runs", "sweep"), 0),
+    **dict.fromkeys(("errors", "cores", "resources", "config", "command_line", "runs", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "ranks"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
+
+NUMBERS = ("sizes", "owners", "common", "count")
+"""Of `Rows`: held as Python numbers, not as tensors."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class Rows:
         columns: name -> [R] fp32, what is known of each row beside its tokens.
         token_columns: name -> [S] fp32 or bool, the same of each scored token. The name of a bool
             one is a unit too: the number of its tokens that are True.
+        trains: False where the slope of the loss is known to be 0 in every row: then nothing but
+            metrics comes of them, and no backward pass.
     """
 
     tokens: Tensor
@@ -30,6 +36,32 @@ class Rows:
     example_of_row: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     token_columns: Mapping[str, Tensor] = field(default_factory=dict)
+    trains: bool = True
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """`lengths` as numbers."""
+        found: list[int] = self.lengths.tolist()
+        return found
+
+    @cached_property
+    def owners(self) -> list[int]:
+        """`example_of_row` as numbers."""
+        found: list[int] = self.example_of_row.tolist()
+        return found
+
+    @cached_property
+    def common(self) -> list[int]:
+        """How many tokens each row begins with that all rows of its example begin with.
+
+        Each row keeps a token of its own. 0 for a row that is alone in its example.
+        """
+        parts = self.tokens.split(self.sizes)
+        found: list[int] = []
+        for _, rows in groupby(self.owners):
+            count = len(list(rows))
+            found += [_alike(parts[len(found) : len(found) + count])] * count
+        return found
 
     @cached_property
     def targets(self) -> Tensor:
@@ -44,7 +76,7 @@ class Rows:
     @cached_property
     def row_of_token(self) -> Tensor:
         """[N] int64, the row of each token."""
-        return torch.repeat_interleave(self.lengths)
+        return torch.repeat_interleave(self.lengths, output_size=len(self.tokens))
 
     @cached_property
     def positions(self) -> Tensor:
@@ -81,19 +113,27 @@ class Rows:
         }
 
     def to(self, device: torch.device) -> Rows:
-        """The same rows on another device."""
+        """The same rows on another device; what is known of them as numbers goes with them.
+
+        To ask the device for a number is to wait until it has done all it was given.
+        """
+        if device == self.tokens.device:
+            return self
 
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Rows(
-            moved(self.tokens),
-            moved(self.lengths),
-            moved(self.scored),
-            moved(self.example_of_row),
-            {name: moved(values) for name, values in self.columns.items()},
-            {name: moved(values) for name, values in self.token_columns.items()},
+        rows = replace(
+            self,
+            tokens=moved(self.tokens),
+            lengths=moved(self.lengths),
+            scored=moved(self.scored),
+            example_of_row=moved(self.example_of_row),
+            columns={name: moved(values) for name, values in self.columns.items()},
+            token_columns={name: moved(values) for name, values in self.token_columns.items()},
         )
+        vars(rows).update({name: getattr(self, name) for name in NUMBERS})
+        return rows
 
     def split(self) -> Iterator[Rows]:
         """Each example on its own; rows of one example stay together."""
@@ -102,11 +142,21 @@ class Rows:
             tokens = kept[self.row_of_token]
             shift = int(tokens.nonzero()[0])
             scored = tokens[self.scored]
-            yield Rows(
-                self.tokens[tokens],
-                self.lengths[kept],
-                self.scored[scored] - shift,
-                self.example_of_row[kept],
-                {name: values[kept] for name, values in self.columns.items()},
-                {name: values[scored] for name, values in self.token_columns.items()},
+            yield replace(
+                self,
+                tokens=self.tokens[tokens],
+                lengths=self.lengths[kept],
+                scored=self.scored[scored] - shift,
+                example_of_row=self.example_of_row[kept],
+                columns={name: values[kept] for name, values in self.columns.items()},
+                token_columns={n: values[scored] for n, values in self.token_columns.items()},
             )
+
+
+def _alike(parts: Sequence[Tensor]) -> int:
+    """How many tokens rows begin with alike, at most all but the last one of the shortest."""
+    most = min(map(len, parts)) - 1
+    if len(parts) == 1 or not most:
+        return 0
+    begin = torch.stack([part[:most] for part in parts])
+    return int((begin == begin[0]).all(0).int().cumprod(0).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ from rlhf_cli.data.order import Order
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.config import TrainConfig
 
+Updates = list[list[Rows]]
 Indices = Sequence[int] | NDArray[np.int64]
 
 
@@ -94,6 +96,8 @@ def parts(examples: Examples, indices: Indices, max_tokens: int) -> Iterator[lis
 class ExampleSource:
     """Optimizer steps of `train.batch_size` examples, epoch after epoch.
 
+    The rows of a step are put together while the device computes the step before.
+
     Args:
         examples: at least one.
         data: `shuffle`.
@@ -117,6 +121,9 @@ class ExampleSource:
     ) -> None:
         self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks
         self.order = Order(len(examples), len(examples.tokens), data, train, seed)
+        self._position = self.order.state_dict()
+        self._worker = ThreadPoolExecutor(1)
+        self._ahead: Future[Updates | None] | None = None
 
     @property
     def total_steps(self) -> int:
@@ -128,8 +135,14 @@ class ExampleSource:
         while (updates := self.next_step()) is not None:
             yield from updates
 
-    def next_step(self) -> list[list[Rows]] | None:
+    def next_step(self) -> Updates | None:
         """The one update of the next step, this rank's micro-batches; or None: the run is over."""
+        step = self._make() if self._ahead is None else self._ahead.result()
+        self._position = self.order.state_dict()
+        self._ahead = self._worker.submit(self._make)
+        return step
+
+    def _make(self) -> Updates | None:
         indices = self.order.next_step()
         if indices is None:
             return None
@@ -141,8 +154,8 @@ class ExampleSource:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it refers to."""
-        return self.order.state_dict()
+        """The position behind the last step that was given, and what it refers to."""
+        return self._position
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken; no example is read again.
@@ -150,4 +163,7 @@ class ExampleSource:
         Raises:
             CheckpointError: the data or the batch size are not those of the checkpoint.
         """
+        if self._ahead is not None:
+            self._ahead.result()
         self.order.load_state_dict(state)
+        self._position, self._ahead = self.order.state_dict(), None

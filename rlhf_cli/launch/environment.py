@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rlhf_cli.cores import cores
+
 
 @dataclass(frozen=True)
 class Place:
@@ -37,5 +39,4 @@ def place(variables: Mapping[str, str] = os.environ) -> Place | None:
 
 def threads(processes: int) -> str:
     """Threads of each process, unless the user said how many: they share the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return os.environ.get("OMP_NUM_THREADS") or str(max(1, (cores or 1) // processes))
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))

@@ -1,10 +1,10 @@
 """Run a stage in several processes: those of another launcher, or our own."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.launch import outer
 from rlhf_cli.launch.environment import place, threads
@@ -46,11 +46,11 @@ def _size(processes: int) -> int:
             f"launch.processes: got {processes}, but there are {gpus} GPUs, one for each process. "
             f"Try launch.processes={gpus}"
         )
-    cores = max(2, os.cpu_count() or 1)
-    if not gpus and processes > cores:  # each holds the whole model
+    most = max(2, cores())
+    if not gpus and processes > most:  # each holds the whole model
         raise ConfigError(
-            f"launch.processes: got {processes}, but there are {cores} cores and no GPU; need at "
-            f"most one process a core. Try launch.processes={cores}"
+            f"launch.processes: got {processes}, but there are {most} cores and no GPU; need at "
+            f"most one process a core. Try launch.processes={most}"
         )
     return processes or gpus
 

@@ -65,6 +65,7 @@ def grpo_advantages(scores: Tensor) -> Tensor:
     Returns:
         Of the same shape: (score - mean) / (deviation + 1e-4) in each group.
     """
+    scores = _from_first(scores)
     centred = scores - scores.mean(1, keepdim=True)
     return centred / (scores.std(1, keepdim=True) + 1e-4)
 
@@ -75,5 +76,11 @@ def rloo_advantages(scores: Tensor) -> Tensor:
     Args:
         scores: [prompts, samples], two samples at least.
     """
+    scores = _from_first(scores)
     others = (scores.sum(1, keepdim=True) - scores) / (scores.shape[1] - 1)
     return scores - others
+
+
+def _from_first(scores: Tensor) -> Tensor:
+    """How far each is from the first of its group: of equal scores nothing is left to round."""
+    return scores - scores[:, :1]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,6 +33,18 @@ class FlatRows:
     index: Tensor | None = None
 
 
+def shared_prefixes(rows: Rows) -> list[int]:
+    """How many tokens of each row are computed once for all rows of its example."""
+    return [common if common >= LEAST else 0 for common in rows.common]
+
+
+def saved_tokens(rows: Rows) -> int:
+    """How many tokens of the rows are not computed, because another row begins with them."""
+    shared = shared_prefixes(rows)
+    again = [owner == last for last, owner in pairwise([-1, *rows.owners])]
+    return sum(count for count, repeated in zip(shared, again, strict=True) if repeated)
+
+
 def lay_out(rows: Rows, *, share: bool) -> FlatRows:
     """Rows in the order of their tokens.
 
@@ -40,17 +52,16 @@ def lay_out(rows: Rows, *, share: bool) -> FlatRows:
         rows: those of one example stand together.
         share: compute once what all rows of an example begin with.
     """
-    lengths = rows.lengths.tolist()
-    common = _common(rows, lengths) if share else [0] * len(lengths)
+    common = shared_prefixes(rows) if share else []
     if not any(common):
-        return FlatRows(rows.tokens, rows.positions, RowLayout(tuple(lengths)))
+        return FlatRows(rows.tokens, rows.positions, RowLayout(tuple(rows.sizes)))
     bounds: list[tuple[int, int]] = []  # of each segment, in the tokens of the rows
     follows: list[int] = []
     index: list[Tensor] = []
-    size = before = first = 0
-    starts, opens = rows.starts.tolist(), rows.first_of_example.tolist()
-    for start, length, shared, new in zip(starts, lengths, common, opens, strict=True):
-        if shared and new:
+    size = before = first = start = 0
+    last = -1
+    for length, shared, owner in zip(rows.sizes, common, rows.owners, strict=True):
+        if shared and owner != last:
             first, before = size, len(bounds)
             bounds.append((start, start + shared))
             follows.append(-1)
@@ -59,6 +70,7 @@ def lay_out(rows: Rows, *, share: bool) -> FlatRows:
         bounds.append((start + shared, start + length))
         follows.append(before if shared else -1)
         size += length - shared
+        start, last = start + length, owner
     chosen = torch.cat([torch.arange(*pair) for pair in bounds]).to(rows.tokens.device)
     segments = tuple(stop - start for start, stop in bounds)
     return FlatRows(
@@ -67,25 +79,3 @@ def lay_out(rows: Rows, *, share: bool) -> FlatRows:
         RowLayout(segments, tuple(follows)),
         torch.cat(index).to(rows.tokens.device),
     )
-
-
-def _common(rows: Rows, lengths: list[int]) -> list[int]:
-    """How many tokens each row has in common with all rows of its example, from the start on."""
-    counts = rows.example_of_row.unique_consecutive(return_counts=True)[1].tolist()
-    if max(counts) == 1:
-        return [0] * len(lengths)
-    found: list[int] = []
-    parts = rows.tokens.cpu().split(lengths)
-    for count in counts:
-        found += [_alike(parts[len(found) : len(found) + count])] * count
-    return found
-
-
-def _alike(parts: Sequence[Tensor]) -> int:
-    """How many tokens rows begin with alike; 0 for a row alone, and where it would not pay."""
-    most = min(map(len, parts)) - 1  # each row keeps a token of its own
-    if len(parts) == 1 or most < LEAST:
-        return 0
-    begin = torch.stack([part[:most] for part in parts])
-    alike = int((begin == begin[0]).all(0).int().cumprod(0).sum())
-    return alike if alike >= LEAST else 0

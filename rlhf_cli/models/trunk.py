@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.sharing import lay_out
+from rlhf_cli.models.sharing import lay_out, saved_tokens
 
 if TYPE_CHECKING:
     from rlhf_cli.models.adapters import Adapters
@@ -92,14 +92,27 @@ class Trunk(nn.Module, ABC):
             raise KeyError(role)
         return nullcontext()
 
+    def computed_tokens(self, rows: Rows) -> int:
+        """Positions that the layers compute: padding too, and what rows share but once."""
+        if not self.flat:
+            return len(rows.sizes) * max(rows.sizes)
+        return len(rows.tokens) - (saved_tokens(rows) if self._shares_prefixes else 0)
+
+    @property
+    def _shares_prefixes(self) -> bool:
+        return self.shares and self._own_attention
+
+    @property
+    def _own_attention(self) -> bool:
+        return bool(self.model.config._attn_implementation == ATTENTION)
+
     def _run(self, rows: Rows) -> tuple[Any, Place]:
         """The model's output for the rows, and where each token of the rows is in it."""
         # A cache would make packed rows see each other and costs memory.
         if self.flat:
-            own = self.model.config._attn_implementation == ATTENTION
-            flat = lay_out(rows, share=own and self.shares)
+            flat = lay_out(rows, share=self._shares_prefixes)
             # transformers' backends for flat rows find their borders in the positions
-            rows_apart = {"row_layout": flat.layout} if own else {}
+            rows_apart = {"row_layout": flat.layout} if self._own_attention else {}
             output = self.model(
                 input_ids=flat.tokens[None],
                 position_ids=flat.positions[None],
@@ -142,7 +155,7 @@ def pad(
     rows: Rows, side: Literal["left", "right"] = "right", token: int = 0
 ) -> tuple[Tensor, Tensor]:
     """[R, T] tokens and mask (1 keeps)."""
-    parts = rows.tokens.split(rows.lengths.tolist())
+    parts = rows.tokens.split(rows.sizes)
     kept = [torch.ones_like(part) for part in parts]
     tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
     return tokens, pad_sequence(kept, True, padding_side=side)

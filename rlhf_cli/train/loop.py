@@ -164,15 +164,14 @@ class Trainer:
         if updates is None:
             return False
         lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
-        tokens, work = 0, 0.0
+        done: list[Rows] = []
         for update in updates:
             self._update(update, lr)
-            tokens += sum(len(rows.tokens) for rows in update)
-            work += sum(self.work.of(rows) for rows in update)
+            done += update
         self.step += 1
         self.state.after_step(self.step)
         self.meter.add(self.source.take_metrics())
-        self._measure(lr, tokens, work, time.monotonic() - began)
+        self._measure(lr, done, time.monotonic() - began)
         return True
 
     def _update(self, update: list[Rows], lr: float) -> None:
@@ -192,14 +191,18 @@ class Trainer:
             }
         )
 
-    def _measure(self, lr: float, tokens: int, work: float, seconds: float) -> None:
-        """Note what a step took."""
+    def _measure(self, lr: float, done: list[Rows], seconds: float) -> None:
+        """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
         once = int(self.ranks.main)
+        tokens = sum(len(rows.tokens) for rows in done)
+        computed = float(sum(self.policy.computed_tokens(rows) for rows in done))
+        work = sum(self.work.of(rows) for rows in done)
         self.meter.add(
             {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
                 "step_seconds": (torch.tensor(seconds * once, dtype=torch.float64), once),
                 "tokens_per_second": (torch.tensor(float(tokens)), seconds * once),
+                "computed_per_token": (torch.tensor(computed), tokens),
                 "peak_fraction": (torch.tensor(work / self.peak, dtype=torch.float64), seconds),
             }
         )

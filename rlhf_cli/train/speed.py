@@ -33,8 +33,7 @@ class Work:
 
     def of(self, rows: Rows) -> float:
         """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
-        lengths = rows.lengths.double()
-        pairs = float((lengths * (lengths + 1) / 2).sum())
+        pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 

@@ -59,9 +59,11 @@ def accumulate(
     else:
         total = torch.zeros((), device=next(iter(optimizer.masters.values())).device)
         for rows in step:
-            output = loss(rows)
+            with torch.set_grad_enabled(rows.trains):
+                output = loss(rows)
             share = scaled_loss(output, counts)
-            share.backward()
+            if rows.trains:
+                share.backward()
             total = total + share.detach()
             _merge(metrics, output.metrics)
     total = add_gradients(optimizer, total, ranks)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli import __version__
+from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError, first_line
 from rlhf_cli.resources import PACKAGE, cache_folder
 from rlhf_cli.runs.manifest import git_commit
@@ -67,7 +68,7 @@ def _version(package: str) -> str | None:
 
 def _computing() -> dict[str, Any]:
     """What torch finds; where it cannot even be imported, why not."""
-    cpu = {"name": "CPU", "memory_gib": _gib(_memory()), "cores": os.cpu_count()}
+    cpu = {"name": "CPU", "memory_gib": _gib(_memory()), "cores": cores()}
     try:
         import torch
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
 from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.ranks import Ranks
-from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.config import GROUPED, PPOConfig
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,24 @@ def shape(found: Responses, cfg: PPOConfig, kl_coef: float, ranks: Ranks) -> Exp
         advantage = _whiten(advantage, found.sampled, ranks)
     kl = kl_estimate(found.logp, found.ref_logp, "k1") * found.sampled
     return Experience(advantage * found.sampled, target, plain, kl)
+
+
+def teaches(score: Tensor, cfg: PPOConfig, kl_coef: float) -> list[bool]:
+    """Whether anything can be learned of each response, as far as that is known beforehand.
+
+    Where responses to one prompt are compared and nothing but their scores counts, a prompt whose
+    responses all have the same score has advantages of 0.
+
+    Args:
+        score: [B], of each whole response.
+        cfg: estimators and switches.
+        kl_coef: the coefficient now.
+    """
+    if cfg.advantage not in GROUPED or kl_coef or cfg.whiten_rewards:
+        return [True] * len(score)
+    groups = score.reshape(-1, cfg.samples_per_prompt)
+    differ: list[bool] = (groups != groups[:, :1]).any(1).tolist()
+    return [one for one in differ for _ in range(cfg.samples_per_prompt)]
 
 
 def _token_rewards(found: Responses, cfg: PPOConfig, kl_coef: float) -> Tensor:

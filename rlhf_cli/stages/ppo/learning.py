@@ -13,7 +13,7 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.experience import Experience, Responses, shape
+from rlhf_cli.stages.ppo.experience import Experience, Responses, shape, teaches
 from rlhf_cli.stages.ppo.loss import SAMPLED, VALUED, Metrics
 from rlhf_cli.stages.ppo.rows import MicroBatch, Written, masks, minibatches, table
 from rlhf_cli.stages.reference import Held
@@ -59,7 +59,9 @@ class Teacher:
             score: [B] fp32, of each.
             kl_coef: the price of KL now.
         """
-        parts = minibatches(responses, self.cfg.minibatches, self.max_tokens, self.policy.device)
+        useful = teaches(score, self.cfg, kl_coef)
+        device = self.policy.device
+        parts = minibatches(responses, self.cfg.minibatches, self.max_tokens, device, useful)
         with torch.no_grad(), without_dropout(self.policy):
             found = self._measure(parts, responses, score)
         learned = shape(found, self.cfg, kl_coef, self.ranks)
@@ -73,6 +75,7 @@ class Teacher:
             "target": learned.target,
         }
         metrics = _metrics(found, learned)
+        metrics["objective/teaching"] = (torch.tensor(float(sum(useful))), float(len(useful)))
         if self.cfg.has_critic:
             metrics |= _explained_variance(found, learned, self.ranks)
         rows = [[micro.with_columns(tables) for micro in part] for part in parts]

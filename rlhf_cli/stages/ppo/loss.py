@@ -38,7 +38,7 @@ class PPOLoss:
     def __init__(self, cfg: PPOConfig, policy: Policy) -> None:
         self.cfg, self.policy = cfg, policy
         self.kl_coef, self.warming = cfg.kl_coef, False
-        self.moved = [0.0, 0.0]
+        self.moved: tuple[Tensor | float, int] = (0.0, 0)
 
     def begin(self, kl_coef: float, *, warming: bool) -> None:
         """Take in what holds for the updates of a rollout."""
@@ -73,8 +73,7 @@ class PPOLoss:
         losses = policy_loss(logp, old, known["advantage"][kept], cfg.clip_range)
         terms = {"policy": Term(losses.sum(), SAMPLED)}
         ratio, moved = (logp - old).exp(), approximate_kl(logp, old).detach()
-        self.moved[0] += float(moved.sum())
-        self.moved[1] += len(moved)
+        self.moved = (self.moved[0] + moved.sum(), self.moved[1] + len(moved))
         metrics = {
             "loss/policy": _mean(losses),
             "policy/approx_kl": _mean(moved),

@@ -74,7 +74,11 @@ class MicroBatch:
 
 
 def minibatches(
-    responses: Sequence[Written], parts: int, max_tokens: int, device: torch.device
+    responses: Sequence[Written],
+    parts: int,
+    max_tokens: int,
+    device: torch.device,
+    teaches: Sequence[bool] | None = None,
 ) -> list[list[MicroBatch]]:
     """The micro-batches of each minibatch.
 
@@ -86,12 +90,20 @@ def minibatches(
         parts: minibatches; which one a response is in depends on its number alone.
         max_tokens: of a micro-batch.
         device: of the rows.
+        teaches: of each response, False where its rows have no slope; by default all have. Those
+            that have none are by themselves, unless a minibatch has no others: the optimizer then
+            takes in a gradient of 0.
     """
-    made = []
+    teaches = [True] * len(responses) if teaches is None else teaches
+    made: list[list[MicroBatch]] = []
     for part in range(parts):
         members = [k for k, one in enumerate(responses) if one.number % parts == part]
-        groups = _groups(_in_order(members, responses), responses, max_tokens)
-        made.append([_micro_batch(responses, group, device) for group in groups])
+        loud = [k for k in members if teaches[k]] or members
+        silent = [k for k in members if k not in set(loud)]
+        made.append([])
+        for some, trains in ((loud, True), (silent, False)):
+            groups = _groups(_in_order(some, responses), responses, max_tokens)
+            made[-1] += [_micro_batch(responses, group, device, trains) for group in groups]
     return made
 
 
@@ -125,7 +137,7 @@ def _groups(
 
 
 def _micro_batch(
-    responses: Sequence[Written], members: Sequence[int], device: torch.device
+    responses: Sequence[Written], members: Sequence[int], device: torch.device, trains: bool
 ) -> MicroBatch:
     tokens: list[int] = []
     lengths: list[int] = []
@@ -141,6 +153,7 @@ def _micro_batch(
         torch.tensor(lengths),
         torch.tensor(scored),
         torch.tensor([one.prompt for one in chosen]),
+        trains=trains,
     )
     return MicroBatch(rows.to(device), members, [len(one.scored) for one in chosen])
 

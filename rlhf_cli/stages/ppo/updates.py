@@ -81,7 +81,7 @@ class Updates:
     def _epochs(self, lesson: Lesson) -> Iterator[list[Rows]]:
         for _ in range(self.cfg.ppo_epochs):
             for minibatch in lesson.minibatches:
-                self.loss.moved = [0.0, 0.0]
+                self.loss.moved = (0.0, 0)
                 yield [*minibatch, *self._next_text()]
                 if self._went_far():
                     return
@@ -98,7 +98,8 @@ class Updates:
         most = self.cfg.early_stop_kl
         if not most:
             return False
-        moved = self.ranks.add({"sum": self.loss.moved[0], "count": self.loss.moved[1]})
+        total, count = self.loss.moved
+        moved = self.ranks.add({"sum": float(total), "count": count})
         return moved["sum"] > TOO_FAR * most * moved["count"]
 
     def _require_near(self, kl: Tensor, step: int) -> None:

@@ -1,5 +1,6 @@
 """Rewards of tokens and advantages, against the worked example and by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.engine import Rollout
 from rlhf_cli.stages.ppo import rollout
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.experience import Responses, shape
+from rlhf_cli.stages.ppo.experience import Responses, shape, teaches
 from rlhf_cli.stages.ppo.rollout import Author
 
 
@@ -98,6 +99,24 @@ def grouped(advantage, scores, samples=1, **changes):
     found = Responses(zero, zero, zero, full, full, torch.tensor(scores), samples)
     cfg = PPOConfig(advantage=advantage, samples_per_prompt=samples, **changes)
     return shape(found, cfg, 0.05, ALONE).advantage[:, 0]
+
+
+@pytest.mark.parametrize("score", [0.7, 0.1, -3.3])
+@pytest.mark.parametrize("advantage", ["grpo", "rloo"])
+def test_equal_scores_have_no_advantage_to_the_last_bit(advantage, score):
+    """Their mean rounds: three times 0.7 over 3 is not 0.7, and grpo divides by 1e-4."""
+    found = grouped(advantage, [score] * 3, 3)
+    assert found.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_teaches_is_known_where_only_scores_count():
+    scores = torch.tensor([1.0, 1, 0, 1])
+    grpo = PPOConfig(advantage="grpo", samples_per_prompt=2)
+    assert teaches(scores, grpo, 0.0) == [False, False, True, True]
+    assert teaches(scores, grpo, 0.1) == [True] * 4
+    whitened = replace(grpo, whiten_rewards=True)
+    assert teaches(scores, whitened, 0.0) == [True] * 4
+    assert teaches(scores, PPOConfig(), 0.0) == [True] * 4
 
 
 def test_responses_are_compared_with_those_to_their_own_prompt():

@@ -221,6 +221,27 @@ def test_a_run_goes_on_where_another_ended(ppo, files):
     assert (files / "two" / "model" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("judge", ["some", "equal"])
+def test_responses_without_slope_skip_the_backward_pass_and_nothing_else(judge, ppo, monkeypatch):
+    words = ["advantage=grpo", "samples_per_prompt=2", "kl_coef=0", "max_steps=4", "minibatches=1"]
+    words += [f"reward.function=judge.py:{judge}", "train.micro_batch_tokens=1"]
+    passes = []
+    real = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self: (passes.append(1), real(self)))
+    skipped = ppo(*words, out="skipped")
+    fewer = len(passes)
+    monkeypatch.setattr(
+        "rlhf_cli.stages.ppo.learning.teaches", lambda score, *_: [True] * len(score)
+    )
+    whole = ppo(*words, out="whole")
+    if judge == "some":  # two responses to each prompt, half of which teach nothing
+        assert [line["objective/teaching"] for line in skipped] == [0.5] * 4
+        assert fewer == (len(passes) - fewer) / 2
+    else:
+        assert fewer == len(passes) - fewer
+    require_equal(whole, skipped)
+
+
 def test_all_equal_scores_teach_nothing_and_are_told(ppo, capsys):
     for advantage in ("gae", "grpo"):
         words = ["samples_per_prompt=2", f"advantage={advantage}"]

@@ -1,0 +1,40 @@
+"""Which cores are ours, and what is done with them."""
+
+import pytest
+import torch
+
+from rlhf_cli import cores as module
+from rlhf_cli.context import settle_cpu
+from rlhf_cli.cores import cores
+
+SECOND = {"cpu.max": "150000 100000\n"}
+FIRST = {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}
+UNLIMITED = {"cpu.max": "max 100000\n"}
+NEITHER = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [(SECOND, 2), (FIRST, 4), (UNLIMITED, 6), (NEITHER, 6), ({}, 6)]
+)
+def test_a_container_has_the_cores_of_its_share(files, expected, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(module, "CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    assert cores() == expected
+
+
+def test_threads_are_no_more_than_cores_unless_the_user_says_so(monkeypatch):
+    monkeypatch.setattr("rlhf_cli.context.cores", lambda: 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        settle_cpu()
+        assert torch.get_num_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        assert settle_cpu().startswith(" of 1 cores")
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
