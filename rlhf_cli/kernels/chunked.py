@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.kernels.head import Head, TokenLogprobs
+from rlhf_cli.kernels.head import Head, TokenLogprobs, given_gradients
 
 TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Workspace for one tile: its logits in the compute type and in fp32."""
@@ -113,17 +113,16 @@ class _TiledLogprobs(torch.autograd.Function):
         sum_sq, top1 = sums.squares / sums.total.square(), sums.best == targets
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.head, ctx.temperature = head, temperature
-        ctx.entropy_wanted = "entropy" in want
         ctx.mark_non_differentiable(sum_sq, top1)
+        ctx.set_materialize_grads(False)  # an entropy that is only told of costs no gradient
         return sums.target - lse, entropy, lse, sum_sq, top1
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         head, temperature = ctx.head, ctx.temperature
-        for_entropy = upstream[1] if ctx.entropy_wanted else None
         slope = _Slope(
-            targets, lse, entropy, upstream[0], for_entropy, upstream[2], head, temperature
+            targets, lse, entropy, *given_gradients(upstream[:3], lse), head, temperature
         )
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         tiles = _Tiles.allocate(hidden, weight, bias, head, temperature)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -43,3 +45,24 @@ class TokenLogprobs:
     sum_sq: Tensor | None = None
     top1: Tensor | None = None
     value: Tensor | None = None
+
+
+def given_gradients(
+    upstream: Sequence[Tensor | None], lse: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """The gradients of log-prob, entropy and log-sum-exp that a backward pass is given.
+
+    Args:
+        upstream: of the three, none where the loss does not use it.
+        lse: [S] fp32, which tells shape and type.
+
+    Returns:
+        The same with zeros for none; save for the entropy, whose gradient costs a pass of its own.
+    """
+    for_logp, for_entropy, for_lse = upstream
+    zeros = torch.zeros_like(lse)
+    return (
+        zeros if for_logp is None else for_logp,
+        for_entropy,
+        zeros if for_lse is None else for_lse,
+    )

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_cli.kernels.head import Head, TokenLogprobs
+from rlhf_cli.kernels.head import Head, TokenLogprobs, given_gradients
 from rlhf_cli.kernels.triton.backward import Slope, write_gradient
 from rlhf_cli.kernels.triton.forward import (
     BEFORE,
@@ -84,6 +84,7 @@ class _Fused(torch.autograd.Function):
         found = _combine(forward_sums(problem, want), want)
         ctx.save_for_backward(hidden, weight, bias, targets, found.lse, found.entropy)
         ctx.head, ctx.temperature = head, temperature
+        ctx.set_materialize_grads(False)  # an entropy that is only told of costs no gradient
         ctx.mark_non_differentiable(*(t for t in (found.sum_sq, found.top1) if t is not None))
         return found.logp, found.entropy, found.lse, found.sum_sq, found.top1
 
@@ -92,10 +93,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         problem = Problem(hidden, weight, bias, targets, ctx.head, ctx.temperature)
-        for_logp, for_entropy, for_lse = upstream[:3]
-        assert for_logp is not None  # autograd fills in zeros
-        assert for_lse is not None
-        slope = Slope.of_outputs(lse, entropy, for_logp, for_entropy, for_lse)
+        slope = Slope.of_outputs(lse, entropy, *given_gradients(upstream[:3], lse))
         with torch.cuda.device_of(problem.hidden):
             gradients = _gradients(problem, slope, ctx.needs_input_grad[:3])
         return (*gradients, None, None, None, None)
