@@ -17,6 +17,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
+from rlhf_cli.models.varlen import obstacle, varlen_attention
+
 ATTENTION = "rlhf_per_row"
 
 PRODUCT_LENGTH = 512
@@ -116,6 +118,11 @@ def per_row_attention(
     if row_layout is None or attention_mask is not None:
         raise ValueError("per-row attention needs row_layout and no attention_mask")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if softcap is None and not obstacle(query.device, query.dtype, query.shape[-1]):
+        q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
+        lengths, follows = row_layout.lengths, row_layout.follows
+        found = varlen_attention(q, k, v, lengths, follows, scale, sliding_window)
+        return found.unsqueeze(0), None
     repeats = query.shape[1] // key.shape[1]
     sizes = [sum(group.lengths) for group in row_layout.groups]
     queries, keys, values = (

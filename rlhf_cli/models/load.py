@@ -13,6 +13,7 @@ from torch import nn
 from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
+from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.base import (
     SHAPES,
     adopt_ends,
@@ -35,6 +36,7 @@ from rlhf_cli.models.quantize import is_quantized, quantization, to_eval
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.trunk import Trunk, padded_attention, without_dropout
+from rlhf_cli.models.varlen import obstacle
 
 Role = TypeVar("Role", Policy, RewardModel)
 
@@ -97,7 +99,7 @@ def load_trained(
     loaded.train()
     _set_attention(loaded, cfg.model, ctx.compute)
     lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
-    _tell(loaded, source.describe() or describe(cfg.model))
+    _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
     return loaded
 
 
@@ -216,7 +218,7 @@ def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
             param.data = param.data.to(dtype)
 
 
-def _tell(policy: Trunk, name: str) -> None:
+def _tell(policy: Trunk, name: str, compute: torch.dtype) -> None:
     """One line: what is trained, what is frozen, and how much memory each takes."""
     params = list(policy.parameters())
     trained = [p for p in params if p.requires_grad]
@@ -228,9 +230,21 @@ def _tell(policy: Trunk, name: str) -> None:
         kind = policy.adapters.describe()
         held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
     layout = "flat rows" if policy.flat else "padded rows"
-    attention = policy.model.config._attn_implementation.removeprefix("rlhf_")
+    attention = _attention_of(policy, compute)
     said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
     say(f"{said}: {name}, {held}, {layout}, attention {attention}")
+
+
+def _attention_of(policy: Trunk, compute: torch.dtype) -> str:
+    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
+    config = policy.model.config.get_text_config()
+    name: str = policy.model.config._attn_implementation
+    if name != ATTENTION or policy.device.type != "cuda":
+        return name.removeprefix("rlhf_")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    reason = obstacle(policy.device, compute, width)
+    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
+    return f"per_row ({calls})"
 
 
 def recompute_activations(policy: Trunk) -> None:

@@ -1,0 +1,139 @@
+"""All rows of a flat sequence in one attention call, on CUDA: flash attention's varlen kernel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+WIDEST = 256
+"""Of a head, in flash attention."""
+
+MOST_OFF = 0.05
+"""Of the check's values, whose deviation is about 1: bf16 rounds by 0.4 %."""
+
+
+@lru_cache
+def obstacle(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Why rows of heads of this width are not computed here in one call, or empty.
+
+    What seems to run is tried once on a few rows: a kernel that took the positions of rows that go
+    on from others in another way would give other numbers, in silence.
+    """
+    if device.type != "cuda":
+        return "needs CUDA"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"has no kernel for {str(dtype).removeprefix('torch.')}"
+    if width > WIDEST or width % 8:
+        return f"has no kernel for heads of {width}"
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return f"is not in torch {torch.__version__}"
+    if not {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
+        return f"has neither windows nor shared heads in torch {torch.__version__}"
+    try:
+        off = error(device, dtype, width)
+    except (RuntimeError, NotImplementedError) as reason:  # a GPU before Ampere
+        return f"does not run here ({str(reason).splitlines()[0]})"
+    return "" if off <= MOST_OFF else f"is off by {off:.1e} here"
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    follows: Sequence[int],
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """Causal attention within each row, and to the row that it goes on from.
+
+    Args:
+        query: [N, H, D], the rows one after another.
+        key: [N, K, D]; each key head serves H / K query heads.
+        value: [N, K, D].
+        lengths: of the rows, > 0, adding up to N.
+        follows: the row before each row that it goes on from, or -1; empty where all begin
+            themselves.
+        scale: factor on the scores.
+        window: how many tokens, itself included, a token sees; none: all before it.
+
+    Returns:
+        [N, H, D].
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    seen = list(lengths)
+    if any(before >= 0 for before in follows):
+        seen = [
+            length + (lengths[before] if before >= 0 else 0)
+            for length, before in zip(lengths, follows, strict=True)
+        ]
+        key, value = (_behind(tensor, lengths, follows) for tensor in (key, value))
+    found = varlen_attn(
+        query,
+        key,
+        value,
+        _bounds(tuple(lengths), query.device),
+        _bounds(tuple(seen), query.device),
+        max(lengths),
+        max(seen),
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(found, Tensor)  # a pair only where the log-sum-exp is asked for
+    return found
+
+
+def _behind(tensor: Tensor, lengths: Sequence[int], follows: Sequence[int]) -> Tensor:
+    """Each row behind the one that it goes on from.
+
+    Of slices: the gradients of an index would be added up in any order.
+    """
+    rows = tensor.split(list(lengths))
+    parts: list[Tensor] = []
+    for row, before in zip(rows, follows, strict=True):
+        parts += [row] if before < 0 else [rows[before], row]
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=8)
+def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """[R + 1] int32; all layers of a pass ask for the same."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+
+def error(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Largest difference from plain attention in fp32, of rows two of which go on from a third."""
+    lengths, follows, window = (9, 4, 6, 5), (-1, 0, 0, -1), 7
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(3, sum(lengths), 2, width, generator=generator).to(device, dtype)
+    query, key, value = drawn[0], drawn[1, :, :1], drawn[2, :, :1]
+    scale = width**-0.5
+    found = []
+    for limit in (None, window):
+        ours = varlen_attention(query, key, value, lengths, follows, scale, limit)
+        rows = [tensor.float().split(list(lengths)) for tensor in (query, key, value)]
+        plain = [_plain(rows, row, before, limit) for row, before in enumerate(follows)]
+        found.append(float((ours.float() - torch.cat(plain)).abs().max()))
+    return max(found)
+
+
+def _plain(rows: Sequence[Sequence[Tensor]], row: int, before: int, window: int | None) -> Tensor:
+    """[T, H, D]: one row, by its mask."""
+    query = rows[0][row]
+    together = [row] if before < 0 else [before, row]
+    key, value = (torch.cat([part[one] for one in together]) for part in rows[1:])
+    distance = torch.arange(len(query))[:, None] + len(key) - len(query) - torch.arange(len(key))
+    seen = (distance >= 0) & (distance < (window or len(key)))
+    q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))
+    k, v = (tensor.expand(len(q), -1, -1) for tensor in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, seen.to(query.device)).transpose(0, 1)
