@@ -6,6 +6,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,13 @@ def child(module: str, *argv: str, path: str = "") -> dict[str, Any]:
     if status:
         sys.exit(f"{' '.join(command)} failed; see {SCRATCH / 'child.log'}")
     return {**json.loads(output.splitlines()[-1]), "peak_memory_mb": usage.ru_maxrss / 1024}
+
+
+def now(device: torch.device) -> float:
+    """Seconds, when all that the device was given is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 
 def spread(values: list[float]) -> str:

@@ -11,15 +11,15 @@ import contextlib
 import io
 import json
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import SCRATCH, save
-from benchmarks.primitive import once, peak_gib, settle
+from benchmarks.common import SCRATCH, now, save
+from benchmarks.heads import once, ours
+from benchmarks.memory import forget_peak, peak_bytes
 from rlhf_cli import cli
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.train.metrics import read_metrics
@@ -174,14 +174,14 @@ def step(stage: str, words: list[str]) -> dict[str, float]:
 
 
 def primitive(shape: tuple[int, int, int], device: torch.device) -> dict[str, Any]:
-    """Milliseconds and peak memory (0 on CPUs) of forward and backward."""
+    """Milliseconds and peak memory, operands included, of forward and backward."""
     implementation, _ = choose("auto", device)
-    peak_gib(device)
-    times = [once(implementation.run, shape, torch.bfloat16, device) for _ in range(4)]
+    forget_peak(device)
+    times = [once(ours(implementation), shape, torch.bfloat16, device) for _ in range(4)]
     return {
         "name": implementation.name,
         "milliseconds": 1e3 * min(times[1:]),
-        "peak_memory_gib": peak_gib(device),
+        "peak_memory_gib": peak_bytes(device) / GIB,
     }
 
 
@@ -191,11 +191,9 @@ def copies(device: torch.device) -> float:
     other = torch.empty_like(block)
     best = float("inf")
     for _ in range(5):
-        settle(device)
-        began = time.perf_counter()
+        began = now(device)
         other.copy_(block)
-        settle(device)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, now(device) - began)
     return 2 * block.numel() / best
 
 

@@ -1,121 +1,107 @@
-"""The log-prob primitive, forward and backward: every implementation that runs here, in turns.
+"""The log-prob primitive, forward and backward: ours and the peers' beside each other, in turns.
 
-python -m benchmarks.primitive [--rounds 3] [--device cuda]
+    bash benchmarks/install_peers.sh
+    python -m benchmarks.primitive [--rounds 1] [--passes 1] [--shapes 4096x288x8192]
+        [--types bfloat16] [--device cuda]
+
+Each run is a process of its own, so that its memory is what it takes beside the operands. The
+weight's gradient has to be made by any; the bound is that and 64 MB. The limit is the time of the
+four matrix products alone, into memory that is there.
 """
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import torch
 
-from benchmarks.common import save, spread
-from rlhf_cli.kernels.head import Head
-from rlhf_cli.kernels.registry import LINEAR_LOGPROBS
+from benchmarks import heads
+from benchmarks.common import SCRATCH, child, save, spread
 
 SHAPES = {
-    "cpu": ((4096, 288, 8192), (4096, 288, 32000), (1024, 896, 151936)),
-    "cuda": ((8192, 896, 151936), (8192, 4096, 151936)),
+    "cpu": ("4096x288x8192", "4096x288x32000", "1024x896x151936"),
+    "cuda": ("8192x896x151936", "8192x4096x151936"),
 }
-TYPES = {"cpu": (torch.bfloat16, torch.float32), "cuda": (torch.bfloat16,)}
+TYPES = {"cpu": ("bfloat16", "float32"), "cuda": ("bfloat16",)}
 """On GPUs fp32 is for probes and tests: whole models are not trained in it."""
 
+WORKSPACE_MB = 64
 
-def once(run, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of one forward and backward pass, gradients to hidden states and weight."""
-    tokens, width, vocab = shape
-    make = {"dtype": dtype, "device": device}
-    hidden = torch.randn(tokens, width, **make).requires_grad_()
-    weight = (torch.randn(vocab, width, **make) * 0.05).requires_grad_()
-    targets = torch.randint(0, vocab, (tokens,), device=device)
-    settle(device)
-    began = time.monotonic()
-    out = run(hidden, Head(weight), targets, temperature=1.0, want=frozenset())
-    out.logp.sum().backward()
-    settle(device)
-    return time.monotonic() - began
+AGREE = 2e-3
+"""Nats by which mean log-probs of implementations may differ: bf16 logits have 3 digits."""
 
-
-def settle(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def limit(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds that four matrix products of this size take alone, into memory that is there."""
-    tokens, width, vocab = shape
-    make = {"dtype": dtype, "device": device}
-    hidden, weight = torch.randn(tokens, width, **make), torch.randn(vocab, width, **make)
-    tiles = weight.split(vocab // 8 + 1)[:-1]
-    out = torch.empty(tokens, len(tiles[0]), **make)
-    times = []
-    for _ in range(3):
-        settle(device)
-        began = time.monotonic()
-        for tile in tiles:
-            torch.mm(hidden, tile.t(), out=out)
-        settle(device)
-        times.append(time.monotonic() - began)
-    return 4 * min(times) * vocab / (len(tiles) * len(tiles[0]))
-
-
-def peak_gib(device: torch.device) -> float:
-    """Most memory that was held at once since the last call, operands included; 0 on CPUs."""
-    if device.type != "cuda":
-        return 0.0
-    peak = torch.cuda.max_memory_allocated(device) / 2**30
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak
-
-
-def measure(
-    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, rounds: int
-) -> dict[str, Any]:
-    """Times in seconds and peaks of every implementation that runs on the device, in turns."""
-    here = [i for i in LINEAR_LOGPROBS if not i.obstacle(device)]
-    times: dict[str, list[float]] = {i.name: [] for i in here}
-    peaks = {}
-    for _ in range(rounds + 1):
-        for implementation in here:
-            peak_gib(device)
-            times[implementation.name].append(once(implementation.run, shape, dtype, device))
-            peaks[implementation.name] = peak_gib(device)
-    return {
-        "shape": shape,
-        "dtype": str(dtype).removeprefix("torch."),
-        "times": {name: values[1:] for name, values in times.items()},  # the first compiles
-        "peak_gib": peaks,
-        "limit": limit(shape, dtype, device),
-    }
-
-
-def tell(found: dict[str, Any]) -> None:
-    """Print one result."""
-    least, times = found["limit"], found["times"]
-    print(f"{'x'.join(map(str, found['shape']))} {found['dtype']}: products {1e3 * least:.0f} ms")
-    for name, took in times.items():
-        ratios = [e / t for e, t in zip(times["eager"], took, strict=True)]
-        print(
-            f"  {name:8} {spread([1e3 * t for t in took])} ms, eager / {name} {spread(ratios)}, "
-            f"{least / statistics.median(took):.0%} of the products' speed, "
-            f"peak {found['peak_gib'][name]:.1f} GiB",
-            flush=True,
-        )
+HEAD = """
+| tokens x width x vocabulary | type | | ms | of the limit | {name} takes | MB | bound, MB |
+|---|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--passes", type=int, default=1, help="of a round that are timed")
     parser.add_argument("--device", choices=SHAPES, default="cpu")
+    parser.add_argument("--shapes", nargs="+")
+    parser.add_argument("--types", nargs="+", choices=TYPES["cpu"])
     given = parser.parse_args()
-    device, results = torch.device(given.device), []
-    for shape in SHAPES[device.type]:
-        for dtype in TYPES[device.type]:
-            results.append(measure(shape, dtype, device, given.rounds))
-            tell(results[-1])
-    save("primitive" if device.type == "cpu" else "primitive_cuda", {"results": results})
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    shapes, types = given.shapes or SHAPES[given.device], given.types or TYPES[given.device]
+    results = []
+    for shape in shapes:
+        for dtype in types:
+            results.append(measure(shape, dtype, given.device, given.rounds, given.passes))
+            save("primitive" if given.device == "cpu" else "primitive_cuda", {"results": results})
+    preferred = heads.names(torch.device(given.device))[0]
+    print(HEAD.format(name=preferred))
+    for result in results:
+        tell(result, preferred)
+
+
+def measure(shape: str, dtype: str, device: str, rounds: int, passes: int) -> dict[str, Any]:
+    """Seconds and MB of every implementation that runs on the device."""
+    names = heads.names(torch.device(device))
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in names:
+            path = "build/peers/trl-1.16.0" if name == "trl" else ""
+            argv = (name, shape, dtype, device, str(passes))
+            runs[name].append(child("benchmarks.workers.primitive", *argv, path=path))
+            print(shape, dtype, name, runs[name][-1], flush=True)
+    require_alike({name: found[0]["logp"] for name, found in runs.items() if "logp" in found[0]})
+    _, width, vocab = map(int, shape.split("x"))
+    gradient = vocab * width * getattr(torch, dtype).itemsize / 2**20
+    seconds = {name: [s for run in found for s in run["seconds"]] for name, found in runs.items()}
+    return {
+        "shape": shape,
+        "dtype": dtype,
+        "limit": min(seconds.pop(heads.PRODUCTS)),
+        "seconds": seconds,
+        "extra_mb": {name: max(run["extra_mb"] for run in runs[name]) for name in seconds},
+        "bound_mb": gradient + WORKSPACE_MB,
+    }
+
+
+def require_alike(logp: dict[str, float]) -> None:
+    """Refuse to compare implementations that compute something else."""
+    if max(logp.values()) - min(logp.values()) > AGREE:
+        raise SystemExit(f"mean log-probs differ: {logp}")
+
+
+def tell(found: dict[str, Any], preferred: str) -> None:
+    """Print the lines of one shape and type."""
+    for name, took in found["seconds"].items():
+        ours = found["seconds"][preferred]
+        ratios = [other / own for other, own in zip(took, ours, strict=True)]
+        cells = [
+            found["shape"],
+            found["dtype"],
+            heads.PEERS.get(name, name),
+            spread([1e3 * seconds for seconds in took]),
+            f"{found['limit'] / statistics.median(took):.0%}",
+            "" if name == preferred else f"{spread(ratios)} times less",
+            f"{found['extra_mb'][name]:,.0f}",
+            f"{found['bound_mb']:,.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
