@@ -16,6 +16,20 @@ import torch
 SCRATCH = Path("build/benchmarks")
 RESULTS = Path("benchmarks/results")
 
+SHAPES: dict[str, dict[str, int]] = {
+    "8m": {},
+    "135m": {
+        "hidden_size": 576,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "intermediate_size": 1536,
+        "vocab_size": 49_152,
+    },
+}
+"""What differs from the default architecture; the larger one has that of SmolLM2-135M, and more
+vocabulary than the tokenizer uses."""
+
 
 def data_folder() -> Path:
     """The folder of real data that docs/data.md describes."""
@@ -30,8 +44,13 @@ def texts(row: dict[str, Any]) -> tuple[str, str]:
     return "".join(turns) + "assistant:", " " + row["chosen"]
 
 
-def make_model(folder: Path, corpus: Iterable[str]) -> Any:
-    """An 8.3 M Llama (d 288, 6 layers, V 8192) with random weights; returns its tokenizer."""
+def model_folder(shape: str) -> Path:
+    """Where `make_model` puts a shape of `SHAPES`."""
+    return SCRATCH / f"llama_{shape}"
+
+
+def make_model(folder: Path, corpus: Iterable[str], shape: str = "8m") -> Any:
+    """A Llama of a shape of `SHAPES` with random weights; returns its tokenizer of 8,192 tokens."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
@@ -39,12 +58,12 @@ def make_model(folder: Path, corpus: Iterable[str]) -> Any:
 
     if not folder.exists():
         tokenizer = train_tokenizer(corpus, 8192)
-        shape = {k: v for k, v in DEFAULT_ARCHITECTURE.items() if k != "model_type"}
+        config = {"vocab_size": len(tokenizer), **DEFAULT_ARCHITECTURE, **SHAPES[shape]}
+        del config["model_type"]
         torch.manual_seed(0)
         model = LlamaForCausalLM(
             LlamaConfig(
-                **shape,
-                vocab_size=len(tokenizer),
+                **config,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=None,
@@ -66,17 +85,16 @@ def child(module: str, *argv: str, path: str = "") -> dict[str, Any]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "RLHF_CACHE": str(SCRATCH / "cache")}
     if path:
         environment["PYTHONPATH"] = path
-    command = [sys.executable, "-W", "ignore", "-m", module, *argv]
-    with (SCRATCH / "child.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.workers.alone", module, *argv]
+    log = SCRATCH / "child.log"
+    with log.open("w", encoding="utf-8") as errors:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         )
-        assert process.stdout is not None
-        output = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed; see {SCRATCH / 'child.log'}")
-    return {**json.loads(output.splitlines()[-1]), "peak_memory_mb": usage.ru_maxrss / 1024}
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed; see {log}")
+    found, memory = done.stdout.splitlines()[-2:]
+    return {**json.loads(found), **json.loads(memory)}
 
 
 def now(device: torch.device) -> float:

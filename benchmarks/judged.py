@@ -2,6 +2,8 @@
 
     bash benchmarks/install_peers.sh
     RLHF_DATA=... python -m benchmarks.judged dpo [--reference stored] [--rounds 3] [--steps 13]
+    RLHF_DATA=... python -m benchmarks.judged dpo --shape 135m --precisions bf16 --rounds 1
+        --steps 3
 
 Real preference pairs whose rows have at most 512 tokens; for BCO one response of each pair, chosen
 and rejected in turn. The first step is not counted. With `--reference stored` both sides compute
@@ -13,7 +15,7 @@ import statistics
 from typing import Any
 
 from benchmarks.beside import BATCH, LONGEST, in_turns, options, report
-from benchmarks.common import SCRATCH, data_folder, make_model, texts
+from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
 
 VERSIONS = {"reward": "1.16.0", "dpo": "1.16.0", "bco": "1.13.0"}
 
@@ -23,22 +25,23 @@ def main() -> None:
     parser.add_argument("stage", choices=VERSIONS)
     parser.add_argument("--reference", choices=("copy", "stored"), default="copy")
     chosen = parser.parse_args()
-    model, rows, tokens = prepare(chosen.stage, chosen.steps)
+    model, rows, tokens = prepare(chosen.stage, chosen.steps, chosen.shape)
     compared = chosen.stage != "reward"
     argv = [model, rows, *([f"model.reference={chosen.reference}"] if compared else [])]
-    runs = in_turns(chosen.stage, VERSIONS[chosen.stage], argv, chosen.rounds)
+    runs = in_turns(chosen.stage, VERSIONS[chosen.stage], argv, chosen)
     name = f"{chosen.stage}_{chosen.reference}" if compared else chosen.stage
-    report(name, runs, tokens, "rows" if chosen.stage == "bco" else "pairs")
+    unit = "rows" if chosen.stage == "bco" else "pairs"
+    report(name, runs, tokens, unit, chosen.shape)
 
 
-def prepare(stage: str, steps: int) -> tuple[str, str, float]:
+def prepare(stage: str, steps: int, shape: str = "8m") -> tuple[str, str, float]:
     """The model folder, the rows' file and the mean number of tokens of an example."""
     lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
     pairs = [pair(json.loads(line)) for line in lines.splitlines()]
     SCRATCH.mkdir(parents=True, exist_ok=True)
     corpus = (row["prompt"] + row["chosen"] for row in pairs)
-    model = SCRATCH / "llama_8m"
-    tokenizer = make_model(model, corpus)
+    model = model_folder(shape)
+    tokenizer = make_model(model, corpus, shape)
     kept = [row for row in pairs if max(lengths(row, tokenizer)) < LONGEST][: steps * BATCH]
     if stage == "bco":
         kept = [one_of(row, index) for index, row in enumerate(kept)]

@@ -2,6 +2,8 @@
 
     bash benchmarks/install_peers.sh
     RLHF_DATA=... python -m benchmarks.ppo [--value trunk] [--batch 64] [--rounds 3] [--steps 4]
+    RLHF_DATA=... python -m benchmarks.ppo --shape 135m --precisions bf16 --batch 16 --rounds 1
+        --steps 2
 
 Real prompts of at most 192 tokens, responses of up to 53, four epochs of one minibatch. Policy,
 reference and reward model are each an 8 M Llama; with `--value model` ours has a value model of its
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.beside import in_turns, options, report
-from benchmarks.common import SCRATCH, data_folder, make_model, texts
+from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
 
 LONGEST, RESPONSE = 192, 53
 """Tokens of a prompt and of a response; 53 is TRL's default."""
@@ -29,7 +31,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rows-a-pass", type=int, default=16, help="of TRL's updates")
     chosen = parser.parse_args()
-    model, reward, rows, tokens = prepare(chosen.steps * chosen.batch)
+    model, reward, rows, tokens = prepare(chosen.steps * chosen.batch, chosen.shape)
     argv = [
         *(model, rows),
         f"reward.model={reward}",
@@ -38,17 +40,19 @@ def main() -> None:
         f"max_new_tokens={RESPONSE}",
         f"rows_a_pass={chosen.rows_a_pass}",
     ]
-    runs = in_turns("ppo", "1.12.0", argv, chosen.rounds)
-    report(f"ppo_{chosen.value}", runs, tokens + RESPONSE, "responses", chosen.batch)
+    runs = in_turns("ppo", "1.12.0", argv, chosen)
+    name = f"ppo_{chosen.value}"
+    report(name, runs, tokens + RESPONSE, "responses", chosen.shape, chosen.batch)
 
 
-def prepare(count: int) -> tuple[str, str, str, float]:
+def prepare(count: int, shape: str) -> tuple[str, str, str, float]:
     """The folders of policy and reward model, the prompts' file and their mean length."""
     lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
     pairs = [texts(json.loads(line)) for line in lines.splitlines()]
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    model, reward = SCRATCH / "llama_8m", SCRATCH / "llama_8m_reward"
-    tokenizer = make_model(model, (prompt + said for prompt, said in pairs))
+    model = model_folder(shape)
+    reward = model.with_name(f"{model.name}_reward")
+    tokenizer = make_model(model, (prompt + said for prompt, said in pairs), shape)
     make_reward_model(model, reward, tokenizer)
     sizes = {prompt: len(tokenizer(prompt)["input_ids"]) for prompt, _ in pairs}
     kept = [prompt for prompt, size in sizes.items() if size <= LONGEST][:count]
