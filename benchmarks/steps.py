@@ -1,0 +1,211 @@
+"""One optimizer step on real rows, as the stages take it, with any of its levers off."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from benchmarks import judged, sft
+from benchmarks.common import now
+from rlhf_cli.context import RunContext, choose_compute
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.examples import Examples, load_examples
+from rlhf_cli.data.loader import micro_batches
+from rlhf_cli.data.records.record import PreferenceRecord, PromptCompletionRecord
+from rlhf_cli.losses.likelihood import nll_loss
+from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.models import attention
+from rlhf_cli.models.config import LoadConfig, ModelConfig
+from rlhf_cli.models.load import frozen_copy, load_policy
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.stages.dpo.config import DPOConfig
+from rlhf_cli.stages.dpo.loss import preference_loss
+from rlhf_cli.stages.reference import Reference
+from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.optim import MasterAdamW
+from rlhf_cli.train.reference import COLUMN
+from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.train.update import Loss, accumulate, clip_and_step
+
+LR = 1e-4
+TOKENS = 4096
+"""Of a micro-batch; what a CPU is given."""
+
+PROMPT, RESPONSE = 256, 64
+"""Tokens of the rows of several samples to a prompt."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which step, and which levers it has; the defaults are those of the package.
+
+    Attributes:
+        stage: `sft`, `dpo`, or `samples`: responses to shared prompts, as in GRPO's updates.
+        examples: of a step.
+        samples: of `samples`, to each prompt.
+        precision: as `train.precision`.
+        attention: as `model.attention`; `sdpa` pads.
+        kernels: as the key.
+        products: short bf16 rows take plain products in attention.
+        everywhere: the output layer is given all positions, not the trained ones alone.
+        by_length: rows of like length stand together.
+        fused: AdamW in one kernel.
+        shares: what rows of an example begin with alike is computed once.
+        stored: the reference's numbers were computed before; else a copy gives them in each step.
+        keep_freed: of the process: freed memory is kept.
+        kernel_cache: of the process: compiled kernels that oneDNN keeps.
+    """
+
+    stage: str
+    examples: int
+    samples: int = 1
+    precision: str = "auto"
+    attention: str = "auto"
+    kernels: str = "auto"
+    products: bool = True
+    everywhere: bool = False
+    by_length: bool = True
+    fused: bool = True
+    shares: bool = True
+    stored: bool = True
+    keep_freed: bool = True
+    kernel_cache: int = 128
+
+
+class Step:
+    """A policy, its optimizer, its loss, and the micro-batches of one step.
+
+    Args:
+        policy: in fp32, as it is loaded.
+        rows: of the step.
+        loss: of a micro-batch.
+        compute: type of the passes.
+        products: as in `Settings`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        rows: list[Rows],
+        loss: Loss,
+        compute: torch.dtype,
+        products: bool = True,
+    ) -> None:
+        self.policy, self.rows, self.loss = policy, rows, loss
+        self.optimizer = MasterAdamW(policy, TrainConfig(), compute)
+        self.length = attention.PRODUCT_LENGTH if products else 0
+
+    def run(self) -> float:
+        """Seconds of the step."""
+        began = now(self.policy.device)
+        with patch.object(attention, "PRODUCT_LENGTH", self.length):
+            gradients = accumulate(self.rows, self.loss, self.optimizer)
+            clip_and_step(gradients, self.optimizer, LR, 1.0)
+        return now(self.policy.device) - began
+
+
+def open_step(settings: Settings) -> Step:
+    """The step of some settings, ready to be run many times."""
+    kind = "dpo" if settings.stage == "dpo" else "sft"
+    model, file, _ = judged.prepare("dpo", 13) if kind == "dpo" else sft.prepare(13)
+    load = LoadConfig(
+        model=ModelConfig(path=model, attention=settings.attention), kernels=settings.kernels
+    )
+    device = torch.device("cpu")
+    compute, _ = choose_compute(settings.precision, device)
+    with contextlib.redirect_stderr(io.StringIO()), _levers(settings):
+        tokenizer = load_tokenizer(load.model)
+        records = (PreferenceRecord if kind == "dpo" else PromptCompletionRecord,)
+        examples, _ = load_examples(DataConfig(path=file), kind, tokenizer, records)
+        policy = load_policy(load, tokenizer, RunContext(device, compute, 0, Path())).train()
+        policy.shares = settings.shares
+        if settings.stage == "samples":
+            rows = samples(examples, settings.examples, settings.samples)
+        else:
+            rows = micro_batches(examples, range(settings.examples), TOKENS)
+        loss = likelihood(policy, settings.everywhere)
+        if kind == "dpo":
+            loss, rows = preference(policy, rows, settings, compute)
+        return Step(policy, rows, loss, compute, settings.products)
+
+
+@contextlib.contextmanager
+def _levers(settings: Settings) -> Iterator[None]:
+    """Patches of what no key of a recipe switches."""
+    with contextlib.ExitStack() as stack:
+        if not settings.by_length:
+            stack.enter_context(
+                patch("rlhf_cli.data.loader._by_length", lambda _, indices: np.asarray(indices))
+            )
+        if not settings.fused:
+            plain = torch.optim.AdamW
+            stack.enter_context(
+                patch("torch.optim.AdamW", lambda *args, fused, **rest: plain(*args, **rest))
+            )
+        yield
+
+
+def likelihood(policy: Policy, everywhere: bool = False) -> Callable[[Rows], LossOutput]:
+    """SFT's loss."""
+
+    def loss(rows: Rows) -> LossOutput:
+        given = at_all_positions(rows) if everywhere else rows
+        nll = nll_loss(policy(given).logp)
+        kept = nll[torch.isin(given.scored, rows.scored)] if everywhere else nll
+        return LossOutput({"nll": Term(kept.sum(), "tokens")})
+
+    return loss
+
+
+def at_all_positions(rows: Rows) -> Rows:
+    """Every token but the first of each row is scored."""
+    follows = torch.ones(len(rows.tokens), dtype=torch.bool)
+    follows[rows.starts + rows.lengths - 1] = False
+    return replace(rows, scored=follows.nonzero().squeeze(1))
+
+
+def preference(
+    policy: Policy, rows: list[Rows], settings: Settings, compute: torch.dtype
+) -> tuple[Loss, list[Rows]]:
+    """DPO's loss, and the rows with what it reads."""
+    copied = frozen_copy(policy, compute)
+
+    @torch.no_grad()
+    def of(given: Rows) -> torch.Tensor:
+        return row_logprobs(copied(given), given)
+
+    if not settings.stored:
+        return preference_loss(DPOConfig(), policy, Reference(of)), rows
+    stored = [replace(part, columns={**part.columns, COLUMN: of(part)}) for part in rows]
+    read = Reference(lambda given: given.columns[COLUMN])
+    return preference_loss(DPOConfig(), policy, read), stored
+
+
+def samples(examples: Examples, prompts: int, count: int) -> list[Rows]:
+    """Micro-batches of prompts with so many responses each, of the rows' own tokens."""
+    tokens = torch.from_numpy(np.array(examples.tokens, np.int64))
+    taken = tokens[: prompts * (PROMPT + count * RESPONSE)].split(PROMPT + count * RESPONSE)
+    a_pass = max(1, TOKENS // (count * (PROMPT + RESPONSE)))
+    make = partial(_of_prompts, count=count)
+    return [make(taken[at : at + a_pass], at) for at in range(0, prompts, a_pass)]
+
+
+def _of_prompts(parts: tuple[torch.Tensor, ...], first: int, count: int) -> Rows:
+    rows = [
+        torch.cat([part[:PROMPT], response])
+        for part in parts
+        for response in part[PROMPT:].split(RESPONSE)
+    ]
+    length = PROMPT + RESPONSE
+    starts = torch.arange(len(rows)) * length
+    scored = (starts[:, None] + torch.arange(PROMPT - 1, length - 1)).flatten()
+    example = first + torch.arange(len(parts)).repeat_interleave(count)
+    return Rows(torch.cat(rows), torch.full((len(rows),), length), scored, example)

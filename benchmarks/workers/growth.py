@@ -1,0 +1,134 @@
+"""One point of the curves: a step of an 8.3 M Llama on rows of one size; prints JSON."""
+
+import json
+import sys
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.heads import once, ours
+from benchmarks.memory import forget_peak, held_bytes, peak_bytes
+from benchmarks.steps import PROMPT, TOKENS, Step, likelihood
+from rlhf_cli.context import keep_freed_memory, limit_kernel_cache
+from rlhf_cli.data.batches import Rows
+from rlhf_cli.kernels.chunked import TILE_BYTES
+from rlhf_cli.kernels.registry import choose
+from rlhf_cli.models.attention import PRODUCT_LENGTH
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharing import lay_out
+from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
+from rlhf_cli.train import budget
+from rlhf_cli.train.speed import Work, measure_peak, work_of
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a step is made of.
+
+    Attributes:
+        tokens: of a row, the prompt included where there is one.
+        rows: of the step.
+        vocab: of the model.
+        samples: rows to each prompt of `PROMPT` tokens; 0 where rows have none.
+    """
+
+    tokens: int
+    rows: int
+    vocab: int
+    samples: int
+
+    @property
+    def group(self) -> int:
+        """Rows that stand together."""
+        return max(1, self.samples)
+
+
+def main(*given: str) -> None:
+    *numbers, precision, runs = given
+    point, dtype = Point(*map(int, numbers)), getattr(torch, precision)
+    keep_freed_memory()
+    limit_kernel_cache()
+    implementation, _ = choose("auto", CPU)
+    once(ours(implementation), (64, 64, 512), dtype, CPU)  # what is loaded at first is no step's
+    rows = micro_batches(point)
+    forget_peak(CPU)
+    before = held_bytes(CPU)
+    policy = Policy(make_model(point), implementation, flat=True)
+    work = work_of(policy)
+    step = Step(policy, rows, likelihood(policy), dtype)
+    peak = measure_peak(CPU, dtype)
+    seconds = [step.run() for _ in range(int(runs) + 1)][1:]
+    found = {
+        "seconds": seconds,
+        "seconds_of_products": sum(flop(work, part) for part in rows) / peak,
+        "extra_mb": (peak_bytes(CPU) - before) / 2**20,
+        "formula_mb": memory(policy, rows, point, dtype) / 2**20,
+    }
+    print(json.dumps(found))
+
+
+def make_model(point: Point) -> LlamaForCausalLM:
+    """The default architecture with random weights."""
+    shape = {k: v for k, v in DEFAULT_ARCHITECTURE.items() if k != "model_type"}
+    shape |= {"vocab_size": point.vocab, "max_position_embeddings": max(2048, point.tokens)}
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**shape)).train()
+
+
+def micro_batches(point: Point) -> list[Rows]:
+    """The rows of a step in parts of at most `TOKENS`, those to one prompt together."""
+    a_pass = max(1, TOKENS // (point.tokens * point.group)) * point.group
+    starts = range(0, point.rows, a_pass)
+    return [make_rows(point, min(a_pass, point.rows - start)) for start in starts]
+
+
+def make_rows(point: Point, count: int) -> Rows:
+    """Random tokens; scored are those behind the prompt, else all but the first of a row."""
+    groups, prompt = count // point.group, PROMPT if point.samples else 0
+    tokens = torch.randint(0, point.vocab, (groups, point.group, point.tokens))
+    tokens[:, :, :prompt] = tokens[:, :1, :prompt]
+    first = max(prompt - 1, 0)
+    starts = torch.arange(count) * point.tokens
+    return Rows(
+        tokens.flatten(),
+        torch.full((count,), point.tokens),
+        (starts[:, None] + torch.arange(first, point.tokens - 1)).flatten(),
+        torch.arange(groups).repeat_interleave(point.group),
+    )
+
+
+def flop(work: Work, rows: Rows) -> float:
+    """Of a micro-batch, what rows share counted once."""
+    layout = lay_out(rows, share=True).layout
+    lengths = layout.lengths
+    follows = layout.follows or (-1,) * len(lengths)
+    before = [lengths[row] if row >= 0 else 0 for row in follows]
+    pairs = sum(
+        length * (length + 1) / 2 + length * more
+        for length, more in zip(lengths, before, strict=True)
+    )
+    return work.token * sum(lengths) + work.pair * pairs + work.scored * len(rows.scored)
+
+
+def memory(policy: Policy, rows: list[Rows], point: Point, dtype: torch.dtype) -> float:
+    """Bytes: 16 a parameter, activations of the largest micro-batch, the output layer's tiles.
+
+    The copies in the compute type and the output layer's gradient come to it.
+    """
+    count = sum(p.numel() for p in policy.parameters())
+    products = dtype == torch.bfloat16 and point.tokens < PRODUCT_LENGTH
+    config = policy.model.config
+    with patch.object(budget, "PRODUCT_LENGTH", point.tokens if products else 0):
+        a_token = budget.bytes_per_token(config, dtype.itemsize, recompute=False)
+    most = max(sum(lay_out(part, share=True).layout.lengths) for part in rows)
+    copies = dtype.itemsize if dtype != torch.float32 else 0
+    head = point.vocab * config.hidden_size * dtype.itemsize + TILE_BYTES["cpu"]
+    return (16 + copies) * count + a_token * most + head
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
