@@ -5,7 +5,12 @@
     python -m benchmarks.compare --stages    # the table alone, of the results that are there
 
 The best precision of each side counts. Tokens are those of the rows, without padding; the share is
-that of the products' speed which the machine was measured to reach while the run began.
+that of the products' speed which the machine was measured to reach while the run began. PPO's
+counts the products of the updates against the time of the whole step, rollout included.
+
+What the table does not tell: `benchmarks.primitive` (the output layer beside TRL's and Liger's),
+`attention`, `levers` (what each of ours gives), `growth` (with tokens, rows, vocabulary, samples),
+`rollout`, `loop`, `startup`, `adapters`, `gpu`; `benchmarks.sft --shape 135m` a larger model.
 """
 
 import argparse
