@@ -1,6 +1,6 @@
 """What each lever of speed and memory gives: a step with it and without it, the others on.
 
-    RLHF_DATA=... python -m benchmarks.levers [--only bf16] [--rounds 3] [--examples 32]
+    RLHF_DATA=... python -m benchmarks.levers [--only bf16] [--rounds 3] [--examples 16]
         [--no-memory]
 
 An 8.3 M Llama on real rows: forward, backward, clipping and AdamW. Times are taken in one process,
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks import ppo, rollout
+from benchmarks.beside import BATCH
 from benchmarks.common import SCRATCH, child, save, spread
 from benchmarks.steps import Settings, open_step
 from rlhf_cli.context import keep_freed_memory, limit_kernel_cache
@@ -64,7 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=[*LEVERS, SLOTS, VALUE])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--examples", type=int, default=32, help="of a step")
+    parser.add_argument("--examples", type=int, default=BATCH, help="of a step")
     parser.add_argument("--no-memory", action="store_true", help="of levers timed in one process")
     given = parser.parse_args()
     names = given.only or [*LEVERS, SLOTS, VALUE]

@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -36,6 +36,9 @@ from rlhf_cli.train.sequence import row_logprobs
 from rlhf_cli.train.update import Loss, accumulate, clip_and_step
 
 LR = 1e-4
+STEPS = 13
+"""Whose rows are in the file; one of them is taken."""
+
 TOKENS = 4096
 """Of a micro-batch; what a CPU is given."""
 
@@ -115,7 +118,7 @@ class Step:
 def open_step(settings: Settings) -> Step:
     """The step of some settings, ready to be run many times."""
     kind = "dpo" if settings.stage == "dpo" else "sft"
-    model, file, _ = judged.prepare("dpo", 13) if kind == "dpo" else sft.prepare(13)
+    model, file = _prepared(kind)
     load = LoadConfig(
         model=ModelConfig(path=model, attention=settings.attention), kernels=settings.kernels
     )
@@ -135,6 +138,13 @@ def open_step(settings: Settings) -> Step:
         if kind == "dpo":
             loss, rows = preference(policy, rows, settings, compute)
         return Step(policy, rows, loss, compute, settings.products)
+
+
+@cache
+def _prepared(kind: str) -> tuple[str, str]:
+    """The model folder and the rows' file."""
+    model, file, _ = judged.prepare("dpo", STEPS) if kind == "dpo" else sft.prepare(STEPS)
+    return model, file
 
 
 @contextlib.contextmanager
