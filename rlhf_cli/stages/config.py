@@ -31,6 +31,37 @@ def judged_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...])
     return found
 
 
+PROMPT_FORMATS = ("auto", "prompt", "prompt_completion", "chat")
+
+
+def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[str]:
+    """What does not go with rows that are prompts alone, one line each.
+
+    Args:
+        stage: writes the responses.
+        data: of the prompts.
+        response: `sampling.max_new_tokens`, for which a row leaves room.
+    """
+    found = []
+    if response >= data.max_length:
+        found.append(
+            f"data.max_length: got {data.max_length}, which leaves no token for the prompt beside "
+            f"sampling.max_new_tokens={response}. Try data.max_length={2 * response}"
+        )
+    if data.format not in PROMPT_FORMATS:
+        found.append(
+            f"data.format: got {data.format}; {stage} takes prompts, so it needs one of "
+            f"{', '.join(PROMPT_FORMATS)}. Try data.format=auto"
+        )
+    if data.packing or data.train_on != "response":
+        key, value = ("packing", "false") if data.packing else ("train_on", "response")
+        found.append(
+            f"data.{key}: given, but {stage} reads prompts alone and trains on what it writes. "
+            f"Try data.{key}={value}"
+        )
+    return found
+
+
 @dataclass(kw_only=True)
 class StageConfig(LoadConfig):
     """What every training stage has."""

@@ -3,6 +3,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Unit
+from rlhf_cli.config.unread import unread
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.stages.config import StageConfig, judged_rows_problems
@@ -167,10 +168,8 @@ class DPOConfig(StageConfig):
             "undesirable_weight": self.unpaired,
             "sync_share": bool(self.sync_steps),
         }
-        for name, read in only.items():
-            default = type(self).__dataclass_fields__[name].default
-            if not read and getattr(self, name) != default:
-                found.append(_unread(name, getattr(self, name), names, default))
+        for name, default in unread(self, only).items():
+            found.append(_unread(name, getattr(self, name), names, default))
         return found
 
     def _reference_problems(self) -> list[str]:

@@ -3,16 +3,15 @@ from os.path import isdir
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
+from rlhf_cli.config.unread import unread
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
-from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 
 GROUPED = ("grpo", "rloo")
 """Estimators that compare responses to one prompt."""
-
-FORMATS = ("auto", "prompt", "prompt_completion", "chat")
 
 
 @dataclass(kw_only=True)
@@ -205,24 +204,7 @@ class PPOConfig(StageConfig):
                 "responses of a step (train.batch_size times samples_per_prompt). "
                 f"Try minibatches={near}"
             )
-        if self.sampling.max_new_tokens >= self.data.max_length:
-            found.append(
-                f"data.max_length: got {self.data.max_length}, which leaves no token for the "
-                f"prompt beside sampling.max_new_tokens={self.sampling.max_new_tokens}. "
-                f"Try data.max_length={2 * self.sampling.max_new_tokens}"
-            )
-        if self.data.format not in FORMATS:
-            found.append(
-                f"data.format: got {self.data.format}; ppo takes prompts, so it needs one of "
-                f"{', '.join(FORMATS)}. Try data.format=auto"
-            )
-        if self.data.packing or self.data.train_on != "response":
-            key, value = ("packing", "false") if self.data.packing else ("train_on", "response")
-            found.append(
-                f"data.{key}: given, but ppo reads prompts alone and trains on what it writes. "
-                f"Try data.{key}={value}"
-            )
-        return found
+        return found + prompt_rows_problems("ppo", self.data, self.sampling.max_new_tokens)
 
     def _sampling_problems(self) -> list[str]:
         found, sampling = [], self.sampling
@@ -284,10 +266,8 @@ class PPOConfig(StageConfig):
             "kl_horizon": adaptive,
         }
         found = []
-        for name, is_read in read.items():
-            default = type(self).__dataclass_fields__[name].default
-            if not is_read and getattr(self, name) != default:
-                need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
-                need = "value=model" if name == "value_model" and critic else need
-                found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")
+        for name, default in unread(self, read).items():
+            need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
+            need = "value=model" if name == "value_model" and critic else need
+            found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")
         return found
