@@ -52,7 +52,8 @@ class Replay:
         if list(prompts) != rollout["prompts"]:
             raise SystemExit("the two sides do not have the same token ids of prompts")
         responses = rollout["responses"]
-        return Rollout(responses, [row[-1] == tokenizer.eos_token_id for row in responses])
+        ended = [row[-1] == tokenizer.eos_token_id for row in responses]
+        return Rollout(responses, ended, [[] for _ in responses])
 
 
 def learn(

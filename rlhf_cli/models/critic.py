@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,22 +50,24 @@ class TrunkCritic(nn.Module):
         super().__init__()
         self.head = ValueHead(width)
 
-    def forward(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
+    def forward(self, policy: Policy, rows: Rows, hidden: Callable[[], Tensor]) -> Tensor:
         """[S] fp32, no unit: what is expected behind each scored position.
 
         Args:
             policy: that wrote the rows.
             rows: on its device.
-            hidden: [S, d], the policy's hidden states at the scored positions.
+            hidden: gives [S, d], the policy's hidden states at the scored positions; asked only by
+                a critic that reads them.
         """
-        values: Tensor = self.head(hidden.detach() if self.alone else hidden)
+        found = hidden()
+        values: Tensor = self.head(found.detach() if self.alone else found)
         return values
 
 
 class AdapterCritic(TrunkCritic):
     """A head on hidden states that adapters of its own make on the policy's base."""
 
-    def forward(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
+    def forward(self, policy: Policy, rows: Rows, hidden: Callable[[], Tensor]) -> Tensor:
         """As `TrunkCritic`; the policy's hidden states are not read."""
         with policy.playing(ROLE):
             own = policy.hidden_states(rows, rows.scored)
@@ -79,7 +82,7 @@ class ModelCritic(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, policy: Policy, rows: Rows, hidden: Tensor) -> Tensor:
+    def forward(self, policy: Policy, rows: Rows, hidden: Callable[[], Tensor]) -> Tensor:
         """As `TrunkCritic`; the policy's hidden states are not read."""
         return self.model.scores_at(rows, rows.scored)
 

@@ -80,7 +80,21 @@ class Policy(Trunk):
             return found
         if self.critic is None:
             raise ValueError("want: got value of a policy without critic")
-        return replace(found, value=self.critic(self, rows, hidden))
+        return replace(found, value=self.critic(self, rows, lambda: hidden))
+
+    def expected(self, rows: Rows) -> Tensor:
+        """[S] fp32: what the critic expects from each scored token on, without the output layer.
+
+        The `value` of `forward`; the policy's own layers run only for a critic that reads them.
+
+        Raises:
+            ValueError: the policy has no critic.
+        """
+        if self.critic is None:
+            raise ValueError("expected: asked of a policy without critic")
+        with self.playing("policy"):
+            found: Tensor = self.critic(self, rows, lambda: self.hidden_states(rows, rows.scored))
+        return found
 
     def hidden_states(self, rows: Rows, positions: Tensor) -> Tensor:
         """[P, d]: what the output layer would be given at some positions of the rows."""

@@ -1,4 +1,4 @@
-"""Prompts in, tokens out. Log-probs never come from here: they come from the primitive."""
+"""Prompts in, tokens out. Log-probs come from the primitive, unless the draws' own are wanted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.decode import decode
 from rlhf_cli.rollout.ends import Ends
-from rlhf_cli.rollout.probe import fits_slots
+from rlhf_cli.rollout.probe import fits_slots, require_slots
 from rlhf_cli.rollout.sampling import draw, noise
 from rlhf_cli.rollout.schedule import Row
 
@@ -31,10 +31,12 @@ class Rollout:
     Attributes:
         tokens: of each response, its end token included where there is one.
         finished: whether it ended by itself, not at the length limit.
+        logprobs: nats, of each token of each response, as it was drawn; empty where not asked for.
     """
 
     tokens: list[list[int]]
     finished: list[bool]
+    logprobs: list[list[float]]
 
 
 def generate(
@@ -47,6 +49,7 @@ def generate(
     slots: int = SLOTS_AT_ONCE,
     numbers: Sequence[int] | None = None,
     streamer: Any | None = None,
+    logprobs: bool = False,
 ) -> Rollout:
     """Draw responses to prompts.
 
@@ -64,15 +67,21 @@ def generate(
         numbers: of each prompt, >= 0, for its seed; by default its place. Where prompts come in
             portions, or again, other numbers give other draws.
         streamer: a transformers streamer, for one response.
+        logprobs: keep those of the draws, in fp32: under the whole distribution at the temperature,
+            before `top_k`, `top_p`, `min_p` and `min_new_tokens` take tokens from it.
 
     Raises:
-        ConfigError: the model has too few positions for prompt and response.
+        ConfigError: the model has too few positions for prompt and response, or log-probs are to be
+            kept and it does not decode in slots.
         DataError: a prompt has no tokens.
         NonFinite: the logits are not finite.
+        ValueError: log-probs are asked for at temperature 0, which has no distribution.
     """
+    if logprobs and sampling.temperature == 0:
+        raise ValueError("logprobs: asked for at temperature 0; need a temperature > 0")
     inner = model.model if isinstance(model, Trunk) else model
     if not prompts:
-        return Rollout([], [])
+        return Rollout([], [], [])
     _require_tokens(prompts)
     _require_room(inner, prompts, sampling)
     ends = Ends(inner, tokenizer, sampling)
@@ -86,12 +95,14 @@ def generate(
         for number in (range(len(prompts)) if numbers is None else numbers)
         for sample in range(samples)
     ]
+    if logprobs:
+        require_slots(inner, "rollout_logprobs", "reuse", "recompute")
     if fits_slots(inner):
-        _decode(inner, rows, seeds, sampling, ends, slots, streamer)
+        _decode(inner, rows, seeds, sampling, ends, slots, streamer, logprobs)
     else:
         generate_batched(inner, tokenizer, rows, seeds, sampling, ends, slots, streamer)
     finished = [ends.reached(row.written) for row in rows]
-    return Rollout([row.written for row in rows], finished)
+    return Rollout([row.written for row in rows], finished, [row.logprobs for row in rows])
 
 
 def _decode(
@@ -102,11 +113,13 @@ def _decode(
     ends: Ends,
     slots: int,
     streamer: Any | None,
+    logprobs: bool,
 ) -> None:
     noises = [noise(*seed) for seed in seeds]
     device = model.device
 
     def choose(logits: Tensor, live: Sequence[Row]) -> list[int]:
+        law = (logits / sampling.temperature).log_softmax(-1) if logprobs else None
         young = [
             slot for slot, row in enumerate(live) if len(row.written) < sampling.min_new_tokens
         ]
@@ -115,6 +128,9 @@ def _decode(
         uniform = [noises[row.number].random() for row in live]
         drawn = draw(logits, torch.tensor(uniform, dtype=torch.float64, device=device), sampling)
         tokens: list[int] = drawn.tolist()
+        if law is not None:
+            for row, own in zip(live, law.gather(1, drawn[:, None])[:, 0].tolist(), strict=True):
+                row.logprobs.append(own)
         if streamer is not None:
             streamer.put(torch.tensor(tokens))
         return tokens

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import say
-from rlhf_cli.errors import NonFinite, first_line
+from rlhf_cli.errors import ConfigError, NonFinite, first_line
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.rollout.batched import plain_attention
 from rlhf_cli.rollout.decode import decode, writing
@@ -51,6 +51,25 @@ def fits_slots(model: Any) -> bool:
         else:
             say("rollout: decoding in slots equals the model's own forward pass")
     return _FITS[model]
+
+
+def require_slots(model: Any, key: str, value: str, other: str) -> None:
+    """Refuse an option that only decoding in slots has, for a model that does not fit them.
+
+    Args:
+        model: asked by `fits_slots`, whose line says why not.
+        key: the option.
+        value: what it has.
+        other: what it could have instead.
+
+    Raises:
+        ConfigError: the model does not fit.
+    """
+    if not fits_slots(model):
+        raise ConfigError(
+            f"{key}: got {value}, but a {type(model).__name__} is not decoded in slots (see above)"
+            f"; need slots for this. Try {key}={other}"
+        )
 
 
 def _problem(model: Any) -> str:

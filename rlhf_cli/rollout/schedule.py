@@ -18,12 +18,14 @@ class Row:
         prompt: place of its prompt among the prompts.
         before: tokens of the prompt.
         written: tokens of the response so far.
+        logprobs: nats, of each written token, where they are kept; else empty.
     """
 
     number: int
     prompt: int
     before: Sequence[int]
     written: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
     @property
     def last(self) -> int:

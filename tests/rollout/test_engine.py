@@ -237,6 +237,36 @@ def test_the_first_tokens_have_the_models_probabilities():
     assert float(((counts - expected) ** 2 / expected).sum()) < 51
 
 
+TRUNCATED = SamplingConfig(
+    max_new_tokens=9, min_new_tokens=4, temperature=0.7, top_k=20, top_p=0.9, min_p=0.01, seed=2
+)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.15)])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_kept_logprobs_are_those_of_the_whole_distribution(name, dtype, most):
+    """Whatever was cut away or banned for the draw. bf16: logits near 10 are 1/32 apart."""
+    model = make(ARCHITECTURES[name]).to(dtype)
+    got = generate(model, TOKENIZER, PROMPTS, TRUNCATED, samples=2, slots=4, logprobs=True)
+    plain = generate(model, TOKENIZER, PROMPTS, TRUNCATED, samples=2, slots=4)
+    assert got.tokens == plain.tokens
+    assert plain.logprobs == [[]] * len(plain.tokens)  # nobody pays who did not ask
+    for number, (tokens, logprobs) in enumerate(zip(got.tokens, got.logprobs, strict=True)):
+        row = torch.tensor([PROMPTS[number // 2] + tokens])
+        logits = model(input_ids=row, use_cache=False).logits[0].float().detach()
+        whole = (logits / 0.7).log_softmax(-1)[-len(tokens) - 1 : -1]
+        expected = whole.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        assert_close(torch.tensor(logprobs), expected, atol=most, rtol=0)
+
+
+def test_logprobs_that_cannot_be_kept_are_refused():
+    bloom = make(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
+    with pytest.raises(ConfigError, match="BloomForCausalLM is not decoded in slots"):
+        generate(bloom, TOKENIZER, PROMPTS[:2], SAMPLED, logprobs=True)
+    with pytest.raises(ValueError, match="temperature 0"):
+        generate(tiny_llama(), TOKENIZER, PROMPTS[:2], GREEDY, logprobs=True)
+
+
 def test_a_streamer_is_given_the_prompt_then_each_token():
     seen = []
     streamer = SimpleNamespace(put=lambda t: seen.append(t.tolist()), end=lambda: seen.append("."))

@@ -109,6 +109,11 @@ class PPOConfig(StageConfig):
     samples_per_prompt: Annotated[int, AtLeast(1)] = 1
     """Responses to each prompt of a step."""
 
+    rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
+    """Where the log-probs of the policy that wrote come from: `recompute` computes them again as
+    the updates do, so that the first ratio is 1; `reuse` keeps those of the draws, which saves that
+    pass, and logs how far they are off."""
+
     missing_eos_penalty: Annotated[float, AtLeast(0)] = 0.0
     """Points taken from a response that did not end by itself."""
 
@@ -143,6 +148,11 @@ class PPOConfig(StageConfig):
     def has_critic(self) -> bool:
         """Whether a value model is trained."""
         return self.advantage == "gae"
+
+    @property
+    def reuses_logprobs(self) -> bool:
+        """Whether the log-probs of the draws are learned from."""
+        return self.rollout_logprobs == "reuse"
 
     @property
     def whitens(self) -> bool:
@@ -196,6 +206,11 @@ class PPOConfig(StageConfig):
 
     def _rollout_problems(self) -> list[str]:
         found = []
+        if self.reuses_logprobs and self.compat == "trl":
+            found.append(
+                "rollout_logprobs: got reuse with compat=trl, which computes them again as TRL "
+                "does. Try rollout_logprobs=recompute"
+            )
         responses = self.train.batch_size * self.samples_per_prompt
         if responses % self.minibatches:
             near = max(n for n in range(1, self.minibatches) if responses % n == 0)

@@ -72,6 +72,15 @@ class _Models(PPOTraining):
         """Prompts are not known yet; `PPOTrainer.step` looks at each."""
 
 
+def _reuse_problems(cfg: PPOConfig) -> list[str]:
+    if not cfg.reuses_logprobs:
+        return []
+    return [
+        "rollout_logprobs: got reuse; responses that are given to PPOTrainer.step come without "
+        "log-probs. Try rollout_logprobs=recompute"
+    ]
+
+
 class PPOTrainer:
     """Policy, reference and value model, and one update at a time; the code of `rlhf ppo`.
 
@@ -88,7 +97,7 @@ class PPOTrainer:
     """
 
     def __init__(self, cfg: PPOConfig, out: str | Path) -> None:
-        if found := cfg.step_problems():
+        if found := cfg.step_problems() + _reuse_problems(cfg):
             raise ConfigError("\n".join(found))
         if not cfg.train.max_steps:
             cfg = replace(cfg, train=replace(cfg.train, schedule="constant"))

@@ -97,26 +97,41 @@ class Teacher:
         self, parts: Sequence[Sequence[MicroBatch]], responses: Sequence[Written], score: Tensor
     ) -> Responses:
         cfg = self.cfg
-        temperature = cfg.sampling.temperature
-        want = {"logp"} | ({"value"} if cfg.has_critic else set())
         logp: dict[int, Tensor] = {}
         ref: dict[int, Tensor] = {}
         value: dict[int, Tensor] = {}
+        if cfg.reuses_logprobs:
+            logp = {k: torch.tensor(one.logprobs) for k, one in enumerate(responses)}
         for micro in (micro for part in parts for micro in part):
-            out = self.policy(micro.rows, want=want, temperature=temperature)
-            logp |= micro.cut(out.logp)
-            ref |= micro.cut(self.reference.logprobs(micro.rows, temperature))
-            value |= micro.cut(torch.zeros_like(out.logp) if out.value is None else out.value)
+            own, expected = self._of_policy(micro.rows)
+            if own is not None:
+                logp |= micro.cut(own)
+            if expected is not None:
+                value |= micro.cut(expected)
+            ref |= micro.cut(self.reference.logprobs(micro.rows, cfg.sampling.temperature))
         count, kept = len(responses), masks(responses)
+        logprobs = table(logp, count)
         return Responses(
-            table(logp, count),
+            logprobs,
             table(ref, count),
-            table(value, count),
+            table(value, count) if cfg.has_critic else torch.zeros_like(logprobs),
             kept[SAMPLED],
             kept[VALUED],
             score,
             cfg.samples_per_prompt,
         )
+
+    def _of_policy(self, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+        """[S] log-probs, unless those of the draws are taken, and values, where there is a critic.
+
+        The policy makes no pass for what is not needed.
+        """
+        cfg = self.cfg
+        if cfg.reuses_logprobs:
+            return None, self.policy.expected(rows) if cfg.has_critic else None
+        want = {"logp"} | ({"value"} if cfg.has_critic else set())
+        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature)
+        return out.logp, out.value
 
 
 def _metrics(found: Responses, learned: Experience) -> Metrics:

@@ -31,18 +31,19 @@ class PPOLoss:
     Attributes:
         kl_coef: of the rollout, where the price of KL is paid in the loss.
         warming: the value model alone is trained.
+        fresh: no update of the rollout was made yet: the policy is still the one that wrote.
         moved: sum and count of the approximate KL of the update that is being made, over the
             tokens of this rank.
     """
 
     def __init__(self, cfg: PPOConfig, policy: Policy) -> None:
         self.cfg, self.policy = cfg, policy
-        self.kl_coef, self.warming = cfg.kl_coef, False
+        self.kl_coef, self.warming, self.fresh = cfg.kl_coef, False, True
         self.moved: tuple[Tensor | float, int] = (0.0, 0)
 
     def begin(self, kl_coef: float, *, warming: bool) -> None:
         """Take in what holds for the updates of a rollout."""
-        self.kl_coef, self.warming = kl_coef, warming
+        self.kl_coef, self.warming, self.fresh = kl_coef, warming, True
         if isinstance(self.policy.critic, TrunkCritic):
             self.policy.critic.alone = warming
 
@@ -80,6 +81,9 @@ class PPOLoss:
             "policy/ratio": _mean(ratio),
             "policy/clip_fraction": _mean(((ratio - 1).abs() > cfg.clip_range).float()),
         }
+        if self.fresh and cfg.reuses_logprobs:
+            metrics["rollout/mismatch"] = _mean((logp - old).abs())
+            metrics["rollout/mismatch_kl"] = _mean(moved)
         if out.entropy is not None:
             metrics["policy/entropy"] = _mean(out.entropy[kept])
         if cfg.kl_in == "loss":

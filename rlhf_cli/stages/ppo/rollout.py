@@ -61,14 +61,15 @@ class Author:
             cfg.sampling,
             samples=samples,
             numbers=[step * cfg.train.batch_size + place for place in places],
+            logprobs=cfg.reuses_logprobs,
         )
         numbers = [place * samples + sample for place in places for sample in range(samples)]
         asked = [index for index in chosen for _ in range(samples)]
         behind = self._behind(drawn)
-        parts = zip(asked, numbers, drawn.tokens, drawn.finished, behind, strict=True)
+        rows = zip(drawn.tokens, drawn.finished, behind, drawn.logprobs, strict=True)
         return [
-            Written(index, number, self.tokens[index], tokens, ended, after)
-            for index, number, tokens, ended, after in parts
+            Written(index, number, self.tokens[index], *row)
+            for index, number, row in zip(asked, numbers, rows, strict=True)
         ]
 
     def _behind(self, drawn: Rollout) -> list[int | None]:

@@ -24,6 +24,7 @@ class Written:
         tokens: of the response, its end token included where there is one.
         finished: whether it ended by itself.
         behind: a token that stands behind the end for a value of its own (`compat=trl`), or none.
+        logprobs: nats, of each token as it was drawn, where those are learned from; else empty.
     """
 
     prompt: int
@@ -32,6 +33,7 @@ class Written:
     tokens: Sequence[int]
     finished: bool
     behind: int | None = None
+    logprobs: Sequence[float] = ()
 
     @property
     def scored(self) -> list[int]:

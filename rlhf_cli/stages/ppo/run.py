@@ -74,7 +74,7 @@ class Rollouts(PPOTraining):
         )
         held_out = None
         if self.held_out:
-            one = replace(cfg, samples_per_prompt=1)
+            one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
             held_out = Author(one, *self.held_out, self.policy, rewards, self.tokenizer, ctx.ranks)
         return self.fit_and_save(
             self.policy,

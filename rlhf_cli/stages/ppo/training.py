@@ -14,6 +14,7 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.ends import end_tokens
+from rlhf_cli.rollout.probe import require_slots
 from rlhf_cli.stages.likelihood import RECORDS as TEXTS
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.critic import give_critic
@@ -55,6 +56,8 @@ class PPOTraining(Training):
         cfg, ctx = self.cfg, self.ctx
         self.policy = load_policy(cfg, self.tokenizer, ctx)
         self.require_positions(self.policy)
+        if cfg.reuses_logprobs:
+            require_slots(self.policy.model, "rollout_logprobs", "reuse", "recompute")
         self.reference = hold_reference(cfg.model, self.policy, self)
         give_critic(cfg, self.policy, self)
         self.settle(self.policy)

@@ -83,6 +83,7 @@ class Updates:
             for minibatch in lesson.minibatches:
                 self.loss.moved = (0.0, 0)
                 yield [*minibatch, *self._next_text()]
+                self.loss.fresh = False
                 if self._went_far():
                     return
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.rollout import probe
 from tests.stages.ppo.conftest import words_of
 
 BROKEN = """
@@ -34,6 +35,10 @@ def fails(prompts, responses, **columns): return [1 / 0]
         (["kl_controller=adaptive", "kl_coef=0"], "kl_coef: got 0.0 with kl_controller=adaptive"),
         (["kl_in=loss"], "kl_estimator: got k1 with kl_in=loss"),
         (["value=adapter", "advantage=reinforce_pp"], "value: given, but only advantage=gae"),
+        (
+            ["rollout_logprobs=reuse", "compat=trl"],
+            "rollout_logprobs: got reuse with compat=trl, which computes them again",
+        ),
         (["kl_target=3"], "kl_target: given, but only kl_controller=adaptive reads it"),
     ],
 )
@@ -77,6 +82,16 @@ def test_a_language_model_as_reward_model_is_refused(files, capsys, sft_run):
     assert cli.main(words_of("reward.function=", f"reward.model={sft_run}")) == 2
     [line] = errors(capsys)
     assert "writes text and gives no scores" in line
+
+
+def test_logprobs_of_draws_need_slots_and_it_is_told_before_the_first_rollout(
+    files, capsys, monkeypatch
+):
+    monkeypatch.setattr(probe, "fits_slots", lambda model: False)
+    assert cli.main(words_of("rollout_logprobs=reuse")) == 2
+    [line] = errors(capsys)
+    assert line.startswith("error: rollout_logprobs: got reuse, but a LlamaForCausalLM is not")
+    assert line.endswith("Try rollout_logprobs=recompute")
 
 
 def test_a_file_without_prompts_is_refused(files, capsys):

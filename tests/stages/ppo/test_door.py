@@ -105,6 +105,11 @@ def test_messages_are_taken_as_in_a_file_and_the_result_knows_it(trainer):
         trainer.generate([chat, [{"text": "tea"}]])
 
 
+def test_logprobs_of_draws_that_step_is_not_given_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="rollout_logprobs: got reuse; responses that are given"):
+        PPOTrainer(replace(CFG, rollout_logprobs="reuse"), tmp_path / "mine")
+
+
 def test_a_contradiction_is_told_before_a_model_is_loaded(tmp_path):
     with pytest.raises(ConfigError, match="samples_per_prompt: got 1 with advantage=grpo"):
         PPOTrainer(replace(CFG, advantage="grpo"), tmp_path / "mine")

@@ -72,7 +72,7 @@ def test_the_worked_example_as_trl_places_the_score():
 
 
 def test_trl_has_no_position_behind_the_longest_response(monkeypatch):
-    drawn = Rollout([[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False])
+    drawn = Rollout([[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False], [[]] * 3)
     monkeypatch.setattr(rollout, "generate", lambda *args, **words: drawn)
     cfg = PPOConfig(compat="trl", reward=RewardsConfig(length_penalty=1))
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
