@@ -32,6 +32,10 @@ class SamplingConfig:
     seed: Seed = 0
     """Seed of the draws."""
 
+    cuda_graphs: bool = False
+    """Record the kernels of a decoding step once and launch them together: for few responses at
+    once on a GPU, where launches take longer than they compute. CUDA only."""
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         if self.min_new_tokens <= self.max_new_tokens:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.kernels.eager import logits
-from rlhf_cli.models.heads import Tap, read_head
+from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.rollout.forward import Forward
+from rlhf_cli.rollout.graphs import Record, StaticStep
 from rlhf_cli.rollout.schedule import Row, Schedule, Turn
 from rlhf_cli.rollout.slots import SLOTS, Pass, SlotCache, Where
 
@@ -47,6 +49,7 @@ def decode(
     length: int,
     choose: Choose,
     ended: Callable[[Row], bool],
+    record: Record | None = None,
 ) -> None:
     """Write all rows.
 
@@ -57,10 +60,13 @@ def decode(
         length: the longest row, prompt and response together.
         choose: the next tokens.
         ended: whether a row is complete after its last token.
+        record: lets passes without new prompts be recorded and replayed.
     """
-    schedule = Schedule(rows, min(slots, len(rows)))
-    cache = SlotCache(min(slots, len(rows)), length)
-    tap = Tap(model.get_output_embeddings(), through=slice(0))
+    slots = min(slots, len(rows))
+    schedule = Schedule(rows, slots)
+    cache = SlotCache(slots, length) if record is None else SlotCache(slots + 1, length, few=True)
+    forward = Forward(model, cache)
+    static = None if record is None else StaticStep(forward, record)
     with writing(model, SLOTS):
         head = read_head(model)
         turn = schedule.turn()
@@ -68,34 +74,36 @@ def decode(
             cache.fit(1 + max(row.position for row in schedule.live))
             for copy in turn.copies:
                 cache.copy(*copy)
-            with tap.open():
-                _forward(model, cache, schedule.live, turn)
-                hidden = tap.caught[0, : len(schedule.live)]
+            if static is not None and not turn.prompts:
+                hidden = static(schedule.live)
+            else:
+                hidden = _pass(forward, schedule.live, turn)
             tokens = choose(logits(hidden, head), schedule.live)
             for row, token in zip(schedule.live, tokens, strict=True):
                 row.written.append(token)
             turn = schedule.turn([slot for slot, row in enumerate(schedule.live) if ended(row)])
 
 
-def _forward(model: Any, cache: SlotCache, live: Sequence[Row], turn: Turn) -> None:
-    """Live rows' last tokens, then new prompts but their last tokens, as one flat sequence."""
+def _pass(forward: Forward, live: Sequence[Row], turn: Turn) -> Tensor:
+    """[R, d]: hidden states of the live rows' last tokens.
+
+    With them go new prompts but their last tokens, as one flat sequence.
+    """
     ends = [row.position for row in live]
     prefixes = [prefix for prefix, _ in turn.prompts]
     tokens = [row.last for row in live] + [token for prefix in prefixes for token in prefix]
     positions = ends + [position for prefix in prefixes for position in range(len(prefix))]
-    where = _where(ends, turn, model.device)
+    device = forward.device
     step = Pass(
-        cache,
-        torch.tensor(ends, device=model.device),
+        forward.cache,
+        torch.tensor(ends, device=device),
         [len(prefix) for prefix in prefixes],
-        where,
+        _where(ends, turn, device),
     )
-    model(
-        input_ids=torch.tensor([tokens], device=model.device),
-        position_ids=torch.tensor([positions], device=model.device),
-        use_cache=False,
-        slot_pass=step,
+    hidden = forward(
+        torch.tensor(tokens, device=device), torch.tensor(positions, device=device), step
     )
+    return hidden[: len(live)]
 
 
 def _where(ends: Sequence[int], turn: Turn, device: torch.device) -> Where:

@@ -15,9 +15,10 @@ from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.decode import decode
+from rlhf_cli.rollout.draws import Draws
 from rlhf_cli.rollout.ends import Ends
-from rlhf_cli.rollout.probe import fits_slots, require_slots
-from rlhf_cli.rollout.sampling import draw, noise
+from rlhf_cli.rollout.graphs import capture, require_cuda
+from rlhf_cli.rollout.probe import fits_slots, require_graphs, require_slots
 from rlhf_cli.rollout.schedule import Row
 
 SLOTS_AT_ONCE = 64
@@ -71,8 +72,8 @@ def generate(
             before `top_k`, `top_p`, `min_p` and `min_new_tokens` take tokens from it.
 
     Raises:
-        ConfigError: the model has too few positions for prompt and response, or log-probs are to be
-            kept and it does not decode in slots.
+        ConfigError: the model has too few positions for prompt and response, or does not decode in
+            slots, as kept log-probs and CUDA graphs need it.
         DataError: a prompt has no tokens.
         NonFinite: the logits are not finite.
         ValueError: log-probs are asked for at temperature 0, which has no distribution.
@@ -95,10 +96,14 @@ def generate(
         for number in (range(len(prompts)) if numbers is None else numbers)
         for sample in range(samples)
     ]
+    require_cuda(sampling, inner.device)
     if logprobs:
         require_slots(inner, "rollout_logprobs", "reuse", "recompute")
+    if sampling.cuda_graphs:
+        require_graphs(inner, capture)
     if fits_slots(inner):
-        _decode(inner, rows, seeds, sampling, ends, slots, streamer, logprobs)
+        draws = Draws(sampling, ends.tokens, seeds, keep=logprobs)
+        _decode(inner, rows, draws, sampling, ends, slots, streamer)
     else:
         generate_batched(inner, tokenizer, rows, seeds, sampling, ends, slots, streamer)
     finished = [ends.reached(row.written) for row in rows]
@@ -108,29 +113,14 @@ def generate(
 def _decode(
     model: Any,
     rows: Sequence[Row],
-    seeds: Sequence[tuple[int, int, int]],
+    draws: Draws,
     sampling: SamplingConfig,
     ends: Ends,
     slots: int,
     streamer: Any | None,
-    logprobs: bool,
 ) -> None:
-    noises = [noise(*seed) for seed in seeds]
-    device = model.device
-
     def choose(logits: Tensor, live: Sequence[Row]) -> list[int]:
-        law = (logits / sampling.temperature).log_softmax(-1) if logprobs else None
-        young = [
-            slot for slot, row in enumerate(live) if len(row.written) < sampling.min_new_tokens
-        ]
-        if young:
-            logits[torch.tensor(young, device=device)[:, None], ends.tokens] = -torch.inf
-        uniform = [noises[row.number].random() for row in live]
-        drawn = draw(logits, torch.tensor(uniform, dtype=torch.float64, device=device), sampling)
-        tokens: list[int] = drawn.tolist()
-        if law is not None:
-            for row, own in zip(live, law.gather(1, drawn[:, None])[:, 0].tolist(), strict=True):
-                row.logprobs.append(own)
+        tokens = draws(logits, live)
         if streamer is not None:
             streamer.put(torch.tensor(tokens))
         return tokens
@@ -142,7 +132,9 @@ def _decode(
     order = sorted(rows, key=lambda row: -len(row.before))
     if streamer is not None:
         streamer.put(torch.tensor(rows[0].before))
-    decode(model, order, slots, len(order[0].before) + sampling.max_new_tokens, choose, ended)
+    longest = len(order[0].before) + sampling.max_new_tokens
+    record = capture if sampling.cuda_graphs else None
+    decode(model, order, slots, longest, choose, ended, record)
     if streamer is not None:
         streamer.end()
 

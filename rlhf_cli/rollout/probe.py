@@ -15,6 +15,7 @@ from rlhf_cli.errors import ConfigError, NonFinite, first_line
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.rollout.batched import plain_attention
 from rlhf_cli.rollout.decode import decode, writing
+from rlhf_cli.rollout.graphs import Record
 from rlhf_cli.rollout.schedule import Row
 
 TOLERANCE = 1e-4
@@ -33,6 +34,7 @@ WINDOWS = {"sliding_window": 4, "attention_chunk_size": 4}
 """How far a token sees, under the names of configs, while it is checked: less than the rows."""
 
 _FITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_RECORDED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def fits_slots(model: Any) -> bool:
@@ -72,10 +74,30 @@ def require_slots(model: Any, key: str, value: str, other: str) -> None:
         )
 
 
-def _problem(model: Any) -> str:
+def require_graphs(model: Any, record: Record) -> None:
+    """Refuse CUDA graphs for a model whose passes cannot be recorded, or are others when replayed.
+
+    Said in one line, the first time a model is asked for.
+
+    Raises:
+        ConfigError: says what is wrong.
+    """
+    require_slots(model, "sampling.cuda_graphs", "true", "false")
+    if model not in _RECORDED:
+        _RECORDED[model] = _problem(model, record)
+        if not _RECORDED[model]:
+            say("rollout: CUDA graphs equal the model's own forward pass")
+    if _RECORDED[model]:
+        raise ConfigError(
+            f"sampling.cuda_graphs: got true, but {type(model).__name__} cannot be replayed "
+            f"({_RECORDED[model]}). Try sampling.cuda_graphs=false"
+        )
+
+
+def _problem(model: Any, record: Record | None = None) -> str:
     """What does not fit, or empty."""
     with _narrow(model):
-        return _difference(model)
+        return _difference(model, record)
 
 
 @contextmanager
@@ -96,10 +118,10 @@ def _narrow(model: Any) -> Iterator[None]:
             setattr(holder, name, value)
 
 
-def _difference(model: Any) -> str:
+def _difference(model: Any, record: Record | None) -> str:
     rows, answers = _rows(model)
     try:
-        ours = _in_slots(model, rows, answers)
+        ours = _in_slots(model, rows, answers, record)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -128,7 +150,9 @@ def _rows(model: Any) -> tuple[list[Row], list[list[int]]]:
     return rows, [random(length) for length in (*RESPONSES, RESPONSES[0])]
 
 
-def _in_slots(model: Any, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> Tensor:
+def _in_slots(
+    model: Any, rows: Sequence[Row], answers: Sequence[Sequence[int]], record: Record | None
+) -> Tensor:
     """[n, V]: log-probs at each token of the answers, row after row."""
     found: list[list[Tensor]] = [[] for _ in rows]
 
@@ -141,7 +165,7 @@ def _in_slots(model: Any, rows: Sequence[Row], answers: Sequence[Sequence[int]])
         return len(row.written) == len(answers[row.number])
 
     longest = max(len(r.before) + len(a) for r, a in zip(rows, answers, strict=True))
-    decode(model, rows, 2, longest, choose, ended)
+    decode(model, rows, 2, longest, choose, ended, record)
     return torch.cat([torch.stack(each) for each in found])
 
 

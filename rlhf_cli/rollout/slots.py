@@ -33,11 +33,12 @@ class SlotCache:
     Args:
         slots: S, how many rows there is room for.
         length: the longest row, prompt and response together.
+        few: let the number of columns double instead, so that it has few values.
     """
 
-    def __init__(self, slots: int, length: int) -> None:
+    def __init__(self, slots: int, length: int, *, few: bool = False) -> None:
         self.slots, self.width = slots, STEP
-        self._length = _round_up(length)
+        self._length, self._few = _round_up(length), few
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def write(self, layer: int, key: Tensor, value: Tensor, where: Where) -> tuple[Tensor, Tensor]:
@@ -60,13 +61,18 @@ class SlotCache:
 
     def fit(self, length: int) -> None:
         """Lay out as many columns as rows of this length need."""
-        before, self.width = self.width, _round_up(length)
+        before, self.width = self.width, self._columns(length)
         if self.width == before:
             return
         kept = min(before, self.width)
         for room in (room for layer in self._layers.values() for room in layer):
             held = self._view(room, before)[:, :, :kept].clone()
             self._view(room)[:, :, :kept] = held
+
+    def _columns(self, length: int) -> int:
+        if not self._few:
+            return _round_up(length)
+        return min(max(STEP, 1 << (length - 1).bit_length()), self._length)
 
     def _stores(self) -> list[Tensor]:
         return [self._view(room) for layer in self._layers.values() for room in layer]

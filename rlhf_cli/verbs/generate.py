@@ -12,6 +12,7 @@ from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.rewards.rewards import open_rewards
 from rlhf_cli.rollout.engine import generate
+from rlhf_cli.rollout.graphs import require_cuda
 from rlhf_cli.verbs.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
 from rlhf_cli.verbs.answers import Author
 from rlhf_cli.verbs.config import GenerateConfig
@@ -21,6 +22,7 @@ from rlhf_cli.verbs.output import append, open_output
 def run(cfg: GenerateConfig) -> None:
     """Answer one prompt, streaming it, or many in batches."""
     ctx = open_context(cfg.precision, cfg.sampling.seed, Path())
+    require_cuda(cfg.sampling, ctx.device)
     prompts = _prompts(cfg)
     author = Author(cfg.model, cfg.quant, cfg.template, ctx)
     if len(prompts) == 1 and cfg.samples_per_prompt == 1 and not cfg.output:

@@ -54,7 +54,14 @@ def evaluate(cfg: PPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
     reference = Held(load_frozen(Policy, started, tokenizer, ctx))
     rewards = open_rewards(cfg.reward, tokenizer, ctx)
-    one = replace(cfg, samples_per_prompt=1, compat="none", rollout_logprobs="recompute")
+    plain = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU that is not here
+    one = replace(
+        cfg,
+        sampling=plain,
+        samples_per_prompt=1,
+        compat="none",
+        rollout_logprobs="recompute",
+    )
     author = Author(one, *asked, policy, rewards, tokenizer, ctx.ranks)
     found = answer(author, Teacher(one, policy, reference, ctx.ranks, MAX_TOKENS), ctx.ranks)
     by_row = {name: values.numpy() for name, values in vars(found).items()}

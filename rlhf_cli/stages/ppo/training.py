@@ -14,7 +14,8 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.ends import end_tokens
-from rlhf_cli.rollout.probe import require_slots
+from rlhf_cli.rollout.graphs import capture, require_cuda
+from rlhf_cli.rollout.probe import require_graphs, require_slots
 from rlhf_cli.stages.likelihood import RECORDS as TEXTS
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.critic import give_critic
@@ -43,6 +44,7 @@ class PPOTraining(Training):
 
     def __init__(self, cfg: PPOConfig, out: Path) -> None:
         super().__init__(cfg, out)
+        require_cuda(cfg.sampling, self.ctx.device)
         self.tokenizer = load_tokenizer(cfg.model)
         as_message = becomes_message(cfg.template, cfg.model.path, self.tokenizer)
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
@@ -58,6 +60,8 @@ class PPOTraining(Training):
         self.require_positions(self.policy)
         if cfg.reuses_logprobs:
             require_slots(self.policy.model, "rollout_logprobs", "reuse", "recompute")
+        if cfg.sampling.cuda_graphs:
+            require_graphs(self.policy.model, capture)
         self.reference = hold_reference(cfg.model, self.policy, self)
         give_critic(cfg, self.policy, self)
         self.settle(self.policy)

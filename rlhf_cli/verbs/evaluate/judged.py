@@ -20,6 +20,7 @@ from rlhf_cli.evaluation.winrate import count_wins
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.function import FunctionScorer
 from rlhf_cli.rewards.sources.scorer import numbers
+from rlhf_cli.rollout.graphs import require_cuda
 from rlhf_cli.verbs.answers import Answers, Author, plain
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 from rlhf_cli.verbs.evaluate.subject import model_of, names
@@ -41,9 +42,10 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
         The results, and one object a prompt with every model's answer and score.
 
     Raises:
-        ConfigError: the judge cannot be imported.
+        ConfigError: the judge cannot be imported, or the device has no CUDA graphs.
         DataError: there is no prompt, or the judge fails.
     """
+    require_cuda(cfg.sampling, ctx.device)
     scorer = FunctionScorer(cfg.judge, "judge")
     read = load_prompts(cfg.prompts)
     prompts = read.prompts

@@ -14,9 +14,12 @@ from safetensors.torch import load_file
 
 from rlhf_cli import cli
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.rollout import engine
+from rlhf_cli.stages.ppo import training
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import without_machine
+from tests.rollout import tape
 from tests.stages.ppo.conftest import words_of
 
 ADVANTAGES = ("gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp")
@@ -268,6 +271,28 @@ def test_an_evaluation_is_that_of_the_run(ppo, files, sft_run, capsys):
     assert found.keys() == {"score", "kl", "response_length", "eos_fraction"}
     for name, value in found.items():
         assert value == pytest.approx(last[f"eval/{name}"], abs=1e-4)
+
+
+def test_a_run_with_a_gpu_is_evaluated_without_one(ppo, files, sft_run):
+    ppo(f"model={sft_run}", "data.eval=prompts.jsonl", "max_steps=1", "rollout_logprobs=reuse")
+    config = files / "run" / "config.yaml"
+    assert config.read_text().count("cuda_graphs: false") == 1
+    config.write_text(config.read_text().replace("cuda_graphs: false", "cuda_graphs: true"))
+    assert cli.main(["evaluate", "run"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "most"), [((), 1e-5), (("train.precision=bf16", "adapter=lora"), 0.05)]
+)
+def test_recorded_passes_read_the_weights_of_each_rollout(words, most, ppo, monkeypatch):
+    """Old weights would be seen as log-probs that the updates do not find."""
+    for module in (engine, training):
+        monkeypatch.setattr(module, "capture", tape.record)
+        monkeypatch.setattr(module, "require_cuda", lambda sampling, device: None)
+    graphs = ("sampling.cuda_graphs=true", "rollout_logprobs=reuse")
+    lines = ppo(*words, *graphs, "lr=1e-2", "temperature=1")
+    assert lines[-1]["policy/approx_kl"] > 1e-3
+    assert all(line["rollout/mismatch"] < most for line in lines)
 
 
 def test_samples_of_a_run_that_left_no_checkpoint_are_not_kept(ppo, files):

@@ -1,0 +1,55 @@
+"""The next tokens of rows, each drawn with its own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.sampling import draw, noise
+from rlhf_cli.rollout.schedule import Row
+
+
+class Draws:
+    """Chooses next tokens as `decode` asks for them.
+
+    Args:
+        sampling: how tokens are drawn.
+        ends: tokens that end a response, for `min_new_tokens`.
+        seeds: of each row, by its number.
+        keep: write the log-prob of each token into its row, under the whole distribution at the
+            temperature, which must be > 0.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingConfig,
+        ends: Sequence[int],
+        seeds: Sequence[tuple[int, int, int]],
+        *,
+        keep: bool,
+    ) -> None:
+        self._sampling, self._ends, self._keep = sampling, list(ends), keep
+        self._noises = [noise(*seed) for seed in seeds]
+
+    def __call__(self, logits: Tensor, live: Sequence[Row]) -> list[int]:
+        """A token of each live row, from logits [R, V] in fp32, which are used up."""
+        whole = (logits / self._sampling.temperature).log_softmax(-1) if self._keep else None
+        self._forbid_early_ends(logits, live)
+        numbers = [self._noises[row.number].random() for row in live]
+        uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
+        drawn = draw(logits, uniform, self._sampling)
+        if whole is not None:
+            own = whole.gather(1, drawn[:, None]).squeeze(1)
+            for row, logprob in zip(live, own.tolist(), strict=True):
+                row.logprobs.append(logprob)
+        tokens: list[int] = drawn.tolist()
+        return tokens
+
+    def _forbid_early_ends(self, logits: Tensor, live: Sequence[Row]) -> None:
+        least = self._sampling.min_new_tokens
+        young = [slot for slot, row in enumerate(live) if len(row.written) < least]
+        if young:
+            logits[torch.tensor(young, device=logits.device)[:, None], self._ends] = -torch.inf
