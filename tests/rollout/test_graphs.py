@@ -171,7 +171,6 @@ def test_without_a_gpu_they_are_refused_before_a_model_is_loaded(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_on_a_gpu_graphs_have_the_logits_of_plain_passes(name, dtype):
