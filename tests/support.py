@@ -87,6 +87,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
         ("sft", "model.attention=flash_attention_3"),
         "model.attention: got flash_attention_3, but flash_attn_interface is not installed",
     ),
+    "layers in Triton on a CPU": (
+        ("sft", "kernels=[liger]"),
+        "kernels: got liger, which cannot run here (needs CUDA)",
+    ),
     "more processes than cores": (
         ("sft", "launch.processes=4096"),
         "launch.processes: got 4096",

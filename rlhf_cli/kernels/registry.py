@@ -64,15 +64,16 @@ LINEAR_LOGPROBS = (
 def choose(setting: str | Sequence[str], device: torch.device) -> tuple[Implementation, str]:
     """The implementation for `kernels=auto|none|[names]`, and the reason in words.
 
+    Names of other operations leave this one as `auto` does.
+
     Raises:
         KernelError: none of the names runs on the device.
     """
     if setting == "none":
         return LINEAR_LOGPROBS[-1], "kernels=none"
     obstacles: list[str] = []
-    for candidate in LINEAR_LOGPROBS:
-        if setting != "auto" and candidate.name not in setting:
-            continue
+    allowed = [c for c in LINEAR_LOGPROBS if c.name in setting] or LINEAR_LOGPROBS
+    for candidate in allowed:
         obstacle = candidate.obstacle(device)
         if not obstacle:
             return candidate, "; ".join(obstacles) or f"preferred on {device.type}"

@@ -21,6 +21,11 @@ FLASH = {
 }
 """The module that each is in, and where that comes from."""
 
+LIGER = "liger"
+"""In `kernels`: liger-kernel's layers in place of the model's own."""
+
+LIGER_MODULE = "liger_kernel"
+
 
 @dataclass(kw_only=True)
 class ModelConfig:
@@ -247,9 +252,12 @@ class LoadConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
 
-    kernels: Literal["auto", "none"] | list[Literal["triton", "chunked", "eager"]] = "auto"
+    kernels: Literal["auto", "none"] | list[Literal["triton", "chunked", "eager", "liger"]] = "auto"
     """What computes log-probs: `auto` takes the first of triton (CUDA), chunked and eager that runs
-    here; a list, as in `[chunked]`, allows only some of them; `none` is `[eager]`."""
+    here; a list, as in `[chunked]`, allows only some of them; `none` is `[eager]`. And what
+    computes norms, gated activations and rotary positions: `auto` takes liger-kernel's (CUDA, extra
+    `kernels`) where it knows the model; a list with `liger` insists on it; `none` and other lists
+    take the model's own."""
 
     scores: ClassVar[bool] = False
     """Whether the model gives scores, not text."""
@@ -270,6 +278,11 @@ class LoadConfig:
         found = self.model.missing()
         if self.kernels == []:
             found.append("kernels: got []; need at least one. Try kernels=auto")
+        if LIGER in self.kernels and find_spec(LIGER_MODULE) is None:
+            found.append(
+                "kernels: got liger, but liger-kernel is not installed. "
+                "Try pip install 'rlhf-cli[kernels]'"
+            )
         if not self.scores:
             found += self.model.not_a_language_model()
         start = self.adapter.start

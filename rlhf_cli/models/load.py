@@ -29,6 +29,7 @@ from rlhf_cli.models.config import (
     ModelConfig,
     QuantConfig,
 )
+from rlhf_cli.models.layers import take_layers
 from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
@@ -83,6 +84,7 @@ def load_trained(
     new = tuple(new_tokens) or source.new_tokens
     model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new)
     disable_dropout(model)
+    take_layers(model, cfg.kernels, ctx.device)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":
         from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
@@ -97,7 +99,7 @@ def load_trained(
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
     # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
     loaded.train()
-    _set_attention(loaded, cfg.model, ctx.compute)
+    _set_attention(loaded, cfg, ctx.compute)
     lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
     _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
     return loaded
@@ -120,18 +122,24 @@ def _require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None
         raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
 
 
-def _set_attention(loaded: Trunk, cfg: ModelConfig, compute: torch.dtype) -> None:
+def _set_attention(loaded: Trunk, cfg: LoadConfig, compute: torch.dtype) -> None:
     """Let a model compute with the attention that is asked for, and probe it.
 
     Raises:
-        ModelError: what the model gives with it is not what it gives by itself.
+        KernelError: with the layers that are asked for, it does not give what it gives by itself.
+        ModelError: nor with the attention that is.
     """
-    if cfg.attention not in ("auto", "per_row"):
-        loaded.model.set_attn_implementation(cfg.attention)
+    attention = cfg.model.attention
+    if attention not in ("auto", "per_row"):
+        loaded.model.set_attn_implementation(attention)
     # flash attention has no kernels for fp32
-    lowered = as_computed(loaded, compute) if cfg.attention in FLASH else nullcontext()
+    lowered = as_computed(loaded, compute) if attention in FLASH else nullcontext()
     with without_dropout(loaded), lowered:
-        probe(loaded, may_fall_back=cfg.attention == "auto")
+        probe(
+            loaded,
+            may_fall_back=attention == "auto",
+            may_drop_layers=cfg.kernels == "auto",
+        )
 
 
 def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from rlhf_cli.context import say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.errors import ModelError, first_line
+from rlhf_cli.errors import KernelError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
+from rlhf_cli.models.layers import drop_layers, own_layers, taken
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.sharing import LEAST, lay_out
 from rlhf_cli.models.trunk import Trunk, pad, padded_attention
@@ -27,23 +28,25 @@ ROUNDED_TOLERANCE = 0.1
 """Products in bf16 or int8, as with packed weights: the same rows in another order round anew."""
 
 
-def probe(policy: Trunk, *, may_fall_back: bool) -> None:
+def probe(policy: Trunk, *, may_fall_back: bool, may_drop_layers: bool = True) -> None:
     """Compare what the model gives here, and gradients, with the plain model; print one line.
 
     Args:
         policy: in fp32, as loaded.
         may_fall_back: pad instead where flat rows are not exact.
+        may_drop_layers: take the model's own layers instead where liger's are not exact.
 
     Raises:
+        KernelError: what liger's layers give is not what the model's own do.
         ModelError: what the model gives cannot be reproduced.
     """
     rows = probe_rows(policy.model.config.get_text_config().vocab_size, policy.device)
-    problem = _compare(policy, rows)
+    problem = _compare_layers(policy, rows, may_drop=may_drop_layers)
     if problem and policy.flat and may_fall_back:
         say(f"probe: flat rows are not exact ({problem}); padding them instead")
         policy.flat = False
         policy.model.set_attn_implementation(padded_attention(policy.model))
-        problem = _compare(policy, rows)
+        problem = _compare_layers(policy, rows, may_drop=may_drop_layers)
     if problem:
         name = type(policy.model).__name__
         advice = "" if may_fall_back else ". Try model.attention=auto"
@@ -89,6 +92,28 @@ def probe_pair(vocab_size: int, device: torch.device) -> Rows:
     scored = torch.cat([torch.arange(LEAST + 3), torch.arange(LEAST + 6) + LEAST + 4])
     rows = Rows(torch.cat([first, second]), lengths, scored, torch.zeros(2, dtype=torch.long))
     return rows.to(device)
+
+
+def _compare_layers(policy: Trunk, rows: Rows, *, may_drop: bool) -> str:
+    """What differs, or empty; where it is liger's doing, its layers are dropped.
+
+    Raises:
+        KernelError: it is, and they may not be.
+    """
+    problem = _compare(policy, rows)
+    if not problem or not taken(policy.model):
+        return problem
+    with own_layers(policy.model):
+        if _compare(policy, rows):
+            return problem
+    if not may_drop:
+        raise KernelError(
+            f"kernels: liger's {taken(policy.model)} are not exact here ({problem}). "
+            "Try kernels=auto"
+        )
+    say(f"probe: liger's {taken(policy.model)} are not exact ({problem}); the model's own instead")
+    drop_layers(policy.model)
+    return ""
 
 
 def _compare(policy: Trunk, rows: Rows) -> str:
@@ -149,14 +174,15 @@ def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
 
 
 def plain_values(policy: Trunk, rows: Rows) -> Tensor:
-    """Each row alone through the model's own forward pass, with its own attention."""
+    """Each row alone through the model's own forward pass, with its own attention and layers."""
     model = policy.model
     attention = model.config._attn_implementation
     if attention == ATTENTION:
         model.set_attn_implementation(padded_attention(model))
     try:
         each = rows.tokens.split(rows.lengths.tolist())
-        return torch.cat([policy.plain_values(row) for row in each])
+        with own_layers(model):
+            return torch.cat([policy.plain_values(row) for row in each])
     finally:
         model.set_attn_implementation(attention)
 

@@ -14,6 +14,7 @@ import torch
 from rlhf_cli.context import open_context, say
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.freeze import freeze
+from rlhf_cli.models.layers import require_liger, taken
 from rlhf_cli.models.load import Role, recompute_activations
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
@@ -49,6 +50,7 @@ class Training(ABC):
         self.cfg = cfg
         self.ctx = open_context(cfg.train.precision, cfg.seed, out)
         require_device(cfg.train, self.ctx.device)
+        require_liger(cfg.kernels, self.ctx.device)
 
     def settle(self, model: Role) -> Role:
         """Take the model that is trained, and settle how: how rows are cut, where to go on.
@@ -142,6 +144,7 @@ class Training(ABC):
             "threads": torch.get_num_threads(),
             "attention": model.model.config._attn_implementation,
             "logprobs": model.implementation.name,
+            "layers": taken(model.model) or "own",
             "compute": ctx.compute_name,
             "tokenizer": tokenizer_hash(self.tokenizer),
             "data": self.report.sha256,

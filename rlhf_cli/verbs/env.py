@@ -20,6 +20,7 @@ PACKAGES = (
 
 EXTRAS = {
     "bitsandbytes": "quant",
+    "liger-kernel": "kernels",
     "tensorboard": "track",
     "hydra-joblib-launcher": "sweep",
     "hydra-optuna-sweeper": "sweep",

@@ -5,9 +5,6 @@ is.
 """
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +15,10 @@ from rlhf_cli.kernels import eager
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS
 from rlhf_cli.kernels.triton.obstacle import obstacle
+from tests.kernels.interpreted import run_interpreted
 from tests.kernels.test_linear_logprobs import gradients, problem
 
 triton = pytest.importorskip("triton")
-CASES = Path(__file__).with_name("interpreted_triton.py")
 CHIPS = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10}
 """Shared memory of a block, bytes, by compute capability: A100, L40S, H100 and H200."""
 
@@ -29,10 +26,7 @@ POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.int64: "*i64"
 
 
 def test_interpreted():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
+    run_interpreted("interpreted_triton.py")
 
 
 def arguments(dtype, shared_memory, **head):
