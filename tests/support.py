@@ -91,6 +91,10 @@ REFUSED: dict[str, tuple[Words, str]] = {
         ("sft", "kernels=[liger]"),
         "kernels: got liger, which cannot run here (needs CUDA)",
     ),
+    "layers both compiled and recomputed": (
+        ("sft", "train.compile=true", "train.gradient_checkpointing=true"),
+        "train.compile: got true beside train.gradient_checkpointing=true",
+    ),
     "more processes than cores": (
         ("sft", "launch.processes=4096"),
         "launch.processes: got 4096",

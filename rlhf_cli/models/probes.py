@@ -120,9 +120,9 @@ def _compare(policy: Trunk, rows: Rows) -> str:
     """What differs, or empty."""
     index = lay_out(rows, share=True).index
     try:
-        with _embedded(policy) as inputs:
+        with embedded(policy) as inputs:
             ours, row_of_value = policy.values(rows)
-        gradient = _gradient(ours, inputs)
+        gradient = gradient_at(inputs, ours, retain=True)
         if not policy.flat:
             gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
         last = row_of_value == len(rows.lengths) - 1
@@ -133,14 +133,26 @@ def _compare(policy: Trunk, rows: Rows) -> str:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
-    with _embedded(policy) as inputs:
+    with embedded(policy) as inputs:
         plain = plain_values(policy, rows)
-    rounded = is_quantized(policy.model) or inputs[0].dtype != torch.float32
-    tolerance = ROUNDED_TOLERANCE if rounded else TOLERANCE
-    whole = _gradient(plain, inputs)
+    whole = gradient_at(inputs, plain)
     if index is not None:  # what is computed once has the gradients of all that follows it
         whole = torch.zeros_like(gradient).index_add_(0, index, whole)
-    for name, got, expected in ((policy.gives, ours, plain), ("gradient", gradient, whole)):
+    return unlike((ours, gradient), (plain, whole), policy.gives, tolerance(policy))
+
+
+def tolerance(policy: Trunk) -> float:
+    """How far values may be apart, relative to their size, for the types they are computed in."""
+    layer = policy.model.get_input_embeddings()
+    rounded = is_quantized(policy.model) or layer.weight.dtype != torch.float32
+    return ROUNDED_TOLERANCE if rounded else TOLERANCE
+
+
+def unlike(
+    ours: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor], gives: str, tolerance: float
+) -> str:
+    """What differs of values and gradients, or empty."""
+    for name, got, expected in zip((gives, "gradient"), ours, plain, strict=True):
         got, expected = got.detach(), expected.detach()
         off = float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
         if not off <= tolerance:
@@ -149,7 +161,7 @@ def _compare(policy: Trunk, rows: Rows) -> str:
 
 
 @contextmanager
-def _embedded(policy: Trunk) -> Iterator[list[Tensor]]:
+def embedded(policy: Trunk) -> Iterator[list[Tensor]]:
     """The embedded tokens of each forward pass inside, as inputs that have a gradient."""
     found: list[Tensor] = []
 
@@ -169,7 +181,7 @@ def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
 
     Exact where values are not: with random weights a leak can be smaller than the tolerance.
     """
-    (gradient,) = torch.autograd.grad(values.sum(), embedded, retain_graph=True)
+    (gradient,) = torch.autograd.grad(values.sum(), embedded)
     return bool(gradient[0, :start].any())
 
 
@@ -187,8 +199,8 @@ def plain_values(policy: Trunk, rows: Rows) -> Tensor:
         model.set_attn_implementation(attention)
 
 
-def _gradient(values: Tensor, embedded: list[Tensor]) -> Tensor:
+def gradient_at(embedded: list[Tensor], values: Tensor, *, retain: bool = False) -> Tensor:
     """[N, d]: of a weighted sum, so that errors of different rows do not cancel."""
     weights = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
-    gradients = torch.autograd.grad((values * weights).sum(), embedded, retain_graph=True)
+    gradients = torch.autograd.grad((values * weights).sum(), embedded, retain_graph=retain)
     return torch.cat([gradient.flatten(0, 1) for gradient in gradients])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.kernels.eager import logits
+from rlhf_cli.models.compiled import uncompiled
 from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.rollout.forward import Forward
@@ -34,7 +35,7 @@ def writing(model: Any, attention: str) -> Iterator[None]:
     for module in checkpointed:
         module.gradient_checkpointing = False
     try:
-        with torch.no_grad(), without_dropout(model):
+        with torch.no_grad(), without_dropout(model), uncompiled(model):
             yield
     finally:
         model.set_attn_implementation(before)

@@ -13,9 +13,10 @@ import torch
 
 from rlhf_cli.context import open_context, say
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.models.compiled import compile_layers, require_compiler
 from rlhf_cli.models.freeze import freeze
 from rlhf_cli.models.layers import require_liger, taken
-from rlhf_cli.models.load import Role, recompute_activations
+from rlhf_cli.models.load import Role, as_computed, recompute_activations
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.stages.config import StageConfig
@@ -51,6 +52,7 @@ class Training(ABC):
         self.ctx = open_context(cfg.train.precision, cfg.seed, out)
         require_device(cfg.train, self.ctx.device)
         require_liger(cfg.kernels, self.ctx.device)
+        require_compiler(cfg.train.compile, self.ctx.device)
 
     def settle(self, model: Role) -> Role:
         """Take the model that is trained, and settle how: how rows are cut, where to go on.
@@ -62,6 +64,9 @@ class Training(ABC):
             freeze(model.model, self.cfg.model.freeze, self.ctx.compute)
         if self.cfg.train.gradient_checkpointing:
             recompute_activations(model)
+        if self.cfg.train.compile:
+            with as_computed(model, self.ctx.compute):
+                compile_layers(model)
         self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
         self.machinery = agree_with(self.checkpoint, self._machinery(model))
         self.max_tokens = self.cfg.train.micro_batch_tokens or self.machinery["micro_batch_tokens"]

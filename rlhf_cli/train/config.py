@@ -82,6 +82,10 @@ class TrainConfig:
     gradient_checkpointing: Annotated[bool, Machinery()] = False
     """Recompute activations in the backward pass: about a third slower, far less memory."""
 
+    compile: Annotated[bool, Machinery()] = False
+    """Compile the layers with torch.compile, which takes half a minute to two before the first
+    step; on a CPU it needs a C++ compiler. Not beside `train.gradient_checkpointing`."""
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = []
@@ -89,6 +93,11 @@ class TrainConfig:
             found.append(
                 f"train.optimizer: got {self.optimizer}, which needs bitsandbytes. "
                 "Try pip install 'rlhf-cli[quant]'"
+            )
+        if self.compile and self.gradient_checkpointing:
+            found.append(
+                "train.compile: got true beside train.gradient_checkpointing=true, and a layer is "
+                "either compiled or recomputed. Try train.compile=false"
             )
         if self.eval_steps or (not self.early_stop and self.result == "last"):
             return found
