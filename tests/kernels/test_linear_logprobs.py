@@ -12,7 +12,7 @@ from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, choose
 from rlhf_cli.logprobs import WANTS, sum_by_row, token_logprobs
-from rlhf_cli.models.config import LoadConfig
+from rlhf_cli.models.config import LIGER, LoadConfig
 
 CPU = torch.device("cpu")
 FAST = [i for i in LINEAR_LOGPROBS if i.name != "eager" and not i.obstacle(CPU)]
@@ -155,7 +155,7 @@ def test_a_list_allows_only_what_it_names():
 def test_the_key_takes_the_names_of_the_registry():
     kinds = [get_args(kind) for kind in get_args(field_types(LoadConfig)["kernels"])]
     assert kinds[0] == ("auto", "none")
-    assert get_args(kinds[1][0]) == tuple(i.name for i in LINEAR_LOGPROBS)
+    assert get_args(kinds[1][0]) == (*(i.name for i in LINEAR_LOGPROBS), LIGER)
 
 
 def test_sum_by_row():
