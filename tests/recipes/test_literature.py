@@ -149,8 +149,14 @@ def cut_data(real_data, tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        *((name, []) for name in CHAINS),
-        pytest.param("zephyr", ["qlora"], marks=pytest.mark.slow),  # as stack_llama_2
+        ("instructgpt", []),  # every stage
+        ("stack_llama_2", []),  # QLoRA
+        *(
+            pytest.param(name, [], marks=pytest.mark.slow)
+            for name in CHAINS
+            if name not in ("instructgpt", "stack_llama_2")
+        ),
+        pytest.param("zephyr", ["qlora"], marks=pytest.mark.slow),
     ],
 )
 def test_a_twin_runs_a_step_of_each_stage(name, words, cut_data, tmp_path):

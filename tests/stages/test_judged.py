@@ -70,7 +70,14 @@ def whole(tmp_path_factory):
     return ask
 
 
-@pytest.mark.parametrize("case", CASES)
+OTHERS = ("dpo, ld and wpo", "kto")
+"""Cut as dpo is."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c if c not in OTHERS else pytest.param(c, marks=pytest.mark.slow) for c in CASES],
+)
 def test_how_a_step_is_cut_does_not_matter(case, whole, tmp_path):
     cut = run(tmp_path / "run", *CASES[case], "train.micro_batch_tokens=100")
     require_equal(whole(case), cut)

@@ -88,7 +88,7 @@ def test_padding_does_not_matter(side, ppo, monkeypatch):
     [
         (),
         pytest.param(("advantage=rloo", "samples_per_prompt=2"), marks=pytest.mark.slow),
-        ("batch_size=1", "minibatches=1"),
+        pytest.param(("batch_size=1", "minibatches=1"), marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_are_one(words, ppo, files):
