@@ -59,6 +59,14 @@ REFUSED: dict[str, tuple[Words, str]] = {
         ("ppo", "quant=int8", "reward.length_penalty=1"),
         "quant.kind: got int8 with full training",
     ),
+    "a packed output layer under whole weights": (
+        ("sft", "adapter=lora", "quant=none", "quant.output_layer=true"),
+        "quant.output_layer: got true with quant.kind=none",
+    ),
+    "a packed output layer of a reward model": (
+        ("reward", "adapter=lora", "quant=nf4", "quant.output_layer=true"),
+        "quant.output_layer: got true for a reward model",
+    ),
     "an adapter's settings without an adapter": (
         ("dpo", "adapter.rank=8"),
         "adapter.rank: given with adapter.kind=none",

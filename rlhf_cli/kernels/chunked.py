@@ -16,17 +16,19 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.kernels.head import Head, TokenLogprobs, given_gradients
+from rlhf_cli.kernels.packed import PackedWeight, rows_of
 
 TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-"""Workspace for one tile: its logits in the compute type and in fp32."""
+"""Workspace for one tile: its logits in the compute type and in fp32, and its unpacked rows."""
 
 
 def linear_logprobs(
     hidden: Tensor, head: Head, targets: Tensor, *, temperature: float, want: frozenset[str]
 ) -> TokenLogprobs:
     """Same values and gradients as `eager.linear_logprobs`, in tiles."""
+    weight = head.weight if isinstance(head.weight, Tensor) else None  # a packed one is no input
     logp, entropy, lse, sum_sq, top1 = _TiledLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, targets, head, temperature, want
+        hidden, weight, head.bias, targets, head, temperature, want
     )
     return TokenLogprobs(
         logp=logp,
@@ -42,7 +44,7 @@ class _Tiles:
     """Reusable buffers and the arithmetic from a tile of hidden states to its logits."""
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor | None
     head: Head
     temperature: float
@@ -52,22 +54,33 @@ class _Tiles:
 
     @classmethod
     def allocate(
-        cls, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, temperature: float
+        cls,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        head: Head,
+        temperature: float,
     ) -> _Tiles:
-        size = _tile_size(hidden, len(weight))
+        held = head.weight if weight is None else weight
+        size = _tile_size(hidden, held)
         raw = hidden.new_empty(len(hidden), size)
         wide = raw if raw.dtype in (torch.float32, torch.float64) else raw.float()
-        return cls(hidden, weight, bias, head, temperature, size, raw, wide)
+        return cls(hidden, held, bias, head, temperature, size, raw, wide)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Bounds of the vocabulary tiles."""
         vocab = len(self.weight)
         return ((low, min(low + self.size, vocab)) for low in range(0, vocab, self.size))
 
-    def logits(self, low: int, high: int) -> Tensor:
-        """[S, high - low] in fp32, in the shared buffer; overwritten by the next call."""
-        raw = self.raw.view(-1)[: len(self.raw) * (high - low)].view(-1, high - low)
-        torch.mm(self.hidden, self.weight[low:high].t(), out=raw)
+    def rows(self, low: int, high: int) -> Tensor:
+        """[high - low, d]: the tile's part of the weight, in the compute type."""
+        return rows_of(self.weight, low, high, self.hidden.dtype)
+
+    def logits(self, rows: Tensor, low: int) -> Tensor:
+        """[S, v] in fp32 for the [v, d] `rows` from `low` on; overwritten by the next call."""
+        high = low + len(rows)
+        raw = self.raw.view(-1)[: len(self.raw) * len(rows)].view(-1, len(rows))
+        torch.mm(self.hidden, rows.t(), out=raw)
         z = self.wide.view(-1)[: raw.numel()].view_as(raw)
         if z.data_ptr() != raw.data_ptr():
             z.copy_(raw)
@@ -85,11 +98,13 @@ class _Tiles:
         return gradient if raw.data_ptr() == gradient.data_ptr() else raw.copy_(gradient)
 
 
-def _tile_size(hidden: Tensor, vocab: int) -> int:
+def _tile_size(hidden: Tensor, weight: Tensor | PackedWeight) -> int:
     budget = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
     per_column = max(1, len(hidden)) * (4 + hidden.element_size())
+    if not isinstance(weight, Tensor):
+        per_column += hidden.shape[1] * hidden.element_size()
     columns = max(64, budget // per_column // 64 * 64)
-    return min(columns, vocab)
+    return min(columns, len(weight))
 
 
 class _TiledLogprobs(torch.autograd.Function):
@@ -97,7 +112,7 @@ class _TiledLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         targets: Tensor,
         head: Head,
@@ -107,7 +122,7 @@ class _TiledLogprobs(torch.autograd.Function):
         tiles = _Tiles.allocate(hidden, weight, bias, head, temperature)
         sums = _Sums.start(hidden, targets, want)
         for low, high in tiles:
-            sums.add(tiles.logits(low, high), low)
+            sums.add(tiles.logits(tiles.rows(low, high), low), low)
         lse = sums.maximum + sums.total.log()
         entropy = lse - sums.weighted / sums.total
         sum_sq, top1 = sums.squares / sums.total.square(), sums.best == targets
@@ -131,12 +146,13 @@ class _TiledLogprobs(torch.autograd.Function):
         grad_bias = torch.empty_like(bias) if wants_bias else None
         product = torch.empty_like(hidden) if wants_hidden else None
         for low, high in tiles:
-            grad = slope.of_logits(tiles.logits(low, high), low)
+            rows = tiles.rows(low, high)
+            grad = slope.of_logits(tiles.logits(rows, low), low)
             if grad_bias is not None:
                 grad_bias[low:high] = grad.sum(0)
             narrow = tiles.narrow(grad)
             if grad_hidden is not None:
-                grad_hidden += torch.mm(narrow, weight[low:high], out=product)
+                grad_hidden += torch.mm(narrow, rows, out=product)
             if grad_weight is not None:
                 torch.mm(narrow.t(), hidden, out=grad_weight[low:high])
         if grad_hidden is not None:

@@ -11,12 +11,26 @@ from rlhf_cli.kernels.head import Head, TokenLogprobs
 
 def logits(hidden: Tensor, head: Head, temperature: float = 1.0) -> Tensor:
     """[S, V] in fp32 (fp64 for fp64 input), as the model's own forward computes them."""
-    raw = F.linear(hidden, head.weight, head.bias)
+    raw = _raw_logits(hidden, head)
     raw = raw.float() if raw.dtype != torch.float64 else raw
     scaled = raw * head.scale
     if head.softcap is not None:
         scaled = head.softcap * torch.tanh(scaled / head.softcap)
     return scaled / temperature
+
+
+def _raw_logits(hidden: Tensor, head: Head) -> Tensor:
+    """[S, V] in the compute type; a packed weight is never unpacked whole without gradients."""
+    weight, bias = head.weight, head.bias
+    if isinstance(weight, Tensor):
+        return F.linear(hidden, weight, bias)
+    parts = [
+        F.linear(
+            hidden, weight.rows(low, high, hidden.dtype), None if bias is None else bias[low:high]
+        )
+        for low, high in weight.parts(hidden.element_size())
+    ]
+    return torch.cat(parts, -1)
 
 
 def linear_logprobs(

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_cli.kernels.packed import PackedWeight
+
 
 @dataclass(frozen=True)
 class Head:
     """The output layer of a language model: logits = softcap(scale · (hidden Wᵀ + bias)).
 
     Attributes:
-        weight: [V, d], often the input embedding itself.
+        weight: [V, d], often the input embedding itself; or packed, and then frozen.
         bias: [V] or none.
         scale: factor on the logits (Cohere's `logit_scale`, one over Granite's `logits_scaling`).
         softcap: c of c · tanh(logits / c) (Gemma 2), or none.
     """
 
-    weight: Tensor
+    weight: Tensor | PackedWeight
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None

@@ -38,11 +38,13 @@ class Implementation:
         name: as printed and as chosen by tests.
         run: the function.
         obstacle: why it cannot run on a device, or empty.
+        unpacks: whether it reads the weight of a packed output layer.
     """
 
     name: str
     run: LinearLogprobs
     obstacle: Callable[[torch.device], str]
+    unpacks: bool = True
 
 
 def _triton(
@@ -54,20 +56,25 @@ def _triton(
 
 
 LINEAR_LOGPROBS = (
-    Implementation("triton", _triton, triton_obstacle),
+    Implementation("triton", _triton, triton_obstacle, unpacks=False),
     Implementation("chunked", chunked.linear_logprobs, lambda device: ""),
     Implementation("eager", eager.linear_logprobs, lambda device: ""),
 )
 """In order of preference; the last is the specification and runs everywhere."""
 
 
-def choose(setting: str | Sequence[str], device: torch.device) -> tuple[Implementation, str]:
+def choose(
+    setting: str | Sequence[str], device: torch.device, *, packed: bool = False
+) -> tuple[Implementation, str]:
     """The implementation for `kernels=auto|none|[names]`, and the reason in words.
 
-    Names of other operations leave this one as `auto` does.
+    Args:
+        setting: names, or how they are to be found; those of other operations alone are as `auto`.
+        device: where it is to run.
+        packed: whether the output layer is held in 4 or 8 bits.
 
     Raises:
-        KernelError: none of the names runs on the device.
+        KernelError: none of the names runs on the device and reads the output layer.
     """
     if setting == "none":
         return LINEAR_LOGPROBS[-1], "kernels=none"
@@ -75,6 +82,8 @@ def choose(setting: str | Sequence[str], device: torch.device) -> tuple[Implemen
     allowed = [c for c in LINEAR_LOGPROBS if c.name in setting] or LINEAR_LOGPROBS
     for candidate in allowed:
         obstacle = candidate.obstacle(device)
+        if packed and not candidate.unpacks:
+            obstacle = obstacle or "the output layer is packed"
         if not obstacle:
             return candidate, "; ".join(obstacles) or f"preferred on {device.type}"
         obstacles.append(f"{candidate.name}: {obstacle}")

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -19,6 +20,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.named import modules_named
+from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
 
@@ -169,6 +171,8 @@ def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
         reason = "it shares its weights with the input embeddings, which would change with it"
     elif cfg.kind == "dora" or cfg.dropout:
         reason = "it takes lora or rslora without adapter.dropout only"
+    elif packed_weight(model.get_output_embeddings()) is not None:
+        reason = "packed (quant.output_layer=true), it takes no adapter"
     if reason:
         raise ModelError(
             f"adapter.targets: got {name}, the output layer; {reason}. "
@@ -204,6 +208,7 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
         config = PeftConfig.from_pretrained(folder)
         config.task_type = _task(model)  # a reward model can start from a language model's adapter
         wrapped = _add(model, wrapped, name, config)
+        _require_whole_output(model, folder)
         expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
         _require_fit(folder, {key: tuple(value.shape) for key, value in expected.items()})
         stored = _new_heads(expected) | load_file(file)
@@ -216,6 +221,21 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
             f"({str(error).splitlines()[0][:200]})"
         ) from error
     return wrapped
+
+
+def _require_whole_output(model: Any, folder: Path) -> None:
+    """Refuse a saved adapter on an output layer that is packed here.
+
+    Raises:
+        ModelError: names the adapter.
+    """
+    layer = model.get_output_embeddings()
+    wrapped = isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper)
+    if wrapped and packed_weight(layer) is not None:
+        raise ModelError(
+            f"quant.output_layer: got true, and the adapter in {folder} has a part on the output "
+            "layer, which must stay whole for it. Try quant.output_layer=false"
+        )
 
 
 def _new_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from rlhf_cli.models.loading import (
     require_safe_weights,
     require_whole_weights,
 )
+from rlhf_cli.models.quantize import packs_output, require_own_output, require_packed_output
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.source import DEFAULT_ARCHITECTURE, Source, locate
 
@@ -87,6 +88,8 @@ def load_base(
         require_whole_weights(base, config)
         if shape is not LANGUAGE:
             _require_one_score(base, config)
+        if packs_output(quantized):
+            require_own_output(base, config, new_tokens)
         torch.manual_seed(seed)
         model = shape.auto.from_pretrained(
             base,
@@ -97,6 +100,8 @@ def load_base(
             **shape.options,
             **(packed if quantized else {}),
         )
+    if packs_output(quantized):
+        require_packed_output(base, model)
     forget_sampling(model)
     fit_vocabulary(model, tokenizer, new_tokens)
     return model

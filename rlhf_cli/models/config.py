@@ -243,6 +243,28 @@ class QuantConfig:
     double: bool = True
     """With `nf4`: quantize the scales too, which saves 0.4 bits a weight."""
 
+    output_layer: bool = False
+    """Pack the output layer too, which log-probs then unpack a tile at a time. Not where it shares
+    its weights with the input embeddings. `auto` takes what the adapter was trained on."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        if not self.output_layer or self.kind in ("nf4", "int8"):
+            return []
+        return [
+            f"quant.output_layer: got true with quant.kind={self.kind}; need what to pack it to, "
+            "nf4 or int8. Try quant=nf4"
+        ]
+
+    def not_of_scores(self) -> list[str]:
+        """The line for what a reward model does not have."""
+        if not self.output_layer:
+            return []
+        return [
+            "quant.output_layer: got true for a reward model, whose output layer is one row and "
+            "stays whole. Try quant.output_layer=false"
+        ]
+
 
 @dataclass(kw_only=True)
 class LoadConfig:
@@ -301,4 +323,6 @@ class LoadConfig:
                 f"quant.kind: got {self.quant.kind} with full training, and packed weights have no "
                 "gradient; need an adapter. Try adapter=lora"
             )
+        if self.scores:
+            found += self.quant.not_of_scores()
         return found

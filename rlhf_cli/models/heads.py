@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rlhf_cli.kernels.head import Head
+from rlhf_cli.models.quantize import packed_weight
 
 
 class Tap:
@@ -60,8 +61,9 @@ def read_head(model: Any) -> Head:
     scale = getattr(config, "logit_scale", None) or 1.0
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
+    packed = packed_weight(layer)
     return Head(
-        weight=_effective_weight(layer),
+        weight=_effective_weight(layer) if packed is None else packed,
         bias=getattr(layer, "bias", None),
         scale=float(scale),
         softcap=getattr(config, "final_logit_softcapping", None),

@@ -33,7 +33,7 @@ from rlhf_cli.models.layers import take_layers
 from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.quantize import is_quantized, quantization, to_eval
+from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.trunk import Trunk, padded_attention, without_dropout
@@ -90,7 +90,8 @@ def load_trained(
         from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
 
         adapters = attach(model, source, cfg.adapter, new, ctx.seed)
-    implementation, reason = choose(cfg.kernels, ctx.device)
+    packed = packed_weight(model.get_output_embeddings()) is not None
+    implementation, reason = choose(cfg.kernels, ctx.device, packed=packed)
     if role is Policy:
         say(f"logprobs: {implementation.name} ({reason})")
     flat = cfg.model.attention not in PADDED and reads_forward(model)
@@ -186,7 +187,10 @@ def _weights(
         return random_base(cfg, tokenizer, ctx.seed, shape)
     kind = source.quant if quant.kind == "auto" else quant.kind
     double = source.double if quant.kind == "auto" else quant.double
-    packed = None if kind == "none" else quantization(kind, double, ctx.compute)
+    output = source.output_layer if quant.kind == "auto" else quant.output_layer
+    output = output and role is Policy  # a reward model has none
+    compute = ctx.compute
+    packed = None if kind == "none" else quantization(kind, double, compute, output_layer=output)
     return load_base(
         cfg,
         source.base,

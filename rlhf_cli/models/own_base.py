@@ -29,7 +29,9 @@ def make_base(cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Source:
         return found
     target = ctx.out / OWN_BASE
     ctx.ranks.on_main(lambda: _write(target, cfg, found, tokenizer, ctx.seed))
-    return Source(str(target), quant=found.quant, double=found.double)
+    return Source(
+        str(target), quant=found.quant, double=found.double, output_layer=found.output_layer
+    )
 
 
 def _write(target: Path, cfg: LoadConfig, found: Source, tokenizer: Any, seed: int) -> None:

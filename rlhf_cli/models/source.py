@@ -50,6 +50,7 @@ class Source:
         double: whether its scales were too.
         new_tokens: ids whose embeddings were trained beside the adapter.
         kind: of the artifact: what the adapters were trained as.
+        output_layer: whether the base's output layer was quantized.
     """
 
     base: str
@@ -58,6 +59,7 @@ class Source:
     double: bool = True
     new_tokens: tuple[int, ...] = ()
     kind: str = "causal_lm"
+    output_layer: bool = False
 
     def describe(self) -> str:
         """The base, and what stands on it, in words."""
@@ -90,6 +92,7 @@ def find_source(cfg: ModelConfig) -> Source:
         facts.get("quant_double", True),
         tuple(facts.get("new_tokens", [])),
         facts.get("kind", "causal_lm"),
+        facts.get("quant_output_layer", False),
     )
 
 

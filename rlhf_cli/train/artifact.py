@@ -12,6 +12,7 @@ import torch
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.models.config import LoadConfig
+from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
@@ -95,6 +96,7 @@ def _origin(policy: Trunk, cfg: LoadConfig) -> dict[str, Any]:
         "adapters": policy.adapters.folders(),
         "quant": quant.kind if own else source.quant,
         "quant_double": quant.double if own else source.double,
+        "quant_output_layer": packed_weight(policy.output_layer) is not None,
         "new_tokens": list(policy.adapters.new_tokens),
     }
 

@@ -95,7 +95,9 @@ def _on_packed_base(
     from rlhf_cli.models.attach import attach
 
     cpu = torch.device("cpu")
-    packed = quantization(source.quant, source.double, torch.float32)
+    packed = quantization(
+        source.quant, source.double, torch.float32, output_layer=source.output_layer
+    )
     model = load_base(
         cfg.model,
         source.base,

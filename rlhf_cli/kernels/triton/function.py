@@ -58,10 +58,12 @@ def linear_logprobs(
     Raises:
         KernelError: types that it does not compute.
     """
-    Problem(hidden, head.weight, head.bias, targets, head, temperature).check()
+    weight = head.weight
+    assert isinstance(weight, Tensor)  # the registry leaves packed ones to others
+    Problem(hidden, weight, head.bias, targets, head, temperature).check()
     with torch.cuda.device_of(hidden):
         logp, entropy, lse, sum_sq, top1 = _Fused.apply(  # type: ignore[no-untyped-call]
-            hidden, head.weight, head.bias, targets, head, temperature, want
+            hidden, weight, head.bias, targets, head, temperature, want
         )
     return TokenLogprobs(logp, entropy, lse if "lse" in want else None, sum_sq, top1)
 

@@ -192,6 +192,8 @@ class EvaluateConfig:
             for name in ("baseline", "prompts")
             if getattr(self, name)
         ]
+        if any(is_reward_model(path) for path in self.models):
+            found += self.quant.not_of_scores()
         from rlhf_cli.runs.settings import read_settings
         from rlhf_cli.stages.registry import EVALUATORS
 
