@@ -24,7 +24,8 @@ from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.models.compiled import compile_layers, uncompiled
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy, lower
+from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.precision import lower
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.config import TrainConfig
 

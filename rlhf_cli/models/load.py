@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from rlhf_cli.context import RunContext, say, silence
-from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attention import ATTENTION
+from rlhf_cli.models.attention_choice import (
+    PADDED,
+    describe_attention,
+    require_attention,
+    set_attention,
+)
 from rlhf_cli.models.base import (
     SHAPES,
     adopt_ends,
@@ -23,7 +25,6 @@ from rlhf_cli.models.base import (
     reads_forward,
 )
 from rlhf_cli.models.config import (
-    FLASH,
     AdapterConfig,
     LoadConfig,
     ModelConfig,
@@ -32,17 +33,13 @@ from rlhf_cli.models.config import (
 from rlhf_cli.models.layers import take_layers
 from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.probes import probe
+from rlhf_cli.models.precision import lower
 from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
-from rlhf_cli.models.trunk import Trunk, padded_attention, without_dropout
-from rlhf_cli.models.varlen import obstacle
+from rlhf_cli.models.trunk import Trunk, padded_attention
 
 Role = TypeVar("Role", Policy, RewardModel)
-
-PADDED = ("sdpa", "eager")
-"""Attention by which rows are padded; any other keeps flat rows apart."""
 
 
 def load_policy(
@@ -95,52 +92,15 @@ def load_trained(
     if role is Policy:
         say(f"logprobs: {implementation.name} ({reason})")
     flat = cfg.model.attention not in PADDED and reads_forward(model)
-    _require_attention(cfg.model, ctx, flat=flat)
+    require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
     # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
     loaded.train()
-    _set_attention(loaded, cfg, ctx.compute)
+    set_attention(loaded, cfg, ctx.compute)
     lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
     _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
     return loaded
-
-
-def _require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
-    """Refuse an attention that the model, the device or the compute type does not allow.
-
-    Raises:
-        ModelError: says which of them.
-    """
-    asked, reason = cfg.attention, ""
-    if asked not in ("auto", *PADDED) and not flat:
-        reason = f"keeps the rows of decoders apart, and {cfg.path} is an encoder"
-    elif asked not in ("auto", "per_row", *PADDED) and ctx.device.type != "cuda":
-        reason = f"is trained with on CUDA alone, and this runs on {ctx.device.type}"
-    elif asked in FLASH and ctx.compute == torch.float32:
-        reason = "has no kernels for fp32, which train.precision=fp32 asks for"
-    if reason:
-        raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
-
-
-def _set_attention(loaded: Trunk, cfg: LoadConfig, compute: torch.dtype) -> None:
-    """Let a model compute with the attention that is asked for, and probe it.
-
-    Raises:
-        KernelError: with the layers that are asked for, it does not give what it gives by itself.
-        ModelError: nor with the attention that is.
-    """
-    attention = cfg.model.attention
-    if attention not in ("auto", "per_row"):
-        loaded.model.set_attn_implementation(attention)
-    # flash attention has no kernels for fp32
-    lowered = as_computed(loaded, compute) if attention in FLASH else nullcontext()
-    with without_dropout(loaded), lowered:
-        probe(
-            loaded,
-            may_fall_back=attention == "auto",
-            may_drop_layers=cfg.kernels == "auto",
-        )
 
 
 def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
@@ -203,33 +163,6 @@ def _weights(
     )
 
 
-@contextmanager
-def as_computed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold trained parameters in the compute type inside, as the forward passes of training do."""
-    trained = [p for p in module.parameters() if p.requires_grad and p.is_floating_point()]
-    before = [p.data for p in trained]
-    lower(trained, dtype)
-    try:
-        yield
-    finally:
-        for param, data in zip(trained, before, strict=True):
-            param.data = data
-
-
-def frozen_copy(policy: Policy, dtype: torch.dtype) -> Policy:
-    """The same model as it is now, for good: in the compute type, without gradients."""
-    copied = copy.deepcopy(policy).requires_grad_(False)
-    lower(copied.parameters(), dtype)
-    return copied
-
-
-def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
-    """Hold parameters in another type, save those that are packed in integers."""
-    for param in params:
-        if param.is_floating_point():
-            param.data = param.data.to(dtype)
-
-
 def _tell(policy: Trunk, name: str, compute: torch.dtype) -> None:
     """One line: what is trained, what is frozen, and how much memory each takes."""
     params = list(policy.parameters())
@@ -242,21 +175,9 @@ def _tell(policy: Trunk, name: str, compute: torch.dtype) -> None:
         kind = policy.adapters.describe()
         held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
     layout = "flat rows" if policy.flat else "padded rows"
-    attention = _attention_of(policy, compute)
+    attention = describe_attention(policy, compute)
     said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
     say(f"{said}: {name}, {held}, {layout}, attention {attention}")
-
-
-def _attention_of(policy: Trunk, compute: torch.dtype) -> str:
-    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
-    config = policy.model.config.get_text_config()
-    name: str = policy.model.config._attn_implementation
-    if name != ATTENTION or policy.device.type != "cuda":
-        return name.removeprefix("rlhf_")
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    reason = obstacle(policy.device, compute, width)
-    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
-    return f"per_row ({calls})"
 
 
 def recompute_activations(policy: Trunk) -> None:

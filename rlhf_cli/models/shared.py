@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.models.adapters import Adapters
 from rlhf_cli.models.attach import attach_scorer
-from rlhf_cli.models.load import lower
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.precision import lower
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.source import Source
 from rlhf_cli.models.trunk import without_dropout

@@ -15,8 +15,9 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import frozen_copy, load_policy, lower
+from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.precision import frozen_copy, lower
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.stages.session import Session

@@ -16,7 +16,8 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.compiled import compile_layers, require_compiler
 from rlhf_cli.models.freeze import freeze
 from rlhf_cli.models.layers import require_liger, taken
-from rlhf_cli.models.load import Role, as_computed, recompute_activations
+from rlhf_cli.models.load import Role, recompute_activations
+from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.stages.config import StageConfig

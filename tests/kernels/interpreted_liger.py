@@ -24,7 +24,8 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.errors import KernelError
 from rlhf_cli.models import layers
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.load import frozen_copy, load_policy, load_reward_model
+from rlhf_cli.models.load import load_policy, load_reward_model
+from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from tests.helpers import random_rows
 from tests.models.test_policy import SHAPE, gradient, make_policy, relative_error

@@ -10,8 +10,8 @@ from rlhf_cli.errors import ConfigError, ModelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models import compiled
 from rlhf_cli.models.compiled import compile_layers, require_compiler, uncompiled
-from rlhf_cli.models.load import frozen_copy
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.rollout.decode import writing
 from rlhf_cli.train.config import TrainConfig
 from tests.helpers import random_rows, tiny_llama
