@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -55,6 +55,8 @@ class Settings:
         stage: `sft`, `dpo`, or `samples`: responses to shared prompts, as in GRPO's updates.
         examples: of a step.
         samples: of `samples`, to each prompt.
+        prompt: of `samples`, tokens of each prompt.
+        response: of `samples`, tokens of each response.
         precision: as `train.precision`.
         attention: as `model.attention`; `sdpa` pads.
         kernels: as the key.
@@ -71,6 +73,8 @@ class Settings:
     stage: str
     examples: int
     samples: int = 1
+    prompt: int = PROMPT
+    response: int = RESPONSE
     precision: str = "auto"
     attention: str = "auto"
     kernels: str = "auto"
@@ -132,7 +136,7 @@ def open_step(settings: Settings) -> Step:
         policy = load_policy(load, tokenizer, RunContext(device, compute, 0, Path())).train()
         policy.shares = settings.shares
         if settings.stage == "samples":
-            rows = samples(examples, settings.examples, settings.samples)
+            rows = samples(examples, settings)
         else:
             rows = micro_batches(examples, range(settings.examples), TOKENS)
         loss = likelihood(policy, settings.everywhere)
@@ -200,23 +204,23 @@ def preference(
     return preference_loss(DPOConfig(), policy, read), stored
 
 
-def samples(examples: Examples, prompts: int, count: int) -> list[Rows]:
-    """Micro-batches of prompts with so many responses each, of the rows' own tokens."""
+def samples(examples: Examples, settings: Settings) -> list[Rows]:
+    """Micro-batches of prompts with several responses each, of the rows' own tokens."""
+    prompt, response, count = settings.prompt, settings.response, settings.samples
+    group = prompt + count * response
     tokens = torch.from_numpy(np.array(examples.tokens, np.int64))
-    taken = tokens[: prompts * (PROMPT + count * RESPONSE)].split(PROMPT + count * RESPONSE)
-    a_pass = max(1, TOKENS // (count * (PROMPT + RESPONSE)))
-    make = partial(_of_prompts, count=count)
-    return [make(taken[at : at + a_pass], at) for at in range(0, prompts, a_pass)]
+    taken = tokens[: settings.examples * group].split(group)
+    a_pass = max(1, TOKENS // (count * (prompt + response)))
+    starts = range(0, settings.examples, a_pass)
+    return [_of_prompts(taken[at : at + a_pass], at, prompt, response) for at in starts]
 
 
-def _of_prompts(parts: tuple[torch.Tensor, ...], first: int, count: int) -> Rows:
+def _of_prompts(parts: tuple[torch.Tensor, ...], first: int, prompt: int, response: int) -> Rows:
     rows = [
-        torch.cat([part[:PROMPT], response])
-        for part in parts
-        for response in part[PROMPT:].split(RESPONSE)
+        torch.cat([part[:prompt], tail]) for part in parts for tail in part[prompt:].split(response)
     ]
-    length = PROMPT + RESPONSE
+    length = prompt + response
     starts = torch.arange(len(rows)) * length
-    scored = (starts[:, None] + torch.arange(PROMPT - 1, length - 1)).flatten()
-    example = first + torch.arange(len(parts)).repeat_interleave(count)
+    scored = (starts[:, None] + torch.arange(prompt - 1, length - 1)).flatten()
+    example = first + torch.arange(len(parts)).repeat_interleave(len(rows) // len(parts))
     return Rows(torch.cat(rows), torch.full((len(rows),), length), scored, example)
