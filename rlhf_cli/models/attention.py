@@ -25,6 +25,10 @@ PRODUCT_LENGTH = 512
 """On a CPU, bf16 rows under this length take plain matrix products: up to six times as fast as
 SDPA, whose bf16 backward pass is slow. In fp32 SDPA is faster (python -m benchmarks.attention)."""
 
+STEP = 32
+"""Rows in plain products are padded to a multiple of this. oneDNN compiles a kernel for each new
+size, which takes longer than a short row's product, and keeps only so many of them."""
+
 GROUP_LENGTH = 128
 """Rows up to this length are computed together, padded on the right, to save dispatches."""
 
@@ -130,22 +134,32 @@ def per_row_attention(
     )  # of each group: [n, H, D]
     outputs = []
     for number, group in enumerate(row_layout.groups):
-        q = _by_head(queries[number], group.lengths)
-        k, v = (_seen(parts, number, group) for parts in (keys, values))
+        start = sizes[group.follows] if group.follows >= 0 else 0
+        products = softcap or _products_are_faster(query, start + max(group.lengths))
+        attend, step = (_products, STEP) if products else (_sdpa, 1)
+        q = _by_head(queries[number], group.lengths, step)
+        k, v = (_seen(parts, number, group, step) for parts in (keys, values))
         if repeats > 1:
             k, v = (tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v))
-        attend = _products if softcap or _products_are_faster(query, k.shape[2]) else _sdpa
-        outputs.append(_flat(attend(q, k, v, scale, softcap, sliding_window), group.lengths))
+        found = attend(q, k, v, start, scale, softcap, sliding_window)
+        outputs.append(_flat(found, group.lengths))
     return torch.cat(outputs).unsqueeze(0), None
 
 
-def _seen(parts: tuple[Tensor, ...], number: int, group: Group) -> Tensor:
-    """[R, H, P + T, D]: keys or values of a group's rows, behind those of what they go on from."""
-    own = _by_head(parts[number], group.lengths)
+def _seen(parts: tuple[Tensor, ...], number: int, group: Group, step: int) -> Tensor:
+    """[R, H, K, D]: keys or values of a group's rows, behind those of what they go on from."""
+    own = _by_head(parts[number], group.lengths, step)
     if group.follows < 0:
         return own
-    before = parts[group.follows].transpose(0, 1).expand(len(own), -1, -1, -1)
-    return torch.cat([before, own], dim=2)
+    rows, heads, length, width = own.shape
+    before = parts[group.follows].transpose(0, 1).expand(rows, -1, -1, -1)
+    filled = before.shape[2] + length
+    behind = own.new_zeros(1).expand(rows, heads, _round_up(filled, step) - filled, width)
+    return torch.cat([before, own, behind], dim=2)
+
+
+def _round_up(length: int, step: int) -> int:
+    return -(-length // step) * step
 
 
 def _products_are_faster(tensor: Tensor, length: int) -> bool:
@@ -153,27 +167,37 @@ def _products_are_faster(tensor: Tensor, length: int) -> bool:
     return on_cpu and tensor.dtype == torch.bfloat16 and length < PRODUCT_LENGTH
 
 
-def _by_head(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
-    """[n, H, D] of a group of rows -> [R, H, T, D], shorter rows padded on the right."""
-    if min(group) == max(group):
-        return tensor.view(len(group), group[0], *tensor.shape[1:]).transpose(1, 2)
-    return pad_sequence(list(tensor.split(group)), batch_first=True).transpose(1, 2)
+def _by_head(tensor: Tensor, group: tuple[int, ...], step: int) -> Tensor:
+    """[n, H, D] of a group of rows -> [R, H, T, D], padded on the right to a multiple of a step."""
+    size = _round_up(max(group), step)
+    if min(group) == size:
+        return tensor.view(len(group), size, *tensor.shape[1:]).transpose(1, 2)
+    first, *others = tensor.split(group)
+    first = F.pad(first, (0, 0, 0, 0, 0, size - len(first)))
+    rows = pad_sequence([first, *others], batch_first=True) if others else first[None]
+    return rows.transpose(1, 2)
 
 
 def _flat(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
     """[R, H, T, D] -> [n, H, D], without the padding."""
     rows = tensor.transpose(1, 2)
-    if min(group) == max(group):
+    if min(group) == rows.shape[1]:
         return rows.flatten(0, 1)
     return torch.cat([row[:length] for row, length in zip(rows.unbind(), group, strict=True)])
 
 
 def _products(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
 ) -> Tensor:
     """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
     rows, heads, length, _ = q.shape
-    mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[-length:]
+    mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[start : start + length]
     q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
     if softcap is None:
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
@@ -184,13 +208,19 @@ def _products(
 
 
 def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float | None, window: int | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
 ) -> Tensor:
     """SDPA, the fused kernel, which never holds the scores of a long row."""
     length, seen = q.shape[2], k.shape[2]
     if window is not None and window < seen:
-        mask = _causal_mask(seen, window, q.dtype, q.device)[-length:]
-    elif length < seen:
+        mask = _causal_mask(seen, window, q.dtype, q.device)[start:]
+    elif start:
         mask = causal_lower_right(length, seen)  # by which CUDA's fused kernels need no mask
     else:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
