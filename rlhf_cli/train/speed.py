@@ -15,6 +15,8 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.models.trunk import Trunk
 
 PROBE_SECONDS = 0.15
+PROBES = 3
+"""At least so many: the first one loads what computes it, and may take all of the time."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,13 @@ def measure_peak(device: torch.device, compute: torch.dtype) -> float:
     """FLOP/s of a large matrix product here and now; datasheets are not believed.
 
     Returns:
-        The best of a few products of 2048 (CPU) or 8192 (CUDA) square matrices.
+        The best of a few products of 1024 (CPU) or 8192 (CUDA) square matrices.
     """
-    size = 8192 if device.type == "cuda" else 2048
+    size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=compute, device=device)
-    best, ends = 0.0, time.monotonic() + PROBE_SECONDS
-    while not best or time.monotonic() < ends:
+    best, done, ends = 0.0, 0, time.monotonic() + PROBE_SECONDS
+    while done < PROBES or time.monotonic() < ends:
+        done += 1
         began = time.perf_counter()
         a @ a
         if device.type == "cuda":
