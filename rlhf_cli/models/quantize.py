@@ -13,6 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.packed import EightBitWeight, FourBitWeight, PackedWeight
+from rlhf_cli.models.unpacking import mend_unpacking
 
 # It tells at every product that int8 casts its inputs, and that faster kernels could be fetched.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -36,6 +37,7 @@ def quantization(
         raise ModelError(
             f"quant.kind: got {kind}, which needs bitsandbytes. Try pip install 'rlhf-cli[quant]'"
         )
+    mend_unpacking()
     return BitsAndBytesConfig(
         load_in_4bit=kind == "nf4",
         load_in_8bit=kind == "int8",
