@@ -28,7 +28,7 @@ STAGES = {
     "sft": ("sft", ["benchmarks.sft"], "rows"),
     "reward": ("reward", ["benchmarks.judged", "reward"], "pairs"),
     "dpo": ("dpo_stored", ["benchmarks.judged", "dpo", "--reference", "stored"], "pairs"),
-    "bco": ("bco_copy", ["benchmarks.judged", "bco"], "rows"),
+    "bco": ("bco_stored", ["benchmarks.judged", "bco", "--reference", "stored"], "rows"),
     "ppo": ("ppo_trunk", ["benchmarks.ppo", "--steps", "3"], "responses"),
 }
 """Name of the result, the benchmark that makes it, and what it counts."""
