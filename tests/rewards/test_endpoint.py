@@ -18,6 +18,13 @@ from tests.rewards.helpers import context, samples, user
 THREE = samples(("a", "bc"), (user("d"), "e"), ("Say:", "fgh"), answer=[1, 2, 3])
 
 
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that left: it may say so while another test looks at stderr."""
+
+    def handle_error(self, request, client_address):
+        pass
+
+
 @contextmanager
 def serving(answer):
     """A server; `answer` is given each request's object and says code and body."""
@@ -34,7 +41,7 @@ def serving(answer):
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
