@@ -192,7 +192,7 @@ def plain_values(policy: Trunk, rows: Rows) -> Tensor:
     if attention == ATTENTION:
         model.set_attn_implementation(padded_attention(model))
     try:
-        each = rows.tokens.split(rows.lengths.tolist())
+        each = rows.tokens.split(rows.sizes)
         with own_layers(model):
             return torch.cat([policy.plain_values(row) for row in each])
     finally:
