@@ -14,6 +14,7 @@ from rlhf_cli.data.reading.opening import open_held_out, open_sources, open_trai
 from rlhf_cli.data.records.fields import Prompt
 from rlhf_cli.data.records.reader import Located, RecordReader
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, PromptRecord
+from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport, count
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import DataError, first_line
@@ -40,6 +41,10 @@ class PromptSet:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def where(self, index: int) -> str:
+        """A prompt's `file:line`; its number where it comes from no file."""
+        return self.places[index] if self.places else f"prompt {index + 1}"
 
     def columns_of(self, chosen: Sequence[int]) -> dict[str, list[Any]]:
         """The other columns of some prompts."""
@@ -136,7 +141,9 @@ def _others(located: Located) -> dict[str, Any]:
     match located.record:
         case PromptCompletionRecord(_, completion) if isinstance(completion, str):
             return {"completion": completion, **located.rest}
-    return dict(located.rest)
+    asked = _prompt(located)
+    listed = list(asked[0].tools) if not isinstance(asked, str) else []
+    return {"tools": listed, **located.rest} if listed else dict(located.rest)
 
 
 def encode_prompts(
@@ -157,7 +164,7 @@ def encode_prompts(
     Raises:
         DataError: none is left.
     """
-    tokens = [encoder.encode(prompt) for prompt in found.prompts]
+    found, tokens = encode_all(found, encoder)
     long = [len(ids) > most for ids in tokens]
     if not any(long):
         return found, tokens
@@ -169,6 +176,29 @@ def encode_prompts(
     if not kept:
         raise DataError(f"data.path: all {len(found)} prompts are longer than {most} tokens")
     return found.part(kept), [tokens[i] for i in kept]
+
+
+def encode_all(found: PromptSet, encoder: PromptEncoder) -> tuple[PromptSet, list[list[int]]]:
+    """The prompts that the chat template takes, with the tokens of each; others are counted.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept, tokens, report = [], [], DataReport()
+    for index, prompt in enumerate(found.prompts):
+        try:
+            tokens.append(encoder.encode(prompt))
+        except Refused as error:
+            report.add_refused(found.where(index), str(error))
+        else:
+            kept.append(index)
+    report.unwritten = encoder.unwritten
+    if not kept:
+        raise DataError("\n".join(["no prompt can be used", *report.left_out()]))
+    for line in [*report.left_out(), *report.remarks()]:
+        say(line)
+    found.report.refused |= report.refused
+    return (found if len(kept) == len(found) else found.part(kept)), tokens
 
 
 def _newest(ids: list[int], most: int, bos: int | None) -> list[int]:

@@ -18,7 +18,7 @@ PERCENTILES = (50, 90, 99, 100)
 
 @dataclass
 class Refusals:
-    """How many rows were refused for one reason, and where the first stands."""
+    """How many rows were refused or noted for one reason, and where the first stands."""
 
     rows: int
     example: str
@@ -46,6 +46,8 @@ class DataReport:
         malformed: tolerated rows.
         malformed_shown: the first of them, `file:line: what`.
         refused: by reason.
+        noted: rows that were kept, by what is to be said of them.
+        unwritten: what the chat template did not write of messages.
         cut: by the end that lost tokens.
         ignored_columns: columns that no record of this kind has.
         examples: what `train.batch_size` counts.
@@ -67,6 +69,8 @@ class DataReport:
     malformed: int = 0
     malformed_shown: list[str] = field(default_factory=list)
     refused: dict[str, Refusals] = field(default_factory=dict)
+    noted: dict[str, Refusals] = field(default_factory=dict)
+    unwritten: list[str] = field(default_factory=list)
     cut: dict[str, Cuts] = field(default_factory=dict)
     ignored_columns: list[str] = field(default_factory=list)
     examples: int = 0
@@ -87,6 +91,10 @@ class DataReport:
     def add_refused(self, where: str, reason: str) -> None:
         """Count a row from which there is nothing to learn."""
         self.refused.setdefault(writable(reason), Refusals(0, where)).rows += 1
+
+    def add_note(self, where: str, note: str) -> None:
+        """Count a row that is trained otherwise than its neighbours."""
+        self.noted.setdefault(writable(note), Refusals(0, where)).rows += 1
 
     def add_cut(self, end: str, tokens: int) -> None:
         """Count the tokens that a row lost at one end."""
@@ -146,6 +154,7 @@ class DataReport:
                 for end, cuts in self.cut.items()
             ],
             *self._drawn(),
+            *self.remarks(),
             *_named("columns not read", self.ignored_columns),
             *_named("files not read", self.skipped_files),
         ]
@@ -156,6 +165,14 @@ class DataReport:
             f"drawn of {source['rows']}, {source['held_out']} held out"
             for source in self.sources
         ]
+
+    def remarks(self) -> list[str]:
+        """Of rows that were kept: what was done with them, and what the template did not write."""
+        noted = [
+            f"  {count(found.rows, 'row')}: {note}; the first is {found.example}"
+            for note, found in self.noted.items()
+        ]
+        return [*noted, *_named("not written by the chat template", map(writable, self.unwritten))]
 
     def left_out(self) -> list[str]:
         """Of refused and malformed rows: how many for each reason, and the first."""
@@ -180,7 +197,9 @@ class DataReport:
         """The report that `to_dict` was taken of."""
         report = cls(**values)
         report.files, report.skipped_files = tuple(report.files), tuple(report.skipped_files)
-        report.refused = {reason: Refusals(**found) for reason, found in values["refused"].items()}
+        for name in ("refused", "noted"):
+            by_text = {text: Refusals(**found) for text, found in values[name].items()}
+            setattr(report, name, by_text)
         report.cut = {end: Cuts(**found) for end, found in values["cut"].items()}
         return report
 

@@ -80,6 +80,7 @@ def load_trained(
     source = make_base(cfg, tokenizer, ctx)
     new = tuple(new_tokens) or source.new_tokens
     model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new)
+    adopt_ends(model, source)
     disable_dropout(model)
     take_layers(model, cfg.kernels, ctx.device)
     adapters = None

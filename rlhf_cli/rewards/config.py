@@ -42,6 +42,10 @@ class RewardsConfig(RewardSource):
     clip: Annotated[float, AtLeast(0)] = 0.0
     """Hold what is left between minus and plus this; 0 off."""
 
+    skip_special_tokens: bool = False
+    """Leave all special tokens out of the texts that are scored; false leaves out only those that
+    end or pad a response, so that a `<think>` that is one is seen."""
+
     @property
     def is_given(self) -> bool:
         """Whether anything scores."""

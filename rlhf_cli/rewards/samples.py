@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_cli.data.reading.raw import show_value
-from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.records.fields import Prompt, to_json
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Samples:
 
     Attributes:
         prompts: as they stand in the rows: text, or messages.
-        responses: text without special tokens.
+        responses: text, without the tokens that end it.
         prompt_tokens: what the policy was given, in its own tokens.
         response_tokens: what it wrote, the end token included where there is one.
         columns: name -> a value for each, as it stands in the row.
@@ -48,8 +48,8 @@ class Samples:
         )
 
     def call_arguments(self) -> dict[str, Any]:
-        """Prompts and responses as plain lists; messages are dicts with `role` and `content`."""
-        prompts = [p if isinstance(p, str) else [asdict(turn) for turn in p] for p in self.prompts]
+        """Prompts and responses as plain lists; messages are dicts."""
+        prompts = [to_json(prompt) for prompt in self.prompts]
         return {"prompts": prompts, "responses": list(self.responses)}
 
     def describe(self, index: int, first: int = 0) -> str:

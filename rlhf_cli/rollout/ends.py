@@ -13,10 +13,25 @@ SLACK = 4
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     """Tokens that end a response: the tokenizer's and those of the model's generation config."""
-    listed = model.generation_config.eos_token_id
+    config = getattr(model, "generation_config", None)  # a reward model has none
+    listed = getattr(config, "eos_token_id", None)
     others = listed if isinstance(listed, list) else [] if listed is None else [listed]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return list(dict.fromkeys([*own, *others]))
+
+
+def add_end_token(model: Any, tokenizer: Any, token: int | None) -> None:
+    """Let responses of a model end at one more token, beside those where they end already.
+
+    Args:
+        model: a transformers model; its generation config, which is saved with it, is changed.
+        tokenizer: the model's.
+        token: the chat template's end of a turn, where the prompts are chats; else none.
+    """
+    if token is None or not model.can_generate():
+        return
+    ends = list(dict.fromkeys([*end_tokens(model, tokenizer), token]))
+    model.generation_config.eos_token_id = ends
 
 
 class Ends:

@@ -12,9 +12,11 @@ from rlhf_cli.context import say
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.preview import show_first_example
+from rlhf_cli.data.tokens.specials import turn_end
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import open_rows
 from rlhf_cli.stages.training import Training
@@ -91,6 +93,8 @@ class Session(Training):
             What the manifest tells of the run.
         """
         cfg, held_out = self.cfg, self.held_out
+        if self.report.templated:
+            add_end_token(model.model, self.tokenizer, turn_end(self.tokenizer))
         source = ExampleSource(
             self.examples, cfg.data, cfg.train, cfg.seed, self.max_tokens, self.ctx.ranks
         )
@@ -104,7 +108,7 @@ class Session(Training):
             source,
             (lambda: evaluate(held_out)) if held_out else None,
             where=self.examples.where,
-            ends=end_tokens(self.examples, self.tokenizer),
+            ends=end_tokens(model.model, self.tokenizer),
             trained_on="chat" if self.report.templated else "text",
             state=state,
         )
@@ -119,14 +123,6 @@ class Session(Training):
         """The loss and its metrics over all held-out rows."""
         tokens, ctx = self.max_tokens, self.ctx
         return lambda loaded: measure(loss, loaded[0], tokens, ctx.device, ctx.ranks)
-
-
-def end_tokens(examples: Examples, tokenizer: Any) -> list[int]:
-    """Tokens that end what was trained: the tokenizer's own, and a template's end of a turn."""
-    first_row = examples.trained[: examples.row_starts[1]]
-    last = int(examples.tokens[np.flatnonzero(first_row)[-1]])
-    special = last in tokenizer.added_tokens_decoder
-    return list(dict.fromkeys([tokenizer.eos_token_id, *([last] if special else [])]))
 
 
 def require_context(examples: Examples, model: Trunk, name: str = "model") -> None:

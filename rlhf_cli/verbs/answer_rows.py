@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
-from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.records.fields import Prompt, to_json
 from rlhf_cli.rewards.rewards import Rewards
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.verbs.answers import Answers, plain
+from rlhf_cli.verbs.answers import Answers
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ class PlainRows:
         self.ended += sum(answers.ended)
         each = _of_each(prompts, answers).prompts
         return [
-            {"prompt": plain(prompt), "response": text}
+            {"prompt": to_json(prompt), "response": text}
             for prompt, text in zip(each, answers.texts, strict=True)
         ]
 
@@ -94,7 +94,7 @@ class ScoredRows(ABC):
             written = self._not_blank(scored[place * count : (place + 1) * count])
             if written:
                 self.best.add(best_of(written))
-                rows.append({"prompt": plain(self.as_given(prompt)), **self.columns(written)})
+                rows.append({"prompt": to_json(self.as_given(prompt)), **self.columns(written)})
         self.prompts += len(prompts)
         self.without_row += len(prompts) - len(rows)
         return rows

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import TextStreamer
-
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.rewards.rewards import open_rewards
-from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.graphs import require_cuda
 from rlhf_cli.verbs.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
 from rlhf_cli.verbs.answers import Author
@@ -24,13 +21,13 @@ def run(cfg: GenerateConfig) -> None:
     ctx = open_context(cfg.precision, cfg.sampling.seed, Path())
     require_cuda(cfg.sampling, ctx.device)
     prompts = _prompts(cfg)
-    author = Author(cfg.model, cfg.quant, cfg.template, ctx)
+    skip = cfg.reward.skip_special_tokens
+    author = Author(cfg.model, cfg.quant, cfg.template, ctx, skip_special_tokens=skip)
+    prompts, tokens = author.encode(prompts)
     if len(prompts) == 1 and cfg.samples_per_prompt == 1 and not cfg.output:
-        streamer = TextStreamer(author.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        tokens = author.encode(prompts.prompts)
-        generate(author.model, author.tokenizer, tokens, cfg.sampling, streamer=streamer)
+        author.stream(tokens[0], cfg.sampling)
     else:
-        _answer_all(cfg, author, _rows(cfg, author, ctx), prompts)
+        _answer_all(cfg, author, _rows(cfg, author, ctx), prompts, tokens)
 
 
 def _prompts(cfg: GenerateConfig) -> PromptSet:
@@ -50,12 +47,16 @@ def _rows(cfg: GenerateConfig, author: Author, ctx: RunContext) -> PlainRows | S
 
 
 def _answer_all(
-    cfg: GenerateConfig, author: Author, rows: PlainRows | ScoredRows, prompts: PromptSet
+    cfg: GenerateConfig,
+    author: Author,
+    rows: PlainRows | ScoredRows,
+    prompts: PromptSet,
+    tokens: list[list[int]],
 ) -> None:
     """In batches, in the order given; each batch is written as soon as it is there."""
     target = open_output(Path(cfg.output)) if cfg.output else None
     done, samples = 0, cfg.samples_per_prompt
-    for answers in author.answer(prompts.prompts, cfg.sampling, cfg.batch_size, samples):
+    for answers in author.answer(tokens, cfg.sampling, cfg.batch_size, samples):
         answered = range(done, done + len(answers.texts) // samples)
         made, done = rows.make(prompts.part(answered), answers), answered.stop
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)

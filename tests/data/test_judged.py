@@ -178,7 +178,7 @@ def test_a_pair_is_cut_alike(load, policy, max_length, bos, chosen, rejected, cu
             {"max_length": 3},
         ),
         (pair("a", "", "b"), "empty response", {}),
-        (pair("a", "<eos>", "b"), "only special tokens to train", {}),
+        (pair("a", "<eos>", "b"), "only end or pad tokens to train", {}),
         (
             pair("abc", "d", "e"),
             "no response within data.max_length=3 tokens",

@@ -7,6 +7,7 @@ from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.reader import Located
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import ModelError
 from tests.data.toy import (
@@ -62,6 +63,14 @@ def test_the_response_and_its_end_are_trained():
 def test_a_tokenizer_that_adds_bos_adds_it_once_in_front():
     record = PromptCompletionRecord("ab", "cd")
     assert row(record, toy_tokenizer(adds_bos=True)) == ([BOS, A, B, C, D, EOS], [3, 4, 5])
+
+
+def test_a_text_that_brings_its_bos_gets_no_second_one():
+    record = PromptCompletionRecord("<bos>ab", "cd")
+    assert row(record, toy_tokenizer(adds_bos=True)) == ([BOS, A, B, C, D, EOS], [3, 4, 5])
+    encoder = PromptEncoder(toy_tokenizer(adds_bos=True), as_message=False)
+    assert encoder.encode("<bos>ab") == encoder.encode("ab") == [BOS, A, B]
+    assert encoder.encode("") == [BOS]
 
 
 def test_strings_are_joined_as_they_stand():
@@ -156,21 +165,29 @@ def test_a_template_with_another_generation_prompt_is_refused():
     template = toy_tokenizer().chat_template.replace("<assistant>{% endif", "<user>{% endif")
     reason = refusal(CHAT, toy_tokenizer(template))
     assert reason == (
-        "the chat template's generation prompt is not how it begins an assistant's turn"
+        "the chat template's generation prompt is not how it begins an assistant's turn "
+        "(give another chat template with model.chat_template=FILE)"
     )
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_unless_they_are_not_trained():
+def test_of_a_template_that_rewrites_earlier_turns_the_last_is_trained_and_the_rest_noted():
     last = "{% if loop.last and m['role'] == 'assistant' %}e{% endif %}"
     template = (
         "{% for m in messages %}<{{ m['role'] }}>" + last + "{{ m['content'] }}<turn>{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    reason = "the chat template renders a turn otherwise once others follow it"
     tokenizer = toy_tokenizer(template)
-    assert refusal(CHAT, tokenizer) == reason
-    ids, trained = row(CHAT, tokenizer, train_on="last_turn")
-    assert [ids[i] for i in trained] == [E, E, TURN]
+    for train_on, noted in (("last_turn", 0), ("response", 1)):
+        [found], report = made(CHAT, tokenizer, train_on=train_on)
+        assert found.tokens[found.trained].tolist() == [E, E, TURN]
+        assert len(report.noted) == noted
+    [note] = report.noted
+    assert note == (
+        "only the last response is trained, because the chat template writes a turn otherwise once "
+        "others follow it (to train them all, give another chat template with "
+        "model.chat_template=FILE; data.train_on=last_turn asks for the last alone)"
+    )
+    assert report.noted[note].example == "r.jsonl:1"
 
 
 def test_what_a_template_says_against_a_chat_is_the_reason():

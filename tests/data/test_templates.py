@@ -182,9 +182,12 @@ def test_a_reply_that_holds_a_turn_end_is_trained_to_its_own_end():
     assert trained_texts(found, tokenizer) == ["a<|im_end|>b<|im_end|>"]
 
 
-def test_a_reply_of_special_tokens_alone_is_refused():
-    _, report = made((CHAT[0], Message("assistant", "<|im_start|>")), family("chatml"))
-    assert list(report.refused) == ["only special tokens to train"]
+def test_a_reply_that_is_the_text_of_a_special_token_is_trained_as_text():
+    tokenizer = family("chatml")
+    found = row((CHAT[0], Message("assistant", "<|im_start|>")), tokenizer)
+    assert trained_texts(found, tokenizer) == ["<|im_start|><|im_end|>"]
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert start not in found.tokens[found.trained].tolist()
 
 
 def test_a_generation_prompt_that_ends_with_a_space():

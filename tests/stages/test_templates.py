@@ -76,3 +76,34 @@ def test_a_base_model_without_a_template_learns_chatml(rows, tmp_path, capsys, a
         assert len(embedded) == len(saved)
         assert cli.main(["merge", f"model={out}", f"output_dir={tmp_path / 'whole'}"]) == 0
         assert answers(tmp_path / "whole", rows, tmp_path, capsys)[0] == said
+
+
+def ends_of(folder):
+    """The tokens at which a model folder says that responses end."""
+    listed = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    return {*listed} if isinstance(listed, list) else {listed}
+
+
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_the_result_ends_where_its_start_did_and_at_the_templates_end_of_turn(
+    rows, tmp_path, adapter
+):
+    """Also where the first row is cut off before its end."""
+    tokenizer = family("chatml")  # whose own end token is not that of the template
+    model = base_model(tmp_path / "base", tokenizer)
+    settings = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [0, 7]}))
+    long = {"messages": [CHAT[0], {"role": "assistant", "content": "Hello. " * 40}]}
+    data = rows(long, {"messages": CHAT})
+    argv = [f"model={model}", f"data={data}", "data.max_length=48", "data.shuffle=false", *FAST]
+    first = tmp_path / "first"
+    words = ["max_steps=1", f"adapter={adapter}"]
+    assert cli.main(["sft", *argv, *words, f"output_dir={first}"]) == 0
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    expected = {tokenizer.eos_token_id, 0, 7, end}
+    assert ends_of(first / "model") == expected
+    # the next stage starts from that, on text
+    argv[:2] = [f"model={first}", f"data={rows({'prompt': 'Hi', 'completion': ' you'})}"]
+    second = tmp_path / "second"
+    assert cli.main(["sft", *argv, "max_steps=1", f"output_dir={second}"]) == 0
+    assert ends_of(second / "model") == expected

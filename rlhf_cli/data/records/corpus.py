@@ -12,6 +12,7 @@ from rlhf_cli.data.reading.mixture import training_rows
 from rlhf_cli.data.reading.opening import open_sources
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.reader import Located, RecordReader
+from rlhf_cli.data.records.record import is_chat
 from rlhf_cli.data.report import DataReport
 
 
@@ -35,7 +36,7 @@ def holds_chats(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> bool:
     paths = cfg.path if isinstance(cfg.path, list) else [cfg.path]
     alone = [replace(cfg, path=[path], eval="none") for path in paths]
     firsts = (next(_records(one, stage, allowed), None) for one in alone)
-    return any(any(_messages(first.record)) for first in firsts if first)
+    return any(is_chat(first.record) for first in firsts if first)
 
 
 def _records(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> Iterator[Located]:
@@ -59,9 +60,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif is_dataclass(value):
         for part in fields(value):
             yield from _texts(getattr(value, part.name))
-
-
-def _messages(record: Any) -> Iterator[bool]:
-    for part in fields(record):
-        value = getattr(record, part.name)
-        yield isinstance(value, tuple) and bool(value) and isinstance(value[0], Message)

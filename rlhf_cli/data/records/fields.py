@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from rlhf_cli.data.reading.raw import show_value
 from rlhf_cli.data.records.row_errors import Malformed, Refused
+from rlhf_cli.data.records.tools import EMPTY, calls, tools
 
 LARGEST = float(np.finfo(np.float32).max)
 """Scores are trained on in fp32."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
+BREAK = "\ufdd0"
+"""A noncharacter of Unicode, which no text holds: the tokenizer lets no token reach over it."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Keys under which sets and templates keep what an assistant thinks before it answers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One message of a chat.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: its text; empty where an assistant only calls tools.
+        weight: 0 keeps an assistant's message as context that is not trained; else 1.
+        extra: every other key of the message, such as `tool_calls` or `reasoning_content`; given to
+            the chat template as it is.
+        tools: what the assistant may call in this chat; on the first message.
+    """
 
     role: str
     content: str
+    weight: int = 1
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Any, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as a JSON object, as a file would have it."""
+        found = {"role": self.role, "content": self.content, **self.extra}
+        if self.weight != 1:
+            found["weight"] = self.weight
+        return {**found, "tools": list(self.tools)} if self.tools else found
 
 
 Messages = tuple[Message, ...]
 Prompt = str | Messages
 Response = str | Messages
 """Text where the prompt is text, messages where it is messages."""
+
+
+def to_json(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """A prompt as a file would have it: text, or a list of objects."""
+    return prompt if isinstance(prompt, str) else [message.to_dict() for message in prompt]
 
 
 def text(name: str, value: Any) -> str:
@@ -40,6 +73,8 @@ def text(name: str, value: Any) -> str:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(value[error.start]):04x}"
         raise Malformed(f"{name}: got half a surrogate pair ({half}); need text") from None
+    if BREAK in value:
+        raise Malformed(f"{name}: got U+FDD0, which is no character of Unicode; need text")
     return value
 
 
@@ -56,12 +91,33 @@ def some(name: str, value: Any) -> list[Any]:
 
 
 def _message(name: str, value: Any) -> Message:
-    if not isinstance(value, dict) or not {"role", "content"} <= set(value):
+    if not isinstance(value, dict) or "role" not in value:
         raise Malformed(f"{name}: got {show_value(value)}; need an object with role and content")
     role = "system" if value["role"] == "developer" else value["role"]
     if role not in ROLES:
         raise Malformed(f"{name}.role: got {show_value(role)}; need one of {', '.join(ROLES)}")
-    return Message(role, _content(f"{name}.content", value["content"]))
+    own = ("role", "content", "weight", "tools")
+    extra = {key: v for key, v in value.items() if key not in own and v not in EMPTY}
+    text(name, json.dumps(extra, ensure_ascii=False, default=str))  # it can be written in UTF-8
+    if "tool_calls" in extra:
+        extra["tool_calls"] = calls(f"{name}.tool_calls", extra["tool_calls"])
+    if value.get("content") is None and "tool_calls" in extra:
+        content = ""
+    elif "content" in value:
+        content = _content(f"{name}.content", value["content"])
+    else:
+        raise Malformed(f"{name}: got {show_value(value)}; need an object with role and content")
+    weight = _weight(f"{name}.weight", value.get("weight"))
+    return Message(role, content, weight, extra, tools(f"{name}.tools", value.get("tools")))
+
+
+def _weight(name: str, value: Any) -> int:
+    """OpenAI's and Mistral's mark of a message that is not to be learned."""
+    if value is None:
+        return 1
+    if isinstance(value, bool) or value not in (0, 1):
+        raise Malformed(f"{name}: got {show_value(value)}; need 0 (not trained) or 1 (trained)")
+    return int(value)
 
 
 def _content(name: str, value: Any) -> str:
@@ -101,11 +157,12 @@ def replies(name: str, turns: Messages) -> Messages:
 
 def spoken(turns: Messages) -> Messages:
     """Messages with an assistant's among them, none of those blank."""
-    said = [turn.content for turn in turns if turn.role == "assistant"]
+    said = [turn for turn in turns if turn.role == "assistant"]
     if not said:
         raise Refused("no assistant message")
-    for content in said:
-        _not_blank(content)
+    for turn in said:
+        if not {"tool_calls", *REASONING} & {*turn.extra}:
+            _not_blank(turn.content)
     return turns
 
 

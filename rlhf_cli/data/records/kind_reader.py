@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_cli.data.config import Source
 from rlhf_cli.data.reading.raw import RawRow
 from rlhf_cli.data.records.naming import Naming
-from rlhf_cli.data.records.record import KINDS, Kind, Record, fitting
+from rlhf_cli.data.records.record import KINDS, Kind, Record, fitting, is_chat
 from rlhf_cli.data.records.shapes import READS, adapt, from_text
 from rlhf_cli.errors import DataError
 
@@ -42,13 +42,16 @@ class KindReader:
         named = adapt(named, as_chat=self.format == "chat")
         if self.kind is None:
             self.kind = self._choose(list(named), row)
-        return self.kind.parse(named), self._ignored(columns)
+        record = self.kind.parse(named)
+        return record, self._ignored(columns, record)
 
-    def _ignored(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+    def _ignored(self, columns: Mapping[str, Any], record: Record) -> dict[str, Any]:
         assert self.kind is not None
         renamed, read = self.naming.reads, set()
         for name in self.kind.columns:
             read |= renamed.get(name) or {name} | READS.get(name, set())
+        if is_chat(record):
+            read.add("tools")
         return {name: value for name, value in columns.items() if name not in read}
 
     def _choose(self, names: list[str], row: RawRow) -> Kind:

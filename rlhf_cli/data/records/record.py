@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.fields import Messages, Prompt, Response
 from rlhf_cli.data.records.row_errors import Malformed, Refused
+from rlhf_cli.data.records.tools import tools
 from rlhf_cli.data.records.transcripts import split_transcripts
 
 Columns = Mapping[str, Any]
@@ -92,6 +94,14 @@ Record = (
     | ScoredRecord
     | PromptRecord
 )
+
+
+def is_chat(record: Record) -> bool:
+    """Whether it has messages, which go through a chat template."""
+    values = (getattr(record, part.name) for part in dataclass_fields(record))
+    return any(
+        isinstance(v, tuple) and bool(v) and isinstance(v[0], fields.Message) for v in values
+    )
 
 
 def scores_of(record: Record) -> tuple[float, ...] | None:
@@ -222,7 +232,19 @@ class Kind:
         if missing:
             found = ", ".join(columns) or "none"
             raise Malformed(f"no column {', '.join(missing)}; found {found}. See docs/data.md")
-        return self.read(columns)
+        return _with_tools(self.read(columns), columns)
+
+
+def _with_tools(record: Record, columns: Columns) -> Record:
+    """The record with the row's `tools` on its first message; a text prompt has none."""
+    listed = tools("tools", columns.get("tools"))
+    name = "messages" if isinstance(record, ChatRecord) else "prompt"
+    as_any: Any = record
+    asked = getattr(record, name, "")
+    if not listed or isinstance(asked, str):
+        return record
+    found: Record = replace(as_any, **{name: (replace(asked[0], tools=listed), *asked[1:])})
+    return found
 
 
 KINDS = (
@@ -238,7 +260,7 @@ KINDS = (
     Kind("prompt", PromptRecord, ("prompt",), _prompt),
     Kind("chat_prompt", PromptRecord, ("messages",), _chat_prompt),
 )
-COLUMNS = tuple(dict.fromkeys(name for kind in KINDS for name in kind.columns))
+COLUMNS = (*dict.fromkeys(name for kind in KINDS for name in kind.columns), "tools")
 
 
 def fitting(names: set[str]) -> list[Kind]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.records.fields import Message, Prompt
-from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.data.tokens.specials import find_specials
-from rlhf_cli.data.tokens.tokenize import PieceEncoder
-from rlhf_cli.errors import DataError
+from rlhf_cli.data.tokens.tokenize import PieceEncoder, opening_of
 from rlhf_cli.runs import artifact
 
 
@@ -45,6 +44,11 @@ class PromptEncoder:
         self.pieces = PieceEncoder(tokenizer)
         self.as_message = as_message
 
+    @cached_property
+    def renderer(self) -> ChatRenderer:
+        """Made when the first chat comes: text needs no template."""
+        return ChatRenderer(self.tokenizer)
+
     def as_given(self, prompt: Prompt) -> Prompt:
         """What is written as tokens: the prompt itself, or a text as a user's message."""
         if isinstance(prompt, str) and self.as_message:
@@ -55,19 +59,30 @@ class PromptEncoder:
         """Token ids of one prompt.
 
         Raises:
-            DataError: the chat template does not take it.
+            Refused: the chat template does not take it, or leaves out a part of it.
             ModelError: messages, and the tokenizer has no chat template.
         """
         prompt = self.as_given(prompt)
         if isinstance(prompt, str):
-            found = [*self.specials.opening, *self._ids((Piece(prompt),))]
-            return found or [self.specials.document_start]
-        try:
-            renderer = ChatRenderer(self.tokenizer)
-            text = renderer.render(prompt, generation_prompt=True)
-            return self._ids(renderer.pieces(prompt, text, trained=()))
-        except Refused as error:
-            raise DataError(str(error)) from error
+            ids = self._ids((Piece(prompt),))
+            return [*opening_of(self.specials.opening, ids), *ids] or [self.specials.document_start]
+        return self._ids(self.renderer.prompt(prompt))
+
+    @property
+    def used_template(self) -> bool:
+        """Whether any prompt so far was a chat."""
+        return "renderer" in vars(self)
+
+    @property
+    def turn_end(self) -> int | None:
+        """The token that ends a response to a chat; none where no prompt so far was one."""
+        token = self.renderer.template.turn_end if self.used_template else ""
+        return int(self.tokenizer.convert_tokens_to_ids(token)) if token else None
+
+    @property
+    def unwritten(self) -> list[str]:
+        """What the template did not write of messages that were taken all the same."""
+        return self.renderer.checker.unwritten if self.used_template else []
 
     def _ids(self, pieces: tuple[Piece, ...]) -> list[int]:
         [parts] = self.pieces.encode([pieces])

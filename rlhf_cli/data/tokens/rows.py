@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -16,7 +16,7 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens import packing
 from rlhf_cli.data.tokens.packing import Example, SourceRow
 from rlhf_cli.data.tokens.scripts import Script, ScriptWriter
-from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.specials import boundary_tokens, find_specials
 from rlhf_cli.data.tokens.together import require_different, require_one_prompt
 from rlhf_cli.data.tokens.tokenize import TokenRow, tokenize
 from rlhf_cli.data.tokens.truncation import truncate
@@ -43,8 +43,7 @@ class RowMaker:
     def __init__(self, tokenizer: Any, cfg: DataConfig, report: DataReport) -> None:
         self.tokenizer, self.cfg, self.report = tokenizer, cfg, report
         self.specials = find_specials(tokenizer)
-        special = {*tokenizer.added_tokens_decoder, *tokenizer.all_special_ids}
-        self.no_text = np.array(sorted(special - {tokenizer.unk_token_id}))
+        self.no_text = np.array(sorted(boundary_tokens(tokenizer)))
         self.writer = ScriptWriter(tokenizer, self.specials, cfg.train_on)
 
     def examples(self, records: Iterator[Located]) -> Iterator[Example]:
@@ -75,9 +74,7 @@ class RowMaker:
                 except Refused as error:
                     self._refuse(located, error)
                 else:
-                    self.report.kept += located.copy == 0
-                    if isinstance(located.record, TextRecord):
-                        self.report.text_bytes += len(located.record.text.encode())
+                    self._count(located, written)
                     scores = scores_of(located.record) or [None] * len(kept)
                     yield [
                         SourceRow(row, located.file, located.line, score)
@@ -91,6 +88,15 @@ class RowMaker:
             except Refused as error:
                 self._refuse(located, error)
         self.report.templated = self.writer.used_template
+        self.report.unwritten = self.writer.unwritten
+
+    def _count(self, located: Located, written: Sequence[Script]) -> None:
+        if isinstance(located.record, TextRecord):
+            self.report.text_bytes += len(located.record.text.encode())
+        if located.copy == 0:
+            self.report.kept += 1
+            for note in dict.fromkeys(script.note for script in written if script.note):
+                self.report.add_note(located.where, note)
 
     def _refuse(self, located: Located, reason: Refused) -> None:
         if located.copy == 0:
@@ -106,7 +112,7 @@ class RowMaker:
             if not row.trained.any():
                 raise Refused("no token of a response")
             if np.isin(row.tokens[row.trained], self.no_text).all():
-                raise Refused("only special tokens to train")
+                raise Refused("only end or pad tokens to train")
         if isinstance(record, TextRecord):  # cut into several rows instead
             return rows
         if scores_of(record) is not None:

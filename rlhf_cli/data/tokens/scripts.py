@@ -16,6 +16,7 @@ from rlhf_cli.data.records.record import (
     ScoredRecord,
     TextRecord,
 )
+from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.data.tokens.specials import Specials
@@ -29,11 +30,13 @@ class Script:
         pieces: joined as they stand.
         opening: token ids in front, never trained.
         closing: token ids at the end, trained.
+        note: what is to be reported of the row; empty for nothing.
     """
 
     pieces: tuple[Piece, ...]
     opening: tuple[int, ...] = ()
     closing: tuple[int, ...] = ()
+    note: str = ""
 
 
 class ScriptWriter:
@@ -55,6 +58,11 @@ class ScriptWriter:
         if self._renderer is None:
             self._renderer = ChatRenderer(self.tokenizer)
         return self._renderer
+
+    @property
+    def unwritten(self) -> list[str]:
+        """What the template did not write of messages that were taken all the same."""
+        return [] if self._renderer is None else self._renderer.checker.unwritten
 
     @property
     def used_template(self) -> bool:
@@ -101,10 +109,16 @@ class ScriptWriter:
 
     def _chat(self, messages: Messages, first: int) -> Script:
         """A chat in which the assistant's messages from index `first` on are the responses."""
-        text = self.renderer.render(messages)
-        turns = [i for i in range(first, len(messages)) if messages[i].role == "assistant"]
+        turns = [
+            index
+            for index, message in enumerate(messages)
+            if index >= first and message.role == "assistant" and message.weight
+        ]
+        if not turns:
+            raise Refused("no assistant message of weight 1")
         wanted = turns[-1:] if self.train_on != "response" else turns
-        pieces = self.renderer.pieces(messages, text, wanted)
+        chat = self.renderer.chat(messages, wanted)
         # a template without a token for the end of a turn would teach nothing about stopping
-        open_end = turns[-1] == len(messages) - 1 and not self.renderer.closed(text)
-        return Script(pieces, closing=(self.specials.eos,) if open_end else ())
+        return Script(
+            chat.pieces, closing=() if chat.closed else (self.specials.eos,), note=chat.note
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_cli.data.tokens.template import ChatTemplate
 from rlhf_cli.errors import ModelError
 
 
@@ -52,6 +53,24 @@ def find_specials(tokenizer: Any) -> Specials:
     if closing[-1:] != (eos,):
         closing = (*closing, eos)
     return Specials(eos, tokenizer.bos_token_id, opening, closing)
+
+
+def boundary_tokens(tokenizer: Any) -> set[int]:
+    """Tokens that stand around texts and say nothing: begin, end, padding and the ends of turns.
+
+    Other special and added tokens, such as labels and the borders of a thought, count as text.
+    """
+    named = ("bos", "eos", "pad", "sep", "cls")
+    found = {getattr(tokenizer, f"{name}_token_id", None) for name in named}
+    return {int(token) for token in {*found, turn_end(tokenizer)} if token is not None}
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that the chat template writes behind what an assistant says, if there is one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    token = ChatTemplate(tokenizer).turn_end
+    return int(tokenizer.convert_tokens_to_ids(token)) if token else None
 
 
 def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:

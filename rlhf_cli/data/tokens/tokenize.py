@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlhf_cli.data.records.fields import BREAK
 from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.data.tokens.scripts import Script
 
@@ -76,18 +77,24 @@ class PieceEncoder:
 
     def encode(self, rows: Sequence[tuple[Piece, ...]]) -> list[list[list[int]]]:
         """Token ids of each piece of each row."""
-        first = [index == 0 for pieces in rows for index in range(len(pieces))]
-        texts = [piece.text for pieces in rows for piece in pieces]
-        if self.marks:
-            found = self._ids([t if f else _LEAD + t for t, f in zip(texts, first, strict=True)])
-            found = [
-                ids if f else self._without_lead(ids, text)
-                for ids, text, f in zip(found, texts, first, strict=True)
-            ]
-        else:
-            found = self._ids(texts)
-        parts = iter(found)
-        return [[next(parts) for _ in pieces] for pieces in rows]
+        parts = [
+            [(part, not index and not at) for at, part in enumerate(piece.text.split(BREAK))]
+            for pieces in rows
+            for index, piece in enumerate(pieces)
+        ]
+        ids = iter(self._of_parts([part for piece in parts for part in piece]))
+        each = iter([[token for _ in piece for token in next(ids)] for piece in parts])
+        return [[next(each) for _ in pieces] for pieces in rows]
+
+    def _of_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Token ids of texts, each with whether it begins a row."""
+        if not self.marks:
+            return self._ids([text for text, _ in parts])
+        found = self._ids([text if first else _LEAD + text for text, first in parts])
+        return [
+            ids if first else self._without_lead(ids, text)
+            for ids, (text, first) in zip(found, parts, strict=True)
+        ]
 
     def _without_lead(self, ids: list[int], text: str) -> list[int]:
         if ids[: len(self.lead)] == self.lead:
@@ -102,22 +109,36 @@ class PieceEncoder:
 _LEAD = "\n"
 
 
+def opening_of(opening: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
+    """What is put in front of a text: nothing where the text begins with it, as rendered chats do.
+
+    Args:
+        opening: what the tokenizer puts in front of each text.
+        ids: of the text.
+    """
+    return () if [*ids[: len(opening)]] == [*opening] else opening
+
+
 def _join(script: Script, parts: list[list[int]], document_start: int, train_all: bool) -> TokenRow:
     """Opening, pieces, closing. Without a response there is nothing to train, its end neither."""
-    tokens = [*script.opening]
+    tokens = [*opening_of(script.opening, next(filter(None, parts), []))]
     trained = [False] * len(tokens)
+    excluded = [False] * len(tokens)
     response_start = 0
     for piece, ids in zip(script.pieces, parts, strict=True):
         if piece.trained and not tokens:  # as in a document: its first token counts too
-            tokens, trained = [document_start], [False]
+            tokens, trained, excluded = [document_start], [False], [False]
         response_start = len(tokens) if piece.trained else response_start
         tokens += ids
         trained += [piece.trained] * len(ids)
+        excluded += [piece.excluded] * len(ids)
     if any(trained):
         doubled = script.closing[-1:] == tuple(tokens[-1:])  # the text brought its own end token
         closing = () if doubled else script.closing
         tokens += closing
         trained += [True] * len(closing)
-        trained = [one or train_all for one in trained]
+        if train_all:
+            excluded += [False] * len(closing)
+            trained = [not one for one in excluded]
         trained[0] = False
     return TokenRow(np.array(tokens, np.int32), np.array(trained, bool), response_start)

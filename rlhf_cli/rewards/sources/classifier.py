@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ class ClassifierScorer:
         )
         self._told_of_cuts = False
 
+    @cached_property
+    def renderer(self) -> ChatRenderer:
+        """Of its own chat template, for prompts that are chats."""
+        return ChatRenderer(self.tokenizer)
+
     def __call__(self, samples: Samples) -> list[float]:
         """[n]: raw outputs, or probabilities.
 
@@ -87,7 +93,7 @@ class ClassifierScorer:
                 "that has one, or reads=response, which shows it the response alone"
             )
         try:
-            return ChatRenderer(self.tokenizer).render((*prompt, Message("assistant", response)))
+            return self.renderer.text((*prompt, Message("assistant", response)))
         except Refused as error:
             raise DataError(f"{self.who}: {error}, for {samples.describe(index)}") from error
 

@@ -10,12 +10,14 @@ import torch
 
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.records.fields import Message, Prompt, messages
-from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.records.row_errors import Malformed, Refused
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.rollout.engine import generate
+from rlhf_cli.rollout.text import response_text
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.loss import Metrics
 from rlhf_cli.stages.ppo.rows import Written
@@ -138,7 +140,11 @@ class PPOTrainer:
             self.cfg.sampling,
             numbers=range(first, first + len(prompts)),
         )
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn.tokens]
+        skip = self.cfg.reward.skip_special_tokens
+        texts = [
+            response_text(self.tokenizer, ids, self.run.ends, skip_special_tokens=skip)
+            for ids in drawn.tokens
+        ]
         parts = zip(texts, drawn.tokens, drawn.finished, strict=True)
         return [Response(*part) for part in parts]
 
@@ -211,7 +217,7 @@ class PPOTrainer:
         self.run.report.templated |= chat
         if isinstance(response, str):
             text = self.tokenizer.encode(response, add_special_tokens=False)
-            end = self.run.ends[-1 if chat else 0]  # the template's, where it has one of its own
+            end = (self.run.encoder.turn_end if chat else None) or self.run.ends[0]
             response = Response(response, [*text, end], finished=True)
         return Written(number, number, before, response.tokens, response.finished)
 
@@ -221,7 +227,12 @@ class PPOTrainer:
                 prompt = messages(f"prompts[{number}]", prompt)
             except Malformed as error:
                 raise DataError(str(error)) from error
-        return self.run.encoder.encode(prompt)
+        try:
+            tokens = self.run.encoder.encode(prompt)
+        except Refused as error:
+            raise DataError(f"prompts[{number}]: {error}") from error
+        add_end_token(self.policy.model, self.tokenizer, self.run.encoder.turn_end)
+        return tokens
 
     def save(self) -> Path:
         """Write the policy where `from_pretrained` and every command of ours can read it.

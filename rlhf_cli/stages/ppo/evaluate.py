@@ -14,6 +14,7 @@ from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
+from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import answer
 from rlhf_cli.stages.ppo.learning import Teacher
@@ -46,10 +47,10 @@ def evaluate(cfg: PPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
         )
     as_message = becomes_message(cfg.template, cfg.model.path, tokenizer)
     most = cfg.data.max_length - cfg.sampling.max_new_tokens
-    asked = encode_prompts(
-        prompts, PromptEncoder(tokenizer, as_message=as_message), most, cfg.data.truncation
-    )
+    encoder = PromptEncoder(tokenizer, as_message=as_message)
+    asked = encode_prompts(prompts, encoder, most, cfg.data.truncation)
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    add_end_token(policy.model, tokenizer, encoder.turn_end)
     say(f"reference: {cfg.model.reference}")
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
     reference = Held(load_frozen(Policy, started, tokenizer, ctx))

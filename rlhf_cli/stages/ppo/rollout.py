@@ -12,7 +12,9 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.ranks import Ranks
 from rlhf_cli.rewards.rewards import Rewards, Scores
 from rlhf_cli.rewards.samples import Samples
+from rlhf_cli.rollout.ends import end_tokens
 from rlhf_cli.rollout.engine import Rollout, generate
+from rlhf_cli.rollout.text import response_text
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.samples import Sample
@@ -102,9 +104,13 @@ class Author:
         return self.rewards.score(samples, observe=observe)
 
     def texts(self, responses: Sequence[Written]) -> list[str]:
-        """The responses without special tokens."""
-        decode = self.tokenizer.decode
-        return [decode(list(one.tokens), skip_special_tokens=True) for one in responses]
+        """The responses as they are scored and shown."""
+        ends = end_tokens(self.policy.model, self.tokenizer)
+        skip = self.cfg.reward.skip_special_tokens
+        return [
+            response_text(self.tokenizer, one.tokens, ends, skip_special_tokens=skip)
+            for one in responses
+        ]
 
     def show(self, responses: Sequence[Written], score: Tensor, kl: Tensor) -> list[Sample]:
         """Some responses as they are shown, with the score and the KL of each."""

@@ -52,8 +52,7 @@ class Rollouts(PPOTraining):
         self.held_out = self._encode(held_out) if held_out else None
         self.report = self.asked[0].report
         self.held_out_report = held_out.report if held_out else None
-        chats = not all(isinstance(prompt, str) for prompt in self.asked[0].prompts)
-        self.report.templated = self.encoder.as_message or chats
+        self.report.templated = self.encoder.used_template
 
     def _encode(self, found: PromptSet) -> Asked:
         data = self.cfg.data

@@ -13,7 +13,7 @@ from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.rollout.ends import end_tokens
+from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_graphs, require_slots
 from rlhf_cli.stages.likelihood import RECORDS as TEXTS
@@ -57,6 +57,7 @@ class PPOTraining(Training):
         """
         cfg, ctx = self.cfg, self.ctx
         self.policy = load_policy(cfg, self.tokenizer, ctx)
+        add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
         self.require_positions(self.policy)
         if cfg.reuses_logprobs:
             require_slots(self.policy.model, "rollout_logprobs", "reuse", "recompute")

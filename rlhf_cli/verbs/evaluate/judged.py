@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.records.fields import Prompt
+from rlhf_cli.data.prompts import PromptSet, load_prompts
+from rlhf_cli.data.records.fields import to_json
+from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.bootstrap import difference
 from rlhf_cli.evaluation.estimate import Estimate
 from rlhf_cli.evaluation.measured import Measured, share_of
@@ -21,7 +22,7 @@ from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.function import FunctionScorer
 from rlhf_cli.rewards.sources.scorer import numbers
 from rlhf_cli.rollout.graphs import require_cuda
-from rlhf_cli.verbs.answers import Answers, Author, plain
+from rlhf_cli.verbs.answers import Answers, Author
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 from rlhf_cli.verbs.evaluate.subject import model_of, names
 
@@ -49,11 +50,11 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
     scorer = FunctionScorer(cfg.judge, "judge")
     read = load_prompts(cfg.prompts)
     prompts = read.prompts
-    asked = [plain(prompt) for prompt in prompts]
+    asked = [to_json(prompt) for prompt in prompts]
     paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
     found = []
     for path, name in zip(paths, names(paths), strict=True):
-        answers = _answer(cfg, path, prompts, ctx)
+        answers = _answer(cfg, path, read, ctx)
         samples = Samples(
             prompts, answers.texts, answers.prompt_tokens, answers.tokens, read.columns
         )
@@ -63,11 +64,17 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
     return results, list(_transcript(asked, found))
 
 
-def _answer(cfg: EvaluateConfig, path: str, prompts: Sequence[Prompt], ctx: RunContext) -> Answers:
+def _answer(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext) -> Answers:
     author = Author(model_of(cfg, path), cfg.quant, cfg.template, ctx)
+    taken, tokens = author.encode(prompts)
+    if len(taken) < len(prompts):
+        raise DataError(
+            f"{path}: its chat template refuses {len(prompts) - len(taken)} of {len(prompts)} "
+            "prompts (see above), and models are compared on the same ones. Leave them out"
+        )
     torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
     answers = Answers([], [], [], [])
-    for batch in author.answer(prompts, cfg.sampling, cfg.batch_size):
+    for batch in author.answer(tokens, cfg.sampling, cfg.batch_size):
         answers.extend(batch)
     say(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
     return answers
