@@ -294,6 +294,12 @@ def test_a_response_follows_the_thought_that_the_prompt_opens():
     assert row.tokens[: len(asked)].tolist() == asked
 
 
+def test_a_response_that_goes_on_with_the_opened_thought_is_trained_as_it_stands():
+    """As the model writes it: rows of `rlhf generate`, and those of servers, begin so."""
+    written = chat(THINKING[0], say("assistant", "Fingers.\n</think>\n\nFour."))
+    assert texts(written, OPENED_THOUGHT)[:2] == texts(chat(*THINKING[:2]), OPENED_THOUGHT)[:2]
+
+
 def test_a_response_without_the_thought_that_the_prompt_opens_is_refused():
     asked = (Message("user", "Two and two?"),)
     answers = [(Message("assistant", said),) for said in ("<think>\nHm.\n</think>\nFour.", "Five.")]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_cli.data.records.fields import Messages
 from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.completeness import MessageChecker, compact, left_out
+from rlhf_cli.data.tokens.completeness import THOUGHT_END, MessageChecker, compact, left_out
 from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.data.tokens.template import ChatTemplate
 
@@ -207,14 +207,7 @@ class ChatRenderer:
             return opening[len(expected) :] + message.content + closing
         if not expected.startswith(opening):
             raise Rewritten(_OTHER_PROMPT)
-        opened, said = expected.removeprefix(opening), message.content.lstrip()
-        if not said.startswith(opened.strip()):
-            raise Refused(
-                f"the chat template's generation prompt ends with {opened.strip()}, with which "
-                f"the response does not begin (begin it so, or give {OTHER_TEMPLATE})"
-            )
-        space = opened[len(opened.rstrip()) :]
-        return said.removeprefix(opened.strip()).removeprefix(space) + closing
+        return _behind(expected.removeprefix(opening), message.content) + closing
 
     def _closed(self, text: str) -> bool:
         """Whether a rendered turn ends with a token that ends turns, white space aside."""
@@ -241,6 +234,23 @@ class ChatRenderer:
                 return len(text) - len(rest) + max(map(len, ends))
         closers = (*self._ends, *self.template.special)
         return len(text.rstrip()) if text.rstrip().endswith(closers) else len(text)
+
+
+def _behind(opened: str, content: str) -> str:
+    """What follows of a response behind what the prompt has opened already, a thought say.
+
+    Raises:
+        Refused: it neither begins with that nor goes on with it.
+    """
+    mark, said = opened.strip(), content.lstrip()
+    if said.startswith(mark):
+        return said.removeprefix(mark).removeprefix(opened[len(opened.rstrip()) :])
+    if THOUGHT_END in said:  # as the model itself writes it, behind that prompt
+        return content
+    raise Refused(
+        f"the chat template's generation prompt ends with {mark}, with which the response does not "
+        f"begin (begin it so, or give {OTHER_TEMPLATE})"
+    )
 
 
 _MARKER = "rlhfmarker"
