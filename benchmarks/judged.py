@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.beside import BATCH, LONGEST, in_turns, options, report
 from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
+from rlhf_cli.runs.files import read_json_lines
 
 VERSIONS = {"reward": "1.16.0", "dpo": "1.16.0", "bco": "1.13.0"}
 
@@ -36,8 +37,8 @@ def main() -> None:
 
 def prepare(stage: str, steps: int, shape: str = "8m") -> tuple[str, str, float]:
     """The model folder, the rows' file and the mean number of tokens of an example."""
-    lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
-    pairs = [pair(json.loads(line)) for line in lines.splitlines()]
+    rows = read_json_lines(data_folder() / "preference_helpful_train.jsonl")
+    pairs = [pair(row) for row in rows]
     SCRATCH.mkdir(parents=True, exist_ok=True)
     corpus = (row["prompt"] + row["chosen"] for row in pairs)
     model = model_folder(shape)

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.beside import in_turns, options, report
 from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
+from rlhf_cli.runs.files import read_json_lines
 
 LONGEST, RESPONSE = 192, 53
 """Tokens of a prompt and of a response; 53 is TRL's default."""
@@ -47,8 +48,8 @@ def main() -> None:
 
 def prepare(count: int, shape: str) -> tuple[str, str, str, float]:
     """The folders of policy and reward model, the prompts' file and their mean length."""
-    lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
-    pairs = [texts(json.loads(line)) for line in lines.splitlines()]
+    rows = read_json_lines(data_folder() / "preference_helpful_train.jsonl")
+    pairs = [texts(row) for row in rows]
     SCRATCH.mkdir(parents=True, exist_ok=True)
     model = model_folder(shape)
     reward = model.with_name(f"{model.name}_reward")

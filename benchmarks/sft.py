@@ -14,12 +14,13 @@ import statistics
 
 from benchmarks.beside import BATCH, LONGEST, in_turns, options, report
 from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
+from rlhf_cli.runs.files import read_json_lines
 
 
 def prepare(steps: int, shape: str = "8m") -> tuple[str, str, float]:
     """The model folder, the rows' file and the mean number of tokens."""
-    lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
-    pairs = [texts(json.loads(line)) for line in lines.splitlines()]
+    rows = read_json_lines(data_folder() / "preference_helpful_train.jsonl")
+    pairs = [texts(row) for row in rows]
     SCRATCH.mkdir(parents=True, exist_ok=True)
     model = model_folder(shape)
     tokenizer = make_model(model, (a + b for a, b in pairs), shape)

@@ -8,7 +8,6 @@ own that is empty. Warm: the same cache again.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.common import SCRATCH, save, spread
+from rlhf_cli.runs.files import read_json_lines
 
 AIM = 6.0
 """Seconds."""
@@ -69,8 +69,7 @@ def stepped(file: Path) -> bool:
     """Whether the first step is in the metrics."""
     if not file.is_file():
         return False
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    return any("step_seconds" in json.loads(line) for line in lines if line.endswith("\n"))
+    return any("step_seconds" in line for line in read_json_lines(file))
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _tell(error: RlhfError) -> int:
-    for line in str(error).splitlines():
+    for line in str(error).split("\n"):
         print(f"error: {line}", file=sys.stderr)
     return error.exit_code
 

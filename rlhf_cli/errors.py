@@ -67,4 +67,5 @@ def exit_codes() -> dict[int, str]:
 
 def first_line(error: BaseException) -> str:
     """What an exception says, without what it says at length; never empty."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = (line.rstrip() for line in str(error).split("\n"))
+    return next(filter(None, lines), type(error).__name__)

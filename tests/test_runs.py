@@ -371,3 +371,17 @@ def test_a_lock_on_a_read_only_disk(tmp_path, monkeypatch):
         with pytest.raises(CheckpointError, match=r"cannot be written \(read-only file system\)"):
             claim(tmp_path / "run", TREE, "sft", "auto")
     lock.release(tmp_path)
+
+
+SEPARATORS = ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
+"""Characters at which `str.splitlines` or text mode cut, though they end no line of a file."""
+
+
+@pytest.mark.parametrize("letter", SEPARATORS, ids=ascii)
+def test_only_line_feeds_end_a_line(tmp_path, letter):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(f"\ufeffa{letter}b\r\n\n{letter}c".encode())
+    assert files.read_lines(path) == [f"a{letter}b", "", f"{letter}c"]
+    path.write_bytes(f'{{"text": "a{letter}b"}}\n{{"te'.encode())
+    if letter > "\x1f":  # JSON has the others as escapes only
+        assert files.read_json_lines(path) == [{"text": f"a{letter}b"}]

@@ -11,6 +11,7 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.models.base import SHAPES, load_base
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.runs.files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def write_prompts(file: Path, policy: Path, count: int) -> dict[tuple[int, ...],
     """Write the token ids of real questions; returns the text of each."""
     tokenizer = load_tokenizer(ModelConfig(path=str(policy)))
     encoder = PromptEncoder(tokenizer, as_message=False)
-    lines = (data_folder() / "sft_questions_test.jsonl").read_text(encoding="utf-8").splitlines()
-    found = {tuple(encoder.encode(text)): text for text in (json.loads(x)["prompt"] for x in lines)}
+    prompts = [row["prompt"] for row in read_json_lines(data_folder() / "sft_questions_test.jsonl")]
+    found = {tuple(encoder.encode(text)): text for text in prompts}
     kept = dict(list(found.items())[:count])
     ids = "".join(json.dumps({"input_ids": list(tokens)}) + "\n" for tokens in kept)
     file.write_text(ids, encoding="utf-8")

@@ -24,6 +24,7 @@ from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.source import Source
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.runs.files import read_json_lines
 
 STEPS, BATCH, LR, LONGEST = 20, 16, 1e-3, 512
 
@@ -64,8 +65,8 @@ def starting_points(folder: Path) -> tuple[Path, Path]:
 
 def write_rows(file: Path) -> Path:
     """Prompts and chosen responses of real preference pairs."""
-    lines = (data_folder() / "preference_helpful_train.jsonl").read_text(encoding="utf-8")
-    pairs = [texts(json.loads(line)) for line in lines.splitlines()]
+    rows = read_json_lines(data_folder() / "preference_helpful_train.jsonl")
+    pairs = [texts(row) for row in rows]
     short = [pair for pair in pairs if sum(map(len, pair)) < LONGEST][: STEPS * BATCH]
     rows = [json.dumps({"prompt": prompt, "completion": said}) for prompt, said in short]
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from rlhf_cli.data.examples import load_examples
 from rlhf_cli.models.base import SHAPES, load_base, random_base
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.runs.files import read_json_lines
 
 LONGEST = 512
 """Characters of a prompt and a response, so that 20 steps take seconds."""
@@ -63,8 +64,7 @@ def our_rows(file: Path, model: Path, record: type) -> tuple[list[list[int]], li
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:
     """Each with a line end between prompt and response, which most tokens do not cross."""
-    for line in (data_folder() / name).read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_json_lines(data_folder() / name):
         yield {**row, "prompt": row["prompt"] + "\n"}
 
 

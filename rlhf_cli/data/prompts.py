@@ -18,6 +18,7 @@ from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport, count
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import DataError, first_line
+from rlhf_cli.runs.files import read_lines
 
 RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
 """What has a prompt; the assistant's last turn of a chat is left out."""
@@ -87,7 +88,7 @@ def load_prompts(path: str) -> PromptSet:
         DataError: the file has no prompt, or malformed rows.
     """
     if Path(path).suffix.lower() == ".txt":
-        lines = [line for line in _text(path).splitlines() if line.strip()]
+        lines = [line for line in _lines(path) if line.strip()]
         if not lines:
             raise DataError(f"{path}: no prompt in it; need at least one")
         return PromptSet(lines)
@@ -95,9 +96,9 @@ def load_prompts(path: str) -> PromptSet:
     return _read(Mixture(open_sources(cfg, path, "ppo", "test"), [None]), cfg, "generate")
 
 
-def _text(path: str) -> str:
+def _lines(path: str) -> list[str]:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+        return read_lines(Path(path).expanduser())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
 

@@ -1,4 +1,4 @@
-"""Small files that are whole or not there, and what is said where one cannot be written."""
+"""Small files that are whole or not there, lines of text, and the error for an unwritable place."""
 
 import errno
 import json
@@ -43,6 +43,25 @@ def _replace(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def read_lines(path: Path) -> list[str]:
+    r"""The lines of a UTF-8 file without their ends; a byte order mark is dropped.
+
+    Only `\n` and `\r\n` end a line. `str.splitlines` and text mode also cut at characters that JSON
+    leaves unescaped inside a string, such as U+2028, U+0085 or a lone `\r` in plain text.
+    """
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        return [line.removesuffix("\n").removesuffix("\r") for line in file]
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The value of each line of a `.jsonl` file that we append to.
+
+    A last line without its end is left out: the process was killed while it wrote.
+    """
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file if line.endswith("\n")]
 
 
 def unwritable(path: Path, error: OSError) -> CheckpointError:

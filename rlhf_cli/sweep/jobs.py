@@ -18,7 +18,7 @@ from typing import Any
 from rlhf_cli.command_line.words import Setting
 from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import manifest
-from rlhf_cli.runs.files import write_json_atomic, write_text_atomic
+from rlhf_cli.runs.files import read_json_lines, write_json_atomic, write_text_atomic
 from rlhf_cli.runs.folder import METRICS
 
 TABLE, _NOTES = "sweep.csv", ".jobs"
@@ -94,10 +94,10 @@ def final_loss(out: Path) -> float:
     if "loss" in after:
         return float(after["loss"])
     try:
-        lines = (out / METRICS).read_text(encoding="utf-8").splitlines()
+        lines = read_json_lines(out / METRICS)
     except FileNotFoundError:
         return math.nan
-    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    losses = [row["loss"] for row in lines if "loss" in row]
     return float(losses[-1]) if losses else math.nan
 
 

@@ -77,7 +77,7 @@ def plan(command: Command, line: CommandLine) -> Sweep:
 
 def _all(refused: list[RlhfError]) -> RlhfError:
     kind = DataError if all(isinstance(error, DataError) for error in refused) else ConfigError
-    lines = [line for error in refused for line in str(error).splitlines()]
+    lines = [line for error in refused for line in str(error).split("\n")]
     return kind("\n".join(dict.fromkeys(lines)))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.ranks import ALONE, Ranks
-from rlhf_cli.runs.files import write_text_atomic
+from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
 
 
 class Meter:
@@ -70,7 +70,7 @@ class MetricsFile:
             return
         line = json.dumps({"step": step, **values})
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(line + "\n")
             self.lines += 1
         except OSError as error:
@@ -79,14 +79,14 @@ class MetricsFile:
     def cut(self, lines: int) -> None:
         """Keep the first lines: those that stood when a checkpoint was written."""
         if self.written and self.path.exists():
-            kept = self.path.read_text(encoding="utf-8").splitlines(keepends=True)[:lines]
-            write_text_atomic(self.path, "".join(kept))
+            kept = read_lines(self.path)[:lines]
+            write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
         self.lines = lines
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All lines of a `metrics.jsonl`, oldest first."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_json_lines(path)
 
 
 HEADLINES = {"objective/scores": "score", "objective/kl": "kl"}

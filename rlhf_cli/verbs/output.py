@@ -28,7 +28,7 @@ def append(target: Path, text: str) -> None:
         DataError: says why it cannot.
     """
     try:
-        with target.open("a", encoding="utf-8") as file:
+        with target.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except OSError as error:
         raise _unwritable(target, error) from error

@@ -93,6 +93,7 @@ def _file(name: str) -> Path:
 
 def _portable(source: Path, target: Path) -> str:
     """The recipe's text, with absolute paths for what lies beside it."""
+    # YAML, whose line numbers are looked up here, also ends a line at U+0085, U+2028 and U+2029
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     configs = _configs(recipe.read(source, source.name).stage)
     read = recipe.read(source, source.name, {key for config in configs for key in groups(config)})

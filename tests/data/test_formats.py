@@ -107,6 +107,18 @@ def test_a_csv_row_knows_its_first_line(tmp_path):
     assert read(path) == [(2, {"text": "one\r\ntwo"}), (5, {"text": "three"})]
 
 
+def test_a_carriage_return_alone_ends_no_row_of_a_csv(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text\n"one\rtwo"\r\nthree\rfour\nfive\n')
+    assert [row for row in read(path) if isinstance(row[1], dict)] == [
+        (2, {"text": "one\rtwo"}),
+        (4, {"text": "five"}),
+    ]
+    assert broken(path) == [
+        "3: a carriage return outside quotes; quote the cell, end lines with \\n"
+    ]
+
+
 def test_a_csv_cell_may_be_long(tmp_path):
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000)
     assert len(read(tmp_path / "a.csv")[0][1]["text"]) == 200_000

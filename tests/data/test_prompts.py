@@ -13,3 +13,9 @@ def test_chats_are_prompts_with_and_without_an_answer(tmp_path):
     found = load_prompts(str(file))
     assert [len(prompt) for prompt in found.prompts] == [1, 1, 3]
     assert found.columns == {"answer": ["b"] * 3}
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_bytes("\ufeffone\u2028two\r\n\r\nthree\x85\rfour\x0c".encode())
+    assert load_prompts(str(file)).prompts == ["one\u2028two", "three\x85\rfour\x0c"]

@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 from rlhf_cli.data.reading.raw import RawRow, show_value
 from rlhf_cli.data.records.row_errors import Malformed
-from rlhf_cli.errors import DataError
+from rlhf_cli.errors import DataError, first_line
 
 BOM = b"\xef\xbb\xbf"
 BATCH_ROWS = 1024
@@ -119,11 +119,15 @@ def _not_utf8(byte: str) -> Malformed:
 
 
 def _table(file: Path, delimiter: str) -> Iterator[RawRow]:
-    """Comma or tab separated values under a header; a quoted cell may hold line ends."""
+    """Comma or tab separated values under a header; a quoted cell may hold line ends.
+
+    A carriage return alone ends no line: the text mode that the `csv` module's page advises would
+    count it as one, and cut a cell that is not quoted into two rows.
+    """
     csv.field_size_limit(sys.maxsize)  # 128 KB otherwise, which a document can exceed
     with (
         _open(file) as stream,
-        io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as lines,
+        io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="\n") as lines,
     ):
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header = _header(file, reader)
@@ -147,6 +151,8 @@ def _cells(reader: Any) -> list[str] | _Broken | None:
     try:
         return next(reader, None)
     except csv.Error as error:
+        if "new-line character" in str(error):
+            return _Broken("a carriage return outside quotes; quote the cell, end lines with \\n")
         return _Broken(f"broken quotes: {error}")
 
 
@@ -188,8 +194,7 @@ def _parquet(file: Path) -> Iterator[RawRow]:
                     number += 1
                     yield RawRow(file.name, number, found, size)
     except pyarrow.ArrowException as error:
-        text = str(error).splitlines()[0]
-        raise DataError(f"{file.name}: cannot be read as parquet: {text}") from error
+        raise DataError(f"{file.name}: cannot be read as parquet: {first_line(error)}") from error
 
 
 def _batch(batch: Any) -> Iterator[dict[str, Any] | Malformed]:

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf_cli.context import say
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.runs.files import write_text_atomic
+from rlhf_cli.runs.files import read_json_lines, write_text_atomic
 
 NAME = "samples.jsonl"
 ROWS = 4
@@ -52,10 +53,10 @@ class SampleFile:
         """
         if not self.written:
             return
-        rows = [json.dumps({"step": step, **asdict(one)}, ensure_ascii=False) for one in samples]
+        rows = [{"step": step, **asdict(one)} for one in samples]
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(row + "\n" for row in rows))
+            with self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(_lines(rows))
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
         say(f"samples of step {step}:   score      KL  prompt -> response")
@@ -66,9 +67,12 @@ class SampleFile:
     def cut(self, step: int) -> None:
         """Keep the samples up to a step: those that stood when a checkpoint was written."""
         if self.written and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            write_text_atomic(self.path, "".join(kept))
+            kept = [row for row in read_json_lines(self.path) if row["step"] <= step]
+            write_text_atomic(self.path, _lines(kept))
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _start(text: str) -> str:

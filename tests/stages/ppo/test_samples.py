@@ -1,0 +1,19 @@
+"""The samples of a run, kept when it goes on at a checkpoint."""
+
+import json
+
+import pytest
+
+from rlhf_cli.stages.ppo.samples import Sample, SampleFile
+
+
+@pytest.mark.parametrize("letter", ["\r", "\x0b", "\x1e", "\x85", "\u2028", "\u2029"], ids=ascii)
+def test_samples_with_any_character_are_cut_back_to_a_step(tmp_path, letter):
+    file = SampleFile(tmp_path, written=True)
+    for step in (1, 2, 3):
+        file.add(step, [Sample(f"a{letter}b", f"{letter}c", 0.5, 0.0, 3)])
+    with file.path.open("a", encoding="utf-8") as handle:
+        handle.write('{"step": 2, "half')  # killed while it wrote
+    file.cut(2)
+    rows = [json.loads(line) for line in file.path.read_bytes().split(b"\n")[:-1]]
+    assert [(row["step"], row["prompt"]) for row in rows] == [(s, f"a{letter}b") for s in (1, 2)]
