@@ -171,7 +171,7 @@ class _Sources:
     def _kind(self, key: str) -> Any:
         """The type of a key, also of one below a mapping; None for an unknown key."""
         if key in self.groups:
-            return dict[str, Any]
+            return self.groups[key]
         if key in self.knobs:
             return self.knobs[key].type
         parent = key.rpartition(".")[0]

@@ -81,6 +81,14 @@ class OutputPath:
     """A place to write; never resolved against a recipe."""
 
 
+@dataclass(frozen=True)
+class Escapes:
+    r"""Typed on the command line, `\n`, `\t`, `\r` and `\\` in the text are resolved.
+
+    A shell passes them on as two letters. In a recipe, YAML resolves those in double quotes.
+    """
+
+
 Seed = Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
 """What every generator takes, NumPy's being the narrowest."""
 

@@ -8,6 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from rlhf_cli.config.escapes import resolve_escapes
 from rlhf_cli.config.recipe import DEEPEST
 from rlhf_cli.config.schema import is_union, show, unmark
 
@@ -37,7 +38,8 @@ def _shallow(text: str) -> bool:
 def override(kind: Any, key: str, text: str) -> str:
     """An override that sets a key to what was typed.
 
-    Text fields take it as it stands; for others Hydra's grammar is tried first.
+    Text fields take it as it stands; for others Hydra's grammar is tried first. Escapes are
+    resolved where the key's annotation says so.
 
     Raises:
         NotOneValue: The text is a sweep, as `1,2` or `range(1,3)`.
@@ -49,18 +51,35 @@ def override(kind: Any, key: str, text: str) -> str:
     as_text = (any_text and not _quoted(text)) or (get_origin(bare) is Literal and "," not in text)
     parsed = None if as_text else parse_override(key, text)
     if parsed is None:
-        return f"++{key}={quote(text)}"
+        return f"++{key}={quote(resolve_escapes(kind, text))}"
     if parsed.is_sweep_override():
         raise NotOneValue
-    return f"++{key}={text}"
+    if "\\" not in text:
+        return f"++{key}={text}"
+    value = parsed.value()
+    resolved = resolve_escapes(kind, value)
+    return f"++{key}={text if resolved == value else _in_grammar(resolved)}"
 
 
 def typed(value: Any) -> str:
     """A value as text that `override` takes for that very value."""
     if not isinstance(value, str):
-        return show(value)
+        return _in_grammar(value)
     ambiguous = _quoted(value) or value[:1] in ("[", "{")
     return quote(value) if ambiguous and "'" not in value else value
+
+
+def _in_grammar(value: Any) -> str:
+    """A value in Hydra's grammar, which keeps a backslash in quotes as it is."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_in_grammar(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_in_grammar, value)) + "]"
+    bare = not isinstance(value, str) or re.fullmatch(_BARE_WORD, value)
+    return show(value) if bare else quote(value)
+
+
+_BARE_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
 
 
 def _quoted(text: str) -> bool:

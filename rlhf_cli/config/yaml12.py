@@ -34,8 +34,9 @@ def _write_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 def _write_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    # PyYAML would write these as they stand and read them as line breaks
-    breaks = any(letter in value for letter in "\x85\u2028\u2029")
+    # PyYAML would write the last three as they stand and read them as line breaks; a line end or a
+    # tab is seen best as its escape
+    breaks = any(letter in value for letter in "\n\t\x85\u2028\u2029")
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if breaks else None)
 
 

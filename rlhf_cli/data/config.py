@@ -1,7 +1,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, DataPath, Unit
+from rlhf_cli.config.schema import Above, AtLeast, DataPath, Escapes, Unit
+
+Columns = dict[str, Annotated[str, Escapes()]]
 
 Format = Literal[
     "auto",
@@ -33,7 +35,7 @@ class Source:
     split: str = ""
     data_dir: str = ""
     format: Format = "auto"
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
@@ -70,7 +72,7 @@ class DataConfig:
     format: Format = "auto"
     """Kind of record; `auto` finds it from the columns."""
 
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     """Our column name -> the name in the file, or a text with names in braces, as in
     `data.columns={prompt: question}` and `data.columns.prompt="Question: {question}"`."""
 

@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, Seed, Unit
+from rlhf_cli.config.schema import Above, AtLeast, AtMost, Escapes, Seed, Unit
 
 
 @dataclass(kw_only=True)
@@ -26,8 +26,9 @@ class SamplingConfig:
     min_p: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """Drop tokens under this share of the likeliest one's probability; 0 drops none."""
 
-    stop: list[str] = field(default_factory=list)
-    """Strings that end a response, beside the model's own end tokens."""
+    stop: list[Annotated[str, Escapes()]] = field(default_factory=list)
+    r"""Strings that end a response, beside the model's own end tokens. `["\n"]` on the command line
+    is a line end."""
 
     seed: Seed = 0
     """Seed of the draws."""

@@ -32,7 +32,7 @@ def read(tmp_path, *rows, allowed=SFT, **settings):
     ("template", "text"),
     [
         ("Question: {question}\n\nAnswer: ", "Question: q\n\nAnswer: "),
-        (r"Q: {question}\n\nA:\t", "Q: q\n\nA:\t"),
+        (r"$\theta$: {question}\n", r"$\theta$: q\n"),
         ("{question} of {number} {share}", "q of 3 0.5"),
         ("{{{question}}} {{}}", "{q} {}"),
         ("{meta.title}: {dotted.name}", "t: d"),
@@ -69,7 +69,7 @@ def test_wrong_braces_are_a_config_error(template):
 
 
 def test_a_text_of_columns_reads_them(tmp_path):
-    columns = {"prompt": "Q: {question}\\nA:", "completion": "{answer.text}"}
+    columns = {"prompt": "Q: {question}\nA:", "completion": "{answer.text}"}
     row = {"question": "q", "answer": {"text": " a"}, "id": 1}
     found, report = read(tmp_path, row, {"question": "q"}, columns=columns)
     assert found == [PromptCompletionRecord("Q: q\nA:", " a")]

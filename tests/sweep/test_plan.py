@@ -50,6 +50,18 @@ def test_lists_are_values_like_others():
     assert [job.resolved.config.data.packing for job in sweep.jobs] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("word", "found"),
+    [
+        (r'data.columns.prompt="a\n{b}","c\\n{d}"', ["a\n{b}", "c\\n{d}"]),
+        (r'data.columns={prompt: "a\n{b}"},{prompt: "c\\n{d}"}', ["a\n{b}", "c\\n{d}"]),
+    ],
+)
+def test_escapes_are_resolved_once_in_each_job(word, found):
+    jobs = planned(*TINY, word).jobs
+    assert [job.resolved.config.data.columns["prompt"] for job in jobs] == found
+
+
 def test_a_group_and_a_key_of_it_sweep_side_by_side():
     sweep = planned(*TINY, "train=smoke,{epochs: 2}", "lr=1e-3,1e-4")
     trains = [job.resolved.config.train for job in sweep.jobs]

@@ -12,8 +12,6 @@ from rlhf_cli.data.records.record import COLUMNS
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.errors import ConfigError
 
-_ESCAPES = {"\\n": "\n", "\\t": "\t"}
-
 
 @dataclass(frozen=True)
 class ColumnTemplate:
@@ -107,7 +105,7 @@ def _template(ours: str, theirs: str) -> ColumnTemplate:
     for _, name, spec, conversion in parts:
         if name == "" or spec or conversion:
             raise _wrong(ours, theirs, "braces without a plain column name")
-    return ColumnTemplate(tuple((_unescape(literal), name) for literal, name, _, _ in parts))
+    return ColumnTemplate(tuple((literal, name) for literal, name, _, _ in parts))
 
 
 def _wrong(ours: str, theirs: str, what: str) -> ConfigError:
@@ -115,13 +113,6 @@ def _wrong(ours: str, theirs: str, what: str) -> ConfigError:
         f"data.columns.{ours}: got {show_value(theirs)}: {what}; need names of columns in braces, "
         'as in "Question: {question}", and {{ }} for braces themselves'
     )
-
-
-def _unescape(text: str) -> str:
-    """Backslash and n, as a shell passes them on, are a line end here."""
-    for typed, meant in _ESCAPES.items():
-        text = text.replace(typed, meant)
-    return text
 
 
 def _as_text(name: str, value: Any) -> str:

@@ -11,7 +11,7 @@ from rlhf_cli.config.schema import (
     Unit,
     no_rows,
 )
-from rlhf_cli.data.config import DataConfig, Format, Source, Sources
+from rlhf_cli.data.config import Columns, DataConfig, Format, Source, Sources
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
@@ -41,7 +41,7 @@ class HeldOutConfig:
     format: Format = "auto"
     """Kind of record; `auto` finds it from the columns."""
 
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     """Our column name -> the name in the file, or a text with names in braces."""
 
     max_length: Annotated[int, AtLeast(2), Unit("tokens")] | Literal["auto"] = "auto"
