@@ -23,7 +23,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.files import reading
 from rlhf_cli.resources import cache_folder
 
-VERSION = 7
+VERSION = 8
 """Raise it when the same rows become other tokens, masks or arrays."""
 
 ENTRY = "entry.json"

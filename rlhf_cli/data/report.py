@@ -18,7 +18,7 @@ PERCENTILES = (50, 90, 99, 100)
 
 @dataclass
 class Refusals:
-    """How many rows were refused or noted for one reason, and where the first stands."""
+    """How many rows were refused or changed for one reason, and where the first stands."""
 
     rows: int
     example: str
@@ -46,10 +46,10 @@ class DataReport:
         malformed: tolerated rows.
         malformed_shown: the first of them, `file:line: what`.
         refused: by reason.
-        noted: rows that were kept, by what is to be said of them.
         unwritten: what the chat template did not write of messages.
         cut: by the end that lost tokens.
         ignored_columns: columns that no record of this kind has.
+        notes: what was done to rows that were kept, as what is behind a response being cut off.
         examples: what `train.batch_size` counts.
         tokens: of all rows.
         trained_tokens: those that are targets.
@@ -69,10 +69,10 @@ class DataReport:
     malformed: int = 0
     malformed_shown: list[str] = field(default_factory=list)
     refused: dict[str, Refusals] = field(default_factory=dict)
-    noted: dict[str, Refusals] = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
     cut: dict[str, Cuts] = field(default_factory=dict)
     ignored_columns: list[str] = field(default_factory=list)
+    notes: dict[str, Refusals] = field(default_factory=dict)
     examples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
@@ -93,8 +93,8 @@ class DataReport:
         self.refused.setdefault(writable(reason), Refusals(0, where)).rows += 1
 
     def add_note(self, where: str, note: str) -> None:
-        """Count a row that is trained otherwise than its neighbours."""
-        self.noted.setdefault(writable(note), Refusals(0, where)).rows += 1
+        """Count a row that was kept, but not as it stands."""
+        self.notes.setdefault(writable(note), Refusals(0, where)).rows += 1
 
     def add_cut(self, end: str, tokens: int) -> None:
         """Count the tokens that a row lost at one end."""
@@ -170,7 +170,7 @@ class DataReport:
         """Of rows that were kept: what was done with them, and what the template did not write."""
         noted = [
             f"  {count(found.rows, 'row')}: {note}; the first is {found.example}"
-            for note, found in self.noted.items()
+            for note, found in self.notes.items()
         ]
         return [*noted, *_named("not written by the chat template", map(writable, self.unwritten))]
 
@@ -197,7 +197,7 @@ class DataReport:
         """The report that `to_dict` was taken of."""
         report = cls(**values)
         report.files, report.skipped_files = tuple(report.files), tuple(report.skipped_files)
-        for name in ("refused", "noted"):
+        for name in ("refused", "notes"):
             by_text = {text: Refusals(**found) for text, found in values[name].items()}
             setattr(report, name, by_text)
         report.cut = {end: Cuts(**found) for end, found in values["cut"].items()}

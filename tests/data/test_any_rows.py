@@ -63,15 +63,32 @@ messages = st.lists(
     | values,
     max_size=4,
 )
+trees = st.recursive(
+    st.fixed_dictionaries({"text": texts, "role": roles, "replies": values}),
+    lambda inner: st.fixed_dictionaries(
+        {"text": texts, "role": roles, "replies": st.lists(inner, max_size=2), "rank": scalars}
+    ),
+    max_leaves=4,
+)
+cells = texts | messages | messages.map(json.dumps) | messages.map(repr) | trees
 COLUMNS = (
     "prompt completion messages chosen rejected label text margin responses scores score tools"
 )
-SHAPES = "conversations instruction input output"
+SHAPES = "conversations instruction input output history system kto_tag labels human_ref_A role"
 names = st.sampled_from(f"{COLUMNS} {SHAPES}".split())
 rows = st.dictionaries(names | texts, texts | messages | values, max_size=5)
 shaped = st.sampled_from(
-    [("prompt", "completion"), ("messages",), ("conversations",), ("instruction", "output")]
-).flatmap(lambda columns: st.fixed_dictionaries(dict.fromkeys(columns, texts | messages)))
+    [
+        ("prompt", "completion"),
+        ("prompt", "chosen", "rejected"),
+        ("messages",),
+        ("messages", "chosen", "rejected"),
+        ("conversations",),
+        ("instruction", "output"),
+        ("instruction", "output", "history", "system"),
+        ("history", "human_ref_A", "human_ref_B", "labels"),
+    ]
+).flatmap(lambda columns: st.fixed_dictionaries(dict.fromkeys(columns, cells)))
 lines = (rows | shaped | values).map(json.dumps) | texts.filter(lambda text: "\n" not in text)
 kinds = st.sampled_from(["auto", *(kind.name for kind in KINDS)])
 templates = st.sampled_from([{}, {"prompt": "Q: {text}"}, {"text": "{prompt}{completion.a}"}])

@@ -271,7 +271,7 @@ def test_where_thoughts_leave_the_history_the_last_response_is_trained_with_its_
     trained, whole, report = texts(chat(*THINKING), HISTORY_WITHOUT_THOUGHTS)
     assert trained == "<think>\nOne on.\n</think>\n\nFive.<|im_end|>"
     assert "Fingers." not in whole
-    [note] = report.noted
+    [note] = report.notes
     assert note.startswith("only the last response is trained, because the chat template")
     assert "data.train_on=last_turn" in note
     assert report.unwritten == ["thoughts of earlier turns"]
@@ -280,7 +280,7 @@ def test_where_thoughts_leave_the_history_the_last_response_is_trained_with_its_
 def test_a_single_thinking_turn_is_trained_whole_and_without_a_note():
     trained, _, report = texts(chat(*THINKING[:2]), HISTORY_WITHOUT_THOUGHTS)
     assert trained == "<think>\nFingers.\n</think>\n\nFour.<|im_end|>"
-    assert not report.noted
+    assert not report.notes
 
 
 def test_a_response_follows_the_thought_that_the_prompt_opens():
@@ -325,7 +325,7 @@ def test_a_rule_that_the_template_shows_with_the_question_alone_is_trained_with(
         " Non.<|im_end|>",
         "[Hot?] Oui.<|im_end|>[In French.\n\nLate?] Non.<|im_end|>",
     )
-    [note] = report.noted
+    [note] = report.notes
     assert "leaves out the system's message" in note
 
 

@@ -78,6 +78,21 @@ def test_strings_are_joined_as_they_stand():
     assert row(record) == ([A, SPACE, NEWLINE, C, EOS], [2, 3, 4])
 
 
+def test_of_a_text_with_several_turns_the_assistants_are_trained():
+    marks = toy_tokenizer()
+    human, assistant = (marks(text)["input_ids"] for text in ("\n\nHuman:", "\n\nAssistant:"))
+    record = PromptCompletionRecord("\n\nHuman:a\n\nAssistant:", "b\n\nHuman:c\n\nAssistant:d")
+    prompt = [*human, A, *assistant]
+    between = [*human, C, *assistant]
+    ends = len(prompt), len(prompt) + len(between) + 1
+    assert row(record) == ([*prompt, B, *between, D, EOS], [ends[0], ends[1], ends[1] + 1])
+
+
+def test_a_mark_in_text_that_is_no_transcript_is_trained():
+    rows, _ = made(PromptCompletionRecord("a", "b\n\nHuman:c"))
+    assert rows[0].trained.tolist() == [False] + [True] * (len(rows[0].tokens) - 1)
+
+
 def test_an_end_token_in_the_text_is_not_doubled():
     record = PromptCompletionRecord("a", "c<eos>")
     assert row(record) == ([A, C, EOS], [1, 2])
@@ -180,14 +195,14 @@ def test_of_a_template_that_rewrites_earlier_turns_the_last_is_trained_and_the_r
     for train_on, noted in (("last_turn", 0), ("response", 1)):
         [found], report = made(CHAT, tokenizer, train_on=train_on)
         assert found.tokens[found.trained].tolist() == [E, E, TURN]
-        assert len(report.noted) == noted
-    [note] = report.noted
+        assert len(report.notes) == noted
+    [note] = report.notes
     assert note == (
         "only the last response is trained, because the chat template writes a turn otherwise once "
         "others follow it (to train them all, give another chat template with "
         "model.chat_template=FILE; data.train_on=last_turn asks for the last alone)"
     )
-    assert report.noted[note].example == "r.jsonl:1"
+    assert report.notes[note].example == "r.jsonl:1"
 
 
 def test_what_a_template_says_against_a_chat_is_the_reason():

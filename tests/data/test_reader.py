@@ -54,7 +54,7 @@ def test_a_malformed_row_stops_the_run_with_its_line(tmp_path):
     assert str(error.value).splitlines() == [
         "2 malformed of 3 rows; repair them, or leave them out with data.max_bad_rows=2",
         "  pairs.jsonl:2: broken JSON: Expecting value at column 12",
-        "  pairs.jsonl:3: prompt: got null; need text or a list of messages",
+        "  pairs.jsonl:3: no column prompt; found completion; null: prompt. See docs/data.md",
     ]
 
 

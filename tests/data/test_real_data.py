@@ -17,37 +17,50 @@ MATH = {"prompt": "question", "completion": "solution"}
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "refused", "columns"),
+    ("name", "kind", "columns"),
     [
-        ("text_speeches.txt", "text", {}, {}),
-        ("text_movie_reviews.jsonl", "text", {}, {}),
-        ("sft_questions_train.jsonl", "prompt_completion", {}, {}),
-        ("messy_sft.jsonl", "prompt_completion", {}, {}),
-        ("math_test.jsonl", "prompt_completion", {}, MATH),
-        ("chat_assistant_test.jsonl", "chat", {}, {}),
-        ("preference_helpful_test.jsonl", "preference", {}, {}),
-        ("preference_arguments_test.jsonl", "preference", {}, {}),
-        ("preference_raw_transcripts.jsonl", "preference", {}, {}),
-        ("messy_transcripts.jsonl", "preference", "the two transcripts have different prompts", {}),
-        ("ranked_arguments.jsonl", "ranked", {}, {}),
-        ("ranked_answers.jsonl", "ranked", {}, {}),
-        ("binary_math_test.jsonl", "labelled", {}, {}),
-        ("messy_binary.jsonl", "labelled", {}, {}),
-        ("prompts_assistant.jsonl", "prompt", {}, {}),
-        ("prompts_movie.jsonl", "prompt", {}, {}),
+        ("text_speeches.txt", "text", {}),
+        ("text_movie_reviews.jsonl", "text", {}),
+        ("sft_questions_train.jsonl", "prompt_completion", {}),
+        ("messy_sft.jsonl", "prompt_completion", {}),
+        ("math_test.jsonl", "prompt_completion", MATH),
+        ("chat_assistant_test.jsonl", "chat", {}),
+        ("preference_helpful_test.jsonl", "preference", {}),
+        ("preference_arguments_test.jsonl", "preference", {}),
+        ("preference_raw_transcripts.jsonl", "preference", {}),
+        ("messy_transcripts.jsonl", "preference", {}),
+        ("ranked_arguments.jsonl", "ranked", {}),
+        ("ranked_answers.jsonl", "ranked", {}),
+        ("binary_math_test.jsonl", "labelled", {}),
+        ("messy_binary.jsonl", "labelled", {}),
+        ("prompts_assistant.jsonl", "prompt", {}),
+        ("prompts_movie.jsonl", "prompt", {}),
     ],
 )
-def test_every_row_is_read_or_refused_for_its_reason(real_data, name, kind, refused, columns):
+def test_every_row_is_read_or_refused_for_its_reason(real_data, name, kind, columns):
     report = DataReport()
     reader = RecordReader(DataConfig(columns=columns), "test", ANY, report)
     found = list(reader.read(read_rows(data_files(real_data / name).read)))
     assert (report.kind, report.malformed) == (kind, 0)
-    if refused:
-        assert (found, list(report.refused)) == ([], [refused])
-    else:
-        tied = [refusal.rows for refusal in report.refused.values()]  # rankings without an order
-        assert len(found) + sum(tied) == report.rows
-        assert list(report.refused) in ([], ["all scores are equal"])
+    tied = [refusal.rows for refusal in report.refused.values()]  # rankings without an order
+    assert len(found) + sum(tied) == report.rows
+    assert list(report.refused) in ([], ["all scores are equal"])
+
+
+def test_transcripts_that_part_before_their_last_turn_join_to_what_they_were(real_data):
+    file = real_data / "messy_transcripts.jsonl"
+    report = DataReport()
+    found = list(RecordReader(DataConfig(), "test", ANY, report).read(read_rows([file])))
+    rows = [json.loads(line) for line in file.read_bytes().splitlines()]
+    for located, row in zip(found, rows, strict=True):
+        record = located.record
+        assert record.prompt.endswith("\n\nAssistant:")
+        for name in ("chosen", "rejected"):
+            response = getattr(record, name)
+            assert row[name].startswith(record.prompt + response)
+            cut = row[name].removeprefix(record.prompt + response)
+            assert cut == "" or cut.startswith("\n\nHuman:")
+    assert sum(note.rows for note in report.notes.values()) >= 10
 
 
 @pytest.mark.parametrize(
@@ -57,10 +70,7 @@ def test_every_row_is_read_or_refused_for_its_reason(real_data, name, kind, refu
             "messy_preference.jsonl",
             *(45, 30, {"empty response": 3, "chosen equals rejected": 12}),
         ),
-        (
-            "messy_transcripts.jsonl",
-            *(10, 0, {"the two transcripts have different prompts": 10}),
-        ),
+        ("messy_transcripts.jsonl", 10, 10, {}),
         ("messy_sft.jsonl", 39, 39, {}),
         ("messy_binary.jsonl", 6, 6, {}),
         ("preference_raw_transcripts.jsonl", 160, 160, {}),

@@ -89,7 +89,7 @@ def test_a_row_becomes_its_record(kind, columns, record):
 @pytest.mark.parametrize(
     ("kind", "columns", "message"),
     [
-        ("text", {"text": None}, "text: got null; need text"),
+        ("text", {"text": None}, "no column text; found none; null: text. See docs/data.md"),
         ("text", {"text": 3}, "text: got 3; need text"),
         ("text", {}, "no column text; found none. See docs/data.md"),
         (
@@ -102,7 +102,11 @@ def test_a_row_becomes_its_record(kind, columns, record):
             {"text": "half \ud83d"},
             "text: got half a surrogate pair (\\ud83d); need text",
         ),
-        ("prompt", {"prompt": None}, "prompt: got null; need text or a list of messages"),
+        (
+            "prompt_completion",
+            {"prompt": None, "completion": "c", "margin": None},
+            "no column prompt; found completion; null: prompt. See docs/data.md",
+        ),
         ("prompt", {"prompt": []}, "prompt: got an empty list; need a list with at least one item"),
         ("prompt", {"prompt": {"a": 1}}, "prompt: got an object with keys ['a']; need text or a"),
         (
@@ -128,12 +132,12 @@ def test_a_row_becomes_its_record(kind, columns, record):
         (
             "prompt_completion",
             {"prompt": "p", "completion": turns("q", "r")},
-            "completion: got a list of 2; need text",
+            'completion: begins with the user\'s "q", and none of its messages is the prompt; need',
         ),
         (
             "prompt_completion",
             {"prompt": turns("q"), "completion": turns("again")},
-            "completion: the last message is the user's; need the assistant's",
+            'completion: begins with the user\'s "again" after a prompt that ends with the',
         ),
         (
             "preference",
@@ -231,7 +235,6 @@ def test_a_label_that_can_only_mean_one_thing_is_read(label, said):
 @pytest.mark.parametrize(
     ("label", "shown"),
     [
-        (None, "null"),
         (2, "2"),
         (-1, "-1"),
         (0.5, "0.5"),
@@ -253,7 +256,6 @@ def test_any_other_label_is_named(label, shown):
     [
         ("0.5", 'score: got "0.5"; need a number'),
         (True, "score: got true; need a number"),
-        (None, "score: got null; need a number"),
         (float("nan"), "score: got NaN; need a finite number"),
         (float("-inf"), "score: got -Infinity; need a finite number"),
         ([1], "score: got a list of 1; need a number"),

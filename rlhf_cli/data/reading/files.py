@@ -19,6 +19,9 @@ NEED = (
     f"need a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, a folder of them, a hub id, "
     "or tiny (the shipped rows)"
 )
+METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+"""Written by `datasets` beside rows; never rows themselves."""
+
 HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 _NAMED_SPLIT = re.compile(rf"(train|{'|'.join(HELD_OUT)})(?![a-z])", re.IGNORECASE)
 
@@ -67,15 +70,25 @@ def data_files(path: Path, split: str = "train") -> DataFiles:
     if not path.is_dir():
         if suffix(path) not in SUFFIXES:
             kind = f"a {path.suffix} file" if path.suffix else "a file without a suffix"
+            if suffix(path) == ".arrow":
+                raise DataError(
+                    f"{path.name}: an arrow file; need the folder that save_to_disk wrote. "
+                    f"Try data={path.parent}"
+                )
             raise DataError(f"{path.name}: {kind}; {NEED}")
         return DataFiles((path,))
     children = sorted(child for child in path.iterdir() if not child.name.startswith("."))
-    read = [child for child in children if child.is_file() and suffix(child) in SUFFIXES]
+    read = [child for child in children if holds_rows(child)]
     if not read:
         holds = f"holds {', '.join(c.name for c in children[:5])}" if children else "is empty"
         raise DataError(f"{path}: the folder {holds}; {NEED}")
     read = _of_split(path, read, split)
     return DataFiles(tuple(read), tuple(c.name for c in children if c not in read))
+
+
+def holds_rows(path: Path) -> bool:
+    """Whether something in a folder is a file of rows, by its name."""
+    return path.is_file() and suffix(path) in SUFFIXES and path.name not in METADATA
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.config import Source
-from rlhf_cli.data.reading.formats import READERS, suffix
+from rlhf_cli.data.reading.files import holds_rows
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
@@ -29,8 +29,8 @@ def is_hub_folder(path: Path, settings: Source) -> bool:
         return False
     card = path / "README.md"
     listed = card.is_file() and _CONFIGS.match(card.read_text("utf-8", "replace"))
-    own = any(suffix(child) in READERS for child in path.iterdir())
-    below = not own and any(suffix(child) in READERS for child in path.glob("*/*"))
+    own = any(map(holds_rows, path.iterdir()))
+    below = not own and any(map(holds_rows, path.glob("*/*")))
     return bool(settings.name or listed or below)
 
 

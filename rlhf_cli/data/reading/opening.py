@@ -20,7 +20,9 @@ from rlhf_cli.data.reading.mixture import (
     training_rows,
 )
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
+from rlhf_cli.data.reading.saved import is_saved, open_saved
 from rlhf_cli.data.reading.splits import Split, parse_split
+from rlhf_cli.data.reading.trees import gather_trees
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
 
@@ -53,22 +55,31 @@ def open_held_out(cfg: DataConfig, stage: str) -> Mixture | None:
 
 
 def open_source(settings: Source, stage: str, side: Side) -> RowSource:
-    """Find the files or the hub data set of a source.
+    """Find the files or the hub data set of a source; messages of trees are put together.
 
     Raises:
         DataError: they are not there, or cannot be read.
         ConfigError: the split is none.
     """
+    source = _open(settings, stage, side)
+    # to pretrain, each message is a document as it stands
+    documents = settings.format == "text" or (settings.format == "auto" and stage == "pretrain")
+    return source if documents else replace(source, rows=lambda: gather_trees(source.rows()))
+
+
+def _open(settings: Source, stage: str, side: Side) -> RowSource:
     split = parse_split(settings.split)
     found = Path(settings.path).expanduser()
     there = settings.path in ("", SHIPPED) or found.exists()
-    if (not there and is_data_id(settings.path)) or (
-        settings.path != SHIPPED and is_hub_folder(found, settings)
-    ):
+    if not there and is_data_id(settings.path):
+        return open_hub(settings, split, side)
+    if settings.path != SHIPPED and not is_saved(found) and is_hub_folder(found, settings):
         return open_hub(settings, split, side)
     path = resolve(settings.path, stage, side)
     if settings.data_dir:
         path = resolve(str(path / settings.data_dir), stage, side)
+    if is_saved(path):
+        return open_saved(settings, path, split, side)
     return _open_local(settings, path, split, side)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlhf_cli.data.config import Source
-from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.records.row_errors import Malformed, Refused
 
 Side = Literal["train", "test"]
 
@@ -20,7 +20,7 @@ class RawRow:
     Attributes:
         file: its name.
         line: 1 for the first; in `.parquet`, `.json` and hub data the number of the row.
-        found: the columns, or why they cannot be read.
+        found: the columns, or why there are none to read.
         size: bytes in the file, for the progress bar.
         untyped: the values are text, whatever they mean, as in `.csv`.
         source: index of the source in `data.path`.
@@ -29,7 +29,7 @@ class RawRow:
 
     file: str
     line: int
-    found: dict[str, Any] | Malformed
+    found: dict[str, Any] | Malformed | Refused
     size: int = 0
     untyped: bool = False
     source: int = 0
@@ -45,8 +45,9 @@ class RawRow:
 
         Raises:
             Malformed: the row cannot be read.
+            Refused: there is nothing to learn from it.
         """
-        if isinstance(self.found, Malformed):
+        if isinstance(self.found, Malformed | Refused):
             raise self.found
         return self.found
 

@@ -10,6 +10,7 @@ from typing import Any
 from rlhf_cli.data.reading.raw import show_value
 from rlhf_cli.data.records.record import COLUMNS
 from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.records.shapes.adapt import SHAPE_COLUMNS
 from rlhf_cli.errors import ConfigError
 
 
@@ -125,7 +126,7 @@ def _as_text(name: str, value: Any) -> str:
 
 def _require_known(columns: Mapping[str, str]) -> None:
     for name in columns:
-        if name not in COLUMNS:
+        if name not in COLUMNS + SHAPE_COLUMNS:
             raise ConfigError(
                 f"data.columns.{name}: no such column; need one of {', '.join(COLUMNS)}, as in "
                 "data.columns={prompt: question}"

@@ -74,10 +74,10 @@ class RecordReader:
             DataError: the stage does not take such rows, or too many are malformed. The latter is
                 known, with their number, once all rows are read.
         """
-        for row in rows:
+        for row in self._unfolded(rows):
             self.report.rows += row.copy == 0
             try:
-                record, rest = self.readers[row.source].read(row)
+                record, rest, notes = self.readers[row.source].read(row)
             except Malformed as error:
                 if row.copy == 0:
                     self.report.add_malformed(row.where, str(error))
@@ -86,9 +86,18 @@ class RecordReader:
                     self.report.add_refused(row.where, str(error))
             else:
                 self.report.add_ignored(rest)
+                for note in notes if row.copy == 0 else ():
+                    self.report.add_note(row.where, note)
                 # else the rest is only counted: nothing will be trained
                 if self.report.malformed <= self.max_bad_rows:
                     yield Located(record, row.file, row.line, row.copy, rest)
+        self._end()
+
+    def _unfolded(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
+        for row in rows:
+            yield from self.readers[row.source].unfold(row)
+
+    def _end(self) -> None:
         kinds = [reader.kind.name for reader in self.readers if reader.kind]
         self.report.kind = ", ".join(dict.fromkeys(kinds))
         self.report.require_few_malformed(self.max_bad_rows)

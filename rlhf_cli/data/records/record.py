@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.fields import Messages, Prompt, Response
+from rlhf_cli.data.records.responses import with_responses, without_shared_turns
 from rlhf_cli.data.records.row_errors import Malformed, Refused
 from rlhf_cli.data.records.tools import tools
 from rlhf_cli.data.records.transcripts import split_transcripts
@@ -133,8 +134,8 @@ def _chat(columns: Columns) -> ChatRecord:
 
 
 def _prompt_completion(columns: Columns) -> PromptCompletionRecord:
-    prompt = fields.prompt("prompt", columns["prompt"])
-    completion = fields.response("completion", columns["completion"], prompt)
+    said = {"completion": columns["completion"]}
+    prompt, [completion] = with_responses(columns["prompt"], said)
     return PromptCompletionRecord(prompt, completion)
 
 
@@ -148,24 +149,22 @@ def _preference(columns: Columns) -> PreferenceRecord:
 
 
 def _pair(columns: Columns) -> tuple[Prompt, Response, Response]:
-    whole = all(isinstance(columns[name], list) for name in ("chosen", "rejected"))
-    if "prompt" not in columns or (whole and isinstance(columns["prompt"], str)):
-        # two whole chats repeat the prompt, which some sets also give as text
-        chosen = fields.prompt("chosen", columns["chosen"])
-        return split_transcripts(chosen, fields.prompt("rejected", columns["rejected"]))
-    prompt = fields.prompt("prompt", columns["prompt"])
-    chosen = fields.response("chosen", columns["chosen"], prompt)
-    return prompt, chosen, fields.response("rejected", columns["rejected"], prompt)
+    said = {name: columns[name] for name in ("chosen", "rejected")}
+    if "prompt" in columns:
+        prompt, [chosen, rejected] = with_responses(columns["prompt"], said)
+        return without_shared_turns(prompt, chosen, rejected)
+    first, second = (fields.prompt(name, value) for name, value in said.items())
+    return split_transcripts(first, second)
 
 
 def _ranked(columns: Columns) -> RankedRecord:
-    prompt = fields.prompt("prompt", columns["prompt"])
     listed = fields.some("responses", columns["responses"])
     scored = fields.some("scores", columns["scores"])
     if len(listed) != len(scored):
         counts = f"{len(listed)} responses and {len(scored)} scores"
         raise Malformed(f"scores: got {counts}; need as many")
-    responses = (fields.response(f"responses[{i}]", r, prompt) for i, r in enumerate(listed))
+    said = {f"responses[{i}]": response for i, response in enumerate(listed)}
+    prompt, responses = with_responses(columns["prompt"], said)
     scores = tuple(fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
     if len(scores) == 1:
         raise Refused("only one response")
@@ -228,11 +227,18 @@ class Kind:
             Malformed: a column is missing or of the wrong type.
             Refused: there is nothing to learn from it.
         """
-        missing = [name for name in self.required if name not in columns]
+        there = {name: value for name, value in columns.items() if value is not None}
+        missing = [name for name in self.required if name not in there]
         if missing:
-            found = ", ".join(columns) or "none"
-            raise Malformed(f"no column {', '.join(missing)}; found {found}. See docs/data.md")
-        return _with_tools(self.read(columns), columns)
+            found = ", ".join(there) or "none"
+            nulls = ", ".join(
+                name for name in self.columns if name in columns.keys() - there.keys()
+            )
+            null = f"; null: {nulls}" if nulls else ""
+            raise Malformed(
+                f"no column {', '.join(missing)}; found {found}{null}. See docs/data.md"
+            )
+        return _with_tools(self.read(there), there)
 
 
 def _with_tools(record: Record, columns: Columns) -> Record:

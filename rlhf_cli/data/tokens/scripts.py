@@ -17,6 +17,7 @@ from rlhf_cli.data.records.record import (
     TextRecord,
 )
 from rlhf_cli.data.records.row_errors import Refused
+from rlhf_cli.data.records.transcripts import parts_of_response
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.data.tokens.pieces import Piece
 from rlhf_cli.data.tokens.specials import Specials
@@ -104,8 +105,9 @@ class ScriptWriter:
         return Script((Piece(text, True),), opening=(start,), closing=(end,))
 
     def _strings(self, prompt: str, completion: str) -> Script:
-        pieces = (Piece(prompt), Piece(completion, True))
-        return Script(pieces, self.specials.opening, self.specials.closing)
+        # of a response with several turns, what the human says is not trained
+        said = (Piece(text, spoken) for text, spoken in parts_of_response(prompt, completion))
+        return Script((Piece(prompt), *said), self.specials.opening, self.specials.closing)
 
     def _chat(self, messages: Messages, first: int) -> Script:
         """A chat in which the assistant's messages from index `first` on are the responses."""
