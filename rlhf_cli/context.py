@@ -19,6 +19,7 @@ from rlhf_cli.errors import ConfigError
 from rlhf_cli.ranks import ALONE, Ranks, current_ranks
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class RunContext:
     @property
     def compute_name(self) -> str:
         """`bf16` or `fp32`."""
-        return next(name for name, dtype in PRECISIONS.items() if dtype == self.compute)
+        return PRECISION_NAMES[self.compute]
 
 
 def open_context(precision: str, seed: int, out: Path) -> RunContext:

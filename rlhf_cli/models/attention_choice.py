@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.config import FLASH, LoadConfig, ModelConfig
-from rlhf_cli.models.precision import as_computed
+from rlhf_cli.models.precision import as_computed, without_own_gradients
 from rlhf_cli.models.probes import probe
 from rlhf_cli.models.trunk import Trunk, without_dropout
-from rlhf_cli.models.varlen import obstacle
 
 PADDED = ("sdpa", "eager")
 """Attention by which rows are padded; any other keeps flat rows apart."""
@@ -46,23 +42,10 @@ def set_attention(loaded: Trunk, cfg: LoadConfig, compute: torch.dtype) -> None:
     attention = cfg.model.attention
     if attention not in ("auto", "per_row"):
         loaded.model.set_attn_implementation(attention)
-    # flash attention has no kernels for fp32
-    lowered = as_computed(loaded, compute) if attention in FLASH else nullcontext()
-    with without_dropout(loaded), lowered:
+    with without_dropout(loaded), as_computed(loaded, compute), without_own_gradients(loaded):
         probe(
             loaded,
+            compute,
             may_fall_back=attention == "auto",
             may_drop_layers=cfg.kernels == "auto",
         )
-
-
-def describe_attention(policy: Trunk, compute: torch.dtype) -> str:
-    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
-    config = policy.model.config.get_text_config()
-    name: str = policy.model.config._attn_implementation
-    if name != ATTENTION or policy.device.type != "cuda":
-        return name.removeprefix("rlhf_")
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    reason = obstacle(policy.device, compute, width)
-    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
-    return f"per_row ({calls})"

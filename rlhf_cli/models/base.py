@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,9 +17,15 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
 )
-from transformers.utils import logging
 
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.checkpoint_keys import (
+    HEADLESS,
+    LANGUAGE_MODEL,
+    NEW_SCORER,
+    SCORER,
+    Fit,
+)
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.loading import (
     loading,
@@ -28,9 +35,8 @@ from rlhf_cli.models.loading import (
 )
 from rlhf_cli.models.quantize import packs_output, require_own_output, require_packed_output
 from rlhf_cli.models.reward_model import score_layer
-from rlhf_cli.models.source import DEFAULT_ARCHITECTURE, Source, locate
-
-logging.disable_progress_bar()  # one line of ours says what was loaded
+from rlhf_cli.models.source import ADAPTER_WEIGHTS, DEFAULT_ARCHITECTURE, Source, locate
+from rlhf_cli.models.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,9 @@ def load_base(
     *,
     new_tokens: Sequence[int] = (),
     quantized: BitsAndBytesConfig | None = None,
+    dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
+    fit: Fit | None = None,
     seed: int = 0,
 ) -> Any:
     """A transformers model with the weights of a folder or hub id.
@@ -70,8 +78,10 @@ def load_base(
         shape: its last layer.
         new_tokens: ids that the model has not seen; the mean of all embeddings stands for each.
         quantized: how the weights of linear layers are packed.
-        device: where packed weights go; others stay on the CPU.
-        seed: of a last layer that is not among the weights.
+        dtype: that each weight is converted to as it is read.
+        device: that each weight is read to; the CPU by default.
+        fit: what the weights may lack; by default nothing.
+        seed: of a last layer that they lack.
 
     Raises:
         ModelError: it cannot be loaded, or does not fit the tokenizer.
@@ -79,9 +89,9 @@ def load_base(
     require_config(base)
     if Path(base).is_dir():
         require_safe_weights(Path(base))
-    packed = {"quantization_config": quantized, "device_map": {"": str(device)}}
     hub = not Path(base).is_dir()
-    with loading("model.path", base, hub=hub), torch.random.fork_rng(), _quiet():
+    allowed = fit or (LANGUAGE_MODEL if shape is LANGUAGE else SCORER)
+    with loading("model.path", base, hub=hub), torch.random.fork_rng():
         config = AutoConfig.from_pretrained(
             base, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
         )
@@ -91,16 +101,20 @@ def load_base(
         if packs_output(quantized):
             require_own_output(base, config, new_tokens)
         torch.manual_seed(seed)
-        model = shape.auto.from_pretrained(
+        model = load_weights(
+            shape.auto,
             base,
+            allowed,
+            key="model.path",
             revision=cfg.revision or "main",
-            dtype=torch.float32,
-            use_safetensors=True,
+            dtype=dtype,
+            device_map={"": str(device or "cpu")},
+            quantization_config=quantized,
             trust_remote_code=cfg.trust_remote_code,
             **shape.options,
-            **(packed if quantized else {}),
         )
     if packs_output(quantized):
+        require_own_output(base, model.config, new_tokens)  # which may have been tied
         require_packed_output(base, model)
     forget_sampling(model)
     fit_vocabulary(model, tokenizer, new_tokens)
@@ -121,17 +135,6 @@ def _require_one_score(base: str, config: Any) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of weights that a reward model's base has or has not."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
 def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANGUAGE) -> Any:
     """Random fp32 weights in the shape that the config says, with the tokenizer's size and ids.
 
@@ -148,9 +151,11 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANG
         for name, value in shape.options.items():
             setattr(config, name, value)
         torch.manual_seed(seed)
-        model = shape.auto.from_config(config, trust_remote_code=cfg.trust_remote_code)
+        model = shape.auto.from_config(
+            config, dtype=torch.float32, trust_remote_code=cfg.trust_remote_code
+        )
     forget_sampling(model)
-    return model.float()
+    return model
 
 
 def _config(cfg: ModelConfig) -> Any:
@@ -163,6 +168,20 @@ def _config(cfg: ModelConfig) -> Any:
         )
     fields = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def scorer_fit(source: Source, *, new_head: bool = False) -> Fit:
+    """What the base of a reward model may lack: a head that an adapter on it brings, or a new one.
+
+    Args:
+        source: the base and its adapters.
+        new_head: a head that is nowhere may be new.
+    """
+    for folder in source.adapters:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            if any(re.search(r"\.(score|classifier)\.", key) for key in file.keys()):  # noqa: SIM118
+                return HEADLESS
+    return NEW_SCORER if new_head else SCORER
 
 
 def reads_forward(model: Any) -> bool:

@@ -12,7 +12,6 @@ from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention_choice import (
     PADDED,
-    describe_attention,
     require_attention,
     set_attention,
 )
@@ -23,7 +22,9 @@ from rlhf_cli.models.base import (
     load_base,
     random_base,
     reads_forward,
+    scorer_fit,
 )
+from rlhf_cli.models.checkpoint_keys import LANGUAGE_MODEL, Fit
 from rlhf_cli.models.config import (
     AdapterConfig,
     LoadConfig,
@@ -37,7 +38,7 @@ from rlhf_cli.models.precision import lower
 from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
-from rlhf_cli.models.trunk import Trunk, padded_attention
+from rlhf_cli.models.trunk import Trunk, describe_attention, padded_attention
 
 Role = TypeVar("Role", Policy, RewardModel)
 
@@ -50,10 +51,15 @@ def load_policy(
 
 
 def load_reward_model(
-    cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
+    cfg: LoadConfig,
+    tokenizer: Any,
+    ctx: RunContext,
+    new_tokens: Sequence[int] = (),
+    *,
+    new_head: bool = True,
 ) -> RewardModel:
-    """The reward model that is trained, with a new head on what is not one yet."""
-    return load_trained(RewardModel, cfg, tokenizer, ctx, new_tokens)
+    """The reward model that is trained, with a new head on what is not one yet if that may be."""
+    return load_trained(RewardModel, cfg, tokenizer, ctx, new_tokens, new_head=new_head)
 
 
 def load_trained(
@@ -62,10 +68,12 @@ def load_trained(
     tokenizer: Any,
     ctx: RunContext,
     new_tokens: Sequence[int] = (),
+    *,
+    new_head: bool = False,
 ) -> Role:
     """A model to train: on the device, dropout off, probed.
 
-    What is trained is fp32; what is frozen has the compute type, or fewer bits.
+    What is trained is fp32; what is frozen is read in the compute type, or in fewer bits.
 
     Args:
         role: what it is to give.
@@ -73,13 +81,54 @@ def load_trained(
         tokenizer: decides the size of random weights, and of a grown vocabulary.
         ctx: device, compute type, seed; the run's own base is in its folder.
         new_tokens: ids that were added to the tokenizer and have to be learned.
+        new_head: a reward model's head may be missing; it is then random.
 
     Raises:
         ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
     """
     source = make_base(cfg, tokenizer, ctx)
+    adapted = bool(source.adapters) or cfg.adapter.kind != "none"
+    dtype = ctx.compute if adapted else torch.float32
+    fit = scorer_fit(source, new_head=new_head) if role is RewardModel else LANGUAGE_MODEL
     new = tuple(new_tokens) or source.new_tokens
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new)
+    loaded = _load(role, cfg, source, tokenizer, ctx, new, dtype, fit)
+    for param in loaded.parameters():
+        if param.requires_grad:  # PEFT copies layers that are trained whole in the base's type
+            param.data = param.data.float()
+    lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
+    set_attention(loaded, cfg, ctx.compute)
+    _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
+    return loaded
+
+
+def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
+    """A model that is only measured: all of it frozen and in the compute type, and probed."""
+    with silence():  # of training it
+        source = make_base(cfg, tokenizer, ctx)
+        fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
+        new = source.new_tokens
+        loaded = _load(role, cfg, source, tokenizer, ctx, new, ctx.compute, fit)
+        lower(loaded.requires_grad_(False).parameters(), ctx.compute)
+        set_attention(loaded, cfg, ctx.compute)
+    to_eval(loaded)
+    count = sum(p.numel() for p in loaded.parameters())
+    layout = "flat rows" if loaded.flat else "padded rows"
+    say(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
+    return loaded
+
+
+def _load(
+    role: type[Role],
+    cfg: LoadConfig,
+    source: Source,
+    tokenizer: Any,
+    ctx: RunContext,
+    new: Sequence[int],
+    dtype: torch.dtype,
+    fit: Fit,
+) -> Role:
+    """A model in its role, on the device, in train mode: the base in `dtype`, adapters in fp32."""
+    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new, dtype, fit)
     adopt_ends(model, source)
     disable_dropout(model)
     take_layers(model, cfg.kernels, ctx.device)
@@ -97,29 +146,15 @@ def load_trained(
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
     # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
-    loaded.train()
-    set_attention(loaded, cfg, ctx.compute)
-    lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
-    _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
-    return loaded
-
-
-def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
-    """A model that is only measured: probed, then all of it frozen and in the compute type."""
-    with silence():  # of training it
-        loaded = load_trained(role, cfg, tokenizer, ctx)
-    to_eval(loaded.requires_grad_(False))
-    lower(loaded.parameters(), ctx.compute)
-    count = sum(p.numel() for p in loaded.parameters())
-    layout = "flat rows" if loaded.flat else "padded rows"
-    say(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
-    return loaded
+    return loaded.train()
 
 
 def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
     """A model that only writes: in the compute type, in eval mode, with padded attention."""
     source = Source("") if cfg.from_scratch else find_source(cfg)
-    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, source.new_tokens)
+    model = _weights(
+        Policy, cfg, quant, source, tokenizer, ctx, source.new_tokens, ctx.compute, LANGUAGE_MODEL
+    )
     if source.adapters:
         from rlhf_cli.models.attach import attach
 
@@ -141,8 +176,10 @@ def _weights(
     tokenizer: Any,
     ctx: RunContext,
     new_tokens: Sequence[int],
+    dtype: torch.dtype,
+    fit: Fit,
 ) -> Any:
-    """The base, packed as the configuration or the adapter on it says."""
+    """The base in a type, packed as the configuration or the adapter on it says."""
     shape = SHAPES[role.kind]
     if not source.base:
         return random_base(cfg, tokenizer, ctx.seed, shape)
@@ -159,7 +196,9 @@ def _weights(
         shape,
         new_tokens=new_tokens,
         quantized=packed,
+        dtype=dtype,
         device=ctx.device,
+        fit=fit,
         seed=ctx.seed,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rlhf_cli.models.attach import attach
-from rlhf_cli.models.base import SHAPES, adopt_ends, load_base
+from rlhf_cli.models.base import SHAPES, adopt_ends, load_base, scorer_fit
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.source import Source
 
@@ -13,7 +13,8 @@ from rlhf_cli.models.source import Source
 def load_unmerged(cfg: ModelConfig, source: Source, tokenizer: Any) -> Any:
     """The whole fp32 base with its adapters on it, as PEFT holds them."""
     shape = SHAPES[source.kind]
-    model = load_base(cfg, source.base, tokenizer, shape, new_tokens=source.new_tokens)
+    fit = scorer_fit(source) if source.kind == "reward_model" else None
+    model = load_base(cfg, source.base, tokenizer, shape, new_tokens=source.new_tokens, fit=fit)
     adopt_ends(model, source)
     return attach(model, source, AdapterConfig(), source.new_tokens, 0).model.eval()
 

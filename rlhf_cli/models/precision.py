@@ -25,11 +25,30 @@ def as_computed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             param.data = data
 
 
+@contextmanager
+def without_own_gradients(module: nn.Module) -> Iterator[None]:
+    """Compute gradients of inputs alone inside, none of parameters: it takes less memory."""
+    trained = [param for param in module.parameters() if param.requires_grad]
+    for param in trained:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in trained:
+            param.requires_grad_(True)
+
+
 def frozen_copy(policy: Policy, dtype: torch.dtype) -> Policy:
-    """The same model as it is now, for good: in the compute type, without gradients."""
-    copied = copy.deepcopy(policy).requires_grad_(False)
-    lower(copied.parameters(), dtype)
-    return copied
+    """The same model as it is now, for good: in the compute type, without gradients.
+
+    Parameters are copied into that type one by one, so that no copy exists in another.
+    """
+    copies: dict[int, object] = {}
+    for param in policy.parameters():
+        if param.is_floating_point():
+            values = param.detach().to(dtype, copy=True)
+            copies[id(param)] = nn.Parameter(values, requires_grad=False)
+    return copy.deepcopy(policy, copies).requires_grad_(False)
 
 
 def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:

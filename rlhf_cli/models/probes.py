@@ -1,7 +1,8 @@
 """Checks at load: our own path through the model against the model's plain forward pass.
 
-A few short rows, in fp32, before training. What fails is refused by name or falls back with the
-reason: some architectures ignore the row layout and let rows see each other in silence.
+A few short rows before training, in the type and with the attention kernel that will run. What
+fails is refused by name or falls back with the reason: some architectures ignore the row layout and
+let rows see each other in silence.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlhf_cli.context import say
+from rlhf_cli.context import PRECISION_NAMES, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import KernelError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.layers import drop_layers, own_layers, taken
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.sharing import LEAST, lay_out
-from rlhf_cli.models.trunk import Trunk, pad, padded_attention
+from rlhf_cli.models.trunk import Trunk, describe_attention, pad, padded_attention
 
 TOLERANCE = 1e-4
 """fp32, relative to the size of the values; rounding is under 1e-5."""
@@ -28,11 +29,18 @@ ROUNDED_TOLERANCE = 0.1
 """Products in bf16 or int8, as with packed weights: the same rows in another order round anew."""
 
 
-def probe(policy: Trunk, *, may_fall_back: bool, may_drop_layers: bool = True) -> None:
+def probe(
+    policy: Trunk,
+    compute: torch.dtype = torch.float32,
+    *,
+    may_fall_back: bool,
+    may_drop_layers: bool = True,
+) -> None:
     """Compare what the model gives here, and gradients, with the plain model; print one line.
 
     Args:
-        policy: in fp32, as loaded.
+        policy: its parameters are in the types of the forward passes to come.
+        compute: the type of those passes.
         may_fall_back: pad instead where flat rows are not exact.
         may_drop_layers: take the model's own layers instead where liger's are not exact.
 
@@ -54,7 +62,8 @@ def probe(policy: Trunk, *, may_fall_back: bool, may_drop_layers: bool = True) -
             f"model.path: {name} gives other {policy.gives} here than in its own forward pass "
             f"({problem}), so it cannot be trained{advice}"
         )
-    say(f"probe: {policy.gives} and gradients equal the model's own; rows kept apart")
+    kernel = f"attention {describe_attention(policy, compute)} in {PRECISION_NAMES[compute]}"
+    say(f"probe: {kernel}: {policy.gives} and gradients equal the model's own; rows kept apart")
     policy.shares = _shares(policy)
 
 
@@ -133,9 +142,8 @@ def _compare(policy: Trunk, rows: Rows) -> str:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
-    with embedded(policy) as inputs:
-        plain = plain_values(policy, rows)
-    whole = gradient_at(inputs, plain)
+    ours = ours.detach()  # and with it the activations, before the plain pass makes its own
+    plain, whole = plain_values(policy, rows)
     if index is not None:  # what is computed once has the gradients of all that follows it
         whole = torch.zeros_like(gradient).index_add_(0, index, whole)
     return unlike((ours, gradient), (plain, whole), policy.gives, tolerance(policy))
@@ -185,22 +193,39 @@ def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
     return bool(gradient[0, :start].any())
 
 
-def plain_values(policy: Trunk, rows: Rows) -> Tensor:
-    """Each row alone through the model's own forward pass, with its own attention and layers."""
+def plain_values(policy: Trunk, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Values and gradients of each row alone, by the model's own forward pass.
+
+    Its own attention and layers compute. Each row's activations are freed before the next.
+    """
     model = policy.model
     attention = model.config._attn_implementation
     if attention == ATTENTION:
         model.set_attn_implementation(padded_attention(model))
     try:
-        each = rows.tokens.split(rows.sizes)
-        with own_layers(model):
-            return torch.cat([policy.plain_values(row) for row in each])
+        values: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for row in rows.tokens.split(rows.sizes):
+            with own_layers(model), embedded(policy) as inputs:
+                found = policy.plain_values(row)
+            gradients.append(gradient_at(inputs, found, first=sum(map(len, values)) + 1))
+            values.append(found.detach())
+        return torch.cat(values), torch.cat(gradients)
     finally:
         model.set_attn_implementation(attention)
 
 
-def gradient_at(embedded: list[Tensor], values: Tensor, *, retain: bool = False) -> Tensor:
-    """[N, d]: of a weighted sum, so that errors of different rows do not cancel."""
-    weights = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
+def gradient_at(
+    embedded: list[Tensor], values: Tensor, *, first: int = 1, retain: bool = False
+) -> Tensor:
+    """[N, d]: of a weighted sum, so that errors of different rows do not cancel.
+
+    Args:
+        embedded: inputs [B, T, d].
+        values: [V].
+        first: weight of the first value; each later one weighs one more.
+        retain: the graph is needed once more.
+    """
+    weights = torch.arange(first, first + len(values), device=values.device, dtype=values.dtype)
     gradients = torch.autograd.grad((values * weights).sum(), embedded, retain_graph=retain)
     return torch.cat([gradient.flatten(0, 1) for gradient in gradients])

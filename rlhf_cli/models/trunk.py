@@ -16,6 +16,7 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.sharing import lay_out, saved_tokens
+from rlhf_cli.models.varlen import obstacle
 
 if TYPE_CHECKING:
     from rlhf_cli.models.adapters import Adapters
@@ -164,6 +165,18 @@ def pad(
 def padded_attention(model: Any) -> str:
     """The attention for padded rows: torch's fused one where the architecture allows it."""
     return "sdpa" if model._supports_sdpa else "eager"
+
+
+def describe_attention(policy: Trunk, compute: torch.dtype) -> str:
+    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
+    config = policy.model.config.get_text_config()
+    name: str = policy.model.config._attn_implementation
+    if name != ATTENTION or policy.device.type != "cuda":
+        return name.removeprefix("rlhf_")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    reason = obstacle(policy.device, compute, width)
+    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
+    return f"per_row ({calls})"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import frozen_copy, lower
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
@@ -134,8 +134,6 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
     if kind == "path":
         other = _load(model, run)
         say(f"reference: {model.reference}")
-        other.requires_grad_(False)
-        lower(other.parameters(), run.ctx.compute)
         return Held(other)
     if kind == "adapter_off":
         say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
@@ -210,7 +208,7 @@ def _load(model: ComparedModelConfig, run: Training) -> Policy:
                 f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "
                 f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
             )
-        reference = load_policy(cfg, run.tokenizer, run.ctx)
+        reference = load_frozen(Policy, cfg, run.tokenizer, run.ctx)
     run.require_positions(reference, "reference")
     return reference
 

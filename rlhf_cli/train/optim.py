@@ -15,9 +15,10 @@ from rlhf_cli.train.config import TrainConfig
 class MasterAdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trained parameters of a module.
 
-    With fp32 compute the masters are the parameters. Otherwise the module's copies are rounded to
-    the compute type, gradients are added up in fp32 as they come, and each step rounds anew: the
-    forward pass is then that of the saved model, and policy and reference can share its type.
+    The masters are the fp32 tensors that the parameters hold at first. With another compute type
+    the module is given copies that are rounded to it, gradients are added up in fp32 as they come,
+    and each step rounds anew: the forward pass is then that of the saved model, and policy and
+    reference can share its type.
 
     Attributes:
         masters: name -> fp32 tensor, one for each trained parameter (tied ones once).
@@ -27,7 +28,7 @@ class MasterAdamW:
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {}
         for name, param in self.params.items():
-            self.masters[name] = param.detach() if compute == torch.float32 else param.data.clone()
+            self.masters[name] = param.data
             if compute != torch.float32:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))

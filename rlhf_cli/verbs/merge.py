@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.base import SHAPES, load_base
+from rlhf_cli.models.base import SHAPES, load_base, scorer_fit
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.quantize import quantization, to_eval
 from rlhf_cli.models.reward_model import name_pad_token
@@ -106,6 +106,7 @@ def _on_packed_base(
         new_tokens=source.new_tokens,
         quantized=packed,
         device=cpu,
+        fit=scorer_fit(source) if source.kind == "reward_model" else None,
     )
     adapted = attach(model, source, AdapterConfig(), (), 0).model
     to_eval(adapted)

@@ -10,10 +10,10 @@ from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
+from rlhf_cli.data.tokens.specials import turn_end
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.resources import shipped_model
-from rlhf_cli.stages.session import end_tokens
 from tests.data.toy import turns, write_jsonl
 from tests.stages.conftest import FAST
 
@@ -70,7 +70,7 @@ def test_the_turn_end_is_trained_and_ends_generation(tmp_path):
     _, end = give_chatml(tokenizer)
     examples = loaded(tmp_path, tokenizer, {"messages": turns("How?", "Well.")})
     assert tokenizer.decode(examples.tokens[examples.trained]) == "Well.<|im_end|>"
-    assert end_tokens(examples, tokenizer) == [tokenizer.eos_token_id, end]
+    assert turn_end(tokenizer) == end
 
 
 @pytest.mark.parametrize("pad", [None, "<|end|>"])

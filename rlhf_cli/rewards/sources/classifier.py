@@ -16,10 +16,12 @@ from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.models.base import fit_vocabulary
+from rlhf_cli.models.checkpoint_keys import SCORER
 from rlhf_cli.models.heads import Tap
 from rlhf_cli.models.loading import loading, require_config, require_safe_weights
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.source import locate
+from rlhf_cli.models.weights import load_weights
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
@@ -153,17 +155,17 @@ def _load(path: str, ctx: RunContext) -> tuple[Any, Any]:
         require_safe_weights(Path(place))
     with loading("model.path", path, hub=not Path(place).is_dir()):
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            place, dtype=ctx.compute, use_safetensors=True, output_loading_info=True
-        )
-    if report["missing_keys"]:
-        raise ModelError(
-            f"model.path: {path} has no weights for {min(report['missing_keys'])}; need a sequence "
-            "classifier with a trained head"
+        model = load_weights(
+            AutoModelForSequenceClassification,
+            place,
+            SCORER,
+            key="model.path",
+            dtype=ctx.compute,
+            device_map={"": str(ctx.device)},
         )
     fit_vocabulary(model, tokenizer, ())
     _prepare_padding(path, tokenizer, model)
-    return tokenizer, model.to(ctx.device).requires_grad_(False).eval()
+    return tokenizer, model.requires_grad_(False).eval()
 
 
 def _prepare_padding(path: str, tokenizer: Any, model: Any) -> None:

@@ -20,10 +20,12 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.checkpoint_keys import ENCODER
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.loading import loading
 from rlhf_cli.models.source import locate
 from rlhf_cli.models.tokenizer import require_tokenizer
+from rlhf_cli.models.weights import load_weights
 
 SHELF = "embeddings"
 BATCH = 32
@@ -124,7 +126,14 @@ class Embedder:
         require_tokenizer("udm.embedding_model", path, "Need the model's own beside it")
         with loading("udm.embedding_model", path, hub=not Path(place).is_dir()):
             self.own = AutoTokenizer.from_pretrained(place)
-            model = AutoModel.from_pretrained(place, dtype=ctx.compute, use_safetensors=True)
+            model = load_weights(
+                AutoModel,
+                place,
+                ENCODER,
+                key="udm.embedding_model",
+                dtype=ctx.compute,
+                device_map={"": str(ctx.device)},
+            )
         if self.own.pad_token_id is None:
             self.own.pad_token = self.own.eos_token
         if self.own.pad_token_id is None:
@@ -133,7 +142,7 @@ class Embedder:
                 "of different lengths cannot be embedded together; need another model"
             )
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-        self.model = encoder.to(ctx.device).eval()
+        self.model = encoder.eval()
         self.device, self.tokenizer, self.path = ctx.device, tokenizer, path
         # a tokenizer that was saved without its model knows no limit
         self.longest = min(self.own.model_max_length, context_length(model) or math.inf)

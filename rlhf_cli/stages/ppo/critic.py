@@ -68,7 +68,7 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
                 f"policy {len(run.tokenizer)}); need a reward model with the policy's tokenizer. "
                 "Try value=trunk"
             )
-        found = load_reward_model(load, run.tokenizer, run.ctx)
+        found = load_reward_model(load, run.tokenizer, run.ctx, new_head=False)
     if found.tap is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "
