@@ -130,7 +130,7 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
     elif command.trains:
         _train(command, resolved, argv)
     else:
-        _runner(command)(resolved.config)
+        _answer(command, resolved)
     return 0
 
 
@@ -139,25 +139,39 @@ _OWN_START = ("model", "model.path", "model.init", "model.architecture", "data",
 
 
 def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
-    from rlhf_cli.runs import folder, lock
+    from rlhf_cli.runs import folder, hub, lock, manifest
 
     config = resolved.config
     out = folder.allocate(command.name, config.output_dir)
     try:
-        if folder.claim(out, resolved.tree, command.name, config.resume) == "complete":
+        decision = folder.claim(out, resolved.tree, command.name, config.resume)
+        if decision == "complete":
             print(f"already complete: {out}")
         else:
+            hub.begin(manifest.commits(out) if decision == "continue" else {})
             _run_in(out, command, resolved, argv)
     finally:
         lock.release(out)
 
 
+def _answer(command: Command, resolved: "Resolved") -> None:
+    from rlhf_cli.config.hub_models import fetch_named
+    from rlhf_cli.runs import hub
+
+    hub.begin({})
+    fetch_named(command, resolved.config, resolved.tree)
+    _runner(command)(resolved.config)
+
+
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
+    from rlhf_cli.config.hub_models import fetch_named
     from rlhf_cli.launch import start
     from rlhf_cli.runs import manifest
 
     try:
         manifest.begin(out, command.name, argv, resolved.tree)
+        fetch_named(command, resolved.config, resolved.tree)
+        manifest.record_commits(out)
         if start.alone(resolved.config.launch.processes):
             summary = _runner(command)(resolved.config, out)
         else:

@@ -223,7 +223,7 @@ def test_generate_has_a_batch_size_of_its_own():
      "back\\slash\\", "two\nlines", "π ☃", "choice(1,2)", "\\${x}", "???"],
 )  # fmt: skip
 def test_text_arrives_as_it_was_typed(text):
-    config = compose("generate", "model=tiny", "prompts=tiny", f"model.revision={text}").config
+    config = compose("generate", "model=org/name", "prompts=tiny", f"model.revision={text}").config
     assert config.model.revision == text.replace("\\$", "$")
 
 
@@ -652,7 +652,7 @@ def test_a_chat_template_must_be_a_file():
 
 
 def test_a_resolved_configuration_reads_back_to_itself():
-    words = ("model=llama_8m", "data=tiny", "lr=3e-7", "model.revision=1e5", "output_dir=yes")
+    words = ("model=llama_8m", "data=tiny", "lr=3e-7", "data.data_dir=1e5", "output_dir=yes")
     first = compose("sft", *words, "data.columns={prompt: '\\${a}', completion: 'null'}")
     write("config.yaml", to_yaml("sft", first.tree))
     again = compose("sft", "config=config.yaml")

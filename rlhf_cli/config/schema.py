@@ -55,6 +55,9 @@ class Machinery:
 class DataPath:
     """A file or folder of rows that must exist, or the shipped data `tiny` (else exit 3)."""
 
+    revision: str = ""
+    """The field beside it that says which revision of a hub id; none where there is no such."""
+
 
 def no_rows(path: Any) -> bool:
     """Whether a data path names no rows at all: left empty, `none`, or `auto`."""
@@ -64,6 +67,16 @@ def no_rows(path: Any) -> bool:
 @dataclass(frozen=True)
 class ModelPath:
     """A model folder, a run folder, a shipped model or a hub id."""
+
+    revision: str = ""
+    """The field beside it that says which revision of a hub id; none where there is no such."""
+
+    base: str = ""
+    """The field beside it that says where the base of an adapter is; none where there is no such.
+    Its revision is in the field of that name with `_revision`."""
+
+    words: tuple[str, ...] = ()
+    """Values that name no model."""
 
 
 @dataclass(frozen=True)

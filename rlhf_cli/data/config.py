@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from os.path import exists, expanduser
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, DataPath, Escapes, Unit
@@ -24,7 +25,7 @@ Format = Literal[
 class Source:
     """One of several sources of rows; a key left out has the value of `data.KEY`."""
 
-    path: Annotated[str, DataPath()] = ""
+    path: Annotated[str, DataPath("revision")] = ""
     """A file, a folder, a hub id or `tiny`."""
 
     weight: Annotated[float, Above(0)] = 1.0
@@ -32,6 +33,7 @@ class Source:
     every row twice."""
 
     name: str = ""
+    revision: str = ""
     split: str = ""
     data_dir: str = ""
     format: Format = "auto"
@@ -50,12 +52,16 @@ Sources = list[Annotated[str | Source, DataPath()]]
 class DataConfig:
     """Which rows, and how they become tokens and masks."""
 
-    path: Annotated[str | Sources, DataPath()] = ""
+    path: Annotated[str | Sources, DataPath("revision")] = ""
     """A file (`.jsonl .json .csv .tsv .parquet .txt`, also `.gz`), a folder of them, a hub id
     `org/name`, or `tiny` (the shipped rows of the stage); or a list of these, or of
     `{path: FILE, weight: 2}`."""
 
-    eval: Annotated[str | int | float | Sources, DataPath()] = "auto"
+    revision: str = ""
+    """Branch, tag or commit of the hub ids in `data.path` and `data.eval`; empty takes their
+    default branches. A source in a list can have its own."""
+
+    eval: Annotated[str | int | float | Sources, DataPath("revision")] = "auto"
     """Held-out rows, named as in `data.path`; or how many of the training rows to hold out, as a
     share (`0.05`) or a number (`200`); `none` for no evaluation. `auto` is the shipped test rows
     with `data.path=tiny` and `none` with anything else."""
@@ -99,7 +105,7 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = []
+        found = self._revision_problems()
         for key, value in (("data.path", self.path), ("data.eval", self.eval)):
             if value == []:
                 found.append(f"{key}: got an empty list; need at least one source")
@@ -114,3 +120,22 @@ class DataConfig:
                 f"data.eval: got {held}; need at least 1 row. Try data.eval=100, or data.eval=none"
             )
         return found
+
+    def _revision_problems(self) -> list[str]:
+        """The line for a revision where nothing is on the hub."""
+        given = [item for value in (self.path, self.eval) for item in listed(value)]
+        on_hub = any(not exists(expanduser(path)) for path in given if "/" in path)
+        if not self.revision or on_hub:
+            return []
+        return [
+            f"data.revision: got {self.revision}, but neither data.path nor data.eval is a hub id, "
+            "which alone has revisions. Leave data.revision out"
+        ]
+
+
+def listed(value: str | float | Sources) -> list[str]:
+    """The paths in `data.path` or `data.eval`; none where that is a number of rows."""
+    if isinstance(value, str):
+        return [value]
+    sources = value if isinstance(value, list) else []
+    return [item if isinstance(item, str) else item.path for item in sources]

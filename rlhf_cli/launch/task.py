@@ -8,6 +8,7 @@ from typing import Any
 
 from rlhf_cli.config.check import check
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.runs import hub, manifest
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 
@@ -41,6 +42,7 @@ class Task:
         checked = check(self.command, self.tree, {})
         if checked.problems:  # on another machine a path may be missing
             raise ConfigError("\n".join(problem.text for problem in checked.problems))
+        hub.begin(manifest.commits(Path(self.out)))
         module = import_module(self.command.runner.partition(":")[0])
         return getattr(module, function)(checked.config, Path(self.out))
 

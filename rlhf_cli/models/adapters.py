@@ -145,6 +145,7 @@ class Adapters:
         names = list(self.roles["policy"])
         for name in names:
             self.model.peft_config[name].base_model_name_or_path = self.source.base
+            self.model.peft_config[name].revision = self.source.commit or None
         embeddings = bool(self.new_tokens)
         self.model.save_pretrained(
             folder, selected_adapters=names, save_embedding_layers=embeddings

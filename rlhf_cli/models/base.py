@@ -30,6 +30,7 @@ from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.loading import (
     loading,
     require_config,
+    require_one_stack,
     require_safe_weights,
     require_whole_weights,
 )
@@ -69,11 +70,11 @@ def load_base(
     fit: Fit | None = None,
     seed: int = 0,
 ) -> Any:
-    """A transformers model with the weights of a folder or hub id.
+    """A transformers model with the weights of a folder.
 
     Args:
         cfg: how it is loaded.
-        base: where the weights are.
+        base: folder of the weights; `Source.folder`.
         tokenizer: must not have more tokens than the model embeds, new ones apart.
         shape: its last layer.
         new_tokens: ids that the model has not seen; the mean of all embeddings stands for each.
@@ -87,14 +88,11 @@ def load_base(
         ModelError: it cannot be loaded, or does not fit the tokenizer.
     """
     require_config(base)
-    if Path(base).is_dir():
-        require_safe_weights(Path(base))
-    hub = not Path(base).is_dir()
+    require_safe_weights(Path(base))
     allowed = fit or (LANGUAGE_MODEL if shape is LANGUAGE else SCORER)
-    with loading("model.path", base, hub=hub), torch.random.fork_rng():
-        config = AutoConfig.from_pretrained(
-            base, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
-        )
+    with loading("model.path", base), torch.random.fork_rng():
+        config = AutoConfig.from_pretrained(base, trust_remote_code=cfg.trust_remote_code)
+        require_one_stack(base, config)
         require_whole_weights(base, config)
         if shape is not LANGUAGE:
             _require_one_score(base, config)
@@ -106,7 +104,6 @@ def load_base(
             base,
             allowed,
             key="model.path",
-            revision=cfg.revision or "main",
             dtype=dtype,
             device_map={"": str(device or "cpu")},
             quantization_config=quantized,
@@ -142,9 +139,9 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANG
         ModelError: there is no such shape.
     """
     key = "model.path" if cfg.path else "model.architecture"
-    hub = bool(cfg.path) and not Path(locate(cfg.path)).is_dir()
-    with loading(key, cfg.path or describe(cfg), hub=hub), torch.random.fork_rng():
+    with loading(key, cfg.path or describe(cfg)), torch.random.fork_rng():
         config = _config(cfg)
+        require_one_stack(describe(cfg), config)
         config.vocab_size = len(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
@@ -161,11 +158,9 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANG
 def _config(cfg: ModelConfig) -> Any:
     """The transformers config of a model that starts from nothing."""
     if cfg.path:
-        source = locate(cfg.path)
+        source = locate("model.path", cfg.path, cfg.revision)
         require_config(source)
-        return AutoConfig.from_pretrained(
-            source, revision=cfg.revision or "main", trust_remote_code=cfg.trust_remote_code
-        )
+        return AutoConfig.from_pretrained(source, trust_remote_code=cfg.trust_remote_code)
     fields = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 

@@ -6,7 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter, is_reward_model
+from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
+from rlhf_cli.runs.checks import (
+    base_revision_problems,
+    language_model_problems,
+    not_a_language_model,
+    not_one_stack,
+    revision_problems,
+)
 
 MIN_VOCAB_SIZE = 256 + 5
 """Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
@@ -31,15 +38,18 @@ LIGER_MODULE = "liger_kernel"
 class ModelConfig:
     """Which model, which tokenizer, and how its weights are held."""
 
-    path: Annotated[str, ModelPath()] = ""
+    path: Annotated[str, ModelPath("revision", "base")] = ""
     """Model folder, run folder, hub id, or `tiny` (shipped, random weights)."""
 
-    base: Annotated[str, ModelPath()] = ""
+    revision: str = ""
+    """Branch, tag or commit of the hub id at `path`; empty takes its default branch."""
+
+    base: Annotated[str, ModelPath("base_revision")] = ""
     """With an adapter at `path`: the model it stands on, where that is no longer where the adapter
     says."""
 
-    revision: str = ""
-    """Branch, tag or commit of a hub id; empty takes its default branch."""
+    base_revision: str = ""
+    """Branch, tag or commit of the adapter's base; empty takes the one it was trained on."""
 
     init: Literal["auto", "pretrained", "scratch"] = "auto"
     """`pretrained` needs weights at `path`, `scratch` draws random ones from its config; `auto` is
@@ -57,8 +67,11 @@ class ModelConfig:
     `flash_attention_3` (where installed) and `flex_attention`, all on CUDA; `sdpa` and `eager`
     pad. `auto` takes `per_row` where the load probe finds it exact, else `sdpa`."""
 
-    tokenizer: Annotated[str, ModelPath()] = ""
+    tokenizer: Annotated[str, ModelPath("tokenizer_revision")] = ""
     """Tokenizer folder or hub id; empty takes the one at `path`."""
+
+    tokenizer_revision: str = ""
+    """Branch, tag or commit of the hub id at `tokenizer`."""
 
     tokenizer_vocab_size: Annotated[int, AtLeast(0)] = 0
     """Train a byte-level BPE of this many tokens on the training text; needs `init=scratch` and at
@@ -77,7 +90,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = []
+        found = revision_problems("model.path", self.path, self.revision)
         if self.architecture and self.path:
             found.append(
                 f"model.architecture: given beside model.path={self.path}, which has its own; "
@@ -108,6 +121,9 @@ class ModelConfig:
                 f"model.tokenizer_vocab_size: got {self.tokenizer_vocab_size} beside "
                 f"model.tokenizer={self.tokenizer}; need one of the two"
             )
+        found += not_one_stack("model.path", self.path, self.revision)
+        found += base_revision_problems("model", self.path, self.base, self.base_revision)
+        found += revision_problems("model.tokenizer", self.tokenizer, self.tokenizer_revision)
         module, origin = FLASH.get(self.attention, ("", ""))
         if module and find_spec(module) is None:
             found.append(
@@ -118,12 +134,7 @@ class ModelConfig:
 
     def not_a_language_model(self) -> list[str]:
         """The line for a model that gives scores where one that writes is needed."""
-        if not is_reward_model(self.path):
-            return []
-        return [
-            f"model.path: got {self.path}, a reward model, which gives scores and writes no text; "
-            "need a language model. Try the model that it was trained from"
-        ]
+        return not_a_language_model("model.path", self.path, self.revision)
 
     def missing(self) -> list[str]:
         """The line for a model that is not named and not made from nothing."""
@@ -131,8 +142,7 @@ class ModelConfig:
             return []
         return [
             "model.path: none given; need a model folder, run folder or hub id, or "
-            "model.init=scratch. "
-            "Try model=runs/sft, or model=tiny (shipped, random weights)"
+            "model.init=scratch. Try model=runs/sft, or model=tiny (shipped, random weights)"
         ]
 
 
@@ -145,17 +155,24 @@ class TrainedModelConfig(ModelConfig):
     held and saved in the compute type."""
 
 
+HELD = ("auto", "copy", "adapter_off", "stored", "none")
+"""What `model.reference` says of the model itself."""
+
+
 @dataclass(kw_only=True)
 class ComparedModelConfig(TrainedModelConfig):
     """A model that is compared with a reference."""
 
-    reference: Annotated[str, ModelPath()] = "auto"
+    reference: Annotated[str, ModelPath("reference_revision", words=HELD)] = "auto"
     """What the policy is held to: `copy`, a frozen copy in memory; `adapter_off`, the same weights
     without the new adapter; `stored`, the model as it starts, its log-probs computed once; `none`;
     or a model folder, run folder or hub id. `auto` is `adapter_off` with a new adapter, else
     `stored`."""
 
-    held: ClassVar[tuple[str, ...]] = ("auto", "copy", "adapter_off", "stored", "none")
+    reference_revision: str = ""
+    """Branch, tag or commit of the hub id at `reference`."""
+
+    held: ClassVar[tuple[str, ...]] = HELD
     """What `reference` says of the model itself; anything else is a path."""
 
     def reference_problems(self, adapter: str) -> list[str]:
@@ -180,12 +197,8 @@ class ComparedModelConfig(TrainedModelConfig):
                 f"model.reference: got {SHIPPED}, a shape with random weights; need a trained "
                 "model. Try model.reference=auto"
             ]
-        if is_reward_model(self.reference):
-            return [
-                f"model.reference: got {self.reference}, a reward model; need a language model. "
-                "Try model.reference=auto"
-            ]
-        return []
+        path = "" if self.reference in self.held else self.reference
+        return language_model_problems("model.reference", path, self.reference_revision)
 
 
 @dataclass(kw_only=True)
@@ -286,8 +299,13 @@ class LoadConfig:
 
     @property
     def brings_adapter(self) -> bool:
-        """Whether `model.path` is an adapter; the folder is looked at."""
-        return is_adapter(self.model.path)
+        """Whether `model.path` is known here to be an adapter."""
+        return is_adapter(self.model.path, self.model.revision)
+
+    @property
+    def may_bring_adapter(self) -> bool:
+        """Whether it is one, or on the hub and not known here."""
+        return may_be_adapter(self.model.path, self.model.revision)
 
     @property
     def trains_adapter(self) -> bool:
@@ -295,20 +313,24 @@ class LoadConfig:
         kept = self.brings_adapter and self.adapter.start != "merge"
         return self.adapter.kind != "none" or kept
 
+    @property
+    def trains_weights(self) -> bool:
+        """Whether it is known here that no adapter is trained."""
+        kept = self.may_bring_adapter and self.adapter.start != "merge"
+        return self.adapter.kind == "none" and not kept
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
         if self.kernels == []:
             found.append("kernels: got []; need at least one. Try kernels=auto")
         if LIGER in self.kernels and find_spec(LIGER_MODULE) is None:
-            found.append(
-                "kernels: got liger, but liger-kernel is not installed. "
-                "Try pip install 'rlhf-cli[kernels]'"
-            )
+            advice = "Try pip install 'rlhf-cli[kernels]'"
+            found.append(f"kernels: got liger, but liger-kernel is not installed. {advice}")
         if not self.scores:
             found += self.model.not_a_language_model()
         start = self.adapter.start
-        if start != "continue" and not self.brings_adapter:
+        if start != "continue" and not self.may_bring_adapter:
             found.append(
                 f"adapter.start: got {start}, but model.path={self.model.path} brings no adapter. "
                 "Try adapter.start=continue"
@@ -318,7 +340,7 @@ class LoadConfig:
                 "adapter.start: got stack with adapter.kind=none; need a kind for the new adapter. "
                 "Try adapter=lora"
             )
-        if self.quant.kind in ("nf4", "int8") and not self.trains_adapter:
+        if self.quant.kind in ("nf4", "int8") and self.trains_weights:
             found.append(
                 f"quant.kind: got {self.quant.kind} with full training, and packed weights have no "
                 "gradient; need an adapter. Try adapter=lora"

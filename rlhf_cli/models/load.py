@@ -191,7 +191,7 @@ def _weights(
     packed = None if kind == "none" else quantization(kind, double, compute, output_layer=output)
     return load_base(
         cfg,
-        source.base,
+        source.folder,
         tokenizer,
         shape,
         new_tokens=new_tokens,

@@ -13,11 +13,7 @@ import torch
 
 from rlhf_cli.errors import ModelError, RlhfError, first_line
 from rlhf_cli.runs import artifact
-
-NOT_HERE = (
-    "It is no folder here, so it was taken for a hub id. Check the name and the connection, or "
-    "give a folder; with HF_HUB_OFFLINE=1 only what was fetched before is used"
-)
+from rlhf_cli.runs.checks import encoder_decoder
 
 
 def require_config(source: str) -> None:
@@ -35,13 +31,12 @@ def require_config(source: str) -> None:
 
 
 @contextmanager
-def loading(key: str, source: str, *, hub: bool) -> Iterator[None]:
+def loading(key: str, source: str) -> Iterator[None]:
     """Tell what could not be loaded in one line; libraries raise all kinds of exceptions here.
 
     Args:
         key: what the user set.
         source: what it was set to.
-        hub: it was looked for on the hub, because there is no such folder.
 
     Raises:
         ModelError: names the key, the source and the library's reason.
@@ -57,8 +52,7 @@ def loading(key: str, source: str, *, hub: bool) -> Iterator[None]:
                 "Read it, and if you trust it try model.trust_remote_code=true"
             ) from error
         reason = textwrap.shorten(first_line(error), 300)  # some name every architecture there is
-        what = f"{key}: cannot load {source}: {reason}"
-        raise ModelError(f"{what} {NOT_HERE}" if hub else what) from error
+        raise ModelError(f"{key}: cannot load {source}: {reason}") from error
 
 
 def require_whole_weights(source: str, config: Any) -> None:
@@ -79,6 +73,20 @@ def require_whole_weights(source: str, config: Any) -> None:
             f"({fields.get('quant_method', 'quantization_config')}); need whole ones, bf16 or "
             "fp32, which quant=nf4 or quant=int8 packs as it loads them"
         )
+
+
+def require_one_stack(source: str, config: Any) -> None:
+    """Refuse an encoder-decoder; of its two stacks a class for decoders would load one.
+
+    Args:
+        source: where it is.
+        config: of transformers.
+
+    Raises:
+        ModelError: says that it is one.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(encoder_decoder("model.path", source, config.to_dict()))
 
 
 def require_safe_weights(folder: Path) -> None:

@@ -59,4 +59,4 @@ def can_share(policy: Policy, source: Source) -> bool:
         return False
     packed = is_quantized(policy.model)
     held_alike = mine.source.quant == source.quant or not (packed or source.quant != "none")
-    return held_alike and Path(mine.source.base).resolve() == Path(source.base).resolve()
+    return held_alike and Path(mine.source.folder).resolve() == Path(source.folder).resolve()

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from transformers.utils import cached_file, find_adapter_config_file
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.loading import loading
 from rlhf_cli.resources import SHIPPED, shipped_model
-from rlhf_cli.runs import artifact
+from rlhf_cli.runs import artifact, hub
 from rlhf_cli.runs.artifact import resolve_run
 
 DEFAULT_ARCHITECTURE = {
@@ -31,7 +27,7 @@ DEFAULT_ARCHITECTURE = {
 
 DEFAULT_VOCAB_SIZE = 8192
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
 OWN_BASE = "base"
 """Folder of a run that holds the base of its adapter, where those weights are nowhere else."""
 
@@ -51,6 +47,7 @@ class Source:
         new_tokens: ids whose embeddings were trained beside the adapter.
         kind: of the artifact: what the adapters were trained as.
         output_layer: whether the base's output layer was quantized.
+        snapshot: of a hub id, the folder of its files at one commit.
     """
 
     base: str
@@ -60,6 +57,17 @@ class Source:
     new_tokens: tuple[int, ...] = ()
     kind: str = "causal_lm"
     output_layer: bool = False
+    snapshot: Path | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where the base's weights are."""
+        return self.base if self.snapshot is None else str(self.snapshot)
+
+    @property
+    def commit(self) -> str:
+        """Of a base on the hub; empty for a folder."""
+        return "" if self.snapshot is None else self.snapshot.name
 
     def describe(self) -> str:
         """The base, and what stands on it, in words."""
@@ -67,60 +75,79 @@ class Source:
 
 
 def find_source(cfg: ModelConfig) -> Source:
-    """What `model.path` stands for.
+    """What `model.path` stands for; weights on the hub are fetched.
 
     Raises:
         ModelError: the path is an unfinished run, or an adapter whose base is not there.
     """
-    place = locate(cfg.path)
-    folder = Path(place) if Path(place).is_dir() else _fetch_adapter(place, cfg)
-    if folder is None or not (folder / artifact.ADAPTER).is_file():
-        return Source(place)
+    whole = _whole("model.path", cfg.path, cfg.revision)
+    folder = Path(whole.folder)
+    if not (folder / artifact.ADAPTER).is_file():
+        return whole
     facts = artifact.read(folder)
     base = _find_base(folder, cfg)
     recorded = facts.get("base_fingerprint", "")
-    if recorded and Path(base).is_dir() and fingerprint(Path(base)) != recorded:
+    if recorded and fingerprint(Path(base.folder)) != recorded:
         raise ModelError(
-            f"model.path: {cfg.path} is an adapter of another base: the weights in {base} are not "
-            "those it was trained on. Give those with model.base=FOLDER_OR_HUB_ID"
+            f"model.path: {cfg.path} is an adapter of another base: the weights in {base.base} are "
+            "not those it was trained on. Give those with model.base=FOLDER_OR_HUB_ID"
         )
     stacked = sorted(path.parent for path in folder.glob(f"{STACKED}*/{artifact.ADAPTER}"))
-    return Source(
+    return replace(
         base,
-        (*stacked, folder),
-        facts.get("quant", "none"),
-        facts.get("quant_double", True),
-        tuple(facts.get("new_tokens", [])),
-        facts.get("kind", "causal_lm"),
-        facts.get("quant_output_layer", False),
+        adapters=(*stacked, folder),
+        quant=facts.get("quant", "none"),
+        double=facts.get("quant_double", True),
+        new_tokens=tuple(facts.get("new_tokens", [])),
+        kind=facts.get("kind", "causal_lm"),
+        output_layer=facts.get("quant_output_layer", False),
     )
 
 
-def _fetch_adapter(hub_id: str, cfg: ModelConfig) -> Path | None:
-    """The folder of an adapter on the hub; none where the id is that of a whole model."""
-    revision = cfg.revision or "main"
-    with loading("model.path", cfg.path, hub=True):
-        file = find_adapter_config_file(hub_id, revision=revision)
-        if file is not None:
-            cached_file(hub_id, ADAPTER_WEIGHTS, revision=revision)
-    return Path(file).parent if file is not None else None
-
-
-def _find_base(folder: Path, cfg: ModelConfig) -> str:
+def _find_base(folder: Path, cfg: ModelConfig) -> Source:
     """Where an adapter's base is: as the user says, beside the adapter's run, or as recorded."""
     if cfg.base:
-        return locate(cfg.base)
-    settings = json.loads((folder / artifact.ADAPTER).read_text(encoding="utf-8"))
-    base = str(settings.get("base_model_name_or_path") or "")
+        return _whole("model.base", cfg.base, cfg.base_revision)
+    base, recorded = artifact.recorded_base(folder)
     beside = folder.parent / OWN_BASE
     if Path(base).name == OWN_BASE and beside.is_dir():  # a run's own, wherever that was moved
-        return str(beside)
+        return Source(str(beside))
     if not base or (os.path.isabs(base) and not os.path.isdir(base)):
         raise ModelError(
             f"model.path: {cfg.path} is an adapter whose base {base or '(not named)'} is not "
             "there. Say where it is with model.base=FOLDER_OR_HUB_ID"
         )
-    return locate(base)
+    return _whole("model.base", base, cfg.base_revision or recorded)
+
+
+def _whole(key: str, path: str, revision: str) -> Source:
+    """Whole weights in a folder, in a finished run or on the hub."""
+    place = locate(key, path, revision, weights=True)
+    local = path == SHIPPED or Path(path).expanduser().is_dir()
+    return Source(place) if local else Source(path, snapshot=Path(place))
+
+
+def other_model(own: ModelConfig, path: str, revision: str) -> ModelConfig:
+    """How another model of a run is loaded: with its own tokenizer, otherwise as the run's own.
+
+    Args:
+        own: of the run's own model.
+        path: folder, finished run or hub id of the other.
+        revision: of a hub id.
+    """
+    return replace(
+        own,
+        path=path,
+        revision=revision,
+        base="",
+        base_revision="",
+        init="pretrained",
+        architecture={},
+        tokenizer="",
+        tokenizer_revision="",
+        tokenizer_vocab_size=0,
+        chat_template="",
+    )
 
 
 def fingerprint(folder: Path) -> str:
@@ -139,13 +166,21 @@ def fingerprint(folder: Path) -> str:
 _PARTS, _PART_BYTES = 64, 1 << 16
 
 
-def locate(path: str) -> str:
-    """The folder that a shipped name, a finished run or a folder means; else the hub id as it is.
+def locate(key: str, path: str, revision: str = "", *, weights: bool = False) -> str:
+    """The folder that a shipped name, a finished run, a folder or a hub id means.
+
+    Args:
+        key: that named it, for messages.
+        path: what it was set to.
+        revision: branch, tag or commit of a hub id.
+        weights: of a hub id, fetch the weights too.
 
     Raises:
-        ModelError: the folder is a run that is not finished.
+        ModelError: the folder is a run that is not finished, or the hub id cannot be fetched.
     """
     if path == SHIPPED:
         return str(shipped_model(path))
     folder = Path(path).expanduser()
-    return str(resolve_run(folder).absolute()) if folder.is_dir() else path
+    if folder.is_dir():
+        return str(resolve_run(folder).absolute())
+    return str(hub.fetch(key, path, revision, weights=weights))

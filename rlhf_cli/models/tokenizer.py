@@ -39,7 +39,7 @@ def load_tokenizer(cfg: ModelConfig, corpus: Callable[[], Iterable[str]] | None 
         ModelError: none is there, or it cannot be read.
     """
     if not trains_tokenizer(cfg):
-        tokenizer = _from_pretrained(cfg.tokenizer or cfg.path, cfg)
+        tokenizer = _from_pretrained(cfg)
         name_ends(tokenizer)
     elif corpus is not None:
         tokenizer = train_tokenizer(corpus(), cfg.tokenizer_vocab_size or DEFAULT_VOCAB_SIZE)
@@ -55,33 +55,33 @@ def trains_tokenizer(cfg: ModelConfig) -> bool:
     return bool(cfg.tokenizer_vocab_size) or not (cfg.tokenizer or cfg.path)
 
 
-def _from_pretrained(source: str, cfg: ModelConfig) -> Any:
-    key = "model.tokenizer" if cfg.tokenizer else "model.path"
-    place = locate(source)
+def _from_pretrained(cfg: ModelConfig) -> Any:
+    if cfg.tokenizer:
+        key, source, revision = "model.tokenizer", cfg.tokenizer, cfg.tokenizer_revision
+    else:
+        key, source, revision = "model.path", cfg.path, cfg.revision
+    place = locate(key, source, revision)
     if not cfg.tokenizer:
         require_config(place)
-    require_tokenizer(key, source, "Try model.tokenizer=FOLDER_OR_HUB_ID")
-    with loading(key, source, hub=not Path(place).is_dir()):
-        return AutoTokenizer.from_pretrained(
-            place,
-            revision="main" if cfg.tokenizer else cfg.revision or "main",
-            trust_remote_code=cfg.trust_remote_code,
-        )
+    require_tokenizer(key, source, revision, "Try model.tokenizer=FOLDER_OR_HUB_ID")
+    with loading(key, source):
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=cfg.trust_remote_code)
 
 
-def require_tokenizer(key: str, source: str, advice: str) -> None:
-    """Refuse a local folder without a tokenizer.
+def require_tokenizer(key: str, source: str, revision: str, advice: str) -> None:
+    """Refuse a model without a tokenizer.
 
     Args:
         key: what the user set.
         source: what it was set to.
+        revision: of a hub id.
         advice: what to do, a sentence.
 
     Raises:
         ModelError: it has none.
     """
-    place = Path(locate(source))
-    if place.is_dir() and not any((place / name).is_file() for name in TOKENIZER_FILES):
+    place = Path(locate(key, source, revision))
+    if not any((place / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"{key}: {source} has no tokenizer ({TOKENIZER_FILES[0]}). {advice}")
 
 

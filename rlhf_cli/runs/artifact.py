@@ -1,14 +1,16 @@
 """`artifact.json`: what kind of model a run made; read where a model is taken from."""
 
 import json
+from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.runs import manifest
+from rlhf_cli.resources import SHIPPED
+from rlhf_cli.runs import hub, manifest
 
 NAME = "artifact.json"
-ADAPTER = "adapter_config.json"
+ADAPTER = hub.ADAPTER_CONFIG
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -27,32 +29,64 @@ def read(path: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: cannot be read as JSON; take another model.path") from None
 
 
-def is_reward_model(path: str) -> bool:
-    """Whether a path is a folder or a finished run that holds a model of scores, not of text."""
+def local_folder(path: str, revision: str = "") -> Path | None:
+    """The folder here that holds a model's small files; nothing is fetched for it.
+
+    Args:
+        path: a folder, a finished run or a hub id.
+        revision: of a hub id; empty is its default branch.
+
+    Returns:
+        The folder itself, the result of a run, or what was fetched of a hub id; else none.
+
+    Raises:
+        ModelError: The run is not finished.
+    """
+    if path in ("", SHIPPED):
+        return None
     folder = Path(path).expanduser()
-    if not path or not folder.is_dir():
+    return resolve_run(folder) if isdir(folder) else hub.cached_snapshot(path, revision)
+
+
+def is_reward_model(path: str, revision: str = "") -> bool:
+    """Whether a path is known here to hold a model of scores, not of text; as `local_folder`."""
+    folder = local_folder(path, revision)
+    if folder is None:
         return False
     kind = read(folder).get("kind")
     if kind:
         return bool(kind == "reward_model")
-    classes = _settings(folder / "config.json").get("architectures") or []
-    return _settings(folder / ADAPTER).get("task_type") == "SEQ_CLS" or any(
+    classes = settings(folder).get("architectures") or []
+    return settings(folder, ADAPTER).get("task_type") == "SEQ_CLS" or any(
         str(name).endswith("ForSequenceClassification") for name in classes
     )
 
 
-def _settings(file: Path) -> dict[str, Any]:
+def is_adapter(path: str, revision: str = "") -> bool:
+    """Whether a path is known here to hold an adapter, not a whole model; as `local_folder`."""
+    folder = local_folder(path, revision)
+    return folder is not None and (folder / ADAPTER).is_file()
+
+
+def may_be_adapter(path: str, revision: str = "") -> bool:
+    """Whether a path is an adapter, or a hub id of which nothing was fetched yet."""
+    unseen = path not in ("", SHIPPED) and local_folder(path, revision) is None
+    return unseen or is_adapter(path, revision)
+
+
+def recorded_base(folder: Path) -> tuple[str, str]:
+    """The base of an adapter as its folder names it, and the revision of a base on the hub."""
+    adapter = settings(folder, ADAPTER)
+    commit = read(folder).get("base_commit") or adapter.get("revision")
+    return str(adapter.get("base_model_name_or_path") or ""), str(commit or "")
+
+
+def settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
     """What a JSON file of a model folder says; nothing where there is none."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def is_adapter(path: str) -> bool:
-    """Whether a path is a folder or a finished run that holds an adapter, not a whole model."""
-    folder = Path(path).expanduser()
-    return bool(path) and folder.is_dir() and (resolve_run(folder) / ADAPTER).is_file()
 
 
 def resolve_run(path: Path) -> Path:

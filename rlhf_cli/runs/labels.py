@@ -1,22 +1,18 @@
 """The labels of a saved sequence classifier, by name and index."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rlhf_cli.runs.artifact import resolve_run
+from rlhf_cli.runs.artifact import local_folder, settings
 
 
-def saved_labels(path: str) -> list[str]:
-    """The labels of the classifier in a folder or finished run; none where that cannot be told."""
-    folder = Path(path).expanduser()
-    if not path or not folder.is_dir():
-        return []
+def saved_labels(path: str, revision: str = "") -> list[str]:
+    """The labels of a classifier; none where they are not known here (as `local_folder`)."""
+    folder = local_folder(path, revision)
+    config = settings(folder) if folder else {}
     try:
-        settings = json.loads((resolve_run(folder) / "config.json").read_text(encoding="utf-8"))
-        return labels_of(settings)
-    except (OSError, ValueError, TypeError, AttributeError):
+        return labels_of(config) if config else []
+    except (ValueError, TypeError, AttributeError):
         return []
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rlhf_cli import __version__
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
+from rlhf_cli.runs import hub
 from rlhf_cli.runs.files import write_json_atomic
 
 NAME = "manifest.json"
@@ -42,9 +43,24 @@ def begin(path: Path, command: str, argv: list[str], resolved: dict[str, Any]) -
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "git_commit": git_commit(),
         "versions": _versions(),
+        "hub": hub.commits(),
         "starts": [*starts, _now()],
     }
     write_json_atomic(path / NAME, manifest)
+
+
+def record_commits(path: Path) -> None:
+    """Write down which commit each hub id of this command means, for when the run is continued.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    write_json_atomic(path / NAME, {**read(path), "hub": hub.commits()})
+
+
+def commits(path: Path) -> dict[str, str]:
+    """`ID@REVISION` -> commit of the hub ids of a run."""
+    return dict(read(path).get("hub", {}))
 
 
 def complete(path: Path, **extra: Any) -> None:

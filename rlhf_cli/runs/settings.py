@@ -1,6 +1,6 @@
 """The configuration that a run was made with, read back from its folder."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rlhf_cli.config.check import Problem, check
 from rlhf_cli.config.recipe import read
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.runs import manifest
 from rlhf_cli.runs.folder import CONFIG
 from rlhf_cli.stages.registry import COMMANDS
 
@@ -24,11 +25,13 @@ class Settings:
         stage: the command.
         config: an instance of its config class; paths that are gone are left empty in it.
         gone: the line for each path of data that is no longer there.
+        commits: `ID@REVISION` -> commit of what it used of the hub.
     """
 
     stage: str
     config: Any
     gone: list[Problem]
+    commits: dict[str, str] = field(default_factory=dict)
 
 
 def read_settings(model: str) -> Settings | None:
@@ -57,4 +60,4 @@ def read_settings(model: str) -> Settings | None:
     ]
     if other:
         raise ConfigError("\n".join(other))
-    return Settings(found.stage, checked.config, gone)
+    return Settings(found.stage, checked.config, gone, manifest.commits(file.parent))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfi
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import frozen_copy, lower
+from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.stages.session import Session
@@ -196,13 +197,14 @@ def _load(model: ComparedModelConfig, run: Training) -> Policy:
         ConfigError: rows are longer than its positions.
     """
     path = model.reference
-    plain = replace(model, path=path, base="", init="auto", architecture={})
+    plain = other_model(model, path, model.reference_revision)
     cfg = LoadConfig(
         model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=run.cfg.kernels
     )
-    require_tokenizer("model.reference", path, "Put the policy's beside it if it is the same")
+    advice = "Put the policy's beside it if it is the same"
+    require_tokenizer("model.reference", path, plain.revision, advice)
     with _named_as_typed(path), silence():
-        theirs = load_tokenizer(replace(plain, tokenizer="", chat_template=""))
+        theirs = load_tokenizer(plain)
         if theirs.get_vocab() != run.tokenizer.get_vocab():
             raise ModelError(
                 f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "

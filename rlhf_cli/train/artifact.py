@@ -11,13 +11,13 @@ import torch
 
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
-from rlhf_cli.models.config import LoadConfig
+from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
-from rlhf_cli.runs import artifact
+from rlhf_cli.runs import artifact, hub
 from rlhf_cli.runs.files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
@@ -86,19 +86,35 @@ def _write_weights(policy: Trunk, folder: Path, dtype: torch.dtype) -> None:
 
 def _origin(policy: Trunk, cfg: LoadConfig) -> dict[str, Any]:
     """Where the weights come from; for an adapter, all that its base must be to go with it."""
+    commits = {"commits": _commits(cfg.model)}
     if policy.adapters is None:
-        return {"base": cfg.model.path, "adapters": []}
+        return {"base": cfg.model.path, "adapters": [], **commits}
     source, quant = policy.adapters.source, cfg.quant
-    base, own = Path(source.base), quant.kind != "auto"
+    own = quant.kind != "auto"
     return {
+        **commits,
         "base": source.base,
-        "base_fingerprint": fingerprint(base) if base.is_dir() else "",
+        "base_commit": source.commit,
+        "base_fingerprint": fingerprint(Path(source.folder)),
         "adapters": policy.adapters.folders(),
         "quant": quant.kind if own else source.quant,
         "quant_double": quant.double if own else source.double,
         "quant_output_layer": packed_weight(policy.output_layer) is not None,
         "new_tokens": list(policy.adapters.new_tokens),
     }
+
+
+def _commits(model: ModelConfig) -> dict[str, str]:
+    """Key -> `ID@COMMIT` of each model on the hub that the run started from or compared with."""
+    named = {
+        "model.path": (model.path, model.revision),
+        "model.base": (model.base, model.base_revision),
+        "model.tokenizer": (model.tokenizer, model.tokenizer_revision),
+    }
+    if isinstance(model, ComparedModelConfig):
+        named["model.reference"] = (model.reference, model.reference_revision)
+    found = {key: (path, hub.commit_of(path, revision)) for key, (path, revision) in named.items()}
+    return {key: f"{path}@{commit}" for key, (path, commit) in found.items() if commit}
 
 
 def _tokens(tokenizer: Any) -> dict[str, Any]:

@@ -67,9 +67,8 @@ class Author:
         self.skip_special_tokens = skip_special_tokens
         self.tokenizer = load_tokenizer(cfg)
         self.model = load_generator(cfg, quant, self.tokenizer, ctx)
-        self.encoder = PromptEncoder(
-            self.tokenizer, as_message=becomes_message(template, cfg.path, self.tokenizer)
-        )
+        as_message = becomes_message(template, cfg.path, cfg.revision, self.tokenizer)
+        self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 
     def encode(self, prompts: PromptSet) -> tuple[PromptSet, list[list[int]]]:
         """The prompts that the chat template takes, and the token ids of each.

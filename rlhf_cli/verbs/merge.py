@@ -100,7 +100,7 @@ def _on_packed_base(
     )
     model = load_base(
         cfg.model,
-        source.base,
+        source.folder,
         tokenizer,
         SHAPES[source.kind],
         new_tokens=source.new_tokens,
@@ -140,7 +140,8 @@ def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, max_shard_size=SHARD)
         tokenizer.save_pretrained(partial)
-        facts = artifact.read(Path(cfg.model.path).expanduser())
+        folder = artifact.local_folder(cfg.model.path, cfg.model.revision)
+        facts = artifact.read(folder) if folder else {}
         kept = {name: facts[name] for name in ("kind", "trained_on") if name in facts}
         write_json_atomic(
             partial / artifact.NAME,

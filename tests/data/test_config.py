@@ -72,7 +72,7 @@ def test_held_out_files(folder):
         (
             "data=[{path: a.jsonl, wieght: 2}]",
             ConfigError,
-            "data.path[0].wieght: no such key; need one of path, weight, name, split, data_dir, ",
+            "data.path[0].wieght: no such key; need one of path, weight, name, revision, split, ",
         ),
         (
             "data=[{path: a.jsonl, weight: 0}]",

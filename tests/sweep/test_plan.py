@@ -34,7 +34,7 @@ def settings(sweep: Sweep) -> list[str]:
         (["seed=choice(5,7)"], ["seed=5", "seed=7"]),
         (["kernels=auto,none"], ["kernels=auto", "kernels=none"]),
         (["train=smoke,{epochs: 2}"], ["train=smoke", "train={epochs: 2}"]),
-        (["model.revision='a,b',c"], ["model.revision=a,b", "model.revision=c"]),
+        (["data.data_dir='a,b',c"], ["data.data_dir=a,b", "data.data_dir=c"]),
         (["data.columns={prompt: a},{prompt: b}"], ["data.columns={prompt: a}",
                                                    "data.columns={prompt: b}"]),
         (["lr=1e-3"], [""]),
@@ -71,9 +71,9 @@ def test_a_group_and_a_key_of_it_sweep_side_by_side():
 
 
 def test_text_with_one_value_is_no_sweep():
-    sweep = planned(*TINY, "model.revision=a=b", "output_dir=run#1")
+    sweep = planned(*TINY, "data.data_dir=a=b", "output_dir=run#1")
     assert settings(sweep) == [""]
-    assert sweep.jobs[0].resolved.config.model.revision == "a=b"
+    assert sweep.jobs[0].resolved.config.data.data_dir == "a=b"
     assert sweep.output_dir == "run#1"
 
 

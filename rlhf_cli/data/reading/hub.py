@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.context import say
 from rlhf_cli.data.config import Source
 from rlhf_cli.data.reading.files import holds_rows
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
+from rlhf_cli.runs import hub
 
 _CONFIGS = re.compile(r"\A---\n(.*\n)*?configs:", re.MULTILINE)
 
@@ -43,6 +45,8 @@ def open_hub(settings: Source, split: Split, side: Side) -> RowSource:
     name = split.name or side
     wanted = f"{name}[{split.start}:{split.end}]" if split.sliced else name
     found = _load(settings, wanted)
+    if not Path(settings.path).expanduser().exists():
+        _keep_commit(settings, found)
     label = f"{settings.path}[{wanted}]"
 
     def rows() -> Iterator[RawRow]:
@@ -64,9 +68,35 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(before)
 
 
+def _keep_commit(settings: Source, found: Any) -> None:
+    """Note the commit that rows came from, which offline `datasets` chooses by itself.
+
+    Raises:
+        DataError: it is not the one that was asked for.
+    """
+    name = hub.rows_id(settings.path)
+    wanted = hub.commit_of(name, settings.revision)
+    if hub.is_commit(settings.revision):
+        wanted = settings.revision
+    files = " ".join(found.info.download_checksums or {})
+    read = re.search(r"@([0-9a-f]{40})/", files)
+    if read is None or read[1] == wanted:
+        return
+    if wanted:
+        raise DataError(
+            f"{settings.path}: need the rows of commit {wanted}, and offline there are those of "
+            f"commit {read[1]} alone. Connect to the hub, or give data.revision={read[1]}"
+        )
+    say(f"data: {settings.path} from the cache of `datasets`, commit {read[1]}")
+    hub.keep_commit(name, settings.revision, read[1])
+
+
 def _load(settings: Source, split: str) -> Any:
     import datasets
 
+    local = Path(settings.path).expanduser().exists()
+    revision = None if local else hub.resolve_rows(settings.path, settings.revision)
+    revision = revision or settings.revision or None
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
@@ -74,6 +104,7 @@ def _load(settings: Source, split: str) -> Any:
             return datasets.load_dataset(
                 settings.path,
                 settings.name or None,
+                revision=revision,
                 split=split,
                 data_dir=settings.data_dir or None,
             )

@@ -25,7 +25,7 @@ def sources_of(cfg: DataConfig, given: str | Sequence[str | Source]) -> list[Sou
     """The sources of `data.path`, each with `data`'s own settings where it has none."""
     listed = [given] if isinstance(given, str) else given
     sources = [Source(path=item) if isinstance(item, str) else item for item in listed]
-    names = ("name", "split", "data_dir", "columns")
+    names = ("name", "revision", "split", "data_dir", "columns")
     return [
         replace(
             source,

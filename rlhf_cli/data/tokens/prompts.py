@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.records.fields import Message, Prompt
@@ -14,18 +13,20 @@ from rlhf_cli.data.tokens.tokenize import PieceEncoder, opening_of
 from rlhf_cli.runs import artifact
 
 
-def becomes_message(template: str, model: str, tokenizer: Any) -> bool:
+def becomes_message(template: str, model: str, revision: str, tokenizer: Any) -> bool:
     """Whether a text prompt is a user's message in the chat template.
 
     Args:
         template: `always`, `never`, or `auto`: as in the rows that the model was trained on, and
             where that is not known, wherever there is a template.
-        model: its path, or a run's.
+        model: its path, or a run's, or a hub id.
+        revision: of a hub id.
         tokenizer: perhaps with a template.
     """
     if template != "auto":
         return template == "always"
-    facts = artifact.read(Path(model).expanduser())
+    folder = artifact.local_folder(model, revision)
+    facts = artifact.read(folder) if folder else {}
     return bool(tokenizer.chat_template) and facts.get("trained_on") != "text"
 
 

@@ -44,7 +44,7 @@ class ClassifierScorer:
         self.source, self.device = source, ctx.device
         self.who = f"{key}.classifier: {source.classifier}"
         with told_as(f"{key}.classifier"):
-            self.tokenizer, self.model = _load(source.classifier, ctx)
+            self.tokenizer, self.model = _load(source, ctx)
         labels = labels_of(self.model.config.to_dict())
         index = find_label(source.label, labels)
         if index is None:
@@ -143,17 +143,17 @@ def _probabilities(logits: Tensor, problem_type: str | None) -> Tensor:
     return logits.sigmoid() if alone else logits.softmax(1)
 
 
-def _load(path: str, ctx: RunContext) -> tuple[Any, Any]:
+def _load(source: RewardSource, ctx: RunContext) -> tuple[Any, Any]:
     """Tokenizer and model, on the device, in the compute type.
 
     Raises:
         ModelError: it is not there, or has no trained head.
     """
-    place = locate(path)
+    path = source.classifier
+    place = locate("model.path", path, source.revision, weights=True)
     require_config(place)
-    if Path(place).is_dir():
-        require_safe_weights(Path(place))
-    with loading("model.path", path, hub=not Path(place).is_dir()):
+    require_safe_weights(Path(place))
+    with loading("model.path", path):
         tokenizer = AutoTokenizer.from_pretrained(place)
         model = load_weights(
             AutoModelForSequenceClassification,

@@ -1,14 +1,15 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os.path import basename, isdir
+from os.path import basename
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, FunctionPath, ModelPath, Unit, show
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter, is_reward_model
+from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder
+from rlhf_cli.runs.checks import base_revision_problems, not_one_stack, revision_problems
 from rlhf_cli.runs.labels import find_label, saved_labels
 
 
@@ -16,15 +17,22 @@ from rlhf_cli.runs.labels import find_label, saved_labels
 class RewardSource:
     """What gives a score to a response: one of `model`, `classifier`, `function`, `url`, a rule."""
 
-    model: Annotated[str, ModelPath()] = ""
+    model: Annotated[str, ModelPath("revision", "base")] = ""
     """Run of `rlhf reward`, or a folder or hub id of a sequence classifier with one label; the
     score is read at the response's end token."""
 
-    base: Annotated[str, ModelPath()] = ""
+    revision: str = ""
+    """Branch, tag or commit of the hub id in `model` or `classifier`; empty takes its default
+    branch."""
+
+    base: Annotated[str, ModelPath("base_revision")] = ""
     """With an adapter as `model`: the model it stands on, where that is no longer where the adapter
     says."""
 
-    classifier: Annotated[str, ModelPath()] = ""
+    base_revision: str = ""
+    """Branch, tag or commit of the adapter's base; empty takes the one it was trained on."""
+
+    classifier: Annotated[str, ModelPath("revision")] = ""
     """Folder or hub id of any sequence classifier, which reads the text with its own tokenizer."""
 
     label: str | int = ""
@@ -75,6 +83,8 @@ class RewardSource:
 
     read_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "base": ("model",),
+        "base_revision": ("model",),
+        "revision": ("model", "classifier"),
         "label": ("classifier",),
         "output": ("model", "classifier"),
         "reads": ("classifier",),
@@ -114,8 +124,11 @@ class RewardSource:
         found = self._unread(at, given)
         if self.model:
             found += self._model_problems(f"{at}.model")
+            found += revision_problems(f"{at}.model", self.model, self.revision)
+            found += base_revision_problems(at, self.model, self.base, self.base_revision)
         if self.classifier:
             found += self._classifier_problems(at)
+            found += revision_problems(f"{at}.classifier", self.classifier, self.revision)
         if self.url and not _is_http(self.url):
             found.append(
                 f"{at}.url: got {self.url}; need an address as http://localhost:8000/score"
@@ -139,17 +152,21 @@ class RewardSource:
         ]
 
     def _model_problems(self, key: str) -> list[str]:
-        """What a local folder tells; a model of the hub is looked at when it is loaded."""
+        """What is known here; of a hub id that is when it has been fetched."""
         if self.model == SHIPPED:
             return [f"{key}: got {SHIPPED}, which has random weights; need a reward model"]
-        if not isdir(self.model):
+        if local_folder(self.model, self.revision) is None:
             return []
-        if not is_reward_model(self.model):
+        two_stacks = not_one_stack(key, self.model, self.revision)
+        if two_stacks:
+            return two_stacks
+        if not is_reward_model(self.model, self.revision):
             return [
                 f"{key}: got {self.model}, which writes text and gives no scores; need a reward "
                 "model. Train one: rlhf reward model=" + self.model
             ]
-        labels = [] if is_adapter(self.model) else saved_labels(self.model)
+        adapter = is_adapter(self.model, self.revision)
+        labels = [] if adapter else saved_labels(self.model, self.revision)
         if len(labels) > 1:
             return [
                 f"{key}: got {self.model}, a classifier with {len(labels)} labels "
@@ -159,22 +176,22 @@ class RewardSource:
         return []
 
     def _classifier_problems(self, at: str) -> list[str]:
-        path = self.classifier
+        path, revision = self.classifier, self.revision
         if path == SHIPPED:
             return [f"{at}.classifier: got {SHIPPED}, which has random weights; need a classifier"]
-        if not isdir(path):
+        if local_folder(path, revision) is None:
             return []
-        if is_adapter(path):
+        if is_adapter(path, revision):
             return [
                 f"{at}.classifier: got {path}, an adapter; need whole weights. "
                 f"Try {at}.model={path}, or rlhf merge"
             ]
-        if not is_reward_model(path):
+        if not is_reward_model(path, revision):
             return [
                 f"{at}.classifier: got {path}, which has no classification head; need a sequence "
                 "classifier"
             ]
-        labels = saved_labels(path)
+        labels = saved_labels(path, revision)
         wrong = label_problem(f"{at}.label", self.label, labels)
         return [wrong] if labels and wrong else []
 

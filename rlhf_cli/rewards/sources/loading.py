@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from transformers import AutoConfig
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.loading import loading
+from rlhf_cli.models.loading import loading, require_one_stack
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.labels import labels_of
@@ -54,8 +52,9 @@ def require_scores(cfg: ModelConfig) -> None:
     if source.adapters:
         _require_scoring_adapter(cfg.path, source)
         return
-    with loading("model.path", cfg.path, hub=not Path(source.base).is_dir()):
-        config = AutoConfig.from_pretrained(source.base)
+    with loading("model.path", cfg.path):
+        config = AutoConfig.from_pretrained(source.folder)
+    require_one_stack(cfg.path, config)
     classes = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in classes):
         raise ModelError(f"model.path: {cfg.path} {_no_scores(', '.join(classes))}")
@@ -68,8 +67,7 @@ def require_scores(cfg: ModelConfig) -> None:
 
 
 def _require_scoring_adapter(path: str, source: Source) -> None:
-    settings = json.loads((source.adapters[-1] / artifact.ADAPTER).read_text(encoding="utf-8"))
-    task = settings.get("task_type")
+    task = artifact.settings(source.adapters[-1], artifact.ADAPTER).get("task_type")
     if source.kind != "reward_model" and task != "SEQ_CLS":
         raise ModelError(f"model.path: {path} {_no_scores(f'an adapter for {task}')}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ class ModelScorer:
     texts are written anew in its own tokens and template.
 
     Args:
-        source: `model`, `base` and `output`.
+        source: `model`, `base`, their revisions and `output`.
         key: that these stand below, for messages.
         policy_tokenizer: of the tokens in the samples.
         ctx: device and compute type.
@@ -58,7 +57,13 @@ class ModelScorer:
         max_tokens: int,
         policy: Policy | None = None,
     ) -> None:
-        cfg = ModelConfig(path=source.model, base=source.base, init="pretrained")
+        cfg = ModelConfig(
+            path=source.model,
+            revision=source.revision,
+            base=source.base,
+            base_revision=source.base_revision,
+            init="pretrained",
+        )
         self.who = f"{key}.model: {source.model}"
         self.output, self.max_tokens, self.device = source.output, max_tokens, ctx.device
         with told_as(f"{key}.model", f"{key}.base"):
@@ -67,7 +72,7 @@ class ModelScorer:
             self.specials = find_specials(self.tokenizer)
             self.model = self._open(cfg, key, ctx, policy)
             same = tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
-            self.write = None if same else self._writer(source.model)
+            self.write = None if same else self._writer(source)
         self.limit = longest_text(self.model.model, self.tokenizer)
         self.nbytes = nbytes(self.model)
         layout = "flat rows" if self.model.flat else "padded rows"
@@ -87,8 +92,9 @@ class ModelScorer:
         with silence():  # `described` tells of it
             return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
 
-    def _writer(self, path: str) -> RowWriter:
-        facts = artifact.read(Path(path).expanduser())
+    def _writer(self, source: RewardSource) -> RowWriter:
+        folder = artifact.local_folder(source.model, source.revision)
+        facts = artifact.read(folder) if folder else {}
         chats = bool(self.tokenizer.chat_template) and facts.get("trained_on") != "text"
         return RowWriter(self.tokenizer, as_message=chats, who=self.who)
 

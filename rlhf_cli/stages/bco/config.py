@@ -3,6 +3,7 @@ from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, Below, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
+from rlhf_cli.runs.checks import revision_problems
 from rlhf_cli.stages.config import StageConfig, judged_rows_problems
 
 
@@ -14,12 +15,23 @@ class UDMConfig:
     differ.
     """
 
-    embedding_model: Annotated[str, ModelPath()] = "none"
+    embedding_model: Annotated[
+        str, ModelPath("embedding_model_revision", words=("none", "reference"))
+    ] = "none"
     """What embeds the prompts, by the mean of its last hidden states: `none` is off, `reference`
     takes the policy as it starts; or a model folder or hub id, with its own tokenizer."""
 
+    embedding_model_revision: str = ""
+    """Branch, tag or commit of the hub id in `embedding_model`; empty takes its default branch."""
+
     sample_size: Annotated[int, AtLeast(1), Unit("prompts")] = 1024
     """Prompts of each class, at most, that the classifier is fitted on."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        named = self.embedding_model not in ("none", "reference")
+        path = self.embedding_model if named else ""
+        return revision_problems("udm.embedding_model", path, self.embedding_model_revision)
 
 
 @dataclass(kw_only=True)

@@ -76,7 +76,7 @@ def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -
 def _embedder(cfg: BCOConfig, policy: Policy, run: Session) -> tuple[Embed, str]:
     """What embeds prompts, and a name for its weights."""
     if cfg.udm.embedding_model != "reference":
-        embedder = Embedder(cfg.udm.embedding_model, run.tokenizer, run.ctx)
+        embedder = Embedder(cfg.udm, run.tokenizer, run.ctx)
         return embedder, weights_key(embedder.model)
 
     def embed(prompts: Sequence[list[int]]) -> Vectors:

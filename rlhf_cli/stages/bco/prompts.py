@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from rlhf_cli.models.loading import loading
 from rlhf_cli.models.source import locate
 from rlhf_cli.models.tokenizer import require_tokenizer
 from rlhf_cli.models.weights import load_weights
+from rlhf_cli.stages.bco.config import UDMConfig
 
 SHELF = "embeddings"
 BATCH = 32
@@ -112,8 +112,8 @@ class Embedder:
     """A transformers model that embeds texts with its own tokenizer.
 
     Args:
-        path: model folder or hub id: an encoder, a decoder, or an encoder-decoder, of which the
-            encoder is taken.
+        cfg: `embedding_model` is a folder or hub id of an encoder, a decoder, or an
+            encoder-decoder, of which the encoder is taken.
         tokenizer: the policy's, which prompts are decoded with.
         ctx: device and compute type.
 
@@ -121,10 +121,15 @@ class Embedder:
         ModelError: it cannot be loaded.
     """
 
-    def __init__(self, path: str, tokenizer: Any, ctx: RunContext) -> None:
-        place = locate(path)
-        require_tokenizer("udm.embedding_model", path, "Need the model's own beside it")
-        with loading("udm.embedding_model", path, hub=not Path(place).is_dir()):
+    def __init__(self, cfg: UDMConfig, tokenizer: Any, ctx: RunContext) -> None:
+        key, path, revision = (
+            "udm.embedding_model",
+            cfg.embedding_model,
+            cfg.embedding_model_revision,
+        )
+        place = locate(key, path, revision, weights=True)
+        require_tokenizer(key, path, revision, "Need the model's own beside it")
+        with loading(key, path):
             self.own = AutoTokenizer.from_pretrained(place)
             model = load_weights(
                 AutoModel,

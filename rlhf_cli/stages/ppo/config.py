@@ -1,13 +1,13 @@
 from dataclasses import dataclass, field
-from os.path import isdir
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
 from rlhf_cli.config.unread import unread
-from rlhf_cli.models.config import ComparedModelConfig
+from rlhf_cli.models.config import HELD, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.artifact import is_reward_model
+from rlhf_cli.runs.artifact import is_reward_model, local_folder
+from rlhf_cli.runs.checks import not_one_stack, revision_problems
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 
 GROUPED = ("grpo", "rloo")
@@ -18,7 +18,7 @@ GROUPED = ("grpo", "rloo")
 class PPOModelConfig(ComparedModelConfig):
     """The policy, which is held to a reference in memory."""
 
-    reference: Annotated[str, ModelPath()] = "auto"
+    reference: Annotated[str, ModelPath("reference_revision", words=HELD)] = "auto"
     """What the policy is held to: `adapter_off`, the same weights without the new adapter; `copy`,
     a frozen copy in memory (of a continued adapter, the adapter alone); or a model folder, run
     folder or hub id. `auto` is `adapter_off` with a new adapter, else `copy`."""
@@ -78,8 +78,11 @@ class PPOConfig(StageConfig):
     """The value model: a head on the policy's own hidden states, an adapter and a head of its own
     on the policy's base, or a whole model that starts as `value_model`."""
 
-    value_model: Annotated[str, ModelPath()] = ""
+    value_model: Annotated[str, ModelPath("value_model_revision")] = ""
     """With `value=model`: the reward model that it starts from; empty takes `reward.model`."""
+
+    value_model_revision: str = ""
+    """Branch, tag or commit of the hub id in `value_model`; empty takes its default branch."""
 
     value_clip_range: Annotated[float, AtLeast(0)] = 0.2
     """How far a value may move from the old one before its loss stops falling."""
@@ -127,8 +130,11 @@ class PPOConfig(StageConfig):
     ptx_coef: Annotated[float, AtLeast(0)] = 0.0
     """PPO-ptx (arXiv:2203.02155): weight of the language-model loss on rows of `ptx_data`."""
 
-    ptx_data: Annotated[str, DataPath()] = ""
+    ptx_data: Annotated[str, DataPath("ptx_revision")] = ""
     """Text, chats or pairs of prompt and completion for `ptx_coef`."""
+
+    ptx_revision: str = ""
+    """Branch, tag or commit of a hub id in `ptx_data`."""
 
     ptx_batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 8
     """Of `ptx_data`, in each move of the optimizer."""
@@ -239,7 +245,7 @@ class PPOConfig(StageConfig):
 
     def _value_problems(self) -> list[str]:
         found = []
-        if self.value == "adapter" and self.has_critic and not self.trains_adapter:
+        if self.value == "adapter" and self.has_critic and self.trains_weights:
             found.append(
                 "value: got adapter with adapter.kind=none; need an adapter on the policy for a "
                 "second one to stand beside. Try value=trunk, or adapter=lora"
@@ -249,7 +255,10 @@ class PPOConfig(StageConfig):
                 "value_model: none given with value=model; need a reward model to start from. "
                 "Try value_model=runs/reward"
             )
-        if isdir(self.value_model) and not is_reward_model(self.value_model):
+        model, revision = self.value_model, self.value_model_revision
+        found += revision_problems("value_model", model, revision)
+        found += not_one_stack("value_model", model, revision)
+        if local_folder(model, revision) and not is_reward_model(model, revision):
             found.append(
                 f"value_model: got {self.value_model}, which gives no scores; need a reward model"
             )
@@ -265,6 +274,11 @@ class PPOConfig(StageConfig):
     def value_start(self) -> str:
         """The reward model that a whole value model starts from."""
         return self.value_model or self.reward.model
+
+    @property
+    def value_start_revision(self) -> str:
+        """Of that model, where it is on the hub."""
+        return self.value_model_revision if self.value_model else self.reward.revision
 
     def _unread_problems(self) -> list[str]:
         """Options that nothing of the run reads: they would change nothing, in silence."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from rlhf_cli.context import say, silence
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
@@ -11,6 +9,7 @@ from rlhf_cli.models.critic import ROLE, AdapterCritic, Critic, ModelCritic, Tru
 from rlhf_cli.models.load import load_reward_model, recompute_activations
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.sources.loading import require_scores, told_as
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -52,9 +51,8 @@ def _make(cfg: PPOConfig, policy: Policy, run: Training) -> Critic:
 
 
 def _load(cfg: PPOConfig, run: Training) -> RewardModel:
-    model = replace(cfg.model, path=cfg.value_start, base="", init="pretrained", architecture={})
     load = LoadConfig(
-        model=replace(model, tokenizer="", chat_template=""),
+        model=other_model(cfg.model, cfg.value_start, cfg.value_start_revision),
         adapter=AdapterConfig(),
         quant=QuantConfig(),
         kernels=cfg.kernels,

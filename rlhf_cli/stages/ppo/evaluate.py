@@ -45,7 +45,7 @@ def evaluate(cfg: PPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
         raise DataError(
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
         )
-    as_message = becomes_message(cfg.template, cfg.model.path, tokenizer)
+    as_message = becomes_message(cfg.template, cfg.model.path, cfg.model.revision, tokenizer)
     most = cfg.data.max_length - cfg.sampling.max_new_tokens
     encoder = PromptEncoder(tokenizer, as_message=as_message)
     asked = encode_prompts(prompts, encoder, most, cfg.data.truncation)

@@ -46,7 +46,9 @@ class PPOTraining(Training):
         super().__init__(cfg, out)
         require_cuda(cfg.sampling, self.ctx.device)
         self.tokenizer = load_tokenizer(cfg.model)
-        as_message = becomes_message(cfg.template, cfg.model.path, self.tokenizer)
+        as_message = becomes_message(
+            cfg.template, cfg.model.path, cfg.model.revision, self.tokenizer
+        )
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 
     def open_models(self) -> None:
@@ -91,7 +93,14 @@ def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:
     Raises:
         DataError: they cannot be read, or are neither text nor chats nor pairs with a completion.
     """
-    data = replace(cfg.data, path=cfg.ptx_data, eval="none", format="auto", columns={})
+    data = replace(
+        cfg.data,
+        path=cfg.ptx_data,
+        revision=cfg.ptx_revision,
+        eval="none",
+        format="auto",
+        columns={},
+    )
     # what there is to say about prepared rows was said when they were
     with silence() if cached_only else contextlib.nullcontext():
         found, _ = load_examples(data, "sft", tokenizer, TEXTS, cfg.seed, cached_only=cached_only)

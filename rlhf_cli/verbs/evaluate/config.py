@@ -16,21 +16,25 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
+from rlhf_cli.runs.checks import not_one_stack, revision_problems
 
 _RULES = ("max_length", "truncation", "packing", "train_on")
-_OF_THE_FILE = ("name", "split", "data_dir", "format", "columns")
+_OF_THE_FILE = ("name", "revision", "split", "data_dir", "format", "columns")
 
 
 @dataclass(kw_only=True)
 class HeldOutConfig:
     """Which rows models are measured on. What is left at `auto` is as the run had it."""
 
-    path: Annotated[str | Sources, DataPath()] = ""
+    path: Annotated[str | Sources, DataPath("revision")] = ""
     """Held-out rows: a file, a folder, a hub id, `tiny`, or a list of these. Empty takes those that
     each run held out itself (its `data.eval`)."""
 
     name: str = ""
     """Configuration of a hub data set."""
+
+    revision: str = ""
+    """Branch, tag or commit of a hub data set."""
 
     split: str = ""
     """Split, or slice of rows: `test` (default), `test[:10%]`, `[100:200]`."""
@@ -104,9 +108,12 @@ class EvaluateConfig:
     beside: Annotated[list[Annotated[str, ModelPath()]], ModelPath()] = field(default_factory=list)
     """More models; as words after the first: `rlhf evaluate runs/base runs/sft`."""
 
-    reference: Annotated[str, ModelPath()] = ""
+    reference: Annotated[str, ModelPath("reference_revision")] = ""
     """What runs of dpo and bco are compared with; empty takes what each of them was compared with
     in training."""
+
+    reference_revision: str = ""
+    """Branch, tag or commit of the hub id at `reference`; empty takes its default branch."""
 
     baseline: Annotated[str, ModelPath()] = ""
     """Model whose answers are to be beaten; needs a judge."""
@@ -145,6 +152,9 @@ class EvaluateConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing() + self._repeated() + self._of_one_model()
+        found += revision_problems("reference", self.reference, self.reference_revision)
+        for key, path in self._named()[1:]:
+            found += not_one_stack(key, path)
         return found + (self._judge_problems() if self.judge else self._data_problems())
 
     def _repeated(self) -> list[str]:
@@ -158,7 +168,8 @@ class EvaluateConfig:
         if not self.beside and not self.baseline:
             return []
         default = ModelConfig()
-        names = ("base", "revision", "init", "architecture", "tokenizer", "chat_template")
+        names = ["revision", "base", "base_revision", "init", "architecture", "tokenizer"]
+        names += ["tokenizer_revision", "chat_template"]
         return [
             f"model.{name}: given with several models, each of which has its own; need one model"
             for name in names
@@ -177,7 +188,7 @@ class EvaluateConfig:
                 "Try prompts=FILE, or leave judge out"
             )
         for key, path in self._named():
-            if is_reward_model(path):
+            if is_reward_model(path, self._revision_of(path)):
                 found.append(f"{key}: {path} is a reward model, which writes no answers")
         return found
 
@@ -186,13 +197,17 @@ class EvaluateConfig:
         named = [("model.path", self.model.path), *(("beside", path) for path in self.beside)]
         return [*named, *([("baseline", self.baseline)] if self.baseline else [])]
 
+    def _revision_of(self, path: str) -> str:
+        """Of one of the models; only a single one has a revision."""
+        return self.model.revision if path == self.model.path else ""
+
     def _data_problems(self) -> list[str]:
         found = [
             f"{name}: given without a judge, who would need it. Try judge=FILE.py:FUNCTION"
             for name in ("baseline", "prompts")
             if getattr(self, name)
         ]
-        if any(is_reward_model(path) for path in self.models):
+        if any(is_reward_model(path, self._revision_of(path)) for path in self.models):
             found += self.quant.not_of_scores()
         from rlhf_cli.runs.settings import read_settings
         from rlhf_cli.stages.registry import EVALUATORS

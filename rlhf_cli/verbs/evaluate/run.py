@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.table import Result, as_json, as_text
+from rlhf_cli.runs import hub
 from rlhf_cli.stages.registry import EVALUATORS
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 from rlhf_cli.verbs.evaluate.judged import judge
@@ -39,6 +40,7 @@ def measure(cfg: EvaluateConfig, ctx: RunContext) -> list[Result]:
     found = []
     for subject in subjects(cfg):
         say(f"-- {subject.name}")
+        hub.begin({**hub.commits(), **subject.commits})
         for measured in _evaluator(subject.stage)(subject.config, subject.stage, ctx):
             found.append(Result(subject.name, measured.metric, measured.estimate(cfg.seed)))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,11 +25,13 @@ class Subject:
         name: heads its column.
         stage: of the run that made it.
         config: of that run, with the result as its model and the rows to measure as `data.eval`.
+        commits: `ID@REVISION` -> commit of what the run used of the hub.
     """
 
     name: str
     stage: str
     config: StageConfig
+    commits: Mapping[str, str]
 
 
 def subjects(cfg: EvaluateConfig) -> list[Subject]:
@@ -47,7 +49,7 @@ def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
     settings = read_settings(path)
     if settings and no_rows(cfg.data.path):
         _require_rows(settings, path)
-    stage = settings.stage if settings else _kind(path)
+    stage = settings.stage if settings else _kind(path, cfg.model.revision)
     own = settings.config if settings else COMMANDS[stage].config()
     config = replace(
         own,
@@ -57,12 +59,12 @@ def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
         data=cfg.data.applied_to(own.data),
         train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
     )
-    return Subject(name, stage, config)
+    return Subject(name, stage, config, settings.commits if settings else {})
 
 
-def _kind(path: str) -> str:
+def _kind(path: str, revision: str) -> str:
     """The stage as whose result a model is measured that is no run of ours."""
-    return "reward" if is_reward_model(path) else "sft"
+    return "reward" if is_reward_model(path, revision) else "sft"
 
 
 def _model(cfg: EvaluateConfig, own: ModelConfig, path: str) -> ModelConfig:
@@ -70,9 +72,15 @@ def _model(cfg: EvaluateConfig, own: ModelConfig, path: str) -> ModelConfig:
     given = vars(model_of(cfg, path))
     if not isinstance(own, ComparedModelConfig):
         return replace(own, **given)
-    started = own.path if own.reference in own.held else own.reference
-    reference = "none" if own.reference == "none" else cfg.reference or started
-    return replace(own, **given, reference=reference)
+    if own.reference == "none":
+        reference, revision = "none", ""
+    elif cfg.reference:
+        reference, revision = cfg.reference, cfg.reference_revision
+    elif own.reference in own.held:
+        reference, revision = own.path, own.revision
+    else:
+        reference, revision = own.reference, own.reference_revision
+    return replace(own, **given, reference=reference, reference_revision=revision)
 
 
 def model_of(cfg: EvaluateConfig, path: str) -> ModelConfig:
