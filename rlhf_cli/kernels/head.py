@@ -29,6 +29,21 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """Sums over the tokens of each row, in all layers that have experts.
+
+    Attributes:
+        chosen: [R, E] fp32, how often each expert was among a token's top k; no gradient.
+        share: [R, E] fp32, the routers' probabilities of each expert.
+        tokens: [R] fp32, tokens times layers; no gradient.
+    """
+
+    chosen: Tensor
+    share: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
 class TokenLogprobs:
     """Per scored token, all [S] in fp32 save `top1`; what was not asked for is none.
 
@@ -39,6 +54,7 @@ class TokenLogprobs:
         sum_sq: Σ p², the chance that two draws agree; no gradient.
         top1: bool, the target is the likeliest token; no gradient.
         value: what a critic beside the policy expects from the target on.
+        router: how the rows were routed to experts.
     """
 
     logp: Tensor
@@ -47,6 +63,7 @@ class TokenLogprobs:
     sum_sq: Tensor | None = None
     top1: Tensor | None = None
     value: Tensor | None = None
+    router: Routed | None = None
 
 
 def given_gradients(

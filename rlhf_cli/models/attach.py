@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.errors import ModelError
+from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
+from rlhf_cli.models.modalities import others_pattern
 from rlhf_cli.models.named import modules_named
 from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
+from rlhf_cli.models.targets import find_targets
 
 HEADS = (HEAD, "classifier")
 """What PEFT trains whole beside the adapter of a classifier, where a model has it."""
@@ -54,9 +56,10 @@ def attach(
     for name, folder in zip(names, loaded, strict=False):
         wrapped = _load(model, wrapped, name, folder)
     if fresh:
+        config = _beside(wrapped, new_adapter(model, cfg))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            wrapped = _add(model, wrapped, TRAINED, new_adapter(model, cfg))
+            wrapped = _add(model, wrapped, TRAINED, config)
     elif cfg.kind != "none":
         _require_alike(wrapped.peft_config[TRAINED], cfg, loaded[-1])
     roles = {"policy": names, **({"reference": below} if fresh else {})}
@@ -83,7 +86,13 @@ def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
     config.task_type = "CAUSAL_LM"
     whole = config.modules_to_save or ()
     config.modules_to_save = [name for name in whole if name not in HEADS] or None
-    adapters.add(role, [own_name(role)], config, trained=False)
+    try:
+        adapters.add(role, [own_name(role)], config, trained=False)
+    except ValueError as error:  # as where its experts are others than the policy's
+        raise ModelError(
+            f"model.path: the adapter in {folder} cannot stand beside the policy's "
+            f"({first_line(error)})"
+        ) from error
     layers = {key: value for key, value in stored.items() if key not in heads}
     expected = get_peft_model_state_dict(adapters.model, adapter_name=own_name(role))
     shapes = {key: value.shape for key, value in expected.items()}
@@ -102,7 +111,7 @@ def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
     Raises:
         ModelError: a target is no layer of the model, or is tied to the embeddings.
     """
-    targets = _targets(model, cfg)
+    targets, parameters = find_targets(model, cfg)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     return LoraConfig(
         task_type=_task(model),
@@ -110,10 +119,12 @@ def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
         lora_alpha=cfg.alpha,
         lora_dropout=cfg.dropout,
         target_modules=targets,
+        target_parameters=parameters or None,
         use_dora=cfg.kind == "dora",
         use_rslora=cfg.kind == "rslora",
         modules_to_save=_trained_whole(model, cfg) or None,
         fan_in_fan_out=transposed,
+        exclude_modules=others_pattern(model),
     )
 
 
@@ -122,25 +133,14 @@ def _task(model: Any) -> str:
     return "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
 
 
-def _targets(model: Any, cfg: AdapterConfig) -> str | list[str]:
-    if cfg.targets == "all-linear":
-        return cfg.targets
-    wanted = [cfg.targets] if isinstance(cfg.targets, str) else cfg.targets
-    layers = _linear_layers(model)
-    for name in wanted:
-        found = modules_named("adapter.targets", name, layers, "linear layer", "all-linear")
-        if model.get_output_embeddings() in found.values():
-            _require_own_output(model, cfg, name)
-    return wanted
-
-
 def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
     """Whole names of layers that are trained and saved beside the adapter's matrices.
 
     Whole, because PEFT takes every layer whose name ends so: `norm` would mean each `layernorm`.
     """
     found: list[str] = []
-    modules = dict(model.named_modules())
+    others = re.compile(others_pattern(model) or "(?!)")
+    modules = {n: module for n, module in model.named_modules() if not others.fullmatch(n)}
     shared = {model.get_input_embeddings(), model.get_output_embeddings()}
     for name in cfg.modules_to_save:
         for full, module in modules_named("adapter.modules_to_save", name, modules).items():
@@ -158,32 +158,21 @@ def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
     return found
 
 
-def _linear_layers(model: Any) -> dict[str, nn.Module]:
-    """Those of the base by their names, also where adapters stand on them already."""
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-    return {n.removesuffix(".base_layer"): m for n, m in found.items() if ".lora_" not in n}
-
-
-def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
-    """Refuse an adapter on an output layer that it cannot be merged into or computed for."""
-    reason = ""
-    if model.config.get_text_config().tie_word_embeddings:
-        reason = "it shares its weights with the input embeddings, which would change with it"
-    elif cfg.kind == "dora" or cfg.dropout:
-        reason = "it takes lora or rslora without adapter.dropout only"
-    elif packed_weight(model.get_output_embeddings()) is not None:
-        reason = "packed (quant.output_layer=true), it takes no adapter"
-    if reason:
-        raise ModelError(
-            f"adapter.targets: got {name}, the output layer; {reason}. "
-            "Try adapter.targets=all-linear, which leaves it out"
-        )
+def _beside(wrapped: Any, config: LoraConfig) -> LoraConfig:
+    """A new adapter as it can stand on others: on the same experts, which PEFT asks for."""
+    below = wrapped.peft_config.values() if wrapped is not None else ()
+    for other in below:
+        if other.target_parameters and config.target_parameters:
+            config.target_parameters = list(other.target_parameters)
+    return config
 
 
 def _add(model: Any, wrapped: Any, name: str, config: PeftConfig) -> Any:
     with warnings.catch_warnings():
         # PEFT asks transformers for checkpointing by a name that is being replaced
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # a rank for experts counts, although PEFT looks for it among the modules
+        warnings.filterwarnings("ignore", ".*_pattern keys did not match", RuntimeWarning)
         # the base is named when the adapter is saved, not here
         warnings.filterwarnings("ignore", ".*`base_model_name_or_path` was renamed", UserWarning)
         if wrapped is None:

@@ -32,6 +32,7 @@ from rlhf_cli.models.config import (
     QuantConfig,
 )
 from rlhf_cli.models.layers import take_layers
+from rlhf_cli.models.modalities import freeze_other_parts
 from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import lower
@@ -131,6 +132,7 @@ def _load(
     model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new, dtype, fit)
     adopt_ends(model, source)
     disable_dropout(model)
+    freeze_other_parts(model)
     take_layers(model, cfg.kernels, ctx.device)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":

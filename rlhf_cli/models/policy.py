@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
-from rlhf_cli.kernels.head import TokenLogprobs
+from rlhf_cli.kernels.head import Routed, TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
 from rlhf_cli.models.critic import Critic
 from rlhf_cli.models.heads import Tap, read_head
+from rlhf_cli.models.router import routed
 from rlhf_cli.models.trunk import Trunk
 
 
@@ -55,7 +56,8 @@ class Policy(Trunk):
         Args:
             rows: on this policy's device.
             role: `policy`, or a role whose adapters stand on the same base.
-            want: as in `token_logprobs`, and `value` for what the critic expects.
+            want: as in `token_logprobs`, `value` for what the critic expects, and `router` for how
+                the rows were routed to experts.
             temperature: > 0; divides the logits.
 
         Returns:
@@ -67,15 +69,16 @@ class Policy(Trunk):
         """
         wanted = set(want)
         with self.playing(role):
-            hidden = self.hidden_states(rows, rows.scored)
+            hidden, router = self._pass(rows, rows.scored, "router" in wanted)
             found = token_logprobs(
                 hidden,
                 read_head(self.model),
                 rows.targets,
                 temperature=temperature,
-                want=wanted - {"value"},
+                want=wanted - {"value", "router"},
                 implementation=self.implementation.run,
             )
+        found = replace(found, router=router)
         if "value" not in wanted:
             return found
         if self.critic is None:
@@ -98,9 +101,14 @@ class Policy(Trunk):
 
     def hidden_states(self, rows: Rows, positions: Tensor) -> Tensor:
         """[P, d]: what the output layer would be given at some positions of the rows."""
+        return self._pass(rows, positions, routes=False)[0]
+
+    def _pass(self, rows: Rows, positions: Tensor, routes: bool) -> tuple[Tensor, Routed | None]:
+        """Hidden states at some positions of the rows, and how their tokens were routed."""
         with self.tap.open() as tap:
-            _, place = self._run(rows)
-            return place.take(tap.caught, positions)
+            output, place = self._run(rows)
+            hidden = place.take(tap.caught, positions)
+        return hidden, routed(output, place, rows, self.model) if routes else None
 
     def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """[S] log-probs, nats, and their rows."""

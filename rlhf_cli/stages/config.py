@@ -82,6 +82,9 @@ class StageConfig(LoadConfig):
     """`auto` continues an unfinished run in `output_dir`, `never` refuses to; or the path of a
     checkpoint to continue from."""
 
+    balances_experts: ClassVar[bool] = False
+    """Whether the balancing loss of a mixture of experts is a part of the loss."""
+
     default_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
     """What `train.lr=auto` is where all weights are trained, and where an adapter is."""
 

@@ -16,18 +16,20 @@ from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.evaluation.bootstrap import Values, ratio
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
-from rlhf_cli.losses.likelihood import nll_loss
+from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.router import balance_coefficient
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.held_out import Columns, numbers_of_rows, open_held_out
 from rlhf_cli.stages.session import Session
 from rlhf_cli.train.measure import row_values
-from rlhf_cli.train.row_loss import RowValues
+from rlhf_cli.train.row_loss import RowLoss, RowValues
 from rlhf_cli.train.sequence import row_sums, row_tokens
+from rlhf_cli.train.update import Loss
 
 RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
 
@@ -48,15 +50,44 @@ def train_likelihood(
     """
     run = Session(cfg, out, stage, records)
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
+    coefficient = balance_coefficient(policy.model)
 
-    def loss(rows: Rows) -> LossOutput:
+    def token_loss(rows: Rows) -> LossOutput:
         nll = nll_loss(policy(rows).logp)
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
+
+    loss: Loss = balanced_loss(policy, coefficient) if coefficient else token_loss
 
     def evaluate(held_out: Loaded) -> dict[str, float]:
         return held_out_metrics(policy, held_out, run.max_tokens, run.ctx.ranks)
 
     return run.train(policy, loss, evaluate)
+
+
+def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
+    """Maximum likelihood and the balancing loss of a mixture of experts, over a whole step.
+
+    Args:
+        policy: a mixture of experts that gives its routers' logits.
+        coefficient: weight of the balancing loss.
+    """
+
+    def values(rows: Rows) -> RowValues:
+        out = policy(rows, want=("logp", "router"))
+        assert out.router is not None
+        nll = row_sums(nll_loss(out.logp), rows)
+        return {"nll": nll, **vars(out.router)}
+
+    def of(found: RowValues) -> LossOutput:
+        balance = load_balancing_loss(found["chosen"], found["share"], found["tokens"])
+        rows = len(found["nll"])
+        terms = {
+            "nll": Term(found["nll"].sum(), unit="tokens"),
+            "balance": Term(balance * rows, unit="rows", weight=coefficient),
+        }
+        return LossOutput(terms, {"router/balance_loss": (balance.detach(), 1)})
+
+    return RowLoss(values, of, couples=True)
 
 
 def held_out_metrics(

@@ -18,6 +18,7 @@ from rlhf_cli.models.freeze import freeze
 from rlhf_cli.models.layers import require_liger, taken
 from rlhf_cli.models.load import Role, recompute_activations
 from rlhf_cli.models.precision import as_computed
+from rlhf_cli.models.router import tell_of_balance
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.stages.config import StageConfig
@@ -63,6 +64,7 @@ class Training(ABC):
         """
         if self.cfg.model.freeze:
             freeze(model.model, self.cfg.model.freeze, self.ctx.compute)
+        tell_of_balance(model.model, added=self.cfg.balances_experts)
         if self.cfg.train.gradient_checkpointing:
             recompute_activations(model)
         if self.cfg.train.compile:

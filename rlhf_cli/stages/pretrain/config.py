@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.stages.config import StageConfig
@@ -7,6 +8,8 @@ from rlhf_cli.stages.config import StageConfig
 @dataclass(kw_only=True)
 class PretrainConfig(StageConfig):
     """Domain pretraining: learn every token of raw text, from a checkpoint or from nothing."""
+
+    balances_experts: ClassVar[bool] = True
 
     data: DataConfig = field(default_factory=lambda: DataConfig(packing=True, train_on="all"))
 

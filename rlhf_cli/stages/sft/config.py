@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rlhf_cli.stages.config import StageConfig
 
@@ -6,6 +7,8 @@ from rlhf_cli.stages.config import StageConfig
 @dataclass(kw_only=True)
 class SFTConfig(StageConfig):
     """Supervised fine-tuning: learn the responses of prompt/completion rows or chats."""
+
+    balances_experts: ClassVar[bool] = True
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

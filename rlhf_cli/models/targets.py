@@ -1,0 +1,125 @@
+"""Which layers of a model a new adapter stands on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from peft.utils import transformers_weight_conversion as conversion
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_cli.context import say
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.config import AdapterConfig
+from rlhf_cli.models.modalities import others_pattern
+from rlhf_cli.models.named import modules_named
+from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.reward_model import score_layer
+
+Targets = tuple[str | list[str], list[str]]
+"""What PEFT is to find modules by, and parameters."""
+
+
+def find_targets(model: Any, cfg: AdapterConfig) -> Targets:
+    """The layers that the config asks for, as PEFT is told of them.
+
+    The experts of a mixture are not layers but parameters of three dimensions, one slice an expert.
+
+    Raises:
+        ModelError: a name is that of no layer, or of one that cannot have an adapter.
+    """
+    experts = fused_experts(model)
+    if cfg.targets == "all-linear":
+        return _all_linear(model, cfg, experts) if experts else (cfg.targets, [])
+    wanted = [cfg.targets] if isinstance(cfg.targets, str) else cfg.targets
+    parameters = [name for name in wanted if _named(name, experts)]
+    if parameters and (problem := _unfit_for_experts(cfg)):
+        raise ModelError(
+            f"adapter.targets: got {parameters[0]}, which are experts, with {problem}; PEFT adapts "
+            "experts with lora and rslora and without dropout. Try adapter=lora"
+        )
+    layers = linear_layers(model)
+    for name in wanted:
+        if name in parameters:
+            continue
+        found = modules_named("adapter.targets", name, layers, "linear layer", "all-linear")
+        if model.get_output_embeddings() in found.values():
+            _require_own_output(model, cfg, name)
+    return [name for name in wanted if name not in parameters], parameters
+
+
+def _all_linear(model: Any, cfg: AdapterConfig, experts: list[str]) -> Targets:
+    """Every linear layer but the output layer, and the experts; one line for what gets none."""
+    output = model.get_output_embeddings()
+    last = (output, score_layer(model))
+    layers = [name for name, layer in linear_layers(model).items() if layer not in last]
+    taken = _names_of_experts(model)
+    without = [name for name in layers if name.rpartition(".")[2] in taken]
+    modules = sorted({name.rpartition(".")[2] for name in layers} - taken)
+    if without:
+        say(
+            f"adapter: {len(without)} linear layers get none, as {without[0]}: PEFT takes their "
+            "names for those of experts"
+        )
+    problem = _unfit_for_experts(cfg)
+    if problem:
+        say(f"adapter: the experts get none ({problem}; PEFT adapts them without)")
+        return modules, []
+    return modules, sorted({re.split(r"\.\d+\.", name)[-1] for name in experts})
+
+
+def fused_experts(model: Any) -> list[str]:
+    """Names of the parameters that hold the weights of all experts of a layer, as one tensor."""
+    return [
+        f"{name.removesuffix('.base_layer')}.{own}".replace(".base_layer.", ".")
+        for name, module in model.named_modules()
+        if "experts" in name.replace(".base_layer", "").rpartition(".")[2]
+        for own, param in module.named_parameters(recurse=False)
+        if param.ndim == 3 and param.is_floating_point()
+    ]
+
+
+def _named(name: str, experts: list[str]) -> bool:
+    return any(full == name or full.endswith(f".{name}") for full in experts)
+
+
+def _unfit_for_experts(cfg: AdapterConfig) -> str:
+    """What of an adapter PEFT has for layers alone; empty where nothing is."""
+    if cfg.kind == "dora":
+        return "adapter.kind=dora"
+    return f"adapter.dropout={cfg.dropout}" if cfg.dropout else ""
+
+
+def _names_of_experts(model: Any) -> set[str]:
+    """Names of layers that PEFT, as it did before experts were fused, takes for experts' layers."""
+    families = getattr(conversion, "_MODEL_TO_CONVERSION_PATTERN", {})
+    names = getattr(conversion, "_MOE_TARGET_MODULE_MAPPING", {})
+    return set(names.get(families.get(model.config.model_type), ()))
+
+
+def linear_layers(model: Any) -> dict[str, nn.Module]:
+    """Those of the base by their names, also where adapters stand on them already."""
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+    others = re.compile(others_pattern(model) or "(?!)")
+    return {
+        n.removesuffix(".base_layer"): m
+        for n, m in found.items()
+        if ".lora_" not in n and not others.fullmatch(n)
+    }
+
+
+def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
+    """Refuse an adapter on an output layer that it cannot be merged into or computed for."""
+    reason = ""
+    if model.config.get_text_config().tie_word_embeddings:
+        reason = "it shares its weights with the input embeddings, which would change with it"
+    elif cfg.kind == "dora" or cfg.dropout:
+        reason = "it takes lora or rslora without adapter.dropout only"
+    elif packed_weight(model.get_output_embeddings()) is not None:
+        reason = "packed (quant.output_layer=true), it takes no adapter"
+    if reason:
+        raise ModelError(
+            f"adapter.targets: got {name}, the output layer; {reason}. "
+            "Try adapter.targets=all-linear, which leaves it out"
+        )
