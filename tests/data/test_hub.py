@@ -3,8 +3,10 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.config import Source as NamedSource
 from rlhf_cli.data.reading.opening import open_sources
 from rlhf_cli.errors import DataError
+from rlhf_cli.runs import hub as commits
 from tests.data.toy import write_jsonl
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of datasets are its own
@@ -94,3 +96,60 @@ def test_a_hub_id_that_cannot_be_reached_is_one_line():
     assert str(error.value).startswith("nobody/nothing-here: no such file or folder here, and the ")
     assert "HF_HUB_OFFLINE" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+FIRST, SECOND = "1" * 40, "2" * 40
+
+
+@pytest.fixture
+def on_hub(monkeypatch):
+    """Stands for the hub and `datasets`: gives the revisions that were asked for."""
+    import datasets
+
+    asked = []
+
+    class Api:
+        def dataset_info(self, hub_id, revision=None):
+            return type("Info", (), {"sha": FIRST if revision == "v1" else SECOND})
+
+    def load(path, name=None, *, revision=None, **options):
+        asked.append((path, revision))
+        found = datasets.Dataset.from_dict({"text": [f"{path} {revision}"]})
+        found.info.download_checksums = {f"hf://datasets/{path}@{load.has or revision}/a.json": {}}
+        return found
+
+    load.has = ""
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    commits.begin({})
+    yield asked, load
+    commits.begin({})
+
+
+def test_rows_of_the_hub_come_from_one_commit_which_is_noted(on_hub):
+    asked, _ = on_hub
+    sources = ["org/set", NamedSource(path="org/set", revision="v1")]
+    cfg = DataConfig(path=sources)
+    open_sources(cfg, cfg.path, "pretrain", "train")
+    assert asked == [("org/set", SECOND), ("org/set", FIRST)]
+    assert commits.commits() == {
+        "datasets/org/set@main": SECOND,
+        "datasets/org/set@v1": FIRST,
+    }
+    cfg = DataConfig(path="org/set", revision="v1", eval="org/other")
+    open_sources(cfg, cfg.eval, "pretrain", "test")
+    assert asked[-1] == ("org/other", FIRST)
+
+
+def test_a_run_that_goes_on_reads_the_rows_it_began_with(on_hub):
+    asked, _ = on_hub
+    commits.begin({"datasets/org/set@main": FIRST})
+    texts("org/set")
+    assert asked == [("org/set", FIRST)]
+
+
+def test_rows_of_another_commit_than_the_one_asked_for_are_refused(on_hub):
+    _, load = on_hub
+    load.has = SECOND  # as offline, where `datasets` takes what it has
+    with pytest.raises(DataError, match=f"need the rows of commit {FIRST}, and offline there are"):
+        texts("org/set", revision="v1")
