@@ -219,3 +219,20 @@ def test_weights_that_are_no_safetensors_are_one_line(hub, models, tmp_path, cap
     hub.publish("org/pickle", tmp_path / "pickle", FIRST)
     code, line = told(capsys, "generate", "org/pickle", "prompt=a")
     assert (code, f"no model.safetensors at commit {FIRST}" in line) == (1, True), line
+
+
+def test_evaluate_compares_with_the_commit_that_a_run_started_from(hub, models, tmp_path):
+    hub.publish("org/model", models[0], FIRST)
+    run("dpo", "model=org/model", "lr=1e-2", "output_dir=dpo", *FAST)
+    words = ["evaluate", "dpo", "precision=fp32", "output=out.json"]
+    found = []
+    for commit in (None, SECOND):
+        if commit:
+            hub.publish("org/model", models[1], commit)
+        run(*words)
+        found.append(read(tmp_path / "out.json")["results"])
+        (tmp_path / "out.json").unlink()
+    assert found[0] == found[1]
+    assert cached_snapshot("org/model").name == FIRST  # until the next command
+    commits.begin({})
+    assert cached_snapshot("org/model").name == SECOND
