@@ -19,7 +19,6 @@ from rlhf_cli.errors import ConfigError
 from rlhf_cli.ranks import ALONE, Ranks, current_ranks
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
-PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,13 @@ class RunContext:
     @property
     def compute_name(self) -> str:
         """`bf16` or `fp32`."""
-        return PRECISION_NAMES[self.compute]
+        return precision_name(self.compute)
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """`bf16`, `fp32`, or torch's name of another type."""
+    names = {known: name for name, known in PRECISIONS.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def open_context(precision: str, seed: int, out: Path) -> RunContext:

@@ -1,7 +1,9 @@
 """Small rows and models that many tests use."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +65,12 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
+
+
+def tokenizer_of(ids: Iterable[int], end: int | None = 2) -> Any:
+    """What the engine asks of a tokenizer: which ids have a token, and which of them ends."""
+    known = {f"<{index}>": index for index in ids}
+    return SimpleNamespace(eos_token_id=end, get_vocab=lambda: known)
 
 
 def fill_disk_after_one_checkpoint(patch: pytest.MonkeyPatch) -> None:

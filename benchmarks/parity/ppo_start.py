@@ -9,6 +9,7 @@ from benchmarks.parity import start
 from rlhf_cli import cli
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.models.base import SHAPES, load_base
+from rlhf_cli.models.checkpoint_keys import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.files import read_json_lines
@@ -46,7 +47,9 @@ def make_models(folder: Path) -> Models:
 def _scorer(policy: Path, out: Path, seed: int) -> Path:
     model = ModelConfig(path=str(policy))
     tokenizer = load_tokenizer(model)
-    found = load_base(model, str(policy), tokenizer, SHAPES["reward_model"], seed=seed)
+    found = load_base(
+        model, str(policy), tokenizer, SHAPES["reward_model"], fit=NEW_SCORER, seed=seed
+    )
     found.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

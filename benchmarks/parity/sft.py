@@ -54,7 +54,7 @@ def starting_points(folder: Path) -> tuple[Path, Path]:
         tokenizer.save_pretrained(target)
     base.save_pretrained(folder / "model")
     source = Source(str((folder / "model").absolute()))
-    adapters = attach(base, source, AdapterConfig(kind="lora", rank=8), (), seed=0)
+    adapters = attach(base, source, AdapterConfig(kind="lora", rank=8), seed=0)
     generator = torch.Generator().manual_seed(0)
     for param in adapters.model.parameters():
         if param.requires_grad:

@@ -9,6 +9,7 @@ from benchmarks.common import data_folder
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
 from rlhf_cli.models.base import SHAPES, load_base, random_base
+from rlhf_cli.models.checkpoint_keys import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.files import read_json_lines
@@ -33,7 +34,9 @@ def small_models(folder: Path) -> tuple[Path, Path]:
     language, reward = folder / "language", folder / "reward"
     random_base(ModelConfig(architecture=SMALL), tokenizer, seed=0).save_pretrained(language)
     start, shape = ModelConfig(path=str(language)), SHAPES["reward_model"]
-    load_base(start, str(language), tokenizer, shape, seed=0).save_pretrained(reward)
+    load_base(start, str(language), tokenizer, shape, fit=NEW_SCORER, seed=0).save_pretrained(
+        reward
+    )
     for place in (language, reward):
         tokenizer.save_pretrained(place)
     return language, reward

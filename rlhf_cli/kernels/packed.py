@@ -31,6 +31,10 @@ class PackedWeight(ABC):
             dtype: fp32, bf16 or fp16.
         """
 
+    @abstractmethod
+    def __getitem__(self, rows: slice | Tensor) -> PackedWeight:
+        """Some rows, packed as they are: a slice without a copy, or those of an index."""
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -60,6 +64,9 @@ class FourBitWeight(PackedWeight):
         """V and d."""
         vocab, half = self.values.shape
         return vocab, 2 * half
+
+    def __getitem__(self, rows: slice | Tensor) -> FourBitWeight:
+        return FourBitWeight(self.values[rows], self.scales[rows], self.kind)
 
     def rows(self, low: int, high: int, dtype: torch.dtype) -> Tensor:
         """[high - low, d], see `PackedWeight`."""
@@ -96,6 +103,9 @@ class EightBitWeight(PackedWeight):
         """V and d."""
         vocab, width = self.values.shape
         return vocab, width
+
+    def __getitem__(self, rows: slice | Tensor) -> EightBitWeight:
+        return EightBitWeight(self.values[rows], self.scales[rows])
 
     def rows(self, low: int, high: int, dtype: torch.dtype) -> Tensor:
         """[high - low, d], see `PackedWeight`."""

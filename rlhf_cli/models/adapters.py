@@ -13,15 +13,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
-from torch import Tensor, nn
+from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import nn
 
 from rlhf_cli.models.source import Source
 
 TRAINED = "default"
 """PEFT's name for the adapter that stands in a folder itself, not below it."""
+
+TOKEN_ROWS = ".trainable_tokens_delta"
+"""In the names of what PEFT trains of single tokens: their rows of an embedding or output layer."""
 
 
 class Adapters:
@@ -31,7 +33,8 @@ class Adapters:
         model: the PEFT model around the base.
         source: the base, and what stood on it.
         roles: role -> names of its adapters, in order; none at all is the base alone.
-        new_tokens: ids whose embeddings are trained beside the adapter.
+        whole_embeddings: one of the adapters came with whole input embeddings or a whole output
+            layer, which took the place of the base's and are saved again.
     """
 
     def __init__(
@@ -39,18 +42,16 @@ class Adapters:
         model: Any,
         source: Source,
         roles: Mapping[str, Sequence[str]],
-        new_tokens: Sequence[int] = (),
+        *,
+        whole_embeddings: bool = False,
     ) -> None:
         self.model, self.source = model, source
-        self.roles, self.new_tokens = dict(roles), tuple(new_tokens)
+        self.roles, self.whole_embeddings = dict(roles), whole_embeddings
         self._find_layers()
         for name, param in model.named_parameters():
             param.requires_grad_(f".{TRAINED}." in f"{name}.")
-        if new_tokens:
-            _train_rows(model.get_input_embeddings().weight, new_tokens)
-            output = model.get_output_embeddings()
-            if output is not None:  # a reward model has none
-                _train_rows(output.weight, new_tokens)
+            if TOKEN_ROWS in name:  # whole embeddings of tokens, not a change that decay makes less
+                param.undecayed = True
         self._activate(self.roles["policy"])
 
     @contextmanager
@@ -99,8 +100,11 @@ class Adapters:
         self._activate(self._active)
 
     def _find_layers(self) -> None:
-        self._layers = [m for m in self.model.modules() if isinstance(m, BaseTunerLayer)]
-        self._whole = [m for m in self.model.modules() if isinstance(m, ModulesToSaveWrapper)]
+        modules = list(self.model.modules())
+        self._rows = [m for m in modules if isinstance(m, TrainableTokensWrapper)]
+        own = {rows.token_adapter for rows in self._rows}
+        self._layers = [m for m in modules if isinstance(m, BaseTunerLayer) and m not in own]
+        self._whole = [m for m in modules if isinstance(m, ModulesToSaveWrapper)]
 
     def params_of(self, role: str) -> list[nn.Parameter]:
         """The parameters of the adapter that a role has of its own."""
@@ -129,12 +133,17 @@ class Adapters:
         for layer in self._whole:  # of several copies the last one counts; of none, the original
             copies = [name for name in names if name in layer.modules_to_save]
             layer._active_adapter = copies[-1] if copies else []
+        for wrapper in self._rows:  # rows of different tokens; PEFT knows no adapter without rows
+            having = [name for name in names if name in wrapper.token_adapter.token_indices]
+            wrapper._active_adapter = wrapper.token_adapter._active_adapter = having
 
     def describe(self) -> str:
         """The trained adapter in words."""
         config = self.model.peft_config[TRAINED]
         count = sum(TRAINED in layer.lora_A for layer in self._layers)
-        return f"{kind_of(config)} of rank {config.r} on {count} layers"
+        ids = {i for w in self._rows for i in w.token_adapter.token_indices.get(TRAINED, ())}
+        rows = f" and the embeddings of {len(ids)} tokens" if ids else ""
+        return f"{kind_of(config)} of rank {config.r} on {count} layers{rows}"
 
     def folders(self) -> list[str]:
         """Where in a run folder each of the policy's adapters is saved, in order."""
@@ -146,9 +155,9 @@ class Adapters:
         for name in names:
             self.model.peft_config[name].base_model_name_or_path = self.source.base
             self.model.peft_config[name].revision = self.source.commit or None
-        embeddings = bool(self.new_tokens)
+        # not PEFT's "auto", which saves all of them where there is room for new tokens
         self.model.save_pretrained(
-            folder, selected_adapters=names, save_embedding_layers=embeddings
+            folder, selected_adapters=names, save_embedding_layers=self.whole_embeddings
         )
 
 
@@ -160,18 +169,3 @@ def own_name(role: str) -> str:
 def kind_of(config: Any) -> str:
     """`lora`, `dora` or `rslora`: what PEFT's description of an adapter amounts to."""
     return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
-
-
-def _train_rows(weight: nn.Parameter, rows: Sequence[int]) -> None:
-    """Train these rows of an embedding; the gradients of all others are zero."""
-    if weight.requires_grad:
-        return  # tied: the input and the output layer have the same
-    weight.requires_grad_(True)
-    kept = torch.zeros(len(weight), 1, dtype=torch.bool)
-    kept[list(rows)] = True
-
-    def only_those(gradient: Tensor) -> Tensor:
-        return gradient * kept.to(gradient.device)
-
-    weight.register_hook(only_those)
-    weight.undecayed = True  # type: ignore[attr-defined]  # decay would move the other rows

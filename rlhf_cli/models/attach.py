@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from peft.utils import (
+    ModulesToSaveWrapper,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.adapters import TRAINED, Adapters, kind_of, own_name
+from rlhf_cli.models.adapters import TOKEN_ROWS, TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.modalities import others_pattern
 from rlhf_cli.models.named import modules_named
@@ -25,13 +28,23 @@ from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
 from rlhf_cli.models.targets import find_targets
+from rlhf_cli.models.token_rows import (
+    add_token_rows,
+    mend_rows,
+    require_rows_tied,
+    saved_whole,
+    token_rows,
+    with_rows_of_base,
+)
+
+State = Mapping[str, torch.Tensor]
 
 HEADS = (HEAD, "classifier")
 """What PEFT trains whole beside the adapter of a classifier, where a model has it."""
 
 
 def attach(
-    model: Any, source: Source, cfg: AdapterConfig, new_tokens: Sequence[int], seed: int
+    model: Any, source: Source, cfg: AdapterConfig, seed: int, new_tokens: Sequence[int] = ()
 ) -> Adapters:
     """Put the adapters of a source, and a new one where the config asks for it, on a base.
 
@@ -39,8 +52,8 @@ def attach(
         model: the base; its layers are wrapped in place.
         source: adapters to load, in order.
         cfg: with `start=continue` the last of them is trained on, else a new one is.
-        new_tokens: ids whose embeddings are to be trained.
         seed: of a new adapter's random half.
+        new_tokens: ids that the adapter which is trained gets rows of its own for.
 
     Returns:
         Adapters with the role `policy`, and `reference`: what a new adapter starts from.
@@ -48,22 +61,26 @@ def attach(
     Raises:
         ModelError: an adapter does not fit the base, or its targets are not there.
     """
+    mend_rows()
     loaded = list(source.adapters)
+    whole = [folder for folder in loaded if saved_whole(folder, model)]
+    if whole and new_tokens:
+        raise _no_room(whole[0])
     fresh = not loaded or cfg.start == "stack"
     below = [f"{STACKED}{i}" for i in range(len(loaded) if fresh else len(loaded) - 1)]
     names = [*below, TRAINED]
     wrapped: Any = None
     for name, folder in zip(names, loaded, strict=False):
-        wrapped = _load(model, wrapped, name, folder)
+        wrapped = _load(model, wrapped, name, folder, new_tokens if name == TRAINED else ())
     if fresh:
-        config = _beside(wrapped, new_adapter(model, cfg))
+        config = _beside(wrapped, new_adapter(model, cfg, new_tokens))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             wrapped = _add(model, wrapped, TRAINED, config)
     elif cfg.kind != "none":
         _require_alike(wrapped.peft_config[TRAINED], cfg, loaded[-1])
     roles = {"policy": names, **({"reference": below} if fresh else {})}
-    return Adapters(wrapped, source, roles, new_tokens)
+    return Adapters(wrapped, source, roles, whole_embeddings=bool(whole))
 
 
 def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
@@ -105,13 +122,19 @@ def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
     return head
 
 
-def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
+def new_adapter(model: Any, cfg: AdapterConfig, new_tokens: Sequence[int] = ()) -> LoraConfig:
     """PEFT's description of the adapter that the config asks for.
+
+    Args:
+        model: the base, perhaps with other adapters on it.
+        cfg: what is asked for.
+        new_tokens: ids whose rows are trained beside the matrices.
 
     Raises:
         ModelError: a target is no layer of the model, or is tied to the embeddings.
     """
     targets, parameters = find_targets(model, cfg)
+    whole = _trained_whole(model, cfg)
     transposed = any(isinstance(module, Conv1D) for module in model.modules())
     return LoraConfig(
         task_type=_task(model),
@@ -122,7 +145,8 @@ def new_adapter(model: Any, cfg: AdapterConfig) -> LoraConfig:
         target_parameters=parameters or None,
         use_dora=cfg.kind == "dora",
         use_rslora=cfg.kind == "rslora",
-        modules_to_save=_trained_whole(model, cfg) or None,
+        modules_to_save=whole or None,
+        trainable_token_indices=token_rows(model, new_tokens, targets, whole) or None,
         fan_in_fan_out=transposed,
         exclude_modules=others_pattern(model),
     )
@@ -176,13 +200,15 @@ def _add(model: Any, wrapped: Any, name: str, config: PeftConfig) -> Any:
         # the base is named when the adapter is saved, not here
         warnings.filterwarnings("ignore", ".*`base_model_name_or_path` was renamed", UserWarning)
         if wrapped is None:
-            return get_peft_model(model, config, adapter_name=name)
-        wrapped.add_adapter(name, config)
-        return wrapped
+            wrapped = get_peft_model(model, config, adapter_name=name)
+        else:
+            wrapped.add_adapter(name, config)
+    require_rows_tied(model)
+    return wrapped
 
 
-def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
-    """Put a saved adapter on the base, all of it or none.
+def _load(model: Any, wrapped: Any, name: str, folder: Path, new_tokens: Sequence[int] = ()) -> Any:
+    """Put a saved adapter on the base, all of it or none; with rows for new tokens.
 
     Raises:
         ModelError: it was made for another base, or its file is damaged.
@@ -196,11 +222,14 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(folder)
         config.task_type = _task(model)  # a reward model can start from a language model's adapter
+        add_token_rows(config, model, new_tokens)
         wrapped = _add(model, wrapped, name, config)
         _require_whole_output(model, folder)
         expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
-        _require_fit(folder, {key: tuple(value.shape) for key, value in expected.items()})
-        stored = _new_heads(expected) | load_file(file)
+        stored = with_rows_of_base(load_file(file), expected, model)
+        own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
+        _require_fit(folder, stored, expected, own)
+        stored = _new_heads(expected) | stored
         set_peft_model_state_dict(wrapped, stored, adapter_name=name)
     except ModelError:
         raise
@@ -227,23 +256,30 @@ def _require_whole_output(model: Any, folder: Path) -> None:
         )
 
 
-def _new_heads(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _new_heads(state: State) -> dict[str, torch.Tensor]:
     """The head as the base has it: a language model's adapter brings none."""
     return {key: value for key, value in state.items() if key.endswith(f".{HEAD}.weight")}
 
 
-def _require_fit(folder: Path, expected: dict[str, tuple[int, ...]]) -> None:
-    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
-        stored = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    adapter = {key: shape for key, shape in expected.items() if "lora_" in key}
-    missing = [key for key in adapter if key not in stored]
-    other = [key for key in stored if stored[key] != expected.get(key)]
+def _require_fit(folder: Path, stored: State, expected: State, own: Iterable[str]) -> None:
+    has = {key: tuple(value.shape) for key, value in stored.items()}
+    needs = {key: tuple(value.shape) for key, value in expected.items()}
+    missing = [key for key in own if key not in has and ("lora_" in key or TOKEN_ROWS in key)]
+    other = [key for key in has if has[key] != needs.get(key)]
     if missing or other:
         key = (missing or other)[0]
         raise ModelError(
             f"model.path: the adapter in {folder} was made for another base: {key} is "
-            f"{stored.get(key, 'not there')}, and this base needs {expected.get(key, 'no such')}"
+            f"{has.get(key, 'not there')}, and this base needs {needs.get(key, 'no such')}"
         )
+
+
+def _no_room(folder: Path) -> ModelError:
+    return ModelError(
+        f"adapter.start: the adapter in {folder} has whole embeddings beside its matrices, and "
+        "this run adds tokens to the tokenizer, whose rows would be trained apart from those. "
+        "Try adapter.start=merge"
+    )
 
 
 def _require_alike(found: Any, cfg: AdapterConfig, folder: Path) -> None:

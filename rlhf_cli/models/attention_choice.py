@@ -45,7 +45,6 @@ def set_attention(loaded: Trunk, cfg: LoadConfig, compute: torch.dtype) -> None:
     with without_dropout(loaded), as_computed(loaded, compute), without_own_gradients(loaded):
         probe(
             loaded,
-            compute,
             may_fall_back=attention == "auto",
             may_drop_layers=cfg.kernels == "auto",
         )

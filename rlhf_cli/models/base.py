@@ -18,6 +18,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from rlhf_cli.context import say
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.checkpoint_keys import (
     HEADLESS,
@@ -36,7 +37,9 @@ from rlhf_cli.models.loading import (
 )
 from rlhf_cli.models.quantize import packs_output, require_own_output, require_packed_output
 from rlhf_cli.models.reward_model import score_layer
+from rlhf_cli.models.saved_embeddings import rows_of
 from rlhf_cli.models.source import ADAPTER_WEIGHTS, DEFAULT_ARCHITECTURE, Source, locate
+from rlhf_cli.models.vocabulary import describe_without_row, embedding_rows, vocabulary_size
 from rlhf_cli.models.weights import load_weights
 
 
@@ -64,6 +67,7 @@ def load_base(
     shape: Shape = LANGUAGE,
     *,
     new_tokens: Sequence[int] = (),
+    adapters: Sequence[Path] = (),
     quantized: BitsAndBytesConfig | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
@@ -75,9 +79,10 @@ def load_base(
     Args:
         cfg: how it is loaded.
         base: folder of the weights; `Source.folder`.
-        tokenizer: must not have more tokens than the model embeds, new ones apart.
+        tokenizer: of the model; what of it has no embedding is said.
         shape: its last layer.
         new_tokens: ids that the model has not seen; the mean of all embeddings stands for each.
+        adapters: folders of the adapters that will be put on it, for whose embeddings room is made.
         quantized: how the weights of linear layers are packed.
         dtype: that each weight is converted to as it is read.
         device: that each weight is read to; the CPU by default.
@@ -85,7 +90,7 @@ def load_base(
         seed: of a last layer that they lack.
 
     Raises:
-        ModelError: it cannot be loaded, or does not fit the tokenizer.
+        ModelError: it cannot be loaded.
     """
     require_config(base)
     require_safe_weights(Path(base))
@@ -109,12 +114,13 @@ def load_base(
             quantization_config=quantized,
             trust_remote_code=cfg.trust_remote_code,
             **shape.options,
+            **_embedded_padding(config),
         )
     if packs_output(quantized):
         require_own_output(base, model.config, new_tokens)  # which may have been tied
         require_packed_output(base, model)
     forget_sampling(model)
-    fit_vocabulary(model, tokenizer, new_tokens)
+    fit_vocabulary(model, tokenizer, new_tokens, adapters)
     return model
 
 
@@ -142,7 +148,7 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANG
     with loading(key, cfg.path or describe(cfg)), torch.random.fork_rng():
         config = _config(cfg)
         require_one_stack(describe(cfg), config)
-        config.vocab_size = len(tokenizer)
+        config.vocab_size = vocabulary_size(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         for name, value in shape.options.items():
@@ -201,23 +207,41 @@ def adopt_ends(model: Any, source: Source) -> None:
         model.generation_config.eos_token_id = learned.eos_token_id
 
 
-def fit_vocabulary(model: Any, tokenizer: Any, new_tokens: Sequence[int]) -> None:
-    """Make room for new tokens, each with the mean of the embeddings before.
+def _embedded_padding(config: Any) -> dict[str, None]:
+    """No padding id, where the config names one behind the last embedding: torch refuses that."""
+    padding, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    beyond = padding is not None and size is not None and padding >= size
+    return {"pad_token_id": None} if beyond else {}
 
-    Raises:
-        ModelError: the tokenizer has more tokens than the model embeds, and they are not new.
+
+def fit_vocabulary(
+    model: Any, tokenizer: Any, new_tokens: Sequence[int] = (), adapters: Sequence[Path] = ()
+) -> None:
+    """Make room for new tokens and for the embeddings of adapters; say which tokens have no room.
+
+    Tokens that are neither have no embedding, like a `[PAD]` that was added and never trained. That
+    is no fault as long as no row holds one, which is looked at where rows are known.
+
+    Args:
+        model: changed in place. Each row that is added, and that of each new token, is the mean of
+            the others.
+        tokenizer: of the model.
+        new_tokens: ids that the model has not seen.
+        adapters: folders of the adapters that will be put on it.
     """
-    size = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > size + len(new_tokens):
-        raise ModelError(
-            f"model.tokenizer: {len(tokenizer)} tokens, but the model embeds {size}; "
-            "use the tokenizer that the model was trained with"
-        )
-    if len(tokenizer) > size:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if new_tokens:
+    size = embedding_rows(model)
+    saved = [rows_of(folder, model) for folder in adapters]
+    needed = max([size, *(token + 1 for token in new_tokens), *saved])
+    if needed > size:
+        with torch.random.fork_rng():
+            model.resize_token_embeddings(needed, mean_resizing=False)
+    untrained = sorted({*new_tokens, *range(size, needed)})
+    if untrained:
         for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
-            _fill_with_mean(layer.weight.data, list(new_tokens))
+            _fill_with_mean(layer.weight.data, untrained)
+    without = describe_without_row(tokenizer, needed)
+    if without:
+        say(f"tokenizer: {without}; rows that hold none of them are fine")
 
 
 def _fill_with_mean(weight: torch.Tensor, rows: list[int]) -> None:

@@ -58,12 +58,15 @@ class Tap:
 def read_head(model: Any) -> Head:
     """The live output layer with its config's scales; call it anew for each forward pass."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    rows = getattr(layer, "token_adapter", None)  # PEFT's, where single tokens are trained
+    layer = layer if rows is None else rows.base_layer
     scale = getattr(config, "logit_scale", None) or 1.0
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     packed = packed_weight(layer)
+    plain = _effective_weight(layer) if packed is None else packed
     return Head(
-        weight=_effective_weight(layer) if packed is None else packed,
+        weight=plain if rows is None else rows.get_merged_weights(rows.active_adapters),
         bias=getattr(layer, "bias", None),
         scale=float(scale),
         softcap=getattr(config, "final_logit_softcapping", None),

@@ -31,6 +31,7 @@ from rlhf_cli.models.config import (
     ModelConfig,
     QuantConfig,
 )
+from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.layers import take_layers
 from rlhf_cli.models.modalities import freeze_other_parts
 from rlhf_cli.models.own_base import make_base
@@ -40,6 +41,7 @@ from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, 
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.trunk import Trunk, describe_attention, padded_attention
+from rlhf_cli.models.vocabulary import find_support
 
 Role = TypeVar("Role", Policy, RewardModel)
 
@@ -91,8 +93,7 @@ def load_trained(
     adapted = bool(source.adapters) or cfg.adapter.kind != "none"
     dtype = ctx.compute if adapted else torch.float32
     fit = scorer_fit(source, new_head=new_head) if role is RewardModel else LANGUAGE_MODEL
-    new = tuple(new_tokens) or source.new_tokens
-    loaded = _load(role, cfg, source, tokenizer, ctx, new, dtype, fit)
+    loaded = _load(role, cfg, source, tokenizer, ctx, new_tokens, dtype, fit)
     for param in loaded.parameters():
         if param.requires_grad:  # PEFT copies layers that are trained whole in the base's type
             param.data = param.data.float()
@@ -107,8 +108,7 @@ def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunConte
     with silence():  # of training it
         source = make_base(cfg, tokenizer, ctx)
         fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
-        new = source.new_tokens
-        loaded = _load(role, cfg, source, tokenizer, ctx, new, ctx.compute, fit)
+        loaded = _load(role, cfg, source, tokenizer, ctx, (), ctx.compute, fit)
         lower(loaded.requires_grad_(False).parameters(), ctx.compute)
         set_attention(loaded, cfg, ctx.compute)
     to_eval(loaded)
@@ -124,12 +124,12 @@ def _load(
     source: Source,
     tokenizer: Any,
     ctx: RunContext,
-    new: Sequence[int],
+    new_tokens: Sequence[int],
     dtype: torch.dtype,
     fit: Fit,
 ) -> Role:
     """A model in its role, on the device, in train mode: the base in `dtype`, adapters in fp32."""
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new, dtype, fit)
+    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new_tokens, dtype, fit)
     adopt_ends(model, source)
     disable_dropout(model)
     freeze_other_parts(model)
@@ -138,7 +138,7 @@ def _load(
     if source.adapters or cfg.adapter.kind != "none":
         from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
 
-        adapters = attach(model, source, cfg.adapter, new, ctx.seed)
+        adapters = attach(model, source, cfg.adapter, ctx.seed, new_tokens)
     packed = packed_weight(model.get_output_embeddings()) is not None
     implementation, reason = choose(cfg.kernels, ctx.device, packed=packed)
     if role is Policy:
@@ -147,6 +147,8 @@ def _load(
     require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
+    if isinstance(loaded, Policy):
+        loaded.support = find_support(tokenizer, len(read_head(loaded.model).weight))
     # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
     return loaded.train()
 
@@ -154,14 +156,12 @@ def _load(
 def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
     """A model that only writes: in the compute type, in eval mode, with padded attention."""
     source = Source("") if cfg.from_scratch else find_source(cfg)
-    model = _weights(
-        Policy, cfg, quant, source, tokenizer, ctx, source.new_tokens, ctx.compute, LANGUAGE_MODEL
-    )
+    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, (), ctx.compute, LANGUAGE_MODEL)
     if source.adapters:
         from rlhf_cli.models.attach import attach
 
         adopt_ends(model, source)
-        model = attach(model, source, AdapterConfig(), source.new_tokens, ctx.seed).model
+        model = attach(model, source, AdapterConfig(), ctx.seed).model
     model = model.to(ctx.device).requires_grad_(False)
     to_eval(model)
     lower(model.parameters(), ctx.compute)
@@ -197,6 +197,7 @@ def _weights(
         tokenizer,
         shape,
         new_tokens=new_tokens,
+        adapters=source.adapters,
         quantized=packed,
         dtype=dtype,
         device=ctx.device,

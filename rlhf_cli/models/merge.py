@@ -14,9 +14,9 @@ def load_unmerged(cfg: ModelConfig, source: Source, tokenizer: Any) -> Any:
     """The whole fp32 base with its adapters on it, as PEFT holds them."""
     shape = SHAPES[source.kind]
     fit = scorer_fit(source) if source.kind == "reward_model" else None
-    model = load_base(cfg, source.folder, tokenizer, shape, new_tokens=source.new_tokens, fit=fit)
+    model = load_base(cfg, source.folder, tokenizer, shape, adapters=source.adapters, fit=fit)
     adopt_ends(model, source)
-    return attach(model, source, AdapterConfig(), source.new_tokens, 0).model.eval()
+    return attach(model, source, AdapterConfig(), 0).model.eval()
 
 
 def merge(unmerged: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Routed, TokenLogprobs
+from rlhf_cli.kernels.support import Support
 from rlhf_cli.logprobs import token_logprobs
 from rlhf_cli.models.critic import Critic
 from rlhf_cli.models.heads import Tap, read_head
@@ -23,6 +24,8 @@ class Policy(Trunk):
 
     Attributes:
         critic: the value model beside it, where the policy is trained with one.
+        support: the ids that it can draw, where the tokenizer has no token for some rows of the
+            output layer; else none.
     """
 
     kind = "causal_lm"
@@ -32,6 +35,7 @@ class Policy(Trunk):
         super().__init__(model, *args, **kwargs)
         self.tap = Tap(self.output_layer, through=slice(0))  # logits of a whole batch never exist
         self.critic: Critic | None = None
+        self.support: Support | None = None
 
     @property
     def output_layer(self) -> nn.Module:
@@ -50,6 +54,7 @@ class Policy(Trunk):
         role: str = "policy",
         want: Iterable[str] = ("logp",),
         temperature: float = 1.0,
+        sampled: bool = False,
     ) -> TokenLogprobs:
         """Log-probability of each scored token of the rows.
 
@@ -59,6 +64,9 @@ class Policy(Trunk):
             want: as in `token_logprobs`, `value` for what the critic expects, and `router` for how
                 the rows were routed to experts.
             temperature: > 0; divides the logits.
+            sampled: under the distribution that responses are drawn from, in which ids without a
+                token have no probability. Else under that of all rows of the output layer, which is
+                what a model is trained and measured with.
 
         Returns:
             [S] values, one for each of `rows.scored`.
@@ -70,10 +78,13 @@ class Policy(Trunk):
         wanted = set(want)
         with self.playing(role):
             hidden, router = self._pass(rows, rows.scored, "router" in wanted)
+            head, targets = read_head(self.model), rows.targets
+            if sampled and self.support is not None:
+                head, targets = self.support.compact(head, targets)
             found = token_logprobs(
                 hidden,
-                read_head(self.model),
-                rows.targets,
+                head,
+                targets,
                 temperature=temperature,
                 want=wanted - {"value", "router"},
                 implementation=self.implementation.run,

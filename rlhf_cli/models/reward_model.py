@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.models.heads import Tap
 from rlhf_cli.models.trunk import Trunk, pad
+from rlhf_cli.models.vocabulary import embedding_rows
 
 HEAD = "score"
 """What transformers calls the layer that scores each position of a decoder."""
@@ -31,7 +32,10 @@ class RewardModel(Trunk):
         layer = self.output_layer
         self.tap = None if layer is None else Tap(layer, through=slice(None))
         config = model.config.get_text_config()
-        self.pad_token = config.pad_token_id = config.pad_token_id or 0  # else no padded rows
+        padding = config.pad_token_id or 0
+        # without one transformers takes no padded rows; what stands there has no effect
+        config.pad_token_id = padding if padding < embedding_rows(model) else 0
+        self.pad_token = config.pad_token_id
 
     @property
     def output_layer(self) -> nn.Module | None:
@@ -106,10 +110,13 @@ def name_pad_token(model: Any, tokenizer: Any) -> None:
     """Let transformers read the score of a saved model where it was trained to be read.
 
     Where pad and end are one token, it would read the token before; without a pad token it takes
-    single rows only, and reads their last position.
+    single rows only, and reads their last position. One that the model does not embed is none: a
+    model with it in its config cannot be loaded.
     """
-    pads = tokenizer.pad_token_id != tokenizer.eos_token_id
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id if pads else None
+    padding = tokenizer.pad_token_id
+    pads = padding is not None and padding != tokenizer.eos_token_id
+    embedded = pads and padding < embedding_rows(model)
+    model.config.get_text_config().pad_token_id = padding if embedded else None
 
 
 def _weights(layer: Any) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from rlhf_cli.models.attach import attach_scorer
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import lower
 from rlhf_cli.models.quantize import is_quantized
+from rlhf_cli.models.saved_embeddings import rows_of
 from rlhf_cli.models.source import Source
 from rlhf_cli.models.trunk import without_dropout
 
@@ -55,8 +56,10 @@ class SharedRewardModel(nn.Module):
 def can_share(policy: Policy, source: Source) -> bool:
     """Whether a reward model is one adapter on the base that the policy's adapters stand on."""
     mine: Adapters | None = policy.adapters
-    if mine is None or len(source.adapters) != 1 or source.new_tokens:
+    if mine is None or len(source.adapters) != 1 or mine.whole_embeddings:
         return False
+    if rows_of(source.adapters[0], policy.model.get_base_model()):
+        return False  # its embeddings are not the policy's
     packed = is_quantized(policy.model)
     held_alike = mine.source.quant == source.quant or not (packed or source.quant != "none")
     return held_alike and Path(mine.source.folder).resolve() == Path(source.folder).resolve()

@@ -44,7 +44,6 @@ class Source:
         adapters: folders of the adapters on it, the last trained last.
         quant: what a run's base was quantized to; `none` for other models.
         double: whether its scales were too.
-        new_tokens: ids whose embeddings were trained beside the adapter.
         kind: of the artifact: what the adapters were trained as.
         output_layer: whether the base's output layer was quantized.
         snapshot: of a hub id, the folder of its files at one commit.
@@ -54,7 +53,6 @@ class Source:
     adapters: tuple[Path, ...] = ()
     quant: str = "none"
     double: bool = True
-    new_tokens: tuple[int, ...] = ()
     kind: str = "causal_lm"
     output_layer: bool = False
     snapshot: Path | None = None
@@ -98,7 +96,6 @@ def find_source(cfg: ModelConfig) -> Source:
         adapters=(*stacked, folder),
         quant=facts.get("quant", "none"),
         double=facts.get("quant_double", True),
-        new_tokens=tuple(facts.get("new_tokens", [])),
         kind=facts.get("kind", "causal_lm"),
         output_layer=facts.get("quant_output_layer", False),
     )

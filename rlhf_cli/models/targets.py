@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from peft.utils import TrainableTokensWrapper
 from peft.utils import transformers_weight_conversion as conversion
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -44,7 +45,8 @@ def find_targets(model: Any, cfg: AdapterConfig) -> Targets:
         if name in parameters:
             continue
         found = modules_named("adapter.targets", name, layers, "linear layer", "all-linear")
-        if model.get_output_embeddings() in found.values():
+        output = model.get_output_embeddings()
+        if getattr(output, "original_module", output) in found.values():
             _require_own_output(model, cfg, name)
     return [name for name in wanted if name not in parameters], parameters
 
@@ -103,7 +105,7 @@ def linear_layers(model: Any) -> dict[str, nn.Module]:
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     others = re.compile(others_pattern(model) or "(?!)")
     return {
-        n.removesuffix(".base_layer"): m
+        n.removesuffix(".base_layer").removesuffix(".token_adapter"): m
         for n, m in found.items()
         if ".lora_" not in n and not others.fullmatch(n)
     }
@@ -116,6 +118,10 @@ def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
         reason = "it shares its weights with the input embeddings, which would change with it"
     elif cfg.kind == "dora" or cfg.dropout:
         reason = "it takes lora or rslora without adapter.dropout only"
+    elif isinstance(model.get_output_embeddings(), TrainableTokensWrapper):
+        reason = (
+            "the adapter below has rows of single tokens in it, and PEFT puts no matrices there"
+        )
     elif packed_weight(model.get_output_embeddings()) is not None:
         reason = "packed (quant.output_layer=true), it takes no adapter"
     if reason:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from rlhf_cli.context import say
 from rlhf_cli.data.cache import tokenizer_state
@@ -16,6 +16,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.loading import loading, require_config
 from rlhf_cli.models.source import DEFAULT_VOCAB_SIZE, locate
+from rlhf_cli.models.tokenization import from_pretrained, require_same_cuts
 
 PAD, END = "<|pad|>", "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -65,7 +66,9 @@ def _from_pretrained(cfg: ModelConfig) -> Any:
         require_config(place)
     require_tokenizer(key, source, revision, "Try model.tokenizer=FOLDER_OR_HUB_ID")
     with loading(key, source):
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=cfg.trust_remote_code)
+        found = from_pretrained(place, trust_remote_code=cfg.trust_remote_code)
+    require_same_cuts(key, source, place, found)
+    return found
 
 
 def require_tokenizer(key: str, source: str, revision: str, advice: str) -> None:

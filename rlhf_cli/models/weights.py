@@ -66,6 +66,8 @@ def _forget_wrappers(model: Any, source: str) -> None:
 def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> set[str]:
     """Tie an output layer that the file does not hold; gives the names that were tied."""
     missing = set(report["missing_keys"])
+    if type(model).__name__ not in (model.config.architectures or ()):
+        return set()  # a classifier's or a bare model's checkpoint: its output layer is elsewhere
     pairs = (getattr(model, "_tied_weights_keys", None) or {}).items()
     found = {target for target, tied_to in pairs if target in missing and tied_to not in missing}
     if found:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from rlhf_cli.kernels.support import Support
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.trunk import padded_attention
 from rlhf_cli.rollout.config import SamplingConfig
@@ -27,12 +28,14 @@ def generate_batched(
     ends: Ends,
     batch: int,
     streamer: Any | None = None,
+    support: Support | None = None,
 ) -> None:
     """Write all rows, a batch after another, each until its longest response ends.
 
     The same call gives the same responses, but here a response depends on the others of its batch:
     one generator serves them all.
     """
+    excluded = [] if support is None else support.excluded
     filler = next(token for token in range(len(ends.tokens) + 1) if token not in ends.tokens)
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
@@ -42,7 +45,7 @@ def generate_batched(
             output = model.generate(
                 input_ids=tokens,
                 attention_mask=mask,
-                generation_config=_generation_config(sampling, ends.tokens, filler),
+                generation_config=_generation_config(sampling, ends.tokens, filler, excluded),
                 tokenizer=tokenizer if sampling.stop else None,
                 streamer=streamer,
             )
@@ -56,13 +59,16 @@ def plain_attention(model: Any) -> str:
     return padded_attention(model) if own == ATTENTION else own
 
 
-def _generation_config(sampling: SamplingConfig, ends: list[int], filler: int) -> GenerationConfig:
+def _generation_config(
+    sampling: SamplingConfig, ends: list[int], filler: int, excluded: list[int]
+) -> GenerationConfig:
     common: dict[str, Any] = {
         "max_new_tokens": sampling.max_new_tokens,
         "min_new_tokens": sampling.min_new_tokens or None,
         "eos_token_id": ends,
         "pad_token_id": filler,
         "stop_strings": sampling.stop or None,
+        "suppress_tokens": excluded or None,
     }
     if sampling.temperature == 0:
         return GenerationConfig(do_sample=False, **common)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.kernels.eager import logits
+from rlhf_cli.kernels.support import Support
 from rlhf_cli.models.compiled import uncompiled
 from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.trunk import without_dropout
@@ -19,7 +20,8 @@ from rlhf_cli.rollout.schedule import Row, Schedule, Turn
 from rlhf_cli.rollout.slots import SLOTS, Pass, SlotCache, Where
 
 Choose = Callable[[Tensor, Sequence[Row]], list[int]]
-"""Next tokens of the live rows, from their logits [R, V] in fp32, which it may use up."""
+"""Next tokens of the live rows, from their logits in fp32, which it may use up: [R, V], or fewer
+columns where the last ids have no token."""
 
 
 @contextmanager
@@ -51,6 +53,7 @@ def decode(
     choose: Choose,
     ended: Callable[[Row], bool],
     record: Record | None = None,
+    support: Support | None = None,
 ) -> None:
     """Write all rows.
 
@@ -62,6 +65,7 @@ def decode(
         choose: the next tokens.
         ended: whether a row is complete after its last token.
         record: lets passes without new prompts be recorded and replayed.
+        support: the ids that can be drawn; none where all can.
     """
     slots = min(slots, len(rows))
     schedule = Schedule(rows, slots)
@@ -69,7 +73,7 @@ def decode(
     forward = Forward(model, cache)
     static = None if record is None else StaticStep(forward, record)
     with writing(model, SLOTS):
-        head = read_head(model)
+        head = read_head(model) if support is None else support.sliced(read_head(model))
         turn = schedule.turn()
         while schedule.live:
             cache.fit(1 + max(row.position for row in schedule.live))
@@ -79,7 +83,8 @@ def decode(
                 hidden = static(schedule.live)
             else:
                 hidden = _pass(forward, schedule.live, turn)
-            tokens = choose(logits(hidden, head), schedule.live)
+            found = logits(hidden, head)
+            tokens = choose(found if support is None else support.mask(found), schedule.live)
             for row, token in zip(schedule.live, tokens, strict=True):
                 row.written.append(token)
             turn = schedule.turn([slot for slot, row in enumerate(schedule.live) if ended(row)])

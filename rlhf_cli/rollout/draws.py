@@ -52,4 +52,5 @@ class Draws:
         least = self._sampling.min_new_tokens
         young = [slot for slot, row in enumerate(live) if len(row.written) < least]
         if young:
-            logits[torch.tensor(young, device=logits.device)[:, None], self._ends] = -torch.inf
+            ends = [token for token in self._ends if token < logits.shape[1]]
+            logits[torch.tensor(young, device=logits.device)[:, None], ends] = -torch.inf

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from rlhf_cli.context import say
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.kernels.support import Support
+from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.vocabulary import find_support, require_embedded_ids
 from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.decode import decode
@@ -20,6 +25,8 @@ from rlhf_cli.rollout.ends import Ends
 from rlhf_cli.rollout.graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import fits_slots, require_graphs, require_slots
 from rlhf_cli.rollout.schedule import Row
+
+_SUPPORT: WeakKeyDictionary[Any, Support | None] = WeakKeyDictionary()
 
 SLOTS_AT_ONCE = 64
 """Rows decoded at once, by default: on two cores, more are hardly faster."""
@@ -60,7 +67,8 @@ def generate(
     Args:
         model: a policy, with the adapters that are active now, or a transformers causal language
             model. Left as it was: mode, attention, gradients.
-        tokenizer: says which tokens end a response and finds stop strings.
+        tokenizer: says which tokens end a response and finds stop strings. Ids that it has no
+            token for are never drawn.
         prompts: token ids, one at least in each.
         sampling: how tokens are drawn.
         samples: responses to each prompt.
@@ -74,7 +82,7 @@ def generate(
     Raises:
         ConfigError: the model has too few positions for prompt and response, or does not decode in
             slots, as kept log-probs and CUDA graphs need it.
-        DataError: a prompt has no tokens.
+        DataError: a prompt has no tokens, or one that the model does not embed.
         NonFinite: the logits are not finite.
         ValueError: log-probs are asked for at temperature 0, which has no distribution.
     """
@@ -83,7 +91,9 @@ def generate(
     inner = model.model if isinstance(model, Trunk) else model
     if not prompts:
         return Rollout([], [], [])
+    named = range(len(prompts)) if numbers is None else numbers
     _require_tokens(prompts)
+    require_embedded_ids(prompts, inner, lambda place: f"prompts: number {named[place]}")
     _require_room(inner, prompts, sampling)
     ends = Ends(inner, tokenizer, sampling)
     rows = [
@@ -91,21 +101,18 @@ def generate(
         for place, prompt in enumerate(prompts)
         for sample in range(samples)
     ]
-    seeds = [
-        (sampling.seed, number, sample)
-        for number in (range(len(prompts)) if numbers is None else numbers)
-        for sample in range(samples)
-    ]
+    seeds = [(sampling.seed, number, sample) for number in named for sample in range(samples)]
     require_cuda(sampling, inner.device)
     if logprobs:
         require_slots(inner, "rollout_logprobs", "reuse", "recompute")
     if sampling.cuda_graphs:
         require_graphs(inner, capture)
+    support = _support(inner, tokenizer)
     if fits_slots(inner):
         draws = Draws(sampling, ends.tokens, seeds, keep=logprobs)
-        _decode(inner, rows, draws, sampling, ends, slots, streamer)
+        _decode(inner, rows, draws, sampling, ends, slots, streamer, support)
     else:
-        generate_batched(inner, tokenizer, rows, seeds, sampling, ends, slots, streamer)
+        generate_batched(inner, tokenizer, rows, seeds, sampling, ends, slots, streamer, support)
     finished = [ends.reached(row.written) for row in rows]
     return Rollout([row.written for row in rows], finished, [row.logprobs for row in rows])
 
@@ -118,6 +125,7 @@ def _decode(
     ends: Ends,
     slots: int,
     streamer: Any | None,
+    support: Support | None,
 ) -> None:
     def choose(logits: Tensor, live: Sequence[Row]) -> list[int]:
         tokens = draws(logits, live)
@@ -134,9 +142,22 @@ def _decode(
         streamer.put(torch.tensor(rows[0].before))
     longest = len(order[0].before) + sampling.max_new_tokens
     record = capture if sampling.cuda_graphs else None
-    decode(model, order, slots, longest, choose, ended, record)
+    decode(model, order, slots, longest, choose, ended, record, support)
     if streamer is not None:
         streamer.end()
+
+
+def _support(model: Any, tokenizer: Any) -> Support | None:
+    """The ids that can be drawn; said in one line where some cannot, the first time."""
+    if model not in _SUPPORT:
+        rows = len(read_head(model).weight)
+        found = _SUPPORT[model] = find_support(tokenizer, rows)
+        if found is not None:
+            say(
+                f"rollout: {len(found.excluded)} of {rows} ids have no token in the tokenizer and "
+                "are never drawn"
+            )
+    return _SUPPORT[model]
 
 
 def _require_tokens(prompts: Sequence[Sequence[int]]) -> None:

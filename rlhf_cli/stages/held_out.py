@@ -14,6 +14,7 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
 from rlhf_cli.errors import DataError
 from rlhf_cli.models.trunk import Trunk, without_dropout
+from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.session import require_context
 from rlhf_cli.train.budget import micro_batch_tokens
@@ -57,8 +58,10 @@ def numbers_of_rows(
 
     Raises:
         ConfigError: rows are longer than the model's positions.
+        DataError: rows hold ids that the model does not embed.
     """
     require_context(examples, model)
+    require_embedded(examples, model.model)
     shape = model.model.config.get_text_config()
     tokens = cfg.train.micro_batch_tokens or micro_batch_tokens(
         model, shape, ctx.device, ctx.compute, recompute=True

@@ -21,6 +21,7 @@ from rlhf_cli.models.precision import frozen_copy, lower
 from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.stages.session import Session
 from rlhf_cli.stages.training import Training
 from rlhf_cli.train.reference import COLUMN, with_reference
@@ -40,9 +41,10 @@ class Held:
     role: str = "policy"
 
     def logprobs(self, rows: Rows, temperature: float) -> Tensor:
-        """[S], nats, without gradient: of each scored token at a temperature."""
+        """[S], nats, without gradient: of each scored token of a response, at a temperature."""
         with torch.no_grad(), without_dropout(self.policy):
-            found: Tensor = self.policy(rows, role=self.role, temperature=temperature).logp
+            out = self.policy(rows, role=self.role, temperature=temperature, sampled=True)
+        found: Tensor = out.logp
         return found
 
     def params_of(self, policy: Policy) -> Mapping[str, tuple[Tensor, Tensor]]:
@@ -108,7 +110,7 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
     if kind == "copy":
         copied = _copy(model, policy, run)
         return Reference(lambda rows: _frozen(of, copied.policy, rows, copied.role), copied)
-    other = None if kind == "stored" else _load(model, run)
+    other = None if kind == "stored" else _load(model, policy, run)
     say(f"reference: {_start(model, policy) if other is None else model.reference}")
     run.add_columns(
         lambda examples: with_reference(
@@ -133,7 +135,7 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
     """
     kind = _kind(model, policy)
     if kind == "path":
-        other = _load(model, run)
+        other = _load(model, policy, run)
         say(f"reference: {model.reference}")
         return Held(other)
     if kind == "adapter_off":
@@ -144,7 +146,7 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
 
 def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
     """The policy as it is now, for good; with adapters, frozen ones on the same base."""
-    if policy.adapters is None or policy.adapters.new_tokens:
+    if policy.adapters is None:
         say(f"reference: a frozen copy of {_start(model, policy)}")
         return Held(frozen_copy(policy, run.ctx.compute))
     say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
@@ -162,14 +164,8 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
     """`adapter_off`, `copy`, `stored` or `path`."""
     adapters = policy.adapters
     bare = adapters is not None and "reference" in adapters.roles
-    if adapters is not None and adapters.new_tokens and model.reference == "adapter_off":
-        raise ModelError(
-            "model.reference: got adapter_off, but the embeddings of new tokens are trained in the "
-            "weights below the adapter, so those do not stay. Try model.reference=auto"
-        )
     if model.reference == "auto":
-        stays = adapters is not None and not adapters.new_tokens
-        return "adapter_off" if bare and stays else "stored"
+        return "adapter_off" if bare else "stored"
     if model.reference == "adapter_off" and not bare:
         raise ModelError(
             "model.reference: got adapter_off, but the adapter at model.path is trained on, so "
@@ -189,7 +185,7 @@ def _frozen(of: Any, held: Policy, rows: Rows, role: str) -> Tensor:
         return found
 
 
-def _load(model: ComparedModelConfig, run: Training) -> Policy:
+def _load(model: ComparedModelConfig, policy: Policy, run: Training) -> Policy:
     """Another model, frozen.
 
     Raises:
@@ -203,7 +199,7 @@ def _load(model: ComparedModelConfig, run: Training) -> Policy:
     )
     advice = "Put the policy's beside it if it is the same"
     require_tokenizer("model.reference", path, plain.revision, advice)
-    with _named_as_typed(path), silence():
+    with _named_as_typed(), silence():
         theirs = load_tokenizer(plain)
         if theirs.get_vocab() != run.tokenizer.get_vocab():
             raise ModelError(
@@ -211,19 +207,17 @@ def _load(model: ComparedModelConfig, run: Training) -> Policy:
                 f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
             )
         reference = load_frozen(Policy, cfg, run.tokenizer, run.ctx)
+    require_shared_rows(reference.model, policy.model, run.tokenizer, "model.reference", path)
     run.require_positions(reference, "reference")
     return reference
 
 
 @contextmanager
-def _named_as_typed(path: str) -> Iterator[None]:
+def _named_as_typed() -> Iterator[None]:
     """Tell what is wrong with a reference under its own key, not under that of the policy."""
     try:
         yield
     except ModelError as error:
         key, _, reason = str(error).partition(": ")
-        told = {
-            "model.path": f"model.reference: {reason}",
-            "model.tokenizer": f"model.reference: {path} does not fit its tokenizer: {reason}",
-        }
-        raise ModelError(told.get(key, str(error))) from error
+        told = f"model.reference: {reason}" if key == "model.path" else str(error)
+        raise ModelError(told) from error

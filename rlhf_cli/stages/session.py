@@ -16,6 +16,7 @@ from rlhf_cli.data.tokens.specials import turn_end
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import open_rows
@@ -68,15 +69,17 @@ class Session(Training):
 
         Raises:
             ConfigError: rows are longer than the model's positions.
+            DataError: rows hold ids that the model does not embed.
             CheckpointError: the run cannot be continued here.
         """
         self.require_positions(model)
         return self.settle(model)
 
     def require_positions(self, model: Trunk, name: str = "model") -> None:
-        """As `require_context`, of all rows."""
+        """Refuse rows that are longer than the model's positions, or hold ids without a row."""
         for examples in (self.examples, *([self.held_out[0]] if self.held_out else [])):
             require_context(examples, model, name)
+            require_embedded(examples, model.model, name)
 
     def train(
         self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None = None

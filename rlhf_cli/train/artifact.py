@@ -15,6 +15,7 @@ from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import fingerprint
+from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.runs import artifact, hub
@@ -100,7 +101,6 @@ def _origin(policy: Trunk, cfg: LoadConfig) -> dict[str, Any]:
         "quant": quant.kind if own else source.quant,
         "quant_double": quant.double if own else source.double,
         "quant_output_layer": packed_weight(policy.output_layer) is not None,
-        "new_tokens": list(policy.adapters.new_tokens),
     }
 
 
@@ -120,6 +120,7 @@ def _commits(model: ModelConfig) -> dict[str, str]:
 def _tokens(tokenizer: Any) -> dict[str, Any]:
     return {
         "tokenizer_sha256": tokenizer_hash(tokenizer),
+        RECORD: tokenization_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -61,6 +61,9 @@ def work_of(policy: Trunk) -> Work:
 def _weights(layer: Any) -> int:
     if isinstance(layer, Conv1D):
         return int(layer.weight.numel())
+    layer = getattr(
+        layer, "token_adapter", layer
+    )  # PEFT's, where rows of single tokens are trained
     return int(layer.in_features * layer.out_features)  # packed weights have fewer elements
 
 

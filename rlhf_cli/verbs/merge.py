@@ -16,6 +16,7 @@ from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.quantize import quantization, to_eval
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import Source, find_source
+from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.files import unwritable, write_json_atomic
@@ -103,12 +104,12 @@ def _on_packed_base(
         source.folder,
         tokenizer,
         SHAPES[source.kind],
-        new_tokens=source.new_tokens,
+        adapters=source.adapters,
         quantized=packed,
         device=cpu,
         fit=scorer_fit(source) if source.kind == "reward_model" else None,
     )
-    adapted = attach(model, source, AdapterConfig(), (), 0).model
+    adapted = attach(model, source, AdapterConfig(), 0).model
     to_eval(adapted)
     return _said(adapted, prompts)
 
@@ -145,7 +146,13 @@ def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
         kept = {name: facts[name] for name in ("kind", "trained_on") if name in facts}
         write_json_atomic(
             partial / artifact.NAME,
-            {**kept, "base": cfg.model.path, "adapters": [], "dtype": cfg.dtype},
+            {
+                **kept,
+                "base": cfg.model.path,
+                "adapters": [],
+                "dtype": cfg.dtype,
+                RECORD: tokenization_hash(tokenizer),
+            },
         )
         partial.rename(target)
     except OSError as error:

@@ -113,7 +113,7 @@ def test_a_loaded_model_gives_what_it_does_with_its_own_layers(tmp_path, capsys,
     loaded = load(tmp_path, load_one, adapter=adapter)
     said = capsys.readouterr().err
     assert "layers: liger's RMSNorm, SwiGLU, RoPE\n" in said
-    assert "equal the model's own; rows kept apart" in said
+    assert "equal the model's own in fp32 with attention per_row; rows kept" in said
     own = load(tmp_path, load_one, "none", adapter=adapter)
     assert "layers: the model's own (kernels=none)\n" in capsys.readouterr().err
     rows = random_rows([7, 12, 5])

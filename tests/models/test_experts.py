@@ -43,7 +43,7 @@ def policy_of(model, *, flat=True):
 
 
 def adapted(cfg=LORA, source=None, model=None):
-    return attach(model or mixture(), source or Source("x"), cfg, (), 0)
+    return attach(model or mixture(), source or Source("x"), cfg, 0)
 
 
 def shake(adapters):

@@ -98,5 +98,6 @@ def test_the_check_says_what_it_ran_with(setting, capsys, compute):
     cfg, tokenizer, ctx = setting
     dtype = {"bf16": BF16, "fp32": FP32}[compute]
     policy = load_policy(cfg, tokenizer, RunContext(ctx.device, dtype, 0, ctx.out))
-    assert f"probe: attention per_row in {compute}: log-probs" in capsys.readouterr().err
+    said = f"equal the model's own in {compute} with attention per_row"
+    assert said in capsys.readouterr().err
     assert all(param.requires_grad for param in policy.parameters())

@@ -13,11 +13,13 @@ from transformers import (
     MistralConfig,
     Qwen2Config,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models import attention
+from rlhf_cli.models import policy as policy_module
 from rlhf_cli.models.attention import RowLayout, per_row_attention
 from rlhf_cli.models.load import disable_dropout
 from rlhf_cli.models.policy import Policy
@@ -222,3 +224,49 @@ def test_recomputed_activations_give_the_same_gradient():
     got = gradient(saving, saving(rows).logp)
     for name, value in expected.items():
         assert_close(got[name], value, rtol=1e-6, atol=1e-6)
+
+
+FAULTS = {
+    "gemma2": lambda head: Head(head.weight),  # without its soft cap
+    "llama": lambda head: Head(head.weight, scale=1.5),
+}
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.2])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_probe_takes_no_rounding_of_bf16_for_a_fault(name, spread, capsys):
+    config = copy.deepcopy(ARCHITECTURES[name])
+    config.initializer_range = spread
+    policy = make_policy(config, flat=True).bfloat16()
+    probe(policy, may_fall_back=False)
+    assert policy.flat
+    said = "log-probs and gradients equal the model's own in bf16 with attention per_row; rows kept"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_probe_finds_a_fault_of_the_output_layer_in_bf16(name, monkeypatch):
+    policy = make_policy(ARCHITECTURES[name], flat=True).bfloat16()
+    real = policy_module.read_head
+    monkeypatch.setattr(policy_module, "read_head", lambda model: FAULTS[name](real(model)))
+    with pytest.raises(ModelError, match=r"log-probs differ by .*, more than 0\.15"):
+        probe(policy, may_fall_back=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probe_finds_another_scale_of_attention(dtype, monkeypatch):
+    policy = make_policy(ARCHITECTURES["llama"], flat=True).to(dtype)
+    real = ALL_ATTENTION_FUNCTIONS[attention.ATTENTION]
+
+    def sharper(*args, **kwargs):
+        return real(*args, **kwargs | {"scaling": 2 * kwargs["scaling"]})
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, attention.ATTENTION, sharper)
+    with pytest.raises(ModelError, match="differ by"):
+        probe(policy, may_fall_back=False)
+
+
+def test_probe_accepts_a_model_that_gives_all_tokens_the_same():
+    policy = make_policy(ARCHITECTURES["gpt2"], flat=True)
+    torch.nn.init.zeros_(policy.model.lm_head.weight)
+    probe(policy, may_fall_back=False)

@@ -177,9 +177,20 @@ def test_a_classifier_that_needs_another_tokenizer(tmp_path):
     model, tokenizer = BartForSequenceClassification(config), toy_tokenizer(pad_token="<unk>")
     with pytest.raises(ModelError, match=r"^reward.classifier: .* cannot score texts: Each.*eos"):
         score(save(tmp_path / "bart", model, tokenizer))
-    tokenizer.add_tokens([str(n) for n in range(100, 120)])
-    with pytest.raises(ModelError, match=r"^reward.classifier: its tokenizer has 54 tokens, but"):
-        score(save(tmp_path / "small", model, tokenizer))
+
+
+def test_tokens_that_a_classifier_does_not_embed(gpt2):
+    """Padding with one has no effect; a text that holds one is refused."""
+    expected, tokenizer = score(gpt2, label=1), toy_tokenizer()
+    tokenizer.add_tokens([f"<{n}>" for n in range(6)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == 40
+    tokenizer.save_pretrained(gpt2)
+    assert_close(score(gpt2, label=1), expected)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(gpt2)
+    with pytest.raises(DataError, match=r"token id 41 has no embedding in the reward.classifier: "):
+        score(gpt2, samples(("a", "b<more>")), label=1)
 
 
 @pytest.mark.parametrize(

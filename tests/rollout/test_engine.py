@@ -18,12 +18,13 @@ from rlhf_cli.errors import ConfigError, DataError, NonFinite
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
-from tests.helpers import random_rows, tiny_llama
+from tests.helpers import random_rows, rows_of, tiny_llama, tokenizer_of
 from tests.models.test_policy import ARCHITECTURES, SHAPE
 
-TOKENIZER = SimpleNamespace(eos_token_id=2)
+TOKENIZER = tokenizer_of(range(97))
 GREEDY = SamplingConfig(max_new_tokens=16, temperature=0)
 LENGTHS = [5, 1, 17, 9, 30, 2, 8, 8, 12]
 
@@ -178,7 +179,7 @@ def test_no_end_before_min_new_tokens():
 
 def test_a_row_that_never_ends_does_not_hold_the_others():
     model = tiny_llama()
-    got = generate(model, SimpleNamespace(eos_token_id=None), PROMPTS, GREEDY, slots=2)
+    got = generate(model, tokenizer_of(range(97), end=None), PROMPTS, GREEDY, slots=2)
     assert {len(row) for row in got.tokens} == {16}
     assert got.finished == [False] * len(PROMPTS)
 
@@ -235,6 +236,53 @@ def test_the_first_tokens_have_the_models_probabilities():
     logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
     expected = 4000 * (logits / 0.7).softmax(-1).detach()
     assert float(((counts - expected) ** 2 / expected).sum()) < 51
+
+
+BLOOM = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
+KNOWN = [*range(3, 10), *range(12, 40), 2]
+"""Ids that have a token: of 97 rows, some others are between them and most behind the last."""
+
+
+@pytest.mark.parametrize("temperature", [0, 2.0])
+@pytest.mark.parametrize("config", [ARCHITECTURES["gemma2"], BLOOM], ids=["slots", "generate"])
+def test_ids_without_a_token_are_never_drawn(config, temperature, capsys):
+    model, tokenizer = make(config), tokenizer_of(KNOWN)
+    model.generation_config.eos_token_id = [2, 90]  # an end that can never come
+    sampling = SamplingConfig(max_new_tokens=8, min_new_tokens=8, temperature=temperature)
+    prompts = [[4, 13], [7, 39, 20]]
+    got = generate(model, tokenizer, prompts, sampling, samples=4)
+    drawn = {token for row in got.tokens for token in row}
+    assert drawn <= set(KNOWN) - {2}
+    generate(model, tokenizer, prompts, sampling)
+    line = "rollout: 61 of 97 ids have no token in the tokenizer and are never drawn"
+    assert capsys.readouterr().err.count(line) == 1
+
+
+@pytest.mark.parametrize("known", [KNOWN, range(40)])
+def test_kept_logprobs_and_the_policys_are_those_among_the_tokens(known):
+    model, tokenizer = tiny_llama(), tokenizer_of(known)
+    policy = Policy(model, choose("auto", torch.device("cpu"))[0], flat=True)
+    policy.support = find_support(tokenizer, 97)
+    sampling = SamplingConfig(max_new_tokens=6, temperature=0.7, seed=3)
+    got = generate(policy, tokenizer, [[4, 13], [7, 39, 20]], sampling, logprobs=True)
+    rows = rows_of([4, 13, *got.tokens[0]], [7, 39, 20, *got.tokens[1]])
+    again = policy(rows, temperature=0.7, sampled=True).logp.split(rows.lengths.sub(1).tolist())
+    excluded = [index for index in range(97) if index not in known]
+    model.set_attn_implementation("sdpa")
+    for prompt, tokens, kept, ours in zip((2, 3), got.tokens, got.logprobs, again, strict=True):
+        row = rows.tokens[: rows.sizes[0]] if prompt == 2 else rows.tokens[rows.sizes[0] :]
+        logits = model(input_ids=row[None], use_cache=False).logits[0].detach()
+        logits[:, excluded] = -torch.inf
+        plain = (logits / 0.7).log_softmax(-1)[prompt - 1 : -1]
+        expected = plain.gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
+        assert_close(torch.tensor(kept), expected, rtol=0, atol=1e-5)
+        assert_close(ours[prompt - 1 :].detach(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_prompt_that_the_model_does_not_embed_is_named():
+    tokenizer = tokenizer_of(range(99))
+    with pytest.raises(DataError, match=r"prompts: number 1: token id 98 has no embedding"):
+        generate(tiny_llama(), tokenizer, [[3], [98]], GREEDY)
 
 
 TRUNCATED = SamplingConfig(

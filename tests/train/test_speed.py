@@ -28,7 +28,7 @@ def test_work_is_six_flop_a_trained_weight_and_token():
 
 def test_frozen_weights_need_no_gradient_of_their_own():
     full = work_of(policy_of(tiny_llama()))
-    adapters = attach(tiny_llama(), Source("x"), AdapterConfig(kind="lora", rank=2), (), 0)
+    adapters = attach(tiny_llama(), Source("x"), AdapterConfig(kind="lora", rank=2), 0)
     lora = work_of(policy_of(adapters.model, adapters))
     trained = sum(p.numel() for p in adapters.model.parameters() if p.requires_grad)
     assert lora.token == full.token * 4 // 6 + 6 * trained

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.records.fields import Message
@@ -21,6 +21,8 @@ from rlhf_cli.models.heads import Tap
 from rlhf_cli.models.loading import loading, require_config, require_safe_weights
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.source import locate
+from rlhf_cli.models.tokenization import from_pretrained
+from rlhf_cli.models.vocabulary import embedding_rows, require_embedded_ids
 from rlhf_cli.models.weights import load_weights
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
@@ -110,6 +112,8 @@ class ClassifierScorer:
             return_tensors="pt",
         ).to(self.device)
         self._tell_of_cuts(inputs["attention_mask"])
+        ids, shown = inputs["input_ids"].tolist(), [repr(text[:80]) for text in texts]
+        require_embedded_ids(ids, self.model, shown.__getitem__, self.who, "texts")
         try:
             with torch.no_grad():
                 logits = self._logits(inputs).double()
@@ -154,7 +158,7 @@ def _load(source: RewardSource, ctx: RunContext) -> tuple[Any, Any]:
     require_config(place)
     require_safe_weights(Path(place))
     with loading("model.path", path):
-        tokenizer = AutoTokenizer.from_pretrained(place)
+        tokenizer = from_pretrained(place)
         model = load_weights(
             AutoModelForSequenceClassification,
             place,
@@ -163,7 +167,7 @@ def _load(source: RewardSource, ctx: RunContext) -> tuple[Any, Any]:
             dtype=ctx.compute,
             device_map={"": str(ctx.device)},
         )
-    fit_vocabulary(model, tokenizer, ())
+    fit_vocabulary(model, tokenizer)
     _prepare_padding(path, tokenizer, model)
     return tokenizer, model.requires_grad_(False).eval()
 
@@ -174,6 +178,8 @@ def _prepare_padding(path: str, tokenizer: Any, model: Any) -> None:
     if score_layer(model) is not None:
         tokenizer.padding_side = "right"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # read by position
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
+            tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token_id is None:
         raise ModelError(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from rlhf_cli.context import precision_name
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.load import context_length
@@ -38,7 +39,6 @@ def told_as(key: str, base_key: str = "model.base") -> Iterator[None]:
     except ModelError as error:
         text = _ADVICE.sub("", str(error)).replace("model.path", key)
         text = text.replace("model.base", base_key)
-        text = text.replace("model.tokenizer:", "its tokenizer has")
         raise ModelError(text if key in text else f"{key}: {text}") from error
 
 
@@ -92,4 +92,4 @@ def nbytes(module: nn.Module) -> int:
 def dtype_name(module: nn.Module) -> str:
     """The type of the parameters, in words; that of the unpacked ones where some are packed."""
     found = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(found, str(found))
+    return precision_name(found)

@@ -17,6 +17,7 @@ from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.shared import SharedRewardModel, can_share
 from rlhf_cli.models.source import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
+from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource
 from rlhf_cli.rewards.sources.loading import (
@@ -99,8 +100,13 @@ class ModelScorer:
         return RowWriter(self.tokenizer, as_message=chats, who=self.who)
 
     def __call__(self, samples: Samples) -> list[float]:
-        """[n], no unit: raw scores, or probabilities."""
+        """[n], no unit: raw scores, or probabilities.
+
+        Raises:
+            DataError: a row holds an id that the model does not embed.
+        """
         rows = self._fit(self._rows(samples))
+        require_embedded_ids(rows, self.model.model, samples.describe, self.who, "responses")
         scores = torch.zeros(len(rows))
         with torch.no_grad():
             for chosen, part in batched(rows, self.max_tokens):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
@@ -23,7 +23,9 @@ from rlhf_cli.models.checkpoint_keys import ENCODER
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.loading import loading
 from rlhf_cli.models.source import locate
+from rlhf_cli.models.tokenization import from_pretrained
 from rlhf_cli.models.tokenizer import require_tokenizer
+from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.weights import load_weights
 from rlhf_cli.stages.bco.config import UDMConfig
 
@@ -130,7 +132,7 @@ class Embedder:
         place = locate(key, path, revision, weights=True)
         require_tokenizer(key, path, revision, "Need the model's own beside it")
         with loading(key, path):
-            self.own = AutoTokenizer.from_pretrained(place)
+            self.own = from_pretrained(place)
             model = load_weights(
                 AutoModel,
                 place,
@@ -161,6 +163,8 @@ class Embedder:
         inputs = self.own(
             texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         ).to(self.device)
+        ids, name = inputs["input_ids"].tolist(), "embedding model"
+        require_embedded_ids(ids, self.model, lambda index: repr(texts[index][:80]), name)
         mask = inputs["attention_mask"]
         with torch.no_grad():
             hidden = self.model(input_ids=inputs["input_ids"], attention_mask=mask)[0].float()

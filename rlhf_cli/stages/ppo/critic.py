@@ -11,6 +11,7 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.rewards.sources.loading import require_scores, told_as
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.training import Training
@@ -47,7 +48,10 @@ def _make(cfg: PPOConfig, policy: Policy, run: Training) -> Critic:
         assert policy.adapters is not None  # the configuration was checked
         policy.adapters.twin(ROLE, trained=True)
         return AdapterCritic(width)
-    return ModelCritic(_load(cfg, run))
+    own = _load(cfg, run)
+    path = cfg.value_start
+    require_shared_rows(own.model, policy.model, run.tokenizer, "value_model", path)
+    return ModelCritic(own)
 
 
 def _load(cfg: PPOConfig, run: Training) -> RewardModel:

@@ -88,7 +88,7 @@ class Teacher:
         temperature = self.cfg.sampling.temperature
         with torch.no_grad(), without_dropout(self.policy):
             for micro in part:
-                ratio = self.policy(micro.rows, temperature=temperature).logp
+                ratio = self.policy(micro.rows, temperature=temperature, sampled=True).logp
                 ratio = ratio - self.reference.logprobs(micro.rows, temperature)
                 found |= micro.cut(ratio)
         return (table(found, len(responses)) * masks(responses)[SAMPLED]).sum(1)
@@ -130,7 +130,7 @@ class Teacher:
         if cfg.reuses_logprobs:
             return None, self.policy.expected(rows) if cfg.has_critic else None
         want = {"logp"} | ({"value"} if cfg.has_critic else set())
-        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature)
+        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
         return out.logp, out.value
 
 

@@ -59,7 +59,7 @@ class PPOLoss:
     def _of_rollout(self, rows: Rows) -> LossOutput:
         cfg = self.cfg
         want = {"logp", "entropy"} | ({"value"} if cfg.has_critic else set())
-        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature)
+        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
         terms, metrics = self._policy_terms(out, rows)
         if out.value is not None:
             value, found = self._value_term(out.value, rows)

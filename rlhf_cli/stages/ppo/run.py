@@ -19,6 +19,7 @@ from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import evaluate
@@ -102,9 +103,12 @@ class Rollouts(PPOTraining):
 
         Raises:
             ConfigError: says how many tokens there are and what to set.
+            DataError: a prompt holds an id that the model does not embed.
         """
         room, new = context_length(model.model), self.cfg.sampling.max_new_tokens
         sets = [self.asked, *([self.held_out] if self.held_out else [])]
+        for found, tokens in sets:
+            require_embedded_ids(tokens, model.model, found.places.__getitem__, name)
         longest = max(len(ids) for _, tokens in sets for ids in tokens)
         if room and longest + new > room:
             raise ConfigError(

@@ -13,6 +13,7 @@ from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_graphs, require_slots
@@ -83,6 +84,7 @@ class PPOTraining(Training):
         if not cfg.ptx_coef:
             return None
         examples = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
+        require_embedded(examples, self.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=ENDLESS)
         return ExampleSource(examples, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
 
