@@ -58,7 +58,10 @@ def test_all_errors_at_once(told):
         ("", "the file is empty"),
         ("\n\n", "the file is empty"),
         (json.dumps(GOOD) + '\n{"prompt": "x", ', r"rows.jsonl:2: broken JSON"),
-        (json.dumps({**GOOD, "completion": None}), r"rows.jsonl:1: completion: got null; need"),
+        (
+            json.dumps({**GOOD, "completion": None}),
+            r"rows.jsonl:1: null: completion; found prompt; sft",
+        ),
         (json.dumps({**GOOD, "prompt": 7}), r"rows.jsonl:1: prompt: got 7; need text"),
         ("[1, 2]", r"rows.jsonl:1: got a list of 2; need a JSON object"),
         (json.dumps({"question": "x"}), r"rows.jsonl:1: no known columns in \['question'\]"),

@@ -75,7 +75,7 @@ def passes(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "kinds"),
     [
-        ((), {"forward", "hidden_states"}),
+        ((), {"forward"}),
         ((REUSE,), {"hidden_states"}),  # for the values; no output layer
         ((REUSE, *GRPO), set()),
     ],
