@@ -60,7 +60,7 @@ def test_all_errors_at_once(told):
         (json.dumps(GOOD) + '\n{"prompt": "x", ', r"rows.jsonl:2: broken JSON"),
         (
             json.dumps({**GOOD, "completion": None}),
-            r"rows.jsonl:1: null: completion; found prompt; sft",
+            r"rows.jsonl:1: null: completion; found prompt",
         ),
         (json.dumps({**GOOD, "prompt": 7}), r"rows.jsonl:1: prompt: got 7; need text"),
         ("[1, 2]", r"rows.jsonl:1: got a list of 2; need a JSON object"),
