@@ -37,7 +37,8 @@ def main() -> None:
         each = peak / one["parameters"]
         shown = f"{stays / 1e6:10.1f}{peak / 1e6:10.1f}{peak / stays:8.2f}{checked / 1e6:12.1f}"
         print(f"{role:24}{shown}{each:14.2f}")
-    save("load_memory", found)
+    if len(sys.argv) == 1:
+        save("load_memory", found)
 
 
 def random_model(folder: Path) -> Path:

@@ -93,7 +93,8 @@ def load_trained(
     adapted = bool(source.adapters) or cfg.adapter.kind != "none"
     dtype = ctx.compute if adapted else torch.float32
     fit = scorer_fit(source, new_head=new_head) if role is RewardModel else LANGUAGE_MODEL
-    loaded = _load(role, cfg, source, tokenizer, ctx, new_tokens, dtype, fit)
+    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new_tokens, dtype, fit)
+    loaded = _prepare(role, model, cfg, source, tokenizer, ctx, new_tokens)
     for param in loaded.parameters():
         if param.requires_grad:  # PEFT copies layers that are trained whole in the base's type
             param.data = param.data.float()
@@ -105,10 +106,11 @@ def load_trained(
 
 def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
     """A model that is only measured: all of it frozen and in the compute type, and probed."""
+    source = make_base(cfg, tokenizer, ctx)
+    fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
+    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, (), ctx.compute, fit)
     with silence():  # of training it
-        source = make_base(cfg, tokenizer, ctx)
-        fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
-        loaded = _load(role, cfg, source, tokenizer, ctx, (), ctx.compute, fit)
+        loaded = _prepare(role, model, cfg, source, tokenizer, ctx)
         lower(loaded.requires_grad_(False).parameters(), ctx.compute)
         set_attention(loaded, cfg, ctx.compute)
     to_eval(loaded)
@@ -118,18 +120,16 @@ def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunConte
     return loaded
 
 
-def _load(
+def _prepare(
     role: type[Role],
+    model: Any,
     cfg: LoadConfig,
     source: Source,
     tokenizer: Any,
     ctx: RunContext,
-    new_tokens: Sequence[int],
-    dtype: torch.dtype,
-    fit: Fit,
+    new_tokens: Sequence[int] = (),
 ) -> Role:
-    """A model in its role, on the device, in train mode: the base in `dtype`, adapters in fp32."""
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new_tokens, dtype, fit)
+    """A model in its role, on the device, in train mode, with its adapters in fp32."""
     adopt_ends(model, source)
     disable_dropout(model)
     freeze_other_parts(model)
