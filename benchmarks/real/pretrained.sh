@@ -10,7 +10,7 @@ export RLHF_DATA
 few='split: "[:12]"'
 helpful="data=$RLHF_DATA/preference_helpful_train.jsonl"
 held_out="data.eval=[{path: $RLHF_DATA/preference_helpful_test.jsonl, $few}]"
-short=(data.max_length=128 train.batch_size=4 train.max_steps=6 train.log_steps=3)
+short=(data.split="[:64]" data.max_length=128 train.batch_size=4 train.max_steps=6 train.log_steps=3)
 
 rlhf generate model="$chat" prompt="Name three kinds of tea, in one sentence." temperature=0 max_new_tokens=32
 rlhf sft model="$chat" data="$RLHF_DATA/chat_assistant_train.jsonl" adapter=lora "${short[@]}" \

@@ -78,7 +78,10 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
             f"whole base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
         )
-    merged = merge(unmerged).to(PRECISIONS[cfg.dtype])
+    dtype = PRECISIONS[cfg.dtype]
+    # the weights are rounded and the arithmetic is not: in bf16 that of a deep model is as far off
+    # as a wrong merge
+    merged = merge(unmerged).to(dtype).float()
     got = _said(merged, prompts)
     say(f"merged ({cfg.dtype}) against unmerged (fp32): {_difference(got, expected)}")
     drift = float((got - expected).abs().mean())
@@ -87,7 +90,7 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
             f"model.path: merged, {cfg.model.path} says something else: it differs by "
             f"{drift:.1e} in the mean, more than {MOST_DRIFT[cfg.dtype]:g}. Try dtype=fp32"
         )
-    return merged
+    return merged.to(dtype)
 
 
 def _on_packed_base(
