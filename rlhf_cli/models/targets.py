@@ -23,7 +23,7 @@ Targets = tuple[str | list[str], list[str]]
 
 
 def find_targets(model: Any, cfg: AdapterConfig) -> Targets:
-    """The layers that the config asks for, as PEFT is told of them.
+    """The layers that the config asks for, in the form that PEFT takes.
 
     The experts of a mixture are not layers but parameters of three dimensions, one slice an expert.
 

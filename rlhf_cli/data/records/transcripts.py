@@ -69,7 +69,7 @@ def parts_of_response(prompt: str, response: str) -> list[tuple[str, bool]]:
     """A text response in parts, each with whether the assistant says it.
 
     One part, unless the prompt ends with the assistant's mark and the response has turns of a human
-    among the assistant's. A mark is no word of the assistant's: it stands before its turn.
+    among the assistant's. The turn marks themselves are not trained.
     """
     turns = turns_of_text(response) if prompt.endswith(MARK) else [response]
     parts: list[tuple[str, bool]] = []
