@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store
@@ -46,13 +48,40 @@ class Ranks:
                 dist.all_reduce(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """The value of each rank; small ones, as they are pickled."""
+        """The JSON value of each rank; tuples come back as lists."""
         if self.size == 1:
             return [value]
-        found: list[T | None] = [None] * self.size
+        return [json.loads(text) for text in self._gather_bytes(json.dumps(value).encode())]
+
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The named tensors of each rank, whose shapes may differ.
+
+        Returns:
+            One dictionary a rank. Of several ranks the tensors are on the CPU; alone, as given.
+        """
+        if self.size == 1:
+            return [dict(tensors)]
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return [load(data) for data in self._gather_bytes(save(own))]
+
+    def concatenate(self, tensor: Tensor) -> Tensor:
+        """[N of all ranks, ...]: the tensors [N, ...] of all ranks, in the order of the ranks."""
+        if self.size == 1:
+            return tensor
+        parts = [part["rows"] for part in self.gather_tensors({"rows": tensor})]
+        return torch.cat(parts).to(tensor.device)
+
+    def _gather_bytes(self, data: bytes) -> list[bytes]:
+        """The bytes of each rank. Nothing is unpickled: what arrives cannot run code."""
+        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
         with _together():
-            dist.all_gather_object(found, value)
-        return found  # type: ignore[return-value]
+            dist.all_gather(sizes, torch.tensor([len(data)]))
+        counts = [int(size) for size in sizes]
+        padded = bytearray(data).ljust(max(counts), b"\0")
+        parts = [torch.empty(len(padded), dtype=torch.uint8) for _ in range(self.size)]
+        with _together():
+            dist.all_gather(parts, torch.frombuffer(padded, dtype=torch.uint8))
+        return [part[:count].numpy().tobytes() for part, count in zip(parts, counts, strict=True)]
 
     def add(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums by name over all ranks; a name that a rank lacks is 0 there."""

@@ -103,9 +103,8 @@ class Rows:
         `tokens` are scored positions, `chosen_tokens` those of the first row of each example.
         """
         first = self.first_of_example
-        marked = {n: v for n, v in self.token_columns.items() if v.dtype == torch.bool}
         return {
-            **{name: int(values.sum()) for name, values in marked.items()},
+            **_count_marked(self.token_columns),
             "tokens": len(self.scored),
             "rows": len(self.lengths),
             "examples": int(first.sum()),
@@ -135,6 +134,20 @@ class Rows:
         vars(rows).update({name: getattr(self, name) for name in NUMBERS})
         return rows
 
+    def with_token_columns(self, columns: Mapping[str, Tensor]) -> Rows:
+        """The rows with these token columns in place of their own, and the numbers known of them.
+
+        Args:
+            columns: name -> [S] on the CPU.
+        """
+        device = self.tokens.device
+        sent = {name: of.to(device, non_blocking=True) for name, of in columns.items()}
+        rows = replace(self, token_columns=sent)
+        count = {unit: self.count[unit] for unit in self.count if unit not in self.token_columns}
+        vars(rows).update({name: getattr(self, name) for name in NUMBERS})
+        vars(rows)["count"] = _count_marked(columns) | count
+        return rows
+
     def split(self) -> Iterator[Rows]:
         """Each example on its own; rows of one example stay together."""
         for example in self.example_of_row.unique_consecutive():
@@ -151,6 +164,11 @@ class Rows:
                 columns={name: values[kept] for name, values in self.columns.items()},
                 token_columns={n: values[scored] for n, values in self.token_columns.items()},
             )
+
+
+def _count_marked(columns: Mapping[str, Tensor]) -> dict[str, int]:
+    """Of each bool column, how many tokens are True."""
+    return {name: int(of.sum()) for name, of in columns.items() if of.dtype == torch.bool}
 
 
 def _alike(parts: Sequence[Tensor]) -> int:

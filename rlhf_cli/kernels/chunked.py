@@ -236,8 +236,8 @@ class _Slope:
             weight = (logp + self.entropy[:, None]).mul_(-self.for_entropy[:, None]).add_(shared)
             z.copy_(logp.exp_().mul_(weight))
         here = (self.targets >= low) & (self.targets < low + z.shape[1])
-        rows = here.nonzero().squeeze(1)
-        z[rows, self.targets[rows] - low] += self.for_logp[rows]
+        column = (self.targets - low).clamp(0, z.shape[1] - 1)[:, None]
+        z.scatter_add_(1, column, torch.where(here, self.for_logp, 0.0)[:, None])
         if through_cap is not None:
             z.mul_(through_cap)
         factor = self.head.scale / self.temperature

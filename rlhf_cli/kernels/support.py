@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,9 +39,7 @@ class Support:
 
     def mask(self, logits: Tensor) -> Tensor:
         """Logits [R, stop], in place: minus infinity at holes."""
-        if self.holes:
-            logits[:, torch.tensor(self.holes, device=logits.device)] = -torch.inf
-        return logits
+        return logits.index_fill_(1, _indices(self, logits.device).holes, -torch.inf)
 
     def compact(self, head: Head, targets: Tensor) -> tuple[Head, Tensor]:
         """The output layer without the excluded rows, and targets [S] as indices of its rows.
@@ -50,16 +48,33 @@ class Support:
         """
         if not self.holes:
             return self.sliced(head), targets
-        place = self._place.to(targets.device)
-        kept = (place >= 0).nonzero().squeeze(1)
-        return _rows_of(head, kept), place[targets]
+        at = _indices(self, targets.device)
+        return _rows_of(head, at.kept), at.place[targets]
 
-    @cached_property
-    def _place(self) -> Tensor:
-        """[stop] int64: where an id is among those that are kept; -1 at holes."""
-        kept = torch.ones(self.stop, dtype=torch.bool)
-        kept[list(self.holes)] = False
-        return torch.where(kept, kept.cumsum(0) - 1, -1)
+
+@dataclass(frozen=True)
+class _Indices:
+    """A support on a device.
+
+    Attributes:
+        holes: int64, ids that are no token.
+        kept: int64, the other ids below `stop`.
+        place: [stop] int64, where an id is among those that are kept; -1 at holes.
+    """
+
+    holes: Tensor
+    kept: Tensor
+    place: Tensor
+
+
+@lru_cache
+def _indices(support: Support, device: torch.device) -> _Indices:
+    """Made once: to send them anew for each token would make the host wait each time."""
+    holes = torch.tensor(support.holes, dtype=torch.long)
+    kept = torch.ones(support.stop, dtype=torch.bool)
+    kept[holes] = False
+    place = torch.where(kept, kept.cumsum(0) - 1, -1)
+    return _Indices(holes.to(device), kept.nonzero().squeeze(1).to(device), place.to(device))
 
 
 def _rows_of(head: Head, rows: slice | Tensor) -> Head:

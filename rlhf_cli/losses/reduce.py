@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+Metrics = dict[str, tuple[Tensor, Tensor | float]]
+"""Name -> (sum, count), without gradient; merged by adding both. A count that only the device knows
+is a tensor, so that nothing waits for it before it is logged."""
+
 
 @dataclass(frozen=True)
 class Term:
@@ -29,11 +33,11 @@ class LossOutput:
 
     Attributes:
         terms: parts of the loss by name.
-        metrics: name -> (sum, count), without gradient; merged by adding both.
+        metrics: of the micro-batch's rows.
     """
 
     terms: Mapping[str, Term]
-    metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, Tensor | float]] = field(default_factory=dict)
 
 
 def scaled_loss(output: LossOutput, counts: Mapping[str, float]) -> Tensor:

@@ -71,11 +71,12 @@ def lay_out(rows: Rows, *, share: bool) -> FlatRows:
         follows.append(before if shared else -1)
         size += length - shared
         start, last = start + length, owner
-    chosen = torch.cat([torch.arange(*pair) for pair in bounds]).to(rows.tokens.device)
+    device = rows.tokens.device
+    chosen = torch.cat([torch.arange(*pair) for pair in bounds]).to(device, non_blocking=True)
     segments = tuple(stop - start for start, stop in bounds)
     return FlatRows(
         rows.tokens[chosen],
         rows.positions[chosen],
         RowLayout(segments, tuple(follows)),
-        torch.cat(index).to(rows.tokens.device),
+        torch.cat(index).to(device, non_blocking=True),
     )

@@ -108,7 +108,8 @@ def _behind(tensor: Tensor, lengths: Sequence[int], follows: Sequence[int]) -> T
 @lru_cache(maxsize=8)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """[R + 1] int32; all layers of a pass ask for the same."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return bounds.to(device, non_blocking=True)
 
 
 def error(device: torch.device, dtype: torch.dtype, width: int) -> float:

@@ -45,7 +45,7 @@ def llama2(
 
 def whiten(scores: Tensor, ranks: Ranks) -> Tensor:
     """[n]: mean 0 and variance 1 over all ranks; 0 where all scores are equal."""
-    every = torch.tensor([s for part in ranks.gather(scores.tolist()) for s in part]).double()
+    every = ranks.concatenate(scores).double()
     if len(every) < 2:
         return torch.zeros_like(scores)
     variance, mean = torch.var_mean(every)

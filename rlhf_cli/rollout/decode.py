@@ -99,20 +99,23 @@ def _pass(forward: Forward, live: Sequence[Row], turn: Turn) -> Tensor:
     prefixes = [prefix for prefix, _ in turn.prompts]
     tokens = [row.last for row in live] + [token for prefix in prefixes for token in prefix]
     positions = ends + [position for prefix in prefixes for position in range(len(prefix))]
-    device = forward.device
-    step = Pass(
-        forward.cache,
-        torch.tensor(ends, device=device),
-        [len(prefix) for prefix in prefixes],
-        _where(ends, turn, device),
-    )
-    hidden = forward(
-        torch.tensor(tokens, device=device), torch.tensor(positions, device=device), step
-    )
-    return hidden[: len(live)]
+    writes = _writes(ends, turn)
+    sent = _send(forward.device, tokens, positions, ends, *writes)
+    own_tokens, own_positions, own_ends, slots, columns, source = sent
+    once = all(len(targets) == 1 for _, targets in turn.prompts)
+    where = Where(slots, columns, None if once else source)
+    step = Pass(forward.cache, own_ends, [len(prefix) for prefix in prefixes], where)
+    return forward(own_tokens, own_positions, step)[: len(live)]
 
 
-def _where(ends: Sequence[int], turn: Turn, device: torch.device) -> Where:
+def _send(device: torch.device, *columns: Sequence[int]) -> list[Tensor]:
+    """The numbers as int64 tensors on the device, in one copy that the host does not wait for."""
+    flat = torch.tensor([number for column in columns for number in column])
+    return list(flat.to(device, non_blocking=True).split([len(column) for column in columns]))
+
+
+def _writes(ends: Sequence[int], turn: Turn) -> tuple[list[int], list[int], list[int]]:
+    """Slot and position of each write to the cache, and the token of the pass that is written."""
     slots, positions, source = list(range(len(ends))), list(ends), list(range(len(ends)))
     start = len(ends)
     for prefix, targets in turn.prompts:
@@ -121,7 +124,4 @@ def _where(ends: Sequence[int], turn: Turn, device: torch.device) -> Where:
             positions += range(len(prefix))
             source += range(start, start + len(prefix))
         start += len(prefix)
-    once = all(len(targets) == 1 for _, targets in turn.prompts)
-    index = (torch.tensor(each, device=device) for each in (slots, positions, source))
-    at, columns, tokens = index
-    return Where(at, columns, None if once else tokens)
+    return slots, positions, source

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.sampling import draw, noise
+from rlhf_cli.rollout.sampling import draw, noise, require_tokens
 from rlhf_cli.rollout.schedule import Row
 
 
@@ -39,13 +39,18 @@ class Draws:
         whole = (logits / self._sampling.temperature).log_softmax(-1) if self._keep else None
         self._forbid_early_ends(logits, live)
         numbers = [self._noises[row.number].random() for row in live]
-        uniform = torch.tensor(numbers, dtype=torch.float64, device=logits.device)
-        drawn = draw(logits, uniform, self._sampling)
-        if whole is not None:
-            own = whole.gather(1, drawn[:, None]).squeeze(1)
-            for row, logprob in zip(live, own.tolist(), strict=True):
+        uniform = torch.tensor(numbers, dtype=torch.float64)
+        drawn = draw(logits, uniform.to(logits.device, non_blocking=True), self._sampling)
+        if whole is None:
+            tokens: list[int] = drawn.tolist()
+        else:
+            own = whole.gather(1, drawn.clamp(min=0)[:, None]).squeeze(1)
+            # one transfer for both: fp64 holds every id and every fp32 number exactly
+            numbers, logprobs = torch.stack([drawn.double(), own.double()]).tolist()
+            tokens = [int(number) for number in numbers]
+            for row, logprob in zip(live, logprobs, strict=True):
                 row.logprobs.append(logprob)
-        tokens: list[int] = drawn.tolist()
+        require_tokens(tokens)
         return tokens
 
     def _forbid_early_ends(self, logits: Tensor, live: Sequence[Row]) -> None:
@@ -53,4 +58,6 @@ class Draws:
         young = [slot for slot, row in enumerate(live) if len(row.written) < least]
         if young:
             ends = [token for token in self._ends if token < logits.shape[1]]
-            logits[torch.tensor(young, device=logits.device)[:, None], ends] = -torch.inf
+            pairs = torch.tensor([(slot, end) for slot in young for end in ends])
+            rows, columns = pairs.to(logits.device, non_blocking=True).reshape(-1, 2).unbind(1)
+            logits[rows, columns] = -torch.inf

@@ -82,7 +82,7 @@ class StaticStep:
         tokens = [row.last for row in live] + [0] * idle
         positions = [row.position for row in live] + [0] * idle
         slots = [*range(len(live)), *[self._rows] * idle]
-        self._inputs.copy_(torch.tensor([tokens, positions, slots]))
+        self._inputs.copy_(torch.tensor([tokens, positions, slots]), non_blocking=True)
         width = self._forward.cache.width
         if width not in self._replays:
             self._replays[width] = self._record(self._run)

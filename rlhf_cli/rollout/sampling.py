@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,9 @@ from rlhf_cli.rollout.config import SamplingConfig
 
 BLOCK = 256
 """Tokens in a block: the running sum goes over blocks, then over the tokens of one."""
+
+DAMAGED = -1
+"""In place of a token id, where logits are not finite: read with the tokens, in one transfer."""
 
 NUCLEUS = 1024
 """How many of the likeliest tokens are sorted first to find a nucleus; more where needed."""
@@ -31,18 +36,25 @@ def draw(logits: Tensor, uniform: Tensor, sampling: SamplingConfig) -> Tensor:
         sampling: temperature, then top_k, then top_p of what is left, then min_p.
 
     Returns:
-        [R] token ids.
-
-    Raises:
-        NonFinite: a row's largest logit is not finite.
+        [R] token ids; `DAMAGED` where a row's largest logit is not finite.
     """
     largest, likeliest = logits.max(-1, keepdim=True)
-    if not bool(largest.isfinite().all()):
-        raise NonFinite("sampling: the model's logits are not finite; its weights are damaged")
     if sampling.temperature == 0:
-        return likeliest.squeeze(1)
-    weights = logits.sub_(largest).div_(sampling.temperature).exp_()
-    return inverse_cdf(keep_likely(weights, sampling), uniform)
+        drawn = likeliest.squeeze(1)
+    else:
+        weights = logits.sub_(largest).div_(sampling.temperature).exp_()
+        drawn = inverse_cdf(keep_likely(weights, sampling), uniform)
+    return torch.where(largest.squeeze(1).isfinite(), drawn, DAMAGED)
+
+
+def require_tokens(drawn: Sequence[int]) -> None:
+    """Refuse draws from logits that are not finite.
+
+    Raises:
+        NonFinite: one of the ids is `DAMAGED`.
+    """
+    if DAMAGED in drawn:
+        raise NonFinite("sampling: the model's logits are not finite; its weights are damaged")
 
 
 def keep_likely(weights: Tensor, sampling: SamplingConfig) -> Tensor:
@@ -108,7 +120,7 @@ def _passing(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     index = torch.searchsorted(running, target, right=True)
     # a share just under 1 may round to the whole sum: then the last one that has any weight
     last = torch.searchsorted(running, whole)
-    index = torch.minimum(index, last)
+    index = torch.minimum(index, last).clamp(max=weights.shape[1] - 1)  # sums that are not finite
     own = weights.gather(1, index).double()
     before = running.gather(1, index) - own
     return index, ((target - before) / own).clamp(0, 1)

@@ -15,6 +15,7 @@ from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import auc
+from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowValues
@@ -57,13 +58,13 @@ def by_class(label: Tensor, desirable: float, undesirable: float) -> Tensor:
     return torch.where(label > 0.5, desirable, undesirable)
 
 
-def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> dict[str, tuple[Tensor, float]]:
+def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
     """Means over the rows of each class; reward is beta * (log p - log p_ref), nats."""
-    found = {}
+    found: Metrics = {}
     for name, side in (("chosen", label > 0.5), ("rejected", label <= 0.5)):
-        count = float(side.sum())
-        found[f"rewards/{name}"] = (reward.detach()[side].sum(), count)
-        found[f"logps/{name}"] = (logp.detach()[side].sum(), count)
+        count = side.sum()
+        found[f"rewards/{name}"] = (torch.where(side, reward.detach(), 0).sum(), count)
+        found[f"logps/{name}"] = (torch.where(side, logp.detach(), 0).sum(), count)
     return found
 
 

@@ -58,7 +58,9 @@ def save_checkpoint(
     Raises:
         CheckpointError: it could not be written; the checkpoints before it stand.
     """
-    everyone = ranks.gather(read_generators())
+    own = read_generators()
+    gathered = zip(ranks.gather_tensors(own.tensors), ranks.gather(own.values), strict=True)
+    everyone = [Generators(*one) for one in gathered]
 
     def save() -> None:
         _save(out, step, optimizer, state, everyone, tensors or {})

@@ -33,7 +33,7 @@ def add_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> Tensor:
         return loss
     owners = list(optimizer.owners.values())
     present = [owner.grad is not None for owner in owners]
-    head = torch.tensor([0.0, *map(float, present)], device=loss.device)
+    head = torch.tensor([0.0, *map(float, present)]).to(owners[0].device)
     head[0] = loss
     ranks.add_in_place(head)
     for owner, count in zip(owners, head[1:].tolist(), strict=True):

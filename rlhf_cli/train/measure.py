@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples
@@ -13,6 +14,9 @@ from rlhf_cli.data.loader import eval_batches
 from rlhf_cli.losses.reduce import scaled_loss
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.row_loss import RowLoss, RowValues
+
+_EXAMPLE = "index of the example"
+"""Travels with the values of a row, to put the rows in order."""
 
 
 def measure(
@@ -33,7 +37,7 @@ def measure(
     """
     values, counts = row_values(loss.values, examples, max_tokens, device, ranks)
     output = loss.of(values)
-    means = {name: float(total) / n for name, (total, n) in output.metrics.items() if n}
+    means = {name: float(total) / float(n) for name, (total, n) in output.metrics.items() if n}
     return {"loss": float(scaled_loss(output, counts)), **means}
 
 
@@ -45,15 +49,20 @@ def row_values(
     ranks: Ranks = ALONE,
 ) -> tuple[RowValues, dict[str, float]]:
     """The values of all rows, in the order of the examples, and the counts of their units."""
-    own: list[tuple[list[int], RowValues]] = []
+    own: list[dict[str, Tensor]] = []
     counted: Counter[str] = Counter()
     for rows in eval_batches(examples, max_tokens, ranks):
         counted.update(rows.count)
         found = values(rows.to(device))
         moved = {name: value.cpu() for name, value in found.items()}
-        own.append((rows.example_of_row.tolist(), moved))
-    every = [part for of_rank in ranks.gather(own) for part in of_rank]
-    order = torch.tensor([e for indices, _ in every for e in indices]).argsort(stable=True)
-    names = every[0][1].keys()
-    whole = {name: torch.cat([part[name] for _, part in every])[order] for name in names}
-    return whole, ranks.add(counted)
+        own.append({**moved, _EXAMPLE: rows.example_of_row})
+    every = [part for part in ranks.gather_tensors(_joined(own)) if part]
+    whole = _joined(every)
+    order = whole.pop(_EXAMPLE).argsort(stable=True)
+    return {name: value[order] for name, value in whole.items()}, ranks.add(counted)
+
+
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The rows of several parts, by name; nothing where there is no part."""
+    names = parts[0].keys() if parts else ()
+    return {name: torch.cat([part[name] for part in parts]) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ class Meter:
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
-        self.sums: dict[str, tuple[Tensor | float, float]] = {}
+        self.sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
 
-    def add(self, metrics: Mapping[str, tuple[Tensor, float]]) -> None:
+    def add(self, metrics: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:
         """Take in the sums and counts of one step."""
         for name, (total, count) in metrics.items():
             old_total, old_count = self.sums.get(name, (0.0, 0))
@@ -42,7 +42,10 @@ class Meter:
 
     def state_dict(self) -> dict[str, list[float]]:
         """This rank's sums as JSON values."""
-        return {name: [float(total), count] for name, (total, count) in self.sums.items()}
+        if not self.sums:
+            return {}
+        totals, counts = (_numbers(column) for column in zip(*self.sums.values(), strict=True))
+        return {name: [totals[k], counts[k]] for k, name in enumerate(self.sums)}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Continue from `state_dict`."""
@@ -50,6 +53,16 @@ class Meter:
             name: (torch.tensor(total, dtype=torch.float64), count)
             for name, (total, count) in state.items()
         }
+
+
+def _numbers(values: Sequence[Tensor | float]) -> list[float]:
+    """Numbers and scalar tensors as numbers; the host waits once for what is on a GPU."""
+    there = [value.double() for value in values if isinstance(value, Tensor) and value.is_cuda]
+    read = iter(torch.stack(there).tolist() if there else [])
+    return [
+        next(read) if isinstance(value, Tensor) and value.is_cuda else float(value)
+        for value in values
+    ]
 
 
 class MetricsFile:

@@ -81,10 +81,12 @@ def _compute(
     """The numbers of all rows; micro-batches are dealt out to the ranks."""
     say(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(parts(examples, np.arange(len(examples)), max_tokens))
-    own = [(part, compute(part)) for part in every[ctx.ranks.rank :: ctx.ranks.size]]
+    size = ctx.ranks.size
+    own = [compute(part) for part in every[ctx.ranks.rank :: size]]
+    found = ctx.ranks.concatenate(torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own])))
+    order = [part for rank in range(size) for part in every[rank::size]]
     values = np.empty(len(examples.row_starts) - 1, np.float32)
-    for part, found in (pair for of_rank in ctx.ranks.gather(own) for pair in of_rank):
-        values[_rows_of(examples, part)] = found
+    values[np.concatenate([_rows_of(examples, part) for part in order])] = found.numpy()
     return values
 
 

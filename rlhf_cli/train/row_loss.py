@@ -45,20 +45,33 @@ class RowLoss:
         return self.couples or self.observe is not None
 
     def notice(self, values: RowValues) -> None:
-        """Let `observe` see the values of a step."""
-        found = {name: value.detach() for name, value in values.items()}
-        if self.observe and all(bool(value.isfinite().all()) for value in found.values()):
-            self.observe(found)
+        """Let `observe` see the values of a step, on the CPU: one transfer for all of them."""
+        if self.observe is None:
+            return
+        whole = torch.stack([value.detach() for value in values.values()]).cpu()
+        if whole.isfinite().all():
+            self.observe(dict(zip(values, whole.unbind(), strict=True)))
 
 
 def backward_whole_step(
-    step: Sequence[Rows], loss: RowLoss, counts: Mapping[str, float], ranks: Ranks
-) -> tuple[Tensor, Mapping[str, tuple[Tensor, float]]]:
+    step: Sequence[Rows],
+    loss: RowLoss,
+    counts: Mapping[str, float],
+    ranks: Ranks,
+    device: torch.device,
+) -> tuple[Tensor, Mapping[str, tuple[Tensor, Tensor | float]]]:
     """Make the gradients of a step whose rows depend on each other.
 
     Several micro-batches or ranks take two passes: the first, without gradients, gives the values
     of all rows, from which the loss follows, and its slope at each value; the second multiplies
     each micro-batch's values by their slopes. The gradient is that of one large batch.
+
+    Args:
+        step: micro-batches of this rank, perhaps none.
+        loss: of all rows of the step together.
+        counts: of each unit, over all ranks.
+        ranks: share the rows.
+        device: of the model, where a rank without rows computes the loss too.
 
     Returns:
         The loss, and metrics; on ranks other than the first, zero and none: they are whole.
@@ -72,7 +85,7 @@ def backward_whole_step(
         return share.detach(), output.metrics
     with torch.no_grad():
         parts = [loss.values(rows) for rows in step]
-    whole, start = _gather(parts, ranks, step)
+    whole, start = _gather(parts, ranks, device)
     loss.notice(whole)
     output = loss.of(whole)
     share = scaled_loss(output, counts)
@@ -89,17 +102,13 @@ def backward_whole_step(
 
 
 def _gather(
-    parts: Sequence[RowValues], ranks: Ranks, step: Sequence[Rows]
+    parts: Sequence[RowValues], ranks: Ranks, device: torch.device
 ) -> tuple[RowValues, int]:
     """The values of all ranks' rows, in the order of the ranks, and where this rank's begin."""
     names = parts[0].keys() if parts else ()
     own = {name: torch.cat([part[name] for part in parts]) for name in names}
-    if ranks.size == 1:
-        every = [own]
-    else:
-        every = ranks.gather({name: value.cpu() for name, value in own.items()})
+    every = ranks.gather_tensors(own)
     filled = [values for values in every if values]
-    device = step[0].tokens.device if step else torch.device("cpu")
     whole = {name: torch.cat([v[name] for v in filled]).to(device) for name in filled[0]}
     before = [len(next(iter(values.values()))) for values in every[: ranks.rank] if values]
     for value in whole.values():

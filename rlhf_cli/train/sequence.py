@@ -16,6 +16,11 @@ def row_sums(values: Tensor, rows: Rows) -> Tensor:
     return sum_by_row(values, rows.row_of_scored, len(rows.lengths))
 
 
+def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] and [B], of values [2 B] of the rows of examples that have two rows each."""
+    return values[0::2], values[1::2]
+
+
 def row_tokens(rows: Rows) -> Tensor:
     """[R] fp32: how many tokens of each row are scored."""
     return row_sums(torch.ones(len(rows.scored), device=rows.tokens.device), rows)
@@ -41,6 +46,6 @@ def _ld_weights(rows: Rows, alpha: float) -> Tensor:
     index = torch.arange(len(rows.scored), device=counts.device)
     token = index - (ends - counts)[rows.row_of_scored]
     example = rows.first_of_example.cumsum(0) - 1
-    shortest = torch.full((int(example[-1]) + 1,), torch.inf, device=counts.device)
+    shortest = torch.full((rows.count["examples"],), torch.inf, device=counts.device)
     shared = shortest.scatter_reduce(0, example, counts, "amin")[example]
     return ld_weight(token, shared[rows.row_of_scored], alpha)

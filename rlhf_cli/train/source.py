@@ -42,7 +42,7 @@ class StepSource(Protocol):
         ranks have as many updates. A step has one, in PPO one for each epoch and minibatch.
         """
 
-    def take_metrics(self) -> Mapping[str, tuple[Tensor, float]]:
+    def take_metrics(self) -> Mapping[str, tuple[Tensor, Tensor | float]]:
         """Sums and counts that the source itself measured in the step just taken."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.losses.reduce import LossOutput, scaled_loss
+from rlhf_cli.losses.reduce import LossOutput, Metrics, scaled_loss
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.row_loss import RowLoss, backward_whole_step
 
 Loss = Callable[[Rows], LossOutput]
-Metrics = dict[str, tuple[Tensor, float]]
 
 
 class NonFiniteStep(Exception):
@@ -53,11 +52,12 @@ def accumulate(
         own.update(rows.count)
     counts = ranks.add(own)
     metrics: Metrics = {}
+    device = next(iter(optimizer.masters.values())).device
     if isinstance(loss, RowLoss) and loss.needs_whole_step:
-        total, found = backward_whole_step(step, loss, counts, ranks)
+        total, found = backward_whole_step(step, loss, counts, ranks, device)
         _merge(metrics, found)
     else:
-        total = torch.zeros((), device=next(iter(optimizer.masters.values())).device)
+        total = torch.zeros((), device=device)
         for rows in step:
             with torch.set_grad_enabled(rows.trains):
                 output = loss(rows)
@@ -77,7 +77,7 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     Raises:
         NonFiniteStep: before any parameter is touched.
     """
-    norm, loss = gradients.norm.item(), gradients.loss.item()
+    norm, loss = torch.stack([gradients.norm, gradients.loss]).tolist()  # one wait for the device
     if not (math.isfinite(norm) and math.isfinite(loss)):
         raise NonFiniteStep(f"loss {loss}, gradient norm {norm}")
     if max_norm and norm > max_norm:
@@ -109,7 +109,7 @@ def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[t
     return found
 
 
-def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, float]]) -> None:
+def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0))
         into[name] = (old_total + total.detach(), old_count + count)

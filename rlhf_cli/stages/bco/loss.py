@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.losses.bco import Delta, bco_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
@@ -54,8 +56,8 @@ def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: D
         losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
         if WEIGHT in values:
             losses = losses * values[WEIGHT]
-        shift = (reward.new_tensor(delta.value), 1.0)
-        metrics = label_metrics(reward, label, values["logp"]) | {"delta": shift}
+        metrics = label_metrics(reward, label, values["logp"])
+        metrics["delta"] = (torch.tensor(delta.value), 1.0)
         return LossOutput({"bco": Term(losses.sum(), "rows")}, metrics)
 
     return RowLoss(values, of, observe)

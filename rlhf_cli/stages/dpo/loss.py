@@ -9,12 +9,12 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.losses.divergence import divergence
 from rlhf_cli.losses.preference import PAIR_LOSSES, Knobs, Pairs, wpo_weight
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduce import LossOutput, Metrics, Term
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import row_logprobs, row_sums, row_tokens
+from rlhf_cli.train.sequence import row_logprobs, row_sums, row_tokens, split_pairs
 
 
 def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:
@@ -28,7 +28,6 @@ def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> Row
             "logp": row_logprobs(out, rows, cfg.ld_alpha),
             "reference": reference(rows),
             "tokens": tokens,
-            "first": rows.first_of_example,
         }
         if cfg.ld_alpha < 1:
             found["plain_logp"] = row_sums(out.logp, rows)
@@ -47,10 +46,8 @@ def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> Row
 
 
 def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
-    first = values["first"]
-
     def sides(name: str) -> tuple[Tensor, Tensor]:
-        return values[name][first], values[name][~first]
+        return split_pairs(values[name])
 
     pairs = Pairs(
         *sides("logp"),
@@ -60,7 +57,7 @@ def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
     )
     knobs = Knobs(cfg.beta, cfg.label_smoothing, cfg.discopop_tau, cfg.simpo_gamma)
     weight = wpo_weight(*sides("likely")) if cfg.wpo else torch.ones_like(pairs.chosen)
-    nll = -values.get("plain_logp", values["logp"])[first].sum()
+    nll = -split_pairs(values.get("plain_logp", values["logp"]))[0].sum()
     terms = {}
     for name, share in cfg.losses.items():
         if name != "sft":
@@ -72,7 +69,7 @@ def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
     return LossOutput(terms, _metrics(cfg, pairs, values))
 
 
-def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> dict[str, tuple[Tensor, float]]:
+def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
     count = len(pairs.chosen)
     chosen, rejected = pairs.chosen.detach(), pairs.rejected.detach()
     found = {"logps/chosen": chosen, "logps/rejected": rejected}
@@ -88,8 +85,8 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> dict[str, tuple
         "rewards/margins": w - r,
         "rewards/accuracies": (w > r).float(),
     }
-    means = {name: (value.sum(), float(count)) for name, value in found.items()}
+    means: Metrics = {name: (value.sum(), float(count)) for name, value in found.items()}
     if "entropy" in values:
-        tokens = float(values["tokens"].detach().sum())
+        tokens = values["tokens"].detach().sum()
         means["entropy"] = (values["entropy"].detach().sum(), tokens)
     return means

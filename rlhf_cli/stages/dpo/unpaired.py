@@ -12,6 +12,7 @@ from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.labelled import by_class, label_metrics, label_values, labelled
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowLoss, RowValues
+from rlhf_cli.train.sequence import split_pairs
 
 
 def with_mismatched(loaded: Loaded, max_length: int) -> Examples:
@@ -23,15 +24,16 @@ def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLo
     """KTO over the first row of each example; the second gives the reference point."""
 
     def values(rows: Rows) -> RowValues:
-        return {**label_values(policy, reference, rows), "first": rows.first_of_example}
+        return label_values(policy, reference, rows)
 
     def of(values: RowValues) -> LossOutput:
-        first, logp = values["first"], values["logp"]
-        s, label = logp - values["reference"], values["label"][first]
-        z = reference_point(s[~first])
-        losses = kto_loss(s[first], label, z, beta=cfg.beta)
+        s, mismatched = split_pairs(values["logp"] - values["reference"])
+        label, _ = split_pairs(values["label"])
+        logp, _ = split_pairs(values["logp"])
+        z = reference_point(mismatched)
+        losses = kto_loss(s, label, z, beta=cfg.beta)
         losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
-        metrics = label_metrics(cfg.beta * s[first], label, logp[first]) | {"kl": (z, 1.0)}
+        metrics = label_metrics(cfg.beta * s, label, logp) | {"kl": (z, 1.0)}
         return LossOutput({"kto": Term(losses.sum(), "examples")}, metrics)
 
     return RowLoss(values, of, couples=True)

@@ -13,13 +13,13 @@ from rlhf_cli.data.records.fields import Message, Prompt, messages
 from rlhf_cli.data.records.row_errors import Malformed, Refused
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.text import response_text
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.loss import Metrics
 from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.training import PPOTraining
 from rlhf_cli.train.artifact import save_model

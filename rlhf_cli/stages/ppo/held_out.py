@@ -45,7 +45,7 @@ def answer(author: Author, teacher: Teacher, ranks: Ranks) -> HeldOut:
         torch.tensor([float(len(one.tokens)) for one in responses]),
         torch.tensor([float(one.finished) for one in responses]),
     )
-    return HeldOut(*(torch.cat(ranks.gather(values)).double() for values in found))
+    return HeldOut(*(ranks.concatenate(values).double() for values in found))
 
 
 def evaluate(author: Author, teacher: Teacher, ranks: Ranks) -> dict[str, float]:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import Rows
+from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import Experience, Responses, shape, teaches
-from rlhf_cli.stages.ppo.loss import SAMPLED, VALUED, Metrics
+from rlhf_cli.stages.ppo.loss import SAMPLED, VALUED
 from rlhf_cli.stages.ppo.rows import MicroBatch, Written, masks, minibatches, table
 from rlhf_cli.stages.reference import Held
 
@@ -149,8 +150,8 @@ def _metrics(found: Responses, learned: Experience) -> Metrics:
 
 def _explained_variance(found: Responses, learned: Experience, ranks: Ranks) -> Metrics:
     """How much of the returns' variance the values explain, over the responses of all ranks."""
-    target = torch.cat(ranks.gather(learned.target[found.valued]))
-    value = torch.cat(ranks.gather(found.value[found.valued]))
+    target = ranks.concatenate(learned.target[found.valued])
+    value = ranks.concatenate(found.value[found.valued])
     if len(target) < 2 or target.var() == 0:
         return {}
     once = int(ranks.main)

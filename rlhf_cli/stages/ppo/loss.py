@@ -8,7 +8,7 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.kernels.head import TokenLogprobs
 from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.losses.ppo import approximate_kl, policy_loss, value_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduce import LossOutput, Metrics, Term
 from rlhf_cli.models.critic import TrunkCritic
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -21,8 +21,6 @@ VALUED = "valued"
 
 TEXT = "text"
 """Token column: a token of `ptx_data`."""
-
-Metrics = dict[str, tuple[Tensor, float]]
 
 
 class PPOLoss:
@@ -68,14 +66,13 @@ class PPOLoss:
         return LossOutput(terms, metrics)
 
     def _policy_terms(self, out: TokenLogprobs, rows: Rows) -> tuple[dict[str, Term], Metrics]:
-        cfg, known = self.cfg, rows.token_columns
-        kept = known[SAMPLED]
+        cfg, known, kept = self.cfg, rows.token_columns, _kept(rows, SAMPLED)
         logp, old = out.logp[kept], known["old_logp"][kept]
         losses = policy_loss(logp, old, known["advantage"][kept], cfg.clip_range)
         terms = {"policy": Term(losses.sum(), SAMPLED)}
         ratio, moved = (logp - old).exp(), approximate_kl(logp, old).detach()
         self.moved = (self.moved[0] + moved.sum(), self.moved[1] + len(moved))
-        metrics = {
+        metrics: Metrics = {
             "loss/policy": _mean(losses),
             "policy/approx_kl": _mean(moved),
             "policy/ratio": _mean(ratio),
@@ -93,13 +90,22 @@ class PPOLoss:
         return {} if self.warming else terms, metrics
 
     def _value_term(self, value: Tensor, rows: Rows) -> tuple[Term, Metrics]:
-        cfg, known = self.cfg, rows.token_columns
-        kept = known[VALUED]
+        cfg, known, kept = self.cfg, rows.token_columns, _kept(rows, VALUED)
         value, old = value[kept], known["old_value"][kept]
         losses = value_loss(value, old, known["target"][kept], cfg.value_clip_range)
         far = (value - old).abs() > cfg.value_clip_range
-        metrics = {"loss/value": _mean(losses), "value/clip_fraction": _mean(far.float())}
+        metrics: Metrics = {"loss/value": _mean(losses), "value/clip_fraction": _mean(far.float())}
         return Term(losses.sum(), VALUED, cfg.vf_coef), metrics
+
+
+def _kept(rows: Rows, mask: str) -> Tensor | slice:
+    """The scored tokens that a mask keeps, as an index.
+
+    All of them unless `compat=trl` scores a position behind the end, and then no mask is read: it
+    would make the host wait for the device.
+    """
+    whole = rows.count[mask] == rows.count["tokens"]
+    return slice(None) if whole else rows.token_columns[mask]
 
 
 def _mean(values: Tensor) -> tuple[Tensor, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -40,6 +41,11 @@ class Written:
         """The tokens behind the prompt that have a log-prob or a value."""
         return [*self.tokens, *([] if self.behind is None else [self.behind])]
 
+    @property
+    def fingerprint(self) -> str:
+        """The same for responses of the same tokens, and for no others."""
+        return hashlib.sha256(repr(list(self.tokens)).encode()).hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.before) + len(self.scored)
 
@@ -59,20 +65,17 @@ class MicroBatch:
     sizes: list[int]
 
     def cut(self, values: Tensor) -> dict[int, Tensor]:
-        """A number for each scored token [S], by response."""
-        return dict(zip(self.members, values.split(self.sizes), strict=True))
+        """A number for each scored token [S], by response; fp32 on the CPU."""
+        return dict(zip(self.members, values.float().cpu().split(self.sizes), strict=True))
 
     def with_columns(self, tables: Mapping[str, Tensor]) -> Rows:
         """The rows with numbers of each scored token, cut from tables [B, T] of all responses."""
-        device = self.rows.tokens.device
 
         def column(whole: Tensor) -> Tensor:
             parts = zip(self.members, self.sizes, strict=True)
-            return torch.cat([whole[k, :size] for k, size in parts]).to(device)
+            return torch.cat([whole[k, :size] for k, size in parts])
 
-        return replace(
-            self.rows, token_columns={name: column(whole) for name, whole in tables.items()}
-        )
+        return self.rows.with_token_columns({name: column(of) for name, of in tables.items()})
 
 
 def minibatches(
@@ -164,7 +167,7 @@ def table(found: Mapping[int, Tensor], count: int) -> Tensor:
     """[B, T] fp32 on the CPU: the numbers of each response, padded on the right with zeros."""
     if not count:
         return torch.zeros(0, 1)
-    return pad_sequence([found[k].float().cpu() for k in range(count)], batch_first=True)
+    return pad_sequence([found[k] for k in range(count)], batch_first=True)
 
 
 def masks(responses: Sequence[Written]) -> dict[str, Tensor]:

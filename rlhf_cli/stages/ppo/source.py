@@ -12,9 +12,9 @@ from torch import Tensor
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.order import Order
+from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Lesson
-from rlhf_cli.stages.ppo.loss import Metrics
 from rlhf_cli.stages.ppo.rollout import Author
 from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.samples import ROWS, SampleFile

@@ -12,10 +12,11 @@ from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.losses.kl import KLController
+from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Lesson, Teacher
-from rlhf_cli.stages.ppo.loss import Metrics, PPOLoss
+from rlhf_cli.stages.ppo.loss import PPOLoss
 from rlhf_cli.stages.ppo.rows import Written, as_text
 from rlhf_cli.stages.ppo.signs import Signs
 
@@ -75,7 +76,7 @@ class Updates:
     def passes(self, lesson: Lesson) -> Iterator[list[Rows]]:
         """The updates one after the other; the KL coefficient follows them."""
         yield from self._epochs(lesson)
-        every = torch.cat(self.ranks.gather(lesson.kl))
+        every = self.ranks.concatenate(lesson.kl)
         self.kl.update(float(every.double().mean()), len(every))
 
     def _epochs(self, lesson: Lesson) -> Iterator[list[Rows]]:
@@ -104,7 +105,7 @@ class Updates:
         return moved["sum"] > TOO_FAR * most * moved["count"]
 
     def _require_near(self, kl: Tensor, step: int) -> None:
-        mean = float(torch.cat(self.ranks.gather(kl)).double().mean())
+        mean = float(self.ranks.concatenate(kl).double().mean())
         if not mean <= self.cfg.kl_limit:  # NaN too
             raise NonFinite(
                 f"step {step}: the responses have a KL of {mean:.1f} nats from the reference, more "
@@ -127,18 +128,17 @@ class Updates:
         """Compare with earlier rollouts, over the responses of all ranks."""
         gather = self.ranks.gather
         entropy = sum(gather(float(self.metrics["objective/entropy"][0])))
-        every = [
-            (tuple(one.tokens), one.finished) for part in gather(list(responses)) for one in part
-        ]
-        points = torch.cat(gather(score)).double()
-        distinct = len({text for text, _ in every}) / len(every)
-        tokens = sum(len(text) for text, _ in every)
+        own = [(len(one.tokens), one.finished, one.fingerprint) for one in responses]
+        every = [found for part in gather(own) for found in part]
+        points = self.ranks.concatenate(score).double()
+        distinct = len({fingerprint for *_, fingerprint in every}) / len(every)
+        tokens = sum(length for length, *_ in every)
         self.signs.look(
             {
                 "score": float(points.mean()),
                 "deviation": float(points.std()) if len(points) > 1 else 1.0,
                 "length": tokens / len(every),
-                "ended": sum(ended for _, ended in every) / len(every),
+                "ended": sum(ended for _, ended, _ in every) / len(every),
                 "distinct": distinct if len(every) > 3 else 1.0,
                 "entropy": entropy / tokens,
             }

@@ -20,6 +20,7 @@ from rlhf_cli.losses.reward import (
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.train.row_loss import RowLoss, RowValues
+from rlhf_cli.train.sequence import split_pairs
 
 TAKES = {
     "preference": ("comparison",),
@@ -50,7 +51,6 @@ def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
             "score": model(rows),
             "said": rows.columns["score"],
             "example": rows.example_of_row,
-            "first": rows.first_of_example,
         }
 
     return RowLoss(values, _loss_of(cfg, kind))
@@ -85,10 +85,10 @@ def _loss_of(cfg: RewardConfig, kind: str) -> Callable[[RowValues], LossOutput]:
 
 
 def _pairs(values: RowValues, center: float) -> LossOutput:
-    first, score, said = values["first"], values["score"], values["said"]
-    chosen, rejected = score[first], score[~first]
-    losses = pair_loss(chosen, rejected, said[first])
-    return _compared(losses, chosen, rejected, _ones(chosen), center, score)
+    chosen, rejected = split_pairs(values["score"])
+    margin, _ = split_pairs(values["said"])
+    losses = pair_loss(chosen, rejected, margin)
+    return _compared(losses, chosen, rejected, _ones(chosen), center, values["score"])
 
 
 def _rankings(values: RowValues, center: float) -> LossOutput:
@@ -106,7 +106,7 @@ def _compared(
     if center:
         squares = centering_loss(better, worse) * share
         terms["centering"] = Term(squares.sum(), "examples", center)
-    apart, examples = (better - worse).detach(), float(share.sum())
+    apart, examples = (better - worse).detach(), share.sum()
     return LossOutput(
         terms,
         {
