@@ -74,6 +74,15 @@ def own_device() -> torch.device:
     return torch.device("cpu")
 
 
+def forked_rng() -> contextlib.AbstractContextManager[None]:
+    """Put torch's generators back afterwards: those of the CPU and of this process's GPU.
+
+    Without a list of devices torch saves those of all GPUs, and warns where there are several.
+    """
+    device = own_device()
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
 def choose_compute(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The compute type for `train.precision`, and why.
 

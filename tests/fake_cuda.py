@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
@@ -70,9 +71,10 @@ def on_cuda(tensor: Tensor) -> bool:
 
 
 def _mark(result: Any, cuda: bool = True) -> Any:
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
-            leaf.untyped_storage().on_fake_cuda = cuda
+    with torch._C.DisableTorchFunction():
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.device.type == "cpu":
+                leaf.untyped_storage().on_fake_cuda = cuda
     return result
 
 
@@ -386,6 +388,13 @@ def fake_cuda(patch: Any) -> Iterator[FakeCuda]:
         with torch._C.DisableTorchFunction(), _disable_current_modes():
             return Tensor._make_subclass(kind, torch.empty(0))
 
+    def metadata(tensor: Tensor) -> dict[str, Any]:
+        return {
+            "shape": tensor.shape,
+            "dtype": tensor.dtype,
+        }  # the device hides where modes are off
+
+    patch.setitem(checkpoint._allowed_determinism_checks_to_fns, "default", metadata)
     patch.setattr(CausalBias, "__new__", new_bias)
     patch.setattr(torch.autograd, "_engine_run_backward", run_backward)
     patch.setattr(torch.autograd.graph, "_engine_run_backward", run_backward)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlhf_cli.config import recipe
+from rlhf_cli.context import forked_rng
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.train import checkpoint as checkpoints
@@ -62,7 +63,7 @@ def tiny_llama(seed: int = 0, **changes: Any) -> Any:
         "tie_word_embeddings": True,
         "initializer_range": 0.2,
     }
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(LlamaConfig(**{**shape, **changes}))
 

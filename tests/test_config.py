@@ -585,6 +585,15 @@ def test_paths_beside_a_recipe_are_relative_to_it(folder):
     assert compose("sft", "config=elsewhere/beside.yaml").config.data.path == rows
 
 
+def test_a_word_of_a_key_is_no_path_even_where_a_folder_has_that_name(folder):
+    write("copy/config.json", "{}")
+    write("elsewhere/copy/config.json", "{}")
+    write("elsewhere/r.yaml", "data: tiny\nmodel: {path: tiny, reference: copy}")
+    assert compose("dpo", "config=elsewhere/r.yaml").config.model.reference == "copy"
+    words = ("model=tiny", "data=tiny", "model.reference=copy")
+    assert compose("dpo", *words).config.model.reference == "copy"
+
+
 def test_other_paths_of_a_recipe_are_relative_to_the_working_folder(folder):
     write("rows.jsonl", "{}")
     write("elsewhere/r.yaml", "data: rows.jsonl\nmodel: tiny")

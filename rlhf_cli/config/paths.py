@@ -6,6 +6,7 @@ that is too long or has an unknown `~user`.
 
 import os.path
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -39,10 +40,16 @@ def input_mark(marks: Marks) -> InputMark | None:
     return next((mark for mark in marks if isinstance(mark, InputMark)), None)
 
 
-def anchor(value: str, folder: Path) -> str:
-    """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it."""
+def anchor(value: str, folder: Path, words: Sequence[str] = ()) -> str:
+    """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it.
+
+    Args:
+        value: as the recipe has it.
+        folder: of the recipe.
+        words: values of the key that are no paths, whatever lies beside the recipe.
+    """
     relative = value in (".", "..") or value.startswith(("./", "../"))
-    word = value == SHIPPED or no_rows(value)
+    word = value == SHIPPED or value in words or no_rows(value)
     file = value.rpartition(":")[0] or value  # of `judge.py:score`
     beside = not word and any(os.path.exists(folder / name) for name in (value, file))
     return os.path.abspath(folder / value) if relative or beside else value
@@ -53,21 +60,26 @@ def anchor_all(kind: Any, value: Any, folder: Path) -> Any:
     bare, marks = unmark(kind)
     mark = input_mark(marks)
     if mark:
-        return _anchor_marked(value, folder)
+        return _anchor_marked(value, folder, _words(mark))
     if get_origin(bare) is list and is_group(get_args(bare)[0]) and isinstance(value, list):
         kinds = field_types(get_args(bare)[0])
         return [_anchor_group(kinds, item, folder) for item in value]
     return value
 
 
-def _anchor_marked(value: Any, folder: Path) -> Any:
+def _words(mark: InputMark) -> Sequence[str]:
+    """Values of a key that are no paths, even where a file has that name."""
+    return mark.words if isinstance(mark, ModelPath) else ()
+
+
+def _anchor_marked(value: Any, folder: Path, words: Sequence[str]) -> Any:
     """A path, a list of paths, or sources with a `path` each."""
     if isinstance(value, str):
-        return anchor(value, folder)
+        return anchor(value, folder, words)
     if isinstance(value, list):
-        return [_anchor_marked(item, folder) for item in value]
+        return [_anchor_marked(item, folder, words) for item in value]
     if isinstance(value, dict) and "path" in value:
-        return {**value, "path": _anchor_marked(value["path"], folder)}
+        return {**value, "path": _anchor_marked(value["path"], folder, words)}
     return value
 
 
@@ -85,7 +97,7 @@ def locate(mark: InputMark, value: str) -> str:
     """
     if isinstance(mark, FunctionPath):
         return functions.locate(value)
-    if value in ("", SHIPPED) or (isinstance(mark, DataPath) and no_rows(value)):
+    if value in ("", SHIPPED, *_words(mark)) or (isinstance(mark, DataPath) and no_rows(value)):
         return value
     path = os.path.abspath(os.path.expanduser(value))
     if isinstance(mark, ModelPath):

@@ -19,6 +19,7 @@ from peft.utils import (
 from safetensors.torch import load_file
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.adapters import TOKEN_ROWS, TRAINED, Adapters, kind_of, own_name
 from rlhf_cli.models.config import AdapterConfig
@@ -74,7 +75,7 @@ def attach(
         wrapped = _load(model, wrapped, name, folder, new_tokens if name == TRAINED else ())
     if fresh:
         config = _beside(wrapped, new_adapter(model, cfg, new_tokens))
-        with torch.random.fork_rng():
+        with forked_rng():
             torch.manual_seed(seed)
             wrapped = _add(model, wrapped, TRAINED, config)
     elif cfg.kind != "none":

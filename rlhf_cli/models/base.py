@@ -18,7 +18,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from rlhf_cli.context import say
+from rlhf_cli.context import forked_rng, say
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.checkpoint_keys import (
     HEADLESS,
@@ -95,7 +95,7 @@ def load_base(
     require_config(base)
     require_safe_weights(Path(base))
     allowed = fit or (LANGUAGE_MODEL if shape is LANGUAGE else SCORER)
-    with loading("model.path", base), torch.random.fork_rng():
+    with loading("model.path", base), forked_rng():
         config = AutoConfig.from_pretrained(base, trust_remote_code=cfg.trust_remote_code)
         require_one_stack(base, config)
         require_whole_weights(base, config)
@@ -145,7 +145,7 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANG
         ModelError: there is no such shape.
     """
     key = "model.path" if cfg.path else "model.architecture"
-    with loading(key, cfg.path or describe(cfg)), torch.random.fork_rng():
+    with loading(key, cfg.path or describe(cfg)), forked_rng():
         config = _config(cfg)
         require_one_stack(describe(cfg), config)
         config.vocab_size = vocabulary_size(tokenizer)
@@ -233,7 +233,7 @@ def fit_vocabulary(
     saved = [rows_of(folder, model) for folder in adapters]
     needed = max([size, *(token + 1 for token in new_tokens), *saved])
     if needed > size:
-        with torch.random.fork_rng():
+        with forked_rng():
             model.resize_token_embeddings(needed, mean_resizing=False)
     untrained = sorted({*new_tokens, *range(size, needed)})
     if untrained:

@@ -77,8 +77,7 @@ def routed(output: Any, place: Place, rows: Rows, model: Any) -> Routed:
     count = len(rows.lengths)
     chosen, share = [], []
     for logits in output.router_logits:
-        shape = (1, *logits.shape) if place.mask is None else (*place.mask.shape, logits.shape[-1])
-        own = place.take(logits.reshape(shape), every).float().softmax(-1)
+        own = place.take(logits[None], every).float().softmax(-1)
         picked = torch.zeros_like(own).scatter_(1, own.topk(top_k, dim=-1).indices, 1.0)
         chosen.append(_by_row(picked.detach(), rows, count))
         share.append(_by_row(own, rows, count))

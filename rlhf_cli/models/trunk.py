@@ -120,13 +120,13 @@ class Trunk(nn.Module, ABC):
                 use_cache=False,
                 **rows_apart,
             )
-            return output, Place(index=flat.index)
+            return output, Place(flat.index)
         tokens, mask = pad(rows, self.padding_side, self.pad_token)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = self.model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
         )
-        return output, Place(mask=mask)
+        return output, Place(padded_index(rows, self.padding_side))
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,10 @@ class Place:
     """Where the tokens of rows are in what a model computes of them.
 
     Attributes:
-        mask: [R, T] of padded rows, 1 keeps; else none.
-        index: [N], of flat rows that have tokens in common; else none.
+        index: [N], where each token of the rows is, batch and sequence counted as one; none where
+            flat rows have no tokens in common, and each token has its own place.
     """
 
-    mask: Tensor | None = None
     index: Tensor | None = None
 
     def take(self, values: Tensor, positions: Tensor) -> Tensor:
@@ -148,7 +147,7 @@ class Place:
             values: [1, n, ...] of flat rows, or [R, T, ...] of padded ones.
             positions: [P] int64, indices of `Rows.tokens`.
         """
-        flat = values.squeeze(0) if self.mask is None else values[self.mask.bool()]
+        flat = values.flatten(0, 1)
         return flat.index_select(0, positions if self.index is None else self.index[positions])
 
 
@@ -160,6 +159,15 @@ def pad(
     kept = [torch.ones_like(part) for part in parts]
     tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
     return tokens, pad_sequence(kept, True, padding_side=side)
+
+
+def padded_index(rows: Rows, side: Literal["left", "right"]) -> Tensor:
+    """[N] int64: where `pad` puts each token, in its table [R, T] taken as one sequence."""
+    width = max(rows.sizes)
+    first = torch.arange(len(rows.sizes), device=rows.tokens.device) * width
+    if side == "left":
+        first = first + width - rows.lengths
+    return first[rows.row_of_token] + rows.positions
 
 
 def padded_attention(model: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from rlhf_cli.context import forked_rng
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.trunk import padded_attention
@@ -40,7 +41,7 @@ def generate_batched(
     for first in range(0, len(rows), batch):
         part = rows[first : first + batch]
         tokens, mask = _pad_left([row.before for row in part], filler, model.device)
-        with writing(model, plain_attention(model)), torch.random.fork_rng():
+        with writing(model, plain_attention(model)), forked_rng():
             torch.manual_seed(int(np.random.SeedSequence(seeds[first]).generate_state(1)[0]))
             output = model.generate(
                 input_ids=tokens,

@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch.testing import assert_close
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.losses.likelihood import load_balancing_loss
@@ -33,7 +34,7 @@ def mixture(seed=0, **changes):
         "moe_intermediate_size": 16, "num_experts_per_tok": 2, "initializer_range": 0.2,
         "output_router_logits": True, "router_aux_loss_coef": 0.1, "max_position_embeddings": 64,
     }  # fmt: skip
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(seed)
         return Qwen3MoeForCausalLM(Qwen3MoeConfig(**{**shape, **changes}))
 

@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from rlhf_cli import cli
+from rlhf_cli.context import forked_rng
 from rlhf_cli.models.modalities import language_parts, other_parts
 from rlhf_cli.resources import shipped_model
 from tests.helpers import tiny_llama
@@ -37,7 +38,7 @@ def gemma(tmp_path_factory):
         f"{name}_token_index": len(tokenizer) + i for i, name in enumerate(("boi", "eoi", "image"))
     }
     config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **images)
-    with torch.random.fork_rng():
+    with forked_rng():
         torch.manual_seed(0)
         Gemma3ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -41,6 +41,9 @@ class Peer:
     def gather(self, value):
         return [value, self.others.popleft()]
 
+    def concatenate(self, tensor):
+        return torch.cat([tensor, torch.tensor(self.others.popleft(), dtype=tensor.dtype)])
+
 
 def test_a_weighted_sum_and_the_parts_of_it(capsys):
     rewards = open_rewards(RewardsConfig(terms=TWO_TERMS), None, context())

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import torch
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
 
+from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import shipped_model
@@ -20,7 +20,7 @@ def bart(tmp_path_factory):
     shape = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     layers = {"encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    with torch.random.fork_rng():
+    with forked_rng():
         config = BartConfig(vocab_size=len(tokenizer), **shape, **layers, **heads)
         BartForConditionalGeneration(config).save_pretrained(folder)
     return folder
