@@ -12,6 +12,7 @@ from rlhf_cli import __version__
 from rlhf_cli.command_line import failures
 from rlhf_cli.command_line.words import CommandLine, parse
 from rlhf_cli.config.nearest import nearest
+from rlhf_cli.cores import yield_cores
 from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
 from rlhf_cli.launch import outer
 from rlhf_cli.resources import SHIPPED
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def entry() -> int:
     """The console script `rlhf`."""
+    yield_cores()
     return main(sys.argv[1:])
 
 

@@ -123,6 +123,16 @@ def settle_cpu() -> str:
     return f" of {cores()} cores" + (", freed memory kept" if keep_freed_memory() else "")
 
 
+def use_deterministic_algorithms() -> None:
+    """Make torch compute the same bits each time, or fail; before anything runs on a GPU.
+
+    Adding with atomics is what differs otherwise: `index_add`, and the backward passes of gathers
+    and of flash attention.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS' first product
+    torch.use_deterministic_algorithms(True)
+
+
 def keep_freed_memory() -> bool:
     """Tell glibc to reuse large blocks instead of returning them to the system.
 

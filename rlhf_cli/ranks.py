@@ -41,6 +41,13 @@ class Ranks:
         """Whether this one writes and speaks."""
         return self.rank == 0
 
+    def block(self, count: int) -> range:
+        """This rank's part of `count` items: contiguous, and as large as the others' but for one.
+
+        What is cut by number elsewhere, as responses into minibatches, has items on every rank.
+        """
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
     def add_in_place(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over all ranks."""
         if self.size > 1:

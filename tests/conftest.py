@@ -4,6 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see rlhf_cli/cores.py; before torch is loaded
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,24 @@ def real_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither read nor fill the user's cache."""
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With FAKE_CUDA=1 in the environment, tests run on a stand-in for a GPU.
+
+    `FAKE_CUDA=1 pytest tests/stages` finds tests, and what they test, that would fail on a GPU
+    machine.
+    """
+    if not os.environ.get("FAKE_CUDA") or "fake_cuda" in request.node.nodeid:
+        yield
+        return
+    from rlhf_cli.train import loop
+    from tests.fake_cuda import fake_cuda
+
+    monkeypatch.setattr(loop, "measure_peak", lambda device, compute: 1e12)
+    with fake_cuda(monkeypatch):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

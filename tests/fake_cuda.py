@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn.attention.bias import CausalBias
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
@@ -360,6 +361,33 @@ def _runtime() -> dict[str, Any]:
     for name, answer in answers.items():
         found[name] = lambda *_, answer=answer, **__: answer
     return found
+
+
+def require_alike(patch: Any) -> None:
+    """Let a collective call fail where its tensor lies elsewhere on another rank.
+
+    On a machine with GPUs one of the ranks would call gloo and the other NCCL, and both would wait
+    for ever. Here there is gloo alone.
+    """
+    begin, gather = dist.init_process_group, dist.all_gather
+
+    def agree(tensor: Tensor) -> None:
+        own = torch.tensor([int(on_cuda(tensor))])
+        every = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+        gather(every, own)
+        if len({int(one) for one in every}) > 1:
+            raise MixedDevices("a collective call: on the GPU on one rank, on the CPU on another")
+
+    def checked(call: Any, place: int) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            agree(args[place])
+            return call(*args, **kwargs)
+
+        return run
+
+    patch.setattr(dist, "init_process_group", lambda backend, **rest: begin("gloo", **rest))
+    patch.setattr(dist, "all_reduce", checked(dist.all_reduce, 0))
+    patch.setattr(dist, "all_gather", checked(dist.all_gather, 1))
 
 
 @contextlib.contextmanager

@@ -96,3 +96,20 @@ def test_no_module_is_part_of_a_circle():
 def test_packages_import_nothing():
     loaded = {name: imports(name) for name in MODULES if name.endswith("__init__")}
     assert {name: found for name, found in loaded.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "allowed"),
+    [
+        ("all_gather_object", set()),  # pickles: what another machine sends could run code
+        ("broadcast_object_list", set()),
+        (
+            "torch.random.fork_rng()",
+            set(),
+        ),  # saves the generators of all GPUs, and warns; see forked_rng
+        ('torch.device("cpu")', {"context.py", "verbs/merge.py"}),  # a model says where it is
+    ],
+)
+def test_what_works_on_one_cpu_only_is_not_called(call, allowed):
+    callers = {f.relative_to(ROOT).as_posix() for f in MODULES.values() if call in f.read_text()}
+    assert callers <= allowed

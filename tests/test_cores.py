@@ -1,11 +1,13 @@
 """Which cores are ours, and what is done with them."""
 
+import os
+
 import pytest
 import torch
 
 from rlhf_cli import cores as module
 from rlhf_cli.context import settle_cpu
-from rlhf_cli.cores import cores
+from rlhf_cli.cores import cores, yield_cores
 
 SECOND = {"cpu.max": "150000 100000\n"}
 FIRST = {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}
@@ -38,3 +40,18 @@ def test_threads_are_no_more_than_cores_unless_the_user_says_so(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_that_wait_give_up_their_core_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    yield_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    yield_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    yield_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"

@@ -110,7 +110,7 @@ class Session(Training):
             loss,
             source,
             (lambda: evaluate(held_out)) if held_out else None,
-            where=self.examples.where,
+            where=lambda rows: self.examples.where(rows.owners[0]),
             ends=end_tokens(model.model, self.tokenizer),
             trained_on="chat" if self.report.templated else "text",
             state=state,

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.context import open_context, say
+from rlhf_cli.context import open_context, say, use_deterministic_algorithms
+from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.compiled import compile_layers, require_compiler
 from rlhf_cli.models.freeze import freeze
@@ -51,6 +52,8 @@ class Training(ABC):
 
     def __init__(self, cfg: StageConfig, out: Path) -> None:
         self.cfg = cfg
+        if cfg.train.deterministic:
+            use_deterministic_algorithms()
         self.ctx = open_context(cfg.train.precision, cfg.seed, out)
         require_device(cfg.train, self.ctx.device)
         require_liger(cfg.kernels, self.ctx.device)
@@ -90,7 +93,7 @@ class Training(ABC):
         source: StepSource,
         evaluate: Evaluate | None,
         *,
-        where: Callable[[int], str],
+        where: Callable[[Rows], str],
         ends: Sequence[int],
         trained_on: str,
         state: StageState | None = None,
@@ -102,7 +105,7 @@ class Training(ABC):
             loss: of a micro-batch.
             source: yields steps.
             evaluate: held-out metrics; called without gradients.
-            where: example -> `file:line`, to name a row that fails.
+            where: the rows of one example -> `file:line`, to name one that fails.
             ends: tokens that end a response of the result.
             trained_on: `chat` where the rows went through the template, else `text`.
             state: what the stage keeps from step to step.

@@ -86,6 +86,10 @@ class TrainConfig:
     """Compile the layers with torch.compile, which takes half a minute to two before the first
     step; on a CPU it needs a C++ compiler. Not beside `train.gradient_checkpointing`."""
 
+    deterministic: Annotated[bool, Machinery()] = False
+    """Use torch's deterministic algorithms: on a GPU the same run gives the same bits again, more
+    slowly, and an operation that has no such algorithm ends the run. A CPU needs it for nothing."""
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = []

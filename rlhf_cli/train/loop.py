@@ -72,7 +72,7 @@ class Trainer:
     lr: float
     ctx: RunContext
     evaluate: Callable[[], dict[str, float]] | None
-    where: Callable[[int], str]
+    where: Callable[[Rows], str]
     machinery: dict[str, Any]
     trackers: Trackers | None = None
     state: StageState = field(default_factory=StageState)
@@ -209,9 +209,12 @@ class Trainer:
 
     def _explain(self, error: NonFiniteStep, step: list[Rows]) -> NonFinite:
         """Name the rows; parameters are still those of the step before."""
-        own = culprits(step, self.loss, self.optimizer)
-        found = sorted(pair for of_rank in self.ranks.gather(own) for pair in of_rank)
-        named = [f"  {self.where(example)}: {what} is not finite" for example, what in found[:5]]
+        own = sorted(
+            (rows.owners[0], self.where(rows), what)
+            for rows, what in culprits(step, self.loss, self.optimizer)
+        )
+        found = sorted(one for of_rank in self.ranks.gather(own) for one in of_rank)
+        named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
         if len(found) > 5:
             named.append(f"  and {len(found) - 5} more of the step's rows")
         if not found:
@@ -279,7 +282,7 @@ def fit(
     ctx: RunContext,
     *,
     lr: float,
-    where: Callable[[int], str],
+    where: Callable[[Rows], str],
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     machinery: dict[str, Any] | None = None,
@@ -295,7 +298,7 @@ def fit(
         cfg: steps, optimizer, schedule, logging, saving.
         ctx: device, compute type, run folder, and the ranks that take part; each calls this.
         lr: peak learning rate.
-        where: example -> `file:line`, to name a row that fails.
+        where: the rows of one example -> `file:line`, to name one that fails.
         evaluate: held-out metrics; called without gradients.
         checkpoint: continue from this one.
         machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.

@@ -85,11 +85,11 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     optimizer.step(lr)
 
 
-def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[tuple[int, str]]:
+def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[tuple[Rows, str]]:
     """Which of this rank's examples have a non-finite loss or gradient, each tried alone.
 
     Returns:
-        (example, what was not finite) of each; empty where only their sum overflows.
+        (its rows, what was not finite) of each; empty where only their sum overflows.
     """
 
     def alone(rows: Rows) -> LossOutput:
@@ -100,11 +100,10 @@ def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[t
         for example in rows.split():
             optimizer.zero_grad()
             gradients = accumulate([example], alone, optimizer)
-            number = int(example.example_of_row[0])
             if not torch.isfinite(gradients.loss):
-                found.append((number, "loss"))
+                found.append((example, "loss"))
             elif not torch.isfinite(gradients.norm):
-                found.append((number, "gradient"))
+                found.append((example, "gradient"))
     optimizer.zero_grad()
     return found
 

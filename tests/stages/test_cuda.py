@@ -1,13 +1,18 @@
 """Every stage on a stand-in for a GPU: no tensor on the wrong device, few waits for the device."""
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.train import loop
+from rlhf_cli.train.metrics import read_metrics
 from tests.fake_cuda import fake_cuda
-from tests.helpers import last_of_each
+from tests.helpers import last_of_each, without_machine
+from tests.stages.test_stages import stop_after
 
 PPO = ("ppo", "reward.length_penalty=1", "max_new_tokens=16", "ppo_epochs=2", "minibatches=2")
 
@@ -77,3 +82,49 @@ def test_a_stage_trains_on_a_gpu_and_hardly_waits(name, tmp_path, waits):
     assert cli.main(words(stage, tmp_path / "run")) == 0
     assert len(waits) == 2
     assert max(step.total() for step in waits) <= budget, waits
+
+
+def test_a_run_on_a_gpu_is_continued_bitwise(tmp_path, monkeypatch, waits, capsys):
+    settings = ("max_steps=4", "train.save_steps=1", "train.eval_steps=2")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert cli.main(words(("sft",), whole, *settings)) == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert cli.main(words(("sft",), broken, *settings)) == 130
+    assert cli.main(words(("sft",), broken, *settings)) == 0
+    assert "continuing from step-000002" in capsys.readouterr().err
+    name = Path("model", "model.safetensors")
+    assert (whole / name).read_bytes() == (broken / name).read_bytes()
+    on_gpu = [without_machine(read_metrics(out / "metrics.jsonl")) for out in (whole, broken)]
+    assert on_gpu[0] == on_gpu[1]
+
+
+def test_a_gpu_measures_what_a_cpu_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "measure_peak", lambda device, compute: 1e12)
+    assert cli.main(words(STAGES["sft"][0], tmp_path / "cpu")) == 0
+    with fake_cuda(monkeypatch):
+        assert cli.main(words(STAGES["sft"][0], tmp_path / "gpu")) == 0
+    cpu, gpu = (
+        without_machine(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("cpu", "gpu")
+    )
+    for there, here in zip(gpu, cpu, strict=True):
+        assert there == pytest.approx(here, abs=1e-5)
+
+
+def test_models_write_and_are_measured_on_a_gpu(tmp_path, waits, capsys):
+    prompts = ("prompt=[Tea?,Salt?]", "max_new_tokens=4", "precision=fp32")
+    assert cli.main(["generate", "model=tiny", *prompts, "sampling.min_new_tokens=2"]) == 0
+    assert cli.main(["evaluate", "model=tiny", "data=tiny", "precision=fp32"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_a_rank_without_rows_is_where_the_others_are(tmp_path, rows):
+    """9 rows, 4 a step, 2 ranks: the third step of an epoch has a row for one rank only."""
+    data = rows(*({"prompt": f"{i}?", "completion": " yes", "label": i % 2 == 0} for i in range(9)))
+    changes = (f"data={data}", "data.eval=none", "batch_size=4", "max_steps=3")
+    argv = words(("bco",), tmp_path / "run", *changes)
+    ranks = ["--standalone", "--nproc-per-node=2", "-m", "tests.fake_cuda_rank"]
+    command = [sys.executable, "-m", "torch.distributed.run", *ranks, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 3

@@ -1,8 +1,10 @@
 """Early stopping, the best weights, trackers and the 8-bit optimizer from the command line."""
 
 import json
+import os
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -28,6 +30,19 @@ def held_out(out):
         for line in read_metrics(out / "metrics.jsonl")
         if "eval/loss" in line
     }
+
+
+def test_deterministic_algorithms_are_used_where_they_are_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    for name, setting in (("usual", "false"), ("exact", "true")):
+        argv = ["sft", "model=tiny", "data=tiny", "data.eval=none", "max_steps=1", *FAST]
+        out = f"output_dir={tmp_path / name}"
+        assert cli.main([*argv, f"train.deterministic={setting}", out]) == 0
+    assert asked == [True]
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ STAGES = {
     "bco": ["bco", "data=pairs.jsonl"],
     "ppo": [
         "ppo", "data=prompts.jsonl", "reward.function=judge.py:length", "template=never",
-        "max_new_tokens=150", "sampling.min_new_tokens=150", "ppo_epochs=1",
+        "max_new_tokens=150", "sampling.min_new_tokens=150", "allow_truncated_sampling=true",
+        "ppo_epochs=1",
     ],
 }  # fmt: skip
 

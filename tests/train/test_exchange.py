@@ -87,3 +87,10 @@ def test_all_ranks_stop_where_one_was_asked_to():
     assert stop.agreed(Twins()) == ""
     asked = Twins(other=lambda said: said + 1 if torch.is_tensor(said) else "SIGTERM")
     assert stop.agreed(asked) == "SIGTERM"
+
+
+def test_blocks_are_contiguous_and_leave_nothing_out():
+    for count, size in ((8, 8), (9, 4), (2, 3), (0, 2)):
+        blocks = [list(Ranks(rank, size).block(count)) for rank in range(size)]
+        assert [place for block in blocks for place in block] == list(range(count))
+        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1

@@ -140,8 +140,8 @@ class PPOConfig(StageConfig):
     """Of `ptx_data`, in each move of the optimizer."""
 
     allow_truncated_sampling: bool = False
-    """Allow `top_k`, `top_p` and `min_p`, although the log-probs that are learned from are those of
-    the whole distribution."""
+    """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs that are learned
+    from are those of the whole distribution."""
 
     sample_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 10
     """Write some responses with score and KL to the log and to `samples.jsonl` every so many steps;
@@ -234,11 +234,13 @@ class PPOConfig(StageConfig):
                 "sampling.temperature: got 0.0, with which every response is the same; need a "
                 "number > 0. Try temperature=0.7"
             )
-        cut = (sampling.top_k, sampling.top_p, sampling.min_p) != (0, 1.0, 0.0)
-        if cut and not self.allow_truncated_sampling:
+        cuts = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "min_new_tokens": 0}
+        given = [name for name, whole in cuts.items() if getattr(sampling, name) != whole]
+        if given and not self.allow_truncated_sampling:
+            whole = " ".join(f"sampling.{name}={cuts[name]:g}" for name in given)
             found.append(
-                "sampling.top_k, top_p or min_p: given, but what they cut away has probability in "
-                "the policy that is trained. Try top_k=0 top_p=1 min_p=0, or "
+                f"sampling.{', sampling.'.join(given)}: given, but the tokens that are not drawn "
+                f"because of it have probability in the policy that is trained. Try {whole}, or "
                 "allow_truncated_sampling=true"
             )
         return found

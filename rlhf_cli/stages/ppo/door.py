@@ -118,7 +118,7 @@ class PPOTrainer:
             cfg.lr,
             self.run.ctx,
             evaluate=None,
-            where=lambda number: f"prompts[{number}]",
+            where=lambda rows: f"prompts[{rows.owners[0]}]",
             machinery=self.run.machinery,
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rlhf_cli.context import say
+from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.prompts import (
     PromptSet,
     encode_prompts,
@@ -23,6 +24,7 @@ from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import evaluate
+from rlhf_cli.stages.ppo.loss import TEXT
 from rlhf_cli.stages.ppo.memory import table
 from rlhf_cli.stages.ppo.rollout import Author
 from rlhf_cli.stages.ppo.source import RolloutSource
@@ -81,10 +83,17 @@ class Rollouts(PPOTraining):
             self.loss,
             source,
             (lambda: evaluate(held_out, self.teacher, ctx.ranks)) if held_out else None,
-            where=lambda prompt: self.asked[0].places[prompt],
+            where=self._where,
             ends=self.ends,
             trained_on="chat" if self.report.templated else "text",
         )
+
+    def _where(self, rows: Rows) -> str:
+        """The file and line of the prompt of some rows, or of a row of `ptx_data`."""
+        number = rows.owners[0]
+        if TEXT in rows.token_columns:
+            return f"ptx_data {self.text.where(number)}"
+        return self.asked[0].places[number]
 
     def _tell_memory(self, rewards: Rewards) -> None:
         models: dict[str, nn.Module] = {"policy": self.policy.model}

@@ -56,7 +56,7 @@ class RolloutSource:
     def _roll_out(self, chosen: Sequence[int]) -> Iterator[list[Rows]]:
         """Write, score, shape; then the updates."""
         ranks, step = self.ctx.ranks, self.order.step
-        places = range(ranks.rank, len(chosen), ranks.size)
+        places = ranks.block(len(chosen))
         began = time.monotonic()
         responses = self.author.write([chosen[place] for place in places], places, step)
         written = time.monotonic()

@@ -39,9 +39,11 @@ class PPOTraining(Training):
         reference: what the policy is held to.
         loss: of the updates.
         updates: made of scored responses.
+        text: the rows of `ptx_data`; set by `open_models` where there are any.
     """
 
     cfg: PPOConfig
+    text: Examples
 
     def __init__(self, cfg: PPOConfig, out: Path) -> None:
         super().__init__(cfg, out)
@@ -83,10 +85,10 @@ class PPOTraining(Training):
         cfg = self.cfg
         if not cfg.ptx_coef:
             return None
-        examples = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
-        require_embedded(examples, self.policy.model)
+        self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
+        require_embedded(self.text, self.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=ENDLESS)
-        return ExampleSource(examples, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
+        return ExampleSource(self.text, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
 
 
 def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:

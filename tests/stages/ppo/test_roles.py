@@ -7,7 +7,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from rlhf_cli import cli
-from rlhf_cli.context import open_context
+from rlhf_cli.context import open_context, own_device
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.critic import ROLE, AdapterCritic
@@ -24,7 +24,7 @@ from tests.stages.conftest import FAST
 
 FLAG = "gradient_checkpointing"
 LORA = ("adapter=lora", "adapter.rank=2")
-ROWS = rows_of([5, 60, 70, 1], [9, 80, 1], [7, 7, 3, 2, 1])
+ROWS = rows_of([5, 60, 70, 1], [9, 80, 1], [7, 7, 3, 2, 1]).to(own_device())
 
 
 @pytest.fixture(scope="module")

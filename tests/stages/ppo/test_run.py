@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_cli import cli
+from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.ranks import Ranks
 from rlhf_cli.rollout import engine
 from rlhf_cli.stages.ppo import training
+from rlhf_cli.stages.ppo.loss import TEXT, PPOLoss
+from rlhf_cli.stages.ppo.rows import Written, minibatches
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import without_machine
@@ -50,6 +54,31 @@ def test_optimizer_steps_are_epochs_times_minibatches(ppo, monkeypatch):
     monkeypatch.setattr(MasterAdamW, "step", lambda self, lr: (calls.append(lr), real(self, lr)))
     ppo("ppo_epochs=3", "minibatches=4", "max_steps=2")
     assert len(calls) == 2 * 3 * 4
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_every_minibatch_has_responses_of_every_rank(samples):
+    for rank in range(8):
+        numbers = [
+            place * samples + sample
+            for place in Ranks(rank, 8).block(64)
+            for sample in range(samples)
+        ]
+        responses = [Written(0, number, [1], [2], True) for number in numbers]
+        parts = minibatches(responses, 8, 1000, torch.device("cpu"))
+        assert [sum(len(micro.members) for micro in part) for part in parts] == [samples] * 8
+
+
+def test_a_row_of_text_that_fails_is_named_as_such(files, monkeypatch, capsys):
+    Path("text.jsonl").write_text('{"text": "One fine day."}\n{"text": "Another."}\n')
+    damaged = lambda self, rows: LossOutput(  # noqa: E731
+        {"ptx": Term(self.policy(rows).logp.sum() / 0, TEXT, 1.0)}
+    )
+    monkeypatch.setattr(PPOLoss, "_of_text", damaged)
+    assert cli.main(words_of("ptx_coef=1", "ptx_data=text.jsonl", "data.shuffle=false")) == 5
+    shown = capsys.readouterr().err
+    assert f"ptx_data {files / 'text.jsonl'}:1: loss is not finite" in shown
+    assert "prompts.jsonl:" not in shown.partition("is not finite")[2]
 
 
 def test_metrics_have_the_names_of_the_field(ppo):
