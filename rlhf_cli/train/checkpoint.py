@@ -41,7 +41,7 @@ def save_checkpoint(
     ranks: Ranks = ALONE,
     *,
     tensors: Mapping[str, Tensor] | None = None,
-    spared: int = 0,
+    spared: int | None = None,
 ) -> None:
     """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
 
@@ -53,7 +53,7 @@ def save_checkpoint(
         keep: checkpoints to keep, this one included.
         ranks: all call this together.
         tensors: of the stage's own.
-        spared: a step whose checkpoint is kept in any case.
+        spared: a step whose checkpoint is kept in any case; none is by default.
 
     Raises:
         CheckpointError: it could not be written; the checkpoints before it stand.
@@ -63,7 +63,7 @@ def save_checkpoint(
     def save() -> None:
         _save(out, step, optimizer, state, everyone, tensors or {})
         for old in checkpoints(out)[:-keep]:
-            if old.name != _name(spared):
+            if spared is None or old.name != _name(spared):
                 _remove(old)
 
     ranks.on_main(save)

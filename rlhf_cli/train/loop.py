@@ -101,6 +101,8 @@ class Trainer:
             if self.before:
                 self.best.note(0, self.before)
             self.log(under("eval/", self.before))
+            if self.before and self.cfg.result == "best":
+                self._save()  # the starting weights, which no later step may be better than
         require_equal_weights(self.optimizer, self.ranks, self.step)
         with stop_on_request() as stop:
             self._train(stop)
@@ -113,7 +115,8 @@ class Trainer:
         """The weights that the run gives, and how they were evaluated."""
         if self.cfg.result == "last" or self.best.step == self.step:
             return self.optimizer.masters, self.after
-        say(f"result: the weights after step {self.best.step}, which had the lowest held-out loss")
+        which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
+        say(f"result: {which}, which had the lowest held-out loss")
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
@@ -249,7 +252,7 @@ class Trainer:
             self.cfg.keep_checkpoints,
             self.ranks,
             tensors=self.state.tensors(),
-            spared=self.best.step if self.cfg.result == "best" else 0,
+            spared=self.best.step if self.cfg.result == "best" else None,
         )
 
     def _continue_from(self, checkpoint: Path) -> None:
