@@ -10,11 +10,12 @@ from typing import Any, NoReturn, TextIO
 from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of, write_report
 from rlhf_cli.launch.task import Task
+from rlhf_cli.runs import contents
 
 TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
 """Files in the temporary folder that parent and ranks share."""
 
-LOGS = "ranks"
+LOGS = contents.RANK_LOGS
 """Folder in the run folder: what all ranks but the first said."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import SHIPPED, shipped_model
-from rlhf_cli.runs import artifact, hub
+from rlhf_cli.runs import artifact, contents, hub
 from rlhf_cli.runs.artifact import resolve_run
 
 DEFAULT_ARCHITECTURE = {
@@ -28,8 +28,7 @@ DEFAULT_ARCHITECTURE = {
 DEFAULT_VOCAB_SIZE = 8192
 
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
-OWN_BASE = "base"
-"""Folder of a run that holds the base of its adapter, where those weights are nowhere else."""
+OWN_BASE = contents.BASE
 
 STACKED = "stacked_"
 """Folders beside an adapter's weights that hold the adapters it stands on, first to last."""

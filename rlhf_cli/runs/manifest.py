@@ -13,10 +13,10 @@ from typing import Any
 from rlhf_cli import __version__
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
-from rlhf_cli.runs import hub
+from rlhf_cli.runs import contents, hub
 from rlhf_cli.runs.files import write_json_atomic
 
-NAME = "manifest.json"
+NAME = contents.MANIFEST
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "hydra-core", "safetensors")
 
 

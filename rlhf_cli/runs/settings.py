@@ -10,7 +10,7 @@ from rlhf_cli.config.check import Problem, check
 from rlhf_cli.config.recipe import read
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import manifest
-from rlhf_cli.runs.folder import CONFIG
+from rlhf_cli.runs.contents import CONFIG
 from rlhf_cli.stages.registry import COMMANDS
 
 # A run's result does not need what it was made from, which may be gone.

@@ -16,6 +16,7 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.trunk import Trunk, without_dropout
+from rlhf_cli.runs.contents import METRICS
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
@@ -81,7 +82,7 @@ class Trainer:
         self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
         self.ranks = self.ctx.ranks
         self.meter = Meter(self.ranks)
-        self.file = MetricsFile(self.ctx.out / "metrics.jsonl", self.ranks)
+        self.file = MetricsFile(self.ctx.out / METRICS, self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
