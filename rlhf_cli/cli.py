@@ -166,10 +166,11 @@ def _answer(command: Command, resolved: "Resolved") -> None:
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
     from rlhf_cli.config.hub_models import fetch_named
     from rlhf_cli.launch import start
-    from rlhf_cli.runs import manifest
+    from rlhf_cli.runs import inputs, manifest
 
     try:
-        manifest.begin(out, command.name, argv, resolved.tree)
+        read = inputs.record(resolved.tree, command.config)
+        manifest.begin(out, command.name, argv, resolved.tree, read)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
         if start.alone(resolved.config.launch.processes):

@@ -15,7 +15,7 @@ from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import contents, lock, manifest
+from rlhf_cli.runs import contents, inputs, lock, manifest
 from rlhf_cli.runs.contents import CHECKPOINTS, CONFIG, MODEL
 from rlhf_cli.runs.files import unwritable, write_text_atomic
 from rlhf_cli.stages.registry import COMMANDS
@@ -124,6 +124,8 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
     to_lose = bool(checkpoints(path)) or (path / MODEL).is_dir()
     if to_lose or status in ("complete", "unknown"):
         _require_same(path, config, stage)
+    if status == "complete" or to_lose:
+        _require_same_inputs(path, config, stage, status)
     if status == "complete":
         return "complete"
     if not to_lose:
@@ -159,6 +161,16 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
             f"output_dir: {path} holds a run with other values; use the same or another output_dir"
         )
         raise ConfigError("\n".join([head, *differences]))
+
+
+def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status: str) -> None:
+    """Refuse to take a run for this one where the files that it read have changed."""
+    changes = inputs.changes(manifest.read(path).get("inputs", {}), config, COMMANDS[stage].config)
+    if changes:
+        kind = "a finished" if status == "complete" else "an unfinished"
+        head = f"output_dir: {path} holds {kind} run, and files that it read have changed since"
+        advice = "For a new run on them, try another output_dir; or remove that folder"
+        raise ConfigError("\n".join([head, *changes, advice]))
 
 
 def _require_no_run_names(path: Path) -> None:

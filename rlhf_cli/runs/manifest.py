@@ -25,8 +25,21 @@ def saved(resolved: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in resolved.items() if key not in ("output_dir", "resume")}
 
 
-def begin(path: Path, command: str, argv: list[str], resolved: dict[str, Any]) -> None:
+def begin(
+    path: Path,
+    command: str,
+    argv: list[str],
+    resolved: dict[str, Any],
+    inputs: dict[str, Any] | None = None,
+) -> None:
     """Say what is about to run; a run that is started again keeps its earlier starts.
+
+    Args:
+        path: the run folder.
+        command: the stage.
+        argv: the words of the command line.
+        resolved: every key with its value.
+        inputs: the files that the run reads, as of `inputs.record`.
 
     Raises:
         CheckpointError: It cannot be written.
@@ -44,6 +57,7 @@ def begin(path: Path, command: str, argv: list[str], resolved: dict[str, Any]) -
         "git_commit": git_commit(),
         "versions": _versions(),
         "hub": hub.commits(),
+        "inputs": inputs or {},
         "starts": [*starts, _now()],
     }
     write_json_atomic(path / NAME, manifest)

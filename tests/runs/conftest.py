@@ -1,5 +1,5 @@
-"""The finished run that tests of stages use too."""
+"""The model and the finished run that tests of stages use too."""
 
-from tests.stages.conftest import sft_run
+from tests.stages.conftest import sft_run, small_model
 
-__all__ = ["sft_run"]
+__all__ = ["sft_run", "small_model"]
