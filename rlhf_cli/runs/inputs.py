@@ -59,6 +59,11 @@ def changes(before: Recorded, values: dict[str, Any], config: type[Any]) -> list
     return found
 
 
+def files_read(values: dict[str, Any], config: type[Any]) -> dict[str, list[Path]]:
+    """Key -> the local files that it names; as `record`."""
+    return {named.key: files for named, files in _local(values, config)}
+
+
 def _local(values: dict[str, Any], config: type[Any]) -> Iterator[tuple[Input, list[Path]]]:
     for named in named_inputs(values, config):
         if Path(named.value).is_absolute():  # a name of the hub, or of what is shipped, is not
