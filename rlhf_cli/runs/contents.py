@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 CONFIG, MANIFEST, ARTIFACT = "config.yaml", "manifest.json", "artifact.json"
-METRICS = "metrics.jsonl"
+METRICS, LOG = "metrics.jsonl", "log.txt"
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer"
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
 
-FILES = (CONFIG, ARTIFACT, METRICS)
+FILES = (CONFIG, ARTIFACT, METRICS, LOG)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")

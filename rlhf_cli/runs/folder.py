@@ -16,7 +16,7 @@ from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import contents, inputs, lock, manifest
-from rlhf_cli.runs.contents import CHECKPOINTS, CONFIG, MODEL
+from rlhf_cli.runs.contents import CHECKPOINTS, CONFIG, METRICS, MODEL
 from rlhf_cli.runs.files import unwritable, write_text_atomic
 from rlhf_cli.stages.registry import COMMANDS
 
@@ -136,6 +136,14 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
         advice = "Try resume=auto or another output_dir"
         raise ConfigError(f"resume: got never, but {path} holds an unfinished run. {advice}")
     return "continue"
+
+
+def discard(path: Path) -> None:
+    """Remove what a run wrote that failed on its input before it measured or trained anything."""
+    measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
+    if not measured:
+        with contextlib.suppress(OSError):  # the error that ended the run matters more
+            contents.remove(path)
 
 
 def checkpoints(path: Path) -> list[Path]:

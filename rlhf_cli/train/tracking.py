@@ -11,7 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from rlhf_cli.context import say
 from rlhf_cli.errors import RlhfError, first_line
-from rlhf_cli.runs import contents
+from rlhf_cli.runs import contents, secrets
 
 
 class Trackers:
@@ -62,7 +62,7 @@ def _start(name: str, out: Path, settings: Mapping[str, Any]) -> GeneralTracker:
     else:
         tracker = kind(out.name)
     tracker.start()
-    tracker.store_init_configuration(dict(_flat(settings)))
+    tracker.store_init_configuration(dict(_flat(secrets.hide(dict(settings)))))
     return tracker
 
 
