@@ -1,5 +1,6 @@
 """The command line: from argv to a checked configuration, then to the code that runs it."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ from rlhf_cli.command_line import failures
 from rlhf_cli.command_line.words import CommandLine, parse
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.cores import yield_cores
-from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
+from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError
 from rlhf_cli.launch import outer
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
@@ -63,7 +64,9 @@ def _main(argv: list[str]) -> int:
 
 
 def _tell(error: RlhfError) -> int:
-    for line in str(error).split("\n"):
+    from rlhf_cli.runs.secrets import redact
+
+    for line in redact(str(error)).split("\n"):
         print(f"error: {line}", file=sys.stderr)
     return error.exit_code
 
@@ -128,7 +131,7 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
     elif line.show_config:
         from rlhf_cli.config.yaml12 import to_yaml
 
-        print(to_yaml(command.name, resolved.tree), end="", flush=True)
+        print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
     elif command.trains:
         _train(command, resolved, argv)
     else:
@@ -141,37 +144,49 @@ _OWN_START = ("model", "model.path", "model.init", "model.architecture", "data",
 
 
 def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
-    from rlhf_cli.runs import folder, hub, lock, manifest
+    from rlhf_cli.runs import folder, hub, lock, log, manifest
 
     config = resolved.config
+    new = not (config.output_dir and os.path.isdir(config.output_dir))
     out = folder.allocate(command.name, config.output_dir)
+    decision = ""
     try:
-        decision = folder.claim(out, resolved.tree, command.name, config.resume)
+        decision = folder.claim(out, resolved.public_tree, command.name, config.resume)
         if decision == "complete":
             print(f"already complete: {out}")
         else:
             hub.begin(manifest.commits(out) if decision == "continue" else {})
-            _run_in(out, command, resolved, argv)
+            with log.logged(out):
+                _run_in(out, command, resolved, argv)
+    except (ConfigError, DataError):
+        if decision == "fresh":
+            folder.discard(out)
+        raise
     finally:
         lock.release(out)
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # only where it is empty
 
 
 def _answer(command: Command, resolved: "Resolved") -> None:
     from rlhf_cli.config.hub_models import fetch_named
-    from rlhf_cli.runs import hub
+    from rlhf_cli.runs import hub, log
 
     hub.begin({})
-    fetch_named(command, resolved.config, resolved.tree)
-    _runner(command)(resolved.config)
+    with log.redacted():
+        fetch_named(command, resolved.config, resolved.tree)
+        _runner(command)(resolved.config)
 
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
     from rlhf_cli.config.hub_models import fetch_named
     from rlhf_cli.launch import start
-    from rlhf_cli.runs import manifest
+    from rlhf_cli.runs import inputs, manifest
 
     try:
-        manifest.begin(out, command.name, argv, resolved.tree)
+        read = inputs.record(resolved.tree, command.config)
+        manifest.begin(out, command.name, argv, resolved.public_tree, read)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
         if start.alone(resolved.config.launch.processes):

@@ -15,7 +15,7 @@ import rlhf_cli
 from rlhf_cli import cli, resources
 from rlhf_cli.command_line.help import docs, page
 from rlhf_cli.config.schema import aliases, knobs
-from rlhf_cli.errors import DataError, Interrupted, NonFinite, exit_codes
+from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
 from rlhf_cli.runs import files
 from rlhf_cli.stages.registry import COMMANDS, TOOLS
 
@@ -317,7 +317,6 @@ class SafetensorError(Exception):
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (DataError("rows.jsonl:3: no text"), 3),
         (NonFinite("step 7: the loss is nan"), 5),
         (Interrupted("stopped after step 7"), 130),
         (KeyboardInterrupt(), 130),
@@ -336,6 +335,31 @@ def test_an_error_of_a_run_is_told_without_traceback(error, code, monkeypatch, c
     assert "Traceback" not in capsys.readouterr().err
     assert manifest("out")["status"] == ("interrupted" if code == 130 else "failed")
     assert manifest("out")["error"].startswith(type(error).__name__)
+
+
+@pytest.mark.parametrize(("error", "code"), [(DataError("x"), 3), (ConfigError("x"), 2)])
+def test_a_run_that_fails_on_its_input_leaves_no_folder(error, code, monkeypatch, capsys):
+    failing(monkeypatch, error)
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == code
+    assert not Path("out").exists()
+    assert cli.main(["sft", *TINY]) == code
+    assert [*Path("runs").iterdir()] == []
+    Path("out").mkdir()
+    Path("out", ".gitignore").touch()
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == code
+    assert [path.name for path in Path("out").iterdir()] == [".gitignore"]
+    assert capsys.readouterr().err.count("error: x") == 3
+
+
+def test_a_run_that_has_measured_something_keeps_its_folder(monkeypatch):
+    def score_fails(config, out):
+        (out / "metrics.jsonl").write_text('{"step": 0}\n')
+        raise DataError("reward.url: no answer")
+
+    monkeypatch.setattr(cli, "_runner", lambda command: score_fails)
+    assert cli.main(["sft", *TINY, "output_dir=out"]) == 3
+    assert manifest("out")["status"] == "failed"
+    assert Path("out/log.txt").read_text().endswith("error: reward.url: no answer\n")
 
 
 CPU_OUT_OF_MEMORY = (  # as torch 2.11 says it
@@ -399,7 +423,7 @@ def test_a_failed_run_can_be_started_again(monkeypatch, calls):
         cli.main(["sft", *TINY, "output_dir=out"])
     assert cli.main(["sft", *TINY, "output_dir=out"]) == 0
     assert manifest("out")["status"] == "complete"
-    assert len(manifest("out")["starts"]) == 2
+    assert len(manifest("out")["starts"]) == 1  # the one before left nothing to go on with
 
 
 def test_an_interrupted_run_goes_on(monkeypatch, calls):

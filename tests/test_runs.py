@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -225,10 +227,55 @@ def test_a_later_process_with_the_same_id_is_not_the_owner(tmp_path):
         lock.acquire(tmp_path)
 
 
-def test_an_owner_on_another_host_is_taken_for_alive(tmp_path):
+def last_beat(path: Path, seconds_ago: float) -> None:
+    now = time.time() - seconds_ago
+    os.utime(path / ".lock", (now, now))
+
+
+def test_an_owner_on_another_host_is_alive_while_its_heartbeat_is_new(tmp_path):
     owned_by(tmp_path, 1, host="elsewhere")
-    with pytest.raises(CheckpointError, match=r"on elsewhere; .* if it is gone, remove .*\.lock"):
+    last_beat(tmp_path, lock.STALE_SECONDS - 10)
+    with pytest.raises(CheckpointError, match=r"on elsewhere, which was alive 2[89]\d s ago"):
         lock.acquire(tmp_path)
+    assert json.loads((tmp_path / ".lock").read_text())["host"] == "elsewhere"
+
+
+def test_a_lock_of_another_host_with_an_old_heartbeat_is_taken_over(tmp_path):
+    owned_by(tmp_path, 1, host="elsewhere")
+    last_beat(tmp_path, lock.STALE_SECONDS + 1)
+    lock.acquire(tmp_path)
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_an_owner_shows_that_it_is_alive_until_it_gives_the_folder_up(tmp_path, monkeypatch):
+    beaten = threading.Event()
+    refresh = lock.refresh
+
+    def noting(path):
+        refresh(path)
+        beaten.set()
+
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock, "refresh", noting)
+    lock.acquire(tmp_path)
+    last_beat(tmp_path, 1000)
+    beaten.clear()
+    assert beaten.wait(10)
+    assert time.time() - (tmp_path / ".lock").stat().st_mtime < 100
+    lock.release(tmp_path)
+    refresh(tmp_path)
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_process_with_the_same_id_elsewhere_keeps_the_folder_that_it_took_over(tmp_path):
+    owned_by(tmp_path, os.getpid(), host="elsewhere")
+    last_beat(tmp_path, 1000)
+    before = (tmp_path / ".lock").stat().st_mtime
+    lock.refresh(tmp_path)
+    assert (tmp_path / ".lock").stat().st_mtime == before
+    lock.release(tmp_path)
+    assert (tmp_path / ".lock").exists()
 
 
 def test_a_lock_cut_off_by_a_crash_is_taken_over(tmp_path):

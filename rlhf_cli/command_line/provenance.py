@@ -15,7 +15,7 @@ _VALUE_WIDTH = 32
 def table(resolved: Resolved) -> str:
     """A line for every key: key, value, origin."""
     origins = trace(resolved)
-    rows = [(key, show(value), origins[key]) for key, value in flat(resolved.tree).items()]
+    rows = [(key, show(value), origins[key]) for key, value in flat(resolved.public_tree).items()]
     keys = max(len(key) for key, _, _ in rows)
     values = min(max(len(value) for _, value, _ in rows), _VALUE_WIDTH)
     return "".join(f"{key:<{keys}}  {value:<{values}}  {where}\n" for key, value, where in rows)
@@ -28,7 +28,7 @@ def trace(resolved: Resolved) -> dict[str, str]:
         For every key of the configuration `default`, `sft.yaml:7` for a recipe, `command line`, or
         for a preset its name, the line of its file, and who chose it.
     """
-    found = dict.fromkeys(flat(resolved.tree), "default")
+    found = dict.fromkeys(flat(resolved.public_tree), "default")
     for layer, choices in zip(resolved.layers, counting(resolved.layers), strict=True):
         for group, option in choices.items():
             found |= _preset(group, option, layer.origins[group])

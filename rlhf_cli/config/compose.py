@@ -3,6 +3,7 @@
 The nodes are untyped, so Hydra refuses nothing; the check does it afterwards, all problems at once.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,8 +31,19 @@ class Layer:
     """Where the keys and the groups are set, as in `sft.yaml:7`."""
 
 
-def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) -> dict[str, Any]:
-    """The plain values of a command; later layers win, then the overrides.
+@dataclass(frozen=True)
+class Composed:
+    """The plain values of a command."""
+
+    raw: dict[str, Any]
+    """As they were given, with `${references}` in texts."""
+
+    tree: dict[str, Any]
+    """With what these stand for."""
+
+
+def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) -> Composed:
+    """Put the values of a command together; later layers win, then the overrides.
 
     The file of a group counts where the group is chosen, and only the last choice counts: a recipe
     that sets `model.path` does not survive `model=tiny` on the command line.
@@ -44,10 +56,15 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
         _store(command, layers)
         with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
             composed = compose(command.name, overrides=[f"+{_LAYER}=[{names}]", *overrides])
+        raw = OmegaConf.to_container(composed, resolve=False)
         tree = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from None
-    return {str(key): value for key, value in dict(tree).items()}  # type: ignore[arg-type]
+    return Composed(_with_text_keys(raw), _with_text_keys(tree))
+
+
+def _with_text_keys(tree: Any) -> dict[str, Any]:
+    return {str(key): value for key, value in dict(tree).items()}
 
 
 def _store(command: Command, layers: list[Layer]) -> None:
@@ -73,6 +90,9 @@ def _one_line(error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     key = getattr(cause, "full_key", None) or "config"
     text = str(cause).partition("\n")[0]
+    unset = re.search(r"Environment variable '(\w+)' not found", text)
+    if unset:
+        return f"{key}: the environment variable {unset[1]} is not set, which its value refers to"
     return f"{key}: {text}. A literal `${{` is written `\\${{`"
 
 

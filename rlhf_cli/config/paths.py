@@ -30,7 +30,7 @@ from rlhf_cli.runs.artifact import resolve_run
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
-_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 InputMark = DataPath | ModelPath | FilePath | FunctionPath
 
@@ -131,7 +131,7 @@ def _locate_model(value: str, path: str) -> str:
 def is_data_id(value: str) -> bool:
     """Whether a name that is not here can be a hub data set: `org/name`, no file's name."""
     first, slash, last = value.partition("/")
-    file = last.lower().removesuffix(".gz").endswith(_DATA_SUFFIXES)
+    file = last.lower().removesuffix(".gz").endswith(DATA_SUFFIXES)
     return bool(_HUB_ID.fullmatch(value) and slash) and not file and not os.path.isdir(first)
 
 

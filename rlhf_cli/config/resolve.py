@@ -1,19 +1,22 @@
 """From the words of the command line to a checked configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
 from rlhf_cli.command_line.words import CommandLine, Setting
 from rlhf_cli.config import paths, recipe
-from rlhf_cli.config.check import Problem, check
+from rlhf_cli.config.check import Problem, check, origin
 from rlhf_cli.config.compose import Layer, compose_tree
+from rlhf_cli.config.inputs import path_keys
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
+from rlhf_cli.config.references import find_references, literal_secrets, with_references
 from rlhf_cli.config.schema import field_types, groups, knobs, unmark
 from rlhf_cli.config.suggest import unknown_key
 from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.resources import options, recipes
+from rlhf_cli.runs import secrets
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 COMMAND_LINE = "command line"
@@ -35,6 +38,15 @@ class Resolved:
     overrides: list[str]
     """What the command line sets, which wins over all of them."""
 
+    references: dict[str, str] = field(default_factory=dict)
+    """Key -> the text with `${oc.env:NAME}` that its value came from."""
+
+    @property
+    def public_tree(self) -> dict[str, Any]:
+        """The plain values without those that came from the environment; what is written down."""
+        public: dict[str, Any] = with_references(self.tree, self.references)
+        return public
+
 
 def resolve(command: Command, line: CommandLine) -> Resolved:
     """Compose and check.
@@ -49,14 +61,20 @@ def resolve(command: Command, line: CommandLine) -> Resolved:
         sources.add_recipe(name)
     sources.add_settings(line.settings)
     try:
-        tree = compose_tree(command, sources.layers, sources.overrides)
+        composed = compose_tree(command, sources.layers, sources.overrides)
     except ConfigError as error:
         raise _refusal([*sources.problems, Problem("", str(error))]) from None
-    checked = check(command, tree, sources.origins, whole=sources.whole)
+    exempt = path_keys(composed.tree, command.config)
+    references = find_references(composed.raw, composed.tree, exempt)
+    secrets.begin(references)
+    for key, text in literal_secrets(composed.raw):
+        sources.problem(key, text, origin(key, sources.origins) or COMMAND_LINE)
+    checked = check(command, composed.tree, sources.origins, whole=sources.whole)
     problems = [*sources.problems, *checked.problems]
     if problems:
         raise _refusal(problems)
-    return Resolved(checked.config, checked.tree, sources.layers, sources.overrides)
+    layers, overrides = sources.layers, sources.overrides
+    return Resolved(checked.config, checked.tree, layers, overrides, references)
 
 
 def _refusal(problems: list[Problem]) -> RlhfError:

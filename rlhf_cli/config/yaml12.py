@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import yaml  # type: ignore[import-untyped]
 
+from rlhf_cli.config.references import Reference
 from rlhf_cli.config.schema import show
 
 _BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
@@ -42,6 +43,7 @@ def _write_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 
 _Dumper.add_representer(float, _write_float)
 _Dumper.add_representer(str, _write_text)
+_Dumper.add_representer(Reference, _write_text)
 for _name, _pattern, _first in (
     ("bool", _BOOL, "tTfF"),
     ("int", _INT, "-+0123456789"),
@@ -66,4 +68,6 @@ def escape(value: Any) -> Any:
         return {key: escape(item) for key, item in value.items()}
     if isinstance(value, list):
         return [escape(item) for item in value]
+    if isinstance(value, Reference):
+        return value
     return value.replace("${", "\\${") if isinstance(value, str) else value

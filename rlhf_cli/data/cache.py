@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+import threading
+import time
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -28,6 +30,15 @@ VERSION = 8
 
 ENTRY = "entry.json"
 DEFAULT_GB = "20"
+
+RECENT_SECONDS = 3600.0
+"""An entry that was used since is kept: another run may be about to open it in its ranks."""
+
+_own: set[Path] = set()
+"""The entries that this process has stored or loaded; they are kept as long as it runs."""
+
+_told = threading.Event()
+"""Set once it was said that the entries in use are larger than the limit."""
 Arrays = Mapping[str, NDArray[Any]]
 
 # Neither which rows are in a file nor how they are tokenized depends on these.
@@ -98,6 +109,7 @@ def load_entry(key: str, shelf: str = "tokens") -> Entry | None:
         return None
     try:
         entry = _read(folder)
+        _own.add(folder)
         (folder / ENTRY).touch()  # its time is that of the last use
         return entry
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
@@ -129,22 +141,37 @@ def store_entry(key: str, entry: Entry, shelf: str = "tokens") -> None:
             aside.mkdir()
             _write(aside, entry)
             aside.rename(folder)
-        prune(folder)
+        _own.add(folder)
+        prune(folder.parent)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             say(f"cache: not written to {folder}: {error.strerror or error}")
 
 
-def prune(newest: Path) -> None:
-    """Remove the entries that were not used for longest, until `$RLHF_CACHE_GB` hold the rest."""
+def prune(shelf: Path) -> None:
+    """Remove the entries that were not used for longest, until `$RLHF_CACHE_GB` hold the rest.
+
+    Those of this process, and those used within `RECENT_SECONDS`, stay in any case.
+    """
     most = _most_bytes()
-    used = [folder for folder in newest.parent.iterdir() if (folder / ENTRY).is_file()]
-    used.sort(key=lambda folder: (folder / ENTRY).stat().st_mtime, reverse=True)
-    total = 0
-    for folder in [newest, *(folder for folder in used if folder != newest)]:
-        total += sum(file.stat().st_size for file in folder.iterdir())
-        if total > most and folder != newest:
+    last_use = {f: (f / ENTRY).stat().st_mtime for f in shelf.iterdir() if (f / ENTRY).is_file()}
+    recent = time.time() - RECENT_SECONDS
+    kept = {folder for folder, used in last_use.items() if folder in _own or used > recent}
+    total = sum(_size(folder) for folder in kept)
+    if total > most and not _told.is_set():
+        _told.set()
+        say(
+            f"cache: the entries in use take {total / 1e9:.3g} GB of {shelf}, more than the limit "
+            f"(RLHF_CACHE_GB={most / 1e9:g}); they stay for now"
+        )
+    for folder in sorted(last_use.keys() - kept, key=lambda folder: -last_use[folder]):
+        total += _size(folder)
+        if total > most:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def _most_bytes() -> float:

@@ -11,6 +11,8 @@ from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of
 from rlhf_cli.launch.task import Task
 from rlhf_cli.launch.worker import LOGS, silence
+from rlhf_cli.runs.log import redacted
+from rlhf_cli.runs.secrets import redact
 from rlhf_cli.stages.registry import COMMANDS
 
 WAIT = timedelta(days=2)
@@ -45,11 +47,12 @@ def follow(own: Place) -> int:
     task = Task(**message)
     stderr = silence(Path(task.out), own.rank)
     try:
-        task.run()
+        with redacted():
+            task.run()
     except BaseException as error:
         report = report_of(error, own.rank, task.command)
         text = f"error: {report.message}\n" if report.kind else report.traceback
-        print(f"rank {own.rank}: {text}", end="", file=stderr, flush=True)
+        print(f"rank {own.rank}: {redact(text)}", end="", file=stderr, flush=True)
         return report.exit_code
     leave()
     return 0

@@ -1,14 +1,14 @@
 """What every rank of a run is to do; ranks compose no configuration and make no folder."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.check import check
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import hub, manifest
+from rlhf_cli.runs import hub, manifest, secrets
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 
@@ -22,6 +22,7 @@ class Task:
     stage: str
     tree: dict[str, Any]
     out: str
+    references: dict[str, str] = field(default_factory=secrets.references)
 
     @property
     def command(self) -> Command:
@@ -43,6 +44,7 @@ class Task:
         if checked.problems:  # on another machine a path may be missing
             raise ConfigError("\n".join(problem.text for problem in checked.problems))
         hub.begin(manifest.commits(Path(self.out)))
+        secrets.begin(self.references)
         module = import_module(self.command.runner.partition(":")[0])
         return getattr(module, function)(checked.config, Path(self.out))
 

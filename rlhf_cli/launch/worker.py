@@ -10,11 +10,13 @@ from typing import Any, NoReturn, TextIO
 from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of, write_report
 from rlhf_cli.launch.task import Task
+from rlhf_cli.runs import contents
+from rlhf_cli.runs.log import logged, redacted
 
 TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
 """Files in the temporary folder that parent and ranks share."""
 
-LOGS = "ranks"
+LOGS = contents.RANK_LOGS
 """Folder in the run folder: what all ranks but the first said."""
 
 
@@ -38,14 +40,15 @@ def main(folder: Path) -> int:
     end_with_parent()
     task = Task(**json.loads((folder / TASK).read_text(encoding="utf-8")))
     silence(Path(task.out), own.rank)
-    try:
-        summary = _work(folder, task, own)
-    except BaseException as error:
-        report = report_of(error, own.rank, task.command)
-        write_report(folder, report)
-        if own.rank:
-            print(report.traceback, end="", file=sys.stderr)  # into the rank's log
-        return 1
+    with redacted() if own.rank else logged(Path(task.out), with_error=False):
+        try:
+            summary = _work(folder, task, own)
+        except BaseException as error:
+            report = report_of(error, own.rank, task.command)
+            write_report(folder, report)
+            if own.rank:
+                print(report.traceback, end="", file=sys.stderr)  # into the rank's log
+            return 1
     if own.rank == 0:
         (folder / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
     return 0

@@ -10,8 +10,9 @@ from pathlib import Path
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import SHIPPED, shipped_model
-from rlhf_cli.runs import artifact, hub
+from rlhf_cli.runs import artifact, contents, hub
 from rlhf_cli.runs.artifact import resolve_run
+from rlhf_cli.runs.files import sampled
 
 DEFAULT_ARCHITECTURE = {
     "model_type": "llama",
@@ -28,8 +29,7 @@ DEFAULT_ARCHITECTURE = {
 DEFAULT_VOCAB_SIZE = 8192
 
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
-OWN_BASE = "base"
-"""Folder of a run that holds the base of its adapter, where those weights are nowhere else."""
+OWN_BASE = contents.BASE
 
 STACKED = "stacked_"
 """Folders beside an adapter's weights that hold the adapters it stands on, first to last."""
@@ -153,14 +153,9 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         whole.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for part in range(_PARTS):
-                stream.seek(part * max(1, size // _PARTS))
-                whole.update(stream.read(_PART_BYTES))
+        for part in sampled(file):
+            whole.update(part)
     return whole.hexdigest()[:32]
-
-
-_PARTS, _PART_BYTES = 64, 1 << 16
 
 
 def locate(key: str, path: str, revision: str = "", *, weights: bool = False) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import hub, manifest
+from rlhf_cli.runs import contents, hub, manifest
 
-NAME = "artifact.json"
+NAME = contents.ARTIFACT
 ADAPTER = hub.ADAPTER_CONFIG
 
 

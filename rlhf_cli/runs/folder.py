@@ -2,6 +2,8 @@
 
 import contextlib
 import secrets
+import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +15,12 @@ from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import lock, manifest
+from rlhf_cli.runs import contents, inputs, lock, manifest
+from rlhf_cli.runs.contents import CHECKPOINTS, CONFIG, METRICS, MODEL
 from rlhf_cli.runs.files import unwritable, write_text_atomic
 from rlhf_cli.stages.registry import COMMANDS
 
 Decision = Literal["fresh", "continue", "complete"]
-
-CONFIG, METRICS = "config.yaml", "metrics.jsonl"
 
 
 def allocate(stage: str, output_dir: str) -> Path:
@@ -70,12 +71,40 @@ def claim(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Deci
         lock.acquire(path)
         decision = _decide(path, config, stage, resume)  # again: a last owner may just have ended
         if decision == "fresh":
-            (path / METRICS).unlink(missing_ok=True)
+            _clear(path, config)
     except OSError as error:
         raise unwritable(path, error) from None
     if decision != "complete":
         write_text_atomic(path / CONFIG, to_yaml(stage, config))
     return decision
+
+
+def _clear(path: Path, config: dict[str, Any]) -> None:
+    """Remove what a run without a checkpoint or result left; files of the user's stay.
+
+    Raises:
+        ConfigError: One of the files to remove is an input of this run.
+    """
+    doomed = contents.written_by_run(path)
+    for key, value in flat(config).items():
+        for text in _texts(value):
+            if any(entry in (Path(text), *Path(text).parents) for entry in doomed):
+                raise ConfigError(
+                    f"{key}: got {text}, which an earlier run left in output_dir and this one "
+                    "would remove. Try another output_dir"
+                )
+    kept = contents.remove(path)
+    if kept:
+        print(f"output_dir: {path} also holds {', '.join(kept)}, which stay", file=sys.stderr)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value of a configuration, which may hold lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def foresee(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
@@ -92,12 +121,16 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return "fresh"
     status = manifest.status(path)
-    to_lose = bool(checkpoints(path)) or (path / "model").is_dir()
+    to_lose = bool(checkpoints(path)) or (path / MODEL).is_dir()
     if to_lose or status in ("complete", "unknown"):
         _require_same(path, config, stage)
+    if status == "complete" or to_lose:
+        _require_same_inputs(path, config, stage, status)
     if status == "complete":
         return "complete"
     if not to_lose:
+        if status == "unknown":
+            _require_no_run_names(path)
         return "fresh"
     if resume == "never":
         advice = "Try resume=auto or another output_dir"
@@ -105,9 +138,17 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
     return "continue"
 
 
+def discard(path: Path) -> None:
+    """Remove what a run wrote that failed on its input before it measured or trained anything."""
+    measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
+    if not measured:
+        with contextlib.suppress(OSError):  # the error that ended the run matters more
+            contents.remove(path)
+
+
 def checkpoints(path: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
-    found = (path / "checkpoints").glob("step-*")
+    found = (path / CHECKPOINTS).glob("step-*")
     numbered = {entry: entry.name.removeprefix("step-") for entry in found}
     complete = [entry for entry, number in numbered.items() if number.isdigit()]
     return sorted(complete, key=lambda entry: int(numbered[entry]))
@@ -128,6 +169,26 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
             f"output_dir: {path} holds a run with other values; use the same or another output_dir"
         )
         raise ConfigError("\n".join([head, *differences]))
+
+
+def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status: str) -> None:
+    """Refuse to take a run for this one where the files that it read have changed."""
+    changes = inputs.changes(manifest.read(path).get("inputs", {}), config, COMMANDS[stage].config)
+    if changes:
+        kind = "a finished" if status == "complete" else "an unfinished"
+        head = f"output_dir: {path} holds {kind} run, and files that it read have changed since"
+        advice = "For a new run on them, try another output_dir; or remove that folder"
+        raise ConfigError("\n".join([head, *changes, advice]))
+
+
+def _require_no_run_names(path: Path) -> None:
+    """Refuse a folder without a manifest where a run would replace files that may be the user's."""
+    taken = [entry.name for entry in contents.written_by_run(path) if entry.name != CONFIG]
+    if taken:
+        raise ConfigError(
+            f"output_dir: {path} holds {', '.join(taken)} but no run; need a new or empty folder, "
+            "or a run's. Try another output_dir"
+        )
 
 
 def _in_todays_words(values: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 The lock file names the process; its start time tells it from a later one with the same id. `flock`
 only guards the moment in which the file is read and rewritten, so it need not hold over hours.
+
+The processes of another host cannot be seen from here. Each owner therefore sets the modification
+time of its lock file every `BEAT_SECONDS`, and a lock of another host is taken over once that time
+is `STALE_SECONDS` old. Both times are those of the file system, so that clocks may differ.
 """
 
 import atexit
@@ -10,6 +14,8 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,31 +25,80 @@ from rlhf_cli.errors import CheckpointError
 
 NAME = ".lock"
 
+BEAT_SECONDS = 30.0
+STALE_SECONDS = 300.0
+"""Ten missed beats: shared file systems may show a new time only after a minute."""
+
+_beating: dict[Path, threading.Event] = {}
+"""The folders that this process owns; setting the event ends the heartbeat."""
+
 
 def acquire(path: Path) -> None:
     """Make this process the owner of a folder until it ends or releases it.
 
     Raises:
-        CheckpointError: Another process, still alive, owns it.
+        CheckpointError: Another process owns it, which is alive or, on another host, was within
+            `STALE_SECONDS`.
         OSError: The folder cannot be written.
     """
-    me = {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+    me = _me()
     with _guarded(path / NAME) as file:
         owner = _owner(file)
-        if owner and owner != me and _alive(owner):
-            who = f"process {owner['pid']} on {owner['host']}"
-            advice = "wait for it, end it, or use another output_dir"
-            if owner["host"] != me["host"]:
-                advice += f"; if it is gone, remove {path / NAME}"
-            raise CheckpointError(f"output_dir: {path} belongs to {who}; {advice}")
+        if owner and owner != me:
+            _require_gone(path, owner)
         file.seek(0)
         file.truncate()
         json.dump(me, file)
     atexit.register(release, path)
+    _begin_heartbeat(path)
+
+
+def _require_gone(path: Path, owner: dict[str, Any]) -> None:
+    who = f"output_dir: {path} belongs to process {owner['pid']} on {owner['host']}"
+    advice = "wait for it, end it, or use another output_dir"
+    if owner["host"] == socket.gethostname():
+        if _alive(owner):
+            raise CheckpointError(f"{who}; {advice}")
+        return
+    age = _age(path / NAME)
+    if age < STALE_SECONDS:
+        raise CheckpointError(
+            f"{who}, which was alive {max(0, age):.0f} s ago; {advice}. If it is gone, the folder "
+            f"is taken over {STALE_SECONDS:.0f} s after its last sign of life, or at once when "
+            f"{path / NAME} is removed"
+        )
+
+
+def _age(lock: Path) -> float:
+    """Seconds since the last heartbeat, by the clock of the file system."""
+    with tempfile.NamedTemporaryFile(dir=lock.parent, prefix=f"{NAME}.") as now:
+        return os.stat(now.name).st_mtime - lock.stat().st_mtime
+
+
+def _begin_heartbeat(path: Path) -> None:
+    if path in _beating:
+        return
+    ended = _beating[path] = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_SECONDS):
+            refresh(path)
+
+    threading.Thread(target=beat, name="rlhf-lock", daemon=True).start()
+
+
+def refresh(path: Path) -> None:
+    """Show that this process is alive, if it still owns the folder."""
+    with suppress(OSError), _guarded(path / NAME, create=False) as file:
+        if _owner(file) == _me():
+            os.utime(path / NAME)
 
 
 def release(path: Path) -> None:
     """Give a folder up, if this process owns it; a lock left on a read-only disk binds nobody."""
+    ended = _beating.pop(path, None)
+    if ended is not None:
+        ended.set()
     with suppress(OSError):
         if (path / NAME).is_file():
             _give_up(path / NAME)
@@ -51,15 +106,16 @@ def release(path: Path) -> None:
 
 def _give_up(lock: Path) -> None:
     with _guarded(lock) as file:
-        if (_owner(file) or {}).get("pid") == os.getpid():
+        if _owner(file) == _me():
             lock.unlink()
 
 
 @contextmanager
-def _guarded(lock: Path) -> Iterator[TextIO]:
+def _guarded(lock: Path, *, create: bool = True) -> Iterator[TextIO]:
     """The lock file, open, and nobody else in this block."""
+    flags = os.O_RDWR | (os.O_CREAT if create else 0)
     while True:
-        with open(os.open(lock, os.O_RDWR | os.O_CREAT, 0o644), "r+", encoding="utf-8") as file:
+        with open(os.open(lock, flags, 0o644), "r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if _still_there(lock, file):
                 yield file
@@ -75,6 +131,11 @@ def _still_there(lock: Path, file: TextIO) -> bool:
         return False
 
 
+def _me() -> dict[str, Any]:
+    """This process; in containers, those of several hosts often have the same id."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
+
+
 def _owner(file: TextIO) -> dict[str, Any] | None:
     file.seek(0)
     try:
@@ -85,8 +146,7 @@ def _owner(file: TextIO) -> dict[str, Any] | None:
 
 
 def _alive(owner: dict[str, Any]) -> bool:
-    if owner["host"] != socket.gethostname():
-        return True  # cannot be seen from here
+    """Whether a process of this host still runs."""
     try:
         os.kill(owner["pid"], 0)
     except OSError as error:

@@ -13,10 +13,10 @@ from typing import Any
 from rlhf_cli import __version__
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
-from rlhf_cli.runs import hub
+from rlhf_cli.runs import contents, hub, secrets
 from rlhf_cli.runs.files import write_json_atomic
 
-NAME = "manifest.json"
+NAME = contents.MANIFEST
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "hydra-core", "safetensors")
 
 
@@ -25,8 +25,21 @@ def saved(resolved: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in resolved.items() if key not in ("output_dir", "resume")}
 
 
-def begin(path: Path, command: str, argv: list[str], resolved: dict[str, Any]) -> None:
+def begin(
+    path: Path,
+    command: str,
+    argv: list[str],
+    resolved: dict[str, Any],
+    inputs: dict[str, Any] | None = None,
+) -> None:
     """Say what is about to run; a run that is started again keeps its earlier starts.
+
+    Args:
+        path: the run folder.
+        command: the stage.
+        argv: the words of the command line.
+        resolved: every key with its value.
+        inputs: the files that the run reads, as of `inputs.record`.
 
     Raises:
         CheckpointError: It cannot be written.
@@ -44,6 +57,7 @@ def begin(path: Path, command: str, argv: list[str], resolved: dict[str, Any]) -
         "git_commit": git_commit(),
         "versions": _versions(),
         "hub": hub.commits(),
+        "inputs": inputs or {},
         "starts": [*starts, _now()],
     }
     write_json_atomic(path / NAME, manifest)
@@ -75,7 +89,7 @@ def complete(path: Path, **extra: Any) -> None:
 def fail(path: Path, error: BaseException) -> None:
     """Say why the run ended early, if that can still be written: the error itself matters more."""
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
-    reason = f"{type(error).__name__}: {error}"
+    reason = secrets.redact(f"{type(error).__name__}: {error}")
     with contextlib.suppress(CheckpointError):
         _end(path, "interrupted" if interrupted else "failed", {"error": reason})
 

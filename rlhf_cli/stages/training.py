@@ -159,6 +159,7 @@ class Training(ABC):
             "compute": ctx.compute_name,
             "tokenizer": tokenizer_hash(self.tokenizer),
             "data": self.report.sha256,
+            "held_out_data": self.held_out_report.sha256 if self.held_out_report else "",
         }
 
     def _summary(self, result: RunResult) -> dict[str, Any]:

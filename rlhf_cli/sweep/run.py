@@ -56,7 +56,7 @@ def _shown(sweep: Sweep) -> str:
         f"# job {i}: {' '.join(f'{setting.key}={setting.text}' for setting in job.settings)}\n"
         for i, job in enumerate(sweep.jobs)
     ]
-    body = [to_yaml(sweep.command.name, job.resolved.tree) for job in sweep.jobs]
+    body = [to_yaml(sweep.command.name, job.resolved.public_tree) for job in sweep.jobs]
     return "---\n".join(first + rest for first, rest in zip(head, body, strict=True))
 
 
@@ -80,7 +80,8 @@ def _require_room(sweep: Sweep, out: Path) -> None:
     for i, job in enumerate(sweep.jobs):
         try:
             config = job.resolved.config
-            folder.foresee(out / str(i), job.resolved.tree, sweep.command.name, config.resume)
+            tree = job.resolved.public_tree
+            folder.foresee(out / str(i), tree, sweep.command.name, config.resume)
         except (ConfigError, CheckpointError) as error:
             refused.append(str(error))
     if refused:

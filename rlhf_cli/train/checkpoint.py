@@ -22,12 +22,13 @@ from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.ranks import ALONE, Ranks
+from rlhf_cli.runs import contents
 from rlhf_cli.runs.folder import checkpoints
 from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 3
-FOLDER = "checkpoints"
+FOLDER = contents.CHECKPOINTS
 WEIGHTS = "weights.safetensors"
 STAGE = "stage.safetensors"
 
@@ -41,7 +42,7 @@ def save_checkpoint(
     ranks: Ranks = ALONE,
     *,
     tensors: Mapping[str, Tensor] | None = None,
-    spared: int = 0,
+    spared: int | None = None,
 ) -> None:
     """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
 
@@ -53,7 +54,7 @@ def save_checkpoint(
         keep: checkpoints to keep, this one included.
         ranks: all call this together.
         tensors: of the stage's own.
-        spared: a step whose checkpoint is kept in any case.
+        spared: a step whose checkpoint is kept in any case; none is by default.
 
     Raises:
         CheckpointError: it could not be written; the checkpoints before it stand.
@@ -65,7 +66,7 @@ def save_checkpoint(
     def save() -> None:
         _save(out, step, optimizer, state, everyone, tensors or {})
         for old in checkpoints(out)[:-keep]:
-            if old.name != _name(spared):
+            if spared is None or old.name != _name(spared):
                 _remove(old)
 
     ranks.on_main(save)

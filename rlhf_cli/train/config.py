@@ -68,7 +68,7 @@ class TrainConfig:
 
     result: Literal["last", "best"] = "last"
     """Which weights the run gives: those of the last step, or of the lowest held-out loss, whose
-    checkpoint is then kept."""
+    checkpoint is then kept; where no step lowered it, these are the starting weights."""
 
     save_steps: Annotated[int, AtLeast(0), Machinery(), Unit("optimizer steps")] = 0
     """Write a checkpoint every so many steps; 0 only at the end."""

@@ -16,6 +16,7 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.trunk import Trunk, without_dropout
+from rlhf_cli.runs.contents import METRICS
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
@@ -81,7 +82,7 @@ class Trainer:
         self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
         self.ranks = self.ctx.ranks
         self.meter = Meter(self.ranks)
-        self.file = MetricsFile(self.ctx.out / "metrics.jsonl", self.ranks)
+        self.file = MetricsFile(self.ctx.out / METRICS, self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
@@ -101,6 +102,8 @@ class Trainer:
             if self.before:
                 self.best.note(0, self.before)
             self.log(under("eval/", self.before))
+            if self.before and self.cfg.result == "best":
+                self._save()  # the starting weights, which no later step may be better than
         require_equal_weights(self.optimizer, self.ranks, self.step)
         with stop_on_request() as stop:
             self._train(stop)
@@ -113,7 +116,8 @@ class Trainer:
         """The weights that the run gives, and how they were evaluated."""
         if self.cfg.result == "last" or self.best.step == self.step:
             return self.optimizer.masters, self.after
-        say(f"result: the weights after step {self.best.step}, which had the lowest held-out loss")
+        which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
+        say(f"result: {which}, which had the lowest held-out loss")
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
@@ -252,7 +256,7 @@ class Trainer:
             self.cfg.keep_checkpoints,
             self.ranks,
             tensors=self.state.tensors(),
-            spared=self.best.step if self.cfg.result == "best" else 0,
+            spared=self.best.step if self.cfg.result == "best" else None,
         )
 
     def _continue_from(self, checkpoint: Path) -> None:

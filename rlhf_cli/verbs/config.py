@@ -7,6 +7,7 @@ from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.runs.outputs import output_problems
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,7 @@ class GenerateConfig:
                 'prompt: none given; need a prompt or a file of prompts. Try prompt="Hello, you", '
                 "or prompts=FILE"
             )
+        found += output_problems(self)
         return found + self._sample_problems() + self._score_problems()
 
     def _sample_problems(self) -> list[str]:

@@ -17,6 +17,7 @@ from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.data.report import SHOWN, count
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.verbs.output import writing
 
 Row = dict[str, Any]
 
@@ -38,7 +39,8 @@ def run(words: list[str]) -> None:
     if target is None:
         print(text, end="", flush=True)
     else:
-        _write(target, text)
+        with writing(target) as write:
+            write(text)
     print(_summary(rows) + (f" -> {target}" if target else ""), file=sys.stderr)
 
 
@@ -136,11 +138,3 @@ def _summary(rows: list[Row]) -> str:
         + (f"; {count(unrated, 'response')} never compared" if unrated else "")
         + (f"; {count(tied, 'row')} with equal scores, which no ranking takes" if tied else "")
     )
-
-
-def _write(target: Path, text: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"output: {target} cannot be written ({error.strerror})") from error

@@ -13,7 +13,7 @@ from rlhf_cli.rollout.graphs import require_cuda
 from rlhf_cli.verbs.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
 from rlhf_cli.verbs.answers import Author
 from rlhf_cli.verbs.config import GenerateConfig
-from rlhf_cli.verbs.output import append, open_output
+from rlhf_cli.verbs.output import Write, writing
 
 
 def run(cfg: GenerateConfig) -> None:
@@ -54,15 +54,29 @@ def _answer_all(
     tokens: list[list[int]],
 ) -> None:
     """In batches, in the order given; each batch is written as soon as it is there."""
-    target = open_output(Path(cfg.output)) if cfg.output else None
+    if not cfg.output:
+        _write_all(cfg, author, rows, prompts, tokens, _print)
+        say(rows.told())
+        return
+    with writing(Path(cfg.output)) as write:
+        _write_all(cfg, author, rows, prompts, tokens, write)
+    say(f"{rows.told()} -> {cfg.output}")
+
+
+def _print(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _write_all(
+    cfg: GenerateConfig,
+    author: Author,
+    rows: PlainRows | ScoredRows,
+    prompts: PromptSet,
+    tokens: list[list[int]],
+    write: Write,
+) -> None:
     done, samples = 0, cfg.samples_per_prompt
     for answers in author.answer(tokens, cfg.sampling, cfg.batch_size, samples):
         answered = range(done, done + len(answers.texts) // samples)
         made, done = rows.make(prompts.part(answered), answers), answered.stop
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made)
-        if target is None:
-            print(lines, end="", flush=True)
-        else:
-            append(target, lines)
-    where = f" -> {target}" if target else ""
-    say(f"{rows.told()}{where}")
+        write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))

@@ -1,38 +1,76 @@
-"""A file that the user named with `output=`."""
+"""A file that the user named with `output=`: written beside its name, then renamed."""
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rlhf_cli.context import say
 from rlhf_cli.errors import DataError
+from rlhf_cli.runs.outputs import partial_name
+
+Write = Callable[[str], None]
+"""Adds text to the file; raises DataError where it cannot."""
 
 
-def open_output(target: Path) -> Path:
-    """An empty file; refused before the work starts where it cannot be written.
+@contextmanager
+def writing(output: Path) -> Iterator[Write]:
+    """Write a file that takes its name when the block ends; until then an older one stands.
 
-    Raises:
-        DataError: says why it cannot.
-    """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("", encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    return target
-
-
-def append(target: Path, text: str) -> None:
-    """Write what there is so far.
+    Text goes to `<output>.partial` at once. After an error that file stays, unless it is empty.
+    A device or a pipe is written to directly.
 
     Raises:
-        DataError: says why it cannot.
+        DataError: the file cannot be written; raised before the block where that is known then.
     """
-    try:
-        with target.open("a", encoding="utf-8", newline="\n") as file:
+    target = output.resolve()  # a link stays, and the file that it names is replaced
+    special = target.exists() and not target.is_file() and not target.is_dir()
+    partial = target if special else partial_name(target)
+
+    def write(text: str) -> None:
+        with _saying_where(output), partial.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
+
+    with _saying_where(output):
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.open("w", encoding="utf-8").close()
+    try:
+        yield write
+    except BaseException:
+        if not special:
+            _keep_what_is_written(partial)
+        raise
+    if not special:
+        with _saying_where(output):
+            _rename(partial, target)
+
+
+@contextmanager
+def _saying_where(output: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unwritable(target, error) from error
+        raise DataError(f"output: {output} cannot be written ({error.strerror})") from error
 
 
-def _unwritable(target: Path, error: OSError) -> DataError:
-    return DataError(f"output: {target} cannot be written ({error.strerror})")
+def _rename(partial: Path, target: Path) -> None:
+    """Give a finished file its name, and the permissions of the file that it replaces."""
+    if target.exists():
+        shutil.copymode(target, partial)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(target)
+
+
+def _keep_what_is_written(partial: Path) -> None:
+    with suppress(OSError):  # the error that ended the work matters more
+        if partial.stat().st_size:
+            say(f"output: what was written so far is in {partial}")
+        else:
+            partial.unlink()

@@ -5,12 +5,13 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from rlhf_cli.config import paths, recipe
+from rlhf_cli.config.inputs import named_inputs
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
-from rlhf_cli.config.schema import field_types, groups, is_group, knobs, unmark
+from rlhf_cli.config.schema import field_types, groups
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import options, recipes, shipped
 from rlhf_cli.stages.registry import COMMANDS
@@ -116,34 +117,8 @@ def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
     for group, word in read.choices.items():
         if word not in options(group) and "path" in field_types(groups(config)[group]):
             yield group, word
-    for knob in knobs(config).values():
-        value: Any = read.values
-        for part in knob.key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        bare, marks = unmark(knob.type)
-        if paths.input_mark(marks):
-            yield from _names(knob.key, value)
-        elif get_origin(bare) is list and is_group(get_args(bare)[0]):
-            yield from _inputs_of_groups(knob.key, value, field_types(get_args(bare)[0]))
-
-
-def _inputs_of_groups(key: str, value: Any, kinds: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The same of each item of a list, whose keys are of these kinds."""
-    for i, item in enumerate(value if isinstance(value, list) else []):
-        for name, given in item.items() if isinstance(item, dict) else ():
-            if paths.input_mark(unmark(kinds.get(name, Any))[1]):
-                yield from _names(f"{key}[{i}].{name}", given)
-
-
-def _names(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """One path, several, or sources with a `path` each."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            yield from _names(f"{key}[{i}]", item)
-    elif isinstance(value, dict) and "path" in value:
-        yield from _names(f"{key}.path", value["path"])
+    for named in named_inputs(read.values, config):
+        yield named.key, named.value
 
 
 _ACTIONS: dict[str, tuple[Callable[..., None], int, int]] = {

@@ -33,6 +33,7 @@ def serving(answer):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            sent.append((self.path, dict(self.headers)))
             code, body = answer(asked[-1])
             self.send_response(code)
             self.end_headers()
@@ -50,6 +51,10 @@ def serving(answer):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+sent = []
+"""The path and the headers of each request."""
 
 
 def lengths(asked):
@@ -203,3 +208,13 @@ def test_a_proxy_is_not_asked_about_this_machine(monkeypatch, free_port):
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port}")
     with serving(lengths) as (url, _):
         assert scorer(url)[0](THREE) == [2, 1, 3]
+
+
+def test_the_endpoint_gets_the_whole_address_and_the_headers():
+    sent.clear()
+    with serving(lengths) as (url, _):
+        scorer(f"{url}?key=a", headers={"Authorization": "Bearer b"})[0](THREE)
+    [(path, headers)] = sent
+    assert path == "/score?key=a"
+    assert headers["Authorization"] == "Bearer b"
+    assert headers["Content-Type"] == "application/json"

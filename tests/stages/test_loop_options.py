@@ -66,6 +66,34 @@ def test_the_result_is_the_best_evaluation(best_run):
     assert all(weights[f"model.{name}"].equal(value) for name, value in result.items())
 
 
+@pytest.mark.parametrize("adapter", ["none", "lora"])
+def test_the_result_is_the_starting_weights_where_no_step_is_better(
+    best_run, tmp_path, monkeypatch, adapter
+):
+    argv = [f"model={best_run}", "lr=1", "max_steps=3", "seed=1"]
+    argv += ["train.eval_steps=1", "train.save_steps=1"]
+    argv += [f"adapter={adapter}"]
+    start_argv = [*argv, "lr=1e-30", "max_steps=1"]
+    argv += ["train.result=best", "train.keep_checkpoints=1"]
+    assert sft(tmp_path / "whole", *argv) == 0
+    losses = held_out(tmp_path / "whole")
+    assert min(losses, key=losses.get) == 0, losses
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert sft(tmp_path / "parts", *argv) == 130
+    assert sft(tmp_path / "parts", *argv) == 0
+    assert sft(tmp_path / "start", *start_argv) == 0
+    name = "model.safetensors" if adapter == "none" else "adapter_model.safetensors"
+    start = load_file(tmp_path / "start" / "model" / name)
+    for run in ("whole", "parts"):
+        result = load_file(tmp_path / run / "model" / name)
+        assert result.keys() == start.keys()
+        # a rate of 1e-30 moves only weights that are 0
+        assert all(value.allclose(start[n], rtol=0, atol=1e-20) for n, value in result.items())
+        manifest = json.loads((tmp_path / run / "manifest.json").read_text())
+        assert manifest["after"]["loss"] == losses[0]
+
+
 def test_a_run_that_does_not_get_better_ends_early(tmp_path):
     argv = [*TOO_FAST, "train.early_stop=2", "max_steps=30", "train.log_steps=100"]
     assert sft(tmp_path / "run", *argv) == 0

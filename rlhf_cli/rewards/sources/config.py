@@ -1,11 +1,12 @@
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import basename
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.references import public_url
 from rlhf_cli.config.schema import Above, AtLeast, FunctionPath, ModelPath, Unit, show
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder
@@ -52,6 +53,10 @@ class RewardSource:
     url: str = ""
     """HTTP endpoint that is sent {prompts, responses, columns} and answers {scores}, as JSON."""
 
+    headers: dict[str, str] = field(default_factory=dict)
+    """HTTP headers of a request to `url`, as in `{Authorization: "Bearer ${oc.env:TOKEN}"}`; a
+    secret has to come from the environment."""
+
     timeout: Annotated[float, Above(0), Unit("seconds")] = 60.0
     """Longest wait for an answer of `url`."""
 
@@ -88,6 +93,7 @@ class RewardSource:
         "label": ("classifier",),
         "output": ("model", "classifier"),
         "reads": ("classifier",),
+        "headers": ("url",),
         "timeout": ("url",),
         "retries": ("url",),
         "batch_size": ("url", "classifier"),
@@ -131,13 +137,30 @@ class RewardSource:
             found += revision_problems(f"{at}.classifier", self.classifier, self.revision)
         if self.url and not _is_http(self.url):
             found.append(
-                f"{at}.url: got {self.url}; need an address as http://localhost:8000/score"
+                f"{at}.url: got {public_url(self.url)}; need an address as "
+                "http://localhost:8000/score"
             )
+        found += self._header_problems(at)
         try:
             re.compile(self.pattern)
         except (re.error, RecursionError, OverflowError) as error:
             found.append(
                 f"{at}.pattern: got {self.pattern}; need a regular expression of Python ({error})"
+            )
+        return found
+
+    def _header_problems(self, at: str) -> list[str]:
+        """Headers that cannot be sent, and a user in the address, which urllib does not send."""
+        found = [
+            f"{at}.headers: {show(name)} is no header; need a name without spaces and a value "
+            "of one line"
+            for name, value in self.headers.items()
+            if not (_HEADER_NAME.fullmatch(name) and str(value).isprintable())
+        ]
+        if self.url and _is_http(self.url) and urlsplit(self.url).username is not None:
+            found.append(
+                f"{at}.url: got a user before @{public_url(self.url).partition('://')[2]}; need "
+                f"it in a header. Try {at}.headers='{{Authorization: \"Basic ${{oc.env:NAME}}\"}}'"
             )
         return found
 
@@ -208,6 +231,9 @@ def label_problem(key: str, label: str | int, labels: list[str]) -> str:
 def _listed(labels: list[str], most: int = 12) -> str:
     rest = f" and {len(labels) - most} more" if len(labels) > most else ""
     return ", ".join(labels[:most]) + rest
+
+
+_HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 
 def _is_http(url: str) -> bool:

@@ -11,6 +11,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
+from rlhf_cli.config.references import public_url
 from rlhf_cli.context import say
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.rewards.samples import Samples
@@ -46,8 +47,8 @@ class EndpointScorer:
         self, source: RewardSource, key: str, pause: Callable[[float], None] = time.sleep
     ) -> None:
         self.source, self.pause = source, pause
-        self.who = f"{key}: {source.url}"
-        self.described = source.url
+        self.described = public_url(source.url)
+        self.who = f"{key}: {self.described}"
         own_machine = urlsplit(source.url).hostname in LOCAL
         self.opener = build_opener(ProxyHandler({})) if own_machine else build_opener()
 
@@ -95,7 +96,7 @@ class EndpointScorer:
 
     def _knock(self) -> bytes:
         try:
-            self._open(Request(self.source.url, method="HEAD"))
+            self._open(Request(self.source.url, headers=self.source.headers, method="HEAD"))
         except HTTPError as error:
             error.close()
         except URLError as error:
@@ -106,7 +107,8 @@ class EndpointScorer:
         return b""
 
     def _post(self, body: bytes) -> bytes:
-        request = Request(self.source.url, body, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", **self.source.headers}
+        request = Request(self.source.url, body, headers)
         late = f"no answer within timeout={self.source.timeout:g} seconds"
         try:
             return self._open(request)

@@ -17,6 +17,7 @@ from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.checks import not_one_stack, revision_problems
+from rlhf_cli.runs.outputs import output_problems
 
 _RULES = ("max_length", "truncation", "packing", "train_on")
 _OF_THE_FILE = ("name", "revision", "split", "data_dir", "format", "columns")
@@ -152,6 +153,7 @@ class EvaluateConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing() + self._repeated() + self._of_one_model()
+        found += output_problems(self)
         found += revision_problems("reference", self.reference, self.reference_revision)
         for key, path in self._named()[1:]:
             found += not_one_stack(key, path)

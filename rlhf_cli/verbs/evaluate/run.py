@@ -16,23 +16,29 @@ from rlhf_cli.stages.registry import EVALUATORS
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 from rlhf_cli.verbs.evaluate.judged import judge
 from rlhf_cli.verbs.evaluate.subject import subjects
-from rlhf_cli.verbs.output import append, open_output
+from rlhf_cli.verbs.output import writing
 
 
 def run(cfg: EvaluateConfig) -> None:
     """Print a table, and write what `output` asks for."""
     ctx = open_context(cfg.precision, cfg.seed, Path())
-    target = open_output(Path(cfg.output)) if cfg.output else None
+    if not cfg.output:
+        _report(cfg, ctx)
+        return
+    with writing(Path(cfg.output)) as write:
+        write(json.dumps(_report(cfg, ctx), indent=2, ensure_ascii=False) + "\n")
+    say(f"results: {cfg.output}")
+
+
+def _report(cfg: EvaluateConfig, ctx: RunContext) -> dict[str, Any]:
+    """Measure, print the table, and return what `output` holds."""
     report: dict[str, Any] = {}
     if cfg.judge:
         results, report["answers"] = judge(cfg, ctx)
     else:
         results = measure(cfg, ctx)
     print(as_text(results), flush=True)
-    if target:
-        text = json.dumps({"results": as_json(results), **report}, indent=2, ensure_ascii=False)
-        append(target, text + "\n")
-        say(f"results: {target}")
+    return {"results": as_json(results), **report}
 
 
 def measure(cfg: EvaluateConfig, ctx: RunContext) -> list[Result]:

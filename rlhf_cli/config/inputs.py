@@ -1,0 +1,68 @@
+"""What a configuration names to be read: rows, models, files and functions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from rlhf_cli.config.paths import InputMark, input_mark
+from rlhf_cli.config.schema import OutputPath, field_types, is_group, knobs, unmark
+
+
+@dataclass(frozen=True)
+class Input:
+    """One name of something to read.
+
+    Attributes:
+        key: dotted, with an index in a list, as in `data.path[1].path`.
+        value: a path, a hub id, or a word such as `tiny`.
+        mark: what it names.
+    """
+
+    key: str
+    value: str
+    mark: InputMark
+
+
+def named_inputs(values: dict[str, Any], config: type[Any]) -> Iterator[Input]:
+    """Every input in nested values.
+
+    Args:
+        values: keys of a config class with plain values; keys may be missing.
+        config: the class.
+    """
+    for knob in knobs(config).values():
+        value: Any = values
+        for part in knob.key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        bare, marks = unmark(knob.type)
+        mark = input_mark(marks)
+        if mark:
+            yield from _named(knob.key, value, mark)
+        elif get_origin(bare) is list and is_group(get_args(bare)[0]):
+            yield from _in_groups(knob.key, value, field_types(get_args(bare)[0]))
+
+
+def path_keys(values: dict[str, Any], config: type[Any]) -> set[str]:
+    """The keys of all paths, those to write to included; arguments as of `named_inputs`."""
+    outputs = {key for key, knob in knobs(config).items() if OutputPath() in unmark(knob.type)[1]}
+    return outputs | {named.key for named in named_inputs(values, config)}
+
+
+def _in_groups(key: str, value: Any, kinds: dict[str, Any]) -> Iterator[Input]:
+    """The same of each item of a list, whose keys are of these kinds."""
+    for i, item in enumerate(value if isinstance(value, list) else []):
+        for name, given in item.items() if isinstance(item, dict) else ():
+            mark = input_mark(unmark(kinds.get(name, Any))[1])
+            if mark:
+                yield from _named(f"{key}[{i}].{name}", given, mark)
+
+
+def _named(key: str, value: Any, mark: InputMark) -> Iterator[Input]:
+    """One path, several, or sources with a `path` each."""
+    if isinstance(value, str):
+        yield Input(key, value, mark)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _named(f"{key}[{i}]", item, mark)
+    elif isinstance(value, dict) and "path" in value:
+        yield from _named(f"{key}.path", value["path"], mark)

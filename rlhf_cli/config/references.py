@@ -1,0 +1,140 @@
+"""Texts that come from the environment, as `${oc.env:NAME}`: what is written down in their place.
+
+They may be keys and passwords. A run needs their values; its folder, trackers and messages get the
+reference. Paths are no secrets, and are needed to find a model again: they are written as they are.
+"""
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+_ENVIRONMENT = re.compile(r"(?<!\\)\$\{oc\.env:\s*([A-Za-z_]\w*)")
+_WHOLE = re.compile(r"(?<!\\)\$\{oc\.env:\s*[A-Za-z_]\w*\s*\}")
+_SECRET_NAME = re.compile(
+    r"(?:^|[_-])(?:(?:api|access)?key|token|secret|password|passwd|auth|authorization|"
+    r"signature|sig|credential|cookie)s?$",
+    re.IGNORECASE,
+)
+_SCHEME = re.compile(r"(?:bearer|basic|token)?\s*", re.IGNORECASE)
+
+
+class Reference(str):
+    """A text that refers to the environment; in YAML its `${` is not escaped."""
+
+
+References = Mapping[str, str]
+"""Key, with indices of lists, -> its text with `${oc.env:NAME}` in it."""
+
+
+def find_references(raw: Any, resolved: Any, paths: Collection[str]) -> dict[str, str]:
+    """The texts of a configuration that hold something from the environment, but for paths.
+
+    Args:
+        raw: the configuration before its references are resolved.
+        resolved: the same afterwards.
+        paths: the keys of paths.
+    """
+    texts = dict(_texts(raw))
+    values = [value for value in environment_values(texts) if value]
+    found = {}
+    for key, value in _texts(resolved):
+        text = texts.get(key, "")
+        indirect = "${" in text and any(secret in value for secret in values)
+        if key not in paths and (_ENVIRONMENT.search(text) or indirect):
+            found[key] = text
+    return found
+
+
+def environment_values(references: References) -> list[str]:
+    """The values of the variables that some texts refer to, the longest first."""
+    names = {name for text in references.values() for name in _ENVIRONMENT.findall(text)}
+    return sorted({os.environ.get(name, "") for name in names}, key=len, reverse=True)
+
+
+def with_references(tree: Any, references: References, prefix: str = "") -> Any:
+    """Nested values with the references in place of what they stand for."""
+    if isinstance(tree, dict):
+        return {
+            name: with_references(value, references, f"{prefix}.{name}" if prefix else str(name))
+            for name, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [with_references(v, references, f"{prefix}[{i}]") for i, v in enumerate(tree)]
+    return Reference(references[prefix]) if prefix in references else tree
+
+
+def without_unset(tree: Any) -> Any:
+    """Nested values in which a reference to a variable that is not set is an empty text."""
+    if isinstance(tree, dict):
+        return {name: without_unset(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [without_unset(value) for value in tree]
+    if not isinstance(tree, str):
+        return tree
+    unset = [name for name in _ENVIRONMENT.findall(tree) if name not in os.environ]
+    return _WHOLE.sub(lambda found: "" if _name(found[0]) in unset else found[0], tree)
+
+
+def _name(reference: str) -> str:
+    return str(_ENVIRONMENT.findall(reference)[0])
+
+
+def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
+    """The keys whose text holds a secret itself, and what is wrong, without the secret.
+
+    Args:
+        raw: a configuration before its references are resolved.
+    """
+    for key, text in _texts(raw):
+        literal = _WHOLE.sub("", text)
+        if ".headers." in f".{key}" and _SECRET_NAME.search(key.rpartition(".")[2]):
+            if not _SCHEME.fullmatch(literal):
+                yield key, f"{key}: holds a secret as plain text; {_need(key)}"
+        elif key.rpartition(".")[2] == "url":
+            found = _secret_in_url(literal)
+            if found:
+                yield key, f"{key}: holds a secret as plain text ({found}); {_need(key)}"
+
+
+def _need(key: str) -> str:
+    name = key.rpartition(".")[2]
+    before = {"url": "...", "Authorization": "Bearer "}.get(name, "")
+    return (
+        "it would be written to the run's folder; need it from the environment. "
+        f"Try {key}='{before}${{oc.env:NAME}}' with the secret in the variable NAME"
+    )
+
+
+def _secret_in_url(url: str) -> str:
+    """Which part of an address is a secret, in words; empty where none is."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    if parts.password:
+        return "the password before @"
+    names = [name for name, value in parse_qsl(parts.query) if value and _SECRET_NAME.search(name)]
+    return f"?{names[0]}=" if names else ""
+
+
+def public_url(url: str) -> str:
+    """An address without user, password, query and fragment, for messages."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an address"
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of nested values, with its key."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _texts(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from _texts(value, f"{key}[{i}]")
+    elif isinstance(tree, str):
+        yield key, tree

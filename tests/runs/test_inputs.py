@@ -1,0 +1,130 @@
+"""A finished or unfinished run is this run only where the files that it read are the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from rlhf_cli import cli
+from rlhf_cli.runs import inputs
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.sft.config import SFTConfig
+from tests.stages.conftest import FAST
+from tests.stages.test_stages import stop_after
+
+
+def rows(path, *prompts):
+    lines = [json.dumps({"prompt": prompt, "completion": "Yes."}) + "\n" for prompt in prompts]
+    path.write_text("".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def words(tmp_path, small_model):
+    """A run of one step on files that a test may change."""
+    model = shutil.copytree(small_model, tmp_path / "small")
+    data, held_out = tmp_path / "rows.jsonl", tmp_path / "held_out.jsonl"
+    rows(data, "Tea?", "Salt?")
+    rows(held_out, "Rain?")
+    words = [f"model={model}", f"data={data}", f"data.eval={held_out}", "max_steps=2"]
+    return ["sft", *words, f"output_dir={tmp_path / 'run'}", "train.save_steps=1", *FAST]
+
+
+def change(file):
+    """Other bytes of the same number."""
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+
+
+CHANGES = {
+    "data.path": "rows.jsonl",
+    "data.eval": "held_out.jsonl",
+    "model.path": "small/model.safetensors",
+}
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_changed_input_is_named(words, tmp_path, capsys, monkeypatch, interrupted):
+    with monkeypatch.context() as patch:
+        if interrupted:
+            stop_after(patch, 1)
+        assert cli.main(words) == (130 if interrupted else 0)
+    for key, name in CHANGES.items():
+        before = (tmp_path / name).read_bytes()
+        change(tmp_path / name)
+        capsys.readouterr()
+        assert cli.main(words) == 2
+        shown = capsys.readouterr().err
+        assert f"error:   {key}: {tmp_path / name} has other content" in shown
+        assert "try another output_dir" in shown
+        assert shown.count("has other content") == 1
+        (tmp_path / name).write_bytes(before)
+    assert cli.main(words) == 0  # other times, the same content
+    out = capsys.readouterr()
+    assert ("continuing from" in out.err) if interrupted else ("already complete" in out.out)
+
+
+def test_a_run_is_complete_before_torch_is_imported(words, tmp_path):
+    assert cli.main(words) == 0
+    os.utime(tmp_path / "rows.jsonl")
+    program = (
+        f"import sys; from rlhf_cli.cli import main; main({words}); print('torch' in sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert shown.stdout.splitlines() == [f"already complete: {tmp_path / 'run'}", "False"]
+
+
+def test_held_out_rows_are_compared_where_a_run_goes_on_elsewhere(
+    words, tmp_path, monkeypatch, capsys
+):
+    """As on another machine, or of a data set on the hub: no local file was recorded."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert cli.main(words) == 130
+    file = tmp_path / "run" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "inputs": {}}))
+    rows(tmp_path / "held_out.jsonl", "Hail?")
+    assert cli.main(words) == 1
+    assert "cannot be continued here, because held_out_data: " in capsys.readouterr().err
+
+
+def test_every_kind_of_input_is_recorded(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows(folder / "a.jsonl", "Tea?")
+    (folder / "README.md").touch()
+    judge = tmp_path / "judge.py"
+    judge.write_text("def score(prompts, responses): ...\n")
+    values = {
+        "data": {"path": [str(folder), {"path": "org/name"}], "eval": "auto"},
+        "model": {"path": "tiny"},
+        "reward": {"terms": [{"function": f"{judge}:score"}]},
+    }
+    found = inputs.record(values, PPOConfig)
+    assert {key: list(files) for key, files in found.items()} == {
+        "data.path[0]": [str(folder / "a.jsonl")],
+        "reward.terms[0].function": [str(judge)],
+    }
+    rows(folder / "b.jsonl", "Salt?")
+    judge.write_text("def score(prompts, responses): 1\n")
+    assert inputs.changes(found, values, PPOConfig) == [
+        f"  data.path[0]: {folder / 'b.jsonl'} is new",
+        f"  reward.terms[0].function: {judge} has other content",
+    ]
+
+
+def test_an_adapter_is_recorded_with_its_base(tmp_path, small_model):
+    base = shutil.copytree(small_model, tmp_path / "base")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    values = {"model": {"path": str(adapter)}}
+    found = inputs.record(values, SFTConfig)
+    change(base / "model.safetensors")
+    assert inputs.changes(found, values, SFTConfig) == [
+        f"  model.path: {base / 'model.safetensors'} has other content"
+    ]
