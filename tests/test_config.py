@@ -57,7 +57,7 @@ def test_command_line_wins_over_recipes_later_recipes_over_earlier_groups_over_d
     plain = sft().config.train
     assert (plain.lr, plain.epochs, plain.batch_size, plain.max_steps) == ("auto", 1, 32, 0)
     preset = sft("train=smoke").config.train
-    assert (preset.batch_size, preset.max_steps) == (4, 5)
+    assert (preset.batch_size, preset.max_steps) == (8, 5)
     every = sft("config=a.yaml", "lr=1e-5", "config=b.yaml").config.train
     assert (every.lr, every.epochs, every.batch_size) == (1e-5, 3, 8)
 
@@ -65,7 +65,7 @@ def test_command_line_wins_over_recipes_later_recipes_over_earlier_groups_over_d
 def test_a_recipe_may_choose_a_preset_and_change_it():
     write("a.yaml", "train: smoke\ntrain.max_steps: 7")
     train = sft("config=a.yaml").config.train
-    assert (train.batch_size, train.max_steps) == (4, 7)
+    assert (train.batch_size, train.max_steps) == (8, 7)
 
 
 def test_the_last_choice_of_a_group_is_the_only_one():
@@ -144,6 +144,25 @@ def test_every_preset_composes_with_every_command_that_has_its_group(name, group
     file = resources.shipped("configs") / group / f"{option}.yaml"
     chosen = recipe.read(file, option).values
     assert {key: tree[group][key] for key in chosen} == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "option"), [choice for choice in choices() if COMMANDS[choice[0]].trains]
+)
+def test_every_preset_goes_with_the_recipe_that_a_stage_runs_by_itself(name, group, option):
+    needed = ["adapter=lora"] if group == "quant" else []
+    compose(name, f"config=tiny/{name}", *needed, f"{group}={option}")
+
+
+@pytest.mark.parametrize("name", resources.recipes())
+def test_every_shipped_recipe_has_a_smoke_run(name):
+    stage, words = recipe_words(name)
+    assert compose(stage, *words, "train=smoke").config.train.max_steps == 5
+
+
+def test_a_model_from_nothing_takes_the_place_of_a_recipe_s_model():
+    model = compose("sft", "config=zephyr/sft", "model=llama_8m").config.model
+    assert (model.path, model.from_scratch) == ("", True)
 
 
 @pytest.mark.parametrize(("group", "option"), options())
@@ -631,6 +650,14 @@ def test_a_model_that_is_a_file_or_an_unfinished_run():
     assert line.startswith("model.path: got m/model.safetensors; need the model's folder, not a ")
     [line] = refused("sft", "model=run", "data=tiny")
     assert "need a finished run; " in line
+
+
+def test_a_function_beside_a_shipped_recipe_has_a_name(folder):
+    words = (*TINY, "reward.function=tiny/judge.py:score")
+    shipped = compose("ppo", *words).config.reward.function
+    assert shipped == f"{resources.shipped('recipes') / 'tiny' / 'judge.py'}:score"
+    write("tiny/judge.py", "def score(prompts, responses): ...\n")
+    assert compose("ppo", *words).config.reward.function == f"{folder}/tiny/judge.py:score"
 
 
 def test_only_missing_data_is_a_data_error():

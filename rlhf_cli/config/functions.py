@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rlhf_cli.config.nearest import nearest, nearest_path
 from rlhf_cli.config.schema import Unfit
+from rlhf_cli.resources import shipped
 
 _SHOWN = 8
 
@@ -23,6 +24,8 @@ def locate(value: str) -> str:
         whole = file if colon and not name else value
         raise Unfit("need FILE.py:FUNCTION", f"{whole}:score" if whole.endswith(".py") else "")
     path = os.path.abspath(os.path.expanduser(file))
+    if not os.path.isfile(path):  # a shipped one has a name, as `tiny/judge.py`
+        path = os.path.abspath(shipped("recipes") / file)
     if not os.path.isfile(path):
         close = nearest_path(file)
         raise Unfit("need a file that exists", f"{close}:{name}" if close else "")
