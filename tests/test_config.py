@@ -1,6 +1,7 @@
 """Composition and check: what a user can type, and what the answer is."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rlhf_cli import resources
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config import recipe
+from rlhf_cli.config.check import judge
 from rlhf_cli.config.resolve import Resolved, resolve
 from rlhf_cli.config.schema import ALIASES, field_types, groups, knobs, show
 from rlhf_cli.config.yaml12 import to_yaml
@@ -39,7 +41,22 @@ def sft(*words: str) -> Resolved:
 def refused(command: str, *words: str) -> list[str]:
     with pytest.raises(RlhfError) as caught:
         compose(command, *words)
-    return str(caught.value).splitlines()
+    lines = str(caught.value).splitlines()
+    assert [line for line in lines if not_taken(command, line)] == []
+    return lines
+
+
+EXAMPLES = ("VALUE", "FILE", "runs/sft", "rows.jsonl", '"Hello,', "{name:")
+"""What a suggestion has in the place of something of the user's."""
+
+
+def not_taken(command: str, line: str) -> list[str]:
+    """The settings that a line suggests for its command and that the check refuses."""
+    found = re.findall(r"(?:Try |, or |=\S+ )([\w.]+)=([^\s]+?)(?=[,.]?(?:\s|$))", line)
+    mine = [(ALIASES.get(key, key), text) for key, text in found if not text.endswith(EXAMPLES)]
+    return [
+        key for key, text in mine if key != "config" and judge(COMMANDS[command], f"{key}={text}")
+    ]
 
 
 def write(name: str, text: str) -> str:
@@ -555,8 +572,8 @@ def test_anchors_and_merge_keys_work():
         ("generate", ("model=tiny", "prompt=x", "prompts=tiny"),
          "prompt: given beside prompts=tiny; need one of the two  (command line)"),
         ("generate", ("model=tiny", "prompt=x", "data=tiny"),
-         "data: a key of pretrain, sft, reward, dpo, ppo, bco, evaluate, not of generate. Try "
-         "prompts=tiny  "
+         "data: a key of pretrain, sft, reward, dpo, ppo, bco, evaluate, not of generate; did you "
+         "mean prompts? Try prompts=tiny  "
          "(command line)"),
     ],
 )  # fmt: skip

@@ -87,8 +87,9 @@ def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
     assert (report.kind, report.refused) == (kind, {})
 
 
-def test_the_readme_shows_the_errors_that_its_example_gives(capsys):
-    [shown] = [block for block in blocks(ROOT / "README.md") if block.startswith("$ rlhf")]
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "configuration.md"])
+def test_a_page_shows_the_errors_that_its_example_gives(page, capsys):
+    [shown] = [block for block in blocks(page) if "\nerror: " in block and block[:6] == "$ rlhf"]
     command, _, errors = shown.partition("\n")
     assert cli.main(shlex.split(command)[2:]) == 2
     assert capsys.readouterr().err == errors
