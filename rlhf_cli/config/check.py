@@ -39,7 +39,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Checked:
-    """A config instance, the plain values it was made from, and what is wrong with them."""
+    """A config instance, the plain values it was made from, and what is wrong with them.
+
+    The instance has defaults that depend on the model as they are for it.
+    """
 
     config: Any
     tree: dict[str, Any]
@@ -69,9 +72,12 @@ def check(
     walk = _Walk(command, origins, tree)
     walk.meant.update(meant)
     config = walk.group(command.config, tree, "", command.config())
+    plain = asdict(config)  # as the user set it, so that a run is the same where more is known
+    if hasattr(config, "fit_to_model"):
+        config.fit_to_model()
     if whole:
         walk.across_fields()
-    return Checked(config, asdict(config), walk.problems)
+    return Checked(config, plain, walk.problems)
 
 
 def judge(command: Command, word: str) -> Unfit | None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
+from rlhf_cli.runs import model_files
+from rlhf_cli.runs.artifact import ADAPTER, is_adapter, local_folder, may_be_adapter, settings
 from rlhf_cli.runs.checks import (
     base_revision_problems,
     language_model_problems,
@@ -131,6 +132,12 @@ class ModelConfig:
                 f"({origin}). Try model.attention=auto"
             )
         return found
+
+    @property
+    def positions(self) -> int | None:
+        """Longest row that the model takes, where that is known here."""
+        config = model_files.config_of(self.path, self.revision, self.base)
+        return model_files.positions(config or self.architecture)
 
     def not_a_language_model(self) -> list[str]:
         """The line for a model that gives scores where one that writes is needed."""
@@ -347,4 +354,34 @@ class LoadConfig:
             )
         if self.scores:
             found += self.quant.not_of_scores()
+        return found + self._adapter_problems() + self._layer_problems()
+
+    def _adapter_problems(self) -> list[str]:
+        """What the adapter that is to be trained on has otherwise than is asked for."""
+        kept = self.brings_adapter and self.adapter.start == "continue"
+        folder = local_folder(self.model.path, self.model.revision)
+        if not kept or self.adapter.kind == "none" or folder is None:
+            return []
+        found = settings(folder, ADAPTER)
+        return model_files.unlike_adapter(self.adapter, found, AdapterConfig(), self.model.path)
+
+    def _layer_problems(self) -> list[str]:
+        """Names of layers that the model does not have, as far as its files tell."""
+        model, adapter = self.model, self.adapter
+        targets = [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets
+        named = {
+            "adapter.targets": [] if targets == ["all-linear"] else targets,
+            "adapter.modules_to_save": adapter.modules_to_save,
+            "model.freeze": getattr(model, "freeze", []),
+        }
+        if not any(named.values()) or (self.brings_adapter and adapter.start == "continue"):
+            return []
+        folder = model_files.base_folder(model.path, model.revision, model.base)
+        config = model_files.config_of(model.path, model.revision, model.base)
+        modules, matrices = model_files.module_names(folder, config or model.architecture)
+        found = model_files.unknown_names(
+            "adapter.targets", named["adapter.targets"], matrices, "linear layer"
+        )
+        for key in ("adapter.modules_to_save", "model.freeze"):
+            found += model_files.unknown_names(key, named[key], modules, "layer")
         return found

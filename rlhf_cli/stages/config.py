@@ -46,7 +46,8 @@ def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[st
     if response >= data.max_length:
         found.append(
             f"data.max_length: got {data.max_length}, which leaves no token for the prompt beside "
-            f"sampling.max_new_tokens={response}. Try data.max_length={2 * response}"
+            f"sampling.max_new_tokens={response}. Try data.max_length={2 * response}, or "
+            f"sampling.max_new_tokens={data.max_length // 2}"
         )
     if data.format not in PROMPT_FORMATS:
         found.append(
@@ -96,9 +97,21 @@ class StageConfig(LoadConfig):
         full, adapter = self.default_lr
         return adapter if self.trains_adapter else full
 
+    def fit_to_model(self) -> None:
+        """Lower a `data.max_length` that is at its default to the positions of the model."""
+        room = self.model.positions
+        if room and self.data.max_length == DataConfig.max_length:
+            self.data.max_length = min(self.data.max_length, room)
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = super().problems()
+        room = self.model.positions
+        if room and self.data.max_length > room:
+            found.append(
+                f"data.max_length: got {self.data.max_length}, but the model has {room} positions. "
+                f"Try data.max_length={room}"
+            )
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "
