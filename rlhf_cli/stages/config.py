@@ -7,6 +7,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
 from rlhf_cli.resources import SHIPPED
+from rlhf_cli.sweep.config import Objective, SweepConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
@@ -72,6 +73,7 @@ class StageConfig(LoadConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     seed: Seed = 0
     """Seed of weights, order and noise."""
@@ -88,6 +90,16 @@ class StageConfig(LoadConfig):
 
     default_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
     """What `train.lr=auto` is where all weights are trained, and where an adapter is."""
+
+    @property
+    def usual_objective(self) -> Objective:
+        """What runs of the stage are compared by in a sweep, where nothing else is said."""
+        return Objective("eval/loss", "min")
+
+    @property
+    def objective(self) -> Objective:
+        """What runs are compared by in a sweep."""
+        return self.sweep.objective(self.usual_objective)
 
     @property
     def lr(self) -> float:

@@ -121,6 +121,9 @@ class LogConfig:
     trackers: list[Tracker] = field(default_factory=list)
     """Names of trackers, as in `[tensorboard]`; each needs its own package."""
 
+    preview: Annotated[bool, Machinery()] = True
+    """Show the first training example, its trained tokens marked; in a sweep the first job does."""
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         missing = [name for name in self.trackers if find_spec(name) is None]
