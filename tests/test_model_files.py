@@ -134,6 +134,11 @@ def test_an_adapter_that_is_trained_on_is_compared_with_what_is_asked_for(words,
     assert told(capsys, "model=adapter", *words) == [line.format(where) for line in lines]
 
 
+def test_what_an_adapter_does_not_say_of_itself_is_left_to_what_loads_it(capsys):
+    Path("adapter/adapter_config.json").write_text("{}")
+    assert told(capsys, "model=adapter", "adapter=lora", "adapter.rank=4") == []
+
+
 # Positions
 
 

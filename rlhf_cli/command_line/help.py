@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -116,8 +117,13 @@ def _heading(command: Command, group: str) -> str:
     if not group:
         return f"{command.name}: its own keys"
     config = groups(command.config).get(group.partition(".")[0])
-    purpose = f": {(config.__doc__ or '').partition('.')[0]}." if config else ""
+    purpose = f": {_first_sentence(config.__doc__ or '')}" if config else ""
     return "\n".join([group + purpose, *_presets(group)])
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop at the end of a word; `metrics.jsonl` has one inside."""
+    return re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _presets(group: str) -> Iterator[str]:

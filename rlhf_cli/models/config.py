@@ -265,7 +265,8 @@ class QuantConfig:
 
     output_layer: bool = False
     """Pack the output layer too, which log-probs then unpack a tile at a time. Not where it shares
-    its weights with the input embeddings. `auto` takes what the adapter was trained on."""
+    its weights with the input embeddings. With `quant.kind=auto` it is as the adapter at
+    `model.path` was trained."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

@@ -150,7 +150,8 @@ def unlike_adapter(asked: Any, found: Mapping[str, Any], default: Any, where: st
         f"is to be trained on. Try adapter.{name}={value}, or adapter.start=stack for a new one "
         "on top"
         for name, value in has.items()
-        if getattr(asked, name) != value
+        if value is not None
+        and getattr(asked, name) != value
         and (name in ("kind", "rank") or getattr(asked, name) != getattr(default, name))
     ]
     return lines + [

@@ -116,7 +116,7 @@ Tracker = Literal[
 
 @dataclass(kw_only=True)
 class LogConfig:
-    """Where metrics go beside `metrics.jsonl`."""
+    """What is shown of the rows, and where metrics go beside `metrics.jsonl`."""
 
     trackers: list[Tracker] = field(default_factory=list)
     """Names of trackers, as in `[tensorboard]`; each needs its own package."""
