@@ -56,8 +56,8 @@ def told(capsys, *words):
          "that name, the model has c_attn, c_fc"),
         (["adapter=lora", "adapter.modules_to_save=[nrm]"], "adapter.modules_to_save: got nrm; no "
          "layer has that name, the model has attn, c_attn, c_fc, h, ln_1, mlp, wpe, wte"),
-        (["model.freeze=[hh.0]"], "model.freeze: got hh.0; no layer has that name, the model has "
-         "attn, c_attn, c_fc, h, ln_1, mlp, wpe, wte. Try model.freeze=[h]"),
+        (["model.freeze=[wte,hh.0]"], "model.freeze: got hh.0; no layer has that name, the model "
+         "has attn, c_attn, c_fc, h, ln_1, mlp, wpe, wte. Try model.freeze=[wte,h.0]"),
         (["data.max_length=65"], "data.max_length: got 65, but the model has 64 positions. "
          "Try data.max_length=64"),
     ],

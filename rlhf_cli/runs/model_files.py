@@ -125,10 +125,17 @@ def unknown_names(key: str, names: list[str], known: set[str], kind: str) -> lis
         last = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
         if known and last not in known:
             close = nearest(last, sorted(known))
-            advice = f". Try {key}=[{close}]" if close else ""
+            meant = [_with_last(other, last, close) if other == name else other for other in names]
+            advice = f". Try {key}=[{','.join(meant)}]" if close else ""
             has = ", ".join(sorted(known - _HEADS))
             found.append(f"{key}: got {name}; no {kind} has that name, the model has {has}{advice}")
     return found
+
+
+def _with_last(name: str, last: str, other: str) -> str:
+    """`layer.0` with `layers` in the place of `layer`."""
+    before, _, after = name.rpartition(last)
+    return before + other + after
 
 
 def unlike_adapter(asked: Any, found: Mapping[str, Any], default: Any, where: str) -> list[str]:
