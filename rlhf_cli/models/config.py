@@ -7,7 +7,7 @@ from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import model_files
-from rlhf_cli.runs.artifact import ADAPTER, is_adapter, local_folder, may_be_adapter, settings
+from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
 from rlhf_cli.runs.checks import (
     base_revision_problems,
     language_model_problems,
@@ -355,34 +355,7 @@ class LoadConfig:
             )
         if self.scores:
             found += self.quant.not_of_scores()
-        return found + self._adapter_problems() + self._layer_problems()
-
-    def _adapter_problems(self) -> list[str]:
-        """What the adapter that is to be trained on has otherwise than is asked for."""
         kept = self.brings_adapter and self.adapter.start == "continue"
-        folder = local_folder(self.model.path, self.model.revision)
-        if not kept or self.adapter.kind == "none" or folder is None:
-            return []
-        found = settings(folder, ADAPTER)
-        return model_files.unlike_adapter(self.adapter, found, AdapterConfig(), self.model.path)
-
-    def _layer_problems(self) -> list[str]:
-        """Names of layers that the model does not have, as far as its files tell."""
-        model, adapter = self.model, self.adapter
-        targets = [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets
-        named = {
-            "adapter.targets": [] if targets == ["all-linear"] else targets,
-            "adapter.modules_to_save": adapter.modules_to_save,
-            "model.freeze": getattr(model, "freeze", []),
-        }
-        if not any(named.values()) or (self.brings_adapter and adapter.start == "continue"):
-            return []
-        folder = model_files.base_folder(model.path, model.revision, model.base)
-        config = model_files.config_of(model.path, model.revision, model.base)
-        modules, matrices = model_files.module_names(folder, config or model.architecture)
-        found = model_files.unknown_names(
-            "adapter.targets", named["adapter.targets"], matrices, "linear layer"
-        )
-        for key in ("adapter.modules_to_save", "model.freeze"):
-            found += model_files.unknown_names(key, named[key], modules, "layer")
-        return found
+        if not kept:
+            return found + model_files.layer_problems(self.model, self.adapter)
+        return found + model_files.adapter_problems(self.model, self.adapter, AdapterConfig())

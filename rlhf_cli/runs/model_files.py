@@ -138,6 +138,36 @@ def _with_last(name: str, last: str, other: str) -> str:
     return before + other + after
 
 
+def layer_problems(model: Any, adapter: Any) -> list[str]:
+    """The line for each name of layers that a model does not have, as far as its files tell.
+
+    Args:
+        model: a `ModelConfig`.
+        adapter: an `AdapterConfig`: of a new adapter, or of none.
+    """
+    targets = [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets
+    targets = [] if targets == ["all-linear"] else targets
+    freeze = getattr(model, "freeze", [])
+    if not (targets or adapter.modules_to_save or freeze):
+        return []
+    folder = base_folder(model.path, model.revision, model.base)
+    config = config_of(model.path, model.revision, model.base)
+    modules, matrices = module_names(folder, config or model.architecture)
+    return [
+        *unknown_names("adapter.targets", targets, matrices, "linear layer"),
+        *unknown_names("adapter.modules_to_save", adapter.modules_to_save, modules, "layer"),
+        *unknown_names("model.freeze", freeze, modules, "layer"),
+    ]
+
+
+def adapter_problems(model: Any, adapter: Any, default: Any) -> list[str]:
+    """What the adapter at `model.path` has otherwise than is asked for; as `unlike_adapter`."""
+    folder = local_folder(model.path, model.revision)
+    if adapter.kind == "none" or folder is None:
+        return []
+    return unlike_adapter(adapter, settings(folder, ADAPTER), default, model.path)
+
+
 def unlike_adapter(asked: Any, found: Mapping[str, Any], default: Any, where: str) -> list[str]:
     """What an adapter that is to be trained on has otherwise than the configuration asks for.
 
