@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlhf_cli import __version__
 from rlhf_cli.command_line import failures
 from rlhf_cli.command_line.words import CommandLine, parse
+from rlhf_cli.config.foreign import FOREIGN
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.cores import yield_cores
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError
@@ -114,7 +115,7 @@ def _command(word: str) -> Command:
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
-    if command.trains and not line.recipes and not line.sets(*_OWN_START):
+    if command.trains and not line.recipes and not _names_its_own(line):
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
     if line.multirun:
@@ -141,6 +142,12 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
 
 # Any of these says that the user does not mean the shipped model and data.
 _OWN_START = ("model", "model.path", "model.init", "model.architecture", "data", "data.path")
+
+
+def _names_its_own(line: CommandLine) -> bool:
+    """Whether a model or data are given, be it by another trainer's name."""
+    others = (FOREIGN[setting.key].keys for setting in line.settings if setting.key in FOREIGN)
+    return line.sets(*_OWN_START) or any({*keys} & {*_OWN_START} for keys in others)
 
 
 def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:

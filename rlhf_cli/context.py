@@ -112,7 +112,11 @@ def device_name(device: torch.device) -> str:
     """The device in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {_counted(torch.get_num_threads(), 'thread')}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def settle_cpu() -> str:
@@ -120,7 +124,8 @@ def settle_cpu() -> str:
     if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
         torch.set_num_threads(cores())
     limit_kernel_cache()
-    return f" of {cores()} cores" + (", freed memory kept" if keep_freed_memory() else "")
+    kept = ", freed memory kept" if keep_freed_memory() else ""
+    return f" of {_counted(cores(), 'core')}{kept}"
 
 
 def use_deterministic_algorithms() -> None:

@@ -10,8 +10,8 @@ SHIPPED = "tiny"
 """The model, the rows and the recipes that come with the package go by this name."""
 
 
-def shipped(kind: Literal["configs", "recipes"]) -> Path:
-    """The folder of group files or recipes: in the package of a wheel, else the repository's."""
+def shipped(kind: Literal["configs", "recipes", "docs"]) -> Path:
+    """A folder that ships with the package: inside it in a wheel, else at the repository's top."""
     installed = PACKAGE / kind
     return installed if installed.is_dir() else PACKAGE.parent / kind
 
@@ -37,6 +37,11 @@ def recipes() -> list[str]:
     return sorted(
         path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
     )
+
+
+def pages() -> list[str]:
+    """The names that `rlhf docs NAME` can take."""
+    return sorted(path.stem for path in shipped("docs").glob("*.md"))
 
 
 def cache_folder() -> Path:

@@ -32,7 +32,11 @@ def recipe_words(name: str) -> tuple[str, list[str]]:
     """The command of a recipe, and `config=NAME` with what it leaves to the command line."""
     read = recipe.read(recipe.find(name), name, ("model", "data"))
     words = [f"config={name}"]
-    words += [] if {"model"} & {*read.values, *read.choices} else ["model=tiny"]
+    if not {"model"} & {*read.values, *read.choices}:
+        words += ["model=tiny"]
+        positions = 512  # of the tiny model
+        longer = read.values.get("data", {}).get("max_length", 0) > positions
+        words += [f"data.max_length={positions}"] if longer else []
     sources = {"terms", *RewardsConfig.kinds}
     needs_reward = read.stage == "ppo" and not sources & {*read.values.get("reward", {})}
     words += ["reward.length_penalty=1"] if needs_reward else []

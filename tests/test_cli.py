@@ -14,6 +14,7 @@ import pytest
 import rlhf_cli
 from rlhf_cli import cli, resources
 from rlhf_cli.command_line.help import docs, page
+from rlhf_cli.config.check import judge
 from rlhf_cli.config.schema import aliases, knobs
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
 from rlhf_cli.runs import files
@@ -124,6 +125,23 @@ def test_a_page_tells_type_range_and_unit():
     assert re.search(r"train\.max_steps=0 +whole number >= 0 \(optimizer steps\)\n", text)
     assert re.search(r"train\.schedule=cosine +cosine \| linear \| constant \| wsd\n", text)
     assert re.search(r"model=tiny +Preset\. The shipped model of four", text)
+
+
+def test_a_heading_is_a_whole_sentence():
+    """Of `metrics.jsonl`, the dot ended it."""
+    assert (
+        "\nlog: What is shown of the rows, and where metrics go beside `metrics.jsonl`.\n"
+        in page(COMMANDS["sft"])
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_sentence_explains_only_values_that_its_key_takes(name):
+    for knob in knobs(COMMANDS[name].config).values():
+        said = re.findall(r"(?<![=\w])`(auto|none|true|false)`", docs(knob.owner)[knob.name])
+        assert [word for word in said if judge(COMMANDS[name], f"{knob.key}={word}")] == [], (
+            knob.key
+        )
 
 
 @pytest.mark.parametrize("argv", [["help", "sft"], ["--help", "sft"], ["sft", "-h"]])

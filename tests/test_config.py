@@ -1,6 +1,7 @@
 """Composition and check: what a user can type, and what the answer is."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rlhf_cli import resources
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config import recipe
+from rlhf_cli.config.check import judge
 from rlhf_cli.config.resolve import Resolved, resolve
 from rlhf_cli.config.schema import ALIASES, field_types, groups, knobs, show
 from rlhf_cli.config.yaml12 import to_yaml
@@ -39,7 +41,22 @@ def sft(*words: str) -> Resolved:
 def refused(command: str, *words: str) -> list[str]:
     with pytest.raises(RlhfError) as caught:
         compose(command, *words)
-    return str(caught.value).splitlines()
+    lines = str(caught.value).splitlines()
+    assert [line for line in lines if not_taken(command, line)] == []
+    return lines
+
+
+EXAMPLES = ("VALUE", "FILE", "runs/sft", "rows.jsonl", '"Hello,', "{name:")
+"""What a suggestion has in the place of something of the user's."""
+
+
+def not_taken(command: str, line: str) -> list[str]:
+    """The settings that a line suggests for its command and that the check refuses."""
+    found = re.findall(r"(?:Try |, or |=\S+ )([\w.]+)=([^\s]+?)(?=[,.]?(?:\s|$))", line)
+    mine = [(ALIASES.get(key, key), text) for key, text in found if not text.endswith(EXAMPLES)]
+    return [
+        key for key, text in mine if key != "config" and judge(COMMANDS[command], f"{key}={text}")
+    ]
 
 
 def write(name: str, text: str) -> str:
@@ -57,7 +74,7 @@ def test_command_line_wins_over_recipes_later_recipes_over_earlier_groups_over_d
     plain = sft().config.train
     assert (plain.lr, plain.epochs, plain.batch_size, plain.max_steps) == ("auto", 1, 32, 0)
     preset = sft("train=smoke").config.train
-    assert (preset.batch_size, preset.max_steps) == (4, 5)
+    assert (preset.batch_size, preset.max_steps) == (8, 5)
     every = sft("config=a.yaml", "lr=1e-5", "config=b.yaml").config.train
     assert (every.lr, every.epochs, every.batch_size) == (1e-5, 3, 8)
 
@@ -65,7 +82,7 @@ def test_command_line_wins_over_recipes_later_recipes_over_earlier_groups_over_d
 def test_a_recipe_may_choose_a_preset_and_change_it():
     write("a.yaml", "train: smoke\ntrain.max_steps: 7")
     train = sft("config=a.yaml").config.train
-    assert (train.batch_size, train.max_steps) == (4, 7)
+    assert (train.batch_size, train.max_steps) == (8, 7)
 
 
 def test_the_last_choice_of_a_group_is_the_only_one():
@@ -144,6 +161,25 @@ def test_every_preset_composes_with_every_command_that_has_its_group(name, group
     file = resources.shipped("configs") / group / f"{option}.yaml"
     chosen = recipe.read(file, option).values
     assert {key: tree[group][key] for key in chosen} == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "option"), [choice for choice in choices() if COMMANDS[choice[0]].trains]
+)
+def test_every_preset_goes_with_the_recipe_that_a_stage_runs_by_itself(name, group, option):
+    needed = ["adapter=lora"] if group == "quant" else []
+    compose(name, f"config=tiny/{name}", *needed, f"{group}={option}")
+
+
+@pytest.mark.parametrize("name", resources.recipes())
+def test_every_shipped_recipe_has_a_smoke_run(name):
+    stage, words = recipe_words(name)
+    assert compose(stage, *words, "train=smoke").config.train.max_steps == 5
+
+
+def test_a_model_from_nothing_takes_the_place_of_a_recipe_s_model():
+    model = compose("sft", "config=zephyr/sft", "model=llama_8m").config.model
+    assert (model.path, model.from_scratch) == ("", True)
 
 
 @pytest.mark.parametrize(("group", "option"), options())
@@ -536,8 +572,8 @@ def test_anchors_and_merge_keys_work():
         ("generate", ("model=tiny", "prompt=x", "prompts=tiny"),
          "prompt: given beside prompts=tiny; need one of the two  (command line)"),
         ("generate", ("model=tiny", "prompt=x", "data=tiny"),
-         "data: a key of pretrain, sft, reward, dpo, ppo, bco, evaluate, not of generate. Try "
-         "prompts=tiny  "
+         "data: a key of pretrain, sft, reward, dpo, ppo, bco, evaluate, not of generate; did you "
+         "mean prompts? Try prompts=tiny  "
          "(command line)"),
     ],
 )  # fmt: skip
@@ -640,6 +676,14 @@ def test_a_model_that_is_a_file_or_an_unfinished_run():
     assert line.startswith("model.path: got m/model.safetensors; need the model's folder, not a ")
     [line] = refused("sft", "model=run", "data=tiny")
     assert "need a finished run; " in line
+
+
+def test_a_function_beside_a_shipped_recipe_has_a_name(folder):
+    words = (*TINY, "reward.function=tiny/judge.py:score")
+    shipped = compose("ppo", *words).config.reward.function
+    assert shipped == f"{resources.shipped('recipes') / 'tiny' / 'judge.py'}:score"
+    write("tiny/judge.py", "def score(prompts, responses): ...\n")
+    assert compose("ppo", *words).config.reward.function == f"{folder}/tiny/judge.py:score"
 
 
 def test_only_missing_data_is_a_data_error():

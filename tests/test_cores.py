@@ -36,7 +36,7 @@ def test_threads_are_no_more_than_cores_unless_the_user_says_so(monkeypatch):
         settle_cpu()
         assert torch.get_num_threads() == 3
         monkeypatch.delenv("OMP_NUM_THREADS")
-        assert settle_cpu().startswith(" of 1 cores")
+        assert settle_cpu().startswith(" of 1 core")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)

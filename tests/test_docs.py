@@ -9,73 +9,25 @@ import pytest
 from rlhf_cli import cli, resources
 from rlhf_cli.errors import exit_codes
 from rlhf_cli.stages.registry import TOOLS
-
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-PAGES = [
-    ROOT / "README.md",
-    *(
-        DOCS / f"{name}.md"
-        for name in (
-            "adapters",
-            "configuration",
-            "data",
-            "evaluation",
-            "generation",
-            "judgments",
-            "ppo",
-            "processes",
-            "recipes",
-        )
-    ),
-]
-FILES = (
-    "chats.jsonl",
-    "pairs.jsonl",
-    "held_out.jsonl",
-    "rows.jsonl",
-    "table.csv",
-    "labels.jsonl",
-    "prompts.jsonl",
-    "best.jsonl",
-    "ranked.jsonl",
+from tests.pages import (
+    DOCS,
+    RECIPES,
+    ROOT,
+    blocks,
+    in_recipes,
+    lay_out,
+    on_help_pages,
+    on_pages,
 )
-FOLDERS = (
-    "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/dpo",
-    "runs/tiny/pretrain", "runs/tiny/sft", "runs/reward", "runs/arithmetic_grpo/sft",
-)  # fmt: skip
-
-
-def blocks(page: Path, language: str = "") -> list[str]:
-    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
-    return [text for name, text in fenced if name == language]
-
-
-def typed() -> list[str]:
-    """Commands that users are told to type, but the one that shows its errors."""
-    lines = [line for page in PAGES for block in blocks(page) for line in block.splitlines()]
-    recipes = sorted((ROOT / "recipes").rglob("*.yaml"))
-    headers = [line for recipe in recipes for line in recipe.read_text().splitlines()]
-    lines += [line.removeprefix("#").strip() for line in headers if line.startswith("#   rlhf")]
-    return [line for line in lines if line.startswith("rlhf ")]
 
 
 @pytest.fixture(autouse=True)
 def _paths_that_the_pages_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in FOLDERS:
-        Path(name).mkdir(parents=True)
-    for name in FILES:
-        Path(name).touch()
-    Path("judge.py").write_text("def score(prompts, responses, **columns): ...\n")
-    Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
-    Path("runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
-    Path("chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
-    Path("sft.yaml").write_text(blocks(ROOT / "docs" / "configuration.md", "yaml")[0])
-    Path("compared.jsonl").write_text(blocks(DOCS / "data.md", "jsonl")[0])
+    lay_out(tmp_path)
 
 
-@pytest.mark.parametrize("command", typed())
+@pytest.mark.parametrize("command", dict.fromkeys([*on_pages(), *on_help_pages(), *in_recipes()]))
 def test_a_command_of_the_pages_composes(command, capsys):
     words = shlex.split(command, comments=True)[1:]
     look = [] if words[0] in TOOLS else ["--cfg"]
@@ -83,7 +35,30 @@ def test_a_command_of_the_pages_composes(command, capsys):
 
 
 def test_the_pages_hold_commands():
-    assert len(typed()) >= 8
+    assert len(on_pages()) >= 50
+    assert len(on_help_pages()) >= 30
+    assert len(in_recipes()) >= 6
+
+
+def test_what_a_user_reads_names_nothing_that_only_the_repository_has():
+    """An installed package has neither `docs/data.md` nor `recipes/tiny/judge.py`."""
+    shipped = [*(ROOT / "rlhf_cli").rglob("*.py"), *RECIPES.rglob("*.*"), *DOCS.glob("*.md")]
+    named = r"=recipes/|(?<![./(\[\w])docs/\w+\.md"
+    found = {f"{path}: {match[0]}" for path in shipped for match in re.finditer(named, _text(path))}
+    assert found == set()
+
+
+def test_every_page_that_a_message_or_a_recipe_names_is_there():
+    texts = [*(ROOT / "rlhf_cli").rglob("*.py"), *RECIPES.rglob("*.*")]
+    named = {
+        name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z]+)", _text(path))
+    }
+    assert "data" in named
+    assert named <= {*resources.pages()}
+
+
+def _text(path):
+    return path.read_text() if path.suffix in (".py", ".yaml", ".sh", ".md") else ""
 
 
 def test_the_recipe_of_several_sources_composes(capsys):
@@ -112,8 +87,9 @@ def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
     assert (report.kind, report.refused) == (kind, {})
 
 
-def test_the_readme_shows_the_errors_that_its_example_gives(capsys):
-    [shown] = [block for block in blocks(ROOT / "README.md") if block.startswith("$ rlhf")]
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "configuration.md"])
+def test_a_page_shows_the_errors_that_its_example_gives(page, capsys):
+    [shown] = [block for block in blocks(page) if "\nerror: " in block and block[:6] == "$ rlhf"]
     command, _, errors = shown.partition("\n")
     assert cli.main(shlex.split(command)[2:]) == 2
     assert capsys.readouterr().err == errors

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Thumbs up and down: BCO from a chat model.
 #   bash recipes/bco_thumbs/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same command runs on a small model and on files of $RLHF_DATA: docs/recipes.md.
+# With `twin` the same command runs on a small model and on files of $RLHF_DATA: rlhf docs recipes.
 # Given again after a failure, it continues where it stopped.
 set -euo pipefail
 out=${1:-runs/bco_thumbs}
 
 bco=()
 if [ "${2:-}" = twin ]; then
-  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
   thumbs=$RLHF_DATA/binary_coffee
   rlhf pretrain config=twin/base data="${thumbs}_train.jsonl" \
     data.columns.text="{prompt} {completion}" output_dir="$out/base"

@@ -2,13 +2,13 @@
 # A language model that continues toxic texts in a neutral tone: PPO against a classifier.
 #   bash recipes/detox/run.sh [OUTPUT_FOLDER] [twin]
 # With `twin` the same command runs on a small model, a small classifier and files of $RLHF_DATA:
-# docs/recipes.md. Given again after a failure, it continues where it stopped.
+# rlhf docs recipes. Given again after a failure, it continues where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/detox}
 
 if [ "${2:-}" = twin ]; then
-  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
   labels=$RLHF_DATA/sentiment
   rlhf pretrain config=twin/base data="${labels}_train.jsonl" output_dir="$out/base"
   rlhf reward config=detox/twin/classifier data="${labels}_train.jsonl" \

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # InstructGPT: pretraining, SFT, a reward model from rankings, and PPO-ptx.
 #   bash recipes/instructgpt/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same commands run on a small model and on files of $RLHF_DATA: docs/recipes.md.
+# With `twin` the same commands run on a small model and on files of $RLHF_DATA: rlhf docs recipes.
 # Given again after a failure, it continues where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/instructgpt}
 
 if [ "${2:-}" = twin ]; then
-  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
   text=$RLHF_DATA/text_movie_reviews.jsonl pairs=$RLHF_DATA/preference_arguments
   rows=(data="${pairs}_train.jsonl" data.eval="${pairs}_test.jsonl")
   pretrain=(config=instructgpt/twin/pretrain data="$text")

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # R1-Zero: GRPO on word problems, straight from a base model.
 #   bash recipes/r1_zero/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same command runs on a small model and on files of $RLHF_DATA: docs/recipes.md.
+# With `twin` the same command runs on a small model and on files of $RLHF_DATA: rlhf docs recipes.
 # Given again after a failure, it continues where it stopped.
 set -euo pipefail
 out=${1:-runs/r1_zero}
 
 grpo=()
 if [ "${2:-}" = twin ]; then
-  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
   problems=$RLHF_DATA/math
   rlhf sft config=r1_zero/twin/base data="${problems}_train.jsonl" output_dir="$out/base"
   grpo=(config=r1_zero/twin/grpo model="$out/base")

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # From nothing to a model that writes shell commands, on real text: plays, then speeches, then SFT.
 #   RLHF_DATA=... bash recipes/real_text/run.sh [OUTPUT_FOLDER]
-# $RLHF_DATA holds the files that docs/data.md describes.
+# $RLHF_DATA holds the files of public data (see rlhf docs data).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/real_text}
-: "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+: "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
 
 # the last tenth of each text is held out
 mkdir -p "$out/data"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # From nothing to praise: a small model of movie reviews, a classifier of sentiment, PPO between them.
 #   RLHF_DATA=... bash recipes/sentiment_ppo/run.sh [OUTPUT_FOLDER] [SEED]
-# $RLHF_DATA holds the files that docs/data.md describes. With another seed, PPO alone is run again.
+# $RLHF_DATA holds the files of public data (see rlhf docs data). With another seed, PPO alone is run again.
 # Given again after a failure, it continues where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/sentiment_ppo}
 seed=${2:-0}
-: "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+: "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
 
 write() { # RUN: answers to the held-out prompts, drawn as in training
   rlhf generate model="$out/$1" prompts="$out/data/prompts_test.jsonl" template=never \

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # StackLLaMA: SFT, a reward model and PPO, all of them adapters on one base.
 #   bash recipes/stack_llama/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same commands run on a small model and on files of $RLHF_DATA: docs/recipes.md.
+# With `twin` the same commands run on a small model and on files of $RLHF_DATA: rlhf docs recipes.
 # Given again after a failure, it continues where it stopped.
 set -euo pipefail
 out=${1:-runs/stack_llama}
 
 sft=() reward=() ppo=()
 if [ "${2:-}" = twin ]; then
-  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
   pairs=$RLHF_DATA/preference_arguments
   rows=(data="${pairs}_train.jsonl" data.eval="${pairs}_test.jsonl")
   sft=(config=stack_llama/twin/sft model="$out/base" "${rows[@]}")

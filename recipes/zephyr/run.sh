@@ -2,7 +2,7 @@
 # Zephyr: SFT on dialogues, then DPO.
 #   bash recipes/zephyr/run.sh [OUTPUT_FOLDER] [twin] [qlora]
 # With `qlora` adapters are trained on weights in 4 bits, with `twin` the same commands run on a small
-# model and on files of $RLHF_DATA: docs/recipes.md. Given again after a failure, it continues.
+# model and on files of $RLHF_DATA: rlhf docs recipes. Given again after a failure, it continues.
 set -euo pipefail
 out=${1:-runs/zephyr}
 options=" ${*:2} "
@@ -12,7 +12,7 @@ if [[ $options == *" qlora "* ]]; then
   sft+=(config=zephyr/qlora) dpo+=(config=zephyr/qlora)
 fi
 if [[ $options == *" twin "* ]]; then
-  : "${RLHF_DATA:?set RLHF_DATA to the folder that docs/data.md describes}"
+  : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"
   chats=$RLHF_DATA/chat_assistant pairs=$RLHF_DATA/preference_helpful
   sft+=(config=zephyr/twin/sft model="$out/base" data="${chats}_train.jsonl")
   sft+=(data.eval="${chats}_test.jsonl")

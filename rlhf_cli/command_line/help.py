@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -33,7 +34,7 @@ _COLUMN = 36
 
 _OVERVIEW = """\
 usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--provenance] [--help]
-       rlhf recipes | env [--help]
+       rlhf recipes | data | env | docs [--help]
        rlhf --help | --version
 
 Train a language model from human feedback.
@@ -46,14 +47,14 @@ Settings
   (rlhf recipes lists those that are shipped).
   Several config= layer in order, later ones win. Any key can be set by key=value, which wins over
   every recipe; a recipe wins over the defaults.
-    rlhf sft config=recipes/tiny/sft.yaml lr=1e-4 train.schedule=linear
+    rlhf sft config=tiny/sft lr=1e-4 train.schedule=linear
     rlhf sft model=HuggingFaceTB/SmolLM2-135M data=chats.jsonl output_dir=runs/sft
   A training command without recipe, model and data runs the shipped recipe tiny/<command>.
   The same command with the same output_dir continues an unfinished run.
   -m runs every combination of several values: rlhf sft -m lr=1e-3,1e-4 seed=0,1
   --cfg prints the whole configuration as a recipe and runs nothing; --provenance prints where each
   value comes from.
-  rlhf COMMAND --help lists every key of a command.
+  rlhf COMMAND --help lists every key of a command; rlhf docs prints the documentation.
 
 Exit codes
 {codes}"""
@@ -116,8 +117,13 @@ def _heading(command: Command, group: str) -> str:
     if not group:
         return f"{command.name}: its own keys"
     config = groups(command.config).get(group.partition(".")[0])
-    purpose = f": {(config.__doc__ or '').partition('.')[0]}." if config else ""
+    purpose = f": {_first_sentence(config.__doc__ or '')}" if config else ""
     return "\n".join([group + purpose, *_presets(group)])
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop at the end of a word; `metrics.jsonl` has one inside."""
+    return re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _presets(group: str) -> Iterator[str]:
@@ -207,11 +213,12 @@ def _examples(command: Command) -> list[str]:
     name = command.name
     if not command.trains:
         return ["Examples", *(f"  rlhf {name} {words}" for words in command.examples)]
+    needs = f"{command.needs} " if command.needs else ""
     return [
         "Examples",
         f"  rlhf {name}",
         f"  rlhf {name} config=tiny/{name} lr=1e-4 output_dir=runs/{name}",
-        f"  rlhf {name} model=FOLDER_OR_HUB_ID data=FILE train.schedule=linear",
-        f"  rlhf {name} model=tiny data=tiny train=smoke --cfg",
+        f"  rlhf {name} model=FOLDER_OR_HUB_ID data=FILE {needs}lr=1e-5",
+        f"  rlhf {name} model=tiny data=tiny {needs}train=smoke --cfg",
         f"  rlhf {name} -m lr=1e-3,1e-4 seed=0,1",
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rlhf_cli.config.nearest import nearest, nearest_path
 from rlhf_cli.config.schema import Unfit
+from rlhf_cli.resources import shipped
 
 _SHOWN = 8
 
@@ -21,8 +22,10 @@ def locate(value: str) -> str:
     file, colon, name = value.rpartition(":")
     if not colon or not file or not name.isidentifier():
         whole = file if colon and not name else value
-        raise Unfit("need FILE.py:FUNCTION", f"{whole}:score" if whole.endswith(".py") else "")
+        raise Unfit("need FILE.py:FUNCTION", _first_of(whole))
     path = os.path.abspath(os.path.expanduser(file))
+    if not os.path.isfile(path):  # a shipped one has a name, as `tiny/judge.py`
+        path = os.path.abspath(shipped("recipes") / file)
     if not os.path.isfile(path):
         close = nearest_path(file)
         raise Unfit("need a file that exists", f"{close}:{name}" if close else "")
@@ -32,6 +35,14 @@ def locate(value: str) -> str:
         has = f"it has {', '.join(names[:_SHOWN])}" if names else "it has none"
         raise Unfit(f"{file} defines no {name}, {has}", f"{file}:{close}" if close else "")
     return f"{path}:{name}"
+
+
+def _first_of(file: str) -> str:
+    """The first function of a file, by its name; nothing where there is none."""
+    path = os.path.abspath(os.path.expanduser(file))
+    if not file.endswith(".py") or not os.path.isfile(path):
+        return ""
+    return next((f"{file}:{name}" for name in _defined(path, file) if name != "*"), "")
 
 
 def _defined(path: str, shown: str) -> list[str]:

@@ -43,7 +43,7 @@ def fetch_named(command: Command, config: Any, tree: dict[str, Any]) -> None:
 
     Args:
         command: that is to run.
-        config: an instance of its config class.
+        config: an instance of its config class; its defaults are fitted to the model.
         tree: the same as plain values.
 
     Raises:
@@ -56,6 +56,8 @@ def fetch_named(command: Command, config: Any, tree: dict[str, Any]) -> None:
             hub.resolve_rows(named.path, named.revision)
         else:
             _fetch(named)
+    if hasattr(config, "fit_to_model"):
+        config.fit_to_model()
     problems = check(command, tree, {}).problems if hub.commits() else []
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problem.text for problem in problems)))

@@ -1,18 +1,20 @@
 """From the words of the command line to a checked configuration."""
 
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin
+from functools import partial
+from typing import Any
 
 from rlhf_cli.command_line.words import CommandLine, Setting
 from rlhf_cli.config import paths, recipe
-from rlhf_cli.config.check import Problem, check, origin
+from rlhf_cli.config.check import Problem, check, judge, origin
 from rlhf_cli.config.compose import Layer, compose_tree
 from rlhf_cli.config.inputs import path_keys
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.references import find_references, literal_secrets, with_references
-from rlhf_cli.config.schema import field_types, groups, knobs, unmark
+from rlhf_cli.config.schema import field_types, groups, key_type, knobs, show
 from rlhf_cli.config.suggest import unknown_key
+from rlhf_cli.config.tree import flat
 from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.resources import options, recipes
@@ -69,7 +71,9 @@ def resolve(command: Command, line: CommandLine) -> Resolved:
     secrets.begin(references)
     for key, text in literal_secrets(composed.raw):
         sources.problem(key, text, origin(key, sources.origins) or COMMAND_LINE)
-    checked = check(command, composed.tree, sources.origins, whole=sources.whole)
+    checked = check(
+        command, composed.tree, sources.origins, whole=sources.whole, meant=sources.meant
+    )
     problems = [*sources.problems, *checked.problems]
     if problems:
         raise _refusal(problems)
@@ -95,6 +99,11 @@ class _Sources:
         self.origins: dict[str, str] = {}
         self.problems: list[Problem] = []
         self.whole = True
+        self.typed: dict[str, str] = {}
+        """All that is set, known or not, as it is typed."""
+
+        self.meant: set[str] = set()
+        """Keys that unknown ones stand for."""
 
     def problem(self, key: str, text: str, origin: str = COMMAND_LINE) -> None:
         self.problems.append(Problem(key, f"{text}  ({origin})"))
@@ -108,6 +117,7 @@ class _Sources:
             self.whole = False
             return
         self.problems += [Problem("", text) for text in read.problems]
+        self.typed |= {key: show(value) for key, value in flat(read.values).items()}
         if read.stage not in ("", self.command.name):
             self.problem("stage", self._other_stage(name, read.stage), read.origin("stage"))
         layer = Layer(values=read.values, origins={key: read.origin(key) for key in read.lines})
@@ -155,6 +165,7 @@ class _Sources:
 
     def add_settings(self, settings: list[Setting]) -> None:
         layer = Layer()
+        self.typed |= {setting.key: setting.text for setting in settings}
         for setting in settings:
             if setting.key in self.groups and not setting.text.startswith("{"):
                 self._choose(layer, setting)
@@ -172,9 +183,11 @@ class _Sources:
             self._no_option(setting.key, setting.text, COMMAND_LINE)
 
     def _set(self, key: str, text: str) -> None:
-        kind = self._kind(key)
+        kind = key_type(self.command.config, key)
         if kind is None:
-            self.problem(key, unknown_key(self.command, key, text))
+            found = unknown_key(self.command, key, text, self.typed, partial(judge, self.command))
+            self.problem(key, found.line)
+            self.meant.update(found.meant)
             return
         before = self.given.setdefault(key, text)  # `model=a model.path=b` says it by two names
         if before != text:
@@ -185,15 +198,3 @@ class _Sources:
             self.overrides.append(override(kind, key, text))
         except NotOneValue:
             self.problem(key, refused_sweep(kind, key, text))
-
-    def _kind(self, key: str) -> Any:
-        """The type of a key, also of one below a mapping; None for an unknown key."""
-        if key in self.groups:
-            return self.groups[key]
-        if key in self.knobs:
-            return self.knobs[key].type
-        parent = key.rpartition(".")[0]
-        outer = unmark(self._kind(parent))[0] if parent and parent not in self.groups else None
-        if get_origin(outer) is dict:
-            return get_args(outer)[1]
-        return Any if outer is Any else None

@@ -192,6 +192,20 @@ def _knobs(node: Any, prefix: str) -> Iterator[Knob]:
             yield Knob(key, annotation, value, type(node))
 
 
+def key_type(config: type[Any], key: str) -> Any:
+    """The annotation of a key, also of one below a mapping; None for an unknown key."""
+    inner, known = groups(config), knobs(config)
+    if key in inner:
+        return inner[key]
+    if key in known:
+        return known[key].type
+    parent = key.rpartition(".")[0]
+    outer = unmark(key_type(config, parent))[0] if parent and parent not in inner else None
+    if get_origin(outer) is dict:
+        return get_args(outer)[1]
+    return Any if outer is Any else None
+
+
 def machinery(config: type[Any]) -> set[str]:
     """The keys of a command that do not change its result."""
     return {knob.key for knob in knobs(config).values() if Machinery() in unmark(knob.type)[1]}

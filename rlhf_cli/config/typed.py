@@ -10,7 +10,8 @@ from hydra.errors import HydraException
 
 from rlhf_cli.config.escapes import resolve_escapes
 from rlhf_cli.config.recipe import DEEPEST
-from rlhf_cli.config.schema import is_union, show, unmark
+from rlhf_cli.config.schema import Unfit, is_union, show, unmark
+from rlhf_cli.config.values import scalar
 
 
 class NotOneValue(ValueError):
@@ -94,10 +95,16 @@ def quote(text: str) -> str:
 def comma_for_point(kind: Any, text: str) -> str:
     """The number that was meant by `0,0001`, or nothing."""
     bare = unmark(kind)[0]
-    kinds = [unmark(part)[0] for part in get_args(bare)] if is_union(bare) else [bare]
-    if float in kinds and re.fullmatch(r"-?0,\d+", text):
-        return text.replace(",", ".")
-    return ""
+    parts = [unmark(part) for part in (get_args(bare) if is_union(bare) else [kind])]
+    marks = next((marks for part, marks in parts if part is float), None)
+    if marks is None or not re.fullmatch(r"-?0,\d+", text):
+        return ""
+    point = text.replace(",", ".")
+    try:
+        scalar(float, marks, float(point))
+    except Unfit:
+        return ""
+    return point
 
 
 def refused_sweep(kind: Any, key: str, text: str) -> str:

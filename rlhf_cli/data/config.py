@@ -83,7 +83,8 @@ class DataConfig:
     `data.columns={prompt: question}` and `data.columns.prompt="Question: {question}"`."""
 
     max_length: Annotated[int, AtLeast(2), Unit("tokens")] = 1024
-    """Longest row; longer ones are treated by `data.truncation`, counted and shown."""
+    """Longest row; longer ones are treated by `data.truncation`, counted and shown. The default is
+    lowered to the positions of a model that has fewer."""
 
     truncation: Literal["prompt_start", "response_end", "refuse"] = "prompt_start"
     """`prompt_start` drops the oldest prompt tokens and then the response's end, `response_end`

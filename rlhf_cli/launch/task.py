@@ -40,10 +40,10 @@ class Task:
 
     def _call(self, function: str) -> Any:
         """Call a function of the stage's runner module, which imports torch and the rest."""
+        hub.begin(manifest.commits(Path(self.out)))
         checked = check(self.command, self.tree, {})
         if checked.problems:  # on another machine a path may be missing
             raise ConfigError("\n".join(problem.text for problem in checked.problems))
-        hub.begin(manifest.commits(Path(self.out)))
         secrets.begin(self.references)
         module = import_module(self.command.runner.partition(":")[0])
         return getattr(module, function)(checked.config, Path(self.out))

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.adapters import TOKEN_ROWS, TRAINED, Adapters, kind_of, own_name
+from rlhf_cli.models.adapters import TOKEN_ROWS, TRAINED, Adapters, own_name
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.modalities import others_pattern
 from rlhf_cli.models.named import modules_named
@@ -37,6 +37,7 @@ from rlhf_cli.models.token_rows import (
     token_rows,
     with_rows_of_base,
 )
+from rlhf_cli.runs.model_files import unlike_adapter
 
 State = Mapping[str, torch.Tensor]
 
@@ -284,24 +285,7 @@ def _no_room(folder: Path) -> ModelError:
 
 
 def _require_alike(found: Any, cfg: AdapterConfig, folder: Path) -> None:
-    """Refuse to go on with an adapter that is not the one the config describes.
-
-    What is left at its default asks for nothing, save the kind and the rank.
-    """
-    default = AdapterConfig()
-    asked = {"kind": (kind_of(found), cfg.kind), "rank": (found.r, cfg.rank)}
-    for name, has in (("alpha", found.lora_alpha), ("dropout", found.lora_dropout)):
-        wanted = getattr(cfg, name)
-        asked[name] = (has, has if wanted == getattr(default, name) else wanted)
-    for name, (has, wanted) in asked.items():
-        if has != wanted:
-            raise ModelError(
-                f"adapter.{name}: got {wanted}, but the adapter in {folder} has {has} and is to be "
-                f"trained on. Try adapter.{name}={has}, or adapter.start=stack for a new one on top"
-            )
-    for name in ("targets", "modules_to_save"):
-        if getattr(cfg, name) != getattr(default, name):
-            raise ModelError(
-                f"adapter.{name}: given, but the adapter in {folder} has its layers already. Leave "
-                "it out, or add adapter.start=stack for a new one on top"
-            )
+    """Refuse to go on with an adapter that is not the one the config describes."""
+    lines = unlike_adapter(cfg, found.to_dict(), AdapterConfig(), str(folder))
+    if lines:
+        raise ModelError("\n".join(lines))

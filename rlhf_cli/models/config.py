@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
+from rlhf_cli.runs import model_files
 from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
 from rlhf_cli.runs.checks import (
     base_revision_problems,
@@ -131,6 +132,12 @@ class ModelConfig:
                 f"({origin}). Try model.attention=auto"
             )
         return found
+
+    @property
+    def positions(self) -> int | None:
+        """Longest row that the model takes, where that is known here."""
+        config = model_files.config_of(self.path, self.revision, self.base)
+        return model_files.positions(config or self.architecture)
 
     def not_a_language_model(self) -> list[str]:
         """The line for a model that gives scores where one that writes is needed."""
@@ -258,7 +265,8 @@ class QuantConfig:
 
     output_layer: bool = False
     """Pack the output layer too, which log-probs then unpack a tile at a time. Not where it shares
-    its weights with the input embeddings. `auto` takes what the adapter was trained on."""
+    its weights with the input embeddings. With `quant.kind=auto` it is as the adapter at
+    `model.path` was trained."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
@@ -347,4 +355,7 @@ class LoadConfig:
             )
         if self.scores:
             found += self.quant.not_of_scores()
-        return found
+        kept = self.brings_adapter and self.adapter.start == "continue"
+        if not kept:
+            return found + model_files.layer_problems(self.model, self.adapter)
+        return found + model_files.adapter_problems(self.model, self.adapter, AdapterConfig())

@@ -7,6 +7,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
 from rlhf_cli.resources import SHIPPED
+from rlhf_cli.sweep.config import Objective, SweepConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
@@ -46,7 +47,8 @@ def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[st
     if response >= data.max_length:
         found.append(
             f"data.max_length: got {data.max_length}, which leaves no token for the prompt beside "
-            f"sampling.max_new_tokens={response}. Try data.max_length={2 * response}"
+            f"sampling.max_new_tokens={response}. Try data.max_length={2 * response}, or "
+            f"sampling.max_new_tokens={data.max_length // 2}"
         )
     if data.format not in PROMPT_FORMATS:
         found.append(
@@ -71,6 +73,7 @@ class StageConfig(LoadConfig):
     train: TrainConfig = field(default_factory=TrainConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
 
     seed: Seed = 0
     """Seed of weights, order and noise."""
@@ -89,6 +92,16 @@ class StageConfig(LoadConfig):
     """What `train.lr=auto` is where all weights are trained, and where an adapter is."""
 
     @property
+    def usual_objective(self) -> Objective:
+        """What runs of the stage are compared by in a sweep, where nothing else is said."""
+        return Objective("eval/loss", "min")
+
+    @property
+    def objective(self) -> Objective:
+        """What runs are compared by in a sweep."""
+        return self.sweep.objective(self.usual_objective)
+
+    @property
     def lr(self) -> float:
         """Peak learning rate of the run."""
         if self.train.lr != "auto":
@@ -96,9 +109,21 @@ class StageConfig(LoadConfig):
         full, adapter = self.default_lr
         return adapter if self.trains_adapter else full
 
+    def fit_to_model(self) -> None:
+        """Lower a `data.max_length` that is at its default to the positions of the model."""
+        room = self.model.positions
+        if room and self.data.max_length == DataConfig.max_length:
+            self.data.max_length = min(self.data.max_length, room)
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = super().problems()
+        room = self.model.positions
+        if room and self.data.max_length > room:
+            found.append(
+                f"data.max_length: got {self.data.max_length}, but the model has {room} positions. "
+                f"Try data.max_length={room}"
+            )
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import RunContext, silence
+from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.records.corpus import holds_chats, iter_texts
 from rlhf_cli.models.chatml import give_chatml
@@ -45,6 +45,8 @@ def open_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
         records: the record classes that the stage takes, the preferred first.
     """
     prepared = ctx.ranks.size > 1
+    if not prepared and cfg.data.max_length == cfg.model.positions:
+        say(f"data.max_length: {cfg.data.max_length}, the model's positions")
     if prepared:
         cfg = _with_saved_tokenizer(cfg, ctx.out)
     # what there is to say about prepared rows was said when they were

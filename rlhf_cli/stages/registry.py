@@ -35,6 +35,9 @@ class Command:
     examples: tuple[str, ...] = ()
     """What can follow the name of a command that does not train; for its help page."""
 
+    needs: str = ""
+    """What a training command needs beside a model and data, as words of an example."""
+
 
 @dataclass(frozen=True)
 class Tool:
@@ -56,7 +59,13 @@ COMMANDS = {
         Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
         Command("reward", RewardConfig, "rlhf_cli.stages.reward.run:run", trains=True),
         Command("dpo", DPOConfig, "rlhf_cli.stages.dpo.run:run", trains=True),
-        Command("ppo", PPOConfig, "rlhf_cli.stages.ppo.run:run", trains=True),
+        Command(
+            "ppo",
+            PPOConfig,
+            "rlhf_cli.stages.ppo.run:run",
+            trains=True,
+            needs="reward.function=tiny/judge.py:score",
+        ),
         Command("bco", BCOConfig, "rlhf_cli.stages.bco.run:run", trains=True),
         Command(
             "generate",
@@ -88,6 +97,7 @@ COMMANDS = {
                 "runs/sft",
                 "runs/base runs/sft data=held_out.jsonl output=results.json",
                 "runs/dpo baseline=runs/sft judge=judge.py:score prompts=prompts.jsonl",
+                "runs/dpo baseline=runs/sft judge=tiny/judge.py:score prompts=tiny",
             ),
         ),
     )
@@ -128,7 +138,7 @@ TOOLS = {
             {
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
                 "`comparisons`, and write the rows with `scores` to a file or to the screen. "
-                "See docs/data.md.",
+                "See `rlhf docs data`.",
             },
         ),
         Tool(
@@ -139,6 +149,12 @@ TOOLS = {
                 "": "As lines, for a look or a bug report.",
                 "--json": "As one object, for scripts.",
             },
+        ),
+        Tool(
+            "docs",
+            "List the pages of the documentation, or print one.",
+            "rlhf_cli.verbs.docs:run",
+            {"": "Name and title of each page.", "NAME": "Print the page, as in `rlhf docs data`."},
         ),
     )
 }

@@ -62,7 +62,8 @@ class Session(Training):
         self.held_out = (arrange(held_out), held_out[1]) if held_out else None
         self.held_out_report = held_out[1] if held_out else None
         unchanged = self.examples is train[0]
-        show_first_example(self.examples, self.tokenizer, self.report.kind if unchanged else "")
+        if cfg.log.preview:
+            show_first_example(self.examples, self.tokenizer, self.report.kind if unchanged else "")
 
     def use(self, model: Role) -> Role:
         """Take the model that is trained, and settle how.

@@ -20,15 +20,20 @@ from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import manifest
 from rlhf_cli.runs.contents import METRICS
 from rlhf_cli.runs.files import read_json_lines, write_json_atomic, write_text_atomic
+from rlhf_cli.sweep.config import Objective
+from rlhf_cli.sweep.table import VALUE, with_ranks
 
 TABLE, _NOTES = "sweep.csv", ".jobs"
+_PREVIEW = "log.preview"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(words: list[str], settings: list[Setting], sweep: Path, number: int) -> float:
-    """Run a job to its end and return its final loss; infinity if it failed or has none.
+def run(
+    words: list[str], settings: list[Setting], sweep: Path, number: int, objective: Objective
+) -> float:
+    """Run a job to its end and return what a sweeper minimizes; infinity if it failed or has none.
 
-    The process is a new one, so that neither memory nor random state carries over. The loss is
+    The process is a new one, so that neither memory nor random state carries over. The value is
     never NaN, which Optuna refuses; its plugin for Hydra then ends the sweep.
 
     Args:
@@ -36,6 +41,7 @@ def run(words: list[str], settings: list[Setting], sweep: Path, number: int) -> 
         settings: What this job sets beyond.
         sweep: The folder of the sweep; the job's own is its number in it.
         number: Of the job, from 0.
+        objective: What the jobs are compared by.
 
     Raises:
         KeyboardInterrupt: A signal ended the job.
@@ -48,15 +54,24 @@ def run(words: list[str], settings: list[Setting], sweep: Path, number: int) -> 
     if not noted:  # at once: a launcher may kill this process while the job writes its checkpoint
         _note(note, {**about, "exit_code": "", "seconds": ""})
     start = time.monotonic()
-    code = _follow([sys.executable, "-m", "rlhf_cli", *words, *own, f"output_dir={out}"])
+    quiet = _without_preview(words, settings) if number else []
+    code = _follow([sys.executable, "-m", "rlhf_cli", *words, *quiet, *own, f"output_dir={out}"])
     if not noted:
         seconds = round(time.monotonic() - start, 1)
         _note(note, {**about, "exit_code": code, "seconds": seconds})
-    write_table(sweep)
+    write_table(sweep, objective)
     if code == Interrupted.exit_code:
         raise KeyboardInterrupt
-    loss = final_loss(out) if code == 0 else math.nan
-    return math.inf if math.isnan(loss) else loss
+    cost = objective.cost(final(out, objective.metric)) if code == 0 else math.nan
+    return math.inf if math.isnan(cost) else cost
+
+
+def _without_preview(words: list[str], settings: list[Setting]) -> list[str]:
+    """The word that leaves out the first example, which the first job has shown for all of them."""
+    own = [setting.key for setting in settings]
+    other_rows = any(key.startswith(("data", "model")) for key in own)
+    given = _PREVIEW in own or any(word.startswith(f"{_PREVIEW}=") for word in words)
+    return [] if other_rows or given else [f"{_PREVIEW}=false"]
 
 
 def _note(path: Path, value: dict[str, Any]) -> None:
@@ -88,17 +103,21 @@ def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def final_loss(out: Path) -> float:
-    """The loss on held-out rows after the last step, else the last one of training; else NaN."""
-    after = manifest.read(out).get("after", {})
-    if "loss" in after:
-        return float(after["loss"])
+def final(out: Path, metric: str) -> float:
+    """A metric of a finished run; NaN where it has none.
+
+    `eval/NAME` is that of the held-out rows after the last step; of a run that has no held-out rows
+    it is the last one of training, as every other name is.
+    """
+    after, name = manifest.read(out).get("after", {}), metric.removeprefix("eval/")
+    if after and name != metric:
+        return float(after.get(name, math.nan))
     try:
         lines = read_json_lines(out / METRICS)
     except FileNotFoundError:
         return math.nan
-    losses = [row["loss"] for row in lines if "loss" in row]
-    return float(losses[-1]) if losses else math.nan
+    values = [row[name] for row in lines if name in row]
+    return float(values[-1]) if values else math.nan
 
 
 def forget_unfinished(sweep: Path) -> None:
@@ -108,22 +127,24 @@ def forget_unfinished(sweep: Path) -> None:
             note.unlink()
 
 
-def rows(sweep: Path) -> list[dict[str, Any]]:
-    """What is known of every job that was started, in order of their numbers."""
+def rows(sweep: Path, objective: Objective) -> list[dict[str, Any]]:
+    """What is known of every job that was started, in order of their numbers, with ranks."""
     notes = sorted((sweep / _NOTES).glob("*.json"), key=lambda path: int(path.stem))
-    return [_row(sweep, path) for path in notes]
+    return with_ranks([_row(sweep, path, objective.metric) for path in notes], objective)
 
 
-def _row(sweep: Path, path: Path) -> dict[str, Any]:
+def _row(sweep: Path, path: Path, metric: str) -> dict[str, Any]:
     note, out = json.loads(path.read_text(encoding="utf-8")), sweep / path.stem
-    loss = final_loss(out) if note["exit_code"] == 0 else math.nan
+    done = note["exit_code"] == 0
+    loss, value = (final(out, name) if done else math.nan for name in ("eval/loss", metric))
     return {
         "job": path.stem,
         **note["set"],
         "status": _status(out, note["exit_code"]),
         "exit_code": note["exit_code"],
+        VALUE: "" if math.isnan(value) else value,
         "loss": "" if math.isnan(loss) else loss,
-        **{f"eval/{name}": value for name, value in manifest.read(out).get("after", {}).items()},
+        **{f"eval/{name}": number for name, number in manifest.read(out).get("after", {}).items()},
         "seconds": note["seconds"],
         "folder": str(out),
     }
@@ -137,9 +158,9 @@ def _status(out: Path, code: int | str) -> str:
     return "complete" if code == 0 else "failed"
 
 
-def write_table(sweep: Path) -> None:
+def write_table(sweep: Path, objective: Objective) -> None:
     """Write `sweep.csv` anew from the notes, so that jobs in several processes lose no row."""
-    table = rows(sweep)
+    table = rows(sweep, objective)
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(table), restval="", lineterminator="\n")
     writer.writeheader()

@@ -12,6 +12,7 @@ from rlhf_cli.config.schema import groups, knobs
 from rlhf_cli.config.typed import comma_for_point, parse_override, refused_sweep, typed
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.stages.registry import Command
+from rlhf_cli.sweep.config import Objective
 
 _CHOSEN = "._chosen"
 """Under this name Hydra sees the word given to a group, so that keys of the group stand beside."""
@@ -43,6 +44,12 @@ class Sweep:
     def output_dir(self) -> str:
         """The folder of the sweep; empty for a new one."""
         return str(self.jobs[0].resolved.config.output_dir)
+
+    @property
+    def objective(self) -> Objective:
+        """What the jobs are compared by."""
+        found: Objective = self.jobs[0].resolved.config.objective
+        return found
 
     @property
     def is_grid(self) -> bool:

@@ -23,7 +23,8 @@ from rlhf_cli.errors import CheckpointError, ConfigError, RlhfError
 from rlhf_cli.runs import folder, lock, manifest
 from rlhf_cli.runs.files import unwritable
 from rlhf_cli.stages.registry import Command
-from rlhf_cli.sweep import jobs
+from rlhf_cli.sweep import jobs, table
+from rlhf_cli.sweep.config import Objective
 from rlhf_cli.sweep.plan import Sweep, from_hydra, plan
 
 
@@ -36,6 +37,11 @@ def run(command: Command, line: CommandLine) -> int:
     """
     if not command.trains:
         raise ConfigError(f"-m: sweeps are for training commands, not for {command.name}")
+    if any(word.startswith("hydra.sweeper.direction=max") for word in line.for_hydra):
+        raise ConfigError(
+            "hydra.sweeper.direction: got maximize, but a sweeper is given a number to minimize. "
+            "Leave it out, and try sweep.mode=max"
+        )
     sweep = plan(command, line)
     if line.show_config:
         print(_shown(sweep), end="", flush=True)
@@ -46,8 +52,8 @@ def run(command: Command, line: CommandLine) -> int:
         _launch(sweep, out)
     finally:
         lock.release(out)
-        _finish(out)
-    return _report(out)
+        _finish(out, sweep.objective)
+    return _report(sweep, out)
 
 
 def _shown(sweep: Sweep) -> str:
@@ -91,7 +97,7 @@ def _require_room(sweep: Sweep, out: Path) -> None:
 def _launch(sweep: Sweep, out: Path) -> None:
     name = sweep.command.name
     ConfigStore.instance().store(name=name, node=asdict(sweep.command.config()))
-    task = _task(_words(sweep), out)
+    task = _task(_words(sweep), out, sweep.objective)
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
     words = [*sweep.swept, *quiet, *sweep.line.for_hydra, f"hydra.sweep.dir={quote(str(out))}"]
     try:
@@ -104,17 +110,21 @@ def _launch(sweep: Sweep, out: Path) -> None:
 def _words(sweep: Sweep) -> list[str]:
     """The command line that all jobs share."""
     recipes = [f"config={name}" for name in sweep.line.recipes]
-    settings = [f"{s.key}={s.text}" for s in sweep.line.settings if s.key != "output_dir"]
+    own = ("output_dir", "sweep.metric", "sweep.mode")
+    settings = [f"{s.key}={s.text}" for s in sweep.line.settings if s.key not in own]
     return [sweep.command.name, *recipes, *settings]
 
 
-def _task(words: list[str], out: Path) -> Callable[[Any], float]:
-    """What Hydra calls for a job, here or in a process of a launcher's; its result is the loss."""
+def _task(words: list[str], out: Path, objective: Objective) -> Callable[[Any], float]:
+    """What Hydra calls for a job, here or in a process of a launcher's.
+
+    Its result is what a sweeper minimizes.
+    """
 
     def task(config: Any) -> float:
         chosen = HydraConfig.get()
         settings = [from_hydra(word) for word in chosen.overrides.task]
-        return jobs.run(words, settings, out, int(chosen.job.num))
+        return jobs.run(words, settings, out, int(chosen.job.num), objective)
 
     return task
 
@@ -162,22 +172,37 @@ def _missing_plugin(group: str, name: str, installed: list[str]) -> str:
     return f"{group}: got {name}; need one of {', '.join(dict.fromkeys(names))}{advice}"
 
 
-def _finish(out: Path) -> None:
+def _finish(out: Path, objective: Objective) -> None:
     """Write the table, or remove a folder in which nothing has run."""
-    if jobs.rows(out):
-        jobs.write_table(out)
+    if jobs.rows(out, objective):
+        jobs.write_table(out, objective)
         return
     with suppress(OSError):
         (out / "multirun.yaml").unlink(missing_ok=True)
         out.rmdir()
 
 
-def _report(out: Path) -> int:
-    rows = jobs.rows(out)
+def _report(sweep: Sweep, out: Path) -> int:
+    """Print the table, the best run and the folders of those that failed."""
+    rows, objective = jobs.rows(out, sweep.objective), sweep.objective
     failed = [row for row in rows if row["exit_code"] != 0]
     for row in failed:
         told = f"job {row['job']}: {row['status']} with exit code {row['exit_code']}"
         print(f"{told}: {row['folder']}", file=sys.stderr)
     done = len(rows) - len(failed)
+    settings = dict.fromkeys(setting.key for job in sweep.jobs for setting in job.settings)
+    if rows:
+        print(table.as_text(rows, list(settings), objective))
+    best = next((row for row in rows if row[table.RANK] == 1), None)
+    if best:
+        name = table.shown_metric(rows, objective)
+        print(f"best by {name} ({objective.mode}): job {best['job']}: {best['folder']}")
+    elif done:
+        print(f"sweep.metric: no job has {objective.metric}; {_has(rows)}", file=sys.stderr)
     print(f"sweep: {done} of {len(rows)} jobs complete -> {out / jobs.TABLE}", flush=True)
     return 1 if failed else 0
+
+
+def _has(rows: list[dict[str, Any]]) -> str:
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("eval/"))
+    return f"they have {', '.join(names)}" if names else "they have no held-out rows"

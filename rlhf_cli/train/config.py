@@ -120,10 +120,13 @@ Tracker = Literal[
 
 @dataclass(kw_only=True)
 class LogConfig:
-    """Where metrics go beside `metrics.jsonl`."""
+    """What is shown of the rows, and where metrics go beside `metrics.jsonl`."""
 
     trackers: list[Tracker] = field(default_factory=list)
     """Names of trackers, as in `[tensorboard]`; each needs its own package."""
+
+    preview: Annotated[bool, Machinery()] = True
+    """Show the first training example, its trained tokens marked; in a sweep the first job does."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

@@ -58,7 +58,16 @@ class GenerateConfig:
                 "or prompts=FILE"
             )
         found += output_problems(self)
-        return found + self._sample_problems() + self._score_problems()
+        return found + self._room_problems() + self._sample_problems() + self._score_problems()
+
+    def _room_problems(self) -> list[str]:
+        room, most = self.model.positions, self.sampling.max_new_tokens
+        if not room or most < room:
+            return []
+        return [
+            f"sampling.max_new_tokens: got {most}, but the model has {room} positions for prompt "
+            f"and response. Try sampling.max_new_tokens={room // 2}"
+        ]
 
     def _sample_problems(self) -> list[str]:
         count = self.samples_per_prompt

@@ -119,7 +119,8 @@ def _lines(found: dict[str, Any]) -> str:
     rows.append(("switches", switches or f"none of {', '.join(SWITCHES)} is set"))
     if found["git_commit"]:
         rows.append(("commit", found["git_commit"]))
-    return "\n".join(f"{name:<17}{value}" for name, value in rows)
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
 
 
 _NO_BF16 = "no arithmetic for it here, so train.precision=auto is fp32"
@@ -134,5 +135,6 @@ def _missing(package: str) -> str:
 
 
 def _device(device: dict[str, Any]) -> str:
-    cores = f", {device['cores']} cores" if "cores" in device else ""
+    several = "" if device.get("cores") == 1 else "s"
+    cores = f", {device['cores']} core{several}" if "cores" in device else ""
     return f"{device['name']}{cores}, {device['memory_gib']} GiB"

@@ -54,7 +54,7 @@ def test_a_malformed_row_stops_the_run_with_its_line(tmp_path):
     assert str(error.value).splitlines() == [
         "2 malformed of 3 rows; repair them, or leave them out with data.max_bad_rows=2",
         "  pairs.jsonl:2: broken JSON: Expecting value at column 12",
-        "  pairs.jsonl:3: no column prompt; found completion; null: prompt. See docs/data.md",
+        "  pairs.jsonl:3: no column prompt; found completion; null: prompt. See rlhf docs data",
     ]
 
 
@@ -83,13 +83,13 @@ def test_a_row_of_another_kind_than_the_first_is_malformed(tmp_path):
             "sft",
             SFT,
             "r.jsonl has preference rows (prompt, chosen, rejected); sft takes prompt_completion "
-            "rows (prompt, completion) or chat rows (messages). See docs/data.md",
+            "rows (prompt, completion) or chat rows (messages). See rlhf docs data",
         ),
         (
             {"messages": turns("q", "r")},
             "pretrain",
             (TextRecord,),
-            "r.jsonl has chat rows (messages); pretrain takes text rows (text). See docs/data.md",
+            "r.jsonl has chat rows (messages); pretrain takes text rows (text). See rlhf docs data",
         ),
         (
             {**GOOD, "label": True},
@@ -97,7 +97,7 @@ def test_a_row_of_another_kind_than_the_first_is_malformed(tmp_path):
             SFT,
             "r.jsonl has labelled rows (prompt, completion, label); sft takes prompt_completion "
             "rows (prompt, completion) or chat rows (messages). Try data.format=prompt_completion "
-            "to read the rows as such. See docs/data.md",
+            "to read the rows as such. See rlhf docs data",
         ),
         (
             {"question": "q", "answer": "a"},
@@ -105,7 +105,7 @@ def test_a_row_of_another_kind_than_the_first_is_malformed(tmp_path):
             SFT,
             "r.jsonl:1: no known columns in ['question', 'answer']; sft takes prompt_completion "
             "rows (prompt, completion) or chat rows (messages). Name them, as in "
-            "data.columns={prompt: question}. See docs/data.md",
+            "data.columns={prompt: question}. See rlhf docs data",
         ),
     ],
 )

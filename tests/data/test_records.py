@@ -89,13 +89,13 @@ def test_a_row_becomes_its_record(kind, columns, record):
 @pytest.mark.parametrize(
     ("kind", "columns", "message"),
     [
-        ("text", {"text": None}, "no column text; found none; null: text. See docs/data.md"),
+        ("text", {"text": None}, "no column text; found none; null: text. See rlhf docs data"),
         ("text", {"text": 3}, "text: got 3; need text"),
-        ("text", {}, "no column text; found none. See docs/data.md"),
+        ("text", {}, "no column text; found none. See rlhf docs data"),
         (
             "preference",
             {"prompt": "p", "rejected": "r"},
-            "no column chosen; found prompt, rejected. See docs/data.md",
+            "no column chosen; found prompt, rejected. See rlhf docs data",
         ),
         (
             "text",
@@ -105,7 +105,7 @@ def test_a_row_becomes_its_record(kind, columns, record):
         (
             "prompt_completion",
             {"prompt": None, "completion": "c", "margin": None},
-            "no column prompt; found completion; null: prompt. See docs/data.md",
+            "no column prompt; found completion; null: prompt. See rlhf docs data",
         ),
         ("prompt", {"prompt": []}, "prompt: got an empty list; need a list with at least one item"),
         ("prompt", {"prompt": {"a": 1}}, "prompt: got an object with keys ['a']; need text or a"),

@@ -130,7 +130,7 @@ def test_without_the_data_a_twin_says_so_in_one_line(name, tmp_path):
     run = chain(name, tmp_path, "twin", RLHF_DATA="")
     assert run.returncode != 0
     [line] = run.stderr.splitlines()
-    assert line.endswith("set RLHF_DATA to the folder that docs/data.md describes")
+    assert line.endswith("set RLHF_DATA to the folder of public data (see rlhf docs data)")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_without_the_data_one_line_says_so(tmp_path):
     run = chain(tmp_path, RLHF_DATA="")
     assert run.returncode != 0
     [line] = run.stderr.splitlines()
-    assert line.endswith("set RLHF_DATA to the folder that docs/data.md describes")
+    assert line.endswith("set RLHF_DATA to the folder of public data (see rlhf docs data)")
 
 
 def test_sentences_are_the_lines_of_reviews_that_have_four_words(tmp_path):

@@ -91,7 +91,7 @@ def test_a_row_longer_than_the_context(told, rows):
     data = rows({"prompt": "x" * 9000, "completion": " Yes."})
     code, error = sft(told, f"data={data}", "max_length=2000")
     assert code == 2
-    assert "1 rows are longer than the model's 512 positions" in error
+    assert "data.max_length: got 2000, but the model has 512 positions" in error
     assert "Try data.max_length=512" in error
 
 

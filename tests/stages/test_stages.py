@@ -209,9 +209,14 @@ def test_a_template_with_its_own_turn_end_is_stopped_at(tmp_path, rows, capsys):
 
 
 def test_a_response_needs_room(sft_run, capsys):
-    argv = ["generate", f"model={sft_run}", "prompt=Tea?", "max_new_tokens=600"]
+    argv = ["generate", f"model={sft_run}", "prompt=Tea?", "max_new_tokens=511"]
     assert cli.main(argv) == 2
     assert "positions for 512. Try max_new_tokens=50" in capsys.readouterr().err
+    assert cli.main([*argv[:-1], "max_new_tokens=600"]) == 2
+    assert capsys.readouterr().err == (
+        "error: sampling.max_new_tokens: got 600, but the model has 512 positions for prompt and "
+        "response. Try sampling.max_new_tokens=256  (command line)\n"
+    )
 
 
 def test_prompts_of_a_file_are_answered_into_a_file(sft_run, rows, tmp_path, capsys):

@@ -14,8 +14,10 @@ import pytest
 from rlhf_cli import cli
 from rlhf_cli.command_line.words import Setting
 from rlhf_cli.sweep import jobs
+from rlhf_cli.sweep.config import Objective
 
 TINY = ["model=tiny", "data=tiny"]
+LOSS = Objective("eval/loss", "min")
 SWEEP = ["sft", "-m", *TINY, "lr=1e-3,1e-4", "output_dir=out"]
 
 
@@ -77,7 +79,7 @@ def test_every_job_is_a_process_with_the_words_of_a_user(started, folder):
     common = ["sft", "config=r.yaml", "model=tiny", "data=tiny", "train.epochs=2"]
     assert started == [
         [*common, "train.lr=0.001", f"output_dir={folder}/out/0"],
-        [*common, "train.lr=0.0001", f"output_dir={folder}/out/1"],
+        [*common, "log.preview=false", "train.lr=0.0001", f"output_dir={folder}/out/1"],
     ]
 
 
@@ -85,8 +87,8 @@ def test_the_table_has_a_row_for_every_job(started, folder):
     assert cli.main([*SWEEP, "seed=0,1"]) == 0
     rows = table()
     assert list(rows[0]) == [
-        "job", "train.lr", "seed", "status", "exit_code", "loss", "eval/loss", "eval/acc",
-        "seconds", "folder",
+        "job", "rank", "train.lr", "seed", "status", "exit_code", "value", "loss", "eval/loss",
+        "eval/acc", "seconds", "folder",
     ]  # fmt: skip
     assert [(row["job"], row["train.lr"], row["seed"]) for row in rows] == [
         ("0", "0.001", "0"), ("1", "0.001", "1"), ("2", "0.0001", "0"), ("3", "0.0001", "1")
@@ -121,7 +123,13 @@ def test_hydra_leaves_nothing_of_its_own(folder, capsys):
     }  # fmt: skip
     out, err = capsys.readouterr()
     assert err.splitlines() == ["job 0: seed=1", "job 1: seed=2"]
-    assert out == f"sweep: 2 of 2 jobs complete -> {sweep.absolute()}/sweep.csv\n"
+    assert out.splitlines() == [
+        "rank  job  seed  status    eval/loss",
+        "1     0    1     complete  2.5",
+        "2     1    2     complete  2.5",
+        f"best by eval/loss (min): job 0: {sweep.absolute()}/0",
+        f"sweep: 2 of 2 jobs complete -> {sweep.absolute()}/sweep.csv",
+    ]
 
 
 def test_all_jobs_are_checked_before_the_first(started, capsys, folder):
@@ -139,8 +147,8 @@ def test_a_job_whose_process_was_killed_keeps_its_row(monkeypatch):
 
     monkeypatch.setattr(jobs, "_follow", die)
     with pytest.raises(RuntimeError):
-        jobs.run(["sft"], [Setting("seed", "1")], Path.cwd(), 0)
-    jobs.write_table(Path.cwd())
+        jobs.run(["sft"], [Setting("seed", "1")], Path.cwd(), 0, LOSS)
+    jobs.write_table(Path.cwd(), LOSS)
     [row] = table(".")
     assert (row["seed"], row["status"], row["exit_code"], row["loss"]) == ("1", "unknown", "", "")
 
@@ -210,18 +218,119 @@ def test_a_run_is_no_sweep_and_a_verb_has_none(monkeypatch, capsys, folder):
     )
 
 
-def test_the_final_loss_is_that_of_held_out_rows_else_of_training(tmp_path):
+def test_the_final_value_is_that_of_held_out_rows_else_of_training(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{}\n')
-    assert jobs.final_loss(tmp_path) == 2
+    assert jobs.final(tmp_path, "eval/loss") == 2
     (tmp_path / "manifest.json").write_text('{"after": {"loss": 1.5}}')
-    assert jobs.final_loss(tmp_path) == 1.5
-    assert math.isnan(jobs.final_loss(tmp_path / "nowhere"))
+    assert jobs.final(tmp_path, "eval/loss") == 1.5
+    assert jobs.final(tmp_path, "loss") == 2
+    assert math.isnan(jobs.final(tmp_path, "eval/accuracy"))
+    assert math.isnan(jobs.final(tmp_path / "nowhere", "eval/loss"))
 
 
 @pytest.mark.usefixtures("started")
-def test_a_failed_job_is_infinitely_bad(tmp_path):
-    for seed, loss in ((1, 2.5), (9, math.inf)):
-        assert jobs.run(["sft"], [Setting("seed", str(seed))], tmp_path, seed) == loss
+def test_a_sweeper_is_given_a_number_to_minimize_and_infinity_of_a_failed_job(tmp_path):
+    greatest = Objective("eval/acc", "max")
+    for seed, objective, cost in ((1, LOSS, 2.5), (2, greatest, -0.5), (9, greatest, math.inf)):
+        setting = [Setting("seed", str(seed))]
+        assert jobs.run(["sft"], setting, tmp_path, seed, objective) == cost
+
+
+# What is the best
+
+
+@pytest.fixture
+def graded(monkeypatch) -> None:
+    """Each job reaches the metrics that are written here for its seed."""
+    reached = {
+        "1": {"loss": 0.6, "rewards/accuracies": 0.7, "score": 1.0, "kl": 9.0},
+        "2": {"loss": 0.9, "rewards/accuracies": 0.8, "score": 3.0, "kl": 5.0},
+        "3": {"loss": 0.5, "rewards/accuracies": 0.6, "score": 2.0, "kl": 1.0},
+    }
+
+    def follow(command: list[str]) -> int:
+        given = dict(word.split("=", 1) for word in command[4:])
+        out = Path(given["output_dir"])
+        out.mkdir(parents=True, exist_ok=True)
+        summary = {"status": "complete", "after": reached[given["seed"]]}
+        (out / "manifest.json").write_text(json.dumps(summary))
+        return 0
+
+    monkeypatch.setattr(jobs, "_follow", follow)
+
+
+PPO = ["reward.length_penalty=1"]
+
+
+@pytest.mark.usefixtures("graded")
+@pytest.mark.parametrize(
+    ("words", "name", "order"),
+    [
+        (["sft"], "eval/loss (min)", "312"),
+        (["dpo"], "eval/rewards/accuracies (max)", "213"),
+        (["dpo", "loss_type=kto"], "eval/loss (min)", "312"),
+        (["ppo", *PPO], "eval/score (max)", "231"),
+        (["ppo", *PPO, "sweep.metric=eval/kl", "sweep.mode=min"], "eval/kl (min)", "321"),
+    ],
+)
+def test_runs_are_compared_by_what_the_stage_is_for(words, name, order, capsys):
+    stage, *others = words
+    assert cli.main([stage, "-m", *TINY, *others, "seed=1,2,3", "output_dir=out"]) == 0
+    *lines, best, _ = capsys.readouterr().out.splitlines()
+    assert "".join(line.split()[2] for line in lines[1:]) == order
+    assert best.startswith(f"best by {name}: job {int(order[0]) - 1}: ")
+    ranks = {row["seed"]: row["rank"] for row in table()}
+    assert sorted(ranks, key=ranks.__getitem__) == list(order)
+
+
+@pytest.mark.usefixtures("graded")
+def test_the_kl_stands_beside_the_score(capsys):
+    cli.main(["ppo", "-m", *TINY, *PPO, "seed=1,2", "output_dir=out"])
+    head, first, *_ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["rank", "job", "seed", "status", "eval/score", "eval/kl", "eval/loss"]
+    assert first.split() == ["1", "1", "2", "complete", "3", "5", "0.9"]
+
+
+@pytest.mark.usefixtures("graded")
+def test_a_metric_that_no_job_has_is_told(capsys):
+    words = ["sweep.metric=eval/nothing", "sweep.mode=max"]
+    assert cli.main(["sft", "-m", *TINY, *words, "seed=1,2", "output_dir=out"]) == 0
+    out, err = capsys.readouterr()
+    assert "best by" not in out
+    assert err.splitlines()[-1] == (
+        "sweep.metric: no job has eval/nothing; they have eval/loss, eval/rewards/accuracies, "
+        "eval/score, eval/kl"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["sweep.metric=eval/kl"], "sweep.mode: none given with sweep.metric=eval/kl; need min or "
+         "max. Try sweep.mode=min"),
+        (["sweep.mode=max"], "sweep.mode: got max with sweep.metric=auto, which has its own. Try "
+         "sweep.mode=auto  (command line)"),
+        (["hydra.sweeper.direction=maximize"], "hydra.sweeper.direction: got maximize, but a "
+         "sweeper is given a number to minimize. Leave it out, and try sweep.mode=max"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_a_sweep_is_one_line(words, line, started, capsys):
+    assert cli.main(["sft", "-m", *TINY, "seed=1,2", *words]) == 2
+    assert capsys.readouterr().err.splitlines() == [f"error: {line}"]
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["seed=1,2"], [True, False]),
+        (["data.max_length=64,128"], [True, True]),
+        (["seed=1,2", "log.preview=true"], [True, True]),
+    ],
+)
+def test_the_first_job_shows_the_first_example_for_those_with_the_same_rows(words, shown, started):
+    assert cli.main(["sft", "-m", *TINY, *words, "output_dir=out"]) == 0
+    assert ["log.preview=false" not in call for call in started] == shown
 
 
 def test_a_signal_reaches_the_job_once_and_its_end_is_awaited(tmp_path):

@@ -33,17 +33,18 @@ def test_versions_devices_folders_and_switches(capsys, monkeypatch):
 def test_the_lines_tell_the_same(capsys):
     assert cli.main(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"torch            {torch.__version__}" in lines
-    for word in ("device", "threads", "bf16", "cache", "hub", "switches"):
-        assert any(line.startswith(f"{word:<17}") for line in lines), word
+    found = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+    assert found["torch"] == torch.__version__
+    assert {"device", "threads", "bf16", "cache", "hub", "switches"} <= {*found}
 
 
 def test_a_missing_package_names_the_extra_that_installs_it(monkeypatch, capsys):
     monkeypatch.setattr(env, "_version", lambda package: None)
     cli.main(["env"])
     text = capsys.readouterr().out
-    assert '\nbitsandbytes     not installed; pip install "rlhf-cli[quant]"\n' in text
-    assert "\ntriton           not installed; comes with torch for CUDA\n" in text
+    advice = re.escape('not installed; pip install "rlhf-cli[quant]"')
+    assert re.search(f"^bitsandbytes +{advice}$", text, re.MULTILINE)
+    assert re.search(r"^triton +not installed; comes with torch for CUDA$", text, re.MULTILINE)
 
 
 def test_the_extras_are_those_of_the_package():
@@ -74,3 +75,11 @@ def test_another_word_is_one_line(word, capsys):
     assert capsys.readouterr().err == (
         f"error: env: got {word}; need nothing or --json. Try rlhf env --json\n"
     )
+
+
+def test_each_name_keeps_its_distance_from_what_is_said(capsys):
+    """`hydra-joblib-launcher` is longer than most."""
+    cli.main(["env"])
+    lines = capsys.readouterr().out.splitlines()
+    said = [line.index(re.split(r"  +", line, maxsplit=1)[1]) for line in lines]
+    assert len({*said}) == 1

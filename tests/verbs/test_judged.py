@@ -134,7 +134,7 @@ def test_a_judge_that_fails_is_one_line(judge, code, line, run_of, capsys, tmp_p
     [
         (["judge=judge.py:length"], "prompts: none given; the judge needs answers to prompts."),
         (["judge=judge.py", "prompts=tiny"], "judge: got judge.py; need "
-         "FILE.py:FUNCTION. Try judge=judge.py:score"),
+         "FILE.py:FUNCTION. Try judge=judge.py:length"),
         (["judge=jugde.py:length", "prompts=tiny"], "judge: got jugde.py:length; need a file "
          "that exists. Try judge=judge.py:length"),
         (["judge=tiny", "prompts=tiny"], "judge: got tiny; need FILE.py:FUNCTION"),

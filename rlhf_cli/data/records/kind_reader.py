@@ -118,14 +118,14 @@ class KindReader:
         if not found:
             raise DataError(
                 f"{row.where}: no known columns in {names}; {self._takes()}. Name them, as in "
-                "data.columns={prompt: question}. See docs/data.md"
+                "data.columns={prompt: question}. See rlhf docs data"
             )
         if self.format != "auto":
             raise DataError(f"data.format: got {self.format}; {self._takes()}")
         has = _described(found[0], names)
         near = [kind.name for kind in self.allowed if set(names) >= set(kind.required)]
         advice = f" Try data.format={near[0]} to read the rows as such." if near else ""
-        raise DataError(f"{row.file} has {has}; {self._takes()}.{advice} See docs/data.md")
+        raise DataError(f"{row.file} has {has}; {self._takes()}.{advice} See rlhf docs data")
 
     def _takes(self) -> str:
         kinds = " or ".join(_described(kind, kind.required) for kind in self.allowed)

@@ -236,7 +236,7 @@ class Kind:
             )
             null = f"; null: {nulls}" if nulls else ""
             raise Malformed(
-                f"no column {', '.join(missing)}; found {found}{null}. See docs/data.md"
+                f"no column {', '.join(missing)}; found {found}{null}. See rlhf docs data"
             )
         return _with_tools(self.read(there), there)
 

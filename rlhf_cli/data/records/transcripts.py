@@ -46,7 +46,7 @@ def _split_texts(chosen: str, rejected: str) -> tuple[str, Response, Response]:
     if not all(map(any, spoken)):
         raise Malformed(
             "no column prompt, and no turn mark '\\n\\nAssistant:' in chosen and rejected to tell "
-            "it by. See docs/data.md"
+            "it by. See rlhf docs data"
         )
     prompt = "".join(first[: _fork(first, second, spoken)]) + MARK
     said = [text[len(prompt) :] for text in (chosen, rejected)]

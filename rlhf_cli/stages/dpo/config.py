@@ -7,6 +7,9 @@ from rlhf_cli.config.unread import unread
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.stages.config import StageConfig, judged_rows_problems
+from rlhf_cli.sweep.config import Objective
+
+_ACCURACY = Objective("eval/rewards/accuracies", "max")
 
 NLL = ("sft", "cpo", "orpo")
 """Losses that have the chosen responses' negative log-likelihood in them."""
@@ -102,6 +105,11 @@ class DPOConfig(StageConfig):
     def unpaired(self) -> bool:
         """Whether rows have labels instead of pairs."""
         return "kto" in self.losses
+
+    @property
+    def usual_objective(self) -> Objective:
+        """Losses of two `beta` or `loss_type` cannot be compared, the order of pairs can."""
+        return super().usual_objective if self.unpaired else _ACCURACY
 
     @property
     def needs_reference(self) -> bool:

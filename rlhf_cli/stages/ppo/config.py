@@ -9,6 +9,7 @@ from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model, local_folder
 from rlhf_cli.runs.checks import not_one_stack, revision_problems
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
+from rlhf_cli.sweep.config import Objective
 
 GROUPED = ("grpo", "rloo")
 """Estimators that compare responses to one prompt."""
@@ -149,6 +150,11 @@ class PPOConfig(StageConfig):
 
     compat: Literal["none", "trl"] = "none"
     """`trl` puts the score behind the end token, as TRL 1.12 does; for comparisons."""
+
+    @property
+    def usual_objective(self) -> Objective:
+        """The loss says nothing of how good responses are."""
+        return Objective("eval/score", "max")
 
     @property
     def has_critic(self) -> bool:

@@ -111,10 +111,10 @@ def test_prompts_that_leave_no_room_are_cut_or_refused(files, capsys):
     assert "all 1 prompts are longer than 56 tokens" in errors(capsys)[0]
 
 
-def test_prompts_longer_than_the_models_positions_are_refused(files, capsys):
+def test_rows_longer_than_the_models_positions_are_refused(files, capsys):
     Path("long.jsonl").write_text('{"prompt": "%s", "wanted": "e"}\n' % ("tea " * 600))
     assert cli.main(words_of("data=long.jsonl", "data.max_length=2000")) == 2
-    assert "more than the model's 512 positions. Try data.max_length=512" in errors(capsys)[0]
+    assert "but the model has 512 positions. Try data.max_length=512" in errors(capsys)[0]
 
 
 def test_a_policy_that_never_ends_is_told(ppo, capsys):

@@ -1,0 +1,56 @@
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from rlhf_cli.config.schema import Machinery
+
+Mode = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the runs of a sweep are compared by.
+
+    Attributes:
+        metric: of a finished run, as `eval/loss`; without `eval/` of its last logged step.
+        mode: whether the least or the greatest value is the best.
+    """
+
+    metric: str
+    mode: Mode
+
+    def cost(self, value: float) -> float:
+        """The value as a number to be minimized."""
+        return value if self.mode == "min" else -value
+
+
+@dataclass(kw_only=True)
+class SweepConfig:
+    """What the runs of a sweep (`-m`) are compared by; a single run does not read it."""
+
+    metric: Annotated[str, Machinery()] = "auto"
+    """Metric of a finished run, as `eval/loss`; without `eval/` that of its last logged step.
+    `auto` is the held-out accuracy of pairs for dpo, the held-out score for ppo (its KL stands
+    beside it in the table), and else the held-out loss."""
+
+    mode: Annotated[Literal["auto", "min", "max"], Machinery()] = "auto"
+    """Whether the least or the greatest value is the best; given with `sweep.metric`."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        if self.metric != "auto" and self.mode == "auto":
+            return [
+                f"sweep.mode: none given with sweep.metric={self.metric}; need min or max. "
+                "Try sweep.mode=min"
+            ]
+        if self.metric == "auto" and self.mode != "auto":
+            return [
+                f"sweep.mode: got {self.mode} with sweep.metric=auto, which has its own. "
+                "Try sweep.mode=auto"
+            ]
+        return []
+
+    def objective(self, usual: Objective) -> Objective:
+        """What is asked for, else what is usual for the stage."""
+        if self.metric == "auto" or self.mode == "auto":
+            return usual
+        return Objective(self.metric, self.mode)

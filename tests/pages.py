@@ -1,0 +1,79 @@
+"""Every command that users are told to type: in the README, the pages, the help and the recipes."""
+
+import re
+from pathlib import Path
+
+from rlhf_cli.command_line.help import overview, page
+from rlhf_cli.stages.registry import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RECIPES = ROOT / "recipes"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(RECIPES.glob("*/README.md"))]
+FILES = (
+    "FILE",
+    "chats.jsonl",
+    "pairs.jsonl",
+    "answers.jsonl",
+    "preferences.jsonl",
+    "texts.jsonl",
+    "held_out.jsonl",
+    "rows.jsonl",
+    "table.csv",
+    "labels.jsonl",
+    "prompts.jsonl",
+    "best.jsonl",
+    "ranked.jsonl",
+)
+FOLDERS = (
+    "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/dpo",
+    "runs/tiny/pretrain", "runs/tiny/sft", "runs/reward",
+    "runs/arithmetic_grpo/sft",
+)  # fmt: skip
+
+
+def blocks(path: Path, language: str = "") -> list[str]:
+    """The fenced blocks of a page in a language; those without one by default."""
+    fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
+
+
+def on_pages() -> list[str]:
+    """Commands of the README and the pages, but the one that shows its errors."""
+    return _commands(line for path in PAGES for text in blocks(path) for line in text.splitlines())
+
+
+def on_help_pages() -> list[str]:
+    """Commands of `rlhf --help` and of the examples of each command's help page."""
+    texts = [overview(), *(page(command) for command in COMMANDS.values())]
+    lines = (line.strip() for text in texts for line in text.splitlines() if line[:1] == " ")
+    return [line for line in _commands(lines) if not {"COMMAND", "|"} & {*line.split()}]
+
+
+def in_recipes() -> list[str]:
+    """Commands of the headers of the shipped recipes."""
+    headers = [path.read_text().splitlines() for path in sorted(RECIPES.rglob("*.yaml"))]
+    return _commands(
+        line.removeprefix("#").strip()
+        for header in headers
+        for line in header
+        if line.startswith("#   rlhf")
+    )
+
+
+def _commands(lines) -> list[str]:
+    return list(dict.fromkeys(line for line in lines if line.startswith("rlhf ")))
+
+
+def lay_out(folder: Path) -> None:
+    """Make the files and folders that the commands name."""
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    for name in FILES:
+        (folder / name).touch()
+    (folder / "judge.py").write_text("def score(prompts, responses, **columns): ...\n")
+    (folder / "runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
+    (folder / "runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
+    (folder / "chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
+    (folder / "sft.yaml").write_text(blocks(DOCS / "configuration.md", "yaml")[0])
+    (folder / "compared.jsonl").write_text(blocks(DOCS / "data.md", "jsonl")[0])
