@@ -214,9 +214,7 @@ def test_a_reward_model_gives_the_same_score_in_transformers_and_peft(tmp_path):
         tmp_path / "lora" / "model", num_labels=1
     )
     for name, plain in (("full", full), ("lora", lora)):
-        ours = load_reward(tmp_path / name, tmp_path)
-        with torch.no_grad():
-            expected = ours(rows)
+        expected = our_scores(tmp_path / name, tmp_path, rows)
         found = score_in_transformers(plain.eval(), rows)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
@@ -232,10 +230,12 @@ def test_a_reward_model_starts_from_the_adapter_of_a_language_model(tmp_path, st
     )
     kept = [torch.equal(after[name], before[name]) for name in before]
     assert all(kept) if start else not all(kept)
-    assert load_reward(out, tmp_path)(rows_of([5, 60, 70, 1], [9, 80, 1])).isfinite().all()
+    rows = rows_of([5, 60, 70, 1], [9, 80, 1])
+    assert our_scores(out, tmp_path, rows).isfinite().all()
 
 
-def load_reward(path, out):
+def our_scores(path, out, rows):
+    """On the CPU; computed wherever the model is."""
     from rlhf_cli.context import open_context
     from rlhf_cli.models.config import LoadConfig, ModelConfig
     from rlhf_cli.models.load import load_frozen
@@ -244,7 +244,9 @@ def load_reward(path, out):
 
     cfg = LoadConfig(model=ModelConfig(path=str(path)))
     ctx = open_context("fp32", 0, out)
-    return load_frozen(RewardModel, cfg, load_tokenizer(cfg.model), ctx)
+    model = load_frozen(RewardModel, cfg, load_tokenizer(cfg.model), ctx)
+    with torch.no_grad():
+        return model(rows.to(ctx.device)).cpu()
 
 
 def test_an_encoder_is_trained_and_loads_with_the_same_scores(tmp_path):
@@ -261,7 +263,7 @@ def test_an_encoder_is_trained_and_loads_with_the_same_scores(tmp_path):
     assert lines[-1]["loss"] < lines[0]["loss"]
     rows = rows_of([5, 60, 70, 1], [9, 80, 1])
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run" / "model").eval()
-    expected = load_reward(tmp_path / "run", tmp_path)(rows)
+    expected = our_scores(tmp_path / "run", tmp_path, rows)
     torch.testing.assert_close(score_in_transformers(plain, rows), expected, atol=1e-6, rtol=1e-5)
 
 
