@@ -98,8 +98,9 @@ class MergeConfig:
     output_dir: Annotated[str, OutputPath()] = ""
     """Folder of the merged model; new or empty."""
 
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Type of its weights; the adapter is added in fp32 in any case."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type of its weights; the adapter is added in fp32 in any case. `auto` is the base's own type,
+    or fp32 where rounding to that costs more than 5 % of what the adapter changes."""
 
     push_to_hub: str = ""
     """Hub id `org/name` to upload the merged model to; a repository that is made for it is
