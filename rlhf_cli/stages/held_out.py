@@ -32,7 +32,7 @@ def open_held_out(
     Raises:
         DataError: there are none, or they are not what the stage takes.
     """
-    loaded = load_eval_examples(cfg.data, stage, tokenizer, records)
+    loaded = load_eval_examples(cfg.data, stage, tokenizer, records, as_messages=cfg.as_messages)
     if loaded is None:
         raise DataError(
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
