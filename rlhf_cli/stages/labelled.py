@@ -30,10 +30,7 @@ def labelled(loaded: Loaded) -> Examples:
         DataError: there is only one class.
     """
     examples, report = loaded
-    if "," in report.kind:
-        raise DataError(
-            f"data.path: the sources hold different kinds of rows ({report.kind}); need one kind"
-        )
+    require_one_kind(report.kind)
     rows = unpair(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
     say(
@@ -41,6 +38,21 @@ def labelled(loaded: Loaded) -> Examples:
         f"(1 to {undesirable / desirable:.2f})"
     )
     return rows
+
+
+def require_one_kind(kind: str) -> None:
+    """Refuse rows of which some are judged in another way than others.
+
+    Args:
+        kind: of the report on the rows.
+
+    Raises:
+        DataError: names the kinds.
+    """
+    if "," in kind:
+        raise DataError(
+            f"data.path: the sources hold different kinds of rows ({kind}); need one kind"
+        )
 
 
 def label_values(policy: Policy, reference: Reference, rows: Rows) -> RowValues:
