@@ -15,7 +15,7 @@ class GenerateConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
     prompt: str | list[str] = ""
@@ -27,6 +27,9 @@ class GenerateConfig:
     template: Literal["auto", "always", "never"] = "auto"
     """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
     that a run was trained on, and elsewhere takes the template where the tokenizer has one."""
+
+    system: str = ""
+    """System message in front of every prompt; needs prompts that are messages or become them."""
 
     output: Annotated[str, OutputPath()] = ""
     """Write the rows to this `.jsonl` file; empty prints them. They are `{prompt, response}`, or
@@ -55,6 +58,11 @@ class GenerateConfig:
             found.append(
                 'prompt: none given; need a prompt or a file of prompts. Try prompt="Hello, you", '
                 "or prompts=FILE"
+            )
+        if self.system and self.template == "never":
+            found.append(
+                "system: given with template=never, with which a prompt is text and no chat. "
+                "Try template=always"
             )
         return found + self._sample_problems() + self._score_problems()
 
