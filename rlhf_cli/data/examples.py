@@ -98,7 +98,8 @@ def load_examples(
         ModelError: the tokenizer lacks what the rows need.
     """
     mixture = open_training(cfg, stage, seed)
-    return _load(mixture, cfg, stage, tokenizer, allowed, as_messages, cached_only)
+    role = "training"
+    return _load(mixture, role, cfg, stage, tokenizer, allowed, as_messages, cached_only)
 
 
 def load_eval_examples(
@@ -114,11 +115,12 @@ def load_eval_examples(
     rows = open_held_out(cfg, stage)
     if rows is None:
         return None
-    return _load(rows, cfg, stage, tokenizer, allowed, as_messages, cached_only)
+    return _load(rows, "held-out", cfg, stage, tokenizer, allowed, as_messages, cached_only)
 
 
 def _load(
     mixture: Mixture,
+    role: str,
     cfg: DataConfig,
     stage: str,
     tokenizer: Any,
@@ -150,7 +152,7 @@ def _load(
         store_entry(key, Entry(_pack(examples), report.to_dict()))
     report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
     report.sources, report.held_out = mixture.facts, mixture.held_out
-    for line in report.lines():
+    for line in report.lines(role):
         say(line)
     return examples, report
 

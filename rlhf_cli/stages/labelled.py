@@ -23,8 +23,12 @@ from rlhf_cli.train.sequence import row_logprobs
 RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
-def labelled(loaded: Loaded) -> Examples:
+def labelled(loaded: Loaded, role: str = "training") -> Examples:
     """Examples of one labelled row each; pairs are taken apart.
+
+    Args:
+        loaded: rows with labels, or pairs.
+        role: what the rows are for, `training` or `held-out`; for the line that counts them.
 
     Raises:
         DataError: there is only one class.
@@ -34,7 +38,7 @@ def labelled(loaded: Loaded) -> Examples:
     rows = unpair(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
     say(
-        f"labels: {desirable:,} desirable, {undesirable:,} undesirable "
+        f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable "
         f"(1 to {undesirable / desirable:.2f})"
     )
     return rows

@@ -32,7 +32,7 @@ def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
     require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
     loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
-    return partial(_measure, cfg, tokenizer, loaded, labelled(loaded))
+    return partial(_measure, cfg, tokenizer, loaded, labelled(loaded, "held-out"))
 
 
 def _measure(

@@ -35,7 +35,7 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
     require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
     loaded = open_held_out(cfg, stage, tokenizer, records_of(cfg))
-    examples = labelled(loaded) if cfg.unpaired else loaded[0]
+    examples = labelled(loaded, "held-out") if cfg.unpaired else loaded[0]
     return partial(_measure, cfg, tokenizer, loaded, examples)
 
 
