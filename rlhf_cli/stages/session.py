@@ -65,7 +65,8 @@ class Session(Training):
         self.held_out: Loaded | None = held or None
         self.held_out_report = held_out[1] if held_out else None
         unchanged = self.examples is train[0]
-        show_first_example(self.examples, self.tokenizer, self.report.kind if unchanged else "")
+        kind, full = self.report.kind if unchanged else "", cfg.log.samples == "full"
+        show_first_example(self.examples, self.tokenizer, kind, full=full)
 
     def use(self, model: Role) -> Role:
         """Take the model that is trained, and settle how.

@@ -116,10 +116,13 @@ Tracker = Literal[
 
 @dataclass(kw_only=True)
 class LogConfig:
-    """Where metrics go beside `metrics.jsonl`."""
+    """Where metrics go beside `metrics.jsonl`, and how samples are shown."""
 
     trackers: list[Tracker] = field(default_factory=list)
     """Names of trackers, as in `[tensorboard]`; each needs its own package."""
+
+    samples: Literal["short", "full"] = "short"
+    """How much of the first example and of sampled responses is shown: `short` cuts long texts."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
