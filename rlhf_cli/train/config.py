@@ -121,7 +121,7 @@ class LogConfig:
     trackers: list[Tracker] = field(default_factory=list)
     """Names of trackers, as in `[tensorboard]`; each needs its own package."""
 
-    samples: Literal["short", "full"] = "short"
+    samples: Annotated[Literal["short", "full"], Machinery()] = "short"
     """How much of the first example and of sampled responses is shown: `short` cuts long texts."""
 
     def problems(self) -> list[str]:
