@@ -68,7 +68,14 @@ def fingerprint(files: Iterable[Path]) -> str:
     return whole.hexdigest()
 
 
-def entry_key(content: str, tokenizer: Any, cfg: DataConfig, allowed: tuple[type, ...]) -> str:
+def entry_key(
+    content: str,
+    tokenizer: Any,
+    cfg: DataConfig,
+    allowed: tuple[type, ...],
+    *,
+    as_messages: bool = False,
+) -> str:
     """Names an entry by all that its tokens depend on.
 
     Args:
@@ -76,6 +83,7 @@ def entry_key(content: str, tokenizer: Any, cfg: DataConfig, allowed: tuple[type
         tokenizer: vocabulary, rules, special tokens and template count.
         cfg: all but what does not change the rows.
         allowed: the record classes that the stage takes.
+        as_messages: text prompts and responses become turns of the chat template.
     """
     settings = {name: v for name, v in asdict(cfg).items() if name not in _IRRELEVANT}
     parts = {
@@ -84,6 +92,7 @@ def entry_key(content: str, tokenizer: Any, cfg: DataConfig, allowed: tuple[type
         "tokenizer": tokenizer_state(tokenizer),
         "config": settings,
         "records": [record.__name__ for record in allowed],
+        "as_messages": as_messages,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -78,6 +78,7 @@ def load_examples(
     allowed: tuple[type, ...],
     seed: int = 0,
     *,
+    as_messages: bool = False,
     cached_only: bool = False,
 ) -> Loaded:
     """The training examples of a stage, from the cache where it has them.
@@ -88,6 +89,8 @@ def load_examples(
         tokenizer: a fast one.
         allowed: the record classes that the stage takes, the preferred first.
         seed: of the draw from sources with a weight that is no whole number.
+        as_messages: text prompts and responses become turns of the chat template; else they are
+            joined as they stand.
         cached_only: tokenize nothing: for ranks, whose tokens were made before they started.
 
     Raises:
@@ -95,7 +98,8 @@ def load_examples(
         ModelError: the tokenizer lacks what the rows need.
     """
     mixture = open_training(cfg, stage, seed)
-    return _load(mixture, cfg, stage, tokenizer, allowed, cached_only)
+    role = "training"
+    return _load(mixture, role, cfg, stage, tokenizer, allowed, as_messages, cached_only)
 
 
 def load_eval_examples(
@@ -104,26 +108,31 @@ def load_eval_examples(
     tokenizer: Any,
     allowed: tuple[type, ...],
     *,
+    as_messages: bool = False,
     cached_only: bool = False,
 ) -> Loaded | None:
     """The held-out examples that `data.eval` names or counts, or none; as `load_examples`."""
     rows = open_held_out(cfg, stage)
-    return None if rows is None else _load(rows, cfg, stage, tokenizer, allowed, cached_only)
+    if rows is None:
+        return None
+    return _load(rows, "held-out", cfg, stage, tokenizer, allowed, as_messages, cached_only)
 
 
 def _load(
     mixture: Mixture,
+    role: str,
     cfg: DataConfig,
     stage: str,
     tokenizer: Any,
     allowed: tuple[type, ...],
+    as_messages: bool,
     cached_only: bool,
 ) -> Loaded:
     names = tuple(name for source in mixture.sources for name in source.names)
     shown = names[0] if len(names) == 1 else f"{len(names)} files"
     report = DataReport(names, sha256=mixture.content)
-    maker = RowMaker(tokenizer, cfg, report)
-    key = entry_key(report.sha256, tokenizer, cfg, allowed)
+    maker = RowMaker(tokenizer, cfg, report, as_messages=as_messages)
+    key = entry_key(report.sha256, tokenizer, cfg, allowed, as_messages=as_messages)
     entry = load_entry(key)
     if entry is not None:
         report = DataReport.from_dict(entry.facts)
@@ -143,7 +152,7 @@ def _load(
         store_entry(key, Entry(_pack(examples), report.to_dict()))
     report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
     report.sources, report.held_out = mixture.facts, mixture.held_out
-    for line in report.lines():
+    for line in report.lines(role):
         say(line)
     return examples, report
 

@@ -16,13 +16,16 @@ MOST = 400
 MOST_RUNS = 12
 
 
-def show_first_example(examples: Examples, tokenizer: Any, kind: str = "") -> None:
+def show_first_example(
+    examples: Examples, tokenizer: Any, kind: str = "", *, full: bool = False
+) -> None:
     """Print the first example on stderr: trained tokens green on a terminal, else in [[ ]].
 
     Args:
         examples: rows that were judged are all shown; of others, the first.
         tokenizer: decodes.
         kind: of the records, where each is an example: names the rows.
+        full: long texts are not shortened.
     """
     console = Console(stderr=True)
     names = row_names(examples, kind)
@@ -31,7 +34,7 @@ def show_first_example(examples: Examples, tokenizer: Any, kind: str = "") -> No
     for row, name in enumerate(names or [""]):
         if name:
             console.print(f"- {name}:", highlight=False)
-        shown = preview(examples, tokenizer, row, marks=not console.is_terminal)
+        shown = preview(examples, tokenizer, row, marks=not console.is_terminal, full=full)
         console.print(shown, soft_wrap=True)
 
 
@@ -47,16 +50,19 @@ def row_names(examples: Examples, kind: str) -> list[str]:
     return [f"row {i} of {len(scores)}, score {s:.4g}" for i, s in enumerate(scores, start=1)]
 
 
-def preview(examples: Examples, tokenizer: Any, row: int = 0, *, marks: bool) -> Text:
-    """A row in runs of trained and untrained tokens, long ones shortened."""
+def preview(
+    examples: Examples, tokenizer: Any, row: int = 0, *, marks: bool, full: bool = False
+) -> Text:
+    """A row in runs of trained and untrained tokens, long ones shortened unless `full`."""
     span = slice(examples.row_starts[row], examples.row_starts[row + 1])
     pairs = zip(examples.trained[span].tolist(), examples.tokens[span].tolist(), strict=True)
     text = Text()
     for number, (trained, run) in enumerate(groupby(pairs, key=lambda pair: pair[0])):
-        if number == MOST_RUNS:
+        if number == MOST_RUNS and not full:
             return text.append(" ...")
         ids = [token for _, token in run]
-        said = shorten(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        text_of_run = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        said = shorten(text_of_run, len(text_of_run) if full else MOST)
         marked = f"[[{said}]]" if marks else said
         text.append(marked if trained else said, style="bold green" if trained else None)
     return text

@@ -1,7 +1,9 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""Progress on stderr: a bar where that is a terminal, and lines of what is done and left."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Generator, Iterable
 
 from rich.console import Console
@@ -18,3 +20,45 @@ def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
         for row in rows:
             yield row
             bar.advance(task, row.size)
+
+
+class ProgressCount:
+    """A line with what is done of a count, and the time left: on a terminal always the same one.
+
+    Args:
+        unit: what is counted, in the plural.
+        total: how many there are.
+    """
+
+    QUIET_SECONDS = 10.0
+
+    def __init__(self, unit: str, total: int) -> None:
+        self.unit, self.total, self.done = unit, total, 0
+        self.began = self.shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def add(self, count: int) -> None:
+        """Count more; says so after some seconds of quiet, and never of what ends before."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.shown < (1.0 if self.live else self.QUIET_SECONDS) or not self.done:
+            return
+        self.shown = now
+        left = clock((now - self.began) / self.done * (self.total - self.done))
+        start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
+        line = f"{self.done}/{self.total} {self.unit}  left {left}"
+        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> ProgressCount:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live and self.shown > self.began:
+            print(file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

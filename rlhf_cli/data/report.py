@@ -140,11 +140,16 @@ class DataReport:
             head = f"{names}: none of {count(self.rows, 'row')} can be trained on"
             raise DataError("\n".join([head, *self.left_out()]))
 
-    def lines(self) -> list[str]:
-        """For printing."""
+    def lines(self, role: str = "") -> list[str]:
+        """For printing.
+
+        Args:
+            role: what the rows are for, `training` or `held-out`; empty where that is clear.
+        """
         p = self.lengths
+        rows = count(self.rows, f"{role} row".lstrip())
         return [
-            f"{', '.join(self.files)}: {self.kept} of {count(self.rows, 'row')} ({self.kind}), "
+            f"{', '.join(self.files)}: {self.kept} of {rows} ({self.kind}), "
             f"{count(self.examples, 'example')}, {count(self.tokens, 'token')}, "
             f"{self.trained_tokens} trained; row length {p['50']} median, {p['90']} p90, "
             f"{p['99']} p99, {p['100']} longest",

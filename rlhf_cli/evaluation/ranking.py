@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,31 @@ def agreement(chosen: ArrayLike, rejected: ArrayLike) -> list[Measured]:
     if (right == 0).any():
         found += [share_of("ties", right == 0), share_of("accuracy, ties as half", _halves(right))]
     return found
+
+
+def ranking_agreement(
+    scores: ArrayLike, said: ArrayLike, starts: ArrayLike
+) -> tuple[Values, Values, Values]:
+    """How scores of rankings agree with a judge's.
+
+    Args:
+        scores: [R], of each response.
+        said: [R], what the judge gave it; ties are no pair.
+        starts: [E + 1], bounds of the rankings in the responses.
+
+    Returns:
+        [E] each: pairs in the right order (those whose scores tie count as a half), pairs, and 1
+        where the response that scores highest is one that the judge put first.
+    """
+    ours, theirs, bounds = np.asarray(scores), np.asarray(said), np.asarray(starts)
+    right, pairs, best = [], [], []
+    for start, end in itertools.pairwise(bounds.tolist()):
+        own, given = ours[start:end], theirs[start:end]
+        better, worse = np.nonzero(given[:, None] > given[None])
+        right.append(_halves(order(own[better], own[worse])).sum())
+        pairs.append(len(better))
+        best.append(given[own.argmax()] == given.max())
+    return np.array(right), np.array(pairs, np.float64), np.array(best, np.float64)
 
 
 def length_baselines(chosen: ArrayLike, rejected: ArrayLike) -> list[Measured]:

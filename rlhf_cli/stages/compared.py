@@ -23,7 +23,10 @@ from rlhf_cli.train.sequence import row_logprobs, row_tokens
 def compared(
     cfg: StageConfig, examples: Examples, tokenizer: Any, ctx: RunContext, ld_alpha: float = 1.0
 ) -> Columns:
-    """`logp`, `reference` (nats) and `tokens` of each row's response, [R] each.
+    """Numbers of each row's response, [R] each.
+
+    `logp` and `reference` are what the loss compares, nats; `plain` is the sum of the policy's
+    log-probs, which differs from `logp` with `ld_alpha` below 1; `tokens` is the count.
 
     One model is held after the other, never both.
 
@@ -37,13 +40,7 @@ def compared(
     Raises:
         ConfigError: it is not known what the policy started from.
     """
-    model = cfg.model
-    assert isinstance(model, ComparedModelConfig)
-    if not model.reference:
-        raise ConfigError(
-            f"reference: the model that {model.path} started from is gone, so there is nothing to "
-            "compare with. Try reference=FOLDER_OR_HUB_ID"
-        )
+    model = require_reference(cfg)
     own = _log_probs(cfg, examples, tokenizer, ctx, ld_alpha)
     if model.reference == "none":
         return own | {"reference": np.zeros_like(own["logp"])}
@@ -53,12 +50,33 @@ def compared(
     return own | {"reference": theirs["logp"]}
 
 
+def require_reference(cfg: StageConfig) -> ComparedModelConfig:
+    """The model of a run that says what it is compared with.
+
+    Raises:
+        ConfigError: it is not known what the policy started from.
+    """
+    model = cfg.model
+    assert isinstance(model, ComparedModelConfig)
+    if not model.reference:
+        raise ConfigError(
+            f"reference: the model that {model.path} started from is gone, so there is nothing to "
+            "compare with. Try reference=FOLDER_OR_HUB_ID"
+        )
+    return model
+
+
 def _log_probs(
     cfg: StageConfig, examples: Examples, tokenizer: Any, ctx: RunContext, ld_alpha: float
 ) -> Columns:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
 
     def values(rows: Rows) -> RowValues:
-        return {"logp": row_logprobs(policy(rows), rows, ld_alpha), "tokens": row_tokens(rows)}
+        out = policy(rows)
+        return {
+            "logp": row_logprobs(out, rows, ld_alpha),
+            "plain": row_logprobs(out, rows),
+            "tokens": row_tokens(rows),
+        }
 
     return numbers_of_rows(values, policy, examples, cfg, ctx)

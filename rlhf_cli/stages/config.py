@@ -1,6 +1,6 @@
 from dataclasses import dataclass, field
 from os.path import expanduser, isdir
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
@@ -102,6 +102,11 @@ class StageConfig(LoadConfig):
         return self.sweep.objective(self.usual_objective)
 
     @property
+    def as_messages(self) -> bool:
+        """Whether text prompts and responses of rows become turns of the chat template."""
+        return False
+
+    @property
     def lr(self) -> float:
         """Peak learning rate of the run."""
         if self.train.lr != "auto":
@@ -155,3 +160,19 @@ class StageConfig(LoadConfig):
                 "checkpoint. Try resume=auto"
             )
         return found
+
+
+@dataclass(kw_only=True)
+class ResponseRowsConfig(StageConfig):
+    """What stages have that learn from rows of prompts with responses."""
+
+    template: Literal["auto", "always", "never"] = "auto"
+    """What becomes of a row whose prompt and responses are text. `always` makes the prompt the
+    user's message and each response the assistant's, in the chat template, as in a row of messages.
+    `never` joins them as they stand, and so does `auto`, which says so where the model has a chat
+    template."""
+
+    @property
+    def as_messages(self) -> bool:
+        """Whether text prompts and responses of rows become turns of the chat template."""
+        return self.template == "always"

@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
+from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.errors import DataError
+from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.models.trunk import Trunk, without_dropout
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.opening import say_plain_text
 from rlhf_cli.stages.session import require_context
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.measure import row_values
 from rlhf_cli.train.row_loss import RowValues
 
 Columns = dict[str, NDArray[np.float64]]
+
+Evaluation = Callable[[RunContext], list[Measured]]
+"""Loads a model and measures it on rows that are open already."""
 
 
 def open_held_out(
@@ -32,11 +38,12 @@ def open_held_out(
     Raises:
         DataError: there are none, or they are not what the stage takes.
     """
-    loaded = load_eval_examples(cfg.data, stage, tokenizer, records)
+    loaded = load_eval_examples(cfg.data, stage, tokenizer, records, as_messages=cfg.as_messages)
     if loaded is None:
         raise DataError(
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
         )
+    say_plain_text(cfg, tokenizer, loaded[1])
     return loaded
 
 
@@ -66,6 +73,13 @@ def numbers_of_rows(
     tokens = cfg.train.micro_batch_tokens or micro_batch_tokens(
         model, shape, ctx.device, ctx.compute, recompute=True
     )
-    with torch.no_grad(), without_dropout(model):
-        found, _ = row_values(values, examples, tokens, ctx.device)
+    progress = ProgressCount("rows", len(examples.row_starts) - 1)
+
+    def counted(rows: Rows) -> RowValues:
+        found = values(rows)
+        progress.add(len(rows.lengths))
+        return found
+
+    with torch.no_grad(), without_dropout(model), progress:
+        found, _ = row_values(counted, examples, tokens, ctx.device)
     return {name: column.double().numpy() for name, column in found.items()}

@@ -24,24 +24,40 @@ from rlhf_cli.train.sequence import row_logprobs
 RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
-def labelled(loaded: Loaded) -> Examples:
+def labelled(loaded: Loaded, role: str = "training") -> Examples:
     """Examples of one labelled row each; pairs are taken apart.
+
+    Args:
+        loaded: rows with labels, or pairs.
+        role: what the rows are for, `training` or `held-out`; for the line that counts them.
 
     Raises:
         DataError: there is only one class.
     """
     examples, report = loaded
-    if "," in report.kind:
-        raise DataError(
-            f"data.path: the sources hold different kinds of rows ({report.kind}); need one kind"
-        )
+    require_one_kind(report.kind)
     rows = unpair(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
     say(
-        f"labels: {desirable:,} desirable, {undesirable:,} undesirable "
+        f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable "
         f"(1 to {undesirable / desirable:.2f})"
     )
     return rows
+
+
+def require_one_kind(kind: str) -> None:
+    """Refuse rows of which some are judged in another way than others.
+
+    Args:
+        kind: of the report on the rows.
+
+    Raises:
+        DataError: names the kinds.
+    """
+    if "," in kind:
+        raise DataError(
+            f"data.path: the sources hold different kinds of rows ({kind}); need one kind"
+        )
 
 
 def label_values(policy: Policy, reference: Reference, rows: Rows) -> RowValues:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rlhf_cli.models.router import balance_coefficient
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.held_out import Columns, numbers_of_rows, open_held_out
+from rlhf_cli.stages.held_out import Columns, Evaluation, numbers_of_rows, open_held_out
 from rlhf_cli.stages.session import Session
 from rlhf_cli.train.measure import row_values
 from rlhf_cli.train.row_loss import RowLoss, RowValues
@@ -101,16 +102,21 @@ def held_out_metrics(
     return {measured.metric: measured.value for measured in likelihood(columns, size)}
 
 
-def evaluate(cfg: StageConfig, stage: str, ctx: RunContext) -> list[Measured]:
-    """The same of a saved model, on raw text, responses or chats, by what each row gives.
+def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
+    """Open the held-out rows; measures a saved model by what each of them gives.
 
     Args:
-        cfg: of the run that made the model; `model.path` is its result, `data.eval` the rows.
+        cfg: of the run that made the model; `model.path` is its result, `data.eval` the rows: raw
+            text, responses or chats.
         stage: names the shipped rows, and stands in errors.
-        ctx: device and compute type.
     """
     tokenizer = load_tokenizer(cfg.model)
-    examples, report = open_held_out(cfg, stage, tokenizer, RECORDS)
+    loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
+    return partial(_measure, cfg, tokenizer, loaded)
+
+
+def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+    examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
     size = text_bytes(examples, report.text_bytes, tokenizer)

@@ -10,10 +10,12 @@ from typing import Any
 from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.records.corpus import holds_chats, iter_texts
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.tokens.prompts import becomes_message
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
 from rlhf_cli.runs.contents import TOKENIZER
-from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 
 Records = tuple[type, ...]
 
@@ -64,11 +66,34 @@ def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> N
 
 def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> Opened:
     tokenizer = _open_tokenizer(cfg, stage, records)
-    chats = not tokenizer.chat_template and holds_chats(cfg.data, stage, records)
+    how = {"as_messages": cfg.as_messages, "cached_only": cached_only}
+    lacks = not tokenizer.chat_template
+    chats = lacks and (cfg.as_messages or holds_chats(cfg.data, stage, records))
     new = give_chatml(tokenizer) if chats else []
-    train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, cached_only=cached_only)
-    held_out = load_eval_examples(cfg.data, stage, tokenizer, records, cached_only=cached_only)
+    train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **how)
+    say_plain_text(cfg, tokenizer, train[1])
+    held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **how)
     return Opened(tokenizer, tuple(new), train, held_out)
+
+
+def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
+    """Say that a model with a chat template is given text without it, and the key to set.
+
+    Args:
+        cfg: the whole configuration; only `template=auto` leaves the choice open.
+        tokenizer: of the model.
+        report: of the rows.
+    """
+    if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
+        return
+    model = cfg.model
+    chats = becomes_message("auto", model.path, model.revision, tokenizer)
+    if chats and not report.templated and not model.from_scratch:
+        say(
+            f"template: {model.path} has a chat template, and the rows are text, which is joined "
+            "without it. template=always makes prompts the user's messages and responses the "
+            "assistant's; template=never leaves this line out"
+        )
 
 
 def _open_tokenizer(cfg: StageConfig, stage: str, records: Records) -> Any:

@@ -104,17 +104,18 @@ COMMANDS = {
 }
 
 EVALUATORS = {
-    "pretrain": "rlhf_cli.stages.likelihood:evaluate",
-    "sft": "rlhf_cli.stages.likelihood:evaluate",
-    "reward": "rlhf_cli.stages.reward.evaluate:evaluate",
-    "dpo": "rlhf_cli.stages.dpo.evaluate:evaluate",
-    "ppo": "rlhf_cli.stages.ppo.evaluate:evaluate",
-    "bco": "rlhf_cli.stages.bco.evaluate:evaluate",
+    "pretrain": "rlhf_cli.stages.likelihood:open_evaluation",
+    "sft": "rlhf_cli.stages.likelihood:open_evaluation",
+    "reward": "rlhf_cli.stages.reward.evaluate:open_evaluation",
+    "dpo": "rlhf_cli.stages.dpo.evaluate:open_evaluation",
+    "ppo": "rlhf_cli.stages.ppo.evaluate:open_evaluation",
+    "bco": "rlhf_cli.stages.bco.evaluate:open_evaluation",
 }
-"""Stage -> `module:function`, which measures what a run of the stage made.
+"""Stage -> `module:function`, which opens the rows that a run of the stage is measured on.
 
 Called with the run's configuration, whose `model.path` is its result and whose `data.eval` are the
-rows, the stage's name and the context; returns a list of `evaluation.measured.Measured`.
+rows, and the stage's name; returns a `stages.held_out.Evaluation`, which is called with the context
+to load the model and measure it.
 """
 
 TOOLS = {

@@ -26,11 +26,13 @@ from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.source import StageState
 from rlhf_cli.train.update import Loss
 
-Arrange = Callable[[Loaded], Examples]
+Arrange = Callable[[Loaded, str], Examples]
+"""Called with rows and what they are for, `training` or `held-out`."""
+
 Evaluate = Callable[[Loaded], dict[str, float]]
 
 
-def as_they_are(loaded: Loaded) -> Examples:
+def as_they_are(loaded: Loaded, role: str = "training") -> Examples:
     """The examples of the records."""
     return loaded[0]
 
@@ -58,12 +60,14 @@ class Session(Training):
         opened = open_rows(cfg, self.ctx, stage, records)
         self.tokenizer, self.new_tokens = opened.tokenizer, opened.new_tokens
         train, held_out = opened.train, opened.held_out
-        self.examples, self.report = arrange(train), train[1]
-        self.held_out = (arrange(held_out), held_out[1]) if held_out else None
+        self.examples, self.report = arrange(train, "training"), train[1]
+        held = held_out and (arrange(held_out, "held-out"), held_out[1])
+        self.held_out: Loaded | None = held or None
         self.held_out_report = held_out[1] if held_out else None
         unchanged = self.examples is train[0]
         if cfg.log.preview:
-            show_first_example(self.examples, self.tokenizer, self.report.kind if unchanged else "")
+            kind, full = self.report.kind if unchanged else "", cfg.log.samples == "full"
+            show_first_example(self.examples, self.tokenizer, kind, full=full)
 
     def use(self, model: Role) -> Role:
         """Take the model that is trained, and settle how.
@@ -106,6 +110,8 @@ class Session(Training):
             f"steps: {source.total_steps} of {cfg.train.batch_size} examples; "
             f"{self.max_tokens} tokens a pass"
         )
+        if cfg.train.max_steps <= 0:
+            say_few_steps(source.total_steps, len(self.examples), cfg.train.batch_size)
         return self.fit_and_save(
             model,
             loss,
@@ -127,6 +133,26 @@ class Session(Training):
         """The loss and its metrics over all held-out rows."""
         tokens, ctx = self.max_tokens, self.ctx
         return lambda loaded: measure(loss, loaded[0], tokens, ctx.device, ctx.ranks)
+
+
+FEW_STEPS = 10
+"""Of fewer, most belong to the warm-up and the decay of the learning rate."""
+
+
+def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
+    """Say that a run has few steps because its data are few for its batch.
+
+    Args:
+        steps: of the whole run.
+        examples: of the data set.
+        batch_size: examples of a step.
+    """
+    if steps < FEW_STEPS and examples < FEW_STEPS * batch_size:
+        smaller = max(1, examples // FEW_STEPS)
+        say(
+            f"steps: {steps} only, because {examples} examples are few for train.batch_size="
+            f"{batch_size}. Try train.batch_size={smaller}, or more train.epochs"
+        )
 
 
 def require_context(examples: Examples, model: Trunk, name: str = "model") -> None:

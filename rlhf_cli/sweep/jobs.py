@@ -74,6 +74,15 @@ def _without_preview(words: list[str], settings: list[Setting]) -> list[str]:
     return [] if other_rows or given else [f"{_PREVIEW}=false"]
 
 
+def settings_of_job(out: Path) -> str:
+    """What the job of a sweep in a folder sets, as in `beta=0.1,lr=1e-06`; empty for no job."""
+    note = out.parent / _NOTES / f"{out.name}.json"
+    if not note.is_file():
+        return ""
+    settings = json.loads(note.read_text(encoding="utf-8")).get("set", {})
+    return ",".join(f"{key}={value}" for key, value in settings.items())
+
+
 def _note(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json_atomic(path, value)

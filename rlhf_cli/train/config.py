@@ -128,6 +128,9 @@ class LogConfig:
     preview: Annotated[bool, Machinery()] = True
     """Show the first training example, its trained tokens marked; in a sweep the first job does."""
 
+    samples: Annotated[Literal["short", "full"], Machinery()] = "short"
+    """How much of the first example and of sampled responses is shown: `short` cuts long texts."""
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         missing = [name for name in self.trackers if find_spec(name) is None]

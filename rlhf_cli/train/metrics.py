@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_cli.data.progress import clock
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
@@ -128,7 +129,7 @@ class ProgressLine:
         line = (
             f"step {step}/{self.total}  {_headline(values)}  lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
-            f"{values['memory_bytes'] / 1e9:.1f} GB  left {_clock(left)}"
+            f"{values['memory_bytes'] / 1e9:.1f} GB  left {clock(left)}"
         )
         start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
@@ -145,9 +146,3 @@ def _headline(values: Mapping[str, float]) -> str:
     found = {label: values[name] for name, label in HEADLINES.items() if name in values}
     shown = found or {"loss": values["loss"]}
     return "  ".join(f"{label} {value:.4f}" for label, value in shown.items())
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

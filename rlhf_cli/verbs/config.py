@@ -16,7 +16,7 @@ class GenerateConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
     prompt: str | list[str] = ""
@@ -28,6 +28,9 @@ class GenerateConfig:
     template: Literal["auto", "always", "never"] = "auto"
     """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
     that a run was trained on, and elsewhere takes the template where the tokenizer has one."""
+
+    system: str = ""
+    """System message in front of every prompt; needs prompts that are messages or become them."""
 
     output: Annotated[str, OutputPath()] = ""
     """Write the rows to this `.jsonl` file; empty prints them. They are `{prompt, response}`, or
@@ -56,6 +59,11 @@ class GenerateConfig:
             found.append(
                 'prompt: none given; need a prompt or a file of prompts. Try prompt="Hello, you", '
                 "or prompts=FILE"
+            )
+        if self.system and self.template == "never":
+            found.append(
+                "system: given with template=never, with which a prompt is text and no chat. "
+                "Try template=always"
             )
         found += output_problems(self)
         return found + self._room_problems() + self._sample_problems() + self._score_problems()
@@ -109,8 +117,9 @@ class MergeConfig:
     output_dir: Annotated[str, OutputPath()] = ""
     """Folder of the merged model; new or empty."""
 
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Type of its weights; the adapter is added in fp32 in any case."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type of its weights; the adapter is added in fp32 in any case. `auto` is the base's own type,
+    or fp32 where rounding to that costs more than 5 % of what the adapter changes."""
 
     push_to_hub: str = ""
     """Hub id `org/name` to upload the merged model to; a repository that is made for it is

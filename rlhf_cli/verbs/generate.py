@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import RunContext, open_context, say
+from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
+from rlhf_cli.data.records.fields import Message, Messages, Prompt
+from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.rewards.rewards import open_rewards
 from rlhf_cli.rollout.graphs import require_cuda
 from rlhf_cli.verbs.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
@@ -23,6 +28,8 @@ def run(cfg: GenerateConfig) -> None:
     prompts = _prompts(cfg)
     skip = cfg.reward.skip_special_tokens
     author = Author(cfg.model, cfg.quant, cfg.template, ctx, skip_special_tokens=skip)
+    if cfg.system:
+        prompts = with_system(cfg.system, prompts, author.encoder)
     prompts, tokens = author.encode(prompts)
     if len(prompts) == 1 and cfg.samples_per_prompt == 1 and not cfg.output:
         author.stream(tokens[0], cfg.sampling)
@@ -35,6 +42,40 @@ def _prompts(cfg: GenerateConfig) -> PromptSet:
         return load_prompts(cfg.prompts)
     given = [cfg.prompt] if isinstance(cfg.prompt, str) else cfg.prompt
     return PromptSet([prompt for prompt in given if prompt])
+
+
+def with_system(system: str, prompts: PromptSet, encoder: PromptEncoder) -> PromptSet:
+    """The prompts as messages, a system message in front.
+
+    Args:
+        system: its text.
+        prompts: text or messages.
+        encoder: of the model; says whether text becomes a user's message.
+
+    Raises:
+        ConfigError: the model takes the text prompts as text.
+        DataError: a prompt has a system message already.
+    """
+    asked = [encoder.as_given(prompt) for prompt in prompts.prompts]
+    found: list[Prompt] = []
+    for index, prompt in enumerate(asked):
+        if isinstance(prompt, str):
+            raise ConfigError(
+                "system: given, and the model takes text prompts as text, without a chat "
+                "template. Try template=always"
+            )
+        if prompt[0].role == "system":
+            raise DataError(
+                f"{prompts.where(index)}: has a system message of its own beside system={system}. "
+                "Leave system out"
+            )
+        found.append((Message("system", system, tools=prompt[0].tools), *_without_tools(prompt)))
+    return replace(prompts, prompts=found)
+
+
+def _without_tools(prompt: Messages) -> Messages:
+    """Tools stand on the first message of a chat, which the system message is now."""
+    return (replace(prompt[0], tools=()), *prompt[1:])
 
 
 def _rows(cfg: GenerateConfig, author: Author, ctx: RunContext) -> PlainRows | ScoredRows:
@@ -76,7 +117,9 @@ def _write_all(
     write: Write,
 ) -> None:
     done, samples = 0, cfg.samples_per_prompt
+    progress = ProgressCount("responses", len(tokens) * samples)
     for answers in author.answer(tokens, cfg.sampling, cfg.batch_size, samples):
+        progress.add(len(answers.texts))
         answered = range(done, done + len(answers.texts) // samples)
         made, done = rows.make(prompts.part(answered), answers), answered.stop
         write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))

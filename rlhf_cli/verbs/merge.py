@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,46 @@ PROMPTS = (
 SHARD = "5GB"
 """Most of a file of weights."""
 
-MOST_DRIFT = {"fp32": 1e-3, "bf16": 0.1}
-"""Mean difference of log-probs (nats) or scores; what lies above is not rounding."""
+DTYPES = {**PRECISIONS, "fp16": torch.float16}
+
+MOST_DRIFT = 1e-3
+"""Mean difference of log-probs (nats) or scores in fp32; what lies above is not rounding."""
+
+LEAST_DRIFT = 1e-4
+"""Mean difference that rounding in fp32 may reach in a deep model, however small the effect."""
+
+MOST_COST = 0.05
+"""Most error of the merged model, as a share of the adapter's effect, without a warning."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a merged model has to say.
+
+    Attributes:
+        prompts: [1, T] each, token ids.
+        expected: log-probs [tokens, V] in nats, or scores [prompts, 1], of base and adapter.
+        effect: mean absolute difference between these and those of the bare base.
+    """
+
+    prompts: list[Tensor]
+    expected: Tensor
+    effect: float
+
+    @property
+    def limit(self) -> float:
+        """Most drift of a right merge in fp32; an adapter of small effect is not within it."""
+        return min(MOST_DRIFT, max(MOST_COST * self.effect, LEAST_DRIFT))
+
+    def drift(self, merged: Any, name: str) -> float:
+        """Mean absolute difference between a merged model and base with adapter; is said."""
+        got = _said(merged, self.prompts)
+        drift = float((got - self.expected).abs().mean())
+        say(
+            f"merged ({name}) against unmerged (fp32): {_difference(got, self.expected)}, "
+            f"{drift / self.effect:.2%} of what the adapter changes"
+        )
+        return drift
 
 
 def run(cfg: MergeConfig) -> None:
@@ -50,19 +90,49 @@ def run(cfg: MergeConfig) -> None:
         )
     open_context("fp32", 0, Path(cfg.output_dir))
     tokenizer = load_tokenizer(cfg.model)
-    merged = _merge_checked(cfg, source, tokenizer)
-    target = _save(cfg, merged, tokenizer)
-    say(f"merged: {source.describe()} -> {target} ({cfg.dtype})")
+    merged, dtype = _merge_checked(cfg, source, tokenizer)
+    target = _save(cfg, merged, dtype, tokenizer)
+    say(f"merged: {source.describe()} -> {target} ({dtype})")
     if cfg.push_to_hub:
         _push(target, cfg.push_to_hub)
 
 
-def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
-    """The merged model in its type, after a comparison with what it was made of."""
+def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[Any, str]:
+    """The merged model in its type, and that type, after a comparison with what it was made of."""
     from rlhf_cli.models.merge import load_unmerged, merge
 
-    prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
     unmerged = load_unmerged(cfg.model, source, tokenizer)
+    check = _check(cfg, source, tokenizer, unmerged)
+    merged = merge(unmerged)
+    drift = check.drift(merged, "fp32")
+    if not drift <= check.limit:
+        raise ModelError(
+            f"model.path: merged, {cfg.model.path} says something else: it differs by "
+            f"{drift:.1e} in the mean, more than {check.limit:.1g}, in fp32"
+        )
+    dtype = _chosen_dtype(cfg, source)
+    cost = _rounding_cost(merged, dtype, drift, check)
+    if cost <= MOST_COST:
+        return merged.to(DTYPES[dtype]), dtype
+    say(f"warning: dtype: weights in {dtype} lose {cost:.0%} of what the adapter changes")
+    if cfg.dtype != "auto" or dtype == "fp32":
+        _require_finite(cost, dtype)
+        return merged.to(DTYPES[dtype]), dtype
+    say(f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it")
+    # rounded in place, so that no second copy is held; the exact weights are made once more
+    return merge(load_unmerged(cfg.model, source, tokenizer)), "fp32"
+
+
+def _require_finite(cost: float, dtype: str) -> None:
+    if not math.isfinite(cost):
+        raise ModelError(
+            f"dtype: got {dtype}, in which this model's numbers overflow. Try dtype=bf16"
+        )
+
+
+def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> Check:
+    """What the merged model has to say, and how far that is from the base."""
+    prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
     expected = _said(unmerged, prompts)
     with unmerged.disable_adapter():
         base = _said(unmerged, prompts)
@@ -78,19 +148,27 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> Any:
             f"whole base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
         )
-    dtype = PRECISIONS[cfg.dtype]
-    # the weights are rounded and the arithmetic is not: in bf16 that of a deep model is as far off
-    # as a wrong merge
-    merged = merge(unmerged).to(dtype).float()
-    got = _said(merged, prompts)
-    say(f"merged ({cfg.dtype}) against unmerged (fp32): {_difference(got, expected)}")
-    drift = float((got - expected).abs().mean())
-    if not drift <= MOST_DRIFT[cfg.dtype]:
-        raise ModelError(
-            f"model.path: merged, {cfg.model.path} says something else: it differs by "
-            f"{drift:.1e} in the mean, more than {MOST_DRIFT[cfg.dtype]:g}. Try dtype=fp32"
-        )
-    return merged.to(dtype)
+    return Check(prompts, expected, float((expected - base).abs().mean()))
+
+
+def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
+    """What `dtype` says, or the base's own type where it is one of ours."""
+    from rlhf_cli.models.merge import base_dtype
+
+    if cfg.dtype != "auto":
+        return cfg.dtype
+    own = base_dtype(cfg.model, source)
+    return next((name for name, dtype in DTYPES.items() if dtype == own), "fp32")
+
+
+def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float:
+    """Round a merged model in place; its error as a share of what the adapter changes."""
+    from rlhf_cli.models.merge import round_weights
+
+    if dtype != "fp32":
+        round_weights(merged, DTYPES[dtype])
+        drift = check.drift(merged, dtype)
+    return drift / check.effect
 
 
 def _on_packed_base(
@@ -132,11 +210,11 @@ def _difference(got: Tensor, expected: Tensor) -> str:
     return f"{what} differ by {off.mean():.1e} in the mean, {off.max():.1e} at most"
 
 
-def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
+def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
     """All of it under its name, or nothing."""
     target = Path(cfg.output_dir).absolute()
     partial = target.with_name(f".{target.name}.tmp")
-    model.config.dtype = PRECISIONS[cfg.dtype]
+    model.config.dtype = DTYPES[dtype]
     if not model.can_generate():
         name_pad_token(model, tokenizer)
     try:
@@ -153,7 +231,7 @@ def _save(cfg: MergeConfig, model: Any, tokenizer: Any) -> Path:
                 **kept,
                 "base": cfg.model.path,
                 "adapters": [],
-                "dtype": cfg.dtype,
+                "dtype": dtype,
                 RECORD: tokenization_hash(tokenizer),
             },
         )

@@ -153,3 +153,21 @@ def test_rows_of_another_commit_than_the_one_asked_for_are_refused(on_hub):
     load.has = SECOND  # as offline, where `datasets` takes what it has
     with pytest.raises(DataError, match=f"need the rows of commit {FIRST}, and offline there are"):
         texts("org/set", revision="v1")
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch):
+    """Its library would try five times, for 40 seconds; the cache is read at once instead."""
+    import datasets
+
+    seen = []
+
+    def load(*words, **options):
+        seen.append(datasets.config.HF_HUB_OFFLINE)
+        raise ConnectionError("nothing there")
+
+    before = datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr("rlhf_cli.runs.hub.resolve_rows", lambda *words: "")
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match="the hub cannot be reached"):
+        open_sources(DataConfig(path="nobody/rows"), "nobody/rows", "sft", "train")
+    assert (seen, datasets.config.HF_HUB_OFFLINE) == ([True], before)

@@ -42,10 +42,10 @@ def _empty_cache(tmp_path, monkeypatch):
 def load(tmp_path):
     """Examples and report of some rows in a file."""
 
-    def load(*rows, tokenizer=None, **settings):
+    def load(*rows, tokenizer=None, as_messages=False, **settings):
         path = write_jsonl(tmp_path / "r.jsonl", *rows)
-        cfg = DataConfig(path=str(path), **settings)
-        return load_examples(cfg, "test", tokenizer or toy_tokenizer(), ANY)
+        cfg, tokenizer = DataConfig(path=str(path), **settings), tokenizer or toy_tokenizer()
+        return load_examples(cfg, "test", tokenizer, ANY, as_messages=as_messages)
 
     return load
 
@@ -262,3 +262,39 @@ def test_columns_follow_their_rows_through_batches_and_splits(load):
     assert rows.to("cpu").columns["score"].tolist() == [5, 6, 7, 3, 4]
     passes = micro_batches(examples, [0, 1], max_tokens=1)
     assert [part.columns["score"].tolist() for part in passes] == [[5, 6, 7], [3, 4]]
+
+
+TEXT_AND_MESSAGES = (
+    (pair("ab", "c", " de"), pair(turns("ab"), "c", " de")),
+    (
+        {"prompt": "a", "responses": ["b", "c"], "scores": [1, 2]},
+        {"prompt": turns("a"), "responses": ["b", "c"], "scores": [1, 2]},
+    ),
+    (
+        {"prompt": "a", "completion": "b", "label": True},
+        {"prompt": turns("a"), "completion": "b", "label": True},
+    ),
+    (
+        {"prompt": "a", "completion": "b", "score": 2},
+        {"prompt": turns("a"), "completion": "b", "score": 2},
+    ),
+)
+
+
+@pytest.mark.parametrize(("text", "messages"), TEXT_AND_MESSAGES)
+def test_text_as_messages_has_the_tokens_of_messages(load, text, messages):
+    """And none of those that joining it as it stands gives, although these are in the cache."""
+    joined = load(text)
+    chat, report = load(text, as_messages=True)
+    assert rows_of(chat) == rows_of(load(messages)[0])
+    assert rows_of(chat) != rows_of(joined[0])
+    assert (report.templated, joined[1].templated) == (True, False)
+    assert rows_of(load(text)[0]) == rows_of(joined[0])
+
+
+@pytest.mark.parametrize("prompt", ["", "\n\nHuman: a\n\nAssistant:"])
+def test_a_text_that_is_no_single_message_is_refused_as_messages(load, prompt):
+    row = {"prompt": prompt, "completion": "b", "label": True}
+    with pytest.raises(DataError, match="of which template=always makes"):
+        load(row, as_messages=True)
+    load(row)

@@ -58,3 +58,12 @@ def test_long_text_loses_its_middle():
 
 def test_text_cannot_control_the_terminal():
     assert shorten("a\x1b[31m\n\tb\u202e") == "a\\x1b[31m\n\tb\\u202e"
+
+
+def test_long_texts_are_whole_where_that_is_asked_for(capsys):
+    tokens = np.array([A] * 600 + [B, EOS], np.int32)
+    row = TokenRow(tokens, np.arange(602) >= 600)
+    long = flatten([[SourceRow(row, "r.jsonl", 4)]], ("r.jsonl",))
+    for full in (True, False):
+        show_first_example(long, toy_tokenizer(), full=full)
+        assert (capsys.readouterr().err.count("a ") > 590) == full

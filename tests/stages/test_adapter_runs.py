@@ -2,12 +2,13 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -212,6 +213,72 @@ def test_a_merged_start_trains_from_what_the_adapter_said(lora_run, tmp_path, th
     assert run("sft", tmp_path / "merged", *argv) == 0
     got = plain_logits(tmp_path / "merged" / "model")
     assert (got - plain_logits(lora_run / "model")).abs().max() < 1e-4
+
+
+def bf16_base(model: Path, target: Path) -> Path:
+    """The same model with weights in bf16, as most bases are published."""
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(model).save_pretrained(target)
+    return target
+
+
+def share_lost(merged: Path, adapted: Path, base: Path) -> float:
+    """Error of a merged model, as a share of what the adapter changes."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(model, adapted)(TOKENS).logits.log_softmax(-1)
+    got, bare = (plain_logits(folder).log_softmax(-1) for folder in (merged, base))
+    return float((got - expected).abs().mean() / (bare - expected).abs().mean())
+
+
+def scaled_adapter(model: Path, target: Path, factor: float) -> Path:
+    """The same adapter with its effect made smaller."""
+    shutil.copytree(model, target)
+    weights = load_file(target / "adapter_model.safetensors")
+    scaled = {key: w * factor if ".lora_B." in key else w for key, w in weights.items()}
+    save_file(scaled, target / "adapter_model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+def test_merge_keeps_what_an_adapter_of_small_effect_learned(sft_run, lora_run, tmp_path, capsys):
+    """Rounded to bf16 like its base, the model would lose far more than 5 % of it."""
+    base = bf16_base(sft_run / "model", tmp_path / "base")
+    out = scaled_adapter(lora_run / "model", tmp_path / "adapter", 0.01)
+    words = ["merge", str(out), f"model.base={base}"]
+    auto, rounded = tmp_path / "auto", tmp_path / "bf16"
+    assert cli.main([*words, f"output_dir={auto}"]) == 0
+    log = capsys.readouterr().err
+    assert re.search(r"warning: dtype: weights in bf16 lose \d+% of what the adapter changes", log)
+    assert "dtype: fp32 is written instead of bf16, the type of the base" in log
+    assert json.loads((auto / "config.json").read_text())["dtype"] == "float32"
+    assert share_lost(auto, out, base) < 0.01
+    assert cli.main([*words, f"output_dir={rounded}", "dtype=bf16"]) == 0
+    said = re.search(r"warning: dtype: weights in bf16 lose (\d+)%", capsys.readouterr().err)
+    assert share_lost(rounded, out, base) == pytest.approx(int(said[1]) / 100, rel=0.5)
+    assert share_lost(rounded, out, base) > 0.05
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_merge_keeps_the_type_of_the_base_where_that_costs_little(
+    sft_run, lora_run, tmp_path, capsys, dtype
+):
+    """The adapter of `lora_run` changes log-probs a hundred times as much as bf16 does."""
+    base = bf16_base(sft_run / "model", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    words = [f"model.base={base}", f"output_dir={tmp_path / 'whole'}"]
+    shutil.copytree(lora_run / "model", tmp_path / "adapter")
+    assert cli.main(["merge", str(tmp_path / "adapter"), *words]) == 0
+    saved = load_file(tmp_path / "whole" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {getattr(torch, dtype)}
+    assert "warning: " not in capsys.readouterr().err
+
+
+def test_a_merge_that_leaves_the_adapter_out_is_refused(lora_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rlhf_cli.models.merge.merge", lambda unmerged: unmerged.unload())
+    assert cli.main(["merge", str(lora_run), f"output_dir={tmp_path / 'whole'}"]) == 1
+    assert "merged, " in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "whole").exists()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

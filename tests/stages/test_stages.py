@@ -248,3 +248,14 @@ def test_a_stop_string_ends_a_response(sft_run, capsys):
     stop = whole[2]
     assert cli.main([*argv, "max_new_tokens=12", f'sampling.stop=["{stop}"]']) == 0
     assert len(capsys.readouterr().out.rstrip("\n")) <= len(whole)
+
+
+@pytest.mark.parametrize(("batch", "said"), [(4, True), (1, False)])
+def test_a_run_of_few_steps_says_that_its_data_are_few(small_model, tmp_path, capsys, batch, said):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 12)
+    argv = [f"model={small_model}", f"data={data}", f"output_dir={tmp_path / 'run'}", *FAST]
+    assert cli.main(last_of_each("sft", *argv, f"batch_size={batch}", "epochs=1")) == 0
+    log = capsys.readouterr().err
+    assert ("steps: 3 only, because 12 examples are few for train.batch_size=4" in log) == said
+    assert "rows.jsonl: 12 of 12 training rows (prompt_completion)" in log

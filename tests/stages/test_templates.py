@@ -107,3 +107,43 @@ def test_the_result_ends_where_its_start_did_and_at_the_templates_end_of_turn(
     second = tmp_path / "second"
     assert cli.main(["sft", *argv, "max_steps=1", f"output_dir={second}"]) == 0
     assert ends_of(second / "model") == expected
+
+
+TEXT_ROWS = {
+    "sft": ({"prompt": "Hi", "completion": "Good bye"},),
+    "dpo": ({"prompt": "Hi", "chosen": "Good bye", "rejected": "No"},),
+    "reward": ({"prompt": "Hi", "chosen": "Good bye", "rejected": "No"},),
+    "bco": (
+        {"prompt": "Hi", "completion": "Good bye", "label": True},
+        {"prompt": "Hi", "completion": "No", "label": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", TEXT_ROWS)
+def test_text_rows_are_trained_as_template_says(small_model, stage, rows, tmp_path, capsys):
+    """`auto` joins them as they stand and says so; `always` gives the loss of the same messages."""
+    text = TEXT_ROWS[stage]
+    asked = [{"role": "user", "content": "Hi"}]
+    as_messages = rows(*({**row, "prompt": asked} for row in text), name="messages.jsonl")
+
+    def run(name, data, *words):
+        argv = [f"model={small_model}", f"data={data}", f"data.eval={data}", "max_steps=1"]
+        argv += ["batch_size=2", "train.precision=fp32", f"output_dir={tmp_path / name}"]
+        assert cli.main([stage, *argv, *words]) == 0
+        [artifact] = (tmp_path / name).glob("artifact.json")
+        after = read_metrics(tmp_path / name / "metrics.jsonl")[-1]["eval/loss"]
+        return after, json.loads(artifact.read_text())["trained_on"], capsys.readouterr().err
+
+    data = rows(*text)
+    auto, always, never, chat = (
+        run("auto", data),
+        run("always", data, "template=always"),
+        run("never", data, "template=never"),
+        run("chat", as_messages),
+    )
+    assert always[:2] == chat[:2]
+    assert auto[:2] == never[:2] != chat[:2]
+    assert [found[1] for found in (auto, chat)] == ["text", "chat"]
+    hint = f"template: {small_model} has a chat template, and the rows are text"
+    assert [found[2].count(hint) for found in (auto, always, never, chat)] == [1, 0, 0, 0]

@@ -131,6 +131,16 @@ def test_models_are_named_as_far_as_it_sets_them_apart(tmp_path):
     assert names([f"{one}/model"]) == ["sft"]
 
 
+def test_the_jobs_of_a_sweep_are_named_by_what_they_set(tmp_path):
+    for number, beta in enumerate(("0.1", "0.3")):
+        (tmp_path / "sweep" / str(number)).mkdir(parents=True)
+        note = tmp_path / "sweep" / ".jobs" / f"{number}.json"
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(json.dumps({"set": {"beta": beta, "lr": "1e-6"}, "exit_code": 0}))
+    jobs = [str(tmp_path / "sweep" / name) for name in ("0", "1/model")]
+    assert names([*jobs, "org/name"]) == ["beta=0.1,lr=1e-6", "beta=0.3,lr=1e-6", "name"]
+
+
 def test_an_unfinished_run_is_refused(run_of, capsys):
     shutil.copytree(run_of("sft"), "cut")
     manifest = json.loads(Path("cut/manifest.json").read_text())
@@ -171,7 +181,7 @@ def test_held_out_rows_that_are_gone_are_named(run_of, capsys):
         (["tiny", "gpt2", "gpt2", "data=tiny"], 2, "beside: got gpt2 twice; need each model once"),
         (["tiny", "data=tiny", "baseline=tiny"], 2, "baseline: given without a judge"),
         (["tiny", "data=tiny", "prompts=tiny"], 2, "prompts: given without a judge"),
-        (["tiny", "data=prefer.jsonl"], 3, "prefer.jsonl has preference rows"),
+        (["tiny", "data=prompts.jsonl"], 3, "prompts.jsonl has prompt rows"),
         (["tiny", "data=empty.jsonl"], 3, "empty.jsonl: "),
         (["tiny", "data=tiny", "output=runs"], 3, "output: runs cannot be written"),
     ],
@@ -179,7 +189,7 @@ def test_held_out_rows_that_are_gone_are_named(run_of, capsys):
 )  # fmt: skip
 def test_what_cannot_be_measured_is_one_line(words, code, begins, capsys):
     Path("runs").mkdir()
-    write({"prompt": "a", "chosen": "b", "rejected": "c"}, name="prefer.jsonl")
+    write({"prompt": "a"}, name="prompts.jsonl")
     write(name="empty.jsonl")
     assert told(capsys, *words)[0] == code
     found = told(capsys, *words)[1]
@@ -194,3 +204,128 @@ def test_a_stage_that_cannot_be_measured_is_refused(run_of, capsys, monkeypatch)
     code, [line] = told(capsys, run)
     assert code == 2
     assert line.startswith(f"model.path: {run} is a run of sft; evaluate measures runs of pretrain")
+
+
+CHOICES = (
+    {"prompt": "Tea? ", "chosen": "Yes, with milk.", "rejected": "No."},
+    {"prompt": "Is salt sweet? ", "chosen": "No.", "rejected": "It is, and so is everything."},
+    {"prompt": "Name a colour. ", "chosen": "Blue.", "rejected": "Seven"},
+)
+
+
+def own_logprobs(run: Path, prompt: str, response: str) -> tuple[float, int]:
+    """Of a response, by the model's own forward pass: nats, and the number of tokens."""
+    model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    given = tokenizer(prompt)["input_ids"]
+    said = [*tokenizer(response)["input_ids"], tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(torch.tensor([given + said])).logits[0, len(given) - 1 : -1]
+    picked = logits.log_softmax(-1).gather(1, torch.tensor(said)[:, None])
+    return float(picked.sum()), len(said)
+
+
+def test_any_language_model_is_measured_on_pairs(run_of):
+    """Base, sft and dpo side by side on the same pairs; a sft run by its own forward pass."""
+    runs = [run_of("pretrain"), run_of("sft"), run_of("dpo")]
+    found = evaluate(*runs, f"data={write(*CHOICES)}")
+    both = [
+        [own_logprobs(runs[1], row["prompt"], row[side]) for side in ("chosen", "rejected")]
+        for row in CHOICES
+    ]
+    summed = [chosen[0] - rejected[0] for chosen, rejected in both]
+    per_token = [chosen[0] / chosen[1] - rejected[0] / rejected[1] for chosen, rejected in both]
+    for name, margins in (("logps", summed), ("logps_per_token", per_token)):
+        assert found["sft", f"{name}/margins"]["value"] == pytest.approx(sum(margins) / 3, rel=1e-4)
+        right = sum(margin > 0 for margin in margins) / 3
+        assert found["sft", f"{name}/accuracies"]["value"] == right
+        for run in ("pretrain", "dpo"):
+            assert (run, f"{name}/margins") in found
+    assert {run for run, metric in found if metric == "rewards/margins"} == {"dpo"}
+    assert found["sft", "logps/accuracies"]["n"] == 3
+
+
+LABELS = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in CHOICES]
+LABELS += [
+    {"prompt": row["prompt"], "completion": row["rejected"], "label": False} for row in CHOICES
+]
+SCORED = [
+    {"prompt": row["prompt"], "completion": row["completion"], "score": place}
+    for place, row in enumerate(LABELS)
+]
+RANKED = {"prompt": "Tea? ", "responses": ["Yes.", "No.", "With milk."], "scores": [1, 3, 2]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "metric"),
+    [
+        (LABELS, "logps/auc"),
+        ([RANKED], "logps_per_token/accuracies"),
+        (SCORED, "logps/rank_correlation"),
+    ],
+    ids=["labelled", "ranked", "scored"],
+)
+def test_any_language_model_is_measured_on_judged_rows(run_of, rows, metric):
+    runs = [run_of("sft"), run_of("dpo"), run_of("bco")]
+    found = evaluate(*runs, f"data={write(*rows)}")
+    assert {run for run, name in found if name == metric} == {"sft", "dpo", "bco"}
+    assert ("bco", "rewards/chosen") in found or metric != "logps/auc"
+
+
+def test_runs_of_dpo_and_ppo_have_a_loss_on_responses(run_of):
+    ppo = run_of("ppo", "reward.length_penalty=1", "max_new_tokens=4")
+    found = evaluate(run_of("dpo"), ppo, f"data={write(*PAIRS)}")
+    assert {run for run, metric in found if metric == "perplexity"} == {"dpo", "ppo"}
+    plain = ppo.parent / "plain"
+    if not plain.exists():
+        shutil.copytree(ppo / "model", plain)
+    copied = evaluate(plain, f"data={write(*PAIRS)}")
+    assert copied["plain", "loss"]["value"] == pytest.approx(found["ppo", "loss"]["value"])
+
+
+def test_template_holds_for_rows_of_every_model(run_of):
+    asked = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in PAIRS]
+    runs = [run_of("pretrain"), run_of("sft")]
+    expected = evaluate(*runs, f"data={write(*asked)}", "data.train_on=response")
+    words = ["template=always", "data.train_on=response"]
+    assert evaluate(*runs, f"data={write(*PAIRS)}", *words) == expected
+
+
+def test_the_rows_of_all_models_are_opened_before_any_is_measured(run_of, capsys):
+    """A reward model takes no responses without a judgment."""
+    models = [run_of("sft"), run_of("reward"), f"data={write(*PAIRS)}"]
+    code, [line] = told(capsys, *models, "output=out.json")
+    assert code == 3
+    assert "rows.jsonl has prompt_completion rows" in line
+    assert "held-out" not in capsys.readouterr().out
+
+
+def test_the_columns_that_are_finished_are_kept(run_of, capsys):
+    broken = shutil.copytree(run_of("sft", "adapter=lora"), "broken")
+    weights = Path(broken) / "model" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    words = [run_of("sft"), broken, run_of("pretrain"), f"data={write(*PAIRS)}", "output=out.json"]
+    assert cli.main(["evaluate", *map(str, words)]) == 1
+    shown = capsys.readouterr()
+    assert "broken: not measured, " in shown.err
+    assert shown.out.splitlines()[0].split() == ["sft", "pretrain", "n"]
+    assert "what was written so far is in" in shown.err
+    assert not Path("out.json").exists()
+    results = json.loads(Path("out.json.partial").read_text())["results"]
+    assert {row["run"] for row in results} == {"sft", "pretrain"}
+
+
+def test_an_interrupt_keeps_the_columns_that_are_finished(run_of, capsys, monkeypatch):
+    from rlhf_cli.verbs.evaluate import run as verb
+
+    measured = verb._measured
+
+    def stop(subject, *rest):
+        if subject.name == "pretrain":
+            raise KeyboardInterrupt
+        return measured(subject, *rest)
+
+    monkeypatch.setattr(verb, "_measured", stop)
+    words = [run_of("sft"), run_of("pretrain"), f"data={write(*PAIRS)}", "output=out.json"]
+    assert cli.main(["evaluate", *map(str, words)]) == 130
+    assert capsys.readouterr().out.splitlines()[0].split() == ["sft", "n"]

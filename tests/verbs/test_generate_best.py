@@ -118,8 +118,8 @@ def test_a_reward_model_chooses(run_of):
 @pytest.mark.parametrize(
     ("keep", "stage", "told"),
     [
-        ("best", "sft", "out.jsonl: 3 of 3 rows (prompt_completion)"),
-        ("all", "reward", "out.jsonl: 3 of 3 rows (ranked)"),
+        ("best", "sft", "out.jsonl: 3 of 3 training rows (prompt_completion)"),
+        ("all", "reward", "out.jsonl: 3 of 3 training rows (ranked)"),
     ],
 )
 def test_a_stage_takes_the_rows_as_they_are(keep, stage, told, run_of, capsys):

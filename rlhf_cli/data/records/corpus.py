@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.mixture import training_rows
-from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.reading.opening import open_held_out, open_sources
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.reader import Located, RecordReader
 from rlhf_cli.data.records.record import is_chat
@@ -37,6 +37,27 @@ def holds_chats(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> bool:
     alone = [replace(cfg, path=[path], eval="none") for path in paths]
     firsts = (next(_records(one, stage, allowed), None) for one in alone)
     return any(is_chat(first.record) for first in firsts if first)
+
+
+def first_held_out(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> type | None:
+    """The class of the first good held-out record; none where there is none.
+
+    Args:
+        cfg: `eval` names or counts the rows.
+        stage: whose shipped rows `tiny` means.
+        allowed: the record classes that can be, the preferred first.
+
+    Raises:
+        DataError: the rows are not there, or are of none of these classes.
+    """
+    mixture = open_held_out(cfg, stage)
+    if mixture is None:
+        return None
+    settings = [source.settings for source in mixture.sources]
+    lenient = replace(cfg, max_bad_rows=maxsize)
+    reader = RecordReader(lenient, stage, allowed, DataReport(), settings)
+    first = next(reader.read(mixture.rows()), None)
+    return type(first.record) if first else None
 
 
 def _records(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> Iterator[Located]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.records.as_chat import as_chat
 from rlhf_cli.data.records.reader import Located
 from rlhf_cli.data.records.record import Record, TextRecord, scores_of
 from rlhf_cli.data.records.row_errors import Refused
@@ -35,13 +36,18 @@ class RowMaker:
         tokenizer: a fast one with an end-of-sequence token.
         cfg: `max_length`, `truncation`, `packing` and `train_on`.
         report: counts what is kept, refused and cut.
+        as_messages: text prompts and responses become turns of the chat template; else they are
+            joined as they stand.
 
     Raises:
         ModelError: the tokenizer does not do what training needs.
     """
 
-    def __init__(self, tokenizer: Any, cfg: DataConfig, report: DataReport) -> None:
+    def __init__(
+        self, tokenizer: Any, cfg: DataConfig, report: DataReport, *, as_messages: bool = False
+    ) -> None:
         self.tokenizer, self.cfg, self.report = tokenizer, cfg, report
+        self.as_messages = as_messages
         self.specials = find_specials(tokenizer)
         self.no_text = np.array(sorted(boundary_tokens(tokenizer)))
         self.writer = ScriptWriter(tokenizer, self.specials, cfg.train_on)
@@ -84,7 +90,8 @@ class RowMaker:
     def _write(self, records: Iterable[Located]) -> Iterator[Written]:
         for located in records:
             try:
-                yield self.writer.write(located.record), located
+                record = as_chat(located.record) if self.as_messages else located.record
+                yield self.writer.write(record), located
             except Refused as error:
                 self._refuse(located, error)
         self.report.templated = self.writer.used_template

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 from rlhf_cli.config.schema import Above, AtLeast, Below, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.runs.checks import revision_problems
-from rlhf_cli.stages.config import StageConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 
 @dataclass(kw_only=True)
@@ -35,7 +35,7 @@ class UDMConfig:
 
 
 @dataclass(kw_only=True)
-class BCOConfig(StageConfig):
+class BCOConfig(ResponseRowsConfig):
     """Binary classifier optimization: learn from responses with a label, good or bad."""
 
     default_lr: ClassVar[tuple[float, float]] = (5e-7, 5e-6)

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from rlhf_cli.context import RunContext
+from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.bco.config import BCOConfig
-from rlhf_cli.stages.compared import compared
-from rlhf_cli.stages.held_out import open_held_out
+from rlhf_cli.stages.compared import compared, require_reference
+from rlhf_cli.stages.held_out import Evaluation, open_held_out
+from rlhf_cli.stages.judged import judged_logprobs
 from rlhf_cli.stages.labelled import RECORDS, labelled, separation
 
 
-def evaluate(cfg: BCOConfig, stage: str, ctx: RunContext) -> list[Measured]:
-    """How well rewards tell desirable held-out rows from others.
+def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
+    """Open the held-out rows; measures how well rewards tell desirable ones from others.
+
+    Log-probs of the responses are measured too.
 
     Args:
         cfg: of the run; `model.path` is its result, `data.eval` the rows.
         stage: names the shipped rows, and stands in errors.
-        ctx: device and compute type.
+
+    Raises:
+        ConfigError: it is not known what the policy started from.
+        DataError: the rows cannot be read, or are of one class only.
     """
+    require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
-    examples = labelled(open_held_out(cfg, stage, tokenizer, RECORDS))
+    loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
+    return partial(_measure, cfg, tokenizer, loaded, labelled(loaded, "held-out"))
+
+
+def _measure(
+    cfg: BCOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
+) -> list[Measured]:
     columns = compared(cfg, examples, tokenizer, ctx)
     reward = cfg.beta * (columns["logp"] - columns["reference"])
-    return separation(reward, examples.columns["score"])
+    found = separation(reward, examples.columns["score"])
+    return [*found, *judged_logprobs(columns, loaded[0], loaded[1].kind)]

@@ -6,7 +6,7 @@ from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Unit
 from rlhf_cli.config.unread import unread
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.stages.config import StageConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 from rlhf_cli.sweep.config import Objective
 
 _ACCURACY = Objective("eval/rewards/accuracies", "max")
@@ -38,7 +38,7 @@ LossName = Literal[
 
 
 @dataclass(kw_only=True)
-class DPOConfig(StageConfig):
+class DPOConfig(ResponseRowsConfig):
     """Direct preference optimization: learn from pairs which of two responses is better."""
 
     default_lr: ClassVar[tuple[float, float]] = (1e-6, 5e-6)

@@ -15,9 +15,9 @@ from rlhf_cli.train.row_loss import RowLoss, RowValues
 from rlhf_cli.train.sequence import split_pairs
 
 
-def with_mismatched(loaded: Loaded, max_length: int) -> Examples:
+def with_mismatched(loaded: Loaded, role: str, *, max_length: int) -> Examples:
     """Examples of two rows each: a labelled one, and its prompt with the next row's response."""
-    return mismatch(labelled(loaded), max_length)
+    return mismatch(labelled(loaded, role), max_length)
 
 
 def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:

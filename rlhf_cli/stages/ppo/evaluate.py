@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.prompts import encode_prompts, load_held_out_prompts
+from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
-from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured, share_of
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
@@ -15,6 +17,8 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
 from rlhf_cli.rollout.ends import add_end_token
+from rlhf_cli.stages.compared import require_reference
+from rlhf_cli.stages.held_out import Evaluation
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import answer
 from rlhf_cli.stages.ppo.learning import Teacher
@@ -22,23 +26,20 @@ from rlhf_cli.stages.ppo.rollout import Author
 from rlhf_cli.stages.reference import Held
 
 
-def evaluate(cfg: PPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
-    """Score of responses to held-out prompts by the run's own reward, and KL from its reference.
+def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
+    """Open the held-out prompts.
+
+    Measures the score of responses to them by the run's own reward, and KL from its reference.
 
     Args:
         cfg: of the run; `model.path` is its result, `data.eval` the prompts.
         stage: names the shipped rows, and stands in errors.
-        ctx: device and compute type.
 
     Raises:
         ConfigError: it is not known what the policy started from.
         DataError: there is no prompt.
     """
-    if not cfg.model.reference:
-        raise ConfigError(
-            f"reference: the model that {cfg.model.path} started from is gone, so there is nothing "
-            "to compare with. Try reference=FOLDER_OR_HUB_ID"
-        )
+    require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
     prompts = load_held_out_prompts(cfg.data, stage)
     if prompts is None:
@@ -49,6 +50,16 @@ def evaluate(cfg: PPOConfig, stage: str, ctx: RunContext) -> list[Measured]:
     most = cfg.data.max_length - cfg.sampling.max_new_tokens
     encoder = PromptEncoder(tokenizer, as_message=as_message)
     asked = encode_prompts(prompts, encoder, most, cfg.data.truncation)
+    return partial(_measure, cfg, tokenizer, encoder, asked)
+
+
+def _measure(
+    cfg: PPOConfig,
+    tokenizer: Any,
+    encoder: PromptEncoder,
+    asked: tuple[PromptSet, list[list[int]]],
+    ctx: RunContext,
+) -> list[Measured]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     say(f"reference: {cfg.model.reference}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import say
+from rlhf_cli.data.preview import shorten
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.runs.files import read_json_lines, write_text_atomic
 
@@ -40,10 +41,16 @@ class Sample:
 
 
 class SampleFile:
-    """`samples.jsonl`: an object for each shown response, with its step; only rank 0 writes it."""
+    """`samples.jsonl`: an object for each shown response, with its step; only rank 0 writes it.
 
-    def __init__(self, folder: Path, *, written: bool) -> None:
-        self.path, self.written = folder / NAME, written
+    Args:
+        folder: of the run.
+        written: whether this rank writes it.
+        full: show whole texts in the log, on lines of their own.
+    """
+
+    def __init__(self, folder: Path, *, written: bool, full: bool = False) -> None:
+        self.path, self.written, self.full = folder / NAME, written, full
 
     def add(self, step: int, samples: Sequence[Sample]) -> None:
         """Append the samples of a step, and show them.
@@ -62,6 +69,8 @@ class SampleFile:
         say(f"samples of step {step}:   score      KL  prompt -> response")
         for one in samples:
             prompt, response = _end(one.prompt), _start(one.response)
+            if self.full:
+                prompt, response = _whole(one.prompt), _whole(one.response)
             say(f"  {one.score:20.2f}  {one.kl:6.2f}  {prompt} -> {response}")
 
     def cut(self, step: int) -> None:
@@ -83,3 +92,8 @@ def _start(text: str) -> str:
 def _end(text: str) -> str:
     plain = " ".join(text.split())
     return plain if len(plain) <= WIDTH else f"…{plain[1 - WIDTH :]}"
+
+
+def _whole(text: str) -> str:
+    """On lines of its own, without what controls a terminal."""
+    return "\n" + shorten(text, len(text))

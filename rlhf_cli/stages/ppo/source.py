@@ -35,7 +35,7 @@ class RolloutSource:
         self.cfg, self.author, self.updates, self.ctx = cfg, author, updates, ctx
         tokens = sum(map(len, author.tokens))
         self.order = Order(len(author.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts")
-        self.samples = SampleFile(ctx.out, written=ctx.ranks.main)
+        self.samples = SampleFile(ctx.out, written=ctx.ranks.main, full=cfg.log.samples == "full")
         self.metrics: Metrics = {}
 
     @property

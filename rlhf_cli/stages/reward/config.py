@@ -2,7 +2,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import AtLeast
-from rlhf_cli.stages.config import StageConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 FORMATS = (
     "preference",
@@ -15,7 +15,7 @@ FORMATS = (
 
 
 @dataclass(kw_only=True)
-class RewardConfig(StageConfig):
+class RewardConfig(ResponseRowsConfig):
     """Reward model: learn to score responses from pairs, rankings, scores or labels."""
 
     scores: ClassVar[bool] = True

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import Rows
-from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
 from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
 from rlhf_cli.evaluation.ranking import (
@@ -19,12 +21,13 @@ from rlhf_cli.evaluation.ranking import (
     length_baselines,
     length_warning,
     pearson,
+    ranking_agreement,
     spearman,
 )
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.stages.held_out import numbers_of_rows, open_held_out
+from rlhf_cli.stages.held_out import Evaluation, numbers_of_rows, open_held_out
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.reward.run import RECORDS
 from rlhf_cli.train.row_loss import RowValues
@@ -32,16 +35,20 @@ from rlhf_cli.train.row_loss import RowValues
 Numbers = NDArray[np.float64]
 
 
-def evaluate(cfg: RewardConfig, stage: str, ctx: RunContext) -> list[Measured]:
-    """How well scores agree with held-out judgments, and what else they follow.
+def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
+    """Open the held-out rows; measures how well scores agree with what was judged of them.
 
     Args:
         cfg: of the run; `model.path` is its result, `data.eval` the rows.
         stage: names the shipped rows, and stands in errors.
-        ctx: device and compute type.
     """
     tokenizer = load_tokenizer(cfg.model)
-    examples, report = open_held_out(cfg, stage, tokenizer, RECORDS)
+    loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
+    return partial(_measure, cfg, tokenizer, loaded)
+
+
+def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+    examples, report = loaded
     model = load_frozen(RewardModel, cfg, tokenizer, ctx)
 
     def values(rows: Rows) -> RowValues:
@@ -88,15 +95,9 @@ def _pair_error(confidence: Numbers, came_true: Numbers) -> object:
 
 
 def _of_rankings(scores: Numbers, said: Numbers, examples: Examples) -> Iterator[Measured]:
-    right, pairs, best = [], [], []
-    for start, end in zip(examples.example_starts[:-1], examples.example_starts[1:], strict=True):
-        better, worse = np.nonzero(said[start:end, None] > said[None, start:end])
-        apart = scores[start:end][better] - scores[start:end][worse]
-        right.append(((np.sign(apart) + 1) / 2).sum())
-        pairs.append(len(apart))
-        best.append(said[start:end][scores[start:end].argmax()] == said[start:end].max())
-    yield share_of_parts("accuracy", np.array(right), np.array(pairs))
-    yield share_of("best of each prompt", np.array(best))
+    right, pairs, best = ranking_agreement(scores, said, examples.example_starts)
+    yield share_of_parts("accuracy", right, pairs)
+    yield share_of("best of each prompt", best)
 
 
 def _of_labels(scores: Numbers, label: Numbers) -> Iterator[Measured]:

@@ -1,11 +1,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.config import ResponseRowsConfig
 
 
 @dataclass(kw_only=True)
-class SFTConfig(StageConfig):
+class SFTConfig(ResponseRowsConfig):
     """Supervised fine-tuning: learn the responses of prompt/completion rows or chats."""
 
     balances_experts: ClassVar[bool] = True

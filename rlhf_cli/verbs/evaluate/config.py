@@ -128,7 +128,8 @@ class EvaluateConfig:
 
     template: Literal["auto", "always", "never"] = "auto"
     """Whether a text prompt becomes a user's message in the chat template; as for
-    `rlhf generate`."""
+    `rlhf generate`. Of held-out rows it holds for text responses too; `auto` does as each run
+    did."""
 
     output: Annotated[str, OutputPath()] = ""
     """Write the results to this `.json` file too; with a judge also every answer and its score."""

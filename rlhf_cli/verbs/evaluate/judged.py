@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import to_json
 from rlhf_cli.errors import DataError
@@ -74,7 +75,9 @@ def _answer(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext)
         )
     torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
     answers = Answers([], [], [], [])
+    progress = ProgressCount("answers", len(tokens))
     for batch in author.answer(tokens, cfg.sampling, cfg.batch_size):
+        progress.add(len(batch.texts))
         answers.extend(batch)
     say(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
     return answers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from rlhf_cli.config.schema import no_rows
@@ -12,8 +12,9 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, ModelConfig
 from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.settings import Settings, read_settings
-from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.sweep.jobs import settings_of_job
 from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 
 
@@ -59,7 +60,18 @@ def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
         data=cfg.data.applied_to(own.data),
         train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
     )
+    if cfg.template != "auto":
+        config = config if stage == "ppo" else as_rows_config(config)
+        config = replace(config, template=cfg.template)
     return Subject(name, stage, config, settings.commits if settings else {})
+
+
+def as_rows_config(cfg: StageConfig) -> StageConfig:
+    """The configuration with a `template` for rows with responses, where its stage has none."""
+    if isinstance(cfg, ResponseRowsConfig):
+        return cfg
+    shared = {f.name: getattr(cfg, f.name) for f in fields(StageConfig)}
+    return ResponseRowsConfig(**shared, template=getattr(cfg, "template", "auto"))
 
 
 def _kind(path: str, revision: str) -> str:
@@ -98,9 +110,15 @@ def _require_rows(settings: Settings, path: str) -> None:
 
 
 def names(paths: Sequence[str]) -> list[str]:
-    """What to call models: the last part of each path, or as much as sets them apart."""
+    """What to call models: by the last part of each path, or as much as sets them apart.
+
+    A job of a sweep is called by what it sets.
+    """
     folders = [Path(path).parent if Path(path).name == "model" else Path(path) for path in paths]
-    short = [folder.name or path for folder, path in zip(folders, paths, strict=True)]
+    short = [
+        settings_of_job(folder) or folder.name or path
+        for folder, path in zip(folders, paths, strict=True)
+    ]
     if len({*short}) == len(short):
         return short
     return [os.path.relpath(path) if os.path.exists(path) else path for path in paths]

@@ -17,3 +17,11 @@ def test_samples_with_any_character_are_cut_back_to_a_step(tmp_path, letter):
     file.cut(2)
     rows = [json.loads(line) for line in file.path.read_bytes().split(b"\n")[:-1]]
     assert [(row["step"], row["prompt"]) for row in rows] == [(s, f"a{letter}b") for s in (1, 2)]
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_samples_are_shown_whole_where_that_is_asked_for(tmp_path, capsys, full):
+    texts = ["a prompt " * 20, "a response\nof two lines " * 20]
+    SampleFile(tmp_path, written=True, full=full).add(1, [Sample(*texts, 0.5, 0.0, 3)])
+    shown = capsys.readouterr().err
+    assert all((text in shown) == full for text in texts)
