@@ -28,21 +28,10 @@ def unpair(examples: Examples) -> Examples:
 
 
 def count_classes(examples: Examples) -> tuple[int, int]:
-    """How many rows are desirable, and how many are not.
-
-    Raises:
-        DataError: there is only one class.
-    """
+    """How many rows are desirable, and how many are not."""
     score = examples.columns["score"]
     desirable = int((score > 0.5).sum())
-    undesirable = len(score) - desirable
-    if not desirable or not undesirable:
-        only = "true" if desirable else "false"
-        raise DataError(
-            f"{examples.where(0)} and all other rows have label {only}; need rows of both labels, "
-            "or a file of pairs (prompt, chosen, rejected)"
-        )
-    return desirable, undesirable
+    return desirable, len(score) - desirable
 
 
 def mismatch(examples: Examples, max_length: int) -> Examples:

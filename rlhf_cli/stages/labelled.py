@@ -32,16 +32,22 @@ def labelled(loaded: Loaded, role: str = "training") -> Examples:
         role: what the rows are for, `training` or `held-out`; for the line that counts them.
 
     Raises:
-        DataError: there is only one class.
+        DataError: training rows are all of one class; of held-out rows, what one class has is
+            measured.
     """
     examples, report = loaded
     require_one_kind(report.kind)
     rows = unpair(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
-    say(
-        f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable "
-        f"(1 to {undesirable / desirable:.2f})"
-    )
+    both = desirable and undesirable
+    if role == "training" and not both:
+        only = "true" if desirable else "false"
+        raise DataError(
+            f"{rows.where(0)} and all other rows have label {only}; need rows of both labels, "
+            "or a file of pairs (prompt, chosen, rejected)"
+        )
+    ratio = f"1 to {undesirable / desirable:.2f}" if both else "one class only: no auc"
+    say(f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable ({ratio})")
     return rows
 
 
@@ -85,10 +91,9 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
 
 
 def separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
-    """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0."""
+    """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0; of one class its mean."""
     value, desirable = np.asarray(reward), np.asarray(label) > 0.5
-    return [
-        Measured("auc", (value, desirable), auc),
-        Measured("rewards/chosen", (value[desirable],)),
-        Measured("rewards/rejected", (value[~desirable],)),
-    ]
+    sides = {"rewards/chosen": value[desirable], "rewards/rejected": value[~desirable]}
+    found = [Measured(name, (side,)) for name, side in sides.items() if len(side)]
+    both = len(found) == len(sides)
+    return [Measured("auc", (value, desirable), auc), *found] if both else found

@@ -204,7 +204,7 @@ def test_scores_of_a_csv_are_numbers(tmp_path):
     assert report.malformed_shown == [
         'a.csv:4: score: got "nan"; need a number',
         "a.csv:5: score: got Infinity; need a finite number",
-        "a.csv:6: no column score; found text; null: score. See docs/data.md",
+        "a.csv:6: no column score; found text; null: score. See rlhf docs data",
     ]
 
 

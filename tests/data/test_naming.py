@@ -122,7 +122,7 @@ def test_a_broken_alpaca_row_says_column_and_value(tmp_path):
     _, report = read(tmp_path, ALPACA, {**ALPACA, "instruction": 3}, {"instruction": "no output"})
     assert report.malformed_shown == [
         "r.jsonl:2: instruction: got 3; need text",
-        "r.jsonl:3: no column prompt, completion; found instruction. See docs/data.md",
+        "r.jsonl:3: no column prompt, completion; found instruction. See rlhf docs data",
     ]
 
 

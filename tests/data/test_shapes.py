@@ -414,7 +414,8 @@ def test_null_columns_are_missing_columns(tmp_path):
     assert report.malformed_shown == [
         "r.jsonl:1: null: label; found prompt, completion; sft takes labelled rows (prompt, "
         "completion, label) or labelled_text rows (text, label)",
-        "r.jsonl:3: no column completion; found prompt, label; null: completion. See docs/data.md",
+        "r.jsonl:3: no column completion; found prompt, label; null: completion. "
+        "See rlhf docs data",
     ]
     assert report.ignored_columns == []
 

@@ -27,6 +27,8 @@ JUDGE, SERVER = blocks("python")
 def _files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("JUDGE_KEY", "JUDGE_TOKEN"):
+        monkeypatch.setenv(name, "given")
     Path("judge.py").write_text(JUDGE)
     for name in ("reward", "safe", "helpful"):
         Path("runs", name).mkdir(parents=True)

@@ -47,6 +47,24 @@ def test_a_saved_run_is_measured_as_it_was_in_training(stage, tmp_path):
         assert found[metric]["low"] <= found[metric]["value"] <= found[metric]["high"]
 
 
+@pytest.mark.parametrize("words", [("bco",), ("dpo", "loss_type=kto")], ids=["bco", "kto"])
+def test_held_out_rows_of_one_class_are_measured_by_what_it_has(words, tmp_path, capsys):
+    rows = [{"prompt": f"{k}?", "completion": " good", "label": True} for k in range(3)]
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage, *rest = words
+    after = train(stage, tmp_path / "run", *rest, f"data.eval={held_out}", "max_steps=1")
+    assert "labels of held-out rows: 3 desirable, 0 undesirable (one class only: no auc)" in (
+        capsys.readouterr().err
+    )
+    assert "rewards/chosen" in after
+    assert "rewards/rejected" not in after
+    assert evaluate(tmp_path / "run", f"output={tmp_path / 'found.json'}") == 0
+    found = results(tmp_path / "found.json")
+    assert "rewards/chosen" in found
+    assert {"auc", "rewards/rejected"}.isdisjoint(found)
+
+
 def test_an_adapter_is_compared_with_what_it_started_from(tmp_path):
     train("sft", tmp_path / "sft", "max_steps=2")
     start = (f"model={tmp_path / 'sft'}", "adapter=lora", "adapter.rank=2", "lr=1e-3")

@@ -61,7 +61,10 @@ def train(
 
     cfg = TrainConfig(**{"save_steps": 0, **settings})
     ctx = RunContext(CPU, compute, seed, out)
-    where = "pairs.jsonl:{}".format
+
+    def where(rows):
+        return f"pairs.jsonl:{rows.owners[0]}"
+
     run_loss = wrap(loss) if wrap else loss
     return fit(policy, source, run_loss, cfg, ctx, lr=lr, where=where, checkpoint=checkpoint)
 

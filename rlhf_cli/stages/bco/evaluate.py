@@ -27,7 +27,7 @@ def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
 
     Raises:
         ConfigError: it is not known what the policy started from.
-        DataError: the rows cannot be read, or are of one class only.
+        DataError: the rows cannot be read.
     """
     require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
