@@ -20,8 +20,7 @@ def yield_cores() -> None:
     """Let threads of torch that wait for each other give up their core soon.
 
     libgomp's threads spin at the end of each parallel region, on a core that the thread they wait
-    for may need: with other work on the machine, two threads took 65 times as long as with these
-    1,000 rounds. Read when torch is loaded; what the user set stays.
+    for may need; see `benchmarks/spinning.py`. Read when torch is loaded; what the user set stays.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
