@@ -66,6 +66,8 @@ def words(stage, out, *more):
         *stage,
         "model=tiny",
         "data=tiny",
+        "data.split=train[:32]",
+        "data.eval=none",
         "train.precision=fp32",
         "batch_size=8",
         "max_steps=2",
@@ -81,11 +83,12 @@ def test_a_stage_trains_on_a_gpu_and_hardly_waits(name, tmp_path, waits):
     stage, budget = (STAGES | VARIANTS)[name]
     assert cli.main(words(stage, tmp_path / "run")) == 0
     assert len(waits) == 2
-    assert max(step.total() for step in waits) <= budget, waits
+    assert waits[1].total() <= budget, waits[1]  # the first rollout tries the model's decoding too
 
 
 def test_a_run_on_a_gpu_is_continued_bitwise(tmp_path, monkeypatch, waits, capsys):
-    settings = ("max_steps=4", "train.save_steps=1", "train.eval_steps=2")
+    held_out = ("data.split=train[:90%]", "data.eval=8", "train.eval_steps=2")
+    settings = ("max_steps=4", "train.save_steps=1", *held_out)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert cli.main(words(("sft",), whole, *settings)) == 0
     with monkeypatch.context() as patch:
@@ -121,7 +124,7 @@ def test_models_write_and_are_measured_on_a_gpu(tmp_path, waits, capsys):
 def test_a_rank_without_rows_is_where_the_others_are(tmp_path, rows):
     """9 rows, 4 a step, 2 ranks: the third step of an epoch has a row for one rank only."""
     data = rows(*({"prompt": f"{i}?", "completion": " yes", "label": i % 2 == 0} for i in range(9)))
-    changes = (f"data={data}", "data.eval=none", "batch_size=4", "max_steps=3")
+    changes = (f"data={data}", "data.split=train", "batch_size=4", "max_steps=3")
     argv = words(("bco",), tmp_path / "run", *changes)
     ranks = ["--standalone", "--nproc-per-node=2", "-m", "tests.fake_cuda_rank"]
     command = [sys.executable, "-m", "torch.distributed.run", *ranks, *argv]
