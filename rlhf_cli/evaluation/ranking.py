@@ -114,6 +114,23 @@ def auc(scores: ArrayLike, labels: ArrayLike) -> Any:
         return above / (count * others)
 
 
+def by_label(values: ArrayLike, labels: ArrayLike) -> list[Measured]:
+    """How values of rows tell desirable ones from others; of one class only, the mean it has.
+
+    Args:
+        values: [n].
+        labels: [n], 1 desirable, 0 undesirable.
+
+    Returns:
+        `auc`, `chosen` and `rejected`, those that the rows have.
+    """
+    value, desirable = np.asarray(values), np.asarray(labels) > 0.5
+    sides = {"chosen": value[desirable], "rejected": value[~desirable]}
+    means = [Measured(name, (side,)) for name, side in sides.items() if len(side)]
+    both = len(means) == len(sides)
+    return [Measured("auc", (value, desirable), auc), *means] if both else means
+
+
 def pearson(one: ArrayLike, other: ArrayLike) -> Any:
     """[...]: the linear correlation of two columns along their last axis; NaN for a constant."""
     x, y = (_centred(np.asarray(column, np.float64)) for column in (one, other))

@@ -58,6 +58,7 @@ class Draws:
         young = [slot for slot, row in enumerate(live) if len(row.written) < least]
         if young:
             ends = [token for token in self._ends if token < logits.shape[1]]
-            pairs = torch.tensor([(slot, end) for slot in young for end in ends])
-            rows, columns = pairs.to(logits.device, non_blocking=True).reshape(-1, 2).unbind(1)
+            pairs = [(slot, end) for slot in young for end in ends]
+            index = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+            rows, columns = index.to(logits.device, non_blocking=True).unbind(1)
             logits[rows, columns] = -torch.inf

@@ -80,10 +80,10 @@ def _least_of_nucleus(weights: Tensor, top_p: float) -> Tensor:
     size = min(NUCLEUS, weights.shape[1])
     while True:
         best = weights.topk(size).values
-        mass = best.cumsum(-1, dtype=torch.float64)
+        mass = _running_sum(best)
         if size == weights.shape[1] or bool((mass[:, -1:] >= wanted).all()):
             inside = (mass - best < wanted).sum(-1, keepdim=True)
-            return best.gather(1, inside - 1)
+            return best.gather(1, (inside - 1).clamp(min=0))  # none where they are not finite
         size = min(4 * size, weights.shape[1])
 
 
@@ -112,9 +112,21 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     return (block * BLOCK + offset).squeeze(1)
 
 
+def _running_sum(values: Tensor) -> Tensor:
+    """[R, n] fp64: sums along each row, up to and with each value.
+
+    CUDA's `cumsum` adds in another order each time, and torch refuses it where algorithms have to
+    be deterministic; there it is a product with a triangle of ones.
+    """
+    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values.cumsum(-1, dtype=torch.float64)
+    ones = values.new_ones(values.shape[-1], values.shape[-1], dtype=torch.float64)
+    return values.double() @ ones.triu()
+
+
 def _passing(weights: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
     """[R, 1] index where the running sum passes a share [R, 1] of it, and the share of that one."""
-    running = weights.cumsum(-1, dtype=torch.float64)
+    running = _running_sum(weights)
     whole = running[:, -1:].contiguous()
     target = share * whole
     index = torch.searchsorted(running, target, right=True)

@@ -20,7 +20,7 @@ from rlhf_cli.data.records.record import (
 )
 from rlhf_cli.evaluation.bootstrap import Values
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
-from rlhf_cli.evaluation.ranking import agreement, auc, ranking_agreement, spearman
+from rlhf_cli.evaluation.ranking import agreement, by_label, ranking_agreement, spearman
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -97,8 +97,6 @@ def _of_kind(values: Values, examples: Examples, kind: str) -> Iterator[Measured
         right, pairs, _ = ranking_agreement(values, said, examples.example_starts)
         yield share_of_parts("accuracies", right, pairs)
     elif kind.startswith("labelled"):
-        yield Measured("auc", (values, said), auc)
-        yield Measured("chosen", (values[said > 0.5],))
-        yield Measured("rejected", (values[said <= 0.5],))
+        yield from by_label(values, said)
     else:
         yield Measured("rank_correlation", (values, said), spearman)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -14,7 +15,7 @@ from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
-from rlhf_cli.evaluation.ranking import auc
+from rlhf_cli.evaluation.ranking import by_label
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import Reference
@@ -92,8 +93,7 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
 
 def separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
     """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0; of one class its mean."""
-    value, desirable = np.asarray(reward), np.asarray(label) > 0.5
-    sides = {"rewards/chosen": value[desirable], "rewards/rejected": value[~desirable]}
-    found = [Measured(name, (side,)) for name, side in sides.items() if len(side)]
-    both = len(found) == len(sides)
-    return [Measured("auc", (value, desirable), auc), *found] if both else found
+    return [
+        one if one.metric == "auc" else replace(one, metric=f"rewards/{one.metric}")
+        for one in by_label(reward, label)
+    ]

@@ -42,7 +42,7 @@ def row_logprobs(out: TokenLogprobs, rows: Rows, ld_alpha: float = 1.0) -> Tenso
 def _ld_weights(rows: Rows, alpha: float) -> Tensor:
     """[S]: LD-DPO's weight of each scored token."""
     counts = row_tokens(rows)
-    ends = counts.cumsum(0)
+    ends = counts.long().cumsum(0)  # of integers, whose order does not matter: see deterministic
     index = torch.arange(len(rows.scored), device=counts.device)
     token = index - (ends - counts)[rows.row_of_scored]
     example = rows.first_of_example.cumsum(0) - 1

@@ -119,7 +119,8 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[An
         _require_finite(cost, dtype)
         return merged.to(DTYPES[dtype]), dtype
     say(f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it")
-    # rounded in place, so that no second copy is held; the exact weights are made once more
+    # rounded in place, and let go before the exact weights are made anew: no second copy is held
+    del merged, unmerged
     return merge(load_unmerged(cfg.model, source, tokenizer)), "fp32"
 
 

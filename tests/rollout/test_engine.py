@@ -177,6 +177,12 @@ def test_no_end_before_min_new_tokens():
     assert all(2 not in row[:5] for row in held.tokens)
 
 
+def test_min_new_tokens_where_nothing_ends_a_response():
+    sampling = SamplingConfig(max_new_tokens=4, min_new_tokens=4, seed=1)
+    got = generate(tiny_llama(), tokenizer_of(range(97), end=None), PROMPTS, sampling)
+    assert {len(row) for row in got.tokens} == {4}
+
+
 def test_a_row_that_never_ends_does_not_hold_the_others():
     model = tiny_llama()
     got = generate(model, tokenizer_of(range(97), end=None), PROMPTS, GREEDY, slots=2)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.sampling import BLOCK, draw, inverse_cdf, keep_likely, noise
+from rlhf_cli.rollout.sampling import BLOCK, DAMAGED, draw, inverse_cdf, keep_likely, noise
+from tests.fake_cuda import fake_cuda
 
 DRAWS = 40_000
 
@@ -88,3 +89,23 @@ def test_noise_differs_by_seed_prompt_and_sample():
     triples = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
     assert len({noise(*triple).random() for triple in triples}) == 27
     assert noise(1, 2, 3).random() == noise(1, 2, 3).random()
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, {"temperature": 0.0}], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_is_marked_and_harms_no_other(settings, value):
+    logits = torch.randn(3, 2 * BLOCK + 5)
+    logits[1] = value
+    drawn = draw(logits, torch.tensor([0.3, 0.5, 0.9]).double(), SamplingConfig(**settings))
+    assert drawn[1] == DAMAGED
+    assert (drawn[[0, 2]] >= 0).all()
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_draws_are_the_same_with_deterministic_algorithms(settings, monkeypatch):
+    logits, uniform = torch.randn(50, 2 * BLOCK + 5), torch.rand(50).double()
+    expected = draw(logits.clone(), uniform, SamplingConfig(**settings))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with fake_cuda(monkeypatch):
+        there = draw(logits.to("cuda"), uniform.to("cuda"), SamplingConfig(**settings))
+        assert there.tolist() == expected.tolist()

@@ -62,7 +62,7 @@ def test_held_out_rows_of_one_class_are_measured_by_what_it_has(words, tmp_path,
     assert evaluate(tmp_path / "run", f"output={tmp_path / 'found.json'}") == 0
     found = results(tmp_path / "found.json")
     assert "rewards/chosen" in found
-    assert {"auc", "rewards/rejected"}.isdisjoint(found)
+    assert not [name for name in found if name.endswith(("auc", "rejected"))]
 
 
 def test_an_adapter_is_compared_with_what_it_started_from(tmp_path):
