@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import __version__
@@ -27,7 +29,13 @@ if TYPE_CHECKING:
 def entry() -> int:
     """The console script `rlhf`."""
     yield_cores()
+    signal.signal(signal.SIGTERM, _interrupt)  # until the loop has a step to finish
     return main(sys.argv[1:])
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Let SIGTERM end a command as Ctrl-C does: exit code 130, the manifest and lock in order."""
+    raise KeyboardInterrupt
 
 
 def main(argv: list[str]) -> int:

@@ -43,6 +43,7 @@ _MEMORY = "How a step is cut to fit memory changes no result and is found by its
 _CUT = "Prompt and response share data.max_length, and data.truncation says what is cut."
 _SHARDED = "Sharding over devices is not supported; each process holds the whole model."
 _PATHS = "It takes files, folders and hub ids, or a list of {path: FILE, weight: 2}."
+_HELD_OUT = "data.eval says which rows are held out, train.eval_steps how often they are measured."
 _MOVING = "A reference that moves is set by sync_steps and sync_share."
 _PRECISION = {"true": "train.precision=bf16", "false": "train.precision=fp32"}
 _SCHEDULES = {
@@ -92,8 +93,16 @@ TRANSFORMERS = {
     "logging_steps": Foreign("train.log_steps={}"),
     "save_total_limit": Foreign("train.keep_checkpoints={}"),
     "save_strategy": Foreign({"no": "train.save_steps=0"}, "It counts optimizer steps."),
-    "eval_strategy": Foreign({"no": "data.eval=none"}, "train.eval_steps says how often."),
-    "evaluation_strategy": Foreign({"no": "data.eval=none"}, "train.eval_steps says how often."),
+    "eval_strategy": Foreign("", _HELD_OUT),
+    "evaluation_strategy": Foreign("", _HELD_OUT),
+    "group_by_length": Foreign("", "Rows are never padded, so that there is nothing to group."),
+    "neftune_noise_alpha": Foreign("", "Noise on embeddings is not supported."),
+    "use_vllm": Foreign("", "Responses are decoded by this tool itself."),
+    "system_prompt": Foreign("system={}"),
+    "reference_free": Foreign(
+        {"true": "model.reference=none", "false": "model.reference=auto"},
+        "Losses that need no reference are simpo, cpo, orpo and sft.",
+    ),
     "load_best_model_at_end": Foreign({"true": "train.result=best", "false": "train.result=last"}),
     "early_stopping_patience": Foreign("train.early_stop={}"),
     "report_to": Foreign(_TRACKERS),

@@ -11,10 +11,16 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def nearest_path(value: str) -> str:
-    """A file or folder that exists beside a missing one and is named like it, or nothing."""
+    """A file or folder that exists beside a missing one and is named like it, or nothing.
+
+    What comes after the last dot makes no name alike: `nope.jsonl` is not meant by `answers.jsonl`.
+    """
     folder, name = os.path.split(value)
     try:
-        found = nearest(name, os.listdir(os.path.expanduser(folder) or "."))
+        entries = os.listdir(os.path.expanduser(folder) or ".")
     except (OSError, ValueError):
         return ""
-    return os.path.join(folder, found) if found else ""
+    stems = {os.path.splitext(entry)[0]: entry for entry in sorted(entries)}
+    alike = nearest(os.path.splitext(name)[0], stems)
+    found = nearest(name, entries) if alike else ""
+    return os.path.join(folder, found or stems[alike]) if alike else ""

@@ -123,7 +123,9 @@ class DataReport:
         if self.malformed <= most:
             return
         left = self.malformed - len(self.malformed_shown)
-        advice = f"repair them, or leave them out with data.max_bad_rows={self.malformed}"
+        advice = "repair them, or name their columns with data.columns"
+        if self.malformed < self.rows:
+            advice = f"repair them, or leave them out with data.max_bad_rows={self.malformed}"
         head = f"{self.malformed} malformed of {count(self.rows, 'row')}; {advice}"
         more = [f"  and {left} more"] if left else []
         shown = [f"  {line}" for line in self.malformed_shown]

@@ -241,7 +241,7 @@ class AdapterConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         if self.kind != "none":
-            return []
+            return [] if self.targets else [_NO_TARGETS]
         default = AdapterConfig()
         shape = ("rank", "alpha", "dropout", "targets", "modules_to_save")
         given = [name for name in shape if getattr(self, name) != getattr(default, name)]
@@ -250,6 +250,12 @@ class AdapterConfig:
             "Try adapter=lora"
             for name in given
         ]
+
+
+_NO_TARGETS = (
+    "adapter.targets: got [], so that nothing would be trained; need names of layers. "
+    "Try adapter.targets=all-linear"
+)
 
 
 @dataclass(kw_only=True)

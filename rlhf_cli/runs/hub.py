@@ -101,9 +101,9 @@ def fetch(key: str, hub_id: str, revision: str = "", *, weights: bool = False) -
         if weights:
             _fetch_weights(hub_id, folder)
     except Exception as error:  # the hub's library has a kind for each of many reasons
-        reason = textwrap.shorten(first_line(error), 300)
+        reason = textwrap.shorten(first_line(error), 300).rstrip(".")
         at = f" at revision {revision}" if revision else ""
-        raise ModelError(f"{key}: cannot load {hub_id}{at}: {reason} {NOT_HERE}") from error
+        raise ModelError(f"{key}: cannot load {hub_id}{at} ({reason}). {NOT_HERE}") from error
     return folder
 
 

@@ -156,7 +156,8 @@ def likelihood(columns: Columns, size: Values) -> list[Measured]:
 
 def perplexity(nll: Values, tokens: Values) -> Any:
     """[...]: e to the loss a token."""
-    return np.exp(np.minimum(ratio(nll, tokens), 700))  # a little more would be infinite
+    with np.errstate(over="ignore"):  # infinite beyond a loss of 709 nats
+        return np.exp(ratio(nll, tokens))
 
 
 def bits(nll: Values, size: Values) -> Any:

@@ -12,6 +12,7 @@ from rlhf_cli.context import say
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.preview import show_first_example
+from rlhf_cli.data.report import count
 from rlhf_cli.data.tokens.specials import turn_end
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
@@ -150,7 +151,7 @@ def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
     if steps < FEW_STEPS and examples < FEW_STEPS * batch_size:
         smaller = max(1, examples // FEW_STEPS)
         say(
-            f"steps: {steps} only, because {examples} examples are few for train.batch_size="
+            f"steps: {steps} only, from {count(examples, 'example')} at train.batch_size="
             f"{batch_size}. Try train.batch_size={smaller}, or more train.epochs"
         )
 

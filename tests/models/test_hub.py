@@ -150,7 +150,7 @@ def test_a_revision_that_is_not_there_is_one_line(hub, models, capsys):
     hub.publish("org/model", models[0], FIRST)
     code, line = told(capsys, "generate", "org/model", "model.revision=v9", "prompt=a")
     assert code == 1
-    assert line.startswith("error: model.path: cannot load org/model at revision v9: ")
+    assert line.startswith("error: model.path: cannot load org/model at revision v9 (")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A real process, killed without warning: the same command goes on and ends in the same result."""
 
+import json
 import os
 import random
 import signal
@@ -77,3 +78,15 @@ def test_killed_at_twenty_random_moments(tmp_path, unbroken):
             out = tmp_path / f"run_{kills}"
     assert start(out).wait() == 0
     assert results(out) == unbroken
+
+
+def test_sigterm_before_the_first_step_is_an_interrupt(tmp_path):
+    out = tmp_path / "run"
+    process = start(out)
+    while not (out / "manifest.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+    assert not (out / ".lock").exists()

@@ -257,5 +257,5 @@ def test_a_run_of_few_steps_says_that_its_data_are_few(small_model, tmp_path, ca
     argv = [f"model={small_model}", f"data={data}", f"output_dir={tmp_path / 'run'}", *FAST]
     assert cli.main(last_of_each("sft", *argv, f"batch_size={batch}", "epochs=1")) == 0
     log = capsys.readouterr().err
-    assert ("steps: 3 only, because 12 examples are few for train.batch_size=4" in log) == said
+    assert ("steps: 3 only, from 12 examples at train.batch_size=4" in log) == said
     assert "rows.jsonl: 12 of 12 training rows (prompt_completion)" in log

@@ -16,6 +16,7 @@ from rlhf_cli.data.prompts import (
     load_held_out_prompts,
     load_training_prompts,
 )
+from rlhf_cli.data.report import count
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -71,8 +72,10 @@ class Rollouts(PPOTraining):
         author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
         source = RolloutSource(cfg, author, self.updates, ctx)
         say(
-            f"steps: {source.total_steps} rollouts of {cfg.train.batch_size} prompts, "
-            f"{cfg.samples_per_prompt} responses each; {cfg.updates} updates a step"
+            f"steps: {count(source.total_steps, 'rollout')} of "
+            f"{count(cfg.train.batch_size, 'prompt')}, "
+            f"{count(cfg.samples_per_prompt, 'response')} each; "
+            f"{count(cfg.updates, 'update')} a step"
         )
         held_out = None
         if self.held_out:
