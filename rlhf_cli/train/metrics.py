@@ -80,13 +80,23 @@ class MetricsFile:
         Raises:
             CheckpointError: the disk is full or the folder read-only.
         """
-        if not self.written:
-            return
-        line = json.dumps({"step": step, **values})
+        if self.written:
+            self._append(json.dumps({"step": step, **values}) + "\n")
+            self.lines += 1
+
+    def make(self) -> None:
+        """Make the file if it is not there: it shows that a step was taken, logged or not.
+
+        Raises:
+            CheckpointError: as `write`.
+        """
+        if self.written and not self.path.exists():
+            self._append("")
+
+    def _append(self, text: str) -> None:
         try:
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(line + "\n")
-            self.lines += 1
+                file.write(text)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 
