@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin
 
 from rlhf_cli.config.paths import InputMark, input_mark
-from rlhf_cli.config.schema import OutputPath, field_types, is_group, knobs, unmark
+from rlhf_cli.config.schema import field_types, is_group, knobs, unmark
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,6 @@ def named_inputs(values: dict[str, Any], config: type[Any]) -> Iterator[Input]:
             yield from _named(knob.key, value, mark, beside)
         elif get_origin(bare) is list and is_group(get_args(bare)[0]):
             yield from _in_groups(knob.key, value, field_types(get_args(bare)[0]))
-
-
-def path_keys(values: dict[str, Any], config: type[Any]) -> set[str]:
-    """The keys of all paths, those to write to included; arguments as of `named_inputs`."""
-    outputs = {key for key, knob in knobs(config).items() if OutputPath() in unmark(knob.type)[1]}
-    return outputs | {named.key for named in named_inputs(values, config)}
 
 
 def _in_groups(key: str, value: Any, kinds: dict[str, Any]) -> Iterator[Input]:
