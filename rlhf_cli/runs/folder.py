@@ -144,7 +144,7 @@ def discard(path: Path) -> None:
     `metrics.jsonl` is there from the first evaluation or step on, also where no step was logged.
     """
     measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
-    if not measured:
+    if not measured and not lock.is_lost(path):
         with contextlib.suppress(OSError):  # the error that ended the run matters more
             contents.remove(path)
 

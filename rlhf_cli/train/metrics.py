@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_cli.data.progress import clock
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.ranks import ALONE, Ranks
+from rlhf_cli.runs import lock
 from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
 
 
@@ -78,7 +79,7 @@ class MetricsFile:
         """Append one line.
 
         Raises:
-            CheckpointError: the disk is full or the folder read-only.
+            CheckpointError: the disk is full, the folder read-only or taken over.
         """
         if self.written:
             self._append(json.dumps({"step": step, **values}) + "\n")
@@ -94,6 +95,7 @@ class MetricsFile:
             self._append("")
 
     def _append(self, text: str) -> None:
+        lock.require_owned(self.path.parent)
         try:
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(text)
