@@ -1,5 +1,6 @@
 """Small rows and models that many tests use."""
 
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ from rlhf_cli.config import recipe
 from rlhf_cli.context import forked_rng
 from rlhf_cli.data.batches import Rows
 from rlhf_cli.rewards.config import RewardsConfig
+from rlhf_cli.runs import lock
 from rlhf_cli.train import checkpoint as checkpoints
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -103,3 +105,10 @@ def without_machine(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def last_of_each(*words: str) -> list[str]:
     """The words, of each key the last one: the command line refuses two values."""
     return list({word.partition("=")[0]: word for word in words}.values())
+
+
+def take_over(folder: Path) -> None:
+    """Another host takes a run folder over while its owner, this process, is suspended."""
+    owner = {"pid": 1, "host": "elsewhere", "started": "1"}
+    (folder / lock.NAME).write_text(json.dumps(owner))
+    lock._heartbeats[folder].at -= lock.STALE_SECONDS

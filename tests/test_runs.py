@@ -18,6 +18,7 @@ from rlhf_cli.runs.artifact import resolve_run
 from rlhf_cli.runs.files import write_json_atomic, write_text_atomic
 from rlhf_cli.runs.folder import allocate, checkpoints, claim
 from rlhf_cli.stages.sft.config import SFTConfig
+from tests.helpers import take_over
 
 TREE = {"train": {"lr": 1e-4, "log_steps": 1}, "seed": 0, "output_dir": "x", "resume": "auto"}
 OTHER = {**TREE, "train": {"lr": 2e-4, "log_steps": 5}, "seed": 1}
@@ -253,8 +254,9 @@ def test_an_owner_shows_that_it_is_alive_until_it_gives_the_folder_up(tmp_path, 
     refresh = lock.refresh
 
     def noting(path):
-        refresh(path)
+        owned = refresh(path)
         beaten.set()
+        return owned
 
     monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(lock, "refresh", noting)
@@ -276,6 +278,52 @@ def test_a_process_with_the_same_id_elsewhere_keeps_the_folder_that_it_took_over
     assert (tmp_path / ".lock").stat().st_mtime == before
     lock.release(tmp_path)
     assert (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_an_owner_that_was_suspended_learns_that_its_folder_was_taken_over(tmp_path, removed):
+    lock.require_owned(tmp_path)  # a folder that nobody claimed, as of PPOTrainer
+    lock.acquire(tmp_path)
+    assert lock.refresh(tmp_path)
+    lock.require_owned(tmp_path)
+    take_over(tmp_path)
+    if removed:  # the other owner has already ended
+        (tmp_path / ".lock").unlink()
+    assert not lock.refresh(tmp_path)
+    with pytest.raises(CheckpointError, match=r"output_dir: .* was taken over by another process"):
+        lock.require_owned(tmp_path)
+    lock.release(tmp_path)
+    assert (tmp_path / ".lock").exists() != removed
+
+
+def test_the_heartbeat_finds_out_that_a_folder_was_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    before = threading.enumerate()
+    lock.acquire(tmp_path)
+    [beating] = [thread for thread in threading.enumerate() if thread not in before]
+    take_over(tmp_path)
+    beating.join(10)
+    assert not beating.is_alive()
+    assert lock.is_lost(tmp_path)
+    lock.release(tmp_path)
+
+
+def test_a_disk_that_does_not_answer_is_no_loss(tmp_path, monkeypatch):
+    lock.acquire(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "stale")))
+        assert lock.refresh(tmp_path)
+    lock.release(tmp_path)
+
+
+def test_an_owner_takes_a_lost_folder_again_when_it_is_free(tmp_path):
+    lock.acquire(tmp_path)
+    take_over(tmp_path)
+    assert lock.is_lost(tmp_path)
+    (tmp_path / ".lock").unlink()
+    lock.acquire(tmp_path)
+    assert not lock.is_lost(tmp_path)
+    lock.release(tmp_path)
 
 
 def test_a_lock_cut_off_by_a_crash_is_taken_over(tmp_path):

@@ -1,12 +1,13 @@
-"""Texts that come from the environment, as `${oc.env:NAME}`: what is written down in their place.
+"""Secrets that come from the environment, as `${oc.env:NAME}`: what is written in their place.
 
-They may be keys and passwords. A run needs their values; its folder, trackers and messages get the
-reference. Paths are no secrets, and are needed to find a model again: they are written as they are.
+A key or password stands in a header or in the address of a server. A run needs its value; the run
+folder, trackers and messages get the reference. All other keys are written with their values,
+whatever they came from: they decide the result, and a run is only the same with the same values.
 """
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,6 +18,9 @@ _SECRET_NAME = re.compile(
     r"signature|sig|credential|cookie)s?$",
     re.IGNORECASE,
 )
+_WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+"""Where a word begins in camel case: before `Token` in `accessToken` and in `HTTPToken`."""
+
 _SCHEME = re.compile(r"(?:bearer|basic|token)?\s*", re.IGNORECASE)
 
 
@@ -28,13 +32,12 @@ References = Mapping[str, str]
 """Key, with indices of lists, -> its text with `${oc.env:NAME}` in it."""
 
 
-def find_references(raw: Any, resolved: Any, paths: Collection[str]) -> dict[str, str]:
-    """The texts of a configuration that hold something from the environment, but for paths.
+def find_references(raw: Any, resolved: Any) -> dict[str, str]:
+    """The headers and addresses of a configuration that hold something from the environment.
 
     Args:
         raw: the configuration before its references are resolved.
         resolved: the same afterwards.
-        paths: the keys of paths.
     """
     texts = dict(_texts(raw))
     values = [value for value in environment_values(texts) if value]
@@ -42,9 +45,17 @@ def find_references(raw: Any, resolved: Any, paths: Collection[str]) -> dict[str
     for key, value in _texts(resolved):
         text = texts.get(key, "")
         indirect = "${" in text and any(secret in value for secret in values)
-        if key not in paths and (_ENVIRONMENT.search(text) or indirect):
+        if _may_hold_secret(key) and (_ENVIRONMENT.search(text) or indirect):
             found[key] = text
     return found
+
+
+def _may_hold_secret(key: str) -> bool:
+    return _is_header(key) or key.rpartition(".")[2] == "url"
+
+
+def _is_header(key: str) -> bool:
+    return ".headers." in f".{key}"
 
 
 def environment_values(references: References) -> list[str]:
@@ -89,7 +100,7 @@ def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
     """
     for key, text in _texts(raw):
         literal = _WHOLE.sub("", text)
-        if ".headers." in f".{key}" and _SECRET_NAME.search(key.rpartition(".")[2]):
+        if _is_header(key) and _is_secret_name(key.rpartition(".")[2]):
             if not _SCHEME.fullmatch(literal):
                 yield key, f"{key}: holds a secret as plain text; {_need(key)}"
         elif key.rpartition(".")[2] == "url":
@@ -115,8 +126,13 @@ def _secret_in_url(url: str) -> str:
         return ""
     if parts.password:
         return "the password before @"
-    names = [name for name, value in parse_qsl(parts.query) if value and _SECRET_NAME.search(name)]
+    names = [name for name, value in parse_qsl(parts.query) if value and _is_secret_name(name)]
     return f"?{names[0]}=" if names else ""
+
+
+def _is_secret_name(name: str) -> bool:
+    """Whether the last word of a name is one of a secret, as in `api_key` and `accessToken`."""
+    return bool(_SECRET_NAME.search(_WORD_START.sub("_", name)))
 
 
 def public_url(url: str) -> str:

@@ -8,7 +8,6 @@ from rlhf_cli.command_line.words import CommandLine, Setting
 from rlhf_cli.config import paths, recipe
 from rlhf_cli.config.check import Problem, check, judge, origin
 from rlhf_cli.config.compose import Layer, compose_tree
-from rlhf_cli.config.inputs import path_keys
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.references import find_references, literal_secrets, with_references
@@ -41,11 +40,11 @@ class Resolved:
     """What the command line sets, which wins over all of them."""
 
     references: dict[str, str] = field(default_factory=dict)
-    """Key -> the text with `${oc.env:NAME}` that its value came from."""
+    """Header or address -> the text with `${oc.env:NAME}` that its value came from."""
 
     @property
     def public_tree(self) -> dict[str, Any]:
-        """The plain values without those that came from the environment; what is written down."""
+        """The plain values without secrets that came from the environment; what is written down."""
         public: dict[str, Any] = with_references(self.tree, self.references)
         return public
 
@@ -66,8 +65,7 @@ def resolve(command: Command, line: CommandLine) -> Resolved:
         composed = compose_tree(command, sources.layers, sources.overrides)
     except ConfigError as error:
         raise _refusal([*sources.problems, Problem("", str(error))]) from None
-    exempt = path_keys(composed.tree, command.config)
-    references = find_references(composed.raw, composed.tree, exempt)
+    references = find_references(composed.raw, composed.tree)
     secrets.begin(references)
     for key, text in literal_secrets(composed.raw):
         sources.problem(key, text, origin(key, sources.origins) or COMMAND_LINE)

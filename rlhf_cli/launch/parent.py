@@ -19,6 +19,7 @@ from rlhf_cli.launch.environment import Place, threads
 from rlhf_cli.launch.reports import Report, read_report
 from rlhf_cli.launch.task import Task
 from rlhf_cli.launch.worker import LOGS, SUMMARY, TASK
+from rlhf_cli.runs import lock
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -38,6 +39,7 @@ def run_ranks(task: Task, size: int) -> dict[str, Any]:
 
     Raises:
         RlhfError: what the first failing rank raised, or how it ended.
+        CheckpointError: another process took the run folder over; the ranks were ended.
     """
     logs = Path(task.out) / LOGS
     logs.mkdir(exist_ok=True)
@@ -45,9 +47,11 @@ def run_ranks(task: Task, size: int) -> dict[str, Any]:
         folder = Path(name)
         (folder / TASK).write_text(task.to_json(), encoding="utf-8")
         places = [Place(i, i, size) for i in range(size)]
-        watch = Watch([open_ranks.enter_context(_start(folder, place)) for place in places])
+        ranks = [open_ranks.enter_context(_start(folder, place)) for place in places]
+        watch = Watch(ranks, Path(task.out))
         with watch.forwarding():
             watch.until_all_ended()
+        lock.require_owned(watch.out)
         reports = [report for i in range(size) if (report := read_report(folder, i))]
         error = watch.verdict(reports, logs)
         if error is not None:
@@ -70,10 +74,15 @@ def _start(folder: Path, place: Place) -> subprocess.Popen[bytes]:
 
 
 class Watch:
-    """The ranks while they run."""
+    """The ranks while they run.
 
-    def __init__(self, ranks: list[subprocess.Popen[bytes]]) -> None:
-        self.ranks = ranks
+    Args:
+        ranks: their processes.
+        out: the run folder, which this process owns for them.
+    """
+
+    def __init__(self, ranks: list[subprocess.Popen[bytes]], out: Path) -> None:
+        self.ranks, self.out = ranks, out
         self.requests: list[signal.Signals] = []
         self.ended_by_us: set[int] = set()
 
@@ -95,9 +104,14 @@ class Watch:
             rank.send_signal(number)
 
     def until_all_ended(self) -> None:
-        """Wait; once a rank has failed, the others have a moment to end before they are made to."""
+        """Wait; once a rank has failed, the others have a moment to end before they are made to.
+
+        Where another process took the run folder over, they are ended at once.
+        """
         failed_at = 0.0
         while None in (codes := [rank.poll() for rank in self.ranks]):
+            if lock.is_lost(self.out):
+                self._signal(signal.SIGKILL)
             if any(codes) or len(self.requests) > 1:
                 failed_at = failed_at or time.monotonic()
                 waited = time.monotonic() - failed_at

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 CONFIG, MANIFEST, ARTIFACT = "config.yaml", "manifest.json", "artifact.json"
-METRICS, LOG = "metrics.jsonl", "log.txt"
+METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer"
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
 
-FILES = (CONFIG, ARTIFACT, METRICS, LOG)
+FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")

@@ -139,9 +139,12 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
 
 
 def discard(path: Path) -> None:
-    """Remove what a run wrote that failed on its input before it measured or trained anything."""
+    """Remove what a run wrote that failed on its input before it measured or trained anything.
+
+    `metrics.jsonl` is there from the first evaluation or step on, also where no step was logged.
+    """
     measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
-    if not measured:
+    if not measured and not lock.is_lost(path):
         with contextlib.suppress(OSError):  # the error that ended the run matters more
             contents.remove(path)
 

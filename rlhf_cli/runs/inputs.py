@@ -10,13 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.inputs import Input, named_inputs
-from rlhf_cli.config.paths import DATA_SUFFIXES
 from rlhf_cli.config.schema import DataPath, FunctionPath
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.runs.artifact import local_folder, recorded_base
+from rlhf_cli.runs.data_files import data_files
 from rlhf_cli.runs.files import sampled
 
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "stacked_*/*.safetensors")
+MODEL_FILES = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "merges.txt",
+    "vocab.txt",
+    "stacked_*/*.safetensors",
+)
 Facts = dict[str, Any]
 Recorded = dict[str, dict[str, Facts]]
 """Key -> path of a file -> its size in bytes, modification time in ns, and content hash."""
@@ -48,7 +56,8 @@ def changes(before: Recorded, values: dict[str, Any], config: type[Any]) -> list
         if named.key not in before:
             continue
         old, now = before[named.key], {str(file): file for file in files}
-        lines = [f"{path} is gone" for path in old if path not in now]
+        # an older version recorded files that were not read; one that is still here is not gone
+        lines = [f"{path} is gone" for path in old if path not in now and not Path(path).exists()]
         lines += [f"{path} is new" for path in now if path not in old]
         lines += [
             f"{path} has other content"
@@ -77,14 +86,10 @@ def _files(named: Input) -> Iterator[Path]:
     elif not path.is_dir():
         yield path
     elif isinstance(named.mark, DataPath):
-        yield from (file for file in path.rglob("*") if _holds_rows(file.relative_to(path)))
+        beside = {key: str(named.beside.get(key) or "") for key in ("name", "data_dir")}
+        yield from data_files(path, **beside)
     else:
         yield from _model_files(named.value)
-
-
-def _holds_rows(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return not hidden and name.name.lower().removesuffix(".gz").endswith((*DATA_SUFFIXES, ".arrow"))
 
 
 def _model_files(path: str) -> Iterator[Path]:

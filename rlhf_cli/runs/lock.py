@@ -6,6 +6,9 @@ only guards the moment in which the file is read and rewritten, so it need not h
 The processes of another host cannot be seen from here. Each owner therefore sets the modification
 time of its lock file every `BEAT_SECONDS`, and a lock of another host is taken over once that time
 is `STALE_SECONDS` old. Both times are those of the file system, so that clocks may differ.
+
+An owner that was suspended for longer may find that its folder was taken over. It asks before it
+writes, and ends.
 """
 
 import atexit
@@ -16,8 +19,10 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,8 +34,29 @@ BEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
 """Ten missed beats: shared file systems may show a new time only after a minute."""
 
-_beating: dict[Path, threading.Event] = {}
-"""The folders that this process owns; setting the event ends the heartbeat."""
+
+@dataclass
+class _Heartbeat:
+    """Of a folder that this process owns.
+
+    Attributes:
+        ended: set to end the heartbeat.
+        at: time of the last beat, in seconds of the wall clock, which counts a suspension too.
+        lost: whether another process owned the folder then.
+    """
+
+    ended: threading.Event = field(default_factory=threading.Event)
+    at: float = field(default_factory=time.time)
+    lost: bool = False
+
+    def beat(self, path: Path) -> None:
+        """Refresh the lock, and note whether it is still that of this process."""
+        self.lost = not refresh(path)
+        self.at = time.time()
+
+
+_heartbeats: dict[Path, _Heartbeat] = {}
+"""Folder -> heartbeat, of all folders that this process owns."""
 
 
 def acquire(path: Path) -> None:
@@ -76,29 +102,67 @@ def _age(lock: Path) -> float:
 
 
 def _begin_heartbeat(path: Path) -> None:
-    if path in _beating:
+    if path in _heartbeats and not _heartbeats[path].lost:
         return
-    ended = _beating[path] = threading.Event()
+    heartbeat = _heartbeats[path] = _Heartbeat()
 
-    def beat() -> None:
-        while not ended.wait(BEAT_SECONDS):
-            refresh(path)
+    def keep_beating() -> None:
+        while not heartbeat.lost and not heartbeat.ended.wait(BEAT_SECONDS):
+            heartbeat.beat(path)
 
-    threading.Thread(target=beat, name="rlhf-lock", daemon=True).start()
+    threading.Thread(target=keep_beating, name="rlhf-lock", daemon=True).start()
 
 
-def refresh(path: Path) -> None:
-    """Show that this process is alive, if it still owns the folder."""
-    with suppress(OSError), _guarded(path / NAME, create=False) as file:
-        if _owner(file) == _me():
+def refresh(path: Path) -> bool:
+    """Show that this process is alive, if it still owns the folder.
+
+    Returns:
+        Whether it does. A lock that was removed may have been another owner's, which has ended.
+    """
+    try:
+        with _guarded(path / NAME, create=False) as file:
+            if _owner(file) != _me():
+                return False
             os.utime(path / NAME)
+    except FileNotFoundError:
+        return False
+    except OSError:  # a disk that does not answer says nothing of the owner
+        pass
+    return True
+
+
+def is_lost(path: Path) -> bool:
+    """Whether this process has owned a folder and another has taken it over since.
+
+    The lock is read again where the last beat is long ago, as after a suspension.
+    """
+    heartbeat = _heartbeats.get(path)
+    if heartbeat is None:
+        return False
+    if not heartbeat.lost and time.time() - heartbeat.at > 2 * BEAT_SECONDS:
+        heartbeat.beat(path)
+    return heartbeat.lost
+
+
+def require_owned(path: Path) -> None:
+    """Refuse to write into a folder that another process has taken over.
+
+    Raises:
+        CheckpointError: this process has owned it and does no longer.
+    """
+    if is_lost(path):
+        raise CheckpointError(
+            f"output_dir: {path} was taken over by another process while this one stood still "
+            f"(or its {NAME} was removed), so nothing more is written to it. Wait for the other "
+            "process, or use another output_dir"
+        )
 
 
 def release(path: Path) -> None:
     """Give a folder up, if this process owns it; a lock left on a read-only disk binds nobody."""
-    ended = _beating.pop(path, None)
-    if ended is not None:
-        ended.set()
+    heartbeat = _heartbeats.pop(path, None)
+    if heartbeat is not None:
+        heartbeat.ended.set()
     with suppress(OSError):
         if (path / NAME).is_file():
             _give_up(path / NAME)

@@ -13,7 +13,7 @@ from typing import Any
 from rlhf_cli import __version__
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
-from rlhf_cli.runs import contents, hub, secrets
+from rlhf_cli.runs import contents, hub, lock, secrets
 from rlhf_cli.runs.files import write_json_atomic
 
 NAME = contents.MANIFEST
@@ -69,7 +69,7 @@ def record_commits(path: Path) -> None:
     Raises:
         CheckpointError: It cannot be written.
     """
-    write_json_atomic(path / NAME, {**read(path), "hub": hub.commits()})
+    _change(path, {"hub": hub.commits()})
 
 
 def commits(path: Path) -> dict[str, str]:
@@ -95,7 +95,12 @@ def fail(path: Path, error: BaseException) -> None:
 
 
 def _end(path: Path, how: str, extra: dict[str, Any]) -> None:
-    write_json_atomic(path / NAME, {**read(path), **extra, "status": how, "ended": _now()})
+    _change(path, {**extra, "status": how, "ended": _now()})
+
+
+def _change(path: Path, values: dict[str, Any]) -> None:
+    lock.require_owned(path)
+    write_json_atomic(path / NAME, {**read(path), **values})
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -5,7 +5,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.runs import contents, inputs
+from rlhf_cli.runs import contents, inputs, lock
+
+_OF_RUN = {
+    *contents.FILES,
+    *contents.FOLDERS,
+    contents.CHECKPOINTS,
+    contents.MANIFEST,
+    lock.NAME,
+}
 
 
 def partial_name(target: Path) -> Path:
@@ -14,7 +22,7 @@ def partial_name(target: Path) -> Path:
 
 
 def output_problems(config: Any) -> list[str]:
-    """The line for an `output` that is a file of this command's inputs, or of a run.
+    """The line for an `output` that is a file of this command's inputs, or that a run holds.
 
     Args:
         config: an instance of a config class with a field `output`; paths in it are absolute.
@@ -26,7 +34,12 @@ def output_problems(config: Any) -> list[str]:
             if any(os.path.samefile(path, file) for file in files):
                 what = f"which would replace {path}, a file that {key} reads"
                 return [f"output: got {config.output}, {what}; need another file"]
-    of_run = (*contents.FILES, contents.MANIFEST)
-    if output.name in of_run and (output.parent / contents.MANIFEST).is_file():
-        return [f"output: got {config.output}, a file of the run in {output.parent}; need another"]
+    for folder in output.parents:
+        if output.relative_to(folder).parts[0] in _OF_RUN and _is_run(folder):
+            what = f"which belongs to the run in {folder}"
+            return [f"output: got {config.output}, {what}; need another file"]
     return []
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / contents.MANIFEST).is_file()

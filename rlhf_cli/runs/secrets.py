@@ -23,13 +23,13 @@ def references() -> dict[str, str]:
 
 
 def hide(tree: dict[str, Any]) -> dict[str, Any]:
-    """A configuration with references in place of what comes from the environment."""
+    """A configuration with references in place of secrets from the environment."""
     hidden: dict[str, Any] = with_references(tree, _references)
     return hidden
 
 
 def redact(text: str) -> str:
-    """A text without the values of the environment that the configuration refers to."""
+    """A text without the secrets of the environment that the configuration refers to."""
     for value in environment_values(_references):
         if len(value) >= SHORTEST:
             text = text.replace(value, HIDDEN)

@@ -18,7 +18,7 @@ from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
 from rlhf_cli.models.trunk import Trunk
-from rlhf_cli.runs import artifact, contents, hub
+from rlhf_cli.runs import artifact, contents, hub, lock
 from rlhf_cli.runs.files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
@@ -45,8 +45,10 @@ def save_model(
         result: holds the trained masters.
 
     Raises:
-        CheckpointError: the disk is full or read-only; the last checkpoint still stands.
+        CheckpointError: the disk is full or read-only, or another process took the folder over;
+            the last checkpoint still stands.
     """
+    lock.require_owned(ctx.out)
     dtype = PRECISIONS.get(cfg.model.dtype, ctx.compute)
     for name, param in policy.named_parameters():
         if name in result.weights:

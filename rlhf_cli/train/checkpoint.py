@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.ranks import ALONE, Ranks
-from rlhf_cli.runs import contents
+from rlhf_cli.runs import contents, lock
 from rlhf_cli.runs.folder import checkpoints
 from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
@@ -57,13 +57,15 @@ def save_checkpoint(
         spared: a step whose checkpoint is kept in any case; none is by default.
 
     Raises:
-        CheckpointError: it could not be written; the checkpoints before it stand.
+        CheckpointError: it could not be written, or another process took the folder over; the
+            checkpoints before it stand.
     """
     own = read_generators()
     gathered = zip(ranks.gather_tensors(own.tensors), ranks.gather(own.values), strict=True)
     everyone = [Generators(*one) for one in gathered]
 
     def save() -> None:
+        lock.require_owned(out)
         _save(out, step, optimizer, state, everyone, tensors or {})
         for old in checkpoints(out)[:-keep]:
             if spared is None or old.name != _name(spared):

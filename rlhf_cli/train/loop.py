@@ -173,6 +173,7 @@ class Trainer:
             self._update(update, lr)
             done += update
         self.step += 1
+        self.file.make()
         self.state.after_step(self.step)
         self.meter.add(self.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)

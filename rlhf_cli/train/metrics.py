@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_cli.data.progress import clock
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.ranks import ALONE, Ranks
+from rlhf_cli.runs import lock
 from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
 
 
@@ -78,15 +79,26 @@ class MetricsFile:
         """Append one line.
 
         Raises:
-            CheckpointError: the disk is full or the folder read-only.
+            CheckpointError: the disk is full, the folder read-only or taken over.
         """
-        if not self.written:
-            return
-        line = json.dumps({"step": step, **values})
+        if self.written:
+            self._append(json.dumps({"step": step, **values}) + "\n")
+            self.lines += 1
+
+    def make(self) -> None:
+        """Make the file if it is not there: it shows that a step was taken, logged or not.
+
+        Raises:
+            CheckpointError: as `write`.
+        """
+        if self.written and not self.path.exists():
+            self._append("")
+
+    def _append(self, text: str) -> None:
+        lock.require_owned(self.path.parent)
         try:
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(line + "\n")
-            self.lines += 1
+                file.write(text)
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 

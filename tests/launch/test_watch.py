@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,9 @@ from rlhf_cli.errors import DataError, Interrupted, PeerLost
 from rlhf_cli.launch import parent
 from rlhf_cli.launch.environment import Place, place, threads
 from rlhf_cli.launch.reports import read_report, report_of, write_report
+from rlhf_cli.runs import lock
 from rlhf_cli.stages.registry import COMMANDS
+from tests.helpers import take_over
 
 SFT = COMMANDS["sft"]
 WAIT = "import time; time.sleep(60)"
@@ -27,8 +30,8 @@ def processes(*programs):
     ]
 
 
-def watch(*programs):
-    found = parent.Watch(processes(*programs))
+def watch(*programs, out=Path("run")):
+    found = parent.Watch(processes(*programs), out)
     with found.forwarding():
         found.until_all_ended()
     for rank in found.ranks:
@@ -54,10 +57,18 @@ def test_a_rank_that_does_not_end_is_killed(tmp_path):
     [deaf] = processes(DEAF)
     deaf.stdout.readline()  # it ignores SIGTERM from here on
     [failed] = processes("raise SystemExit(7)")
-    parent.Watch([deaf, failed]).until_all_ended()
+    parent.Watch([deaf, failed], tmp_path).until_all_ended()
     deaf.stdout.close()
     failed.stdout.close()
     assert (deaf.returncode, failed.returncode) == (-signal.SIGKILL, 7)
+
+
+def test_the_ranks_end_where_another_process_takes_the_folder_over(tmp_path):
+    lock.acquire(tmp_path)
+    take_over(tmp_path)
+    found = watch(WAIT, DEAF, out=tmp_path)
+    lock.release(tmp_path)
+    assert [rank.returncode for rank in found.ranks] == [-signal.SIGKILL] * 2
 
 
 def test_a_rank_without_a_word_is_named_with_its_log(tmp_path):
@@ -78,7 +89,7 @@ def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):
     for rank, error in enumerate((PeerLost("connection closed"), DataError("r.jsonl:3: no text"))):
         write_report(tmp_path, report_of(error, rank, SFT))
     reports = [read_report(tmp_path, rank) for rank in (0, 1)]
-    error = parent.Watch([]).verdict(reports, tmp_path)
+    error = parent.Watch([], tmp_path).verdict(reports, tmp_path)
     assert isinstance(error, DataError)
     assert str(error) == "r.jsonl:3: no text"
 

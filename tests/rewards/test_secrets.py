@@ -151,3 +151,38 @@ def test_a_run_is_read_back_where_the_variable_is_not_set(monkeypatch):
     settings = read_settings("run")
     assert settings is not None
     assert settings.config.reward.url == "http://127.0.0.1/s?key="
+
+
+SFT = ["sft", "model=tiny", "data=tiny", "train.precision=fp32", "max_steps=1", "output_dir=run"]
+
+
+def test_a_value_of_the_environment_that_changes_the_result_is_compared(monkeypatch, capsys):
+    words = [*SFT, "train.schedule=${oc.env:SCHEDULE}"]
+    monkeypatch.setenv("SCHEDULE", "linear")
+    assert cli.main(words) == 0
+    assert "schedule: linear" in Path("run/config.yaml").read_text()
+    assert cli.main(words) == 0
+    assert "already complete" in capsys.readouterr().out
+    monkeypatch.setenv("SCHEDULE", "constant")
+    assert cli.main(words) == 2
+    assert "train.schedule: linear -> constant" in capsys.readouterr().err
+
+
+def test_a_wrong_value_that_is_no_secret_is_shown(monkeypatch, capsys):
+    monkeypatch.setenv("RATE", "0.001x")
+    assert cli.main([*SFT, "train.lr=${oc.env:RATE}"]) == 2
+    assert "train.lr: got 0.001x" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["accessToken", "X-AccessToken", "myAPIKey", "HTTPToken"])
+def test_a_name_in_camel_case_is_seen_as_that_of_a_secret(name):
+    in_header = {"reward": {"headers": {name: KEY}}}
+    in_url = {"reward": {"url": f"http://127.0.0.1/s?{name}={KEY}"}}
+    assert [key for key, _ in literal_secrets(in_header)] == [f"reward.headers.{name}"]
+    assert [key for key, _ in literal_secrets(in_url)] == ["reward.url"]
+
+
+@pytest.mark.parametrize("name", ["Monkey", "tokenLimit", "keyboard", "authorName"])
+def test_a_name_with_other_words_is_not_that_of_a_secret(name):
+    values = {"reward": {"url": f"http://h?{name}=1", "headers": {name: "1"}}}
+    assert list(literal_secrets(values)) == []

@@ -16,6 +16,7 @@ from tests.stages.test_stages import sft, stop_after
 LEFT = (
     "artifact.json",
     "metrics.jsonl",
+    "samples.jsonl",
     "model.tmp/config.json",
     "base/model.safetensors",
     "base.tmp/model.safetensors",

@@ -128,3 +128,74 @@ def test_an_adapter_is_recorded_with_its_base(tmp_path, small_model):
     assert inputs.changes(found, values, SFTConfig) == [
         f"  model.path: {base / 'model.safetensors'} has other content"
     ]
+
+
+def test_a_run_inside_its_data_folder_is_found_complete(words, tmp_path, capsys):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    rows(folder / "a.jsonl", "Tea?", "Salt?")
+    given = [word for word in words if not word.startswith(("data=", "output_dir="))]
+    given += [f"data={folder}", f"output_dir={folder / 'run'}"]
+    assert cli.main(given) == 0
+    assert cli.main(given) == 0
+    assert "already complete" in capsys.readouterr().out
+    recorded = json.loads((folder / "run" / "manifest.json").read_text())["inputs"]["data.path"]
+    assert list(recorded) == [str(folder / "a.jsonl")]
+
+
+def recorded(**data):
+    return list(inputs.record({"data": data}, SFTConfig).get("data.path", {}))
+
+
+def test_only_the_files_that_are_read_from_a_folder_are_recorded(tmp_path):
+    for name in ("a.jsonl", "below/b.jsonl", "below/more/c.jsonl", ".hidden.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        rows(tmp_path / name, "Tea?")
+    assert recorded(path=str(tmp_path)) == [str(tmp_path / "a.jsonl")]
+    below = [str(tmp_path / "below" / "b.jsonl")]
+    assert recorded(path=str(tmp_path), data_dir="below") == below
+    sources = [{"path": str(tmp_path), "data_dir": "below"}]
+    assert list(inputs.record({"data": {"path": sources}}, SFTConfig)["data.path[0].path"]) == below
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("data/train.parquet",),
+        ("dataset_dict.json", "train/data-0.arrow", "train/state.json"),
+        ("state.json", "dataset_info.json", "data-0.arrow"),
+    ],
+)
+def test_a_folder_that_is_read_as_a_whole_is_recorded_without_the_runs_in_it(tmp_path, files):
+    run = ("run/config.yaml", "run/manifest.json", "run/log.txt", "run/model/tokenizer.json")
+    begun = ("begun/config.yaml", "begun/.lock", "begun/log.txt")
+    for name in (*files, *run, *begun, ".cache/a.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    read = {str(tmp_path / name) for name in files if "dataset_" not in name}
+    assert set(recorded(path=str(tmp_path))) == read
+
+
+def test_notes_beside_a_model_are_no_input(tmp_path):
+    for name in ("config.json", "model.safetensors", "merges.txt", "vocab.txt", "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    found = inputs.record({"model": {"path": str(tmp_path)}}, SFTConfig)["model.path"]
+    assert {os.path.basename(path) for path in found} == {
+        "config.json",
+        "model.safetensors",
+        "merges.txt",
+        "vocab.txt",
+    }
+
+
+def test_a_file_that_an_older_version_recorded_without_reading_it_is_not_gone(tmp_path):
+    for name in ("a.jsonl", "other/b.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        rows(tmp_path / name, "Tea?")
+    values = {"data": {"path": str(tmp_path)}}
+    found = inputs.record(values, SFTConfig)
+    found["data.path"][str(tmp_path / "other" / "b.jsonl")] = {}
+    assert inputs.changes(found, values, SFTConfig) == []
+    (tmp_path / "other" / "b.jsonl").unlink()
+    gone = f"  data.path: {tmp_path / 'other' / 'b.jsonl'} is gone"
+    assert inputs.changes(found, values, SFTConfig) == [gone]

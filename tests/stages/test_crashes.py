@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_cli.train.loop import Trainer
 from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import without_machine
+from tests.helpers import take_over, without_machine
 from tests.stages.conftest import FAST
+from tests.stages.test_stages import sft
 
 STEPS = 40
 
@@ -90,3 +92,34 @@ def test_sigterm_before_the_first_step_is_an_interrupt(tmp_path):
     assert process.wait(timeout=60) == 130
     assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
     assert not (out / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["train.log_steps=1"], ["train.log_steps=9", "train.save_steps=1"]]
+)
+def test_a_run_whose_folder_was_taken_over_writes_nothing_more(
+    words, tmp_path, monkeypatch, capsys
+):
+    """As after a suspension for longer than the lock of an owner on another host counts."""
+    out = tmp_path / "run"
+    take = Trainer.take
+
+    def suspended(self):
+        if self.step != 1:
+            return take(self)
+        take_over(out)
+        held.update(contents_of(out))
+        return take(self)
+
+    held = {}
+    monkeypatch.setattr(Trainer, "take", suspended)
+    assert sft(out, "max_steps=3", "data.eval=none", *words) == 1
+    assert "was taken over by another process" in capsys.readouterr().err
+    now = contents_of(out)
+    assert held.keys() == now.keys()
+    assert [name for name in held if held[name] != now[name]] == ["log.txt"]
+
+
+def contents_of(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -8,8 +8,10 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.errors import DataError
+from rlhf_cli.runs.outputs import output_problems
 from rlhf_cli.verbs.answers import Author
 from rlhf_cli.verbs.evaluate import run as evaluate
+from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 from rlhf_cli.verbs.output import writing
 
 GENERATE = ["generate", "tiny", "max_new_tokens=2", "batch_size=1", "precision=fp32"]
@@ -50,9 +52,38 @@ def test_the_rows_of_a_folder_and_files_of_a_run_are_not_replaced(run_of, capsys
     assert cli.main([*words, f"output={data / 'a.jsonl'}"]) == 2
     assert "a file that data.path reads" in capsys.readouterr().err
     assert cli.main([*words, f"output={run / 'manifest.json'}"]) == 2
-    assert "a file of the run in" in capsys.readouterr().err
+    assert "which belongs to the run in" in capsys.readouterr().err
     assert cli.main([*words, f"output={run / 'model' / 'config.json'}"]) == 2
     assert "a file that model.path reads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        ".lock",
+        "samples.jsonl",
+        "model/config.json",
+        "model/new/a.json",
+        "checkpoints/step-000001/state.json",
+        "trackers",
+        "ranks/rank-1.log",
+    ],
+)
+def test_nothing_is_written_into_what_another_run_holds(name, run_of, tmp_path, capsys):
+    run = run_of("sft")
+    before = sorted(run.rglob("*")), (run / "model" / "config.json").read_bytes()
+    words = ["evaluate", "tiny", "data=tiny"]
+    assert cli.main([*words, f"output={run / name}"]) == 2
+    assert f"which belongs to the run in {run}" in capsys.readouterr().err
+    Path("link").symlink_to(run)
+    assert cli.main([*words, f"output=link/{name}"]) == 2
+    assert (sorted(run.rglob("*")), (run / "model" / "config.json").read_bytes()) == before
+
+
+def test_a_file_of_its_own_name_may_lie_in_a_run(run_of):
+    config = EvaluateConfig(output=str(run_of("sft") / "measured" / "result.json"))
+    assert output_problems(config) == []
 
 
 def test_an_older_result_stands_until_the_new_one_is_measured(monkeypatch):

@@ -13,15 +13,13 @@ from rlhf_cli.data.reading.formats import READERS, read_file, suffix
 from rlhf_cli.data.reading.raw import RawRow, Side
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED, shipped_rows
+from rlhf_cli.runs.data_files import METADATA
 
 SUFFIXES = tuple(READERS)
 NEED = (
     f"need a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, a folder of them, a hub id, "
     "or tiny (the shipped rows)"
 )
-METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
-"""Written by `datasets` beside rows; never rows themselves."""
-
 HELD_OUT = ("test", "validation", "valid", "dev", "eval")
 _NAMED_SPLIT = re.compile(rf"(train|{'|'.join(HELD_OUT)})(?![a-z])", re.IGNORECASE)
 

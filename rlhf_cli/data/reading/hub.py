@@ -17,8 +17,7 @@ from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.runs import hub
-
-_CONFIGS = re.compile(r"\A---\n(.*\n)*?configs:", re.MULTILINE)
+from rlhf_cli.runs.data_files import lists_configs
 
 
 def is_hub_folder(path: Path, settings: Source) -> bool:
@@ -29,11 +28,9 @@ def is_hub_folder(path: Path, settings: Source) -> bool:
     """
     if not path.is_dir() or settings.data_dir:
         return False
-    card = path / "README.md"
-    listed = card.is_file() and _CONFIGS.match(card.read_text("utf-8", "replace"))
     own = any(map(holds_rows, path.iterdir()))
     below = not own and any(map(holds_rows, path.glob("*/*")))
-    return bool(settings.name or listed or below)
+    return bool(settings.name or lists_configs(path) or below)
 
 
 def open_hub(settings: Source, split: Split, side: Side) -> RowSource:

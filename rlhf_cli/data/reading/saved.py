@@ -12,15 +12,9 @@ from rlhf_cli.data.reading.files import HELD_OUT
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
+from rlhf_cli.runs.data_files import is_saved
 
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote the folder."""
-    return (folder / _SPLITS).is_file() or (
-        (folder / _STATE).is_file() and (folder / "dataset_info.json").is_file()
-    )
 
 
 def open_saved(settings: Source, folder: Path, split: Split, side: Side) -> RowSource:

@@ -11,9 +11,10 @@ from typing import Any
 from rlhf_cli.context import say
 from rlhf_cli.data.preview import shorten
 from rlhf_cli.errors import CheckpointError
+from rlhf_cli.runs import lock
+from rlhf_cli.runs.contents import SAMPLES
 from rlhf_cli.runs.files import read_json_lines, write_text_atomic
 
-NAME = "samples.jsonl"
 ROWS = 4
 """Responses of a rollout that are shown."""
 
@@ -50,16 +51,17 @@ class SampleFile:
     """
 
     def __init__(self, folder: Path, *, written: bool, full: bool = False) -> None:
-        self.path, self.written, self.full = folder / NAME, written, full
+        self.path, self.written, self.full = folder / SAMPLES, written, full
 
     def add(self, step: int, samples: Sequence[Sample]) -> None:
         """Append the samples of a step, and show them.
 
         Raises:
-            CheckpointError: the disk is full or the folder read-only.
+            CheckpointError: the disk is full, the folder read-only or taken over.
         """
         if not self.written:
             return
+        lock.require_owned(self.path.parent)
         rows = [{"step": step, **asdict(one)} for one in samples]
         try:
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
