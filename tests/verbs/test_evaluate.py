@@ -79,6 +79,16 @@ def test_what_is_given_wins_over_the_rules_of_the_run(run_of):
     assert evaluate(plain, "data.train_on=all")["sft", "loss"]["value"] != after(plain)["loss"]
 
 
+@pytest.mark.parametrize("words", [(), ("template=always",)], ids=str)
+def test_long_rows_are_cut_to_the_positions_of_a_model_that_is_no_run(run_of, capsys, words):
+    shutil.copytree(run_of("sft") / "model", "plain")
+    long = {"prompt": "Tea? ", "completion": "Yes, with milk. " * 200}
+    capsys.readouterr()
+    found = evaluate("plain", f"data={write(long, *PAIRS)}", *words)
+    assert found["plain", "loss"]["n"] == 4
+    assert "data.max_length: 512, the model's positions" in capsys.readouterr().err
+
+
 def test_the_loss_is_that_of_the_models_own_forward_pass(run_of):
     run = run_of("sft")
     model = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
