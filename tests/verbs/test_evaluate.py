@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
+from rlhf_cli.errors import DataError
 from rlhf_cli.verbs.evaluate.subject import names
 
 
@@ -339,3 +340,17 @@ def test_an_interrupt_keeps_the_columns_that_are_finished(run_of, capsys, monkey
     words = [run_of("sft"), run_of("pretrain"), f"data={write(*PAIRS)}", "output=out.json"]
     assert cli.main(["evaluate", *map(str, words)]) == 130
     assert capsys.readouterr().out.splitlines()[0].split() == ["sft", "n"]
+
+
+def test_an_interrupt_after_a_failure_is_reported_as_an_interrupt(run_of, capsys, monkeypatch):
+    from rlhf_cli.verbs.evaluate import run as verb
+
+    errors = iter([DataError("rows.jsonl: broken"), KeyboardInterrupt()])
+
+    def fail(*_):
+        raise next(errors)
+
+    monkeypatch.setattr(verb, "_measured", fail)
+    words = [run_of("sft"), run_of("pretrain"), f"data={write(*PAIRS)}"]
+    assert cli.main(["evaluate", *map(str, words)]) == 130
+    assert "sft: not measured, rows.jsonl: broken" in capsys.readouterr().err
