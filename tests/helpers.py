@@ -1,5 +1,6 @@
 """Small rows and models that many tests use."""
 
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -103,3 +104,14 @@ def without_machine(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def last_of_each(*words: str) -> list[str]:
     """The words, of each key the last one: the command line refuses two values."""
     return list({word.partition("=")[0]: word for word in words}.values())
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, and keeps what was written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What a reader sees in each line, after what was written over in it."""
+        return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]
