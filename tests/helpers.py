@@ -1,5 +1,6 @@
 """Small rows and models that many tests use."""
 
+import io
 import json
 import os
 from collections.abc import Iterable
@@ -112,3 +113,14 @@ def take_over(folder: Path) -> None:
     owner = {"pid": 1, "host": "elsewhere", "started": "1"}
     (folder / lock.NAME).write_text(json.dumps(owner))
     lock._heartbeats[folder].at -= lock.STALE_SECONDS
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, and keeps what was written to it."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What a reader sees in each line, after what was written over in it."""
+        return [line.rpartition("\r\x1b[K")[2] for line in self.getvalue().split("\n")]

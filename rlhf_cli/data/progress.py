@@ -22,6 +22,26 @@ def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
             bar.advance(task, row.size)
 
 
+class LiveLine:
+    """A line on stderr: on a terminal the next one replaces it, elsewhere every one stands."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self.unfinished = False
+
+    def show(self, text: str) -> None:
+        """Print the text, over the one before where that is possible."""
+        start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
+        self.unfinished = self.live
+
+    def end(self) -> None:
+        """Leave the text standing; what is printed next begins below it."""
+        if self.unfinished:
+            print(file=sys.stderr, flush=True)
+            self.unfinished = False
+
+
 class ProgressCount:
     """A line with what is done of a count, and the time left: on a terminal always the same one.
 
@@ -35,26 +55,28 @@ class ProgressCount:
     def __init__(self, unit: str, total: int) -> None:
         self.unit, self.total, self.done = unit, total, 0
         self.began = self.shown = time.monotonic()
-        self.live = sys.stderr.isatty()
+        self.line = LiveLine()
 
     def add(self, count: int) -> None:
         """Count more; says so after some seconds of quiet, and never of what ends before."""
         self.done += count
         now = time.monotonic()
-        if now - self.shown < (1.0 if self.live else self.QUIET_SECONDS) or not self.done:
+        quiet = 1.0 if self.line.live else self.QUIET_SECONDS
+        if now - self.shown < quiet or not self.done:
             return
         self.shown = now
         left = clock((now - self.began) / self.done * (self.total - self.done))
-        start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
-        line = f"{self.done}/{self.total} {self.unit}  left {left}"
-        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+        self.line.show(f"{self.done}/{self.total} {self.unit}  left {left}")
+
+    def end_line(self) -> None:
+        """Let what is printed next begin below the line."""
+        self.line.end()
 
     def __enter__(self) -> ProgressCount:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.live and self.shown > self.began:
-            print(file=sys.stderr, flush=True)
+        self.end_line()
 
 
 def clock(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """`log.txt`: what a run says, kept in its folder; and no secret on the screen or in the file."""
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from typing import Any, TextIO
 from rlhf_cli.errors import RlhfError
 from rlhf_cli.runs.contents import LOG
 from rlhf_cli.runs.secrets import redact
+
+_CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+"""Colours, moves and erasures of a terminal (ECMA-48, 5.4)."""
 
 
 class _Stream:
@@ -40,12 +44,18 @@ class _Stream:
             log.writelines(f"{_last_form(line)}\n" for line in lines)
             log.flush()
 
+    def end_log(self) -> None:
+        """Log a last line that has no end; from then on the stream is only passed on to."""
+        if self.log is not None and _last_form(self.line):
+            self._keep(self.log, "\n")
+        self.log = None  # a handler of a library may hold the stream for longer
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
 
 def _last_form(line: str) -> str:
-    return line.rpartition("\r")[2].replace("\x1b[K", "")
+    return _CONTROL_SEQUENCE.sub("", line.rpartition("\r")[2])
 
 
 @contextmanager
@@ -62,7 +72,7 @@ def redacted(log: TextIO | None = None) -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before
         for stream in streams:
-            stream.log = None  # a handler of a library may hold the stream for longer
+            stream.end_log()
 
 
 @contextmanager
@@ -76,9 +86,10 @@ def logged(folder: Path, *, with_error: bool = True) -> Iterator[None]:
     Raises:
         OSError: the file cannot be made.
     """
-    with (folder / LOG).open("a", encoding="utf-8", newline="\n") as file, redacted(file):
+    with (folder / LOG).open("a", encoding="utf-8", newline="\n") as file:
         try:
-            yield
+            with redacted(file):
+                yield
         except BaseException as error:
             if with_error:
                 with suppress(OSError):

@@ -18,7 +18,7 @@ from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.models.trunk import Trunk, without_dropout
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.opening import say_plain_text
+from rlhf_cli.stages.opening import say_max_length, say_plain_text
 from rlhf_cli.stages.session import require_context
 from rlhf_cli.train.budget import micro_batch_tokens
 from rlhf_cli.train.measure import row_values
@@ -38,6 +38,7 @@ def open_held_out(
     Raises:
         DataError: there are none, or they are not what the stage takes.
     """
+    say_max_length(cfg)
     loaded = load_eval_examples(cfg.data, stage, tokenizer, records, as_messages=cfg.as_messages)
     if loaded is None:
         raise DataError(

@@ -47,8 +47,6 @@ def open_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
         records: the record classes that the stage takes, the preferred first.
     """
     prepared = ctx.ranks.size > 1
-    if not prepared and cfg.data.max_length == cfg.model.positions:
-        say(f"data.max_length: {cfg.data.max_length}, the model's positions")
     if prepared:
         cfg = _with_saved_tokenizer(cfg, ctx.out)
     # what there is to say about prepared rows was said when they were
@@ -65,6 +63,7 @@ def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> N
 
 
 def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> Opened:
+    say_max_length(cfg)
     tokenizer = _open_tokenizer(cfg, stage, records)
     how = {"as_messages": cfg.as_messages, "cached_only": cached_only}
     lacks = not tokenizer.chat_template
@@ -74,6 +73,12 @@ def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     say_plain_text(cfg, tokenizer, train[1])
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **how)
     return Opened(tokenizer, tuple(new), train, held_out)
+
+
+def say_max_length(cfg: StageConfig) -> None:
+    """Say that the longest row is what the model takes, to which the default is lowered."""
+    if cfg.data.max_length == cfg.model.positions:
+        say(f"data.max_length: {cfg.data.max_length}, the model's positions")
 
 
 def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:

@@ -5,6 +5,20 @@ from rlhf_cli.config.schema import Machinery
 
 Mode = Literal["min", "max"]
 
+_IN_TRAINING = {
+    "score": "objective/scores",
+    "kl": "objective/kl",
+    "response_length": "tokens/response_length",
+    "eos_fraction": "tokens/eos_fraction",
+}
+"""Held-out metrics whose training metric has another name; all others have the same."""
+
+
+def training_metric(metric: str) -> str:
+    """The metric of training that means the same as a held-out one (`eval/NAME`)."""
+    name = metric.removeprefix("eval/")
+    return metric if name == metric else _IN_TRAINING.get(name, name)
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -28,7 +42,8 @@ class SweepConfig:
     """What the runs of a sweep (`-m`) are compared by; a single run does not read it."""
 
     metric: Annotated[str, Machinery()] = "auto"
-    """Metric of a finished run, as `eval/loss`; without `eval/` that of its last logged step.
+    """Metric of a finished run, as `eval/loss`; without `eval/` that of its last logged step. A run
+    without held-out rows is compared by the metric of training that means the same.
     `auto` is the held-out accuracy of pairs for dpo, the held-out score for ppo (its KL stands
     beside it in the table), and else the held-out loss."""
 

@@ -20,7 +20,7 @@ from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import manifest
 from rlhf_cli.runs.contents import METRICS
 from rlhf_cli.runs.files import read_json_lines, write_json_atomic, write_text_atomic
-from rlhf_cli.sweep.config import Objective
+from rlhf_cli.sweep.config import Objective, training_metric
 from rlhf_cli.sweep.table import VALUE, with_ranks
 
 TABLE, _NOTES = "sweep.csv", ".jobs"
@@ -116,11 +116,12 @@ def final(out: Path, metric: str) -> float:
     """A metric of a finished run; NaN where it has none.
 
     `eval/NAME` is that of the held-out rows after the last step; of a run that has no held-out rows
-    it is the last one of training, as every other name is.
+    it is the last one of training with the same meaning. Every other name is one of training.
     """
-    after, name = manifest.read(out).get("after", {}), metric.removeprefix("eval/")
-    if after and name != metric:
-        return float(after.get(name, math.nan))
+    after, held_out = manifest.read(out).get("after", {}), metric.removeprefix("eval/")
+    if after and held_out != metric:
+        return float(after.get(held_out, math.nan))
+    name = training_metric(metric)
     try:
         lines = read_json_lines(out / METRICS)
     except FileNotFoundError:

@@ -47,7 +47,7 @@ class Sweep:
 
     @property
     def objective(self) -> Objective:
-        """What the jobs are compared by."""
+        """What the jobs are compared by, which is the same for all of them."""
         found: Objective = self.jobs[0].resolved.config.objective
         return found
 
@@ -73,6 +73,7 @@ def plan(command: Command, line: CommandLine) -> Sweep:
             jobs.append(Job(settings, resolve(command, words)))
         except RlhfError as error:
             refused.append(error)
+    refused += _unlike_objectives(jobs)
     folders = {job.resolved.config.output_dir for job in jobs}
     if len(folders) > 1:
         text = "output_dir: differs between the jobs; need one folder, in which they are numbered"
@@ -80,6 +81,20 @@ def plan(command: Command, line: CommandLine) -> Sweep:
     if refused:
         raise _all(refused)
     return Sweep(command, common, [override.input_line or "" for override in swept], jobs)
+
+
+def _unlike_objectives(jobs: list[Job]) -> list[RlhfError]:
+    """What is wrong with jobs that cannot be ranked, because each has a metric of its own."""
+    objectives = dict.fromkeys(job.resolved.config.objective for job in jobs)
+    if len(objectives) < 2:
+        return []
+    named = ", ".join(f"{objective.metric} {objective.mode}" for objective in objectives)
+    return [
+        ConfigError(
+            f"sweep.metric: differs between the jobs ({named}); need one to compare them by. "
+            "Try sweep.metric=eval/loss sweep.mode=min"
+        )
+    ]
 
 
 def _all(refused: list[RlhfError]) -> RlhfError:

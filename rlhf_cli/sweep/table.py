@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_cli.sweep.config import Objective
+from rlhf_cli.sweep.config import Objective, training_metric
 
 RANK, VALUE = "rank", "value"
 """Columns of a row: 1 is the best, and the number that decides; empty where a run has none."""
@@ -59,7 +59,9 @@ def shown_metric(rows: Sequence[dict[str, Any]], objective: Objective) -> str:
     """The name of the metric; without held-out rows it is one of training."""
     held_out = any(name.startswith("eval/") for row in rows for name in row)
     name = objective.metric
-    return name if held_out or not name.startswith("eval/") else f"{name[5:]} (training)"
+    if held_out or not name.startswith("eval/"):
+        return name
+    return f"{training_metric(name)} (training)"
 
 
 def _cell(value: Any) -> str:

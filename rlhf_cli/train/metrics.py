@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.progress import clock
+from rlhf_cli.data.progress import LiveLine, clock
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.runs import lock
@@ -129,28 +128,25 @@ class ProgressLine:
         self.first = done
         self.began = time.monotonic()
         self.shown = 0.0
-        self.live = sys.stderr.isatty()
+        self.line = LiveLine()
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Show the state after `step` steps."""
         now = time.monotonic()
-        if not self.live and step < self.total and now - self.shown < self.QUIET_SECONDS:
+        quiet = now - self.shown < self.QUIET_SECONDS
+        if quiet and step < self.total and not self.line.live:
             return
         self.shown = now
         left = (now - self.began) / max(1, step - self.first) * (self.total - step)
-        line = (
+        self.line.show(
             f"step {step}/{self.total}  {_headline(values)}  lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
             f"{values['memory_bytes'] / 1e9:.1f} GB  left {clock(left)}"
         )
-        start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
-        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the line standing; what is printed next begins below it."""
-        if self.live and self.shown:
-            print(file=sys.stderr, flush=True)
-            self.shown = 0.0
+        self.line.end()
 
 
 def _headline(values: Mapping[str, float]) -> str:

@@ -95,17 +95,25 @@ def _answer_all(
     tokens: list[list[int]],
 ) -> None:
     """In batches, in the order given; each batch is written as soon as it is there."""
+    progress = ProgressCount("responses", len(tokens) * cfg.samples_per_prompt)
     if not cfg.output:
-        _write_all(cfg, author, rows, prompts, tokens, _print)
+        with progress:
+            _write_all(cfg, author, rows, prompts, tokens, progress, _printing_below(progress))
         say(rows.told())
         return
-    with writing(Path(cfg.output)) as write:
-        _write_all(cfg, author, rows, prompts, tokens, write)
+    with writing(Path(cfg.output)) as write, progress:
+        _write_all(cfg, author, rows, prompts, tokens, progress, write)
     say(f"{rows.told()} -> {cfg.output}")
 
 
-def _print(text: str) -> None:
-    print(text, end="", flush=True)
+def _printing_below(progress: ProgressCount) -> Write:
+    """Prints rows, each at the start of a line."""
+
+    def write(text: str) -> None:
+        progress.end_line()
+        print(text, end="", flush=True)
+
+    return write
 
 
 def _write_all(
@@ -114,10 +122,10 @@ def _write_all(
     rows: PlainRows | ScoredRows,
     prompts: PromptSet,
     tokens: list[list[int]],
+    progress: ProgressCount,
     write: Write,
 ) -> None:
     done, samples = 0, cfg.samples_per_prompt
-    progress = ProgressCount("responses", len(tokens) * samples)
     for answers in author.answer(tokens, cfg.sampling, cfg.batch_size, samples):
         progress.add(len(answers.texts))
         answered = range(done, done + len(answers.texts) // samples)

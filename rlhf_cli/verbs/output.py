@@ -27,8 +27,9 @@ def writing(output: Path) -> Iterator[Write]:
     Raises:
         DataError: the file cannot be written; raised before the block where that is known then.
     """
-    target = output.resolve()  # a link stays, and the file that it names is replaced
-    special = target.exists() and not target.is_file() and not target.is_dir()
+    special = output.exists() and not output.is_file() and not output.is_dir()
+    # a link stays, and the file that it names is replaced; the link of a pipe names no file
+    target = output if special else output.resolve()
     partial = target if special else partial_name(target)
 
     def write(text: str) -> None:

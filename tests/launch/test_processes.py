@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +211,18 @@ def test_ranks_take_the_tokenizer_and_tokens_that_were_prepared(scratch, capfd):
     shown = capfd.readouterr().err
     assert "trained" not in shown
     assert "tokenized" not in shown
+
+
+def test_a_lowered_max_length_is_said_once_for_several_processes(scratch, capfd):
+    cfg, ctx = scratch
+    cfg = replace(cfg, model=replace(cfg.model, path="tiny", init="pretrained"))
+    cfg = replace(cfg, data=replace(cfg.data, max_length=cfg.model.positions))
+    line = "data.max_length: 512, the model's positions\n"
+    capfd.readouterr()
+    prepare_rows(cfg, ctx.out, "pretrain", (TextRecord,))
+    assert capfd.readouterr().err.count(line) == 1
+    open_rows(cfg, ctx, "pretrain", (TextRecord,))
+    assert line not in capfd.readouterr().err
 
 
 def test_ranks_tokenize_nothing_themselves(scratch, monkeypatch, tmp_path):

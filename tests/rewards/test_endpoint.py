@@ -26,8 +26,13 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(answer):
-    """A server; `answer` is given each request's object and says code and body."""
+def serving(answer, location=""):
+    """A server; `answer` is given each request's object and says code and body.
+
+    Args:
+        answer: of a POST.
+        location: where every request is redirected to, a HEAD with the code 302.
+    """
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -36,12 +41,21 @@ def serving(answer):
             sent.append((self.path, dict(self.headers)))
             code, body = answer(asked[-1])
             self.send_response(code)
+            if location:
+                self.send_header("Location", location)
             self.end_headers()
             self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
 
         def log_message(self, *_):
             pass
 
+    def redirect(self):
+        self.send_response(302)
+        self.send_header("Location", location)
+        self.end_headers()
+
+    if location:
+        Handler.do_HEAD = redirect
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -218,3 +232,40 @@ def test_the_endpoint_gets_the_whole_address_and_the_headers():
     assert path == "/score?key=a"
     assert headers["Authorization"] == "Bearer b"
     assert headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_gets_no_header(code):
+    sent.clear()
+    with (
+        serving(lengths) as (elsewhere, asked),
+        serving(lambda _: (code, b""), location=f"{elsewhere}?token=hunter2") as (url, _),
+    ):
+        line = told(url, headers={"Authorization": "Bearer b"})
+    assert line.startswith(f"reward.url: {url}: redirects to {elsewhere} (HTTP {code}); ")
+    assert line.endswith("Try the final address as reward.url")
+    assert asked == []
+    assert [path for path, _ in sent] == ["/score"], "the redirect is neither followed nor repeated"
+
+
+def test_a_redirect_is_found_out_before_the_run():
+    with (
+        serving(lengths) as (elsewhere, _),
+        serving(lambda _: (302, b""), location=elsewhere) as (url, _),
+        pytest.raises(DataError, match=rf"redirects to {elsewhere} \(HTTP 302\)"),
+    ):
+        open_rewards(RewardsConfig(url=url, timeout=5), None, context())
+
+
+@pytest.mark.parametrize(
+    ("location", "shown"),
+    [
+        ("/v2?key=x", "{host}/v2"),
+        ("http://me:pw@[bad", "an address that cannot be read"),
+        ("ftp://h/x", "ftp://h/x"),
+    ],
+)
+def test_any_address_of_a_redirect_is_one_line_without_secrets(location, shown):
+    with serving(lambda _: (307, b""), location=location) as (url, _):
+        host = url.removesuffix("/score")
+        assert f"redirects to {shown.format(host=host)} (HTTP 307)" in told(url)

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -65,6 +66,29 @@ def test_a_line_that_is_written_over_is_logged_once(tmp_path, monkeypatch):
         print(" a line", file=sys.stderr)
     assert (tmp_path / "log.txt").read_text() == "step 2\nresult\nhalf a line\n"
     assert terminal.getvalue() == "\r\x1b[Kstep 1\r\x1b[Kstep 2\nhalf a line\n"
+
+
+def test_colours_and_control_codes_of_a_terminal_are_not_logged(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with logged(tmp_path):
+        print("\x1b[?25l\x1b[1;31mtokenizing\x1b[0m\x1b[2K \x1b[38;5;237m10%", file=sys.stderr)
+        print("\x1b", end="", file=sys.stderr)
+        print("[32mdone\x1b[0m [1] is kept", file=sys.stderr)
+    assert (tmp_path / "log.txt").read_text() == "tokenizing 10%\ndone [1] is kept\n"
+    assert terminal.getvalue().startswith("\x1b[?25l\x1b[1;31m")
+
+
+@pytest.mark.parametrize("error", [None, DataError("rows.jsonl:1: no text")])
+def test_a_last_line_without_its_end_is_logged_before_the_error(error, tmp_path, capsys):
+    with suppress(DataError), logged(tmp_path):
+        print("half a line", end="")
+        print("\r\x1b[K", end="", file=sys.stderr)
+        if error:
+            raise error
+    told = "half a line\n" + ("error: rows.jsonl:1: no text\n" if error else "")
+    assert (tmp_path / "log.txt").read_text() == told
+    assert capsys.readouterr().out == "half a line"
 
 
 def test_a_stream_that_outlives_the_run_still_writes(tmp_path, capsys):

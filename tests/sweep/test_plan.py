@@ -7,6 +7,7 @@ import pytest
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.sweep.config import Objective
 from rlhf_cli.sweep.plan import Sweep, plan
 
 TINY = ("model=tiny", "data=tiny")
@@ -112,3 +113,17 @@ def test_the_ends_of_an_interval_are_checked():
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="got -1"):
         planned(*words, "lr=interval(-1,1e-3)")
+
+
+def test_jobs_are_compared_by_one_metric():
+    words = (*TINY, "loss_type=sigmoid,kto")
+    with pytest.raises(ConfigError) as caught:
+        planned(*words, command="dpo")
+    assert str(caught.value) == (
+        "sweep.metric: differs between the jobs (eval/rewards/accuracies max, eval/loss min); "
+        "need one to compare them by. Try sweep.metric=eval/loss sweep.mode=min"
+    )
+    chosen = planned(*words, "sweep.metric=eval/loss", "sweep.mode=min", command="dpo")
+    assert chosen.objective == Objective("eval/loss", "min")
+    with pytest.raises(ConfigError, match=r"differs between the jobs \(a min, b min\)"):
+        planned(*TINY, "sweep.metric=a,b", "sweep.mode=min")

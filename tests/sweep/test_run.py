@@ -228,6 +228,19 @@ def test_the_final_value_is_that_of_held_out_rows_else_of_training(tmp_path):
     assert math.isnan(jobs.final(tmp_path / "nowhere", "eval/loss"))
 
 
+@pytest.mark.parametrize(
+    ("metric", "in_training"),
+    [
+        ("eval/score", "objective/scores"),
+        ("eval/kl", "objective/kl"),
+        ("eval/response_length", "tokens/response_length"),
+    ],
+)
+def test_a_metric_that_has_another_name_in_training_is_found(metric, in_training, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, in_training: 1.25}) + "\n")
+    assert jobs.final(tmp_path, metric) == 1.25
+
+
 @pytest.mark.usefixtures("started")
 def test_a_sweeper_is_given_a_number_to_minimize_and_infinity_of_a_failed_job(tmp_path):
     greatest = Objective("eval/acc", "max")
@@ -289,6 +302,26 @@ def test_the_kl_stands_beside_the_score(capsys):
     head, first, *_ = capsys.readouterr().out.splitlines()
     assert head.split() == ["rank", "job", "seed", "status", "eval/score", "eval/kl", "eval/loss"]
     assert first.split() == ["1", "1", "2", "complete", "3", "5", "0.9"]
+
+
+@pytest.mark.usefixtures("started")
+def test_a_sweep_of_ppo_without_held_out_rows_goes_by_the_scores_of_training(monkeypatch, capsys):
+    def follow(command: list[str]) -> int:
+        given = dict(word.split("=", 1) for word in command[4:])
+        out = Path(given["output_dir"])
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "manifest.json").write_text('{"status": "complete"}')
+        line = {"step": 1, "loss": 0.5, "objective/scores": float(given["seed"])}
+        (out / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        return 0
+
+    monkeypatch.setattr(jobs, "_follow", follow)
+    words = ["data.eval=none", "seed=1,3,2", "output_dir=out"]
+    assert cli.main(["ppo", "-m", *TINY, *PPO, *words]) == 0
+    head, first, *_, best, _ = capsys.readouterr().out.splitlines()
+    assert "objective/scores (training)" in head
+    assert first.split() == ["1", "1", "3", "complete", "3"]
+    assert best.startswith("best by objective/scores (training) (max): job 1: ")
 
 
 @pytest.mark.usefixtures("graded")

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
+from rlhf_cli.errors import DataError
 from rlhf_cli.verbs.evaluate.subject import names
 
 
@@ -77,6 +78,16 @@ def test_what_is_given_wins_over_the_rules_of_the_run(run_of):
     shutil.copytree(run / "model", "copied")
     assert values(evaluate("copied", "data=tiny")) == pytest.approx(values(given))
     assert evaluate(plain, "data.train_on=all")["sft", "loss"]["value"] != after(plain)["loss"]
+
+
+@pytest.mark.parametrize("words", [(), ("template=always",)], ids=str)
+def test_long_rows_are_cut_to_the_positions_of_a_model_that_is_no_run(run_of, capsys, words):
+    shutil.copytree(run_of("sft") / "model", "plain")
+    long = {"prompt": "Tea? ", "completion": "Yes, with milk. " * 200}
+    capsys.readouterr()
+    found = evaluate("plain", f"data={write(long, *PAIRS)}", *words)
+    assert found["plain", "loss"]["n"] == 4
+    assert "data.max_length: 512, the model's positions" in capsys.readouterr().err
 
 
 def test_the_loss_is_that_of_the_models_own_forward_pass(run_of):
@@ -329,3 +340,17 @@ def test_an_interrupt_keeps_the_columns_that_are_finished(run_of, capsys, monkey
     words = [run_of("sft"), run_of("pretrain"), f"data={write(*PAIRS)}", "output=out.json"]
     assert cli.main(["evaluate", *map(str, words)]) == 130
     assert capsys.readouterr().out.splitlines()[0].split() == ["sft", "n"]
+
+
+def test_an_interrupt_after_a_failure_is_reported_as_an_interrupt(run_of, capsys, monkeypatch):
+    from rlhf_cli.verbs.evaluate import run as verb
+
+    errors = iter([DataError("rows.jsonl: broken"), KeyboardInterrupt()])
+
+    def fail(*_):
+        raise next(errors)
+
+    monkeypatch.setattr(verb, "_measured", fail)
+    words = [run_of("sft"), run_of("pretrain"), f"data={write(*PAIRS)}"]
+    assert cli.main(["evaluate", *map(str, words)]) == 130
+    assert "sft: not measured, rows.jsonl: broken" in capsys.readouterr().err

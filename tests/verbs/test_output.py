@@ -139,3 +139,26 @@ def test_a_pipe_is_written_to():
         assert os.read(reader, 10) == b"a\n"
     os.close(reader)
     assert Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_pipe_without_a_name_is_written_to(link):
+    """As `/dev/stdout | ...` and `>(...)` in a shell: links under /proc to `pipe:[NUMBER]`."""
+    reader, writer = os.pipe()
+    output = Path(f"/dev/fd/{writer}")
+    if link:
+        Path("link").symlink_to(output)
+        output = Path("link")
+    with writing(output) as write:
+        write("a\n")
+        assert os.read(reader, 10) == b"a\n"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_the_command_writes_to_a_pipe_without_a_name():
+    reader, writer = os.pipe()
+    assert cli.main([*GENERATE, "prompts=prompts.jsonl", f"output=/dev/fd/{writer}"]) == 0
+    os.close(writer)
+    with open(reader, encoding="utf-8") as rows:
+        assert [json.loads(row)["prompt"] for row in rows] == ["Tea?", "Salt?"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from http.client import HTTPException
-from typing import Any
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.parse import urljoin, urlsplit
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from rlhf_cli.config.references import public_url
 from rlhf_cli.context import say
@@ -32,6 +32,17 @@ class _Unanswered(Exception):
     """The request may be answered if it is repeated."""
 
 
+class _NoRedirects(HTTPRedirectHandler):
+    """Leaves a redirect as an HTTPError: urllib would send the headers to any other host."""
+
+    def http_error_302(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage
+    ) -> None:
+        """Not handled, so that urllib raises the error."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 class EndpointScorer:
     """Sends batches to an endpoint, again where it does not answer; a score is never made up.
 
@@ -46,17 +57,18 @@ class EndpointScorer:
     def __init__(
         self, source: RewardSource, key: str, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        self.source, self.pause = source, pause
+        self.source, self.key, self.pause = source, key, pause
         self.described = public_url(source.url)
         self.who = f"{key}: {self.described}"
         own_machine = urlsplit(source.url).hostname in LOCAL
-        self.opener = build_opener(ProxyHandler({})) if own_machine else build_opener()
+        proxies = [ProxyHandler({})] if own_machine else []
+        self.opener = build_opener(_NoRedirects, *proxies)
 
     def require_listener(self) -> None:
-        """Find out before a run starts whether anything is there; what it answers does not matter.
+        """Find out before a run starts whether anything is there that does not redirect.
 
         Raises:
-            DataError: nothing is.
+            DataError: nothing is there, or it redirects.
         """
         self._patiently(self._knock)
 
@@ -128,8 +140,26 @@ class EndpointScorer:
             raise _Unanswered(f"broke off ({first_line(error)})") from error
 
     def _open(self, request: Request) -> bytes:
-        with self.opener.open(request, timeout=self.source.timeout) as answer:
-            return bytes(answer.read())
+        try:
+            with self.opener.open(request, timeout=self.source.timeout) as answer:
+                return bytes(answer.read())
+        except HTTPError as error:
+            location = error.headers.get("Location")
+            if location is None or not 300 <= error.code < 400:
+                raise
+            error.close()
+            raise DataError(self._redirected(error.code, location)) from error
+
+    def _redirected(self, code: int, location: str) -> str:
+        try:
+            target = public_url(urljoin(self.source.url, " ".join(location.split())))
+        except ValueError:
+            target = "an address that cannot be read"
+        return (
+            f"{self.who}: redirects to {target} (HTTP {code}); need an endpoint that answers "
+            "itself, because headers and prompts are sent to no other address. "
+            f"Try the final address as {self.key}"
+        )
 
     def _read(self, answer: bytes) -> Any:
         try:

@@ -19,6 +19,7 @@ from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
 from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.stages.compared import require_reference
 from rlhf_cli.stages.held_out import Evaluation
+from rlhf_cli.stages.opening import say_max_length
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import answer
 from rlhf_cli.stages.ppo.learning import Teacher
@@ -40,6 +41,7 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
         DataError: there is no prompt.
     """
     require_reference(cfg)
+    say_max_length(cfg)
     tokenizer = load_tokenizer(cfg.model)
     prompts = load_held_out_prompts(cfg.data, stage)
     if prompts is None:

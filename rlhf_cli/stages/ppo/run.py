@@ -23,6 +23,7 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
+from rlhf_cli.stages.opening import say_max_length
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import evaluate
 from rlhf_cli.stages.ppo.loss import TEXT
@@ -51,6 +52,7 @@ class Rollouts(PPOTraining):
 
     def __init__(self, cfg: PPOConfig, out: Path) -> None:
         super().__init__(cfg, out)
+        say_max_length(cfg)
         self.asked = self._encode(load_training_prompts(cfg.data, "ppo", cfg.seed))
         held_out = load_held_out_prompts(cfg.data, "ppo")
         self.held_out = self._encode(held_out) if held_out else None

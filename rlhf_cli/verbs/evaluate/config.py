@@ -50,7 +50,8 @@ class HeldOutConfig:
     """Our column name -> the name in the file, or a text with names in braces."""
 
     max_length: Annotated[int, AtLeast(2), Unit("tokens")] | Literal["auto"] = "auto"
-    """Longest row; for a model that is no run `auto` is 1024."""
+    """Longest row; for a model that is no run `auto` is 1024, or the model's positions where these
+    are fewer."""
 
     truncation: Literal["auto", "prompt_start", "response_end", "refuse"] = "auto"
     """What becomes of longer rows; for a model that is no run `auto` is `prompt_start`."""

@@ -75,10 +75,10 @@ def _answer(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext)
         )
     torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
     answers = Answers([], [], [], [])
-    progress = ProgressCount("answers", len(tokens))
-    for batch in author.answer(tokens, cfg.sampling, cfg.batch_size):
-        progress.add(len(batch.texts))
-        answers.extend(batch)
+    with ProgressCount("answers", len(tokens)) as progress:
+        for batch in author.answer(tokens, cfg.sampling, cfg.batch_size):
+            progress.add(len(batch.texts))
+            answers.extend(batch)
     say(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
     return answers
 

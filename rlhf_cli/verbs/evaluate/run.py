@@ -25,18 +25,20 @@ def run(cfg: EvaluateConfig) -> None:
     ctx = open_context(cfg.precision, cfg.seed, Path())
     if not cfg.output:
         _, failed = _report(cfg, ctx)
-        _raise_first(failed)
+        _raise_reason(failed)
         return
     with writing(Path(cfg.output)) as write:
         report, failed = _report(cfg, ctx)
         write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        _raise_first(failed)  # within: an older result is not replaced by one with columns missing
+        _raise_reason(failed)  # within: an older result is not replaced by one with columns missing
     say(f"results: {cfg.output}")
 
 
-def _raise_first(failed: list[BaseException]) -> None:
+def _raise_reason(failed: list[BaseException]) -> None:
+    """Raise the interrupt that ended the measuring, else the first error."""
     if failed:
-        raise failed[0]
+        interrupts = (e for e in failed if isinstance(e, KeyboardInterrupt | Interrupted))
+        raise next(interrupts, failed[0])
 
 
 def _report(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], list[BaseException]]:

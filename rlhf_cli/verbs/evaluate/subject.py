@@ -63,6 +63,7 @@ def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
     if cfg.template != "auto":
         config = config if stage == "ppo" else as_rows_config(config)
         config = replace(config, template=cfg.template)
+    config.fit_to_model()  # as a stage does; `data` is a copy of the run's
     return Subject(name, stage, config, settings.commits if settings else {})
 
 

@@ -215,6 +215,14 @@ def test_a_response_each_to_several_prompts_is_shown(ppo, files):
     assert len({row["prompt"] for row in rows}) == len(rows) == 4
 
 
+def test_prompts_lowered_to_the_positions_of_the_model_are_said(ppo, files, capsys):
+    line = "data.max_length: 512, the model's positions\n"
+    ppo("max_steps=1", "data.eval=prompts.jsonl")
+    assert capsys.readouterr().err.count(line) == 1
+    assert cli.main(["evaluate", "run"]) == 0
+    assert capsys.readouterr().err.count(line) == 1
+
+
 def test_the_progress_line_has_score_and_kl(ppo, capsys):
     (line,) = ppo("max_steps=1")
     [shown] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("step 1/1")]
