@@ -76,20 +76,23 @@ def with_references(tree: Any, references: References, prefix: str = "") -> Any:
     return Reference(references[prefix]) if prefix in references else tree
 
 
-def without_unset(tree: Any) -> Any:
-    """Nested values in which a reference to a variable that is not set is an empty text."""
+def with_unset_as_text(tree: Any) -> Any:
+    """Nested values in which a reference to a variable that is not set is not resolved.
+
+    What reads the value refuses it: see `unset_names`.
+    """
     if isinstance(tree, dict):
-        return {name: without_unset(value) for name, value in tree.items()}
+        return {name: with_unset_as_text(value) for name, value in tree.items()}
     if isinstance(tree, list):
-        return [without_unset(value) for value in tree]
+        return [with_unset_as_text(value) for value in tree]
     if not isinstance(tree, str):
         return tree
-    unset = [name for name in _ENVIRONMENT.findall(tree) if name not in os.environ]
-    return _WHOLE.sub(lambda found: "" if _name(found[0]) in unset else found[0], tree)
+    return _WHOLE.sub(lambda found: rf"\{found[0]}" if unset_names(found[0]) else found[0], tree)
 
 
-def _name(reference: str) -> str:
-    return str(_ENVIRONMENT.findall(reference)[0])
+def unset_names(text: str) -> list[str]:
+    """The variables that a text refers to and that are not set."""
+    return [name for name in _ENVIRONMENT.findall(text) if name not in os.environ]
 
 
 def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
@@ -119,13 +122,14 @@ def _need(key: str) -> str:
 
 
 def _secret_in_url(url: str) -> str:
-    """Which part of an address is a secret, in words; empty where none is."""
+    """Which parameter of an address is a secret; empty where none is.
+
+    A user and password before the host are refused in any case, where addresses are checked.
+    """
     try:
         parts = urlsplit(url)
     except ValueError:
         return ""
-    if parts.password:
-        return "the password before @"
     names = [name for name, value in parse_qsl(parts.query) if value and _is_secret_name(name)]
     return f"?{names[0]}=" if names else ""
 

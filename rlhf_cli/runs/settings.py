@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from rlhf_cli.config.check import Problem, check
 from rlhf_cli.config.recipe import read
-from rlhf_cli.config.references import without_unset
+from rlhf_cli.config.references import with_unset_as_text
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import manifest
 from rlhf_cli.runs.contents import CONFIG
@@ -50,7 +50,7 @@ def read_settings(model: str) -> Settings | None:
         return None
     command = COMMANDS[found.stage]
     # a key that was added since has what is its default now
-    whole = OmegaConf.merge(asdict(command.config()), without_unset(found.values))
+    whole = OmegaConf.merge(asdict(command.config()), with_unset_as_text(found.values))
     tree: Any = OmegaConf.to_container(whole, resolve=True)
     checked = check(command, tree, {}, whole=False)
     gone = [problem for problem in checked.problems if problem.about_data]

@@ -8,7 +8,9 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.config.references import literal_secrets, public_url
+from rlhf_cli.errors import ConfigError
 from rlhf_cli.launch.task import Task
+from rlhf_cli.rewards.sources.endpoint import EndpointScorer
 from rlhf_cli.runs import secrets
 from rlhf_cli.runs.settings import read_settings
 from tests.rewards.test_endpoint import serving
@@ -110,7 +112,7 @@ def test_a_wrong_value_from_the_environment_is_not_shown(capsys):
 def test_a_secret_in_plain_text_is_refused_and_not_shown(word, capsys):
     assert cli.main(["ppo", "model=tiny", "data=tiny", word]) == 2
     said = capsys.readouterr().err
-    assert "holds a secret as plain text" in said
+    assert "need it from the environment" in said or "need it in a header" in said
     assert "${oc.env:NAME}" in said
     assert KEY not in said
 
@@ -150,7 +152,9 @@ def test_a_run_is_read_back_where_the_variable_is_not_set(monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     settings = read_settings("run")
     assert settings is not None
-    assert settings.config.reward.url == "http://127.0.0.1/s?key="
+    assert settings.config.reward.url.endswith("?key=${oc.env:JUDGE_KEY}")
+    with pytest.raises(ConfigError, match="environment variable JUDGE_KEY is not set"):
+        EndpointScorer(settings.config.reward, "reward.url")
 
 
 SFT = ["sft", "model=tiny", "data=tiny", "train.precision=fp32", "max_steps=1", "output_dir=run"]

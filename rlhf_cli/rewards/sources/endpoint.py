@@ -11,9 +11,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
-from rlhf_cli.config.references import public_url
+from rlhf_cli.config.references import public_url, unset_names
 from rlhf_cli.context import say
-from rlhf_cli.errors import DataError, first_line
+from rlhf_cli.errors import ConfigError, DataError, first_line
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource
 from rlhf_cli.rewards.sources.scorer import numbers
@@ -50,6 +50,9 @@ class EndpointScorer:
         source: `url`, `timeout`, `retries` and `batch_size`.
         key: that named it, for messages.
         pause: waits for some seconds.
+
+    Raises:
+        ConfigError: its address or a header needs an environment variable that is not set.
     """
 
     nbytes = 0
@@ -57,6 +60,12 @@ class EndpointScorer:
     def __init__(
         self, source: RewardSource, key: str, pause: Callable[[float], None] = time.sleep
     ) -> None:
+        for text in (source.url, *source.headers.values()):
+            for name in unset_names(text):
+                raise ConfigError(
+                    f"{key}: the environment variable {name} is not set, which its address or "
+                    f"headers refer to. Try export {name}=..."
+                )
         self.source, self.key, self.pause = source, key, pause
         self.described = public_url(source.url)
         self.who = f"{key}: {self.described}"
