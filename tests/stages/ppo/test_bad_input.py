@@ -1,11 +1,13 @@
 """What is wrong with a run of PPO is told in one line, before anything is lost."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.rollout import probe
+from rlhf_cli.runs import contents
 from tests.stages.ppo.conftest import words_of
 
 BROKEN = """
@@ -135,3 +137,24 @@ def test_rows_without_a_prompt_are_told_with_their_reason(files, capsys):
     assert (
         "  refused: 1 row, no message before the assistant's; the first is chats.jsonl:2" in shown
     )
+
+
+def test_a_reward_that_fails_in_the_middle_leaves_a_run_that_can_be_started_again(files, capsys):
+    Path("failing.py").write_text(
+        "from pathlib import Path\n"
+        "calls = []\n"
+        "def score(prompts, responses, **columns):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2 and not Path('back').exists():\n"
+        "        raise ValueError('the judge is away')\n"
+        "    return [1.0] * len(responses)\n"
+    )
+    words = words_of("train.log_steps=5", "sample_steps=1", "reward.function=failing.py:score")
+    assert cli.main(words) == 3
+    names = {path.name for path in Path("run").iterdir()}
+    assert {"config.yaml", "manifest.json", "log.txt", "metrics.jsonl", "samples.jsonl"} <= names
+    assert names <= {*contents.FILES, *contents.FOLDERS, contents.MANIFEST, contents.CHECKPOINTS}
+    Path("back").touch()
+    assert cli.main(words) == 0
+    rows = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in rows} == {1, 2, 3}

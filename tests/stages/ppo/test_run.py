@@ -18,7 +18,6 @@ from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.ranks import Ranks
 from rlhf_cli.rollout import engine
-from rlhf_cli.runs import contents
 from rlhf_cli.stages.ppo import training
 from rlhf_cli.stages.ppo.loss import TEXT, PPOLoss
 from rlhf_cli.stages.ppo.rows import Written, minibatches
@@ -357,24 +356,3 @@ def test_a_held_out_kl_is_of_sampled_tokens_alone(ppo):
     plain, trl = (ppo(*words, f"compat={kind}", out=kind)[-1] for kind in ("none", "trl"))
     assert plain["eval/eos_fraction"] > 0
     assert trl["eval/kl"] == pytest.approx(plain["eval/kl"], abs=1e-5)
-
-
-def test_a_reward_that_fails_in_the_middle_leaves_a_run_that_can_be_started_again(files, capsys):
-    Path("failing.py").write_text(
-        "from pathlib import Path\n"
-        "calls = []\n"
-        "def score(prompts, responses, **columns):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 2 and not Path('back').exists():\n"
-        "        raise ValueError('the judge is away')\n"
-        "    return [1.0] * len(responses)\n"
-    )
-    words = words_of("train.log_steps=5", "sample_steps=1", "reward.function=failing.py:score")
-    assert cli.main(words) == 3
-    names = {path.name for path in Path("run").iterdir()}
-    assert {"config.yaml", "manifest.json", "log.txt", "metrics.jsonl", "samples.jsonl"} <= names
-    assert names <= {*contents.FILES, *contents.FOLDERS, contents.MANIFEST, contents.CHECKPOINTS}
-    Path("back").touch()
-    assert cli.main(words) == 0
-    rows = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]
-    assert {row["step"] for row in rows} == {1, 2, 3}
