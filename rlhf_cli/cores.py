@@ -2,9 +2,14 @@
 
 import math
 import os
+import time
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+LOAD = Path("/proc/loadavg")
+"""Its fourth word is `RUNNING/ALL`: the threads of the machine that run or wait for a core."""
+
+LOOKS = 5
 
 
 def cores() -> int:
@@ -17,13 +22,26 @@ def cores() -> int:
 
 
 def yield_cores() -> None:
-    """Let threads of torch that wait for each other give up their core soon.
+    """Beside other work, let threads of torch that wait for each other give up their core soon.
 
     libgomp's threads spin at the end of each parallel region, on a core that the thread they wait
-    for may need; see `benchmarks/spinning.py`. Read when torch is loaded; what the user set stays.
+    for may need; where nothing else runs, spinning is faster (`benchmarks/spinning.py` has both).
+    Read when torch is loaded; what the user set stays.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
+    if "OMP_WAIT_POLICY" not in os.environ and _others_run():
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+def _others_run() -> bool:
+    """Whether something beside this process wants a core now, at each of a few looks."""
+    running = []
+    for _ in range(LOOKS):
+        try:
+            running.append(int(LOAD.read_text().split()[3].partition("/")[0]))
+        except (OSError, ValueError, IndexError):  # no Linux
+            return False
+        time.sleep(0.002)
+    return min(running) > 1
 
 
 def _share() -> float:

@@ -42,7 +42,15 @@ def test_threads_are_no_more_than_cores_unless_the_user_says_so(monkeypatch):
         torch.set_num_threads(before)
 
 
-def test_threads_that_wait_give_up_their_core_unless_the_user_says_otherwise(monkeypatch):
+def test_threads_that_wait_give_up_their_core_beside_other_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "LOAD", tmp_path / "loadavg")
+    yield_cores()  # no such file
+    (tmp_path / "loadavg").write_text("2.10 1.90 1.80 1/201 4711")
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    yield_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
+    (tmp_path / "loadavg").write_text("0.10 0.10 0.10 3/201 4711")
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
