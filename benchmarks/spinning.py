@@ -4,7 +4,8 @@
 
 Forward and backward passes of four small layers on two threads, in a process of its own for each of
 libgomp's ways to wait, in turns: its own default, 1,000 rounds (what `rlhf` sets where other work
-runs when it starts), and none. The other work is as many processes as there are cores, each in a loop.
+runs when it starts), and none. The other work is as many processes as there are cores, each in a
+loop.
 """
 
 import argparse
