@@ -1,4 +1,4 @@
-"""Every command that users are told to type: in the README, the pages, the help and the recipes."""
+"""Every command that the README, the documentation, the help texts and the recipes show."""
 
 import re
 from pathlib import Path

@@ -184,8 +184,7 @@ class _Sums:
 
     def add(self, z: Tensor, low: int) -> None:
         """Take in one tile of logits [S, v]; destroys it."""
-        here = (self.targets >= low) & (self.targets < low + z.shape[1])
-        column = (self.targets - low).clamp(0, z.shape[1] - 1)[:, None]
+        here, column = _in_tile(self.targets, low, z.shape[1])
         self.target = torch.where(here, z.gather(1, column).squeeze(1), self.target)
         highest, where = z.max(1) if "top1" in self.want else (z.amax(1), None)
         if where is not None:
@@ -203,6 +202,15 @@ class _Sums:
         if "sum_sq" in self.want:
             self.squares = self.squares * shrink.square() + z.square_().sum(1)
         self.maximum = maximum
+
+
+def _in_tile(targets: Tensor, low: int, width: int) -> tuple[Tensor, Tensor]:
+    """[S] whether each target is among the `width` columns from `low` on, and [S, 1] its column.
+
+    The column of a target that is not is any of them: nothing waits for how many there are.
+    """
+    here = (targets >= low) & (targets < low + width)
+    return here, (targets - low).clamp(0, width - 1)[:, None]
 
 
 @dataclass(frozen=True)
@@ -235,8 +243,7 @@ class _Slope:
             logp = z - self.lse[:, None]
             weight = (logp + self.entropy[:, None]).mul_(-self.for_entropy[:, None]).add_(shared)
             z.copy_(logp.exp_().mul_(weight))
-        here = (self.targets >= low) & (self.targets < low + z.shape[1])
-        column = (self.targets - low).clamp(0, z.shape[1] - 1)[:, None]
+        here, column = _in_tile(self.targets, low, z.shape[1])
         z.scatter_add_(1, column, torch.where(here, self.for_logp, 0.0)[:, None])
         if through_cap is not None:
             z.mul_(through_cap)

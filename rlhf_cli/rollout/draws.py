@@ -46,8 +46,8 @@ class Draws:
         else:
             own = whole.gather(1, drawn.clamp(min=0)[:, None]).squeeze(1)
             # one transfer for both: fp64 holds every id and every fp32 number exactly
-            numbers, logprobs = torch.stack([drawn.double(), own.double()]).tolist()
-            tokens = [int(number) for number in numbers]
+            ids, logprobs = torch.stack([drawn.double(), own.double()]).tolist()
+            tokens = [int(token) for token in ids]
             for row, logprob in zip(live, logprobs, strict=True):
                 row.logprobs.append(logprob)
         require_tokens(tokens)

@@ -43,10 +43,8 @@ class Meter:
 
     def state_dict(self) -> dict[str, list[float]]:
         """This rank's sums as JSON values."""
-        if not self.sums:
-            return {}
-        totals, counts = (_numbers(column) for column in zip(*self.sums.values(), strict=True))
-        return {name: [totals[k], counts[k]] for k, name in enumerate(self.sums)}
+        flat = _numbers([value for pair in self.sums.values() for value in pair])
+        return {name: flat[2 * k : 2 * k + 2] for k, name in enumerate(self.sums)}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         """Continue from `state_dict`."""

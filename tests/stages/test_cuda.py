@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf_cli import cli
 from rlhf_cli.train import loop
-from rlhf_cli.train.metrics import read_metrics
+from rlhf_cli.train.metrics import Meter, read_metrics
 from tests.fake_cuda import fake_cuda
 from tests.helpers import last_of_each, without_machine
 from tests.stages.test_stages import stop_after
@@ -84,6 +85,16 @@ def test_a_stage_trains_on_a_gpu_and_hardly_waits(name, tmp_path, waits):
     assert cli.main(words(stage, tmp_path / "run")) == 0
     assert len(waits) == 2
     assert waits[1].total() <= budget, waits[1]  # the first rollout tries the model's decoding too
+
+
+def test_a_logged_line_waits_once(monkeypatch):
+    with fake_cuda(monkeypatch) as fake:
+        here, there = torch.tensor(6.0), torch.ones(3).to("cuda")
+        meter = Meter()
+        meter.add({"a": (there.sum(), there.sum()), "b": (there.sum(), 2.0), "c": (here, 3)})
+        fake.waits.clear()
+        assert meter.read() == {"a": 1.0, "b": 1.5, "c": 2.0}
+        assert fake.waits.total() == 1
 
 
 def test_a_run_on_a_gpu_is_continued_bitwise(tmp_path, monkeypatch, waits, capsys):
