@@ -14,7 +14,7 @@ import torch
 from benchmarks import judged, sft
 from benchmarks.common import now
 from rlhf_cli.context import RunContext, choose_compute
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import micro_batches
@@ -102,7 +102,7 @@ class Step:
     def __init__(
         self,
         policy: Policy,
-        rows: list[Rows],
+        rows: list[TokenBatch],
         loss: Loss,
         compute: torch.dtype,
         products: bool = True,
@@ -168,10 +168,10 @@ def _levers(settings: Settings) -> Iterator[None]:
         yield
 
 
-def likelihood(policy: Policy, everywhere: bool = False) -> Callable[[Rows], LossOutput]:
+def likelihood(policy: Policy, everywhere: bool = False) -> Callable[[TokenBatch], LossOutput]:
     """SFT's loss."""
 
-    def loss(rows: Rows) -> LossOutput:
+    def loss(rows: TokenBatch) -> LossOutput:
         given = at_all_positions(rows) if everywhere else rows
         nll = nll_loss(policy(given).logp)
         kept = nll[torch.isin(given.scored, rows.scored)] if everywhere else nll
@@ -180,7 +180,7 @@ def likelihood(policy: Policy, everywhere: bool = False) -> Callable[[Rows], Los
     return loss
 
 
-def at_all_positions(rows: Rows) -> Rows:
+def at_all_positions(rows: TokenBatch) -> TokenBatch:
     """Every token but the first of each row is scored."""
     follows = torch.ones(len(rows.tokens), dtype=torch.bool)
     follows[rows.starts + rows.lengths - 1] = False
@@ -188,13 +188,13 @@ def at_all_positions(rows: Rows) -> Rows:
 
 
 def preference(
-    policy: Policy, rows: list[Rows], settings: Settings, compute: torch.dtype
-) -> tuple[Loss, list[Rows]]:
+    policy: Policy, rows: list[TokenBatch], settings: Settings, compute: torch.dtype
+) -> tuple[Loss, list[TokenBatch]]:
     """DPO's loss, and the rows with what it reads."""
     copied = frozen_copy(policy, compute)
 
     @torch.no_grad()
-    def of(given: Rows) -> torch.Tensor:
+    def of(given: TokenBatch) -> torch.Tensor:
         return row_logprobs(copied(given), given)
 
     if not settings.stored:
@@ -204,7 +204,7 @@ def preference(
     return preference_loss(DPOConfig(), policy, read), stored
 
 
-def samples(examples: Examples, settings: Settings) -> list[Rows]:
+def samples(examples: Examples, settings: Settings) -> list[TokenBatch]:
     """Micro-batches of prompts with several responses each, of the rows' own tokens."""
     prompt, response, count = settings.prompt, settings.response, settings.samples
     group = prompt + count * response
@@ -215,7 +215,9 @@ def samples(examples: Examples, settings: Settings) -> list[Rows]:
     return [_of_prompts(taken[at : at + a_pass], at, prompt, response) for at in starts]
 
 
-def _of_prompts(parts: tuple[torch.Tensor, ...], first: int, prompt: int, response: int) -> Rows:
+def _of_prompts(
+    parts: tuple[torch.Tensor, ...], first: int, prompt: int, response: int
+) -> TokenBatch:
     rows = [
         torch.cat([part[:prompt], tail]) for part in parts for tail in part[prompt:].split(response)
     ]
@@ -223,4 +225,4 @@ def _of_prompts(parts: tuple[torch.Tensor, ...], first: int, prompt: int, respon
     starts = torch.arange(len(rows)) * length
     scored = (starts[:, None] + torch.arange(prompt - 1, length - 1)).flatten()
     example = first + torch.arange(len(parts)).repeat_interleave(len(rows) // len(parts))
-    return Rows(torch.cat(rows), torch.full((len(rows),), length), scored, example)
+    return TokenBatch(torch.cat(rows), torch.full((len(rows),), length), scored, example)

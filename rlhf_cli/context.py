@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from rlhf_cli.cores import cores
+from rlhf_cli.distributed import ALONE, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.ranks import ALONE, Ranks, current_ranks
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -35,7 +35,7 @@ class CheckpointError(RlhfError):
     """A checkpoint or run folder cannot be written, read or continued."""
 
 
-class PeerLost(RlhfError):
+class RankFailed(RlhfError):
     """Another process of the run ended first; its own error tells why."""
 
 

@@ -13,7 +13,7 @@ import torch
 
 from rlhf_cli.config import recipe
 from rlhf_cli.context import forked_rng
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.runs import lock
 from rlhf_cli.train import checkpoint as checkpoints
@@ -21,14 +21,16 @@ from rlhf_cli.train import checkpoint as checkpoints
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
-def rows_of(*rows: list[int], scored: list[list[int]] | None = None) -> Rows:
+def rows_of(*rows: list[int], scored: list[list[int]] | None = None) -> TokenBatch:
     """Rows from token ids; `scored` are positions in each row, by default all but the last."""
     lengths = torch.tensor([len(row) for row in rows])
     starts = lengths.cumsum(0) - lengths
     chosen = scored or [list(range(len(row) - 1)) for row in rows]
     flat = [int(start) + p for start, row in zip(starts, chosen, strict=True) for p in row]
     tokens = torch.tensor([token for row in rows for token in row])
-    return Rows(tokens, lengths, torch.tensor(flat, dtype=torch.long), torch.arange(len(rows)))
+    return TokenBatch(
+        tokens, lengths, torch.tensor(flat, dtype=torch.long), torch.arange(len(rows))
+    )
 
 
 def recipe_words(name: str) -> tuple[str, list[str]]:
@@ -47,7 +49,7 @@ def recipe_words(name: str) -> tuple[str, list[str]]:
     return read.stage or "sft", words if has_rows else [*words, "data=tiny"]
 
 
-def random_rows(lengths: list[int], vocab: int = 97, seed: int = 0) -> Rows:
+def random_rows(lengths: list[int], vocab: int = 97, seed: int = 0) -> TokenBatch:
     """Rows of random tokens, every position scored."""
     generator = torch.Generator().manual_seed(seed)
     return rows_of(

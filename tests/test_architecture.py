@@ -16,11 +16,11 @@ MODULES = {
 }
 FLOORS = {
     **dict.fromkeys(("errors", "cores", "resources", "config", "command_line", "runs", "sweep"), 0),
-    **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "ranks"), 1),
+    **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),
     "stages": 4,
-    **dict.fromkeys(("verbs", "launch", "cli", "__main__"), 5),
+    **dict.fromkeys(("commands", "launch", "cli", "__main__"), 5),
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "safetensors"}
 
@@ -107,7 +107,7 @@ def test_packages_import_nothing():
             "torch.random.fork_rng()",
             set(),
         ),  # saves the generators of all GPUs, and warns; see forked_rng
-        ('torch.device("cpu")', {"context.py", "verbs/merge.py"}),  # a model says where it is
+        ('torch.device("cpu")', {"context.py", "commands/merge.py"}),  # a model says where it is
     ],
 )
 def test_what_works_on_one_cpu_only_is_not_called(call, allowed):

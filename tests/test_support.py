@@ -30,7 +30,7 @@ def trained(out):
     weights = load_file(out / "checkpoints" / "step-000001" / "weights.safetensors")
     found = {}
     for name, tensor in weights.items():
-        if not name.startswith("critic."):  # a value model ends with its run
+        if not name.startswith("value_model."):  # a value model ends with its run
             name = name.removeprefix("model.").replace(".modules_to_save.default", "")
             name = name.replace("_vector.default.weight", "_vector").replace(".default", "")
             found[name] = tensor

@@ -188,7 +188,7 @@ def moved(mine: Learned, models: Models, theirs: dict[str, Tensor]) -> dict[str,
     difference, change = [], []
     for here, there, folder in (
         ("model.", "policy.", models.policy),
-        ("critic.model.model.", "value_model.", models.value),
+        ("value_model.model.model.", "value_model.", models.value),
     ):
         for name, before in load_file(folder / "model.safetensors").items():
             after = theirs[there + name]

@@ -26,7 +26,7 @@ class Learned:
     Attributes:
         metrics: what is logged of each rollout.
         experience: of each rollout.
-        weights: of policy (`model.`) and value model (`critic.model.model.`) after the last update.
+        weights: of policy (`model.`) and value model (`value_model.model.model.`) at the end.
     """
 
     metrics: ours.Series

@@ -15,7 +15,7 @@ from benchmarks.common import data_folder
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config.resolve import resolve
 from rlhf_cli.context import open_context, silence
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, load_eval_examples
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.models.load import load_policy, load_reward_model
@@ -72,7 +72,7 @@ def judge(run: Path, stage: str) -> Judged:
     return Judged(values, *_as_they_stand(examples))
 
 
-def _per_row(of: Callable[[Rows], Tensor], examples: Examples) -> Values:
+def _per_row(of: Callable[[TokenBatch], Tensor], examples: Examples) -> Values:
     with torch.no_grad():
         values, _ = row_values(
             lambda rows: {"value": of(rows)}, examples, TOKENS, torch.device("cpu")

@@ -12,7 +12,7 @@ from benchmarks.heads import once, ours
 from benchmarks.memory import forget_peak, held_bytes, peak_bytes
 from benchmarks.steps import PROMPT, TOKENS, Step, likelihood
 from rlhf_cli.context import settle_cpu
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.chunked import TILE_BYTES
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention import PRODUCT_LENGTH
@@ -78,21 +78,21 @@ def make_model(point: Point) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**shape)).train()
 
 
-def micro_batches(point: Point) -> list[Rows]:
+def micro_batches(point: Point) -> list[TokenBatch]:
     """The rows of a step in parts of at most `TOKENS`, those to one prompt together."""
     a_pass = max(1, TOKENS // (point.tokens * point.group)) * point.group
     starts = range(0, point.rows, a_pass)
     return [make_rows(point, min(a_pass, point.rows - start)) for start in starts]
 
 
-def make_rows(point: Point, count: int) -> Rows:
+def make_rows(point: Point, count: int) -> TokenBatch:
     """Random tokens; scored are those behind the prompt, else all but the first of a row."""
     groups, prompt = count // point.group, PROMPT if point.samples else 0
     tokens = torch.randint(0, point.vocab, (groups, point.group, point.tokens))
     tokens[:, :, :prompt] = tokens[:, :1, :prompt]
     first = max(prompt - 1, 0)
     starts = torch.arange(count) * point.tokens
-    return Rows(
+    return TokenBatch(
         tokens.flatten(),
         torch.full((count,), point.tokens),
         (starts[:, None] + torch.arange(first, point.tokens - 1)).flatten(),
@@ -100,7 +100,7 @@ def make_rows(point: Point, count: int) -> Rows:
     )
 
 
-def flop(work: Work, rows: Rows) -> float:
+def flop(work: Work, rows: TokenBatch) -> float:
     """Of a micro-batch, what rows share counted once."""
     layout = lay_out(rows, share=True).layout
     lengths = layout.lengths
@@ -113,7 +113,7 @@ def flop(work: Work, rows: Rows) -> float:
     return work.token * sum(lengths) + work.pair * pairs + work.scored * len(rows.scored)
 
 
-def memory(policy: Policy, rows: list[Rows], point: Point, dtype: torch.dtype) -> float:
+def memory(policy: Policy, rows: list[TokenBatch], point: Point, dtype: torch.dtype) -> float:
     """Bytes: 16 a parameter, activations of the largest micro-batch, the output layer's tiles.
 
     The copies in the compute type and the output layer's gradient come to it.

@@ -15,7 +15,7 @@ NUMBERS = ("sizes", "owners", "common", "count")
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenBatch:
     """A micro-batch of token rows, flat.
 
     Attributes:
@@ -111,7 +111,7 @@ class Rows:
             "chosen_tokens": int(first[self.row_of_scored].sum()),
         }
 
-    def to(self, device: torch.device) -> Rows:
+    def to(self, device: torch.device) -> TokenBatch:
         """The same rows on another device; what is known of them as numbers goes with them.
 
         To ask the device for a number is to wait until it has done all it was given.
@@ -134,7 +134,7 @@ class Rows:
         vars(rows).update({name: getattr(self, name) for name in NUMBERS})
         return rows
 
-    def with_token_columns(self, columns: Mapping[str, Tensor]) -> Rows:
+    def with_token_columns(self, columns: Mapping[str, Tensor]) -> TokenBatch:
         """The rows with these token columns in place of their own, and the numbers known of them.
 
         Args:
@@ -148,7 +148,7 @@ class Rows:
         vars(rows)["count"] = _count_marked(columns) | count
         return rows
 
-    def split(self) -> Iterator[Rows]:
+    def split(self) -> Iterator[TokenBatch]:
         """Each example on its own; rows of one example stay together."""
         for example in self.example_of_row.unique_consecutive():
             kept = self.example_of_row == example

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.order import Order
-from rlhf_cli.ranks import ALONE, Ranks
+from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.train.config import TrainConfig
 
-Updates = list[list[Rows]]
+Updates = list[list[TokenBatch]]
 Indices = Sequence[int] | NDArray[np.int64]
 
 
-def collate(examples: Examples, indices: Indices) -> Rows:
+def collate(examples: Examples, indices: Indices) -> TokenBatch:
     """The rows of some examples, in the order of the indices."""
     chosen = np.asarray(indices, np.int64)
     starts, rows = examples.token_starts, examples.example_starts
@@ -30,7 +30,7 @@ def collate(examples: Examples, indices: Indices) -> Rows:
     of_example = [slice(rows[i], rows[i + 1]) for i in chosen]
     lengths = [np.diff(examples.row_starts[s.start : s.stop + 1]) for s in of_example]
     trained = np.concatenate([examples.trained[span] for span in spans])
-    return Rows(
+    return TokenBatch(
         torch.from_numpy(
             np.concatenate([examples.tokens[span] for span in spans]).astype(np.int64)
         ),
@@ -45,7 +45,7 @@ def collate(examples: Examples, indices: Indices) -> Rows:
     )
 
 
-def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list[Rows]:
+def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list[TokenBatch]:
     """Some examples in parts of at most `max_tokens` tokens, those of like length together.
 
     An example is never split; one that is longer by itself stands alone.
@@ -53,7 +53,7 @@ def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list
     return [collate(examples, part) for part in parts(examples, indices, max_tokens)]
 
 
-def eval_batches(examples: Examples, max_tokens: int, ranks: Ranks = ALONE) -> Iterator[Rows]:
+def eval_batches(examples: Examples, max_tokens: int, ranks: Ranks = ALONE) -> Iterator[TokenBatch]:
     """All examples once, in micro-batches, always in the same order; dealt out to the ranks."""
     every = parts(examples, np.arange(len(examples)), max_tokens)
     for part in islice(every, ranks.rank, None, ranks.size):
@@ -130,7 +130,7 @@ class ExampleSource:
         """Steps of the whole run, from its first."""
         return self.order.total_steps
 
-    def __iter__(self) -> Iterator[list[Rows]]:
+    def __iter__(self) -> Iterator[list[TokenBatch]]:
         """This rank's micro-batches of each step that is left."""
         while (updates := self.next_step()) is not None:
             yield from updates

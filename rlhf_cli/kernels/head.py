@@ -53,7 +53,7 @@ class TokenLogprobs:
         lse: log-sum-exp of the logits.
         sum_sq: Σ p², the chance that two draws agree; no gradient.
         top1: bool, the target is the likeliest token; no gradient.
-        value: what a critic beside the policy expects from the target on.
+        value: what a value model beside the policy expects from the target on.
         router: how the rows were routed to experts.
     """
 

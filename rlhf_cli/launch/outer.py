@@ -36,7 +36,7 @@ def follow(own: Place) -> int:
     Returns:
         Exit code; rank 0's, where it started no run.
     """
-    from rlhf_cli.ranks import join, leave, meet
+    from rlhf_cli.distributed import join, leave, meet
 
     store = meet("env://", own.rank, own.size, WAIT)
     store.wait([MESSAGE], WAIT)
@@ -60,7 +60,7 @@ def follow(own: Place) -> int:
 
 def lead(task: Task, own: Place) -> dict[str, Any]:
     """Prepare a run, tell the others, and do rank 0's part of it."""
-    from rlhf_cli.ranks import leave
+    from rlhf_cli.distributed import leave
 
     if _told.is_set():
         raise ConfigError("several runs: a launcher starts processes for one; start each by itself")
@@ -80,7 +80,7 @@ def lead(task: Task, own: Place) -> dict[str, Any]:
 
 def dismiss(own: Place, code: int) -> None:
     """Let the others end with rank 0, where it found nothing to run or could not start it."""
-    from rlhf_cli.ranks import leave
+    from rlhf_cli.distributed import leave
 
     if not _told.is_set():
         _tell(json.dumps({"exit": code}), own)
@@ -88,7 +88,7 @@ def dismiss(own: Place, code: int) -> None:
 
 
 def _tell(text: str, own: Place) -> None:
-    from rlhf_cli.ranks import join, meet
+    from rlhf_cli.distributed import join, meet
 
     store = meet("env://", own.rank, own.size)
     store.set(MESSAGE, text)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlhf_cli import errors
 from rlhf_cli.command_line import failures
-from rlhf_cli.errors import Interrupted, PeerLost, RlhfError, first_line
+from rlhf_cli.errors import Interrupted, RankFailed, RlhfError, first_line
 from rlhf_cli.stages.registry import Command
 
 
@@ -29,7 +29,7 @@ class Report:
     @property
     def secondary(self) -> bool:
         """Whether the rank only noticed that another one had ended."""
-        return self.kind == PeerLost.__name__
+        return self.kind == RankFailed.__name__
 
     @property
     def exit_code(self) -> int:

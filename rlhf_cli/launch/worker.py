@@ -55,7 +55,7 @@ def main(folder: Path) -> int:
 
 
 def _work(folder: Path, task: Task, own: Place) -> dict[str, Any]:
-    from rlhf_cli.ranks import join, leave, meet
+    from rlhf_cli.distributed import join, leave, meet
 
     # a file, not a port: nobody else can take it between our choice and its use
     store = meet(f"file://{folder / STORE}", own.rank, own.size)

@@ -9,7 +9,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import FLASH, LoadConfig, ModelConfig
 from rlhf_cli.models.precision import as_computed, without_own_gradients
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.trunk import Trunk, without_dropout
+from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 
 PADDED = ("sdpa", "eager")
 """Attention by which rows are padded; any other keeps flat rows apart."""
@@ -32,7 +32,7 @@ def require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
         raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
 
 
-def set_attention(loaded: Trunk, cfg: LoadConfig, compute: torch.dtype) -> None:
+def set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:
     """Let a model compute with the attention that is asked for, and probe it.
 
     Raises:

@@ -18,11 +18,11 @@ from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rlhf_cli.context import say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ConfigError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION, per_row_attention
 from rlhf_cli.models.probes import embedded, gradient_at, probe_rows, tolerance, unlike
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.wrapper import ModelWrapper
 
 ADVICE = "Try train.compile=false"
 
@@ -41,7 +41,7 @@ def require_compiler(compiles: bool, device: torch.device) -> None:
         )
 
 
-def compile_layers(model: Trunk) -> None:
+def compile_layers(model: ModelWrapper) -> None:
     """Compile the decoder layers, compare what they give, and say how long it took.
 
     Args:
@@ -80,7 +80,7 @@ def uncompiled(model: nn.Module) -> AbstractContextManager[object]:
     return stance
 
 
-def _values_and_gradient(model: Trunk, rows: Rows) -> tuple[Tensor, Tensor]:
+def _values_and_gradient(model: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:
     with embedded(model) as inputs:
         values, _ = model.values(rows)
         return values.detach(), gradient_at(inputs, values)

@@ -40,8 +40,8 @@ from rlhf_cli.models.precision import lower
 from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.source import Source, find_source
-from rlhf_cli.models.trunk import Trunk, describe_attention, padded_attention
 from rlhf_cli.models.vocabulary import find_support
+from rlhf_cli.models.wrapper import ModelWrapper, describe_attention, padded_attention
 
 Role = TypeVar("Role", Policy, RewardModel)
 
@@ -171,7 +171,7 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
 
 
 def _weights(
-    role: type[Trunk],
+    role: type[ModelWrapper],
     cfg: ModelConfig,
     quant: QuantConfig,
     source: Source,
@@ -206,7 +206,7 @@ def _weights(
     )
 
 
-def _tell(policy: Trunk, name: str, compute: torch.dtype) -> None:
+def _tell(policy: ModelWrapper, name: str, compute: torch.dtype) -> None:
     """One line: what is trained, what is frozen, and how much memory each takes."""
     params = list(policy.parameters())
     trained = [p for p in params if p.requires_grad]
@@ -223,7 +223,7 @@ def _tell(policy: Trunk, name: str, compute: torch.dtype) -> None:
     say(f"{said}: {name}, {held}, {layout}, attention {attention}")
 
 
-def recompute_activations(policy: Trunk) -> None:
+def recompute_activations(policy: ModelWrapper) -> None:
     """Keep one vector a layer and token for the backward pass and compute the rest again."""
     model = policy.model
     arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients

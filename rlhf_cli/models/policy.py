@@ -8,22 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Routed, TokenLogprobs
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.logprobs import token_logprobs
-from rlhf_cli.models.critic import Critic
 from rlhf_cli.models.heads import Tap, read_head
 from rlhf_cli.models.router import routed
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.value_model import ValueModel
+from rlhf_cli.models.wrapper import ModelWrapper
 
 
-class Policy(Trunk):
+class Policy(ModelWrapper):
     """A causal language model seen as a function from rows to token log-probabilities.
 
     Attributes:
-        critic: the value model beside it, where the policy is trained with one.
+        value_model: the value model beside it, where the policy is trained with one.
         support: the ids that it can draw, where the tokenizer has no token for some rows of the
             output layer; else none.
     """
@@ -34,7 +34,7 @@ class Policy(Trunk):
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.tap = Tap(self.output_layer, through=slice(0))  # logits of a whole batch never exist
-        self.critic: Critic | None = None
+        self.value_model: ValueModel | None = None
         self.support: Support | None = None
 
     @property
@@ -49,7 +49,7 @@ class Policy(Trunk):
 
     def forward(
         self,
-        rows: Rows,
+        rows: TokenBatch,
         *,
         role: str = "policy",
         want: Iterable[str] = ("logp",),
@@ -61,7 +61,7 @@ class Policy(Trunk):
         Args:
             rows: on this policy's device.
             role: `policy`, or a role whose adapters stand on the same base.
-            want: as in `token_logprobs`, `value` for what the critic expects, and `router` for how
+            want: as in `token_logprobs`, `value` for the value model's values, and `router` for how
                 the rows were routed to experts.
             temperature: > 0; divides the logits.
             sampled: under the distribution that responses are drawn from, in which ids without a
@@ -73,7 +73,7 @@ class Policy(Trunk):
 
         Raises:
             KeyError: the base has no such role.
-            ValueError: `value` is wanted of a policy without critic.
+            ValueError: `value` is wanted of a policy without value model.
         """
         wanted = set(want)
         with self.playing(role):
@@ -92,36 +92,40 @@ class Policy(Trunk):
         found = replace(found, router=router)
         if "value" not in wanted:
             return found
-        if self.critic is None:
-            raise ValueError("want: got value of a policy without critic")
-        return replace(found, value=self.critic(self, rows, lambda: hidden))
+        if self.value_model is None:
+            raise ValueError("want: got value of a policy without value model")
+        return replace(found, value=self.value_model(self, rows, lambda: hidden))
 
-    def expected(self, rows: Rows) -> Tensor:
-        """[S] fp32: what the critic expects from each scored token on, without the output layer.
+    def expected(self, rows: TokenBatch) -> Tensor:
+        """[S] fp32: the values at the scored positions, without the output layer.
 
-        The `value` of `forward`; the policy's own layers run only for a critic that reads them.
+        The `value` of `forward`; the policy's layers run only for a value model that reads them.
 
         Raises:
-            ValueError: the policy has no critic.
+            ValueError: the policy has no value model.
         """
-        if self.critic is None:
-            raise ValueError("expected: asked of a policy without critic")
+        if self.value_model is None:
+            raise ValueError("expected: asked of a policy without value model")
         with self.playing("policy"):
-            found: Tensor = self.critic(self, rows, lambda: self.hidden_states(rows, rows.scored))
+            found: Tensor = self.value_model(
+                self, rows, lambda: self.hidden_states(rows, rows.scored)
+            )
         return found
 
-    def hidden_states(self, rows: Rows, positions: Tensor) -> Tensor:
+    def hidden_states(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         """[P, d]: what the output layer would be given at some positions of the rows."""
         return self._pass(rows, positions, routes=False)[0]
 
-    def _pass(self, rows: Rows, positions: Tensor, routes: bool) -> tuple[Tensor, Routed | None]:
+    def _pass(
+        self, rows: TokenBatch, positions: Tensor, routes: bool
+    ) -> tuple[Tensor, Routed | None]:
         """Hidden states at some positions of the rows, and how their tokens were routed."""
         with self.tap.open() as tap:
             output, place = self._run(rows)
             hidden = place.take(tap.caught, positions)
         return hidden, routed(output, place, rows, self.model) if routes else None
 
-    def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def values(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
         """[S] log-probs, nats, and their rows."""
         return self(rows).logp, rows.row_of_scored
 

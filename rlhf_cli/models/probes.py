@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_cli.context import precision_name, say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import KernelError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.layers import drop_layers, own_layers, taken
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.sharing import LEAST, lay_out
-from rlhf_cli.models.trunk import Trunk, describe_attention, pad, padded_attention
+from rlhf_cli.models.wrapper import ModelWrapper, describe_attention, pad, padded_attention
 
 TOLERANCE = 1e-4
 """fp32, of `_distance`; rounding is under 1e-5."""
@@ -36,7 +36,7 @@ LEAST_SPREAD = 0.01
 """Of the size of log-probs: what they differ by, at least; a model can give all tokens the same."""
 
 
-def probe(policy: Trunk, *, may_fall_back: bool, may_drop_layers: bool = True) -> None:
+def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = True) -> None:
     """Compare what the model gives here, and gradients, with the plain model; print one line.
 
     Args:
@@ -68,7 +68,7 @@ def probe(policy: Trunk, *, may_fall_back: bool, may_drop_layers: bool = True) -
     policy.shares = _shares(policy)
 
 
-def _shares(policy: Trunk) -> bool:
+def _shares(policy: ModelWrapper) -> bool:
     """Whether what the rows of an example begin with alike can be computed once; told where not."""
     config = policy.model.config.get_text_config()
     pair = probe_pair(config.vocab_size, policy.device)
@@ -82,7 +82,7 @@ def _shares(policy: Trunk) -> bool:
     return not problem
 
 
-def probe_rows(vocab_size: int, device: torch.device) -> Rows:
+def probe_rows(vocab_size: int, device: torch.device) -> TokenBatch:
     """Three short rows of different lengths, every position scored."""
     lengths = torch.tensor([5, 9, 7])
     generator = torch.Generator().manual_seed(0)
@@ -90,21 +90,21 @@ def probe_rows(vocab_size: int, device: torch.device) -> Rows:
     ends = lengths.cumsum(0) - 1
     scored = torch.ones(len(tokens), dtype=torch.bool)
     scored[ends] = False
-    return Rows(tokens, lengths, scored.nonzero().squeeze(1), torch.arange(3)).to(device)
+    return TokenBatch(tokens, lengths, scored.nonzero().squeeze(1), torch.arange(3)).to(device)
 
 
-def probe_pair(vocab_size: int, device: torch.device) -> Rows:
+def probe_pair(vocab_size: int, device: torch.device) -> TokenBatch:
     """Two rows of one example that begin alike, every position scored."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocab_size, (LEAST + 11,), generator=generator)
     first, second = tokens[: LEAST + 4], torch.cat([tokens[:LEAST], tokens[LEAST + 4 :]])
     lengths = torch.tensor([len(first), len(second)])
     scored = torch.cat([torch.arange(LEAST + 3), torch.arange(LEAST + 6) + LEAST + 4])
-    rows = Rows(torch.cat([first, second]), lengths, scored, torch.zeros(2, dtype=torch.long))
+    rows = TokenBatch(torch.cat([first, second]), lengths, scored, torch.zeros(2, dtype=torch.long))
     return rows.to(device)
 
 
-def _compare_layers(policy: Trunk, rows: Rows, *, may_drop: bool) -> str:
+def _compare_layers(policy: ModelWrapper, rows: TokenBatch, *, may_drop: bool) -> str:
     """What differs, or empty; where it is liger's doing, its layers are dropped.
 
     Raises:
@@ -126,7 +126,7 @@ def _compare_layers(policy: Trunk, rows: Rows, *, may_drop: bool) -> str:
     return ""
 
 
-def _compare(policy: Trunk, rows: Rows) -> str:
+def _compare(policy: ModelWrapper, rows: TokenBatch) -> str:
     """What differs, or empty."""
     index = lay_out(rows, share=True).index
     try:
@@ -150,7 +150,7 @@ def _compare(policy: Trunk, rows: Rows) -> str:
     return unlike((ours, gradient), (plain, whole), policy.gives, tolerance(policy))
 
 
-def tolerance(policy: Trunk) -> float:
+def tolerance(policy: ModelWrapper) -> float:
     """How far values may be apart, relative to their size, for the types they are computed in."""
     layer = policy.model.get_input_embeddings()
     rounded = is_quantized(policy.model) or layer.weight.dtype != torch.float32
@@ -184,7 +184,7 @@ def _distance(got: Tensor, expected: Tensor, *, around_mean: bool) -> float:
 
 
 @contextmanager
-def embedded(policy: Trunk) -> Iterator[list[Tensor]]:
+def embedded(policy: ModelWrapper) -> Iterator[list[Tensor]]:
     """The embedded tokens of each forward pass inside, as inputs that have a gradient."""
     found: list[Tensor] = []
 
@@ -208,7 +208,7 @@ def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
     return bool(gradient[0, :start].any())
 
 
-def plain_values(policy: Trunk, rows: Rows) -> tuple[Tensor, Tensor]:
+def plain_values(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:
     """Values and gradients of each row alone, by the model's own forward pass.
 
     Its own attention and layers compute. Each row's activations are freed before the next.

@@ -7,16 +7,16 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.heads import Tap
-from rlhf_cli.models.trunk import Trunk, pad
 from rlhf_cli.models.vocabulary import embedding_rows
+from rlhf_cli.models.wrapper import ModelWrapper, pad
 
 HEAD = "score"
 """What transformers calls the layer that scores each position of a decoder."""
 
 
-class RewardModel(Trunk):
+class RewardModel(ModelWrapper):
     """A transformers sequence classifier with one label, seen as a function from rows to scores.
 
     A decoder's score is read at the row's last token, by its position. transformers looks for the
@@ -42,7 +42,7 @@ class RewardModel(Trunk):
         """The layer that scores each position; none where the model makes one score of a row."""
         return score_layer(self.model)
 
-    def forward(self, rows: Rows, *, role: str = "policy") -> Tensor:
+    def forward(self, rows: TokenBatch, *, role: str = "policy") -> Tensor:
         """[R], no unit, fp32: the score of each row; what rows of one prompt differ by counts.
 
         Args:
@@ -57,7 +57,7 @@ class RewardModel(Trunk):
                 return self._pooled(*pad(rows, self.padding_side, self.pad_token))
             return self.scores_at(rows, rows.starts + rows.lengths - 1)
 
-    def scores_at(self, rows: Rows, positions: Tensor) -> Tensor:
+    def scores_at(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         """[P] fp32: the score as it stands after each of some positions of the rows.
 
         Args:
@@ -81,7 +81,7 @@ class RewardModel(Trunk):
         logits: Tensor = self.model(input_ids=tokens, attention_mask=mask).logits
         return logits.float().squeeze(1)
 
-    def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def values(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
         """[R] scores and their rows."""
         scores = self(rows)
         return scores, rows.row_of_token[rows.starts]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Routed
-from rlhf_cli.models.trunk import Place
+from rlhf_cli.models.wrapper import TokenIndex
 
 
 def balance_coefficient(model: Any) -> float:
@@ -55,7 +55,7 @@ def tell_of_balance(model: Any, *, added: bool) -> None:
     say(f"router: its balancing loss is not added ({reason})")
 
 
-def routed(output: Any, place: Place, rows: Rows, model: Any) -> Routed:
+def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> Routed:
     """What a forward pass tells of the routers.
 
     Args:
@@ -85,7 +85,7 @@ def routed(output: Any, place: Place, rows: Rows, model: Any) -> Routed:
     return Routed(torch.stack(chosen).sum(0), torch.stack(share).sum(0), tokens)
 
 
-def _by_row(values: Tensor, rows: Rows, count: int) -> Tensor:
+def _by_row(values: Tensor, rows: TokenBatch, count: int) -> Tensor:
     """[R, E]: sums over the tokens of each row."""
     found = values.new_zeros(count, values.shape[1])
     return found.index_add(0, rows.row_of_token, values)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.adapters import Adapters
 from rlhf_cli.models.attach import attach_scorer
 from rlhf_cli.models.policy import Policy
@@ -17,7 +17,7 @@ from rlhf_cli.models.precision import lower
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.saved_embeddings import rows_of
 from rlhf_cli.models.source import Source
-from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.models.wrapper import without_dropout
 
 
 class SharedRewardModel(nn.Module):
@@ -45,7 +45,7 @@ class SharedRewardModel(nn.Module):
         """The transformers model that computes."""
         return self._policy[0].model
 
-    def forward(self, rows: Rows) -> Tensor:
+    def forward(self, rows: TokenBatch) -> Tensor:
         """[R], no unit, fp32: the score of each row, read at its last token."""
         [policy] = self._policy
         with policy.playing(self.role), without_dropout(policy):  # its own has some from training

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.attention import RowLayout
 
 LEAST = 32
@@ -33,19 +33,19 @@ class FlatRows:
     index: Tensor | None = None
 
 
-def shared_prefixes(rows: Rows) -> list[int]:
+def shared_prefixes(rows: TokenBatch) -> list[int]:
     """How many tokens of each row are computed once for all rows of its example."""
     return [common if common >= LEAST else 0 for common in rows.common]
 
 
-def saved_tokens(rows: Rows) -> int:
+def saved_tokens(rows: TokenBatch) -> int:
     """How many tokens of the rows are not computed, because another row begins with them."""
     shared = shared_prefixes(rows)
     again = [owner == last for last, owner in pairwise([-1, *rows.owners])]
     return sum(count for count, repeated in zip(shared, again, strict=True) if repeated)
 
 
-def lay_out(rows: Rows, *, share: bool) -> FlatRows:
+def lay_out(rows: TokenBatch, *, share: bool) -> FlatRows:
     """Rows in the order of their tokens.
 
     Args:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rlhf_cli.data.records.fields import flag
 from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
-from rlhf_cli.ranks import Ranks
 
 EDGE = 1e-6
 """Least distance of a probability from 0 and 1: a logit is at most 13.8."""

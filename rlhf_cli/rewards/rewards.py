@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import RunContext, say
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
-from rlhf_cli.ranks import Ranks
 from rlhf_cli.rewards.combine import RunningDeviation, llama2, safety_tags, weighted_sum
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
 from rlhf_cli.rewards.samples import Samples

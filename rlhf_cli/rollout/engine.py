@@ -15,8 +15,8 @@ from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.models.vocabulary import find_support, require_embedded_ids
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.decode import decode
@@ -88,7 +88,7 @@ def generate(
     """
     if logprobs and sampling.temperature == 0:
         raise ValueError("logprobs: asked for at temperature 0; need a temperature > 0")
-    inner = model.model if isinstance(model, Trunk) else model
+    inner = model.model if isinstance(model, ModelWrapper) else model
     if not prompts:
         return Rollout([], [], [])
     named = range(len(prompts)) if numbers is None else numbers

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
@@ -71,7 +71,7 @@ def _log_probs(
 ) -> Columns:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         out = policy(rows)
         return {
             "logp": row_logprobs(out, rows, ld_alpha),

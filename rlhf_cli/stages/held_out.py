@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
 from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
-from rlhf_cli.models.trunk import Trunk, without_dropout
 from rlhf_cli.models.vocabulary import require_embedded
+from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import say_max_length, say_plain_text
 from rlhf_cli.stages.session import require_context
@@ -49,8 +49,8 @@ def open_held_out(
 
 
 def numbers_of_rows(
-    values: Callable[[Rows], RowValues],
-    model: Trunk,
+    values: Callable[[TokenBatch], RowValues],
+    model: ModelWrapper,
     examples: Examples,
     cfg: StageConfig,
     ctx: RunContext,
@@ -76,7 +76,7 @@ def numbers_of_rows(
     )
     progress = ProgressCount("rows", len(examples.row_starts) - 1)
 
-    def counted(rows: Rows) -> RowValues:
+    def counted(rows: TokenBatch) -> RowValues:
         found = values(rows)
         progress.add(len(rows.lengths))
         return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import (
     LabelledRecord,
@@ -54,7 +54,7 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
 def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         return {"logp": row_logprobs(policy(rows), rows), "tokens": row_tokens(rows)}
 
     columns = numbers_of_rows(values, policy, loaded[0], cfg, ctx)

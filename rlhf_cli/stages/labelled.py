@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_cli.context import say
 from rlhf_cli.data.arrange import count_classes, unpair
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
@@ -67,7 +67,7 @@ def require_one_kind(kind: str) -> None:
         )
 
 
-def label_values(policy: Policy, reference: Reference, rows: Rows) -> RowValues:
+def label_values(policy: Policy, reference: Reference, rows: TokenBatch) -> RowValues:
     """Numbers of each row that its loss depends on."""
     return {
         "logp": row_logprobs(policy(rows), rows),

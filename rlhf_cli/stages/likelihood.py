@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.evaluation.bootstrap import Values, ratio
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
@@ -23,7 +24,6 @@ from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balance_coefficient
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.held_out import Columns, Evaluation, numbers_of_rows, open_held_out
 from rlhf_cli.stages.session import Session
@@ -53,7 +53,7 @@ def train_likelihood(
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
     coefficient = balance_coefficient(policy.model)
 
-    def token_loss(rows: Rows) -> LossOutput:
+    def token_loss(rows: TokenBatch) -> LossOutput:
         nll = nll_loss(policy(rows).logp)
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
 
@@ -73,7 +73,7 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         coefficient: weight of the balancing loss.
     """
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         out = policy(rows, want=("logp", "router"))
         assert out.router is not None
         nll = row_sums(nll_loss(out.logp), rows)
@@ -123,10 +123,10 @@ def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) 
     return likelihood(columns, size)
 
 
-def token_sums(policy: Policy) -> Callable[[Rows], RowValues]:
+def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
     """What a row's scored tokens add up to: nats, tokens, and those that are the likeliest."""
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         out = policy(rows, want=("logp", "top1"))
         assert out.top1 is not None
         return {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import say, silence
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
@@ -20,8 +20,8 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import frozen_copy, lower
 from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
-from rlhf_cli.models.trunk import without_dropout
 from rlhf_cli.models.vocabulary import require_shared_rows
+from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.session import Session
 from rlhf_cli.stages.training import Training
 from rlhf_cli.train.reference import COLUMN, with_reference
@@ -40,7 +40,7 @@ class Held:
     policy: Policy
     role: str = "policy"
 
-    def logprobs(self, rows: Rows, temperature: float) -> Tensor:
+    def logprobs(self, rows: TokenBatch, temperature: float) -> Tensor:
         """[S], nats, without gradient: of each scored token of a response, at a temperature."""
         with torch.no_grad(), without_dropout(self.policy):
             out = self.policy(rows, role=self.role, temperature=temperature, sampled=True)
@@ -64,10 +64,10 @@ class Reference:
         copy: the frozen copy that gives them, where there is one.
     """
 
-    logprobs: Callable[[Rows], Tensor]
+    logprobs: Callable[[TokenBatch], Tensor]
     copy: Held | None = None
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, rows: TokenBatch) -> Tensor:
         """The log-probs of rows."""
         return self.logprobs(rows)
 
@@ -100,7 +100,7 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
     if not cfg.needs_reference:
         return Reference(_zeros)
 
-    def of(held: Policy, rows: Rows, role: str = "policy") -> Tensor:
+    def of(held: Policy, rows: TokenBatch, role: str = "policy") -> Tensor:
         return row_logprobs(held(rows, role=role), rows, ld_alpha)
 
     kind = _kind(model, policy)
@@ -155,7 +155,7 @@ def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
     return Held(policy, "start")
 
 
-def _zeros(rows: Rows) -> Tensor:
+def _zeros(rows: TokenBatch) -> Tensor:
     """[R], for losses that compare with nothing."""
     return torch.zeros(len(rows.lengths), device=rows.tokens.device)
 
@@ -179,7 +179,7 @@ def _start(model: ComparedModelConfig, policy: Policy) -> str:
     return policy.adapters.source.describe() if policy.adapters else describe(model)
 
 
-def _frozen(of: Any, held: Policy, rows: Rows, role: str) -> Tensor:
+def _frozen(of: Any, held: Policy, rows: TokenBatch, role: str) -> Tensor:
     with torch.no_grad(), without_dropout(held):
         found: Tensor = of(held, rows, role)
         return found

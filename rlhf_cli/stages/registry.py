@@ -6,14 +6,14 @@ The runner is named, not imported: the command line checks a config before torch
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_cli.commands.config import GenerateConfig, MergeConfig
+from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.sft.config import SFTConfig
-from rlhf_cli.verbs.config import GenerateConfig, MergeConfig
-from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ COMMANDS = {
         Command(
             "generate",
             GenerateConfig,
-            "rlhf_cli.verbs.generate:run",
+            "rlhf_cli.commands.generate:run",
             trains=False,
             positional="model",
             examples=(
@@ -81,7 +81,7 @@ COMMANDS = {
         Command(
             "merge",
             MergeConfig,
-            "rlhf_cli.verbs.merge:run",
+            "rlhf_cli.commands.merge:run",
             trains=False,
             positional="model",
             examples=("runs/sft output_dir=runs/merged",),
@@ -89,7 +89,7 @@ COMMANDS = {
         Command(
             "evaluate",
             EvaluateConfig,
-            "rlhf_cli.verbs.evaluate.run:run",
+            "rlhf_cli.commands.evaluate.run:run",
             trains=False,
             positional="model",
             more="beside",
@@ -124,7 +124,7 @@ TOOLS = {
         Tool(
             "recipes",
             "List the shipped recipes, print one, or copy one to change it.",
-            "rlhf_cli.verbs.recipes:run",
+            "rlhf_cli.commands.recipes:run",
             {
                 "ls": "Name and purpose of each; `rlhf recipes` alone does the same.",
                 "show NAME": "Print the file.",
@@ -135,7 +135,7 @@ TOOLS = {
         Tool(
             "data",
             "Work on files of rows: scores of responses from comparisons.",
-            "rlhf_cli.verbs.data:run",
+            "rlhf_cli.commands.data:run",
             {
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
                 "`comparisons`, and write the rows with `scores` to a file or to the screen. "
@@ -145,7 +145,7 @@ TOOLS = {
         Tool(
             "env",
             "Show what a run finds here: versions, devices, folders and switches.",
-            "rlhf_cli.verbs.env:run",
+            "rlhf_cli.commands.env:run",
             {
                 "": "As lines, for a look or a bug report.",
                 "--json": "As one object, for scripts.",
@@ -154,7 +154,7 @@ TOOLS = {
         Tool(
             "docs",
             "List the pages of the documentation, or print one.",
-            "rlhf_cli.verbs.docs:run",
+            "rlhf_cli.commands.docs:run",
             {"": "Name and title of each page.", "NAME": "Print the page, as in `rlhf docs data`."},
         ),
     )

@@ -16,8 +16,8 @@ from rlhf_cli.data.report import count
 from rlhf_cli.data.tokens.specials import turn_end
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
-from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.models.vocabulary import require_embedded
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import open_rows
@@ -81,14 +81,14 @@ class Session(Training):
         self.require_positions(model)
         return self.settle(model)
 
-    def require_positions(self, model: Trunk, name: str = "model") -> None:
+    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
         """Refuse rows that are longer than the model's positions, or hold ids without a row."""
         for examples in (self.examples, *([self.held_out[0]] if self.held_out else [])):
             require_context(examples, model, name)
             require_embedded(examples, model.model, name)
 
     def train(
-        self, model: Trunk, loss: Loss, evaluate: Evaluate, state: StageState | None = None
+        self, model: ModelWrapper, loss: Loss, evaluate: Evaluate, state: StageState | None = None
     ) -> dict[str, Any]:
         """Train on the rows, save the result, and sum up.
 
@@ -156,7 +156,7 @@ def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
         )
 
 
-def require_context(examples: Examples, model: Trunk, name: str = "model") -> None:
+def require_context(examples: Examples, model: ModelWrapper, name: str = "model") -> None:
     """Refuse rows that are longer than the model's positions.
 
     Args:

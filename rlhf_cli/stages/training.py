@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.context import open_context, say, use_deterministic_algorithms
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.compiled import compile_layers, require_compiler
 from rlhf_cli.models.freeze import freeze
@@ -21,7 +21,7 @@ from rlhf_cli.models.load import Role, recompute_activations
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.router import tell_of_balance
 from rlhf_cli.models.tokenizer import tokenizer_hash
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
@@ -79,7 +79,7 @@ class Training(ABC):
         return model
 
     @abstractmethod
-    def require_positions(self, model: Trunk, name: str = "model") -> None:
+    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
         """Refuse rows that are longer than a model's positions.
 
         Raises:
@@ -88,12 +88,12 @@ class Training(ABC):
 
     def fit_and_save(
         self,
-        model: Trunk,
+        model: ModelWrapper,
         loss: Loss,
         source: StepSource,
         evaluate: Evaluate | None,
         *,
-        where: Callable[[Rows], str],
+        where: Callable[[TokenBatch], str],
         ends: Sequence[int],
         trained_on: str,
         state: StageState | None = None,
@@ -138,7 +138,7 @@ class Training(ABC):
         say(f"result: {ctx.out / 'model'}")
         return self._summary(result)
 
-    def _machinery(self, model: Trunk) -> dict[str, Any]:
+    def _machinery(self, model: ModelWrapper) -> dict[str, Any]:
         """What a result depends on beside the configuration, to the last bit."""
         cfg, ctx = self.cfg.train, self.ctx
         found = cfg.micro_batch_tokens or micro_batch_tokens(

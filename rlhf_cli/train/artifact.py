@@ -17,7 +17,7 @@ from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs import artifact, contents, hub, lock
 from rlhf_cli.runs.files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
@@ -25,7 +25,7 @@ from rlhf_cli.train.loop import RunResult
 
 
 def save_model(
-    policy: Trunk,
+    policy: ModelWrapper,
     tokenizer: Any,
     ends: Sequence[int],
     trained_on: str,
@@ -77,7 +77,7 @@ def save_model(
         ) from error
 
 
-def _write_weights(policy: Trunk, folder: Path, dtype: torch.dtype) -> None:
+def _write_weights(policy: ModelWrapper, folder: Path, dtype: torch.dtype) -> None:
     if policy.adapters is None:
         policy.model.config.dtype = dtype
         policy.model.save_pretrained(folder)
@@ -87,7 +87,7 @@ def _write_weights(policy: Trunk, folder: Path, dtype: torch.dtype) -> None:
         policy.model.generation_config.save_pretrained(folder)
 
 
-def _origin(policy: Trunk, cfg: LoadConfig) -> dict[str, Any]:
+def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:
     """Where the weights come from; for an adapter, all that its base must be to go with it."""
     commits = {"commits": _commits(cfg.model)}
     if policy.adapters is None:

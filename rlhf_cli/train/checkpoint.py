@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
-from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.runs import contents, lock
 from rlhf_cli.runs.folder import checkpoints
 from rlhf_cli.train.generators import Generators, read_generators, restore_generators

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.ranks import Ranks
 from rlhf_cli.train.optim import MasterAdamW
 
 BUCKET_BYTES = 64 * 2**20

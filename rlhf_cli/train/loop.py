@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
-from rlhf_cli.models.trunk import Trunk, without_dropout
+from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.contents import METRICS
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
@@ -66,14 +66,14 @@ class RunResult:
 class Trainer:
     """The state that one run of the loop carries from step to step."""
 
-    policy: Trunk
+    policy: ModelWrapper
     source: StepSource
     loss: Loss
     cfg: TrainConfig
     lr: float
     ctx: RunContext
     evaluate: Callable[[], dict[str, float]] | None
-    where: Callable[[Rows], str]
+    where: Callable[[TokenBatch], str]
     machinery: dict[str, Any]
     trackers: Trackers | None = None
     state: StageState = field(default_factory=StageState)
@@ -168,7 +168,7 @@ class Trainer:
         if updates is None:
             return False
         lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
-        done: list[Rows] = []
+        done: list[TokenBatch] = []
         for update in updates:
             self._update(update, lr)
             done += update
@@ -179,7 +179,7 @@ class Trainer:
         self._measure(lr, done, time.monotonic() - began)
         return True
 
-    def _update(self, update: list[Rows], lr: float) -> None:
+    def _update(self, update: list[TokenBatch], lr: float) -> None:
         """One move of the optimizer; every rank notes its rows, rank 0 what is the same on all."""
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.loss, self.optimizer, self.ranks)
@@ -196,7 +196,7 @@ class Trainer:
             }
         )
 
-    def _measure(self, lr: float, done: list[Rows], seconds: float) -> None:
+    def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
         once = int(self.ranks.main)
         tokens = sum(len(rows.tokens) for rows in done)
@@ -212,7 +212,7 @@ class Trainer:
             }
         )
 
-    def _explain(self, error: NonFiniteStep, step: list[Rows]) -> NonFinite:
+    def _explain(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """Name the rows; parameters are still those of the step before."""
         own = sorted(
             (rows.owners[0], self.where(rows), what)
@@ -280,14 +280,14 @@ def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
 
 
 def fit(
-    policy: Trunk,
+    policy: ModelWrapper,
     source: StepSource,
     loss: Loss,
     cfg: TrainConfig,
     ctx: RunContext,
     *,
     lr: float,
-    where: Callable[[Rows], str],
+    where: Callable[[TokenBatch], str],
     evaluate: Callable[[], dict[str, float]] | None = None,
     checkpoint: Path | None = None,
     machinery: dict[str, Any] | None = None,

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import eval_batches
+from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.losses.reduce import scaled_loss
-from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 
 _EXAMPLE = "index of the example"
@@ -42,7 +42,7 @@ def measure(
 
 
 def row_values(
-    values: Callable[[Rows], RowValues],
+    values: Callable[[TokenBatch], RowValues],
     examples: Examples,
     max_tokens: int,
     device: torch.device,

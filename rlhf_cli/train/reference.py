@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate, parts
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
-from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.models.wrapper import without_dropout
 
 COLUMN = "reference"
 """Of `Rows.columns`: what the reference gives a row, nats."""
@@ -31,7 +31,7 @@ MOST_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 """Nats a token, in the mean, by which a stored number may differ from one computed here: the rows
 it is computed with are others, and rounding with them."""
 
-RowLogprobs = Callable[[Policy, Rows, str], Tensor]
+RowLogprobs = Callable[[Policy, TokenBatch, str], Tensor]
 """[R], nats, of a model, rows and a role: what the losses compare."""
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.reduce import LossOutput, scaled_loss
-from rlhf_cli.ranks import Ranks
 
 RowValues = Mapping[str, Tensor]
 """Name -> [R], a number for each row; those of the model have a gradient."""
@@ -30,12 +30,12 @@ class RowLoss:
         couples: the loss of a row depends on other examples of the step.
     """
 
-    values: Callable[[Rows], RowValues]
+    values: Callable[[TokenBatch], RowValues]
     of: Callable[[RowValues], LossOutput]
     observe: Callable[[RowValues], None] | None = None
     couples: bool = False
 
-    def __call__(self, rows: Rows) -> LossOutput:
+    def __call__(self, rows: TokenBatch) -> LossOutput:
         """The loss of these rows."""
         return self.of(self.values(rows))
 
@@ -54,7 +54,7 @@ class RowLoss:
 
 
 def backward_whole_step(
-    step: Sequence[Rows],
+    step: Sequence[TokenBatch],
     loss: RowLoss,
     counts: Mapping[str, float],
     ranks: Ranks,

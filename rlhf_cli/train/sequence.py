@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.head import TokenLogprobs
 from rlhf_cli.logprobs import sum_by_row
 from rlhf_cli.losses.preference import ld_weight
 
 
-def row_sums(values: Tensor, rows: Rows) -> Tensor:
+def row_sums(values: Tensor, rows: TokenBatch) -> Tensor:
     """[R]: the sum over each row's scored tokens of values [S]."""
     return sum_by_row(values, rows.row_of_scored, len(rows.lengths))
 
@@ -21,12 +21,12 @@ def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
     return values[0::2], values[1::2]
 
 
-def row_tokens(rows: Rows) -> Tensor:
+def row_tokens(rows: TokenBatch) -> Tensor:
     """[R] fp32: how many tokens of each row are scored."""
     return row_sums(torch.ones(len(rows.scored), device=rows.tokens.device), rows)
 
 
-def row_logprobs(out: TokenLogprobs, rows: Rows, ld_alpha: float = 1.0) -> Tensor:
+def row_logprobs(out: TokenLogprobs, rows: TokenBatch, ld_alpha: float = 1.0) -> Tensor:
     """[R], nats: log p of each row's response.
 
     Args:
@@ -39,7 +39,7 @@ def row_logprobs(out: TokenLogprobs, rows: Rows, ld_alpha: float = 1.0) -> Tenso
     return row_sums(out.logp * _ld_weights(rows, ld_alpha), rows)
 
 
-def _ld_weights(rows: Rows, alpha: float) -> Tensor:
+def _ld_weights(rows: TokenBatch, alpha: float) -> Tensor:
     """[S]: LD-DPO's weight of each scored token."""
     counts = row_tokens(rows)
     ends = counts.long().cumsum(0)  # of integers, whose order does not matter: see deterministic

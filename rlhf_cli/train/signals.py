@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from rlhf_cli.context import say
-from rlhf_cli.ranks import Ranks
+from rlhf_cli.distributed import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 
 
 class StageState:
@@ -35,7 +35,7 @@ class StepSource(Protocol):
     def total_steps(self) -> int:
         """Steps of the whole run, from its first."""
 
-    def next_step(self) -> Iterable[list[Rows]] | None:
+    def next_step(self) -> Iterable[list[TokenBatch]] | None:
         """The updates of the next step, one after the other; or None: the run is over.
 
         An update is one move of the optimizer: this rank's micro-batches of it, perhaps none. All

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.data.batches import Rows
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.models.wrapper import ModelWrapper
 
 PROBE_SECONDS = 0.15
 PROBES = 3
@@ -33,13 +33,13 @@ class Work:
     pair: int
     scored: int
 
-    def of(self, rows: Rows) -> float:
+    def of(self, rows: TokenBatch) -> float:
         """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
         pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 
-def work_of(policy: Trunk) -> Work:
+def work_of(policy: ModelWrapper) -> Work:
     """Count a policy's products.
 
     2 FLOP a weight and token forward, 2 for the gradient of what goes in, and 2 more for that of

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.losses.reduce import LossOutput, Metrics, scaled_loss
-from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.row_loss import RowLoss, backward_whole_step
 
-Loss = Callable[[Rows], LossOutput]
+Loss = Callable[[TokenBatch], LossOutput]
 
 
 class NonFiniteStep(Exception):
@@ -40,7 +40,7 @@ class Gradients:
 
 
 def accumulate(
-    step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = ALONE
+    step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = ALONE
 ) -> Gradients:
     """Add up the gradients of a step's micro-batches, those of all ranks.
 
@@ -85,14 +85,16 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     optimizer.step(lr)
 
 
-def culprits(step: Sequence[Rows], loss: Loss, optimizer: MasterAdamW) -> list[tuple[Rows, str]]:
+def culprits(
+    step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW
+) -> list[tuple[TokenBatch, str]]:
     """Which of this rank's examples have a non-finite loss or gradient, each tried alone.
 
     Returns:
         (its rows, what was not finite) of each; empty where only their sum overflows.
     """
 
-    def alone(rows: Rows) -> LossOutput:
+    def alone(rows: TokenBatch) -> LossOutput:
         return loss(rows)  # as one micro-batch: what goes on from step to step sees none of it
 
     found = []

@@ -55,7 +55,7 @@ def test_other_prompts_are_refused(tmp_path, models, prompts):
 
 def test_parameters_are_compared_by_name_and_with_how_far_they_went(models):
     names = {"policy.": models.policy, "value_model.": models.value}
-    ours = {"policy.": "model.", "value_model.": "critic.model.model."}
+    ours = {"policy.": "model.", "value_model.": "value_model.model.model."}
     theirs, mine = {}, {}
     for there, folder in names.items():
         for name, before in load_file(folder / "model.safetensors").items():

@@ -19,10 +19,10 @@ from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.records.record import TextRecord
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.launch import parent
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.opening import open_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.errors import DataError, Interrupted, PeerLost
+from rlhf_cli.errors import DataError, Interrupted, RankFailed
 from rlhf_cli.launch import parent
 from rlhf_cli.launch.environment import Place, place, threads
 from rlhf_cli.launch.reports import read_report, report_of, write_report
@@ -86,7 +86,9 @@ def test_a_signal_to_the_parent_reaches_every_rank(tmp_path):
 
 
 def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):
-    for rank, error in enumerate((PeerLost("connection closed"), DataError("r.jsonl:3: no text"))):
+    for rank, error in enumerate(
+        (RankFailed("connection closed"), DataError("r.jsonl:3: no text"))
+    ):
         write_report(tmp_path, report_of(error, rank, SFT))
     reports = [read_report(tmp_path, rank) for rank in (0, 1)]
     error = parent.Watch([], tmp_path).verdict(reports, tmp_path)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.sharing import LEAST, lay_out
 from tests.models.test_policy import ARCHITECTURES, gradient, make_policy, relative_error
@@ -28,7 +28,7 @@ def alike(*examples, seed=0):
     ends = lengths.cumsum(0) - 1
     scored = torch.ones(int(lengths.sum()), dtype=torch.bool)
     scored[ends] = False
-    return Rows(torch.cat(parts), lengths, scored.nonzero().squeeze(1), torch.tensor(owner))
+    return TokenBatch(torch.cat(parts), lengths, scored.nonzero().squeeze(1), torch.tensor(owner))
 
 
 MIXED = alike((40, (9, 30)), (0, (12,)), (LEAST + 1, (5, 6, 60)), (4, (8, 8)))
@@ -71,7 +71,7 @@ def test_every_token_is_where_the_index_says(examples):
 
 def test_a_row_that_another_begins_with_keeps_a_token_of_its_own():
     tokens = torch.arange(50)
-    rows = Rows(
+    rows = TokenBatch(
         torch.cat([tokens[:40], tokens]),
         torch.tensor([40, 50]),
         torch.tensor([38, 88]),
@@ -82,7 +82,9 @@ def test_a_row_that_another_begins_with_keeps_a_token_of_its_own():
 
 def test_rows_of_other_examples_share_nothing():
     one = alike((60, (5,)))
-    twice = Rows(one.tokens.repeat(2), one.lengths.repeat(2), one.scored, torch.tensor([0, 1]))
+    twice = TokenBatch(
+        one.tokens.repeat(2), one.lengths.repeat(2), one.scored, torch.tensor([0, 1])
+    )
     assert lay_out(twice, share=True).index is None
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_cli.distributed import ALONE
 from rlhf_cli.errors import DataError
-from rlhf_cli.ranks import ALONE
 from rlhf_cli.rewards.combine import RunningDeviation, llama2, safety_tags, whiten
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
 from rlhf_cli.rewards.rewards import open_rewards

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from rlhf_cli import cli
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.resources import cache_folder, shipped
 from rlhf_cli.stages.dpo.config import LossName
 from rlhf_cli.train.metrics import read_metrics
@@ -90,7 +90,7 @@ def test_how_a_step_is_cut_does_not_matter(case, whole, tmp_path):
 @pytest.mark.parametrize("case", ["reward", "dpo, sorted", "bco"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_does_not_matter(case, side, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trunk, "padding_side", side)
+    monkeypatch.setattr(ModelWrapper, "padding_side", side)
     attention = "sdpa" if side == "left" else "eager"
     require_equal(whole(case), run(tmp_path / "run", *CASES[case], f"model.attention={attention}"))
 

@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.ranks import ALONE, Ranks
 from rlhf_cli.train import exchange
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.exchange import add_gradients, require_equal_weights

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.records.fields import Message, Prompt, Response
 from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.data.records.row_errors import Refused
@@ -94,7 +94,9 @@ def _cut(row: TokenRow, limit: int, bos: int | None) -> TokenRow:
     return cut.row
 
 
-def batched(rows: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[list[int], Rows]]:
+def batched(
+    rows: Sequence[Sequence[int]], max_tokens: int
+) -> Iterator[tuple[list[int], TokenBatch]]:
     """Indices and rows of micro-batches of at most `max_tokens`, padding counted; longest first."""
     order = sorted(range(len(rows)), key=lambda index: (-len(rows[index]), index))
     while order:
@@ -103,8 +105,8 @@ def batched(rows: Sequence[Sequence[int]], max_tokens: int) -> Iterator[tuple[li
         yield chosen, _flat([rows[index] for index in chosen])
 
 
-def _flat(rows: Sequence[Sequence[int]]) -> Rows:
+def _flat(rows: Sequence[Sequence[int]]) -> TokenBatch:
     """Rows one after another; no position is scored, the whole row is."""
     tokens = torch.tensor([token for row in rows for token in row])
     lengths = torch.tensor([len(row) for row in rows])
-    return Rows(tokens, lengths, torch.empty(0, dtype=torch.long), torch.arange(len(rows)))
+    return TokenBatch(tokens, lengths, torch.empty(0, dtype=torch.long), torch.arange(len(rows)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.losses.bco import Delta, bco_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
@@ -41,7 +41,7 @@ class BCOState(StageState):
 def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: Delta) -> RowLoss:
     """BCO over labelled rows; delta takes in each step's rewards before its loss."""
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         found = dict(label_values(policy, reference, rows))
         if WEIGHT in rows.columns:
             found[WEIGHT] = rows.columns[WEIGHT]

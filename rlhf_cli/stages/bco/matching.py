@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.losses.bco import density_ratio
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
-from rlhf_cli.models.trunk import without_dropout
+from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.prompts import (
     Embed,
@@ -91,8 +91,8 @@ def _embedder(cfg: BCOConfig, policy: Policy, run: Session) -> tuple[Embed, str]
     return embed, weights_key(policy)
 
 
-def _rows_of(prompts: Sequence[list[int]]) -> Rows:
+def _rows_of(prompts: Sequence[list[int]]) -> TokenBatch:
     nothing: Tensor = torch.zeros(0, dtype=torch.long)
     tokens = torch.tensor([token for prompt in prompts for token in prompt])
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    return Rows(tokens, lengths, nothing, torch.arange(len(prompts)))
+    return TokenBatch(tokens, lengths, nothing, torch.arange(len(prompts)))

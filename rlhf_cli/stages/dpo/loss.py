@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.losses.divergence import divergence
 from rlhf_cli.losses.preference import PAIR_LOSSES, Knobs, Pairs, wpo_weight
@@ -21,7 +21,7 @@ def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> Row
     """The weighted sum of the losses that the configuration names, over pairs."""
     want = {"logp", "entropy"} | ({"sum_sq"} if cfg.wpo else set())
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         out = policy(rows, want=want)
         tokens = row_tokens(rows)
         found = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlhf_cli.data.arrange import mismatch
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.losses.kto import kto_loss, reference_point
 from rlhf_cli.losses.reduce import LossOutput, Term
@@ -23,7 +23,7 @@ def with_mismatched(loaded: Loaded, role: str, *, max_length: int) -> Examples:
 def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:
     """KTO over the first row of each example; the second gives the reference point."""
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         return label_values(policy, reference, rows)
 
     def of(values: RowValues) -> LossOutput:

@@ -157,7 +157,7 @@ class PPOConfig(StageConfig):
         return Objective("eval/score", "max")
 
     @property
-    def has_critic(self) -> bool:
+    def has_value_model(self) -> bool:
         """Whether a value model is trained."""
         return self.advantage == "gae"
 
@@ -253,12 +253,12 @@ class PPOConfig(StageConfig):
 
     def _value_problems(self) -> list[str]:
         found = []
-        if self.value == "adapter" and self.has_critic and self.trains_weights:
+        if self.value == "adapter" and self.has_value_model and self.trains_weights:
             found.append(
                 "value: got adapter with adapter.kind=none; need an adapter on the policy for a "
                 "second one to stand beside. Try value=trunk, or adapter=lora"
             )
-        if self.value == "model" and self.has_critic and not self.value_start:
+        if self.value == "model" and self.has_value_model and not self.value_start:
             found.append(
                 "value_model: none given with value=model; need a reward model to start from. "
                 "Try value_model=runs/reward"
@@ -290,21 +290,21 @@ class PPOConfig(StageConfig):
 
     def _unread_problems(self) -> list[str]:
         """Options that nothing of the run reads: they would change nothing, in silence."""
-        critic, adaptive = self.has_critic, self.kl_controller == "adaptive"
+        value_model, adaptive = self.has_value_model, self.kl_controller == "adaptive"
         read = {
-            "value": critic,
-            "value_model": critic and self.value == "model",
-            "value_clip_range": critic,
-            "value_warmup_steps": critic,
-            "vf_coef": critic,
-            "gamma": critic,
-            "gae_lambda": critic,
+            "value": value_model,
+            "value_model": value_model and self.value == "model",
+            "value_clip_range": value_model,
+            "value_warmup_steps": value_model,
+            "vf_coef": value_model,
+            "gamma": value_model,
+            "gae_lambda": value_model,
             "kl_target": adaptive,
             "kl_horizon": adaptive,
         }
         found = []
         for name, default in unread(self, read).items():
             need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
-            need = "value=model" if name == "value_model" and critic else need
+            need = "value=model" if name == "value_model" and value_model else need
             found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")
         return found

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.records.fields import Message, Prompt, messages
 from rlhf_cli.data.records.row_errors import Malformed, Refused
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.trunk import Trunk
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.text import response_text
@@ -46,10 +46,10 @@ class _GivenUpdates:
 
     def __init__(self, steps: int) -> None:
         self.total_steps = steps
-        self.updates: Iterable[list[Rows]] | None = None
+        self.updates: Iterable[list[TokenBatch]] | None = None
         self.metrics: Metrics = {}
 
-    def next_step(self) -> Iterable[list[Rows]] | None:
+    def next_step(self) -> Iterable[list[TokenBatch]] | None:
         given, self.updates = self.updates, None
         return given
 
@@ -70,7 +70,7 @@ class _Models(PPOTraining):
         super().__init__(cfg, out)
         self.report = DataReport(templated=self.encoder.as_message)
 
-    def require_positions(self, model: Trunk, name: str = "model") -> None:
+    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
         """Prompts are not known yet; `PPOTrainer.step` looks at each."""
 
 

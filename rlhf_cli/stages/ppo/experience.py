@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
 from rlhf_cli.losses.kl import kl_estimate
-from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.ppo.config import GROUPED, PPOConfig
 
 
@@ -68,7 +68,7 @@ def shape(found: Responses, cfg: PPOConfig, kl_coef: float, ranks: Ranks) -> Exp
     reward = plain
     if cfg.whiten_rewards:
         reward = _whiten(plain, found.valued, ranks, keep_mean=True)
-    if cfg.has_critic:
+    if cfg.has_value_model:
         advantage, target = gae(
             reward, found.value, found.valued, gamma=cfg.gamma, gae_lambda=cfg.gae_lambda
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_cli.ranks import Ranks
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.stages.ppo.learning import Teacher
 from rlhf_cli.stages.ppo.rollout import Author
 

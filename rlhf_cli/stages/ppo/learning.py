@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.trunk import without_dropout
-from rlhf_cli.ranks import Ranks
+from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import Experience, Responses, shape, teaches
 from rlhf_cli.stages.ppo.loss import SAMPLED, VALUED
@@ -30,7 +30,7 @@ class Lesson:
         metrics: sums and counts over this rank's responses.
     """
 
-    minibatches: list[list[Rows]]
+    minibatches: list[list[TokenBatch]]
     kl: Tensor
     metrics: Metrics
 
@@ -40,7 +40,7 @@ class Teacher:
 
     Args:
         cfg: estimators and switches.
-        policy: wrote the responses; has a critic where `cfg` needs one.
+        policy: wrote the responses; has a value model where `cfg` needs one.
         reference: what the policy is held to.
         ranks: share the responses of a rollout.
         max_tokens: of a micro-batch.
@@ -77,7 +77,7 @@ class Teacher:
         }
         metrics = _metrics(found, learned)
         metrics["objective/teaching"] = (torch.tensor(float(sum(useful))), float(len(useful)))
-        if self.cfg.has_critic:
+        if self.cfg.has_value_model:
             metrics |= _explained_variance(found, learned, self.ranks)
         rows = [[micro.with_columns(tables) for micro in part] for part in parts]
         return Lesson(rows, learned.kl.sum(1), metrics)
@@ -115,22 +115,22 @@ class Teacher:
         return Responses(
             logprobs,
             table(ref, count),
-            table(value, count) if cfg.has_critic else torch.zeros_like(logprobs),
+            table(value, count) if cfg.has_value_model else torch.zeros_like(logprobs),
             kept[SAMPLED],
             kept[VALUED],
             score,
             cfg.samples_per_prompt,
         )
 
-    def _of_policy(self, rows: Rows) -> tuple[Tensor | None, Tensor | None]:
-        """[S] log-probs, unless those of the draws are taken, and values, where there is a critic.
+    def _of_policy(self, rows: TokenBatch) -> tuple[Tensor | None, Tensor | None]:
+        """[S] log-probs, unless the sampled ones are reused, and values, if there is a value model.
 
         The policy makes no pass for what is not needed.
         """
         cfg = self.cfg
         if cfg.reuses_logprobs:
-            return None, self.policy.expected(rows) if cfg.has_critic else None
-        want = {"logp"} | ({"value"} if cfg.has_critic else set())
+            return None, self.policy.expected(rows) if cfg.has_value_model else None
+        want = {"logp"} | ({"value"} if cfg.has_value_model else set())
         out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
         return out.logp, out.value
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.head import TokenLogprobs
 from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.losses.ppo import approximate_kl, policy_loss, value_loss
 from rlhf_cli.losses.reduce import LossOutput, Metrics, Term
-from rlhf_cli.models.critic import TrunkCritic
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.value_model import SharedValueModel
 from rlhf_cli.stages.ppo.config import PPOConfig
 
 SAMPLED = "sampled"
@@ -42,21 +42,21 @@ class PPOLoss:
     def begin(self, kl_coef: float, *, warming: bool) -> None:
         """Take in what holds for the updates of a rollout."""
         self.kl_coef, self.warming, self.fresh = kl_coef, warming, True
-        if isinstance(self.policy.critic, TrunkCritic):
-            self.policy.critic.alone = warming
+        if isinstance(self.policy.value_model, SharedValueModel):
+            self.policy.value_model.alone = warming
 
-    def __call__(self, rows: Rows) -> LossOutput:
+    def __call__(self, rows: TokenBatch) -> LossOutput:
         """The loss of these rows."""
         return self._of_text(rows) if TEXT in rows.token_columns else self._of_rollout(rows)
 
-    def _of_text(self, rows: Rows) -> LossOutput:
+    def _of_text(self, rows: TokenBatch) -> LossOutput:
         nll = -self.policy(rows).logp
         ptx = Term(nll.sum(), TEXT, self.cfg.ptx_coef)
         return LossOutput({"ptx": ptx}, {"loss/ptx": _mean(nll)})
 
-    def _of_rollout(self, rows: Rows) -> LossOutput:
+    def _of_rollout(self, rows: TokenBatch) -> LossOutput:
         cfg = self.cfg
-        want = {"logp", "entropy"} | ({"value"} if cfg.has_critic else set())
+        want = {"logp", "entropy"} | ({"value"} if cfg.has_value_model else set())
         out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
         terms, metrics = self._policy_terms(out, rows)
         if out.value is not None:
@@ -65,7 +65,9 @@ class PPOLoss:
             metrics |= found
         return LossOutput(terms, metrics)
 
-    def _policy_terms(self, out: TokenLogprobs, rows: Rows) -> tuple[dict[str, Term], Metrics]:
+    def _policy_terms(
+        self, out: TokenLogprobs, rows: TokenBatch
+    ) -> tuple[dict[str, Term], Metrics]:
         cfg, known, kept = self.cfg, rows.token_columns, _kept(rows, SAMPLED)
         logp, old = out.logp[kept], known["old_logp"][kept]
         losses = policy_loss(logp, old, known["advantage"][kept], cfg.clip_range)
@@ -89,7 +91,7 @@ class PPOLoss:
         # not a weight of 0: the optimizer would shrink what has a gradient, even one of zeros
         return {} if self.warming else terms, metrics
 
-    def _value_term(self, value: Tensor, rows: Rows) -> tuple[Term, Metrics]:
+    def _value_term(self, value: Tensor, rows: TokenBatch) -> tuple[Term, Metrics]:
         cfg, known, kept = self.cfg, rows.token_columns, _kept(rows, VALUED)
         value, old = value[kept], known["old_value"][kept]
         losses = value_loss(value, old, known["target"][kept], cfg.value_clip_range)
@@ -98,7 +100,7 @@ class PPOLoss:
         return Term(losses.sum(), VALUED, cfg.vf_coef), metrics
 
 
-def _kept(rows: Rows, mask: str) -> Tensor | slice:
+def _kept(rows: TokenBatch, mask: str) -> Tensor | slice:
     """The scored tokens that a mask keeps, as an index.
 
     All of them unless `compat=trl` scores a position behind the end, and then no mask is read: it

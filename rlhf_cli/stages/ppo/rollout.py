@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.ranks import Ranks
 from rlhf_cli.rewards.rewards import Rewards, Scores
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.ends import end_tokens

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.stages.ppo.loss import SAMPLED, TEXT, VALUED
 
 
@@ -60,7 +60,7 @@ class MicroBatch:
         sizes: scored tokens of each.
     """
 
-    rows: Rows
+    rows: TokenBatch
     members: Sequence[int]
     sizes: list[int]
 
@@ -68,7 +68,7 @@ class MicroBatch:
         """A number for each scored token [S], by response; fp32 on the CPU."""
         return dict(zip(self.members, values.float().cpu().split(self.sizes), strict=True))
 
-    def with_columns(self, tables: Mapping[str, Tensor]) -> Rows:
+    def with_columns(self, tables: Mapping[str, Tensor]) -> TokenBatch:
         """The rows with numbers of each scored token, cut from tables [B, T] of all responses."""
 
         def column(whole: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def _micro_batch(
         scored += range(first, first + len(one.scored))
         tokens += [*one.before, *one.scored]
         lengths.append(len(one))
-    rows = Rows(
+    rows = TokenBatch(
         torch.tensor(tokens),
         torch.tensor(lengths),
         torch.tensor(scored),
@@ -178,6 +178,6 @@ def masks(responses: Sequence[Written]) -> dict[str, Tensor]:
     return {SAMPLED: index < written[:, None], VALUED: index < valued[:, None]}
 
 
-def as_text(rows: Rows) -> Rows:
+def as_text(rows: TokenBatch) -> TokenBatch:
     """Rows of a language model's data, marked as such."""
     return replace(rows, token_columns={TEXT: torch.ones_like(rows.scored, dtype=torch.bool)})

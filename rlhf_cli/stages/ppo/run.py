@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from rlhf_cli.context import say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.prompts import (
     PromptSet,
     encode_prompts,
@@ -20,8 +20,8 @@ from rlhf_cli.data.report import count
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.models.trunk import Trunk
 from rlhf_cli.models.vocabulary import require_embedded_ids
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
 from rlhf_cli.stages.opening import say_max_length
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -93,7 +93,7 @@ class Rollouts(PPOTraining):
             trained_on="chat" if self.report.templated else "text",
         )
 
-    def _where(self, rows: Rows) -> str:
+    def _where(self, rows: TokenBatch) -> str:
         """The file and line of the prompt of some rows, or of a row of `ptx_data`."""
         number = rows.owners[0]
         if TEXT in rows.token_columns:
@@ -103,8 +103,8 @@ class Rollouts(PPOTraining):
     def _tell_memory(self, rewards: Rewards) -> None:
         models: dict[str, nn.Module] = {"policy": self.policy.model}
         models["reference"] = self.reference.policy.model
-        if self.policy.critic is not None:
-            models["value model"] = self.policy.critic
+        if self.policy.value_model is not None:
+            models["value model"] = self.policy.value_model
         for term in rewards.terms:
             model = getattr(term.scorer, "model", None)
             if isinstance(model, nn.Module):
@@ -112,7 +112,7 @@ class Rollouts(PPOTraining):
         for line in table(models):
             say(line)
 
-    def require_positions(self, model: Trunk, name: str = "model") -> None:
+    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
         """Refuse prompts that leave no room for a response in a model's positions.
 
         Raises:

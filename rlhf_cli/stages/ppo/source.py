@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.order import Order
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -43,7 +43,7 @@ class RolloutSource:
         """Rollouts of the whole run, from its first."""
         return self.order.total_steps
 
-    def next_step(self) -> Iterator[list[Rows]] | None:
+    def next_step(self) -> Iterator[list[TokenBatch]] | None:
         """The updates of the next rollout; or None: the run is over."""
         chosen = self.order.next_step()
         return None if chosen is None else self._roll_out(chosen.tolist())
@@ -53,7 +53,7 @@ class RolloutSource:
         found, self.metrics = self.metrics, {}
         return found
 
-    def _roll_out(self, chosen: Sequence[int]) -> Iterator[list[Rows]]:
+    def _roll_out(self, chosen: Sequence[int]) -> Iterator[list[TokenBatch]]:
         """Write, score, shape; then the updates."""
         ranks, step = self.ctx.ranks, self.order.step
         places = ranks.block(len(chosen))

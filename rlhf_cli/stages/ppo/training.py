@@ -19,10 +19,10 @@ from rlhf_cli.rollout.graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_graphs, require_slots
 from rlhf_cli.stages.likelihood import RECORDS as TEXTS
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.critic import give_critic
 from rlhf_cli.stages.ppo.learning import Teacher
 from rlhf_cli.stages.ppo.loss import PPOLoss
 from rlhf_cli.stages.ppo.updates import Updates
+from rlhf_cli.stages.ppo.value_model import attach_value_model
 from rlhf_cli.stages.reference import hold_reference
 from rlhf_cli.stages.training import Training
 
@@ -35,7 +35,7 @@ class PPOTraining(Training):
 
     Attributes:
         encoder: writes a prompt as tokens.
-        policy: with its critic; set by `open_models`.
+        policy: with its value model; set by `open_models`.
         reference: what the policy is held to.
         loss: of the updates.
         updates: made of scored responses.
@@ -69,7 +69,7 @@ class PPOTraining(Training):
         if cfg.sampling.cuda_graphs:
             require_graphs(self.policy.model, capture)
         self.reference = hold_reference(cfg.model, self.policy, self)
-        give_critic(cfg, self.policy, self)
+        attach_value_model(cfg, self.policy, self)
         self.settle(self.policy)
         self.loss = PPOLoss(cfg, self.policy)
         self.teacher = Teacher(cfg, self.policy, self.reference, ctx.ranks, self.max_tokens)

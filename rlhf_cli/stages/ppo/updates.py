@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.loader import ExampleSource
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.losses.kl import KLController
 from rlhf_cli.losses.reduce import Metrics
-from rlhf_cli.ranks import Ranks
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Lesson, Teacher
 from rlhf_cli.stages.ppo.loss import PPOLoss
@@ -73,13 +73,13 @@ class Updates:
         self.loss.begin(self.kl.value, warming=step <= self.cfg.value_warmup_steps)
         return lesson
 
-    def passes(self, lesson: Lesson) -> Iterator[list[Rows]]:
+    def passes(self, lesson: Lesson) -> Iterator[list[TokenBatch]]:
         """The updates one after the other; the KL coefficient follows them."""
         yield from self._epochs(lesson)
         every = self.ranks.concatenate(lesson.kl)
         self.kl.update(float(every.double().mean()), len(every))
 
-    def _epochs(self, lesson: Lesson) -> Iterator[list[Rows]]:
+    def _epochs(self, lesson: Lesson) -> Iterator[list[TokenBatch]]:
         for _ in range(self.cfg.ppo_epochs):
             for minibatch in lesson.minibatches:
                 self.loss.moved = (0.0, 0)
@@ -88,7 +88,7 @@ class Updates:
                 if self._went_far():
                     return
 
-    def _next_text(self) -> list[Rows]:
+    def _next_text(self) -> list[TokenBatch]:
         if self.text is None or self.loss.warming:
             return []
         updates = self.text.next_step()

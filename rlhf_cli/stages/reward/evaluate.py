@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
 from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
@@ -51,7 +51,7 @@ def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext)
     examples, report = loaded
     model = load_frozen(RewardModel, cfg, tokenizer, ctx)
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         return {"score": model(rows)}
 
     scores = numbers_of_rows(values, model, examples, cfg, ctx)["score"]

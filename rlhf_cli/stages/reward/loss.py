@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.losses.reward import (
@@ -46,7 +46,7 @@ def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
         ConfigError: `center_coefficient` is given with a loss that does not read it.
     """
 
-    def values(rows: Rows) -> RowValues:
+    def values(rows: TokenBatch) -> RowValues:
         return {
             "score": model(rows),
             "said": rows.columns["score"],

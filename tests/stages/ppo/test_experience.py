@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.ranks import ALONE
+from rlhf_cli.distributed import ALONE
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.engine import Rollout
 from rlhf_cli.stages.ppo import rollout

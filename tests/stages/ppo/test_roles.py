@@ -8,17 +8,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from rlhf_cli import cli
 from rlhf_cli.context import open_context, own_device
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.critic import ROLE, AdapterCritic
 from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.shared import SharedRewardModel, can_share
 from rlhf_cli.models.source import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.value_model import VALUE_ADAPTER, AdapterValueModel
 from rlhf_cli.stages.ppo import training
-from rlhf_cli.stages.ppo.critic import give_critic
 from rlhf_cli.stages.ppo.memory import held
+from rlhf_cli.stages.ppo.value_model import attach_value_model
 from tests.helpers import last_of_each, rows_of
 from tests.stages.conftest import FAST
 
@@ -85,9 +85,9 @@ def test_a_twin_begins_as_the_policy_and_stays_or_goes_its_own_way(adapted):
     adapters = policy.adapters
     shake(p for p in policy.parameters() if p.requires_grad)
     adapters.twin("start", trained=False)
-    adapters.twin(ROLE, trained=True)
+    adapters.twin(VALUE_ADAPTER, trained=True)
     before = policy(ROWS).logp.detach()
-    for role in ("start", ROLE):
+    for role in ("start", VALUE_ADAPTER):
         torch.testing.assert_close(policy(ROWS, role=role).logp, before)
     trained = {n for n, p in policy.named_parameters() if p.requires_grad}
     assert all(".default." in name or ".for_value." in name for name in trained)
@@ -96,11 +96,11 @@ def test_a_twin_begins_as_the_policy_and_stays_or_goes_its_own_way(adapted):
     assert (policy(ROWS).logp - before).abs().max() > 0.1
 
 
-def test_an_adapter_critic_learns_through_its_own_adapter_alone(adapted):
+def test_an_adapter_value_model_learns_through_its_own_adapter_alone(adapted):
     policy, _, _ = adapted
-    policy.adapters.twin(ROLE, trained=True)
-    policy.critic = AdapterCritic(policy.model.config.hidden_size)
-    shake(policy.critic.parameters())
+    policy.adapters.twin(VALUE_ADAPTER, trained=True)
+    policy.value_model = AdapterValueModel(policy.model.config.hidden_size)
+    shake(policy.value_model.parameters())
     policy(ROWS, want={"logp", "value"}).value.sum().backward()
     moved = {n for n, p in policy.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(".for_value." in name for name in moved)
@@ -147,25 +147,27 @@ def test_a_whole_value_model_starts_as_the_reward_model(whole_value_model, ppo, 
 
 
 def test_a_whole_value_model_recomputes_its_activations_too(whole_value_model, ppo, monkeypatch):
-    critics = []
+    value_models = []
 
     def keep(cfg, policy, run):
-        give_critic(cfg, policy, run)
-        critics.append(policy.critic)
+        attach_value_model(cfg, policy, run)
+        value_models.append(policy.value_model)
 
-    monkeypatch.setattr(training, "give_critic", keep)
+    monkeypatch.setattr(training, "attach_value_model", keep)
     words = [*whole_value_model, "max_steps=1"]
     kept = ppo(*words)
     recomputed = ppo(*words, "train.gradient_checkpointing=true", out="recomputed")
-    flags = [any(getattr(m, FLAG, False) for m in critic.modules()) for critic in critics]
+    flags = [
+        any(getattr(m, FLAG, False) for m in value_model.modules()) for value_model in value_models
+    ]
     assert flags == [False, True]
     assert recomputed[0]["loss/value"] == pytest.approx(kept[0]["loss/value"], abs=1e-5)
 
 
-def rows_with_value(policy, rows: Rows):
+def rows_with_value(policy, rows: TokenBatch):
     return policy(rows, want={"value"}).value
 
 
-def test_a_value_without_a_critic_is_refused(adapted):
-    with pytest.raises(ValueError, match="without critic"):
+def test_a_value_without_a_value_model_is_refused(adapted):
+    with pytest.raises(ValueError, match="without value model"):
         rows_with_value(adapted[0], ROWS)

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_cli import cli
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.reduce import LossOutput, Term
-from rlhf_cli.models.trunk import Trunk
-from rlhf_cli.ranks import Ranks
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine
 from rlhf_cli.stages.ppo import training
 from rlhf_cli.stages.ppo.loss import TEXT, PPOLoss
@@ -109,7 +109,7 @@ def test_how_a_rollout_is_cut_does_not_matter(ppo):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_does_not_matter(side, ppo, monkeypatch):
     flat = ppo(out="flat")
-    monkeypatch.setattr(Trunk, "padding_side", side)
+    monkeypatch.setattr(ModelWrapper, "padding_side", side)
     require_equal(flat, ppo("model.attention=sdpa", out="padded"))
 
 
@@ -183,7 +183,7 @@ def test_the_value_model_alone_is_trained_in_its_warmup(ppo, files):
         for n in (1, 3)
     )
     moved = {name for name in first if not torch.equal(first[name], last[name])}
-    assert moved == {name for name in first if name.startswith("critic.")}
+    assert moved == {name for name in first if name.startswith("value_model.")}
 
 
 def test_text_is_learned_beside_the_reward(ppo):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.errors import DataError
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, ModelConfig
@@ -15,7 +16,6 @@ from rlhf_cli.runs.settings import Settings, read_settings
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.sweep.jobs import settings_of_job
-from rlhf_cli.verbs.evaluate.config import EvaluateConfig
 
 
 @dataclass(frozen=True)

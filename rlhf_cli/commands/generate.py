@@ -6,6 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from rlhf_cli.commands.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
+from rlhf_cli.commands.answers import Author
+from rlhf_cli.commands.config import GenerateConfig
+from rlhf_cli.commands.output import Write, writing
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.data.progress import ProgressCount
@@ -15,10 +19,6 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.rewards.rewards import open_rewards
 from rlhf_cli.rollout.graphs import require_cuda
-from rlhf_cli.verbs.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
-from rlhf_cli.verbs.answers import Author
-from rlhf_cli.verbs.config import GenerateConfig
-from rlhf_cli.verbs.output import Write, writing
 
 
 def run(cfg: GenerateConfig) -> None:

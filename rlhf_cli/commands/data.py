@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_cli.commands.output import writing
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.data.elo import TIE, rate
 from rlhf_cli.data.reading.files import data_files, read_rows
@@ -17,7 +18,6 @@ from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.data.report import SHOWN, count
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.verbs.output import writing
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.sharing import lay_out, saved_tokens
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rlhf_cli.models.adapters import Adapters
 
 
-class Trunk(nn.Module, ABC):
+class ModelWrapper(nn.Module, ABC):
     """The only way to a model's parameters in training.
 
     Every caller goes through `forward`: what wraps a module (autocast, ranks, adapters) is passed
@@ -74,7 +74,7 @@ class Trunk(nn.Module, ABC):
         """The last layer, which is given hidden states."""
 
     @abstractmethod
-    def values(self, rows: Rows) -> tuple[Tensor, Tensor]:
+    def values(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
         """What `forward` gives as one tensor [V], and the row [V] of each value; for the probe."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Trunk(nn.Module, ABC):
             raise KeyError(role)
         return nullcontext()
 
-    def computed_tokens(self, rows: Rows) -> int:
+    def computed_tokens(self, rows: TokenBatch) -> int:
         """Positions that the layers compute: padding too, and what rows share but once."""
         if not self.flat:
             return len(rows.sizes) * max(rows.sizes)
@@ -107,7 +107,7 @@ class Trunk(nn.Module, ABC):
     def _own_attention(self) -> bool:
         return bool(self.model.config._attn_implementation == ATTENTION)
 
-    def _run(self, rows: Rows) -> tuple[Any, Place]:
+    def _run(self, rows: TokenBatch) -> tuple[Any, TokenIndex]:
         """The model's output for the rows, and where each token of the rows is in it."""
         # A cache would make packed rows see each other and costs memory.
         if self.flat:
@@ -120,17 +120,17 @@ class Trunk(nn.Module, ABC):
                 use_cache=False,
                 **rows_apart,
             )
-            return output, Place(flat.index)
+            return output, TokenIndex(flat.index)
         tokens, mask = pad(rows, self.padding_side, self.pad_token)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = self.model(
             input_ids=tokens, attention_mask=mask, position_ids=positions, use_cache=False
         )
-        return output, Place(padded_index(rows, self.padding_side))
+        return output, TokenIndex(padded_index(rows, self.padding_side))
 
 
 @dataclass(frozen=True)
-class Place:
+class TokenIndex:
     """Where the tokens of rows are in what a model computes of them.
 
     Attributes:
@@ -152,7 +152,7 @@ class Place:
 
 
 def pad(
-    rows: Rows, side: Literal["left", "right"] = "right", token: int = 0
+    rows: TokenBatch, side: Literal["left", "right"] = "right", token: int = 0
 ) -> tuple[Tensor, Tensor]:
     """[R, T] tokens and mask (1 keeps)."""
     parts = rows.tokens.split(rows.sizes)
@@ -161,7 +161,7 @@ def pad(
     return tokens, pad_sequence(kept, True, padding_side=side)
 
 
-def padded_index(rows: Rows, side: Literal["left", "right"]) -> Tensor:
+def padded_index(rows: TokenBatch, side: Literal["left", "right"]) -> Tensor:
     """[N] int64: where `pad` puts each token, in its table [R, T] taken as one sequence."""
     width = max(rows.sizes)
     first = torch.arange(len(rows.sizes), device=rows.tokens.device) * width
@@ -175,7 +175,7 @@ def padded_attention(model: Any) -> str:
     return "sdpa" if model._supports_sdpa else "eager"
 
 
-def describe_attention(policy: Trunk, compute: torch.dtype) -> str:
+def describe_attention(policy: ModelWrapper, compute: torch.dtype) -> str:
     """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
     config = policy.model.config.get_text_config()
     name: str = policy.model.config._attn_implementation

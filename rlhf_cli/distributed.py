@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from rlhf_cli.errors import PeerLost, first_line
+from rlhf_cli.errors import RankFailed, first_line
 
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise PeerLost("rank 0 failed; its error tells why")
+            raise RankFailed("rank 0 failed; its error tells why")
 
 
 ALONE = Ranks()
@@ -177,4 +177,4 @@ def _together() -> Iterator[None]:
         raise
     except RuntimeError as error:
         text = f"another process of this run ended or does not answer ({first_line(error)})"
-        raise PeerLost(text) from error
+        raise RankFailed(text) from error

@@ -7,10 +7,10 @@ import pytest
 
 from rlhf_cli import cli, resources
 from rlhf_cli.command_line.words import parse
+from rlhf_cli.commands import recipes
 from rlhf_cli.config import recipe
 from rlhf_cli.config.resolve import resolve
 from rlhf_cli.stages.registry import COMMANDS
-from rlhf_cli.verbs import recipes
 from tests.helpers import recipe_words
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.commands.answer_rows import BestRows, RankedRows
+from rlhf_cli.commands.answers import Answers
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rewards.rewards import open_rewards
-from rlhf_cli.verbs.answer_rows import BestRows, RankedRows
-from rlhf_cli.verbs.answers import Answers
 from tests.helpers import last_of_each
 from tests.rewards.helpers import context
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlhf_cli.data.batches import Rows
+from rlhf_cli.data.batches import TokenBatch
 
 if TYPE_CHECKING:
     from rlhf_cli.models.policy import Policy
     from rlhf_cli.models.reward_model import RewardModel
 
-ROLE = "value"
-"""Of the adapters that a critic has on the policy's base."""
+VALUE_ADAPTER = "value"
+"""Of the adapters that a value model has on the policy's base."""
 
 
 class ValueHead(nn.Module):
@@ -37,7 +37,7 @@ class ValueHead(nn.Module):
         return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(1)
 
 
-class TrunkCritic(nn.Module):
+class SharedValueModel(nn.Module):
     """A head on the hidden states of the policy, whose forward pass serves both.
 
     Attributes:
@@ -50,41 +50,41 @@ class TrunkCritic(nn.Module):
         super().__init__()
         self.head = ValueHead(width)
 
-    def forward(self, policy: Policy, rows: Rows, hidden: Callable[[], Tensor]) -> Tensor:
+    def forward(self, policy: Policy, rows: TokenBatch, hidden: Callable[[], Tensor]) -> Tensor:
         """[S] fp32, no unit: what is expected behind each scored position.
 
         Args:
             policy: that wrote the rows.
             rows: on its device.
             hidden: gives [S, d], the policy's hidden states at the scored positions; asked only by
-                a critic that reads them.
+                a value model that reads them.
         """
         found = hidden()
         values: Tensor = self.head(found.detach() if self.alone else found)
         return values
 
 
-class AdapterCritic(TrunkCritic):
+class AdapterValueModel(SharedValueModel):
     """A head on hidden states that adapters of its own make on the policy's base."""
 
-    def forward(self, policy: Policy, rows: Rows, hidden: Callable[[], Tensor]) -> Tensor:
-        """As `TrunkCritic`; the policy's hidden states are not read."""
-        with policy.playing(ROLE):
+    def forward(self, policy: Policy, rows: TokenBatch, hidden: Callable[[], Tensor]) -> Tensor:
+        """As `SharedValueModel`; the policy's hidden states are not read."""
+        with policy.playing(VALUE_ADAPTER):
             own = policy.hidden_states(rows, rows.scored)
         values: Tensor = self.head(own)
         return values
 
 
-class ModelCritic(nn.Module):
+class SeparateValueModel(nn.Module):
     """A whole model of its own, which begins as a reward model."""
 
     def __init__(self, model: RewardModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, policy: Policy, rows: Rows, hidden: Callable[[], Tensor]) -> Tensor:
-        """As `TrunkCritic`; the policy's hidden states are not read."""
+    def forward(self, policy: Policy, rows: TokenBatch, hidden: Callable[[], Tensor]) -> Tensor:
+        """As `SharedValueModel`; the policy's hidden states are not read."""
         return self.model.scores_at(rows, rows.scored)
 
 
-Critic = TrunkCritic | ModelCritic
+ValueModel = SharedValueModel | SeparateValueModel

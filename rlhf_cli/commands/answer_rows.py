@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_cli.commands.answers import Answers
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.records.fields import Prompt, to_json
 from rlhf_cli.rewards.rewards import Rewards
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.verbs.answers import Answers
 
 Row = dict[str, Any]
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_cli.commands.config import MergeConfig
 from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.base import SHAPES, load_base, scorer_fit
@@ -22,7 +23,6 @@ from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.files import unwritable, write_json_atomic
-from rlhf_cli.verbs.config import MergeConfig
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",

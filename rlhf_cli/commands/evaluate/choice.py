@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from rlhf_cli.commands.evaluate.subject import Subject, as_rows_config
 from rlhf_cli.data.records.corpus import first_held_out
 from rlhf_cli.data.records.record import PromptRecord
 from rlhf_cli.stages import judged, likelihood
@@ -14,7 +15,6 @@ from rlhf_cli.stages.dpo.run import records_of
 from rlhf_cli.stages.held_out import Evaluation
 from rlhf_cli.stages.labelled import RECORDS as LABELLED
 from rlhf_cli.stages.registry import EVALUATORS
-from rlhf_cli.verbs.evaluate.subject import Subject, as_rows_config
 
 Open = Callable[[StageConfig, str], Evaluation]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.commands.answers import Author
+from rlhf_cli.commands.evaluate import run as evaluate
+from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.commands.output import writing
 from rlhf_cli.errors import DataError
 from rlhf_cli.runs.outputs import output_problems
-from rlhf_cli.verbs.answers import Author
-from rlhf_cli.verbs.evaluate import run as evaluate
-from rlhf_cli.verbs.evaluate.config import EvaluateConfig
-from rlhf_cli.verbs.output import writing
 
 GENERATE = ["generate", "tiny", "max_new_tokens=2", "batch_size=1", "precision=fp32"]
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
+from rlhf_cli.commands.evaluate.choice import open_evaluation
+from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.commands.evaluate.judged import judge
+from rlhf_cli.commands.evaluate.subject import Subject, subjects
+from rlhf_cli.commands.output import writing
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, as_json, as_text
 from rlhf_cli.runs import hub
 from rlhf_cli.stages.held_out import Evaluation
-from rlhf_cli.verbs.evaluate.choice import open_evaluation
-from rlhf_cli.verbs.evaluate.config import EvaluateConfig
-from rlhf_cli.verbs.evaluate.judged import judge
-from rlhf_cli.verbs.evaluate.subject import Subject, subjects
-from rlhf_cli.verbs.output import writing
 
 
 def run(cfg: EvaluateConfig) -> None:

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
+from rlhf_cli.commands.evaluate.subject import names
 from rlhf_cli.errors import DataError
-from rlhf_cli.verbs.evaluate.subject import names
 
 
 @pytest.fixture(autouse=True)
@@ -327,7 +327,7 @@ def test_the_columns_that_are_finished_are_kept(run_of, capsys):
 
 
 def test_an_interrupt_keeps_the_columns_that_are_finished(run_of, capsys, monkeypatch):
-    from rlhf_cli.verbs.evaluate import run as verb
+    from rlhf_cli.commands.evaluate import run as verb
 
     measured = verb._measured
 
@@ -343,7 +343,7 @@ def test_an_interrupt_keeps_the_columns_that_are_finished(run_of, capsys, monkey
 
 
 def test_an_interrupt_after_a_failure_is_reported_as_an_interrupt(run_of, capsys, monkeypatch):
-    from rlhf_cli.verbs.evaluate import run as verb
+    from rlhf_cli.commands.evaluate import run as verb
 
     errors = iter([DataError("rows.jsonl: broken"), KeyboardInterrupt()])
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlhf_cli import cli
-from rlhf_cli.verbs import env
+from rlhf_cli.commands import env
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.commands.evaluate import judged
 from rlhf_cli.resources import shipped
-from rlhf_cli.verbs.evaluate import judged
 
 PROMPTS = [f"Tell {name} about {topic}." for name in ("Ana", "Ben") for topic in ("tea", "jazz")]
 JUDGE = """

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from rlhf_cli.commands.answers import Answers, Author
+from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.commands.evaluate.subject import model_of, names
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
@@ -23,9 +26,6 @@ from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.function import FunctionScorer
 from rlhf_cli.rewards.sources.scorer import numbers
 from rlhf_cli.rollout.graphs import require_cuda
-from rlhf_cli.verbs.answers import Answers, Author
-from rlhf_cli.verbs.evaluate.config import EvaluateConfig
-from rlhf_cli.verbs.evaluate.subject import model_of, names
 
 
 @dataclass(frozen=True)
