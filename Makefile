@@ -7,16 +7,20 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 #   make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 
+# The suite runs in this many processes of one thread each.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+
 .PHONY: demo test test-all lint clean
 
 demo: $(VENV)/.run
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/tiny/run.sh
 
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(VENV)/.test lint
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
