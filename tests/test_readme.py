@@ -1,4 +1,4 @@
-"""The README's first steps, as someone pastes them: its files, then its commands in order."""
+"""The README's quickstart, as someone pastes it: its files, then its commands in order."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from rlhf_cli import cli
 from tests.pages import ROOT
 
 README = (ROOT / "README.md").read_text()
-STEPS = README[README.index("## First steps") : README.index("`rlhf sft --help`")]
+STEPS = README[README.index("## Quickstart") : README.index("`rlhf sft --help`")]
 STEP = ["max_steps=1", "batch_size=2"]
 SHORT = {
     **dict.fromkeys(("pretrain", "sft", "reward", "dpo", "bco"), STEP),
@@ -54,7 +54,7 @@ def test_a_file_name_stands_for_one_kind_of_rows():
     assert {stage for stage, name in given if name == "data=preferences.jsonl"} == {"reward", "dpo"}
 
 
-def test_the_first_steps_run_in_order(capsys):
+def test_the_quickstart_runs_in_order(capsys):
     """On the shipped model, a step each, in the place of the hub's model and whole runs."""
     for call in commands():
         words = ["model=tiny" if "/SmolLM2" in word else word for word in call]
