@@ -51,7 +51,7 @@ def test_what_a_user_reads_names_nothing_that_only_the_repository_has():
 def test_every_page_that_a_message_or_a_recipe_names_is_there():
     texts = [*(ROOT / "rlhf_cli").rglob("*.py"), *RECIPES.rglob("*.*")]
     named = {
-        name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z]+)", _text(path))
+        name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z_]+)", _text(path))
     }
     assert "data" in named
     assert named <= {*resources.pages()}
