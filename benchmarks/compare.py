@@ -37,7 +37,7 @@ PAGE = Path("docs/performance.md")
 BEGIN, END = "<!-- python -m benchmarks.compare -->\n", "<!-- end -->\n"
 
 HEAD = """\
-| stage | per second | tokens per second | share of peak | TRL, per second | speedup | memory ratio |
+| stage | per second | tokens per second | share of peak | TRL per second | speedup | memory ratio |
 |---|---|---|---|---|---|---|
 """
 
