@@ -1,4 +1,4 @@
-"""Every command that the README, the documentation, the help texts and the recipes show."""
+"""Every command that the pages, the help texts and the recipes show."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,11 @@ from rlhf_cli.stages.registry import COMMANDS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RECIPES = ROOT / "recipes"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(RECIPES.glob("*/README.md"))]
+PAGES = [
+    *sorted(ROOT.glob("[A-Z]*.md")),
+    *sorted(DOCS.glob("*.md")),
+    *sorted(RECIPES.glob("*/README.md")),
+]
 FILES = (
     "FILE",
     "chats.jsonl",

@@ -11,6 +11,7 @@ from rlhf_cli.errors import exit_codes
 from rlhf_cli.stages.registry import TOOLS
 from tests.pages import (
     DOCS,
+    PAGES,
     RECIPES,
     ROOT,
     blocks,
@@ -116,3 +117,25 @@ def test_the_shipped_model_is_what_the_pages_say():
     shape = json.loads((resources.shipped_model() / "config.json").read_text())
     assert shape["num_hidden_layers"] == 4
     assert "four layers" in (ROOT / "configs" / "model" / "tiny.yaml").read_text()
+
+
+def test_the_index_lists_every_page():
+    listed = set(re.findall(r"\]\((\w+)\.md\)", (DOCS / "index.md").read_text()))
+    assert listed == {*resources.pages()} - {"index"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_link_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        name, _, heading = target.partition("#")
+        if "://" not in target:
+            linked = page.parent / name if name else page
+            assert linked.is_file(), target
+            assert not heading or heading in _anchors(linked), target
+
+
+def _anchors(page):
+    """The names of a page's headings in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
