@@ -183,11 +183,11 @@ def _lines(stored: dict[str, dict[str, dict[str, str]]]) -> Iterator[str]:
     yield "## Reproducing the tables"
     yield ""
     yield "`tests/test_support.py` has one test per cell; `make test-all` runs all of them and"
-    yield "compares each with `tests/support.json`. To record new results and write this page:"
+    yield "compares each with `tests/support.json`. To record new results and print this page:"
     yield ""
     yield "```sh"
     yield "RLHF_SUPPORT=write pytest tests/test_support.py"
-    yield "python -m tests.support > docs/support.md"
+    yield "python -m tests.support"
     yield "```"
 
 
