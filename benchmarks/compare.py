@@ -37,7 +37,7 @@ PAGE = Path("docs/performance.md")
 BEGIN, END = "<!-- python -m benchmarks.compare -->\n", "<!-- end -->\n"
 
 HEAD = """\
-| stage | a second | tokens a second | of the limit | the peer | times as fast | of its memory |
+| stage | per second | tokens per second | share of peak | TRL per second | speedup | memory ratio |
 |---|---|---|---|---|---|---|
 """
 

@@ -1,4 +1,4 @@
-"""Every command that the README, the documentation, the help texts and the recipes show."""
+"""Every command that the pages, the help texts and the recipes show."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,11 @@ from rlhf_cli.stages.registry import COMMANDS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 RECIPES = ROOT / "recipes"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(RECIPES.glob("*/README.md"))]
+PAGES = [
+    *sorted(ROOT.glob("[A-Z]*.md")),
+    *sorted(DOCS.glob("*.md")),
+    *sorted(RECIPES.glob("*/README.md")),
+]
 FILES = (
     "FILE",
     "chats.jsonl",
@@ -32,26 +36,28 @@ FOLDERS = (
 )  # fmt: skip
 
 
-def blocks(path: Path, language: str = "") -> list[str]:
-    """The fenced blocks of a page in a language; those without one by default."""
+def fenced_blocks(path: Path, language: str = "") -> list[str]:
+    """Fenced code blocks of a page in one language; by default those without a language."""
     fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
     return [text for name, text in fenced if name == language]
 
 
-def on_pages() -> list[str]:
-    """Commands of the README and the pages, but the one that shows its errors."""
-    return _commands(line for path in PAGES for text in blocks(path) for line in text.splitlines())
+def page_commands() -> list[str]:
+    """Commands in the code blocks of all pages."""
+    return _commands(
+        line for path in PAGES for text in fenced_blocks(path) for line in text.splitlines()
+    )
 
 
-def on_help_pages() -> list[str]:
-    """Commands of `rlhf --help` and of the examples of each command's help page."""
+def help_commands() -> list[str]:
+    """Commands in `rlhf --help` and in the examples of each help page."""
     texts = [overview(), *(page(command) for command in COMMANDS.values())]
     lines = (line.strip() for text in texts for line in text.splitlines() if line[:1] == " ")
     return [line for line in _commands(lines) if not {"COMMAND", "|"} & {*line.split()}]
 
 
-def in_recipes() -> list[str]:
-    """Commands of the headers of the shipped recipes."""
+def recipe_commands() -> list[str]:
+    """Commands in the headers of the shipped recipes."""
     headers = [path.read_text().splitlines() for path in sorted(RECIPES.rglob("*.yaml"))]
     return _commands(
         line.removeprefix("#").strip()
@@ -65,8 +71,8 @@ def _commands(lines) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line.startswith("rlhf ")))
 
 
-def lay_out(folder: Path) -> None:
-    """Make the files and folders that the commands name."""
+def create_files(folder: Path) -> None:
+    """Create the files and folders that the commands name."""
     for name in FOLDERS:
         (folder / name).mkdir(parents=True)
     for name in FILES:
@@ -74,6 +80,6 @@ def lay_out(folder: Path) -> None:
     (folder / "judge.py").write_text("def score(prompts, responses, **columns): ...\n")
     (folder / "runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
     (folder / "runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
-    (folder / "chats.yaml").write_text(blocks(ROOT / "README.md", "yaml")[0])
-    (folder / "sft.yaml").write_text(blocks(DOCS / "configuration.md", "yaml")[0])
-    (folder / "compared.jsonl").write_text(blocks(DOCS / "data.md", "jsonl")[0])
+    (folder / "chats.yaml").write_text(fenced_blocks(ROOT / "README.md", "yaml")[0])
+    (folder / "sft.yaml").write_text(fenced_blocks(DOCS / "configuration.md", "yaml")[0])
+    (folder / "compared.jsonl").write_text(fenced_blocks(DOCS / "data.md", "jsonl")[0])

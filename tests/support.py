@@ -1,11 +1,20 @@
-"""What is trained with what: the cells of docs/support.md, and the page itself.
+"""What can be trained with what: the cells of docs/support.md, what tests found, and the page.
 
-    python -m tests.support > docs/support.md
+    RLHF_SUPPORT=write pytest tests/test_support.py    # records what is found in tests/support.json
+    python -m tests.support > docs/support.md          # writes the page from that file
 
-Each cell is a test of tests/test_support.py, which also holds the page to what stands here.
+Each cell is a test of tests/test_support.py, which compares what it finds with the file.
 """
 
+import json
+import os
+import platform
 from collections.abc import Collection, Iterable, Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+FILE = Path(__file__).with_suffix(".json")
 
 Words = tuple[str, ...]
 
@@ -27,7 +36,7 @@ WEIGHTS: dict[str, Words] = {
 }
 
 ON_TWO = ("full", "LoRA", "QLoRA nf4")
-"""Of the weights, those that are tried on two processes."""
+"""The weights that are tested on two processes."""
 
 ARCHITECTURES = {
     "Llama": "model_type: llama",
@@ -51,62 +60,47 @@ OF_ARCHITECTURES = {
 }
 
 REFUSED: dict[str, tuple[Words, str]] = {
-    "packed weights without an adapter": (
-        ("sft", "quant=nf4"),
-        "quant.kind: got nf4 with full training",
-    ),
-    "packed weights in 8 bits without an adapter": (
+    "4-bit weights without an adapter": (("sft", "quant=nf4"), "quant.kind"),
+    "8-bit weights without an adapter": (
         ("ppo", "quant=int8", "reward.length_penalty=1"),
-        "quant.kind: got int8 with full training",
+        "quant.kind",
     ),
-    "a packed output layer under whole weights": (
+    "a quantized output layer without quantization": (
         ("sft", "adapter=lora", "quant=none", "quant.output_layer=true"),
-        "quant.output_layer: got true with quant.kind=none",
+        "quant.output_layer",
     ),
-    "a packed output layer of a reward model": (
+    "a quantized output layer of a reward model": (
         ("reward", "adapter=lora", "quant=nf4", "quant.output_layer=true"),
-        "quant.output_layer: got true for a reward model",
+        "quant.output_layer",
     ),
-    "an adapter's settings without an adapter": (
-        ("dpo", "adapter.rank=8"),
-        "adapter.rank: given with adapter.kind=none",
-    ),
-    "frozen layers beside an adapter": (
+    "adapter settings without an adapter": (("dpo", "adapter.rank=8"), "adapter.rank"),
+    "frozen layers with an adapter": (
         ("sft", "adapter=lora", "model.freeze=[norm]"),
-        "model.freeze: got norm beside an adapter",
+        "model.freeze",
     ),
-    "a start from an adapter where there is none": (
+    "stacking on an adapter that does not exist": (
         ("bco", "adapter.start=stack", "adapter=lora"),
-        "adapter.start: got stack, but model.path=tiny brings no adapter",
+        "adapter.start",
     ),
-    "the weights without their adapter as reference of full training": (
+    "`adapter_off` as reference in full training": (
         ("dpo", "model.reference=adapter_off"),
-        "model.reference: got adapter_off with adapter.kind=none",
+        "model.reference",
     ),
-    "a value adapter beside a fully trained policy": (
+    "a value adapter with a fully trained policy": (
         ("ppo", "value=adapter", "reward.length_penalty=1"),
-        "value: got adapter with adapter.kind=none",
+        "value",
     ),
-    "moments paged out of a GPU on a CPU": (
-        ("sft", "train.optimizer=paged_adamw"),
-        "train.optimizer: got paged_adamw",
-    ),
-    "flash attention where it is not installed": (
+    "a paged optimizer on a CPU": (("sft", "train.optimizer=paged_adamw"), "train.optimizer"),
+    "flash attention that is not installed": (
         ("sft", "model.attention=flash_attention_3"),
-        "model.attention: got flash_attention_3, but flash_attn_interface is not installed",
+        "model.attention",
     ),
-    "layers in Triton on a CPU": (
-        ("sft", "kernels=[liger]"),
-        "kernels: got liger, which cannot run here (needs CUDA)",
-    ),
-    "layers both compiled and recomputed": (
+    "liger kernels on a CPU": (("sft", "kernels=[liger]"), "kernels"),
+    "compiled layers with gradient checkpointing": (
         ("sft", "train.compile=true", "train.gradient_checkpointing=true"),
-        "train.compile: got true beside train.gradient_checkpointing=true",
+        "train.compile",
     ),
-    "more processes than cores": (
-        ("sft", "launch.processes=4096"),
-        "launch.processes: got 4096",
-    ),
+    "more processes than cores": (("sft", "launch.processes=4096"), "launch.processes"),
 }
 
 
@@ -117,51 +111,97 @@ def architecture(name: str) -> Words:
     return ("model.init=scratch", "model.tokenizer=tiny", f"model.architecture={{{shape}{size}}}")
 
 
+def check(table: str, cell: str, found: str) -> None:
+    """Compare what a test found with the file; with RLHF_SUPPORT=write, record it there."""
+    if os.environ.get("RLHF_SUPPORT") == "write":
+        stored = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
+        entry = {"found": found, "date": date.today().isoformat(), "with": versions()}
+        stored.setdefault(table, {})[cell] = entry
+        text = json.dumps(stored, indent=1, sort_keys=True, ensure_ascii=False)
+        FILE.write_text(text + "\n", encoding="utf-8")
+    assert found == stored_results()[table][cell]["found"]
+
+
+def stored_results() -> dict[str, dict[str, dict[str, str]]]:
+    """Table -> cell -> what was found there, when, and with which versions."""
+    results: dict[str, dict[str, dict[str, str]]] = json.loads(FILE.read_text(encoding="utf-8"))
+    return results
+
+
+def versions() -> str:
+    """Python and the libraries that decide what works."""
+    names = ("torch", "transformers", "peft", "bitsandbytes")
+    return ", ".join([f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in names)])
+
+
 def page() -> str:
     """docs/support.md."""
-    return "\n".join(_lines()) + "\n"
+    return "\n".join(_lines(stored_results())) + "\n"
 
 
-def _lines() -> Iterator[str]:
-    yield "# What is trained with what"
+def _lines(stored: dict[str, dict[str, dict[str, str]]]) -> Iterator[str]:
+    entries = [entry for table in stored.values() for entry in table.values()]
+    days = sorted({entry["date"] for entry in entries})
+    yield "# Supported combinations"
     yield ""
-    yield "Each `yes` is a run of the command line on a small model on a CPU, each `no` a line that"
-    yield "refuses before anything is loaded; all are tests of `tests/test_support.py`, which also"
-    yield "writes this page (`python -m tests.support`). A GPU has not been tried."
+    yield "These tables show what tests found on a CPU, with small models. `yes` is a run that"
+    yield "trained, saved its result and loaded it with transformers or PEFT alone. `no` is a"
+    yield "run that was refused before anything was loaded, with the key that the error names."
+    yield "No GPU was tested."
     yield ""
-    yield "## Stages and weights"
+    when = f"on {days[0]}" if len(days) == 1 else f"from {days[0]} to {days[-1]}"
+    yield f"Tested {when} with:"
     yield ""
-    yield "`test_trains[STAGE-WEIGHTS]`:"
+    yield from sorted({f"- {entry['with']}" for entry in entries})
     yield ""
-    yield from _table("stage", STAGES, WEIGHTS)
+    yield "## Stages"
     yield ""
-    yield "On two processes, `test_trains_on_two_processes[STAGE-WEIGHTS]` (`make test-all`):"
+    yield from _table("stage", STAGES, WEIGHTS, stored["stages"])
     yield ""
-    yield from _table("stage", STAGES, ON_TWO)
+    yield "On two processes:"
+    yield ""
+    yield from _table("stage", STAGES, ON_TWO, stored["two processes"])
     yield ""
     yield "## Architectures"
     yield ""
-    yield "`test_trains_architecture[ARCHITECTURE-COLUMN]`:"
+    yield from _table("architecture", ARCHITECTURES, OF_ARCHITECTURES, stored["architectures"])
     yield ""
-    yield from _table("architecture", ARCHITECTURES, OF_ARCHITECTURES)
+    yield "Other architectures are checked when they are loaded: log-probs and gradients must"
+    yield "equal those of the model's own forward pass, or the run is refused."
     yield ""
-    yield "Others are probed when they are loaded: log-probs and gradients must equal those of the"
-    yield "model's own forward pass, or the run is refused."
+    yield "## Refused combinations"
     yield ""
-    yield "## What is refused"
+    yield "Each is refused with exit code 2 before a model is loaded. The error suggests a fix."
     yield ""
-    yield "`test_refuses[WHAT]`:"
+    yield "| combination | command | key in the error |"
+    yield "|---|---|---|"
+    for what, ((stage, *words), _) in REFUSED.items():
+        entry = stored["refused"][what]
+        command = " ".join(["rlhf", stage, *words])
+        yield f"| {what} | `{command}` | `{entry['found']}` |"
     yield ""
-    yield "| what | the line begins with |"
-    yield "|---|---|"
-    yield from (f"| {what} | `{line}` |" for what, (_, line) in REFUSED.items())
+    yield "## Reproducing the tables"
+    yield ""
+    yield "`tests/test_support.py` has one test per cell; `make test-all` runs all of them and"
+    yield "compares each with `tests/support.json`. To record new results and print this page:"
+    yield ""
+    yield "```sh"
+    yield "RLHF_SUPPORT=write pytest tests/test_support.py"
+    yield "python -m tests.support"
+    yield "```"
 
 
-def _table(corner: str, rows: Iterable[str], columns: Collection[str]) -> Iterator[str]:
+def _table(
+    corner: str,
+    rows: Iterable[str],
+    columns: Collection[str],
+    stored: dict[str, dict[str, str]],
+) -> Iterator[str]:
     yield f"| {corner} | {' | '.join(columns)} |"
     yield f"|{'---|' * (len(columns) + 1)}"
     for row in rows:
-        yield f"| {row} |{' yes |' * len(columns)}"
+        cells = [stored.get(f"{row} / {column}") for column in columns]
+        yield f"| {row} | {' | '.join(cell['found'] if cell else 'not run' for cell in cells)} |"
 
 
 if __name__ == "__main__":

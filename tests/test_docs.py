@@ -1,4 +1,4 @@
-"""What the README, the pages and the recipes' headers tell users to type."""
+"""Commands, examples, tables and links of the pages, help texts and recipe headers."""
 
 import re
 import shlex
@@ -11,47 +11,50 @@ from rlhf_cli.errors import exit_codes
 from rlhf_cli.stages.registry import TOOLS
 from tests.pages import (
     DOCS,
+    PAGES,
     RECIPES,
     ROOT,
-    blocks,
-    in_recipes,
-    lay_out,
-    on_help_pages,
-    on_pages,
+    create_files,
+    fenced_blocks,
+    help_commands,
+    page_commands,
+    recipe_commands,
 )
 
 
 @pytest.fixture(autouse=True)
-def _paths_that_the_pages_name(tmp_path, monkeypatch):
+def _create_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lay_out(tmp_path)
+    create_files(tmp_path)
 
 
-@pytest.mark.parametrize("command", dict.fromkeys([*on_pages(), *on_help_pages(), *in_recipes()]))
-def test_a_command_of_the_pages_composes(command, capsys):
+@pytest.mark.parametrize(
+    "command", dict.fromkeys([*page_commands(), *help_commands(), *recipe_commands()])
+)
+def test_each_command_composes(command, capsys):
     words = shlex.split(command, comments=True)[1:]
     look = [] if words[0] in TOOLS else ["--cfg"]
     assert cli.main([*words, *look]) == 0, capsys.readouterr()
 
 
-def test_the_pages_hold_commands():
-    assert len(on_pages()) >= 50
-    assert len(on_help_pages()) >= 30
-    assert len(in_recipes()) >= 6
+def test_the_pages_have_commands():
+    assert len(page_commands()) >= 50
+    assert len(help_commands()) >= 30
+    assert len(recipe_commands()) >= 6
 
 
-def test_what_a_user_reads_names_nothing_that_only_the_repository_has():
-    """An installed package has neither `docs/data.md` nor `recipes/tiny/judge.py`."""
+def test_texts_name_no_path_of_the_repository():
+    """An installed package has no `docs/data.md` and no `recipes/tiny/judge.py`."""
     shipped = [*(ROOT / "rlhf_cli").rglob("*.py"), *RECIPES.rglob("*.*"), *DOCS.glob("*.md")]
     named = r"=recipes/|(?<![./(\[\w])docs/\w+\.md"
     found = {f"{path}: {match[0]}" for path in shipped for match in re.finditer(named, _text(path))}
     assert found == set()
 
 
-def test_every_page_that_a_message_or_a_recipe_names_is_there():
+def test_every_page_that_a_message_or_recipe_names_exists():
     texts = [*(ROOT / "rlhf_cli").rglob("*.py"), *RECIPES.rglob("*.*")]
     named = {
-        name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z]+)", _text(path))
+        name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z_]+)", _text(path))
     }
     assert "data" in named
     assert named <= {*resources.pages()}
@@ -62,7 +65,7 @@ def _text(path):
 
 
 def test_the_recipe_of_several_sources_composes(capsys):
-    Path("mixture.yaml").write_text(blocks(ROOT / "docs" / "data.md", "yaml")[0])
+    Path("mixture.yaml").write_text(fenced_blocks(ROOT / "docs" / "data.md", "yaml")[0])
     assert cli.main(["sft", "config=mixture.yaml", "--cfg"]) == 0, capsys.readouterr()
 
 
@@ -89,14 +92,18 @@ def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "configuration.md"])
 def test_a_page_shows_the_errors_that_its_example_gives(page, capsys):
-    [shown] = [block for block in blocks(page) if "\nerror: " in block and block[:6] == "$ rlhf"]
+    [shown] = [
+        block for block in fenced_blocks(page) if "\nerror: " in block and block[:6] == "$ rlhf"
+    ]
     command, _, errors = shown.partition("\n")
     assert cli.main(shlex.split(command)[2:]) == 2
     assert capsys.readouterr().err == errors
 
 
-def test_the_page_shows_where_the_values_of_its_recipe_come_from(capsys):
-    [shown] = [block for block in blocks(DOCS / "configuration.md") if "--provenance" in block]
+def test_the_provenance_of_the_page_is_what_the_command_prints(capsys):
+    [shown] = [
+        block for block in fenced_blocks(DOCS / "configuration.md") if "--provenance" in block
+    ]
     command, *lines = shown.splitlines()
     assert cli.main(shlex.split(command)[2:]) == 0
     given = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines()}
@@ -116,3 +123,25 @@ def test_the_shipped_model_is_what_the_pages_say():
     shape = json.loads((resources.shipped_model() / "config.json").read_text())
     assert shape["num_hidden_layers"] == 4
     assert "four layers" in (ROOT / "configs" / "model" / "tiny.yaml").read_text()
+
+
+def test_the_index_lists_every_page():
+    listed = set(re.findall(r"\]\((\w+)\.md\)", (DOCS / "index.md").read_text()))
+    assert listed == {*resources.pages()} - {"index"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_link_has_a_target(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
+        name, _, heading = target.partition("#")
+        if "://" not in target:
+            linked = page.parent / name if name else page
+            assert linked.is_file(), target
+            assert not heading or heading in _anchors(linked), target
+
+
+def _anchors(page):
+    """The names of a page's headings in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}

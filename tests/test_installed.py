@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_cli import resources
 from rlhf_cli.stages.registry import TOOLS
-from tests.pages import DOCS, ROOT, in_recipes, lay_out, on_help_pages, on_pages
+from tests.pages import DOCS, ROOT, create_files, help_commands, page_commands, recipe_commands
 
 RUN_ALL = """
 import contextlib, io, json, sys
@@ -56,8 +56,8 @@ def python(installed, folder, *words, **kwargs):
 
 
 def test_every_command_that_a_user_is_told_to_type_composes_in_another_folder(installed, tmp_path):
-    lay_out(tmp_path)
-    typed = dict.fromkeys([*on_help_pages(), *in_recipes(), *on_pages()])
+    create_files(tmp_path)
+    typed = dict.fromkeys([*help_commands(), *recipe_commands(), *page_commands()])
     calls = [shlex.split(command, comments=True)[1:] for command in typed]
     calls = [call if call[0] in TOOLS else [*call, "--cfg"] for call in calls]
     calls += [["docs"], *(["docs", name] for name in resources.pages()), ["recipes"]]

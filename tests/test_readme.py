@@ -1,4 +1,4 @@
-"""The README's first steps, as someone pastes them: its files, then its commands in order."""
+"""The README's quickstart: its files, then its commands in order."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from rlhf_cli import cli
 from tests.pages import ROOT
 
 README = (ROOT / "README.md").read_text()
-STEPS = README[README.index("## First steps") : README.index("`rlhf sft --help`")]
+STEPS = README[README.index("## Quickstart") : README.index("`rlhf sft --help`")]
 STEP = ["max_steps=1", "batch_size=2"]
 SHORT = {
     **dict.fromkeys(("pretrain", "sft", "reward", "dpo", "bco"), STEP),
@@ -30,7 +30,7 @@ def _files(tmp_path, monkeypatch):
 
 
 def commands() -> list[list[str]]:
-    """What is typed after the files are there."""
+    """Commands of the quickstart, without the smoke run."""
     fenced = re.findall(r"^```([^\n]*)\n(.*?)^```$", STEPS, re.MULTILINE | re.DOTALL)
     lines = [line for language, text in fenced if not language for line in text.splitlines()]
     words = [shlex.split(line, comments=True)[1:] for line in lines]
@@ -45,8 +45,8 @@ def test_each_file_has_three_rows():
         assert len([json.loads(line) for line in Path(name).read_text().splitlines()]) == 3
 
 
-def test_a_file_name_stands_for_one_kind_of_rows():
-    """Each file is given to the stages that take its rows, and to no other."""
+def test_each_file_holds_one_kind_of_rows():
+    """Each file is used only by stages that read its kind of rows."""
     given = {(call[0], word) for call in commands() for word in call if word.startswith("data=")}
     assert {name for stage, name in given if stage == "sft"} == {
         "data=chats.jsonl", "data=answers.jsonl"
@@ -54,8 +54,8 @@ def test_a_file_name_stands_for_one_kind_of_rows():
     assert {stage for stage, name in given if name == "data=preferences.jsonl"} == {"reward", "dpo"}
 
 
-def test_the_first_steps_run_in_order(capsys):
-    """On the shipped model, a step each, in the place of the hub's model and whole runs."""
+def test_the_quickstart_runs_in_order(capsys):
+    """Each command runs one step, with the shipped model instead of the hub's."""
     for call in commands():
         words = ["model=tiny" if "/SmolLM2" in word else word for word in call]
         assert cli.main([*words, *SHORT[call[0]]]) == 0, (call, capsys.readouterr().err)

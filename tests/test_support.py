@@ -1,6 +1,7 @@
-"""docs/support.md: every yes is a run, every no a refusal, and the page says what stands here."""
+"""Each cell of docs/support.md: a run or a refusal, compared with tests/support.json."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -20,13 +21,22 @@ ONE_STEP = (
 )  # fmt: skip
 
 
-def train(out, stage, weights, *words):
+def train(out, capsys, stage, weights, *words):
+    """Train one step; "yes", or "no" with the key that the refusal names."""
     own = [*support.STAGES[stage], *support.WEIGHTS[weights], f"output_dir={out}"]
-    assert cli.main(last_of_each(stage, "model=tiny", *ONE_STEP, *own, *words)) == 0
+    code = cli.main(last_of_each(stage, "model=tiny", *ONE_STEP, *own, *words))
+    error = capsys.readouterr().err
+    assert code in (0, 2), error
+    return "yes" if code == 0 else f"no: `{named_key(error)}`"
+
+
+def named_key(error):
+    """The key that the first line of an error names."""
+    return re.search(r"^error: ([\w.]+):", error, re.MULTILINE)[1]
 
 
 def trained(out):
-    """The parameters that a run trained, by the names that a saved model has for them."""
+    """The parameters that a run trained, under their names in a saved model."""
     weights = load_file(out / "checkpoints" / "step-000001" / "weights.safetensors")
     found = {}
     for name, tensor in weights.items():
@@ -43,8 +53,8 @@ def saved(out):
     return load_file(file)
 
 
-def said(folder):
-    """What transformers and PEFT make of a result, without this package: log-probs or scores."""
+def outputs(folder):
+    """Logits or scores of a result, from transformers and PEFT without this package."""
     kind = json.loads((folder.parent / "artifact.json").read_text())["kind"]
     scores = kind == "reward_model"
     auto = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
@@ -52,7 +62,7 @@ def said(folder):
     settings = folder / "adapter_config.json"
     if settings.is_file():
         base = json.loads(settings.read_text())["base_model_name_or_path"]
-        with warnings.catch_warnings():  # GPT-2's layers, unless packed
+        with warnings.catch_warnings():  # GPT-2's layers, unless quantized
             warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)
             model = PeftModel.from_pretrained(auto.from_pretrained(base, **options), folder)
     else:
@@ -68,30 +78,37 @@ def some(names, quick):
 
 @pytest.mark.parametrize("weights", some(support.WEIGHTS, ("LoRA", "QLoRA nf4")))
 @pytest.mark.parametrize("stage", support.STAGES)
-def test_trains(tmp_path, stage, weights):
+def test_trains(tmp_path, capsys, stage, weights):
     """The result holds what was trained, bit for bit, and loads without this package."""
     out = tmp_path / "run"
-    train(out, stage, weights)
-    expected, found = trained(out), saved(out)
-    assert expected.keys() <= found.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert said(out / "model").isfinite().all()
+    found = train(out, capsys, stage, weights)
+    if found == "yes":
+        expected, result = trained(out), saved(out)
+        assert expected.keys() <= result.keys()
+        assert all(torch.equal(result[name], tensor) for name, tensor in expected.items())
+        assert outputs(out / "model").isfinite().all()
+    support.check("stages", f"{stage} / {weights}", found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", support.ON_TWO)
 @pytest.mark.parametrize("stage", support.STAGES)
-def test_trains_on_two_processes(tmp_path, stage, weights):
-    train(tmp_path / "run", stage, weights, "launch.processes=2")
-    assert said(tmp_path / "run" / "model").isfinite().all()
+def test_trains_on_two_processes(tmp_path, capsys, stage, weights):
+    found = train(tmp_path / "run", capsys, stage, weights, "launch.processes=2")
+    if found == "yes":
+        assert outputs(tmp_path / "run" / "model").isfinite().all()
+    support.check("two processes", f"{stage} / {weights}", found)
 
 
 @pytest.mark.parametrize("column", some(support.OF_ARCHITECTURES, ("sft, LoRA",)))
 @pytest.mark.parametrize("name", support.ARCHITECTURES)
-def test_trains_architecture(tmp_path, name, column):
+def test_trains_architecture(tmp_path, capsys, name, column):
     stage, weights = support.OF_ARCHITECTURES[column]
-    train(tmp_path / "run", stage, weights, "model.path=", *support.architecture(name))
-    assert said(tmp_path / "run" / "model").isfinite().all()
+    words = ["model.path=", *support.architecture(name)]
+    found = train(tmp_path / "run", capsys, stage, weights, *words)
+    if found == "yes":
+        assert outputs(tmp_path / "run" / "model").isfinite().all()
+    support.check("architectures", f"{name} / {column}", found)
 
 
 @pytest.mark.parametrize("what", support.REFUSED)
@@ -99,13 +116,29 @@ def test_refuses(tmp_path, monkeypatch, capsys, what):
     if what.endswith("on a CPU") and torch.cuda.is_available():
         pytest.skip("a GPU takes it")
     monkeypatch.chdir(tmp_path)
-    (stage, *words), line = support.REFUSED[what]
+    (stage, *words), key = support.REFUSED[what]
     assert cli.main([stage, "model=tiny", "data=tiny", *words]) == 2
     error = capsys.readouterr().err
-    assert f"error: {line}" in error
+    assert named_key(error) == key
     assert "Try " in error
+    support.check("refused", what, key)
 
 
-def test_the_page_is_what_stands_here():
+def test_the_page_shows_the_stored_results():
     page = Path(__file__).parents[1] / "docs" / "support.md"
-    assert page.read_text(encoding="utf-8") == support.page(), "see python -m tests.support"
+    assert page.read_text(encoding="utf-8") == support.page(), "see tests/support.py"
+
+
+def test_every_cell_has_a_stored_result():
+    stored = support.stored_results()
+    assert stored.keys() == {"stages", "two processes", "architectures", "refused"}
+    assert {*stored["stages"]} == {f"{s} / {w}" for s in support.STAGES for w in support.WEIGHTS}
+    assert {*stored["two processes"]} == {
+        f"{s} / {w}" for s in support.STAGES for w in support.ON_TWO
+    }
+    assert {*stored["architectures"]} == {
+        f"{name} / {column}"
+        for name in support.ARCHITECTURES
+        for column in support.OF_ARCHITECTURES
+    }
+    assert {*stored["refused"]} == {*support.REFUSED}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sums: a model that is right about half of the time, and GRPO from there. Nothing is downloaded.
+# Arithmetic: SFT until about half of the sums are correct, then GRPO. Nothing is downloaded.
 #   bash recipes/arithmetic_grpo/run.sh [OUTPUT_FOLDER]
-# Given again after a failure, it continues where it stopped.
+# Run it again after a failure to continue where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/arithmetic_grpo}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A language model that continues toxic texts in a neutral tone: PPO against a classifier.
+# Detoxifying: PPO against a classifier, so that toxic texts get neutral continuations.
 #   bash recipes/detox/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same command runs on a small model, a small classifier and files of $RLHF_DATA:
-# rlhf docs recipes. Given again after a failure, it continues where it stopped.
+# With `twin` the same command uses a small model, a small classifier and files of $RLHF_DATA:
+# rlhf docs recipes. Run it again after a failure to continue.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/detox}

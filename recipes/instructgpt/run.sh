@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # InstructGPT: pretraining, SFT, a reward model from rankings, and PPO-ptx.
 #   bash recipes/instructgpt/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same commands run on a small model and on files of $RLHF_DATA: rlhf docs recipes.
-# Given again after a failure, it continues where it stopped.
+# With `twin` the same commands use a small model and files of $RLHF_DATA: rlhf docs recipes.
+# Run it again after a failure to continue where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/instructgpt}

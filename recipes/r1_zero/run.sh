@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # R1-Zero: GRPO on word problems, straight from a base model.
 #   bash recipes/r1_zero/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same command runs on a small model and on files of $RLHF_DATA: rlhf docs recipes.
-# Given again after a failure, it continues where it stopped.
+# With `twin` the same command uses a small model and files of $RLHF_DATA: rlhf docs recipes.
+# Run it again after a failure to continue where it stopped.
 set -euo pipefail
 out=${1:-runs/r1_zero}
 

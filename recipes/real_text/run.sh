@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to a model that writes shell commands, on real text: plays, then speeches, then SFT.
+# Real text from random weights: pretraining on plays, then speeches, then SFT on shell commands.
 #   RLHF_DATA=... bash recipes/real_text/run.sh [OUTPUT_FOLDER]
 # $RLHF_DATA holds the files of public data (see rlhf docs data).
 set -euo pipefail

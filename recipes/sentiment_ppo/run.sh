@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From nothing to praise: a small model of movie reviews, a classifier of sentiment, PPO between them.
+# A small model of movie reviews, a sentiment classifier, and PPO with the classifier as reward.
 #   RLHF_DATA=... bash recipes/sentiment_ppo/run.sh [OUTPUT_FOLDER] [SEED]
-# $RLHF_DATA holds the files of public data (see rlhf docs data). With another seed, PPO alone is run again.
-# Given again after a failure, it continues where it stopped.
+# $RLHF_DATA holds the files of public data (see rlhf docs data). With another seed, only PPO runs again.
+# Run it again after a failure to continue where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/sentiment_ppo}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# StackLLaMA 2: SFT and DPO, each an adapter, on a base in 4 bits.
+# StackLLaMA 2: SFT and DPO, each an adapter on a 4-bit base.
 #   bash recipes/stack_llama_2/run.sh [OUTPUT_FOLDER] [twin]
-# With `twin` the same commands run on a small model and on files of $RLHF_DATA: rlhf docs recipes.
-# Given again after a failure, it continues where it stopped.
+# With `twin` the same commands use a small model and files of $RLHF_DATA: rlhf docs recipes.
+# Run it again after a failure to continue where it stopped.
 set -euo pipefail
 out=${1:-runs/stack_llama_2}
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The embedded chain on the shipped data: nothing is downloaded, two CPU cores are enough.
+# All stages on the shipped data: nothing is downloaded, two CPU cores are enough.
 #   bash recipes/tiny/run.sh [OUTPUT_FOLDER]
-# Given again after a failure, it continues where it stopped.
+# Run it again after a failure to continue where it stopped.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-runs/tiny}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Zephyr: SFT on dialogues, then DPO.
 #   bash recipes/zephyr/run.sh [OUTPUT_FOLDER] [twin] [qlora]
-# With `qlora` adapters are trained on weights in 4 bits, with `twin` the same commands run on a small
-# model and on files of $RLHF_DATA: rlhf docs recipes. Given again after a failure, it continues.
+# With `qlora`, adapters are trained on 4-bit weights; with `twin`, the same commands use a small
+# model and files of $RLHF_DATA: rlhf docs recipes. Run it again after a failure to continue.
 set -euo pipefail
 out=${1:-runs/zephyr}
 options=" ${*:2} "
