@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import os
 import random
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
 from rlhf_cli.distributed import ALONE, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
@@ -63,7 +63,7 @@ def open_context(precision: str, seed: int, out: Path) -> RunContext:
     context = RunContext(device, compute, seed, out, ranks)
     processes = f"; {ranks.size} processes" if ranks.size > 1 else ""
     computed = f"compute: {context.compute_name} ({reason})"
-    say(f"device: {device_name(device)}{notes}; {computed}{processes}")
+    logger.info(f"device: {device_name(device)}{notes}; {computed}{processes}")
     return context
 
 
@@ -163,13 +163,3 @@ def limit_kernel_cache() -> None:
     gigabyte. Read by oneDNN at its first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-
-
-def say(line: str) -> None:
-    """Tell the user what was decided; results go to stdout, this to stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def silence() -> contextlib.AbstractContextManager[object]:
-    """Let nothing inside speak, because it was said before."""
-    return contextlib.redirect_stderr(io.StringIO())

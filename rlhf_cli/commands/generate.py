@@ -11,7 +11,8 @@ from rlhf_cli.commands.answers import Author
 from rlhf_cli.commands.config import GenerateConfig
 from rlhf_cli.commands.output import Write, writing
 from rlhf_cli.config.schema import no_rows
-from rlhf_cli.context import RunContext, open_context, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext, open_context
 from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import Message, Messages, Prompt
@@ -99,11 +100,11 @@ def _answer_all(
     if not cfg.output:
         with progress:
             _write_all(cfg, author, rows, prompts, tokens, progress, _printing_below(progress))
-        say(rows.told())
+        logger.info(rows.told())
         return
     with writing(Path(cfg.output)) as write, progress:
         _write_all(cfg, author, rows, prompts, tokens, progress, write)
-    say(f"{rows.told()} -> {cfg.output}")
+    logger.info(f"{rows.told()} -> {cfg.output}")
 
 
 def _printing_below(progress: ProgressCount) -> Write:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.commands.config import MergeConfig
-from rlhf_cli.context import PRECISIONS, open_context, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import PRECISIONS, open_context
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.base import SHAPES, load_base, scorer_fit
 from rlhf_cli.models.config import AdapterConfig
@@ -68,7 +69,7 @@ class Check:
         """Mean absolute difference between a merged model and base with adapter; is said."""
         got = _said(merged, self.prompts)
         drift = float((got - self.expected).abs().mean())
-        say(
+        logger.info(
             f"merged ({name}) against unmerged (fp32): {_difference(got, self.expected)}, "
             f"{drift / self.effect:.2%} of what the adapter changes"
         )
@@ -92,7 +93,7 @@ def run(cfg: MergeConfig) -> None:
     tokenizer = load_tokenizer(cfg.model)
     merged, dtype = _merge_checked(cfg, source, tokenizer)
     target = _save(cfg, merged, dtype, tokenizer)
-    say(f"merged: {source.describe()} -> {target} ({dtype})")
+    logger.info(f"merged: {source.describe()} -> {target} ({dtype})")
     if cfg.push_to_hub:
         _push(target, cfg.push_to_hub)
 
@@ -114,11 +115,13 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[An
     cost = _rounding_cost(merged, dtype, drift, check)
     if cost <= MOST_COST:
         return merged.to(DTYPES[dtype]), dtype
-    say(f"warning: dtype: weights in {dtype} lose {cost:.0%} of what the adapter changes")
+    logger.info(f"warning: dtype: weights in {dtype} lose {cost:.0%} of what the adapter changes")
     if cfg.dtype != "auto" or dtype == "fp32":
         _require_finite(cost, dtype)
         return merged.to(DTYPES[dtype]), dtype
-    say(f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it")
+    logger.info(
+        f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it"
+    )
     # rounded in place, and let go before the exact weights are made anew: no second copy is held
     del merged, unmerged
     return merge(load_unmerged(cfg.model, source, tokenizer)), "fp32"
@@ -142,10 +145,10 @@ def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> C
             f"model.path: the adapter of {cfg.model.path} changes nothing (its weights are zero); "
             "there is nothing to merge. Was it trained?"
         )
-    say(f"adapter against base: {_difference(expected, base)}")
+    logger.info(f"adapter against base: {_difference(expected, base)}")
     if source.quant != "none":
         trained = _on_packed_base(cfg, source, tokenizer, prompts)
-        say(
+        logger.info(
             f"whole base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
         )
@@ -258,4 +261,4 @@ def _push(folder: Path, hub_id: str) -> None:
             f"push_to_hub: {hub_id} could not be uploaded ({first_line(error)}). The merged model "
             f"is in {folder}. Log in with hf auth login, then try hf upload {hub_id} {folder}"
         ) from error
-    say(f"uploaded: https://huggingface.co/{hub_id}")
+    logger.info(f"uploaded: https://huggingface.co/{hub_id}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import DataError
 from rlhf_cli.runs.outputs import partial_name
 
@@ -72,6 +72,6 @@ def _rename(partial: Path, target: Path) -> None:
 def _keep_what_is_written(partial: Path) -> None:
     with suppress(OSError):  # the error that ended the work matters more
         if partial.stat().st_size:
-            say(f"output: what was written so far is in {partial}")
+            logger.info(f"output: what was written so far is in {partial}")
         else:
             partial.unlink()

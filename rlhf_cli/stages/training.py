@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.context import open_context, say, use_deterministic_algorithms
+from rlhf_cli.console import logger
+from rlhf_cli.context import open_context, use_deterministic_algorithms
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.compiled import compile_layers, require_compiler
@@ -135,7 +136,7 @@ class Training(ABC):
             save_model(model, self.tokenizer, ends, trained_on, cfg, ctx, result)
 
         ctx.ranks.on_main(save)
-        say(f"result: {ctx.out / 'model'}")
+        logger.info(f"result: {ctx.out / 'model'}")
         return self._summary(result)
 
     def _machinery(self, model: ModelWrapper) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
@@ -117,7 +118,7 @@ class Trainer:
         if self.cfg.result == "last" or self.best.step == self.step:
             return self.optimizer.masters, self.after
         which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
-        say(f"result: {which}, which had the lowest held-out loss")
+        logger.info(f"result: {which}, which had the lowest held-out loss")
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
@@ -234,7 +235,7 @@ class Trainer:
         with torch.no_grad(), without_dropout(self.policy):
             values = self.evaluate()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        say(f"held-out after step {self.step}: {shown}")
+        logger.info(f"held-out after step {self.step}: {shown}")
         return values
 
     def _save(self) -> None:
@@ -268,7 +269,7 @@ class Trainer:
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = Best(**state["best"])
-        say(
+        logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
         )

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
@@ -79,7 +80,7 @@ def _compute(
     ctx: RunContext,
 ) -> NDArray[np.float32]:
     """The numbers of all rows; micro-batches are dealt out to the ranks."""
-    say(f"reference: log-probs of {len(examples):,} examples, computed once")
+    logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(parts(examples, np.arange(len(examples)), max_tokens))
     size = ctx.ranks.size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
@@ -105,12 +106,14 @@ def _stored(
     drift = np.abs(values[_rows_of(examples, some)] - compute(some)).sum()
     tokens = sum(examples.token_starts[i + 1] - examples.token_starts[i] for i in some)
     if not drift / tokens <= MOST_DRIFT[ctx.compute]:
-        say(
+        logger.info(
             f"reference: the stored log-probs ({key}) are not those of this model (they differ by "
             f"{drift / tokens:.1e} nats a token); computing them anew"
         )
         return None
-    say(f"reference: stored log-probs ({key}), {len(some)} of {len(examples):,} examples checked")
+    logger.info(
+        f"reference: stored log-probs ({key}), {len(some)} of {len(examples):,} examples checked"
+    )
     return values
 
 

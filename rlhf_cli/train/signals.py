@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.distributed import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,7 +33,9 @@ class StopRequest:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        say(f"\n{self.name}: finishing the step and writing a checkpoint; once more stops at once")
+        logger.info(
+            f"\n{self.name}: finishing the step and writing a checkpoint; once more stops at once"
+        )
 
 
 @contextmanager

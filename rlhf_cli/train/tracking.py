@@ -9,7 +9,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import RlhfError, first_line
 from rlhf_cli.runs import contents, secrets
 
@@ -45,7 +45,9 @@ class Trackers:
             try:
                 tracker.log(dict(values), step=step)
             except Exception as error:
-                say(f"log.trackers: {name} failed ({first_line(error)}); training goes on without")
+                logger.info(
+                    f"log.trackers: {name} failed ({first_line(error)}); training goes on without"
+                )
                 del self._open[name]
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ import torch
 from rlhf_cli.commands.answers import Answers, Author
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.subject import model_of, names
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import to_json
@@ -79,7 +80,7 @@ def _answer(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext)
         for batch in author.answer(tokens, cfg.sampling, cfg.batch_size):
             progress.add(len(batch.texts))
             answers.extend(batch)
-    say(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
+    logger.info(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
     return answers
 
 

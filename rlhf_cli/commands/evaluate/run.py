@@ -13,7 +13,8 @@ from rlhf_cli.commands.evaluate.judged import judge
 from rlhf_cli.commands.evaluate.subject import Subject, subjects
 from rlhf_cli.commands.output import writing
 from rlhf_cli.config.schema import no_rows
-from rlhf_cli.context import RunContext, open_context, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext, open_context
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, as_json, as_text
 from rlhf_cli.runs import hub
@@ -31,7 +32,7 @@ def run(cfg: EvaluateConfig) -> None:
         report, failed = _report(cfg, ctx)
         write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         _raise_reason(failed)  # within: an older result is not replaced by one with columns missing
-    say(f"results: {cfg.output}")
+    logger.info(f"results: {cfg.output}")
 
 
 def _raise_reason(failed: list[BaseException]) -> None:
@@ -75,19 +76,19 @@ def measure(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[Ba
             clear_frames(error.__traceback__)  # they hold the model that the next one replaces
             failed.append(error)
             if len(opened) > 1:
-                say(f"{subject.name}: not measured, {first_line(error)}")
+                logger.info(f"{subject.name}: not measured, {first_line(error)}")
             if isinstance(error, KeyboardInterrupt | Interrupted):
                 break
     return found, failed
 
 
 def _open(subject: Subject, given: bool) -> Evaluation:
-    say(f"-- {subject.name}: rows")
+    logger.info(f"-- {subject.name}: rows")
     hub.begin({**hub.commits(), **subject.commits})
     return open_evaluation(subject, given=given)
 
 
 def _measured(subject: Subject, evaluation: Evaluation, seed: int, ctx: RunContext) -> list[Result]:
-    say(f"-- {subject.name}")
+    logger.info(f"-- {subject.name}")
     hub.begin({**hub.commits(), **subject.commits})
     return [Result(subject.name, one.metric, one.estimate(seed)) for one in evaluation(ctx)]

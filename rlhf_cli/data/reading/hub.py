@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.config import Source
 from rlhf_cli.data.reading.files import holds_rows
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
@@ -98,7 +98,7 @@ def _keep_commit(settings: Source, found: Any) -> None:
             f"{settings.path}: need the rows of commit {wanted}, and offline there are those of "
             f"commit {read[1]} alone. Connect to the hub, or give data.revision={read[1]}"
         )
-    say(f"data: {settings.path} from the cache of `datasets`, commit {read[1]}")
+    logger.info(f"data: {settings.path} from the cache of `datasets`, commit {read[1]}")
     hub.keep_commit(name, settings.revision, read[1])
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
@@ -138,7 +139,9 @@ class ClassifierScorer:
     def _tell_of_cuts(self, mask: Tensor) -> None:
         if not self._told_of_cuts and int(mask.sum(1).max()) == self.limit:
             self._told_of_cuts = True
-            say(f"{self.who}: texts fill its {self.limit} positions; longer ones lose their start")
+            logger.info(
+                f"{self.who}: texts fill its {self.limit} positions; longer ones lose their start"
+            )
 
 
 def _probabilities(logits: Tensor, problem_type: str | None) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import silence
+from rlhf_cli.console import muted
 from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
@@ -106,6 +106,6 @@ def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:
         columns={},
     )
     # what there is to say about prepared rows was said when they were
-    with silence() if cached_only else contextlib.nullcontext():
+    with muted() if cached_only else contextlib.nullcontext():
         found, _ = load_examples(data, "sft", tokenizer, TEXTS, cfg.seed, cached_only=cached_only)
     return found
