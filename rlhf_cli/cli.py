@@ -73,7 +73,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _tell(error: RlhfError) -> int:
-    from rlhf_cli.runs.secrets import redact
+    from rlhf_cli.runs.log import redact
 
     for line in redact(str(error)).split("\n"):
         print(f"error: {line}", file=sys.stderr)

@@ -8,7 +8,7 @@ import pytest
 from rlhf_cli import cli
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config.resolve import resolve
-from rlhf_cli.runs.model_files import positions, weight_shapes
+from rlhf_cli.runs.model_checks import positions, weight_shapes
 from rlhf_cli.stages.registry import COMMANDS
 
 CONFIG = {"model_type": "gpt2", "n_positions": 64, "architectures": ["GPT2LMHeadModel"]}

@@ -13,10 +13,10 @@ import pytest
 
 from rlhf_cli.config.renamed import RENAMED
 from rlhf_cli.errors import CheckpointError, ConfigError, Interrupted, ModelError
-from rlhf_cli.runs import files, lock, manifest
+from rlhf_cli.runs import lock, manifest, run_files
 from rlhf_cli.runs.artifact import resolve_run
-from rlhf_cli.runs.files import write_json_atomic, write_text_atomic
 from rlhf_cli.runs.folder import allocate, checkpoints, claim
+from rlhf_cli.runs.run_files import write_json_atomic, write_text_atomic
 from rlhf_cli.stages.sft.config import SFTConfig
 from tests.helpers import take_over
 
@@ -421,7 +421,7 @@ def full_disk(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(run_files.os, "fsync", fail)
 
 
 def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, full_disk):
@@ -476,7 +476,7 @@ SEPARATORS = ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\
 def test_only_line_feeds_end_a_line(tmp_path, letter):
     path = tmp_path / "lines.txt"
     path.write_bytes(f"\ufeffa{letter}b\r\n\n{letter}c".encode())
-    assert files.read_lines(path) == [f"a{letter}b", "", f"{letter}c"]
+    assert run_files.read_lines(path) == [f"a{letter}b", "", f"{letter}c"]
     path.write_bytes(f'{{"text": "a{letter}b"}}\n{{"te'.encode())
     if letter > "\x1f":  # JSON has the others as escapes only
-        assert files.read_json_lines(path) == [{"text": f"a{letter}b"}]
+        assert run_files.read_json_lines(path) == [{"text": f"a{letter}b"}]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.commands.output import writing
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.data.elo import TIE, rate
 from rlhf_cli.data.reading.files import data_files, read_rows
@@ -18,6 +17,7 @@ from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.data.report import SHOWN, count
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.runs.outputs import writing
 
 Row = dict[str, Any]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from rlhf_cli.commands.answer_rows import BestRows, PlainRows, RankedRows, ScoredRows
 from rlhf_cli.commands.answers import Author
 from rlhf_cli.commands.config import GenerateConfig
-from rlhf_cli.commands.output import Write, writing
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext, open_context
@@ -20,6 +19,7 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.rewards.rewards import open_rewards
 from rlhf_cli.rollout.graphs import require_cuda
+from rlhf_cli.runs.outputs import Write, writing
 
 
 def run(cfg: GenerateConfig) -> None:

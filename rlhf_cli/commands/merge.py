@@ -23,7 +23,7 @@ from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs import artifact
-from rlhf_cli.runs.files import unwritable, write_json_atomic
+from rlhf_cli.runs.run_files import unwritable, write_json_atomic
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",

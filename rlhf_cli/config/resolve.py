@@ -17,7 +17,7 @@ from rlhf_cli.config.tree import flat
 from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.resources import options, recipes
-from rlhf_cli.runs import secrets
+from rlhf_cli.runs import log
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 COMMAND_LINE = "command line"
@@ -66,7 +66,7 @@ def resolve(command: Command, line: CommandLine) -> Resolved:
     except ConfigError as error:
         raise _refusal([*sources.problems, Problem("", str(error))]) from None
     references = find_references(composed.raw, composed.tree)
-    secrets.begin(references)
+    log.begin(references)
     for key, text in literal_secrets(composed.raw):
         sources.problem(key, text, origin(key, sources.origins) or COMMAND_LINE)
     checked = check(

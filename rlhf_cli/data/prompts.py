@@ -18,7 +18,7 @@ from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport, count
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import DataError, first_line
-from rlhf_cli.runs.files import read_lines
+from rlhf_cli.runs.run_files import read_lines
 
 RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
 """What has a prompt; the assistant's last turn of a chat is left out."""

@@ -11,8 +11,7 @@ from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of
 from rlhf_cli.launch.task import Task
 from rlhf_cli.launch.worker import LOGS, silence
-from rlhf_cli.runs.log import redacted
-from rlhf_cli.runs.secrets import redact
+from rlhf_cli.runs.log import redact, redacted
 from rlhf_cli.stages.registry import COMMANDS
 
 WAIT = timedelta(days=2)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf_cli.config.check import check
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import hub, manifest, secrets
+from rlhf_cli.runs import hub, log, manifest
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 
@@ -22,7 +22,7 @@ class Task:
     stage: str
     tree: dict[str, Any]
     out: str
-    references: dict[str, str] = field(default_factory=secrets.references)
+    references: dict[str, str] = field(default_factory=log.references)
 
     @property
     def command(self) -> Command:
@@ -44,7 +44,7 @@ class Task:
         checked = check(self.command, self.tree, {})
         if checked.problems:  # on another machine a path may be missing
             raise ConfigError("\n".join(problem.text for problem in checked.problems))
-        secrets.begin(self.references)
+        log.begin(self.references)
         module = import_module(self.command.runner.partition(":")[0])
         return getattr(module, function)(checked.config, Path(self.out))
 

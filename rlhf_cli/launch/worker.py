@@ -10,13 +10,13 @@ from typing import Any, NoReturn, TextIO
 from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of, write_report
 from rlhf_cli.launch.task import Task
-from rlhf_cli.runs import contents
+from rlhf_cli.runs import run_files
 from rlhf_cli.runs.log import logged, redacted
 
 TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
 """Files in the temporary folder that parent and ranks share."""
 
-LOGS = contents.RANK_LOGS
+LOGS = run_files.RANK_LOGS
 """Folder in the run folder: what all ranks but the first said."""
 
 

@@ -37,7 +37,7 @@ from rlhf_cli.models.token_rows import (
     token_rows,
     with_rows_of_base,
 )
-from rlhf_cli.runs.model_files import unlike_adapter
+from rlhf_cli.runs.model_checks import unlike_adapter
 
 State = Mapping[str, torch.Tensor]
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import model_files
+from rlhf_cli.runs import model_checks
 from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
-from rlhf_cli.runs.checks import (
+from rlhf_cli.runs.model_checks import (
     base_revision_problems,
     language_model_problems,
     not_a_language_model,
@@ -136,8 +136,8 @@ class ModelConfig:
     @property
     def positions(self) -> int | None:
         """Longest row that the model takes, where that is known here."""
-        config = model_files.config_of(self.path, self.revision, self.base)
-        return model_files.positions(config or self.architecture)
+        config = model_checks.config_of(self.path, self.revision, self.base)
+        return model_checks.positions(config or self.architecture)
 
     def not_a_language_model(self) -> list[str]:
         """The line for a model that gives scores where one that writes is needed."""
@@ -363,5 +363,5 @@ class LoadConfig:
             found += self.quant.not_of_scores()
         kept = self.brings_adapter and self.adapter.start == "continue"
         if not kept:
-            return found + model_files.layer_problems(self.model, self.adapter)
-        return found + model_files.adapter_problems(self.model, self.adapter, AdapterConfig())
+            return found + model_checks.layer_problems(self.model, self.adapter)
+        return found + model_checks.adapter_problems(self.model, self.adapter, AdapterConfig())

@@ -13,7 +13,7 @@ import torch
 
 from rlhf_cli.errors import ModelError, RlhfError, first_line
 from rlhf_cli.runs import artifact
-from rlhf_cli.runs.checks import encoder_decoder
+from rlhf_cli.runs.model_checks import encoder_decoder
 
 
 def require_config(source: str) -> None:

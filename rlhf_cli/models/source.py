@@ -10,9 +10,9 @@ from pathlib import Path
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import SHIPPED, shipped_model
-from rlhf_cli.runs import artifact, contents, hub
+from rlhf_cli.runs import artifact, hub, run_files
 from rlhf_cli.runs.artifact import resolve_run
-from rlhf_cli.runs.files import sampled
+from rlhf_cli.runs.run_files import sampled
 
 DEFAULT_ARCHITECTURE = {
     "model_type": "llama",
@@ -29,7 +29,7 @@ DEFAULT_ARCHITECTURE = {
 DEFAULT_VOCAB_SIZE = 8192
 
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
-OWN_BASE = contents.BASE
+OWN_BASE = run_files.BASE
 
 STACKED = "stacked_"
 """Folders beside an adapter's weights that hold the adapters it stands on, first to last."""

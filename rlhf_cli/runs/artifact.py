@@ -1,15 +1,19 @@
-"""`artifact.json`: what kind of model a run made; read where a model is taken from."""
+"""`artifact.json`: what kind of model a run made; read where a model is taken from.
+
+The labels of a saved sequence classifier, by name and index.
+"""
 
 import json
+from collections.abc import Mapping, Sequence
 from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import contents, hub, manifest
+from rlhf_cli.runs import hub, manifest, run_files
 
-NAME = contents.ARTIFACT
+NAME = run_files.ARTIFACT
 ADAPTER = hub.ADAPTER_CONFIG
 
 
@@ -105,3 +109,40 @@ def resolve_run(path: Path) -> Path:
     if not (path / "model").is_dir():
         raise ModelError(f"{path} holds a finished run without a model folder")
     return path / "model"
+
+
+def saved_labels(path: str, revision: str = "") -> list[str]:
+    """The labels of a classifier; none where they are not known here (as `local_folder`)."""
+    folder = local_folder(path, revision)
+    config = settings(folder) if folder else {}
+    try:
+        return labels_of(config) if config else []
+    except (ValueError, TypeError, AttributeError):
+        return []
+
+
+def labels_of(settings: Mapping[str, Any]) -> list[str]:
+    """The names in a transformers config, in the order of its outputs.
+
+    A config that names none means two labels, as transformers does.
+    """
+    names = settings.get("id2label") or {}
+    if not names:
+        return [f"LABEL_{index}" for index in range(settings.get("num_labels") or 2)]
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
+def find_label(label: str | int, labels: Sequence[str]) -> int | None:
+    """The index of a label given by name (in any case) or index; of a single one also if not given.
+
+    Returns:
+        None where there is no such label, or where one of several has to be given.
+    """
+    if label == "":
+        return 0 if len(labels) == 1 else None
+    if isinstance(label, int):
+        return label if 0 <= label < len(labels) else None
+    if label in labels:
+        return labels.index(label)
+    plain = [name.lower() for name in labels]
+    return plain.index(label.lower()) if plain.count(label.lower()) == 1 else None

@@ -15,9 +15,15 @@ from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import contents, inputs, lock, manifest
-from rlhf_cli.runs.contents import CHECKPOINTS, CONFIG, METRICS, MODEL
-from rlhf_cli.runs.files import unwritable, write_text_atomic
+from rlhf_cli.runs import inputs, lock, manifest, run_files
+from rlhf_cli.runs.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    MODEL,
+    unwritable,
+    write_text_atomic,
+)
 from rlhf_cli.stages.registry import COMMANDS
 
 Decision = Literal["fresh", "continue", "complete"]
@@ -85,7 +91,7 @@ def _clear(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ConfigError: One of the files to remove is an input of this run.
     """
-    doomed = contents.written_by_run(path)
+    doomed = run_files.written_by_run(path)
     for key, value in flat(config).items():
         for text in _texts(value):
             if any(entry in (Path(text), *Path(text).parents) for entry in doomed):
@@ -93,7 +99,7 @@ def _clear(path: Path, config: dict[str, Any]) -> None:
                     f"{key}: got {text}, which an earlier run left in output_dir and this one "
                     "would remove. Try another output_dir"
                 )
-    kept = contents.remove(path)
+    kept = run_files.remove(path)
     if kept:
         print(f"output_dir: {path} also holds {', '.join(kept)}, which stay", file=sys.stderr)
 
@@ -146,7 +152,7 @@ def discard(path: Path) -> None:
     measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
     if not measured and not lock.is_lost(path):
         with contextlib.suppress(OSError):  # the error that ended the run matters more
-            contents.remove(path)
+            run_files.remove(path)
 
 
 def checkpoints(path: Path) -> list[Path]:
@@ -186,7 +192,7 @@ def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status:
 
 def _require_no_run_names(path: Path) -> None:
     """Refuse a folder without a manifest where a run would replace files that may be the user's."""
-    taken = [entry.name for entry in contents.written_by_run(path) if entry.name != CONFIG]
+    taken = [entry.name for entry in run_files.written_by_run(path) if entry.name != CONFIG]
     if taken:
         raise ConfigError(
             f"output_dir: {path} holds {', '.join(taken)} but no run; need a new or empty folder, "

@@ -1,4 +1,7 @@
-"""`log.txt`: what a run says, kept in its folder; and no secret on the screen or in the file."""
+"""The secrets of this command: kept out of what it writes and says.
+
+`log.txt`: what a run says, kept in its folder; and no secret on the screen or in the file.
+"""
 
 import re
 import sys
@@ -8,9 +11,41 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlhf_cli.config.references import References, environment_values, with_references
 from rlhf_cli.errors import RlhfError
-from rlhf_cli.runs.contents import LOG
-from rlhf_cli.runs.secrets import redact
+from rlhf_cli.runs.run_files import LOG
+
+HIDDEN = "***"
+SHORTEST = 6
+"""Shorter values are not looked for in messages, where they would be found in ordinary words."""
+
+_references: dict[str, str] = {}
+
+
+def begin(references: References) -> None:
+    """Start a command, or the part of a rank in it, whose configuration has these references."""
+    _references.clear()
+    _references.update(references)
+
+
+def references() -> dict[str, str]:
+    """Key -> the text that is written in place of its value."""
+    return dict(_references)
+
+
+def hide(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with references in place of secrets from the environment."""
+    hidden: dict[str, Any] = with_references(tree, _references)
+    return hidden
+
+
+def redact(text: str) -> str:
+    """A text without the secrets of the environment that the configuration refers to."""
+    for value in environment_values(_references):
+        if len(value) >= SHORTEST:
+            text = text.replace(value, HIDDEN)
+    return text
+
 
 _CONTROL_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 """Colours, moves and erasures of a terminal (ECMA-48, 5.4)."""

@@ -13,10 +13,10 @@ from typing import Any
 from rlhf_cli import __version__
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
-from rlhf_cli.runs import contents, hub, lock, secrets
-from rlhf_cli.runs.files import write_json_atomic
+from rlhf_cli.runs import hub, lock, log, run_files
+from rlhf_cli.runs.run_files import write_json_atomic
 
-NAME = contents.MANIFEST
+NAME = run_files.MANIFEST
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "hydra-core", "safetensors")
 
 
@@ -89,7 +89,7 @@ def complete(path: Path, **extra: Any) -> None:
 def fail(path: Path, error: BaseException) -> None:
     """Say why the run ended early, if that can still be written: the error itself matters more."""
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
-    reason = secrets.redact(f"{type(error).__name__}: {error}")
+    reason = log.redact(f"{type(error).__name__}: {error}")
     with contextlib.suppress(CheckpointError):
         _end(path, "interrupted" if interrupted else "failed", {"error": reason})
 

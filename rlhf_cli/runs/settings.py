@@ -11,7 +11,7 @@ from rlhf_cli.config.recipe import read
 from rlhf_cli.config.references import with_unset_as_text
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import manifest
-from rlhf_cli.runs.contents import CONFIG
+from rlhf_cli.runs.run_files import CONFIG
 from rlhf_cli.stages.registry import COMMANDS
 
 # A run's result does not need what it was made from, which may be gone.

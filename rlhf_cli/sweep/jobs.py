@@ -18,8 +18,7 @@ from typing import Any
 from rlhf_cli.command_line.words import Setting
 from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import manifest
-from rlhf_cli.runs.contents import METRICS
-from rlhf_cli.runs.files import read_json_lines, write_json_atomic, write_text_atomic
+from rlhf_cli.runs.run_files import METRICS, read_json_lines, write_json_atomic, write_text_atomic
 from rlhf_cli.sweep.config import Objective, training_metric
 from rlhf_cli.sweep.table import VALUE, with_ranks
 

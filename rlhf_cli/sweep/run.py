@@ -21,7 +21,7 @@ from rlhf_cli.config.typed import quote
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, ConfigError, RlhfError
 from rlhf_cli.runs import folder, lock, manifest
-from rlhf_cli.runs.files import unwritable
+from rlhf_cli.runs.run_files import unwritable
 from rlhf_cli.stages.registry import Command
 from rlhf_cli.sweep import jobs, table
 from rlhf_cli.sweep.config import Objective

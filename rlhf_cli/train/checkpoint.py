@@ -22,13 +22,13 @@ from torch import Tensor
 
 from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
-from rlhf_cli.runs import contents, lock
+from rlhf_cli.runs import lock, run_files
 from rlhf_cli.runs.folder import checkpoints
 from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 3
-FOLDER = contents.CHECKPOINTS
+FOLDER = run_files.CHECKPOINTS
 WEIGHTS = "weights.safetensors"
 STAGE = "stage.safetensors"
 

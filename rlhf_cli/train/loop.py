@@ -17,7 +17,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
-from rlhf_cli.runs.contents import METRICS
+from rlhf_cli.runs.run_files import METRICS
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,

@@ -11,7 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from rlhf_cli.console import logger
 from rlhf_cli.errors import RlhfError, first_line
-from rlhf_cli.runs import contents, secrets
+from rlhf_cli.runs import log, run_files
 
 
 class Trackers:
@@ -60,11 +60,11 @@ class Trackers:
 def _start(name: str, out: Path, settings: Mapping[str, Any]) -> GeneralTracker:
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
-        tracker = kind(name, logging_dir=str(out / contents.TRACKERS))
+        tracker = kind(name, logging_dir=str(out / run_files.TRACKERS))
     else:
         tracker = kind(out.name)
     tracker.start()
-    tracker.store_init_configuration(dict(_flat(secrets.hide(dict(settings)))))
+    tracker.store_init_configuration(dict(_flat(log.hide(dict(settings)))))
     return tracker
 
 

@@ -10,9 +10,8 @@ from rlhf_cli import cli
 from rlhf_cli.commands.answers import Author
 from rlhf_cli.commands.evaluate import run as evaluate
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
-from rlhf_cli.commands.output import writing
 from rlhf_cli.errors import DataError
-from rlhf_cli.runs.outputs import output_problems
+from rlhf_cli.runs.outputs import output_problems, writing
 
 GENERATE = ["generate", "tiny", "max_new_tokens=2", "batch_size=1", "precision=fp32"]
 

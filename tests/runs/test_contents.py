@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from rlhf_cli import cli
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import contents, manifest
+from rlhf_cli.runs import manifest, run_files
 from rlhf_cli.runs.folder import claim
 from rlhf_cli.stages.sft.config import SFTConfig
 from tests.stages.test_stages import sft, stop_after
@@ -93,7 +93,7 @@ def test_without_a_manifest_such_files_may_be_the_users(tmp_path, name):
 
 
 def test_a_run_writes_under_these_names_only(sft_run):
-    known = {*contents.FILES, *contents.FOLDERS, contents.MANIFEST, contents.CHECKPOINTS}
+    known = {*run_files.FILES, *run_files.FOLDERS, run_files.MANIFEST, run_files.CHECKPOINTS}
     assert {path.name for path in sft_run.iterdir()} <= known
 
 

@@ -16,7 +16,7 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
-from rlhf_cli.runs.checks import not_one_stack, revision_problems
+from rlhf_cli.runs.model_checks import not_one_stack, revision_problems
 from rlhf_cli.runs.outputs import output_problems
 
 _RULES = ("max_length", "truncation", "packing", "train_on")

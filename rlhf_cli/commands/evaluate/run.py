@@ -11,13 +11,13 @@ from rlhf_cli.commands.evaluate.choice import open_evaluation
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.judged import judge
 from rlhf_cli.commands.evaluate.subject import Subject, subjects
-from rlhf_cli.commands.output import writing
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext, open_context
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, as_json, as_text
 from rlhf_cli.runs import hub
+from rlhf_cli.runs.outputs import writing
 from rlhf_cli.stages.held_out import Evaluation
 
 

@@ -13,7 +13,7 @@ from rlhf_cli.data.reading.formats import READERS, read_file, suffix
 from rlhf_cli.data.reading.raw import RawRow, Side
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED, shipped_rows
-from rlhf_cli.runs.data_files import METADATA
+from rlhf_cli.runs.inputs import METADATA
 
 SUFFIXES = tuple(READERS)
 NEED = (

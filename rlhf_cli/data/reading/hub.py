@@ -17,7 +17,7 @@ from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.runs import hub
-from rlhf_cli.runs.data_files import lists_configs
+from rlhf_cli.runs.inputs import lists_configs
 
 
 def is_hub_folder(path: Path, settings: Source) -> bool:

@@ -25,7 +25,7 @@ from rlhf_cli.data.reading.splits import Split, parse_split
 from rlhf_cli.data.reading.trees import gather_trees
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.data_files import is_saved
+from rlhf_cli.runs.inputs import is_saved
 
 
 def open_training(cfg: DataConfig, stage: str, seed: int) -> Mixture:

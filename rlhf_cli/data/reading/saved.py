@@ -12,7 +12,7 @@ from rlhf_cli.data.reading.files import HELD_OUT
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
-from rlhf_cli.runs.data_files import is_saved
+from rlhf_cli.runs.inputs import is_saved
 
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
 

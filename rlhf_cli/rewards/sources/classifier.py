@@ -28,7 +28,7 @@ from rlhf_cli.models.weights import load_weights
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
-from rlhf_cli.runs.labels import find_label, labels_of
+from rlhf_cli.runs.artifact import find_label, labels_of
 
 
 class ClassifierScorer:

@@ -9,9 +9,14 @@ from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.references import public_url
 from rlhf_cli.config.schema import Above, AtLeast, FunctionPath, ModelPath, Unit, show
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder
-from rlhf_cli.runs.checks import base_revision_problems, not_one_stack, revision_problems
-from rlhf_cli.runs.labels import find_label, saved_labels
+from rlhf_cli.runs.artifact import (
+    find_label,
+    is_adapter,
+    is_reward_model,
+    local_folder,
+    saved_labels,
+)
+from rlhf_cli.runs.model_checks import base_revision_problems, not_one_stack, revision_problems
 
 
 @dataclass(kw_only=True)

@@ -18,7 +18,7 @@ from rlhf_cli.models.load import context_length
 from rlhf_cli.models.loading import loading, require_one_stack
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.runs import artifact
-from rlhf_cli.runs.labels import labels_of
+from rlhf_cli.runs.artifact import labels_of
 
 NO_LIMIT = 2**31 - 1
 """Tokens; tokenizers that know no limit name one that no library takes for a length."""

@@ -3,7 +3,7 @@ from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, Below, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.runs.checks import revision_problems
+from rlhf_cli.runs.model_checks import revision_problems
 from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 

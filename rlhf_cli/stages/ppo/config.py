@@ -7,7 +7,7 @@ from rlhf_cli.models.config import HELD, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model, local_folder
-from rlhf_cli.runs.checks import not_one_stack, revision_problems
+from rlhf_cli.runs.model_checks import not_one_stack, revision_problems
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 from rlhf_cli.sweep.config import Objective
 

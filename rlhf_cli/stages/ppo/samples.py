@@ -12,8 +12,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.data.preview import shorten
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.runs import lock
-from rlhf_cli.runs.contents import SAMPLES
-from rlhf_cli.runs.files import read_json_lines, write_text_atomic
+from rlhf_cli.runs.run_files import SAMPLES, read_json_lines, write_text_atomic
 
 ROWS = 4
 """Responses of a rollout that are shown."""
