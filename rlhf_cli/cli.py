@@ -18,7 +18,7 @@ from rlhf_cli.config.foreign import FOREIGN
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.cores import yield_cores
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError
-from rlhf_cli.launch import outer
+from rlhf_cli.launch import torchrun
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
@@ -43,13 +43,13 @@ def main(argv: list[str]) -> int:
 
     Of several processes that another launcher started, the first does so for all.
     """
-    own = outer.launched(argv)
+    own = torchrun.launched(argv)
     if own is None:
         return _main(argv)
     if own.rank:
-        return outer.follow(own)
+        return torchrun.follow(own)
     code = _main(argv)
-    outer.dismiss(own, code)
+    torchrun.dismiss(own, code)
     return code
 
 
@@ -196,7 +196,7 @@ def _answer(command: Command, resolved: "Resolved") -> None:
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
     from rlhf_cli.config.hub_models import fetch_named
-    from rlhf_cli.launch import start
+    from rlhf_cli.launch import launcher
     from rlhf_cli.runs import inputs, manifest
 
     try:
@@ -204,10 +204,10 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.begin(out, command.name, argv, resolved.public_tree, read)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
-        if start.alone(resolved.config.launch.processes):
+        if launcher.alone(resolved.config.launch.processes):
             summary = _runner(command)(resolved.config, out)
         else:
-            summary = start.start(command.name, resolved.tree, out)
+            summary = launcher.launch(command.name, resolved.tree, out)
     except BaseException as error:
         manifest.fail(out, error)
         raise

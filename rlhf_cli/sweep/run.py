@@ -1,31 +1,164 @@
-"""Sweeps: Hydra's sweepers choose the jobs, its launchers start them, each runs by itself."""
+"""The jobs of a sweep: which words take several values, and whether every job can run.
+
+Sweeps: Hydra's sweepers choose the jobs, its launchers start them, each runs by itself.
+"""
 
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf_cli.command_line.words import CommandLine
+from rlhf_cli.command_line.words import CommandLine, Setting
 from rlhf_cli.config.nearest import nearest
-from rlhf_cli.config.typed import quote
+from rlhf_cli.config.resolve import COMMAND_LINE, Resolved, resolve
+from rlhf_cli.config.schema import groups, knobs
+from rlhf_cli.config.typed import comma_for_point, parse_override, quote, refused_sweep, typed
 from rlhf_cli.config.yaml12 import to_yaml
-from rlhf_cli.errors import CheckpointError, ConfigError, RlhfError
+from rlhf_cli.errors import CheckpointError, ConfigError, DataError, RlhfError
 from rlhf_cli.runs import folder, lock, manifest
 from rlhf_cli.runs.run_files import unwritable
 from rlhf_cli.stages.registry import Command
-from rlhf_cli.sweep import jobs, table
+from rlhf_cli.sweep import jobs
 from rlhf_cli.sweep.config import Objective
-from rlhf_cli.sweep.plan import Sweep, from_hydra, plan
+
+_CHOSEN = "._chosen"
+"""Under this name Hydra sees the word given to a group, so that keys of the group stand beside."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one job sets beyond the words that all have, and the configuration it gets."""
+
+    settings: list[Setting]
+    resolved: Resolved
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep whose jobs have all been checked."""
+
+    command: Command
+    line: CommandLine
+    """What every job has, without the swept keys."""
+
+    swept: list[str]
+    """The swept keys as overrides for Hydra's sweeper."""
+
+    jobs: list[Job]
+    """The grid in the basic sweeper's order; of an interval, both ends."""
+
+    @property
+    def output_dir(self) -> str:
+        """The folder of the sweep; empty for a new one."""
+        return str(self.jobs[0].resolved.config.output_dir)
+
+    @property
+    def objective(self) -> Objective:
+        """What the jobs are compared by, which is the same for all of them."""
+        found: Objective = self.jobs[0].resolved.config.objective
+        return found
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the jobs are known; other sweepers choose them while they run."""
+        return not any("hydra/sweeper" in word for word in self.line.for_hydra)
+
+
+def plan(command: Command, line: CommandLine) -> Sweep:
+    """Check every job of a sweep.
+
+    Raises:
+        ConfigError: A job cannot run; the message has a line for every problem of every job.
+        DataError: The same, and all that is wrong are paths of data.
+    """
+    fixed, swept, problems = _split(command, line)
+    common = replace(line, settings=fixed, problems=[*line.problems, *problems])
+    jobs, refused = [], []
+    for settings in _grid(swept):
+        try:
+            words = replace(common, settings=[*fixed, *settings])
+            jobs.append(Job(settings, resolve(command, words)))
+        except RlhfError as error:
+            refused.append(error)
+    refused += _unlike_objectives(jobs)
+    folders = {job.resolved.config.output_dir for job in jobs}
+    if len(folders) > 1:
+        text = "output_dir: differs between the jobs; need one folder, in which they are numbered"
+        refused.append(ConfigError(f"{text}. Try output_dir=runs/{command.name}-sweep"))
+    if refused:
+        raise _all(refused)
+    return Sweep(command, common, [override.input_line or "" for override in swept], jobs)
+
+
+def _unlike_objectives(jobs: list[Job]) -> list[RlhfError]:
+    """What is wrong with jobs that cannot be ranked, because each has a metric of its own."""
+    objectives = dict.fromkeys(job.resolved.config.objective for job in jobs)
+    if len(objectives) < 2:
+        return []
+    named = ", ".join(f"{objective.metric} {objective.mode}" for objective in objectives)
+    return [
+        ConfigError(
+            f"sweep.metric: differs between the jobs ({named}); need one to compare them by. "
+            "Try sweep.metric=eval/loss sweep.mode=min"
+        )
+    ]
+
+
+def _all(refused: list[RlhfError]) -> RlhfError:
+    kind = DataError if all(isinstance(error, DataError) for error in refused) else ConfigError
+    lines = [line for error in refused for line in str(error).split("\n")]
+    return kind("\n".join(dict.fromkeys(lines)))
+
+
+def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Override], list[str]]:
+    """The settings of one value, those of several as Hydra reads them, and what is wrong."""
+    known, choices = knobs(command.config), groups(command.config)
+    fixed, swept, problems = [], [], []
+    for setting in line.settings:
+        key = setting.key + (_CHOSEN if setting.key in choices else "")
+        parsed = parse_override(key, setting.text)
+        kind = known[setting.key].type if setting.key in known else None
+        if parsed is None or not parsed.is_sweep_override():
+            fixed.append(setting)
+        elif comma_for_point(kind, setting.text):
+            text = refused_sweep(kind, setting.key, setting.text)
+            problems.append(f"{text}  ({COMMAND_LINE})")
+        else:
+            swept.append(parsed)
+    return fixed, swept, problems
+
+
+def _grid(swept: list[Override]) -> list[list[Setting]]:
+    ends = [_ends(override) for override in swept]
+    jobs = BasicSweeper.split_arguments(ends, max_batch_size=None)[0]
+    return [[from_hydra(word) for word in job] for job in jobs]
+
+
+def _ends(override: Override) -> Override:
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return override
+    key = override.get_key_element()
+    return OverridesParser.create().parse_override(f"{key}=choice({value.start},{value.end})")
+
+
+def from_hydra(word: str) -> Setting:
+    """The setting that one of Hydra's job overrides stands for, as a user would type it."""
+    override = OverridesParser.create().parse_override(word)
+    return Setting(override.key_or_group.removesuffix(_CHOSEN), typed(override.value()))
 
 
 def run(command: Command, line: CommandLine) -> int:
@@ -124,7 +257,7 @@ def _task(words: list[str], out: Path, objective: Objective) -> Callable[[Any], 
     def task(config: Any) -> float:
         chosen = HydraConfig.get()
         settings = [from_hydra(word) for word in chosen.overrides.task]
-        return jobs.run(words, settings, out, int(chosen.job.num), objective)
+        return jobs.run_job(words, settings, out, int(chosen.job.num), objective)
 
     return task
 
@@ -192,10 +325,10 @@ def _report(sweep: Sweep, out: Path) -> int:
     done = len(rows) - len(failed)
     settings = dict.fromkeys(setting.key for job in sweep.jobs for setting in job.settings)
     if rows:
-        print(table.as_text(rows, list(settings), objective))
-    best = next((row for row in rows if row[table.RANK] == 1), None)
+        print(jobs.as_text(rows, list(settings), objective))
+    best = next((row for row in rows if row[jobs.RANK] == 1), None)
     if best:
-        name = table.shown_metric(rows, objective)
+        name = jobs.shown_metric(rows, objective)
         print(f"best by {name} ({objective.mode}): job {best['job']}: {best['folder']}")
     elif done:
         print(f"sweep.metric: no job has {objective.metric}; {_has(rows)}", file=sys.stderr)

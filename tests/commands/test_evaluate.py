@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
-from rlhf_cli.commands.evaluate.subject import names
+from rlhf_cli.commands.evaluate.run import names
 from rlhf_cli.errors import DataError
 
 

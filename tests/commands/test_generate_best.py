@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.commands.answer_rows import BestRows, RankedRows
-from rlhf_cli.commands.answers import Answers
+from rlhf_cli.commands.generate import BestRows, RankedRows
+from rlhf_cli.commands.generator import Answers
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.rewards.config import RewardsConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.commands.evaluate import judged
+from rlhf_cli.commands.evaluate import judge
 from rlhf_cli.resources import shipped
 
 PROMPTS = [f"Tell {name} about {topic}." for name in ("Ana", "Ben") for topic in ("tea", "jazz")]
@@ -166,10 +166,10 @@ def test_a_judge_in_a_recipe_is_found_beside_it(capsys):
 
 
 def test_ties_and_wins_of_equal_scores():
-    answers = judged.Answers([[1], [1]], [[2], [3]], ["x", "y"], [True, False])
-    one = judged.Judged("a", answers, [1.0, 2.0])
-    other = judged.Judged("b", answers, [1.0, 1.0])
-    found = {r.metric: r.estimate for r in judged._results(one, other, seed=0)}
+    answers = judge.Answers([[1], [1]], [[2], [3]], ["x", "y"], [True, False])
+    one = judge.Judged("a", answers, [1.0, 2.0])
+    other = judge.Judged("b", answers, [1.0, 1.0])
+    found = {r.metric: r.estimate for r in judge._results(one, other, seed=0)}
     assert [found[name].value for name in ("wins", "losses", "ties")] == [1, 0, 1]
     assert (found["win rate"].value, found["win rate"].n) == (1.0, 1)
     assert found["ended"].value == 0.5

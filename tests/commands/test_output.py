@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.commands.answers import Author
 from rlhf_cli.commands.evaluate import run as evaluate
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.commands.generator import Author
 from rlhf_cli.errors import DataError
 from rlhf_cli.runs.outputs import output_problems, writing
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_cli import cli, resources
 from rlhf_cli.command_line.words import parse
-from rlhf_cli.commands import recipes
+from rlhf_cli.commands import shipped
 from rlhf_cli.config import recipe
 from rlhf_cli.config.resolve import resolve
 from rlhf_cli.stages.registry import COMMANDS
@@ -150,5 +150,5 @@ def test_a_copy_finds_the_functions_of_several_rewards(tmp_path, monkeypatch):
         "stage: ppo\nmodel: tiny\ndata: tiny\nreward:\n  terms:\n    - function: judge.py:score\n"
     )
     (folder / "mine.yaml").write_text(recipe)
-    copied = recipes._portable(folder / "mine.yaml", tmp_path / "copy.yaml")
+    copied = shipped._portable(folder / "mine.yaml", tmp_path / "copy.yaml")
     assert f"function: {folder}/judge.py:score\n" in copied

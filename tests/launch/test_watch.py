@@ -11,9 +11,8 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.errors import DataError, Interrupted, RankFailed
-from rlhf_cli.launch import parent
-from rlhf_cli.launch.environment import Place, place, threads
-from rlhf_cli.launch.reports import read_report, report_of, write_report
+from rlhf_cli.launch import launcher
+from rlhf_cli.launch.worker import Place, place, read_report, report_of, threads, write_report
 from rlhf_cli.runs import lock
 from rlhf_cli.stages.registry import COMMANDS
 from tests.helpers import take_over
@@ -31,7 +30,7 @@ def processes(*programs):
 
 
 def watch(*programs, out=Path("run")):
-    found = parent.Watch(processes(*programs), out)
+    found = launcher.Watch(processes(*programs), out)
     with found.forwarding():
         found.until_all_ended()
     for rank in found.ranks:
@@ -41,8 +40,8 @@ def watch(*programs, out=Path("run")):
 
 @pytest.fixture(autouse=True)
 def _short_patience(monkeypatch):
-    monkeypatch.setattr(parent, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(parent, "KILL_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "KILL_SECONDS", 0.2)
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(tmp_path):
@@ -57,7 +56,7 @@ def test_a_rank_that_does_not_end_is_killed(tmp_path):
     [deaf] = processes(DEAF)
     deaf.stdout.readline()  # it ignores SIGTERM from here on
     [failed] = processes("raise SystemExit(7)")
-    parent.Watch([deaf, failed], tmp_path).until_all_ended()
+    launcher.Watch([deaf, failed], tmp_path).until_all_ended()
     deaf.stdout.close()
     failed.stdout.close()
     assert (deaf.returncode, failed.returncode) == (-signal.SIGKILL, 7)
@@ -91,7 +90,7 @@ def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):
     ):
         write_report(tmp_path, report_of(error, rank, SFT))
     reports = [read_report(tmp_path, rank) for rank in (0, 1)]
-    error = parent.Watch([], tmp_path).verdict(reports, tmp_path)
+    error = launcher.Watch([], tmp_path).verdict(reports, tmp_path)
     assert isinstance(error, DataError)
     assert str(error) == "r.jsonl:3: no text"
 
@@ -134,7 +133,7 @@ def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads(2) == "3"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("rlhf_cli.launch.environment.cores", lambda: 6)
+    monkeypatch.setattr("rlhf_cli.launch.worker.cores", lambda: 6)
     assert [threads(2), threads(4), threads(64)] == ["3", "1", "1"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from rlhf_cli import cli
 from rlhf_cli.config.references import literal_secrets, public_url
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.launch.task import Task
+from rlhf_cli.launch.worker import Task
 from rlhf_cli.rewards.sources.endpoint import EndpointScorer
 from rlhf_cli.runs import log
 from rlhf_cli.runs.settings import read_settings

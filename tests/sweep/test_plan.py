@@ -8,7 +8,7 @@ from rlhf_cli.command_line.words import parse
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.sweep.config import Objective
-from rlhf_cli.sweep.plan import Sweep, plan
+from rlhf_cli.sweep.run import Sweep, plan
 
 TINY = ("model=tiny", "data=tiny")
 

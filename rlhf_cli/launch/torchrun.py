@@ -7,10 +7,7 @@ from threading import Event
 from typing import Any
 
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.launch.environment import Place, place
-from rlhf_cli.launch.reports import report_of
-from rlhf_cli.launch.task import Task
-from rlhf_cli.launch.worker import LOGS, silence
+from rlhf_cli.launch.worker import LOGS, Place, Task, place, report_of, silence
 from rlhf_cli.runs.log import redact, redacted
 from rlhf_cli.stages.registry import COMMANDS
 

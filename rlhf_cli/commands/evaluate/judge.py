@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.commands.answers import Answers, Author
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
-from rlhf_cli.commands.evaluate.subject import model_of, names
+from rlhf_cli.commands.evaluate.run import model_of, names
+from rlhf_cli.commands.generator import Answers, Author
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.progress import ProgressCount

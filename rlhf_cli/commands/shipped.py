@@ -1,4 +1,7 @@
-"""The shipped recipes: list them, print one, copy one to change it."""
+"""The shipped recipes: list them, print one, copy one to change it.
+
+The documentation that comes with the package: list its pages, print one.
+"""
 
 import os.path
 import sys
@@ -13,13 +16,13 @@ from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.resources import options, recipes, shipped
+from rlhf_cli.resources import options, pages, recipes, shipped
 from rlhf_cli.stages.registry import COMMANDS
 
 WIDTH = 100
 
 
-def run(words: list[str]) -> None:
+def run_recipes(words: list[str]) -> None:
     """Do what `rlhf recipes WORDS` says.
 
     Raises:
@@ -129,3 +132,38 @@ _ACTIONS: dict[str, tuple[Callable[..., None], int, int]] = {
 """What each does, and how many words it takes."""
 
 _TOO_MANY = {0: "no more words", 1: "one name", 2: "a name and a target"}
+
+
+def run_docs(words: list[str]) -> None:
+    """Do what `rlhf docs WORDS` says.
+
+    Raises:
+        ConfigError: There is no such page, or there is more than one word.
+    """
+    if len(words) > 1:
+        advice = f"Try rlhf docs {words[0]}"
+        raise ConfigError(f"docs: got {' '.join(words)}; need one name. {advice}")
+    print(_page(words[0]) if words else _list_pages(), flush=True)
+
+
+def _list_pages() -> str:
+    """A line for each page: its name and its title."""
+    width = max(map(len, pages())) + 2
+    return "\n".join(f"{name:<{width}}{_title(name)}" for name in pages())
+
+
+def _title(name: str) -> str:
+    return _text(name).partition("\n")[0].removeprefix("# ")
+
+
+def _page(word: str) -> str:
+    name = word.rpartition("/")[2].removesuffix(".md")
+    if name not in pages():
+        close = nearest(name, pages(), 0.5)
+        advice = f"Try rlhf docs {close}" if close else "See rlhf docs"
+        raise ConfigError(f"docs: {word} is no page of the documentation. {advice}")
+    return _text(name).rstrip("\n")
+
+
+def _text(name: str) -> str:
+    return (shipped("docs") / f"{name}.md").read_text(encoding="utf-8")
