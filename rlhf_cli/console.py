@@ -1,9 +1,10 @@
-"""What a command prints beside its results: the package's logger."""
+"""What commands print: messages through the logger of the package, and tables of text."""
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 
 
 class _StderrHandler(logging.Handler):
@@ -29,3 +30,22 @@ def muted() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+def format_table(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of cells as left-aligned columns, two spaces apart; the same when piped."""
+    from rich.console import Console  # here, so that other commands need not load it
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
+    console = Console(file=StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+_WIDTH = 10_000
+"""Characters; wider than any table, so that no cell is cut."""

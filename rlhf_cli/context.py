@@ -15,7 +15,7 @@ import torch
 
 from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
-from rlhf_cli.distributed import ALONE, Ranks, current_ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -37,7 +37,7 @@ class RunContext:
     compute: torch.dtype
     seed: int
     out: Path
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
     @property
     def compute_name(self) -> str:
@@ -51,23 +51,23 @@ def precision_name(dtype: torch.dtype) -> str:
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def open_context(precision: str, seed: int, out: Path) -> RunContext:
+def create_context(precision: str, seed: int, out: Path) -> RunContext:
     """Choose device and compute type, seed every generator, and say what was chosen."""
     ranks = current_ranks()
-    device = own_device()
+    device = current_device()
     compute, reason = choose_compute(precision, device)
-    notes = settle_cpu() if device.type == "cpu" else ""
+    notes = configure_cpu() if device.type == "cpu" else ""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     context = RunContext(device, compute, seed, out, ranks)
-    processes = f"; {ranks.size} processes" if ranks.size > 1 else ""
+    processes = f"; {ranks.world_size} processes" if ranks.world_size > 1 else ""
     computed = f"compute: {context.compute_name} ({reason})"
     logger.info(f"device: {device_name(device)}{notes}; {computed}{processes}")
     return context
 
 
-def own_device() -> torch.device:
+def current_device() -> torch.device:
     """The GPU of this process, the first one where it is alone; without GPUs the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
@@ -79,7 +79,7 @@ def forked_rng() -> contextlib.AbstractContextManager[None]:
 
     Without a list of devices torch saves those of all GPUs, and warns where there are several.
     """
-    device = own_device()
+    device = current_device()
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
@@ -119,7 +119,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def settle_cpu() -> str:
+def configure_cpu() -> str:
     """Settings of threads and memory that training on a CPU wants; gives them in words."""
     if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
         torch.set_num_threads(cores())

@@ -21,7 +21,7 @@ def cores() -> int:
     return max(1, math.ceil(min(allowed or 1, _share())))
 
 
-def yield_cores() -> None:
+def limit_thread_spinning() -> None:
     """Beside other work, let threads of torch that wait for each other give up their core soon.
 
     libgomp's threads spin at the end of each parallel region, on a core that the thread they wait

@@ -10,7 +10,7 @@ SHIPPED = "tiny"
 """The model, the rows and the recipes that come with the package go by this name."""
 
 
-def shipped(kind: Literal["configs", "recipes", "docs"]) -> Path:
+def shipped_folder(kind: Literal["configs", "recipes", "docs"]) -> Path:
     """A folder that ships with the package: inside it in a wheel, else at the repository's top."""
     installed = PACKAGE / kind
     return installed if installed.is_dir() else PACKAGE.parent / kind
@@ -18,30 +18,30 @@ def shipped(kind: Literal["configs", "recipes", "docs"]) -> Path:
 
 def shipped_model(name: str = SHIPPED) -> Path:
     """The folder of a shipped model: a config and a tokenizer, no weights."""
-    return shipped("recipes") / name / "model"
+    return shipped_folder("recipes") / name / "model"
 
 
 def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
     """The file of a stage's shipped rows; not every stage has one."""
-    return shipped("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
+    return shipped_folder("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
 
 
-def options(group: str) -> list[str]:
+def group_options(group: str) -> list[str]:
     """The names that `group=NAME` can take."""
-    return sorted(path.stem for path in (shipped("configs") / group).glob("*.yaml"))
+    return sorted(path.stem for path in (shipped_folder("configs") / group).glob("*.yaml"))
 
 
-def recipes() -> list[str]:
+def recipe_names() -> list[str]:
     """The names that `config=NAME` can take, as in `tiny/sft`."""
-    root = shipped("recipes")
+    root = shipped_folder("recipes")
     return sorted(
         path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml")
     )
 
 
-def pages() -> list[str]:
+def page_names() -> list[str]:
     """The names that `rlhf docs NAME` can take."""
-    return sorted(path.stem for path in shipped("docs").glob("*.md"))
+    return sorted(path.stem for path in shipped_folder("docs").glob("*.md"))
 
 
 def cache_folder() -> Path:

@@ -290,7 +290,7 @@ def test_another_configuration_in_the_same_folder_is_shown(calls, capsys, folder
 def shipped_sft(tmp_path, monkeypatch):
     """A package whose only shipped recipe is tiny/sft."""
     package = tmp_path / "package"
-    shutil.copytree(resources.shipped("configs"), package / "configs")
+    shutil.copytree(resources.shipped_folder("configs"), package / "configs")
     (package / "recipes" / "tiny").mkdir(parents=True)
     (package / "recipes" / "tiny" / "sft.yaml").write_text("stage: sft\nmodel: tiny\ndata: tiny\n")
     monkeypatch.setattr(resources, "PACKAGE", package)

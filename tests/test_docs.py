@@ -54,7 +54,7 @@ def test_every_page_that_a_message_or_a_recipe_names_is_there():
         name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z]+)", _text(path))
     }
     assert "data" in named
-    assert named <= {*resources.pages()}
+    assert named <= {*resources.page_names()}
 
 
 def _text(path):

@@ -1,7 +1,4 @@
-"""The shipped recipes: list them, print one, copy one to change it.
-
-The documentation that comes with the package: list its pages, print one.
-"""
+"""`rlhf recipes` and `rlhf docs`: list, print and copy files that ship with the package."""
 
 import os.path
 import sys
@@ -15,27 +12,28 @@ from rlhf_cli.config.inputs import named_inputs
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups
+from rlhf_cli.console import format_table
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.resources import options, pages, recipes, shipped
+from rlhf_cli.resources import group_options, page_names, recipe_names, shipped_folder
 from rlhf_cli.stages.registry import COMMANDS
 
 WIDTH = 100
 
 
 def run_recipes(words: list[str]) -> None:
-    """Do what `rlhf recipes WORDS` says.
+    """Run `rlhf recipes WORDS`.
 
     Raises:
-        ConfigError: The words ask for nothing that is there, or the copy cannot be written.
+        ConfigError: no such action or recipe, or the copy cannot be written.
     """
     action, *rest = words or ["ls"]
     if action not in _ACTIONS:
-        close = nearest(action, _ACTIONS) or ("show" if action in recipes() else "ls")
-        advice = f"Try rlhf recipes {close}{f' {action}' if action in recipes() else ''}"
+        close = nearest(action, _ACTIONS) or ("show" if action in recipe_names() else "ls")
+        advice = f"Try rlhf recipes {close}{f' {action}' if action in recipe_names() else ''}"
         raise ConfigError(f"recipes: got {action}; need one of {', '.join(_ACTIONS)}. {advice}")
     function, least, most = _ACTIONS[action]
     if len(rest) < least:
-        advice = f"Try rlhf recipes {action} {recipes()[0]}"
+        advice = f"Try rlhf recipes {action} {recipe_names()[0]}"
         raise ConfigError(f"recipes {action}: got no name; need that of a recipe. {advice}")
     if len(rest) > most:
         advice = "See rlhf recipes --help"
@@ -45,30 +43,30 @@ def run_recipes(words: list[str]) -> None:
     function(*rest)
 
 
-def _list() -> None:
-    indent = max(map(len, recipes())) + 2
+def _list_recipes() -> None:
+    indent = max(map(len, recipe_names())) + 2
     entries = []
-    for name in recipes():
+    for name in recipe_names():
         lines = textwrap.wrap(_purpose(name), WIDTH - indent)
         entries.append(f"{name:<{indent}}" + f"\n{'':<{indent}}".join(lines))
     print("\n".join(entries), flush=True)
 
 
 def _purpose(name: str) -> str:
-    """The comment that a recipe starts with, its first line."""
-    return _file(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    """First line of the comment that a recipe starts with."""
+    return _recipe_file(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
-def _show(name: str) -> None:
-    print(_known("show", name).read_text(encoding="utf-8"), end="", flush=True)
+def _show_recipe(name: str) -> None:
+    print(_find_recipe("show", name).read_text(encoding="utf-8"), end="", flush=True)
 
 
-def _copy(name: str, target: str = "") -> None:
-    source = _known("cp", name)
+def _copy_recipe(name: str, target: str = "") -> None:
+    source = _find_recipe("cp", name)
     path = Path(os.path.expanduser(target or source.name))
     if path.is_dir():
         path /= source.name
-    text = _portable(source, path)
+    text = _with_absolute_paths(source, path)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -82,22 +80,22 @@ def _copy(name: str, target: str = "") -> None:
     print(f"{path}: a copy of {name}. Change it, then run rlhf {stage or 'STAGE'} config={path}")
 
 
-def _known(action: str, name: str) -> Path:
+def _find_recipe(action: str, name: str) -> Path:
     name = name.removesuffix(".yaml")
-    if name in recipes():
-        return _file(name)
-    close = nearest(name, recipes(), 0.5)
+    if name in recipe_names():
+        return _recipe_file(name)
+    close = nearest(name, recipe_names(), 0.5)
     advice = f"Try rlhf recipes {action} {close}" if close else "See rlhf recipes ls"
     raise ConfigError(f"recipes {action}: {name} is no shipped recipe. {advice}")
 
 
-def _file(name: str) -> Path:
-    return shipped("recipes") / f"{name}.yaml"
+def _recipe_file(name: str) -> Path:
+    return shipped_folder("recipes") / f"{name}.yaml"
 
 
-def _portable(source: Path, target: Path) -> str:
-    """The recipe's text, with absolute paths for what lies beside it."""
-    # YAML, whose line numbers are looked up here, also ends a line at U+0085, U+2028 and U+2029
+def _with_absolute_paths(source: Path, target: Path) -> str:
+    """Text of a recipe with absolute paths to the files beside it."""
+    # as in YAML, whose line numbers are used here, U+0085, U+2028 and U+2029 also end a line
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     configs = _configs(recipe.read(source, source.name).stage)
     read = recipe.read(source, source.name, {key for config in configs for key in groups(config)})
@@ -111,59 +109,58 @@ def _portable(source: Path, target: Path) -> str:
 
 
 def _configs(stage: str) -> list[type[Any]]:
-    """Whose keys a recipe can have: its stage's; a layer that names none is for any."""
+    """Config classes whose keys a recipe can have: its stage's, or all if it names none."""
     return [c.config for c in COMMANDS.values() if c.name == stage or (not stage and c.trains)]
 
 
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
-    """Every key of a recipe that names something to read, with the name."""
+    """Yield every key of a recipe that names something to read, with its value."""
     for group, word in read.choices.items():
-        if word not in options(group) and "path" in field_types(groups(config)[group]):
+        if word not in group_options(group) and "path" in field_types(groups(config)[group]):
             yield group, word
     for named in named_inputs(read.values, config):
         yield named.key, named.value
 
 
 _ACTIONS: dict[str, tuple[Callable[..., None], int, int]] = {
-    "ls": (_list, 0, 0),
-    "show": (_show, 1, 1),
-    "cp": (_copy, 1, 2),
+    "ls": (_list_recipes, 0, 0),
+    "show": (_show_recipe, 1, 1),
+    "cp": (_copy_recipe, 1, 2),
 }
-"""What each does, and how many words it takes."""
+"""Action -> its function, and the least and most arguments."""
 
 _TOO_MANY = {0: "no more words", 1: "one name", 2: "a name and a target"}
 
 
 def run_docs(words: list[str]) -> None:
-    """Do what `rlhf docs WORDS` says.
+    """Run `rlhf docs WORDS`.
 
     Raises:
-        ConfigError: There is no such page, or there is more than one word.
+        ConfigError: there is no such page, or more than one name.
     """
     if len(words) > 1:
         advice = f"Try rlhf docs {words[0]}"
         raise ConfigError(f"docs: got {' '.join(words)}; need one name. {advice}")
-    print(_page(words[0]) if words else _list_pages(), flush=True)
+    print(_read_page(words[0]) if words else _list_pages(), flush=True)
 
 
 def _list_pages() -> str:
-    """A line for each page: its name and its title."""
-    width = max(map(len, pages())) + 2
-    return "\n".join(f"{name:<{width}}{_title(name)}" for name in pages())
+    """Format name and title of each page."""
+    return format_table([(name, _title(name)) for name in page_names()])
 
 
 def _title(name: str) -> str:
-    return _text(name).partition("\n")[0].removeprefix("# ")
+    return _page_text(name).partition("\n")[0].removeprefix("# ")
 
 
-def _page(word: str) -> str:
+def _read_page(word: str) -> str:
     name = word.rpartition("/")[2].removesuffix(".md")
-    if name not in pages():
-        close = nearest(name, pages(), 0.5)
+    if name not in page_names():
+        close = nearest(name, page_names(), 0.5)
         advice = f"Try rlhf docs {close}" if close else "See rlhf docs"
         raise ConfigError(f"docs: {word} is no page of the documentation. {advice}")
-    return _text(name).rstrip("\n")
+    return _page_text(name).rstrip("\n")
 
 
-def _text(name: str) -> str:
-    return (shipped("docs") / f"{name}.md").read_text(encoding="utf-8")
+def _page_text(name: str) -> str:
+    return (shipped_folder("docs") / f"{name}.md").read_text(encoding="utf-8")

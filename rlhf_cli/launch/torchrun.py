@@ -1,4 +1,4 @@
-"""Under `torchrun` or `accelerate launch`: rank 0 is the command line, the others wait for it."""
+"""Runs under `torchrun` or `accelerate launch`: rank 0 is the command line, other ranks wait."""
 
 import json
 from datetime import timedelta
@@ -7,86 +7,87 @@ from threading import Event
 from typing import Any
 
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.launch.worker import LOGS, Place, Task, place, report_of, silence
+from rlhf_cli.launch.worker import RankEnv, Task, build_report, read_rank_env, redirect_output
 from rlhf_cli.runs.log import redact, redacted
+from rlhf_cli.runs.run_files import RANK_LOGS
 from rlhf_cli.stages.registry import COMMANDS
 
-WAIT = timedelta(days=2)
+TIMEOUT = timedelta(days=2)
 """How long ranks wait for rank 0, which may have to tokenize first."""
 
 MESSAGE = "rlhf/task"
 
-_told = Event()
-"""Set once the others know what they are to do."""
+_sent = Event()
+"""Set once rank 0 has sent the other ranks their task or exit code."""
 
 
-def launched(argv: list[str]) -> Place | None:
-    """This process's place, where another launcher started several of a training command."""
+def read_launcher_env(argv: list[str]) -> RankEnv | None:
+    """Rank of this process if another launcher started several of a training command."""
     trains = argv[:1] and argv[0] in COMMANDS and COMMANDS[argv[0]].trains
-    return place() if trains else None
+    return read_rank_env() if trains else None
 
 
-def follow(own: Place) -> int:
-    """Wait for what rank 0 found, and do this rank's part of it.
+def run_worker(own: RankEnv) -> int:
+    """Wait for the task that rank 0 sends, and run this rank's part of it.
 
     Returns:
-        Exit code; rank 0's, where it started no run.
+        Exit code; that of rank 0 if it started no run.
     """
-    from rlhf_cli.distributed import join, leave, meet
+    from rlhf_cli.distributed import destroy_process_group, init_process_group, rendezvous_store
 
-    store = meet("env://", own.rank, own.size, WAIT)
-    store.wait([MESSAGE], WAIT)
+    store = rendezvous_store("env://", own.rank, own.world_size, TIMEOUT)
+    store.wait([MESSAGE], TIMEOUT)
     message = json.loads(store.get(MESSAGE))
-    join(store, own.rank, own.size, own.local_rank)
+    init_process_group(store, own.rank, own.world_size, own.local_rank)
     if "exit" in message:
         return int(message["exit"])
     task = Task(**message)
-    stderr = silence(Path(task.out), own.rank)
+    stderr = redirect_output(Path(task.out), own.rank)
     try:
         with redacted():
             task.run()
     except BaseException as error:
-        report = report_of(error, own.rank, task.command)
+        report = build_report(error, own.rank, task.command)
         text = f"error: {report.message}\n" if report.kind else report.traceback
         print(f"rank {own.rank}: {redact(text)}", end="", file=stderr, flush=True)
         return report.exit_code
-    leave()
+    destroy_process_group()
     return 0
 
 
-def lead(task: Task, own: Place) -> dict[str, Any]:
-    """Prepare a run, tell the others, and do rank 0's part of it."""
-    from rlhf_cli.distributed import leave
+def run_main(task: Task, own: RankEnv) -> dict[str, Any]:
+    """Prepare a run, send the task to the other ranks, and run rank 0's part of it."""
+    from rlhf_cli.distributed import destroy_process_group
 
-    if _told.is_set():
+    if _sent.is_set():
         raise ConfigError("several runs: a launcher starts processes for one; start each by itself")
     processes = task.tree["launch"]["processes"]
-    if processes not in (0, 1, own.size):
+    if processes not in (0, 1, own.world_size):
         raise ConfigError(
-            f"launch.processes: got {processes}, but the launcher started {own.size} processes; "
-            "leave the key out"
+            f"launch.processes: got {processes}, but the launcher started {own.world_size} "
+            "processes; leave the key out"
         )
     task.prepare()
-    (Path(task.out) / LOGS).mkdir(exist_ok=True)
-    _tell(task.to_json(), own)
+    (Path(task.out) / RANK_LOGS).mkdir(exist_ok=True)
+    _send(task.to_json(), own)
     summary = task.run()
-    leave()
+    destroy_process_group()
     return summary
 
 
-def dismiss(own: Place, code: int) -> None:
-    """Let the others end with rank 0, where it found nothing to run or could not start it."""
-    from rlhf_cli.distributed import leave
+def release_workers(own: RankEnv, code: int) -> None:
+    """End the other ranks with rank 0's exit code if it has started no run."""
+    from rlhf_cli.distributed import destroy_process_group
 
-    if not _told.is_set():
-        _tell(json.dumps({"exit": code}), own)
-        leave()
+    if not _sent.is_set():
+        _send(json.dumps({"exit": code}), own)
+        destroy_process_group()
 
 
-def _tell(text: str, own: Place) -> None:
-    from rlhf_cli.distributed import join, meet
+def _send(text: str, own: RankEnv) -> None:
+    from rlhf_cli.distributed import init_process_group, rendezvous_store
 
-    store = meet("env://", own.rank, own.size)
+    store = rendezvous_store("env://", own.rank, own.world_size)
     store.set(MESSAGE, text)
-    _told.set()
-    join(store, own.rank, own.size, own.local_rank)
+    _sent.set()
+    init_process_group(store, own.rank, own.world_size, own.local_rank)

@@ -1,11 +1,4 @@
-"""What a launcher tells a process about its place, in torchrun's variables.
-
-What every rank of a run is to do; ranks compose no configuration and make no folder.
-
-How a rank's end is told to the process that started it, and to the user.
-
-One rank, as a process of its own: `start` is what the parent calls there.
-"""
+"""One rank of a run: its environment, its task, its process and its error report."""
 
 import json
 import os
@@ -28,118 +21,134 @@ from rlhf_cli.runs import hub, log, manifest, run_files
 from rlhf_cli.runs.log import logged, redacted
 from rlhf_cli.stages.registry import COMMANDS, Command
 
+TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
+"""Files in the temporary folder that the launcher shares with its ranks."""
+
 
 @dataclass(frozen=True)
-class Place:
-    """One process among several."""
+class RankEnv:
+    """Rank of a process, as torchrun's environment variables give it.
+
+    Attributes:
+        rank: from 0.
+        local_rank: rank on this machine; index of the GPU that the process uses.
+        world_size: number of processes.
+    """
 
     rank: int
     local_rank: int
-    """Its number on its own machine: which GPU it takes."""
-
-    size: int
+    world_size: int
 
     def variables(self) -> dict[str, str]:
-        """The same in the words that libraries look for."""
+        """Environment variables of this rank."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
-            "WORLD_SIZE": str(self.size),
-            "LOCAL_WORLD_SIZE": str(self.size),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self.world_size),
         }
 
 
-def place(variables: Mapping[str, str] = os.environ) -> Place | None:
-    """This process's place, or none: nobody launched it as one of several."""
+def read_rank_env(variables: Mapping[str, str] = os.environ) -> RankEnv | None:
+    """Read the rank of this process; None if it was not launched as one of several."""
     try:
-        rank, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+        rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
         local_rank = int(variables.get("LOCAL_RANK", rank))
     except (KeyError, ValueError):
         return None
-    return Place(rank, local_rank, size) if size > 1 else None
+    return RankEnv(rank, local_rank, world_size) if world_size > 1 else None
 
 
-def threads(processes: int) -> str:
-    """Threads of each process, unless the user said how many: they share the cores."""
+def threads_per_process(processes: int) -> str:
+    """OMP_NUM_THREADS of each process: the user's value, else an equal share of the cores."""
     return os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
 
 
 @dataclass(frozen=True)
 class Task:
-    """A stage, its resolved configuration and the folder that the first process claimed.
+    """What every rank runs; ranks neither compose a configuration nor create a folder.
 
-    The tree holds `resume` too, which the folder's `config.yaml` leaves out.
+    Attributes:
+        stage: name of the command.
+        tree: the resolved configuration, with `resume`, which `config.yaml` in the folder lacks.
+        out: the run folder, claimed by the first process.
+        references: key -> environment reference of each secret.
     """
 
     stage: str
     tree: dict[str, Any]
     out: str
-    references: dict[str, str] = field(default_factory=log.references)
+    references: dict[str, str] = field(default_factory=log.secret_references)
 
     @property
     def command(self) -> Command:
-        """The stage's line in the registry."""
+        """Registry entry of the stage."""
         return COMMANDS[self.stage]
 
     def prepare(self) -> None:
-        """What is done once, before the ranks start: tokenizer and tokens."""
+        """Do once what ranks must not repeat: train the tokenizer, tokenize the rows."""
         self._call("prepare")
 
     def run(self) -> dict[str, Any]:
-        """This rank's part of the run; rank 0 gets what the manifest tells of it."""
+        """Run this rank's part of the training; rank 0 returns the summary for the manifest."""
         summary: dict[str, Any] = self._call(self.command.runner.partition(":")[2])
         return summary
 
     def _call(self, function: str) -> Any:
-        """Call a function of the stage's runner module, which imports torch and the rest."""
-        hub.begin(manifest.commits(Path(self.out)))
+        """Call a function of the stage's runner module, which imports torch."""
+        hub.set_commits(manifest.commits(Path(self.out)))
         checked = check(self.command, self.tree, {})
-        if checked.problems:  # on another machine a path may be missing
+        if checked.problems:  # a path may be missing on another machine
             raise ConfigError("\n".join(problem.text for problem in checked.problems))
-        log.begin(self.references)
+        log.set_secret_references(self.references)
         module = import_module(self.command.runner.partition(":")[0])
         return getattr(module, function)(checked.config, Path(self.out))
 
     def to_json(self) -> str:
-        """As text, for another process."""
+        """Serialize the task for another process."""
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
-class Report:
-    """Why a rank ended early."""
+class ErrorReport:
+    """The error that ended a rank.
+
+    Attributes:
+        rank: of the process.
+        kind: class name of an `RlhfError`; empty for an unexpected error.
+        message: of the error.
+        traceback: of the error.
+        time: seconds since the epoch; the earliest error of a run is the one shown.
+    """
 
     rank: int
     kind: str
-    """The class of an error of ours; empty for one that nobody expected."""
-
     message: str
     traceback: str
     time: float
-    """Seconds since the epoch; the first error is the one to be told."""
 
     @property
     def secondary(self) -> bool:
-        """Whether the rank only noticed that another one had ended."""
+        """Whether the rank failed only because another rank had ended."""
         return self.kind == RankFailed.__name__
 
     @property
     def exit_code(self) -> int:
-        """What the rank's process ends with, where it is not the parent that speaks."""
+        """Exit code of the rank's process under another launcher."""
         code: int = getattr(errors, self.kind).exit_code if self.kind else RlhfError.exit_code
         return code
 
     def error(self) -> RlhfError:
-        """The error as the rank raised it; the traceback of an unexpected one is printed."""
+        """Rebuild the error that the rank raised; prints the traceback of an unexpected one."""
         if self.kind:
             kind: type[RlhfError] = getattr(errors, self.kind)
             return kind(self.message)
         print(self.traceback, end="", file=sys.stderr, flush=True)
-        return RlhfError(f"rank {self.rank}: {self.message}; its traceback stands above")
+        return RlhfError(f"rank {self.rank}: {self.message}; see its traceback above")
 
 
-def report_of(error: BaseException, rank: int, command: Command) -> Report:
-    """Put an error into words, as the command line does for one process."""
+def build_report(error: BaseException, rank: int, command: Command) -> ErrorReport:
+    """Describe an error as the command line does in a single process."""
     ours: BaseException | None = error
     if isinstance(error, KeyboardInterrupt):
         ours = Interrupted("interrupted; the last checkpoint, if any, stands")
@@ -147,41 +156,33 @@ def report_of(error: BaseException, rank: int, command: Command) -> Report:
         ours = failures.known(error, command)
     trace = "".join(traceback.format_exception(error))
     if isinstance(ours, RlhfError):
-        return Report(rank, type(ours).__name__, str(ours), trace, time.time())
+        return ErrorReport(rank, type(ours).__name__, str(ours), trace, time.time())
     message = f"{type(error).__name__}: {first_line(error)}"
-    return Report(rank, "", message, trace, time.time())
+    return ErrorReport(rank, "", message, trace, time.time())
 
 
 def report_path(folder: Path, rank: int) -> Path:
-    """Where a rank leaves its report."""
+    """Path of a rank's error report in the shared folder."""
     return folder / f"rank-{rank}.json"
 
 
-def write_report(folder: Path, report: Report) -> None:
-    """Leave it for the process that started the rank."""
+def write_report(folder: Path, report: ErrorReport) -> None:
+    """Write an error report for the launcher."""
     report_path(folder, report.rank).write_text(json.dumps(asdict(report)), encoding="utf-8")
 
 
-def read_report(folder: Path, rank: int) -> Report | None:
-    """A rank's report, or none: it left no word."""
+def read_report(folder: Path, rank: int) -> ErrorReport | None:
+    """Read a rank's error report; None if there is no complete one."""
     try:
-        return Report(**json.loads(report_path(folder, rank).read_text(encoding="utf-8")))
-    except (OSError, ValueError):  # cut off where the rank was killed while writing
+        return ErrorReport(**json.loads(report_path(folder, rank).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # ValueError: the rank was killed while it wrote
         return None
 
 
-TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
-"""Files in the temporary folder that parent and ranks share."""
+def run_rank(folder: Path) -> NoReturn:
+    """Run this rank and end the process with its exit code.
 
-LOGS = run_files.RANK_LOGS
-"""Folder in the run folder: what all ranks but the first said."""
-
-
-def start(folder: Path) -> NoReturn:
-    """Do this rank's part, and end the process with its exit code.
-
-    It ends at once: threads of torch that are still there while Python cleans up can abort it,
-    after all is done.
+    The process ends at once: torch threads that are alive while Python shuts down can abort it.
     """
     code = main(folder)
     sys.stdout.flush()
@@ -190,18 +191,18 @@ def start(folder: Path) -> NoReturn:
 
 
 def main(folder: Path) -> int:
-    """Do this rank's part; leave a summary in the folder, or a report of what went wrong."""
-    own = place()
+    """Run this rank; write its summary or its error report into the shared folder."""
+    own = read_rank_env()
     if own is None:
         raise RuntimeError("a rank is started by `rlhf`, which sets RANK and WORLD_SIZE")
     end_with_parent()
     task = Task(**json.loads((folder / TASK).read_text(encoding="utf-8")))
-    silence(Path(task.out), own.rank)
+    redirect_output(Path(task.out), own.rank)
     with redacted() if own.rank else logged(Path(task.out), with_error=False):
         try:
-            summary = _work(folder, task, own)
+            summary = _run_task(folder, task, own)
         except BaseException as error:
-            report = report_of(error, own.rank, task.command)
+            report = build_report(error, own.rank, task.command)
             write_report(folder, report)
             if own.rank:
                 print(report.traceback, end="", file=sys.stderr)  # into the rank's log
@@ -211,21 +212,21 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _work(folder: Path, task: Task, own: Place) -> dict[str, Any]:
-    from rlhf_cli.distributed import join, leave, meet
+def _run_task(folder: Path, task: Task, own: RankEnv) -> dict[str, Any]:
+    from rlhf_cli.distributed import destroy_process_group, init_process_group, rendezvous_store
 
-    # a file, not a port: nobody else can take it between our choice and its use
-    store = meet(f"file://{folder / STORE}", own.rank, own.size)
-    join(store, own.rank, own.size, own.local_rank)
+    # a file, not a port: another program could take a port before the ranks use it
+    store = rendezvous_store(f"file://{folder / STORE}", own.rank, own.world_size)
+    init_process_group(store, own.rank, own.world_size, own.local_rank)
     summary = task.run()
-    leave()
+    destroy_process_group()
     return summary
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that ended.
+    """End this process when the launcher is gone, however that ended.
 
-    The parent holds the other end of our stdin and writes nothing.
+    The launcher holds the other end of our stdin and writes nothing.
     """
 
     def wait() -> None:
@@ -235,16 +236,17 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def silence(out: Path, rank: int) -> TextIO:
-    """Send what a rank but the first says into `ranks/rank-<rank>.log`, C libraries included.
+def redirect_output(out: Path, rank: int) -> TextIO:
+    """Redirect stdout and stderr of every rank but 0 to `ranks/rank-<rank>.log`, C code included.
 
     Returns:
-        Where stderr went before, for an error of the rank.
+        The former stderr, for an error of the rank.
     """
     before = os.fdopen(os.dup(2), "w", encoding="utf-8")
     if rank:
-        log = os.open(out / LOGS / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        path = out / run_files.RANK_LOGS / f"rank-{rank}.log"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
     return before

@@ -29,7 +29,7 @@ def make_base(cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Source:
     if not merges and (not scratch or cfg.adapter.kind == "none"):
         return found
     target = ctx.out / OWN_BASE
-    ctx.ranks.on_main(lambda: _write(target, cfg, found, tokenizer, ctx.seed))
+    ctx.ranks.run_on_main(lambda: _write(target, cfg, found, tokenizer, ctx.seed))
     return Source(
         str(target), quant=found.quant, double=found.double, output_layer=found.output_layer
     )

@@ -21,7 +21,7 @@ from rlhf_cli.runs.run_files import (
     CONFIG,
     METRICS,
     MODEL,
-    unwritable,
+    write_error,
     write_text_atomic,
 )
 from rlhf_cli.stages.registry import COMMANDS
@@ -38,7 +38,7 @@ def allocate(stage: str, output_dir: str) -> Path:
     try:
         return Path(output_dir).absolute() if output_dir else _new_folder(stage)
     except OSError as error:
-        raise unwritable(Path(output_dir or "runs"), error) from None
+        raise write_error(Path(output_dir or "runs"), error) from None
 
 
 def _new_folder(stage: str) -> Path:
@@ -68,7 +68,7 @@ def claim(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Deci
         ConfigError: The folder holds something else than this run.
         CheckpointError: Another process owns the folder, or it cannot be written.
     """
-    config = manifest.saved(resolved)
+    config = manifest.config_to_save(resolved)
     try:
         decision = _decide(path, config, stage, resume)
         if decision == "complete":
@@ -79,7 +79,7 @@ def claim(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Deci
         if decision == "fresh":
             _clear(path, config)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise write_error(path, error) from None
     if decision != "complete":
         write_text_atomic(path / CONFIG, to_yaml(stage, config))
     return decision
@@ -91,7 +91,7 @@ def _clear(path: Path, config: dict[str, Any]) -> None:
     Raises:
         ConfigError: One of the files to remove is an input of this run.
     """
-    doomed = run_files.written_by_run(path)
+    doomed = run_files.list_run_files(path)
     for key, value in flat(config).items():
         for text in _texts(value):
             if any(entry in (Path(text), *Path(text).parents) for entry in doomed):
@@ -99,7 +99,7 @@ def _clear(path: Path, config: dict[str, Any]) -> None:
                     f"{key}: got {text}, which an earlier run left in output_dir and this one "
                     "would remove. Try another output_dir"
                 )
-    kept = run_files.remove(path)
+    kept = run_files.remove_run_files(path)
     if kept:
         print(f"output_dir: {path} also holds {', '.join(kept)}, which stay", file=sys.stderr)
 
@@ -113,12 +113,12 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def foresee(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
+def predict_decision(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
     """What `claim` would say, without taking the folder; raises the same."""
     try:
-        return _decide(path, manifest.saved(resolved), stage, resume)
+        return _decide(path, manifest.config_to_save(resolved), stage, resume)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise write_error(path, error) from None
 
 
 def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Decision:
@@ -127,7 +127,7 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return "fresh"
     status = manifest.status(path)
-    to_lose = bool(checkpoints(path)) or (path / MODEL).is_dir()
+    to_lose = bool(list_checkpoints(path)) or (path / MODEL).is_dir()
     if to_lose or status in ("complete", "unknown"):
         _require_same(path, config, stage)
     if status == "complete" or to_lose:
@@ -149,13 +149,13 @@ def discard(path: Path) -> None:
 
     `metrics.jsonl` is there from the first evaluation or step on, also where no step was logged.
     """
-    measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
+    measured = (path / METRICS).exists() or (path / MODEL).exists() or list_checkpoints(path)
     if not measured and not lock.is_lost(path):
         with contextlib.suppress(OSError):  # the error that ended the run matters more
-            run_files.remove(path)
+            run_files.remove_run_files(path)
 
 
-def checkpoints(path: Path) -> list[Path]:
+def list_checkpoints(path: Path) -> list[Path]:
     """The complete checkpoints of a run folder, oldest first."""
     found = (path / CHECKPOINTS).glob("step-*")
     numbered = {entry: entry.name.removeprefix("step-") for entry in found}
@@ -182,7 +182,9 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
 
 def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status: str) -> None:
     """Refuse to take a run for this one where the files that it read have changed."""
-    changes = inputs.changes(manifest.read(path).get("inputs", {}), config, COMMANDS[stage].config)
+    changes = inputs.find_changes(
+        manifest.read(path).get("inputs", {}), config, COMMANDS[stage].config
+    )
     if changes:
         kind = "a finished" if status == "complete" else "an unfinished"
         head = f"output_dir: {path} holds {kind} run, and files that it read have changed since"
@@ -192,7 +194,7 @@ def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status:
 
 def _require_no_run_names(path: Path) -> None:
     """Refuse a folder without a manifest where a run would replace files that may be the user's."""
-    taken = [entry.name for entry in run_files.written_by_run(path) if entry.name != CONFIG]
+    taken = [entry.name for entry in run_files.list_run_files(path) if entry.name != CONFIG]
     if taken:
         raise ConfigError(
             f"output_dir: {path} holds {', '.join(taken)} but no run; need a new or empty folder, "

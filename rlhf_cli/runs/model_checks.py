@@ -1,10 +1,7 @@
-"""What a model's folder tells before anything is loaded: lines for what it cannot be used for.
+"""Checks of a model's folder before anything is loaded, from JSON files and weight headers.
 
-They are asked when a configuration is checked, and once more when what it names on the hub has been
-fetched. Each names the key that the user set.
-
-
-What `config.json` and the headers of weight files tell of a model before anything is loaded.
+Each check returns lines that name the config key. Checks run on the configuration, and again after
+what it names on the hub has been fetched.
 """
 
 import json
@@ -17,26 +14,26 @@ from typing import Any
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.resources import SHIPPED, shipped_model
 from rlhf_cli.runs.artifact import (
-    ADAPTER,
+    ADAPTER_CONFIG,
+    find_model_folder,
     is_adapter,
     is_reward_model,
-    local_folder,
-    recorded_base,
-    settings,
+    read_adapter_base,
+    read_model_json,
 )
 
 
-def language_model_problems(key: str, path: str, revision: str) -> list[str]:
-    """The lines for a path that is to be a language model, and for its revision."""
+def check_language_model(key: str, path: str, revision: str) -> list[str]:
+    """Report a path, with its revision, that cannot be used as a language model."""
     return [
-        *revision_problems(key, path, revision),
-        *not_a_language_model(key, path, revision),
-        *not_one_stack(key, path, revision),
+        *check_revision(key, path, revision),
+        *check_not_reward_model(key, path, revision),
+        *check_not_encoder_decoder(key, path, revision),
     ]
 
 
-def not_a_language_model(key: str, path: str, revision: str = "") -> list[str]:
-    """The line for a model that gives scores where one that writes is needed."""
+def check_not_reward_model(key: str, path: str, revision: str = "") -> list[str]:
+    """Report a reward model where a language model is needed."""
     if not is_reward_model(path, revision):
         return []
     return [
@@ -45,28 +42,28 @@ def not_a_language_model(key: str, path: str, revision: str = "") -> list[str]:
     ]
 
 
-def not_one_stack(key: str, path: str, revision: str = "") -> list[str]:
-    """The line for an encoder-decoder, whose config or whose adapter's base says that it is one."""
-    folder = local_folder(path, revision)
-    config = _config_under(folder) if folder else {}
-    return [encoder_decoder(key, path, config)] if config.get("is_encoder_decoder") else []
+def check_not_encoder_decoder(key: str, path: str, revision: str = "") -> list[str]:
+    """Report an encoder-decoder, by the config of the model or of its adapter's base."""
+    folder = find_model_folder(path, revision)
+    config = _read_local_config(folder) if folder else {}
+    return [encoder_decoder_message(key, path, config)] if config.get("is_encoder_decoder") else []
 
 
-def _config_under(folder: Path) -> dict[str, object]:
-    """The config of a model, or of the local base of an adapter."""
-    if not (folder / ADAPTER).is_file():
-        return settings(folder)
-    base = local_folder(*recorded_base(folder))
-    return settings(base) if base else {}
+def _read_local_config(folder: Path) -> dict[str, object]:
+    """Read the config of a model, or of the local base of an adapter."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return read_model_json(folder)
+    base = find_model_folder(*read_adapter_base(folder))
+    return read_model_json(base) if base else {}
 
 
-def encoder_decoder(key: str, path: str, config: dict[str, object]) -> str:
-    """The line for an encoder-decoder.
+def encoder_decoder_message(key: str, path: str, config: dict[str, object]) -> str:
+    """Build the message that refuses an encoder-decoder.
 
     Args:
-        key: that named it.
-        path: what it was set to.
-        config: of transformers, as in `config.json`.
+        key: config key of the model.
+        path: its value.
+        config: the transformers config, as in `config.json`.
     """
     kind = config.get("model_type", "unknown")
     return (
@@ -75,14 +72,14 @@ def encoder_decoder(key: str, path: str, config: dict[str, object]) -> str:
     )
 
 
-def revision_problems(key: str, path: str, revision: str) -> list[str]:
-    """The line for a revision of what has none.
+def check_revision(key: str, path: str, revision: str) -> list[str]:
+    """Report a revision of something that is not on the hub.
 
     Args:
         key: of the model, as `model.path` (whose revision is `model.revision`) or `model.tokenizer`
             (`model.tokenizer_revision`).
-        path: what it was set to.
-        revision: what the key of its revision was set to.
+        path: value of the key.
+        revision: value of its revision key.
     """
     own = "revision" if key.endswith((".path", ".model", ".classifier")) else ""
     named = f"{key.rpartition('.')[0]}.{own}" if own else f"{key}_revision"
@@ -98,28 +95,28 @@ def revision_problems(key: str, path: str, revision: str) -> list[str]:
     return []
 
 
-def base_revision_problems(group: str, path: str, base: str, revision: str) -> list[str]:
-    """The line for a revision of a base that is not on the hub, or of no base at all.
+def check_base_revision(group: str, path: str, base: str, revision: str) -> list[str]:
+    """Report a revision of a base that is not on the hub, or of a model without a base.
 
     Args:
-        group: that the keys stand below, as `model` (`model.base` and `model.base_revision`).
+        group: of the keys, as `model` (`model.base` and `model.base_revision`).
         path: of the model.
-        base: what the key of the base was set to.
-        revision: what the key of its revision was set to.
+        base: value of the base key.
+        revision: value of its revision key.
     """
     if base:
-        return revision_problems(f"{group}.base", base, revision)
+        return check_revision(f"{group}.base", base, revision)
     if not revision or not isdir(expanduser(path)) or is_adapter(path):
         return []
     return [
-        f"{group}.base_revision: got {revision}, but {path} is no adapter and stands on no base. "
+        f"{group}.base_revision: got {revision}, but {path} is no adapter and has no base. "
         f"Leave {group}.base_revision out"
     ]
 
 
 _POSITIONS = ("max_position_embeddings", "n_positions")
 _OFFSET = re.compile(r"roberta|camembert|longformer|mpnet|esm|luke|data2vec")
-"""Model types that count positions from behind that of padding; asked once they are loaded."""
+"""Model types whose positions start after the padding id; checked after loading."""
 
 _EXPERTS = re.compile(r"(^|\.)\w*experts(\.|$)")
 _EMBEDDING = re.compile(r"emb(?!ed_out)|^w[tp]e$")
@@ -134,36 +131,36 @@ _LLAMA = (
     "model.embed_tokens.weight",
     "model.norm.weight",
 )
-"""Weights of a Llama, of which the shipped model has no file."""
+"""Weight names of a Llama layer; the shipped model has no weight file."""
 
 _HEADS = {"lm_head", "score"}
-"""Output layers, which a file may leave out: tied to the embeddings, or new for this run."""
+"""Output layers, which a file may lack: tied to the embeddings, or new in this run."""
 
 
-def config_of(path: str, revision: str = "", base: str = "") -> dict[str, Any]:
-    """The `config.json` of a model, or of the base of an adapter; empty where it is not here.
+def read_base_config(path: str, revision: str = "", base: str = "") -> dict[str, Any]:
+    """Read the `config.json` of a model, or of an adapter's base; empty if it is not here.
 
     Args:
         path: folder, finished run, hub id or `tiny`.
         revision: of a hub id.
-        base: of an adapter, where the configuration says what it stands on.
+        base: of an adapter, if the configuration names it.
     """
-    folder = base_folder(path, revision, base)
-    return settings(folder) if folder else {}
+    folder = find_base_folder(path, revision, base)
+    return read_model_json(folder) if folder else {}
 
 
-def base_folder(path: str, revision: str = "", base: str = "") -> Path | None:
-    """The folder of whole weights that a model stands on; none where it is not here."""
+def find_base_folder(path: str, revision: str = "", base: str = "") -> Path | None:
+    """Find the folder with whole weights: the model's, or its adapter's base; None if not here."""
     if path == SHIPPED:
         return shipped_model()
-    folder = local_folder(path, revision)
-    if folder is None or not (folder / ADAPTER).is_file():
+    folder = find_model_folder(path, revision)
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         return folder
-    return local_folder(base) if base else local_folder(*recorded_base(folder))
+    return find_model_folder(base) if base else find_model_folder(*read_adapter_base(folder))
 
 
-def positions(config: Mapping[str, Any]) -> int | None:
-    """Longest row of a model, by its config; none where that does not say or not plainly."""
+def max_positions(config: Mapping[str, Any]) -> int | None:
+    """Number of positions of a model by its config; None if the config does not give it."""
     inner = config.get("text_config")
     text = {**config, **inner} if isinstance(inner, dict) else config
     if _OFFSET.search(str(text.get("model_type", ""))):
@@ -172,10 +169,10 @@ def positions(config: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
-def weight_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name -> shape of every weight in a folder's safetensors, without what wrappers add to it.
+def read_weight_shapes(folder: Path) -> dict[str, list[int]]:
+    """Read name -> shape of every weight in a folder's safetensors, without wrapper prefixes.
 
-    Headers alone are read; a file that is damaged is left to what loads it.
+    Only headers are read; a damaged file is ignored here and refused when it is loaded.
     """
     shapes: dict[str, list[int]] = {}
     for file in sorted(folder.glob("*.safetensors")):
@@ -186,7 +183,7 @@ def weight_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """The JSON that a safetensors file begins with, behind its length in eight bytes."""
+    """Read the JSON header of a safetensors file, which follows its length in eight bytes."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -195,14 +192,14 @@ def _header(file: Path) -> dict[str, Any]:
         return {}
 
 
-def module_names(folder: Path | None, config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """Parts of the names of a model's modules, and last parts of those of linear layers.
+def read_module_names(folder: Path | None, config: Mapping[str, Any]) -> tuple[set[str], set[str]]:
+    """Read the parts of all module names, and the last parts of the names of linear layers.
 
-    `layers` and `q_proj` of `model.layers.0.self_attn.q_proj`, say. Both are empty where they are
-    not known: the weights are not here, or the model has experts, which are fused into other
-    modules as they are loaded.
+    For example `layers` and `q_proj` of `model.layers.0.self_attn.q_proj`. Both are empty if they
+    are not known: the weights are not here, or the model has experts, which loading fuses into
+    other modules.
     """
-    shapes = weight_shapes(folder) if folder else {}
+    shapes = read_weight_shapes(folder) if folder else {}
     if not shapes and config.get("model_type") == "llama":
         shapes = {name: [0] if "norm" in name else [0, 0] for name in _LLAMA}
     if not shapes or any(_EXPERTS.search(name) for name in shapes):
@@ -218,73 +215,75 @@ def module_names(folder: Path | None, config: Mapping[str, Any]) -> tuple[set[st
     return parts | _HEADS, linear | _HEADS
 
 
-def unknown_names(key: str, names: list[str], known: set[str], kind: str) -> list[str]:
-    """The line for each name that is that of no module.
+def check_module_names(key: str, names: list[str], known: set[str], kind: str) -> list[str]:
+    """Report each name that is no module of the model.
 
     Args:
-        key: what the user set.
-        names: what it was set to; a whole name, or the end of one from a dot on.
-        known: parts of names that there are; where there are none, nothing is known.
-        kind: what the modules are, in words.
+        key: config key.
+        names: its values; full names, or ends of names that start after a dot.
+        known: parts of the existing names; empty if they are not known.
+        kind: of the modules, for the message.
     """
     found = []
     for name in names:
         last = next((part for part in reversed(name.split(".")) if not part.isdigit()), name)
         if known and last not in known:
             close = nearest(last, sorted(known))
-            meant = [_with_last(other, last, close) if other == name else other for other in names]
+            meant = [
+                _replace_last(other, last, close) if other == name else other for other in names
+            ]
             advice = f". Try {key}=[{','.join(meant)}]" if close else ""
             has = ", ".join(sorted(known - _HEADS))
             found.append(f"{key}: got {name}; no {kind} has that name, the model has {has}{advice}")
     return found
 
 
-def _with_last(name: str, last: str, other: str) -> str:
-    """`layer.0` with `layers` in the place of `layer`."""
+def _replace_last(name: str, last: str, other: str) -> str:
+    """Replace the last occurrence of a part in a name: `layer.0` -> `layers.0`."""
     before, _, after = name.rpartition(last)
     return before + other + after
 
 
-def layer_problems(model: Any, adapter: Any) -> list[str]:
-    """The line for each name of layers that a model does not have, as far as its files tell.
+def check_layer_names(model: Any, adapter: Any) -> list[str]:
+    """Report each layer name in the configuration that the model's files do not have.
 
     Args:
         model: a `ModelConfig`.
-        adapter: an `AdapterConfig`: of a new adapter, or of none.
+        adapter: an `AdapterConfig`, of a new adapter or of none.
     """
     targets = [adapter.targets] if isinstance(adapter.targets, str) else adapter.targets
     targets = [] if targets == ["all-linear"] else targets
     freeze = getattr(model, "freeze", [])
     if not (targets or adapter.modules_to_save or freeze):
         return []
-    folder = base_folder(model.path, model.revision, model.base)
-    config = config_of(model.path, model.revision, model.base)
-    modules, matrices = module_names(folder, config or model.architecture)
+    folder = find_base_folder(model.path, model.revision, model.base)
+    config = read_base_config(model.path, model.revision, model.base)
+    modules, matrices = read_module_names(folder, config or model.architecture)
     return [
-        *unknown_names("adapter.targets", targets, matrices, "linear layer"),
-        *unknown_names("adapter.modules_to_save", adapter.modules_to_save, modules, "layer"),
-        *unknown_names("model.freeze", freeze, modules, "layer"),
+        *check_module_names("adapter.targets", targets, matrices, "linear layer"),
+        *check_module_names("adapter.modules_to_save", adapter.modules_to_save, modules, "layer"),
+        *check_module_names("model.freeze", freeze, modules, "layer"),
     ]
 
 
-def adapter_problems(model: Any, adapter: Any, default: Any) -> list[str]:
-    """What the adapter at `model.path` has otherwise than is asked for; as `unlike_adapter`."""
-    folder = local_folder(model.path, model.revision)
+def check_adapter(model: Any, adapter: Any, default: Any) -> list[str]:
+    """Report how the adapter at `model.path` differs from the configuration."""
+    folder = find_model_folder(model.path, model.revision)
     if adapter.kind == "none" or folder is None:
         return []
-    return unlike_adapter(adapter, settings(folder, ADAPTER), default, model.path)
+    return compare_adapter(adapter, read_model_json(folder, ADAPTER_CONFIG), default, model.path)
 
 
-def unlike_adapter(asked: Any, found: Mapping[str, Any], default: Any, where: str) -> list[str]:
-    """What an adapter that is to be trained on has otherwise than the configuration asks for.
+def compare_adapter(asked: Any, found: Mapping[str, Any], default: Any, where: str) -> list[str]:
+    """Report how an adapter that is trained further differs from the configuration.
 
-    What is left at its default asks for nothing, save the kind and the rank.
+    Settings at their default are not compared, except kind and rank.
 
     Args:
         asked: an `AdapterConfig` whose kind is not none.
         found: the adapter's `adapter_config.json`.
         default: an `AdapterConfig` of defaults.
-        where: the adapter is.
+        where: path of the adapter.
     """
     kind = "dora" if found.get("use_dora") else "rslora" if found.get("use_rslora") else "lora"
     has = {"kind": kind, "rank": found.get("r"), "alpha": found.get("lora_alpha")}

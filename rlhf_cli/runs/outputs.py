@@ -1,7 +1,4 @@
-"""Whether a file that `output=` names may be replaced.
-
-A file that the user named with `output=`: written beside its name, then renamed.
-"""
+"""The file that `output=` names: checked, written beside its name, then renamed."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.errors import DataError
 from rlhf_cli.runs import inputs, lock, run_files
 
-_OF_RUN = {
+_RUN_NAMES = {
     *run_files.FILES,
     *run_files.FOLDERS,
     run_files.CHECKPOINTS,
@@ -28,26 +25,28 @@ _OF_RUN = {
 }
 
 
-def partial_name(target: Path) -> Path:
-    """Where a file is written until it is complete."""
+def partial_path(target: Path) -> Path:
+    """Path under which a file is written until it is complete."""
     return target.with_name(f"{target.name}.partial")
 
 
-def output_problems(config: Any) -> list[str]:
-    """The line for an `output` that is a file of this command's inputs, or that a run holds.
+def check_output(config: Any) -> list[str]:
+    """Report an `output` that would replace an input of this command or a file of a run.
 
     Args:
-        config: an instance of a config class with a field `output`; paths in it are absolute.
+        config: instance of a config class with a field `output`; its paths are absolute.
     """
     output = Path(config.output or os.devnull).resolve()
-    replaced = [str(path) for path in (output, partial_name(output)) if path.is_file()]
-    for key, files in inputs.files_read(asdict(config), type(config)).items() if replaced else ():
+    replaced = [str(path) for path in (output, partial_path(output)) if path.is_file()]
+    for key, files in (
+        inputs.list_input_files(asdict(config), type(config)).items() if replaced else ()
+    ):
         for path in replaced:
             if any(os.path.samefile(path, file) for file in files):
                 what = f"which would replace {path}, a file that {key} reads"
                 return [f"output: got {config.output}, {what}; need another file"]
     for folder in output.parents:
-        if output.relative_to(folder).parts[0] in _OF_RUN and _is_run(folder):
+        if output.relative_to(folder).parts[0] in _RUN_NAMES and _is_run(folder):
             what = f"which belongs to the run in {folder}"
             return [f"output: got {config.output}, {what}; need another file"]
     return []
@@ -58,29 +57,29 @@ def _is_run(folder: Path) -> bool:
 
 
 Write = Callable[[str], None]
-"""Adds text to the file; raises DataError where it cannot."""
+"""Appends text to the file; raises DataError if it cannot."""
 
 
 @contextmanager
-def writing(output: Path) -> Iterator[Write]:
-    """Write a file that takes its name when the block ends; until then an older one stands.
+def open_output(output: Path) -> Iterator[Write]:
+    """Open a file that replaces an older one only when the block ends.
 
-    Text goes to `<output>.partial` at once. After an error that file stays, unless it is empty.
-    A device or a pipe is written to directly.
+    Text is written to `<output>.partial`, which remains after an error unless it is empty. A device
+    or pipe is written directly.
 
     Raises:
-        DataError: the file cannot be written; raised before the block where that is known then.
+        DataError: the file cannot be written; raised before the block if that is known then.
     """
     special = output.exists() and not output.is_file() and not output.is_dir()
-    # a link stays, and the file that it names is replaced; the link of a pipe names no file
+    # the target of a link is replaced, not the link; a pipe's link has no target
     target = output if special else output.resolve()
-    partial = target if special else partial_name(target)
+    partial = target if special else partial_path(target)
 
     def write(text: str) -> None:
-        with _saying_where(output), partial.open("a", encoding="utf-8", newline="\n") as file:
+        with _raising_data_error(output), partial.open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
-    with _saying_where(output):
+    with _raising_data_error(output):
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,15 +88,15 @@ def writing(output: Path) -> Iterator[Write]:
         yield write
     except BaseException:
         if not special:
-            _keep_what_is_written(partial)
+            _keep_partial(partial)
         raise
     if not special:
-        with _saying_where(output):
+        with _raising_data_error(output):
             _rename(partial, target)
 
 
 @contextmanager
-def _saying_where(output: Path) -> Iterator[None]:
+def _raising_data_error(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -105,7 +104,7 @@ def _saying_where(output: Path) -> Iterator[None]:
 
 
 def _rename(partial: Path, target: Path) -> None:
-    """Give a finished file its name, and the permissions of the file that it replaces."""
+    """Rename the finished file; it keeps the permissions of the file that it replaces."""
     if target.exists():
         shutil.copymode(target, partial)
     with partial.open("rb") as file:
@@ -113,8 +112,8 @@ def _rename(partial: Path, target: Path) -> None:
     partial.replace(target)
 
 
-def _keep_what_is_written(partial: Path) -> None:
-    with suppress(OSError):  # the error that ended the work matters more
+def _keep_partial(partial: Path) -> None:
+    with suppress(OSError):  # the error that ended the block matters more
         if partial.stat().st_size:
             logger.info(f"output: what was written so far is in {partial}")
         else:

@@ -1,10 +1,4 @@
-"""What a run writes into its folder, and the removal of it before another run starts there.
-
-All names that a run gives its files stand here, so that a fresh start takes over none of them.
-
-
-Small files that are whole or not there, lines of text, and the error for an unwritable place.
-"""
+"""Files of a run folder: their names, and how they are written, read and removed."""
 
 import errno
 import json
@@ -23,10 +17,10 @@ METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 BASE = "base"
-"""The base of the run's adapter, where those weights are nowhere else."""
+"""Base model of the run's adapter, if its weights are stored nowhere else."""
 
 TOKENIZER = "tokenizer"
-"""A tokenizer that was trained for several processes."""
+"""Tokenizer that was trained before several processes started."""
 
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
@@ -37,11 +31,10 @@ _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")
 
 
-def written_by_run(path: Path) -> list[Path]:
-    """The entries of a run folder that have the names of a run's own, the manifest last.
+def list_run_files(path: Path) -> list[Path]:
+    """List what a run without a complete checkpoint wrote into its folder, the manifest last.
 
-    `checkpoints` counts where it is empty or holds interrupted writes; with anything else in it,
-    only those do.
+    Of `checkpoints` only interrupted writes are listed.
     """
     names = [*FILES, *FOLDERS, *(f"{name}{_PARTIAL}" for name in FOLDERS)]
     found = [path / name for name in names]
@@ -50,18 +43,18 @@ def written_by_run(path: Path) -> list[Path]:
     return [entry for entry in [*found, path / MANIFEST] if entry.exists() or entry.is_symlink()]
 
 
-def remove(path: Path) -> list[str]:
-    """Remove all that a run without a checkpoint or result left in its folder.
+def remove_run_files(path: Path) -> list[str]:
+    """Remove what a run without a checkpoint or result left in its folder.
 
-    The manifest goes last: a removal that is interrupted can be repeated.
+    The manifest is removed last, so that an interrupted removal can be repeated.
 
     Returns:
-        The names of what is left: files of the user's.
+        Names of the entries that remain; they are the user's.
 
     Raises:
-        OSError: something cannot be removed.
+        OSError: an entry cannot be removed.
     """
-    for entry in written_by_run(path):
+    for entry in list_run_files(path):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
@@ -73,24 +66,24 @@ def remove(path: Path) -> list[str]:
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it.
+    """Write JSON atomically: a reader sees the old file or the new one.
 
     Raises:
-        CheckpointError: The disk is full or the folder read-only; the old file stands.
+        CheckpointError: the disk is full or the folder read-only; the old file remains.
     """
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write beside the file, flush to disk, then rename over it.
+    """Write text atomically: write a temporary file, flush it to disk, then rename it.
 
     Raises:
-        CheckpointError: As `write_json_atomic`.
+        CheckpointError: as for `write_json_atomic`.
     """
     try:
         _replace(path, text)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
 def _replace(path: Path, text: str) -> None:
@@ -107,8 +100,23 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object; empty if there is no such file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file does not hold a JSON object.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except TypeError as error:
+        raise ValueError(f"{path}: not a JSON object") from error
+
+
 def read_lines(path: Path) -> list[str]:
-    r"""The lines of a UTF-8 file without their ends; a byte order mark is dropped.
+    r"""Read the lines of a UTF-8 file without line ends; a byte order mark is dropped.
 
     Only `\n` and `\r\n` end a line. `str.splitlines` and text mode also cut at characters that JSON
     leaves unescaped inside a string, such as U+2028, U+0085 or a lone `\r` in plain text.
@@ -118,16 +126,16 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The value of each line of a `.jsonl` file that we append to.
+    """Read the values of a `.jsonl` file that a run appends to.
 
-    A last line without its end is left out: the process was killed while it wrote.
+    A last line without a line end is ignored: the process was killed while it wrote.
     """
     with path.open(encoding="utf-8", newline="\n") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
 
 
-def sampled(file: Path) -> Iterator[bytes]:
-    """Evenly spaced parts of a file's bytes, 4 MiB in all; all of them where it is smaller."""
+def sample_bytes(file: Path) -> Iterator[bytes]:
+    """Yield evenly spaced parts of a file, 4 MiB in total; the whole file if it is smaller."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         for part in range(_PARTS):
@@ -138,8 +146,8 @@ def sampled(file: Path) -> Iterator[bytes]:
 _PARTS, _PART_BYTES = 64, 1 << 16
 
 
-def unwritable(path: Path, error: OSError) -> CheckpointError:
-    """The line for a place that cannot be written: where, why, and what to do."""
+def write_error(path: Path, error: OSError) -> CheckpointError:
+    """Build the error for a path that cannot be written: path, reason and advice."""
     reason = (error.strerror or type(error).__name__).lower()
     room = "free disk space or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
     advice = f"{room}give another output_dir=FOLDER, and start again"

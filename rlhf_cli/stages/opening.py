@@ -47,7 +47,7 @@ def open_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
         stage: names the shipped rows, and stands in errors.
         records: the record classes that the stage takes, the preferred first.
     """
-    prepared = ctx.ranks.size > 1
+    prepared = ctx.ranks.world_size > 1
     if prepared:
         cfg = _with_saved_tokenizer(cfg, ctx.out)
     # what there is to say about prepared rows was said when they were

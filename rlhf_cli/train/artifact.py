@@ -115,7 +115,9 @@ def _commits(model: ModelConfig) -> dict[str, str]:
     }
     if isinstance(model, ComparedModelConfig):
         named["model.reference"] = (model.reference, model.reference_revision)
-    found = {key: (path, hub.commit_of(path, revision)) for key, (path, revision) in named.items()}
+    found = {
+        key: (path, hub.resolved_commit(path, revision)) for key, (path, revision) in named.items()
+    }
     return {key: f"{path}@{commit}" for key, (path, commit) in found.items() if commit}
 
 

@@ -109,7 +109,7 @@ class Trainer:
         with stop_on_request() as stop:
             self._train(stop)
         seconds = time.monotonic() - began
-        memory = self.ranks.gather(peak_memory(self.ctx.device))
+        memory = self.ranks.all_gather_json(peak_memory(self.ctx.device))
         weights, after = self._result()
         return RunResult(self.step, seconds, memory, weights, self.before, after)
 
@@ -188,7 +188,7 @@ class Trainer:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
-        once = int(self.ranks.main)
+        once = int(self.ranks.is_main)
         self.meter.add(
             {
                 "loss": (gradients.loss * once, once),
@@ -199,7 +199,7 @@ class Trainer:
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
-        once = int(self.ranks.main)
+        once = int(self.ranks.is_main)
         tokens = sum(len(rows.tokens) for rows in done)
         computed = float(sum(self.policy.computed_tokens(rows) for rows in done))
         work = sum(self.work.of(rows) for rows in done)
@@ -219,7 +219,7 @@ class Trainer:
             (rows.owners[0], self.where(rows), what)
             for rows, what in culprits(step, self.loss, self.optimizer)
         )
-        found = sorted(one for of_rank in self.ranks.gather(own) for one in of_rank)
+        found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
         if len(found) > 5:
             named.append(f"  and {len(found) - 5} more of the step's rows")
@@ -243,7 +243,7 @@ class Trainer:
         state = {
             "source": self.source.state_dict(),
             "stage": self.state.state_dict(),
-            "meter": self.ranks.gather(self.meter.state_dict()),
+            "meter": self.ranks.all_gather_json(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,

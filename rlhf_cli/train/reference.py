@@ -68,7 +68,7 @@ def with_reference(
         values = _stored(key, examples, compute, ctx)
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
-            if ctx.ranks.main:
+            if ctx.ranks.is_main:
                 store_entry(key, Entry({COLUMN: values}, {}), SHELF)
     return replace(examples, columns={**examples.columns, COLUMN: values})
 
@@ -82,9 +82,11 @@ def _compute(
     """The numbers of all rows; micro-batches are dealt out to the ranks."""
     logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(parts(examples, np.arange(len(examples)), max_tokens))
-    size = ctx.ranks.size
+    size = ctx.ranks.world_size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
-    found = ctx.ranks.concatenate(torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own])))
+    found = ctx.ranks.all_gather_concat(
+        torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own]))
+    )
     order = [part for rank in range(size) for part in every[rank::size]]
     values = np.empty(len(examples.row_starts) - 1, np.float32)
     values[np.concatenate([_rows_of(examples, part) for part in order])] = found.numpy()
@@ -99,7 +101,7 @@ def _stored(
 ) -> NDArray[np.float32] | None:
     """The numbers in the cache, if they are there and those of this model."""
     entry = load_entry(key, SHELF)
-    if not all(ctx.ranks.gather(entry is not None)) or entry is None:
+    if not all(ctx.ranks.all_gather_json(entry is not None)) or entry is None:
         return None
     values: NDArray[np.float32] = entry.arrays[COLUMN]
     some = sorted({*np.linspace(0, len(examples) - 1, CHECKED).astype(int).tolist()})

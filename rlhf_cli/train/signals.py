@@ -26,7 +26,7 @@ class StopRequest:
         A signal that comes later counts at the next call.
         """
         own = self.name
-        return next(filter(None, ranks.gather(own))) if ranks.any(bool(own)) else ""
+        return next(filter(None, ranks.all_gather_json(own))) if ranks.any(bool(own)) else ""
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler; the second request does not wait for the step."""

@@ -64,7 +64,7 @@ def _start(name: str, out: Path, settings: Mapping[str, Any]) -> GeneralTracker:
     else:
         tracker = kind(out.name)
     tracker.start()
-    tracker.store_init_configuration(dict(_flat(log.hide(dict(settings)))))
+    tracker.store_init_configuration(dict(_flat(log.hide_secrets(dict(settings)))))
     return tracker
 
 

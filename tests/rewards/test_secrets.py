@@ -132,15 +132,15 @@ def test_an_address_in_a_message_has_neither_user_nor_query():
 
 
 def test_ranks_know_what_to_hide(monkeypatch):
-    log.begin({"reward.url": "http://h?key=${oc.env:JUDGE_KEY}"})
+    log.set_secret_references({"reward.url": "http://h?key=${oc.env:JUDGE_KEY}"})
     task = Task(**json.loads(Task("ppo", {}, "run").to_json()))
-    log.begin({})
-    log.begin(task.references)
+    log.set_secret_references({})
+    log.set_secret_references(task.references)
     assert log.redact(f"asked {KEY}") == "asked ***"
-    assert log.hide({"reward": {"url": KEY}}) == {
+    assert log.hide_secrets({"reward": {"url": KEY}}) == {
         "reward": {"url": "http://h?key=${oc.env:JUDGE_KEY}"}
     }
-    log.begin({})
+    log.set_secret_references({})
 
 
 def test_a_run_is_read_back_where_the_variable_is_not_set(monkeypatch):

@@ -35,7 +35,7 @@ def tree(**changes):
 
 def failed_run(out: Path, *left: str) -> None:
     claim(out, tree(), "sft", "auto")
-    manifest.begin(out, "sft", ["sft"], tree())
+    manifest.write_start(out, "sft", ["sft"], tree())
     manifest.fail(out, ValueError("x"))
     for name in left:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def test_a_fresh_start_finds_nothing_of_the_earlier_run(tmp_path):
     assert claim(tmp_path / "run", tree(seed=1), "pretrain", "auto") == "fresh"
     assert files(tmp_path / "run") == {"config.yaml", ".lock"}
     assert not (tmp_path / "run" / "checkpoints").exists()
-    manifest.begin(tmp_path / "run", "pretrain", [], tree(seed=1))
+    manifest.write_start(tmp_path / "run", "pretrain", [], tree(seed=1))
     assert len(manifest.read(tmp_path / "run")["starts"]) == 1
 
 

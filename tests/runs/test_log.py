@@ -101,10 +101,10 @@ def test_a_stream_that_outlives_the_run_still_writes(tmp_path, capsys):
 
 def test_no_secret_is_said(monkeypatch, capsys):
     monkeypatch.setenv("KEY", "abcdef1234")
-    log.begin({"reward.url": "http://h?key=${oc.env:KEY}"})
+    log.set_secret_references({"reward.url": "http://h?key=${oc.env:KEY}"})
     with redacted():
         print("asked http://h?key=abcdef1234")
         sys.stderr.writelines(["x abcdef1234\n"])
     out = capsys.readouterr()
     assert (out.out, out.err) == ("asked http://h?key=***\n", "x ***\n")
-    log.begin({})
+    log.set_secret_references({})

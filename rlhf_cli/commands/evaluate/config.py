@@ -16,8 +16,8 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
-from rlhf_cli.runs.model_checks import not_one_stack, revision_problems
-from rlhf_cli.runs.outputs import output_problems
+from rlhf_cli.runs.model_checks import check_not_encoder_decoder, check_revision
+from rlhf_cli.runs.outputs import check_output
 
 _RULES = ("max_length", "truncation", "packing", "train_on")
 _OF_THE_FILE = ("name", "revision", "split", "data_dir", "format", "columns")
@@ -155,10 +155,10 @@ class EvaluateConfig:
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing() + self._repeated() + self._of_one_model()
-        found += output_problems(self)
-        found += revision_problems("reference", self.reference, self.reference_revision)
+        found += check_output(self)
+        found += check_revision("reference", self.reference, self.reference_revision)
         for key, path in self._named()[1:]:
-            found += not_one_stack(key, path)
+            found += check_not_encoder_decoder(key, path)
         return found + (self._judge_problems() if self.judge else self._data_problems())
 
     def _repeated(self) -> list[str]:

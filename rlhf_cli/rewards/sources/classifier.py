@@ -28,7 +28,7 @@ from rlhf_cli.models.weights import load_weights
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
-from rlhf_cli.runs.artifact import find_label, labels_of
+from rlhf_cli.runs.artifact import class_labels, find_label
 
 
 class ClassifierScorer:
@@ -48,7 +48,7 @@ class ClassifierScorer:
         self.who = f"{key}.classifier: {source.classifier}"
         with told_as(f"{key}.classifier"):
             self.tokenizer, self.model = _load(source, ctx)
-        labels = labels_of(self.model.config.to_dict())
+        labels = class_labels(self.model.config.to_dict())
         index = find_label(source.label, labels)
         if index is None:
             raise ModelError(label_problem(f"{key}.label", source.label, labels))

@@ -95,7 +95,7 @@ class ModelScorer:
             return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
 
     def _writer(self, source: RewardSource) -> RowWriter:
-        folder = artifact.local_folder(source.model, source.revision)
+        folder = artifact.find_model_folder(source.model, source.revision)
         facts = artifact.read(folder) if folder else {}
         chats = bool(self.tokenizer.chat_template) and facts.get("trained_on") != "text"
         return RowWriter(self.tokenizer, as_message=chats, who=self.who)

@@ -85,7 +85,7 @@ class PPOTraining(Training):
         cfg = self.cfg
         if not cfg.ptx_coef:
             return None
-        self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
+        self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.world_size > 1)
         require_embedded(self.text, self.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=ENDLESS)
         return ExampleSource(self.text, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
