@@ -135,9 +135,7 @@ def use_deterministic_algorithms() -> None:
     Atomic additions differ between runs otherwise: in `index_add` and the backward passes of
     gathers and flash attention.
     """
-    os.environ.setdefault(
-        "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-    )  # read at the first product
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
     torch.use_deterministic_algorithms(True)
 
 

@@ -17,13 +17,13 @@ from rlhf_cli.train.signals import StopRequest
 class Twins(Ranks):
     """Two ranks of which the other one always says the same, changed by `other`."""
 
-    size: int = 2
+    world_size: int = 2
     other: object = staticmethod(lambda value: value)
 
     def all_reduce(self, tensor):
         tensor += self.other(tensor.clone())
 
-    def gather(self, value):
+    def all_gather_json(self, value):
         return [value, self.other(value)]
 
 
