@@ -26,7 +26,7 @@ def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
     return shipped_folder("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
 
 
-def group_options(group: str) -> list[str]:
+def presets(group: str) -> list[str]:
     """Choices of `group=NAME`."""
     return sorted(path.stem for path in (shipped_folder("configs") / group).glob("*.yaml"))
 

@@ -14,7 +14,7 @@ from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups
 from rlhf_cli.console import format_table
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.resources import group_options, page_names, recipe_names, shipped_folder
+from rlhf_cli.resources import page_names, presets, recipe_names, shipped_folder
 from rlhf_cli.stages.registry import COMMANDS
 
 WIDTH = 100
@@ -116,7 +116,7 @@ def _configs(stage: str) -> list[type[Any]]:
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
     """Yield every key of a recipe that names something to read, with its value."""
     for group, word in read.choices.items():
-        if word not in group_options(group) and "path" in field_types(groups(config)[group]):
+        if word not in presets(group) and "path" in field_types(groups(config)[group]):
             yield group, word
     for named in named_inputs(read.values, config):
         yield named.key, named.value

@@ -16,7 +16,7 @@ from rlhf_cli.config.suggest import unknown_key
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.resources import group_options, recipe_names
+from rlhf_cli.resources import presets, recipe_names
 from rlhf_cli.runs import log
 from rlhf_cli.stages.registry import COMMANDS, Command
 
@@ -132,7 +132,7 @@ class _Sources:
         return f"stage: got {stage}; need one of {', '.join(COMMANDS)}, or leave it out"
 
     def _choose_in(self, read: Recipe, layer: Layer, group: str, word: str) -> None:
-        if word in group_options(group):
+        if word in presets(group):
             layer.choices[group] = word
         elif "path" in field_types(self.groups[group]):
             values = layer.values.setdefault(group, {})
@@ -145,7 +145,7 @@ class _Sources:
             self._no_option(group, word, read.origin(group))
 
     def _no_option(self, group: str, word: str, origin: str) -> None:
-        names = group_options(group)
+        names = presets(group)
         needed = f"one of {', '.join(names)}, or keys" if names else "keys"
         key = next(iter(field_types(self.groups[group])))
         best = nearest(word, names)
@@ -172,7 +172,7 @@ class _Sources:
         self.layers.append(layer)
 
     def _choose(self, layer: Layer, setting: Setting) -> None:
-        if setting.text in group_options(setting.key):
+        if setting.text in presets(setting.key):
             layer.choices[setting.key] = setting.text
             self.origins[setting.key] = layer.origins[setting.key] = COMMAND_LINE
         elif "path" in field_types(self.groups[setting.key]):
