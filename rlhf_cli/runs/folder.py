@@ -2,7 +2,6 @@
 
 import contextlib
 import secrets
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -14,6 +13,7 @@ from rlhf_cli.config.renamed import renamed
 from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import inputs, lock, manifest, run_files
 from rlhf_cli.runs.run_files import (
@@ -101,7 +101,7 @@ def _clear(path: Path, config: dict[str, Any]) -> None:
                 )
     kept = run_files.remove_run_files(path)
     if kept:
-        print(f"output_dir: {path} also holds {', '.join(kept)}, which stay", file=sys.stderr)
+        logger.info(f"output_dir: {path} also holds {', '.join(kept)}, which stay")
 
 
 def _strings(value: Any) -> Iterator[str]:

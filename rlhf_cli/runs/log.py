@@ -20,10 +20,10 @@ _references: dict[str, str] = {}
 """Key -> environment reference (`${oc.env:NAME}`), of this command."""
 
 
-def set_secret_references(references: References) -> None:
+def set_secret_references(found: References) -> None:
     """Set the secret references of the configuration; called once per command and rank."""
     _references.clear()
-    _references.update(references)
+    _references.update(found)
 
 
 def secret_references() -> dict[str, str]:

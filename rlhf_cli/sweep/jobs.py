@@ -178,21 +178,21 @@ def _status(out: Path, code: int | str) -> str:
     return "complete" if code == 0 else "failed"
 
 
-def _add_ranks(rows: list[dict[str, Any]], objective: Objective) -> list[dict[str, Any]]:
+def _add_ranks(table: list[dict[str, Any]], objective: Objective) -> list[dict[str, Any]]:
     """Insert each row's rank after its job number."""
-    ranks = {row["job"]: rank for rank, row in enumerate(_sort_rows(rows, objective), start=1)}
+    ranks = {row["job"]: rank for rank, row in enumerate(_sort_rows(table, objective), start=1)}
     return [
         {"job": row["job"], RANK: "" if row[VALUE] == "" else ranks[row["job"]]} | row
-        for row in rows
+        for row in table
     ]
 
 
-def _sort_rows(rows: Sequence[dict[str, Any]], objective: Objective) -> list[dict[str, Any]]:
+def _sort_rows(table: Sequence[dict[str, Any]], objective: Objective) -> list[dict[str, Any]]:
     """Sort rows from best to worst, those without a value last.
 
     Of equal values, the one with the lower KL comes first, then the earlier job.
     """
-    return sorted(rows, key=lambda row: (_cost(row, objective), row.get("eval/kl", 0.0)))
+    return sorted(table, key=lambda row: (_cost(row, objective), row.get("eval/kl", 0.0)))
 
 
 def _cost(row: dict[str, Any], objective: Objective) -> float:
@@ -201,26 +201,26 @@ def _cost(row: dict[str, Any], objective: Objective) -> float:
 
 
 def format_rows(
-    rows: Sequence[dict[str, Any]], settings: Sequence[str], objective: Objective
+    table: Sequence[dict[str, Any]], settings: Sequence[str], objective: Objective
 ) -> str:
     """Format the table with one line per job, the best first.
 
     Args:
-        rows: of `read_rows`.
+        table: of `read_rows`.
         settings: keys that differ between the jobs.
         objective: metric by which jobs are compared.
     """
-    secondary = [name for name in _SECONDARY if any(name in row for row in rows)]
+    secondary = [name for name in _SECONDARY if any(name in row for row in table)]
     secondary = [name for name in secondary if name != objective.metric]
     columns = [RANK, "job", *settings, "status", VALUE, *secondary]
-    head = [shown_metric(rows, objective) if name == VALUE else name for name in columns]
-    ordered = _sort_rows(rows, objective)
+    head = [shown_metric(table, objective) if name == VALUE else name for name in columns]
+    ordered = _sort_rows(table, objective)
     return format_table([head, *([_cell(row.get(c, "")) for c in columns] for row in ordered)])
 
 
-def shown_metric(rows: Sequence[dict[str, Any]], objective: Objective) -> str:
+def shown_metric(table: Sequence[dict[str, Any]], objective: Objective) -> str:
     """Name of the objective; without held-out rows, the training metric in its place."""
-    held_out = any(name.startswith("eval/") for row in rows for name in row)
+    held_out = any(name.startswith("eval/") for row in table for name in row)
     name = objective.metric
     if held_out or not name.startswith("eval/"):
         return name

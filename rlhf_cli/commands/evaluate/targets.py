@@ -41,8 +41,8 @@ def load_targets(cfg: EvaluateConfig) -> list[Target]:
     Raises:
         DataError: the held-out rows of a run no longer exist.
     """
-    names = short_names(cfg.models)
-    return [_load_target(cfg, path, name) for path, name in zip(cfg.models, names, strict=True)]
+    named = zip(cfg.models, short_names(cfg.models), strict=True)
+    return [_load_target(cfg, path, name) for path, name in named]
 
 
 def _load_target(cfg: EvaluateConfig, path: str, name: str) -> Target:
