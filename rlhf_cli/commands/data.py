@@ -22,14 +22,14 @@ from rlhf_cli.runs.outputs import open_output
 Row = dict[str, Any]
 
 
-def run(words: list[str]) -> None:
+def run(args: list[str]) -> None:
     """Run `rlhf data WORDS`.
 
     Raises:
         ConfigError: no such action, or its arguments are invalid.
         DataError: the file cannot be read, has bad rows, or the result cannot be written.
     """
-    action, *rest = words or [""]
+    action, *rest = args or [""]
     if action != "elo":
         advice = f"Try rlhf data {nearest(action, ['elo']) or 'elo'} FILE"
         raise ConfigError(f"data: got {action or 'nothing'}; need elo. {advice}")
@@ -44,12 +44,12 @@ def run(words: list[str]) -> None:
     print(_summary(rows) + (f" -> {target}" if target else ""), file=sys.stderr)
 
 
-def _files(words: list[str]) -> tuple[Path, Path | None]:
+def _files(args: list[str]) -> tuple[Path, Path | None]:
     """Parse the file to read and, if one is named, the file to write."""
-    targets = [word.removeprefix("output=") for word in words if word.startswith("output=")]
-    sources = [word for word in words if not word.startswith("output=")]
+    targets = [arg.removeprefix("output=") for arg in args if arg.startswith("output=")]
+    sources = [arg for arg in args if not arg.startswith("output=")]
     if len(sources) != 1 or len(targets) > 1 or targets == [""]:
-        got = " ".join(words) or "nothing"
+        got = " ".join(args) or "nothing"
         raise ConfigError(
             f"data elo: got {got}; need one file and at most one output=FILE. "
             "Try rlhf data elo rows.jsonl output=rated.jsonl"

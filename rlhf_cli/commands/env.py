@@ -31,17 +31,17 @@ EXTRAS = {
 VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS")
 
 
-def run(words: list[str]) -> None:
+def run(args: list[str]) -> None:
     """Print the facts as lines, or with `--json` as one object.
 
     Raises:
         ConfigError: another argument was given.
     """
-    for word in words:
-        if word != "--json":
-            raise ConfigError(f"env: got {word}; need nothing or --json. Try rlhf env --json")
+    for arg in args:
+        if arg != "--json":
+            raise ConfigError(f"env: got {arg}; need nothing or --json. Try rlhf env --json")
     found = facts()
-    print(json.dumps(found, indent=2) if words else _format_lines(found), flush=True)
+    print(json.dumps(found, indent=2) if args else _format_lines(found), flush=True)
 
 
 def facts() -> dict[str, Any]:

@@ -20,13 +20,13 @@ from rlhf_cli.stages.registry import COMMANDS
 WIDTH = 100
 
 
-def run_recipes(words: list[str]) -> None:
+def run_recipes(args: list[str]) -> None:
     """Run `rlhf recipes WORDS`.
 
     Raises:
         ConfigError: no such action or recipe, or the copy cannot be written.
     """
-    action, *rest = words or ["ls"]
+    action, *rest = args or ["ls"]
     if action not in _ACTIONS:
         close = nearest(action, _ACTIONS) or ("show" if action in recipe_names() else "ls")
         advice = f"Try rlhf recipes {close}{f' {action}' if action in recipe_names() else ''}"
@@ -115,9 +115,9 @@ def _configs(stage: str) -> list[type[Any]]:
 
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
     """Yield every key of a recipe that names something to read, with its value."""
-    for group, word in read.choices.items():
-        if word not in presets(group) and "path" in field_types(groups(config)[group]):
-            yield group, word
+    for group, choice in read.choices.items():
+        if choice not in presets(group) and "path" in field_types(groups(config)[group]):
+            yield group, choice
     for named in named_inputs(read.values, config):
         yield named.key, named.value
 
@@ -132,16 +132,16 @@ _ACTIONS: dict[str, tuple[Callable[..., None], int, int]] = {
 _TOO_MANY = {0: "no more words", 1: "one name", 2: "a name and a target"}
 
 
-def run_docs(words: list[str]) -> None:
+def run_docs(args: list[str]) -> None:
     """Run `rlhf docs WORDS`.
 
     Raises:
         ConfigError: there is no such page, or more than one name.
     """
-    if len(words) > 1:
-        advice = f"Try rlhf docs {words[0]}"
-        raise ConfigError(f"docs: got {' '.join(words)}; need one name. {advice}")
-    print(_read_page(words[0]) if words else _list_pages(), flush=True)
+    if len(args) > 1:
+        advice = f"Try rlhf docs {args[0]}"
+        raise ConfigError(f"docs: got {' '.join(args)}; need one name. {advice}")
+    print(_read_page(args[0]) if args else _list_pages(), flush=True)
 
 
 def _list_pages() -> str:
@@ -153,12 +153,12 @@ def _title(name: str) -> str:
     return _page_text(name).partition("\n")[0].removeprefix("# ")
 
 
-def _read_page(word: str) -> str:
-    name = word.rpartition("/")[2].removesuffix(".md")
+def _read_page(arg: str) -> str:
+    name = arg.rpartition("/")[2].removesuffix(".md")
     if name not in page_names():
         close = nearest(name, page_names(), 0.5)
         advice = f"Try rlhf docs {close}" if close else "See rlhf docs"
-        raise ConfigError(f"docs: {word} is no page of the documentation. {advice}")
+        raise ConfigError(f"docs: {arg} is no page of the documentation. {advice}")
     return _page_text(name).rstrip("\n")
 
 

@@ -210,9 +210,9 @@ class Supervisor:
         name = signal.Signals(-code).name
         memory = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
         return RlhfError(
-            f"rank {number} was killed by {name}{memory}; the last checkpoint stands. "
+            f"rank {number} was killed by {name}{memory}; the last checkpoint is kept. "
             "Give the same command again to continue"
         )
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted(f"{self.requests[0].name}; the last checkpoint, if any, stands")
+        return Interrupted(f"{self.requests[0].name}; the last checkpoint, if any, is kept")

@@ -151,7 +151,7 @@ def build_report(error: BaseException, rank: int, command: Command) -> ErrorRepo
     """Describe an error as the command line does in a single process."""
     ours: BaseException | None = error
     if isinstance(error, KeyboardInterrupt):
-        ours = Interrupted("interrupted; the last checkpoint, if any, stands")
+        ours = Interrupted("interrupted; the last checkpoint, if any, is kept")
     elif isinstance(error, Exception) and not isinstance(error, RlhfError):
         ours = failures.known(error, command)
     trace = "".join(traceback.format_exception(error))

@@ -39,7 +39,7 @@ _SECONDARY = ("eval/kl", "eval/loss")
 
 
 def run_job(
-    words: list[str], settings: list[Setting], sweep: Path, number: int, objective: Objective
+    args: list[str], settings: list[Setting], sweep: Path, number: int, objective: Objective
 ) -> float:
     """Run one job and return the value that a sweeper minimizes; infinity without a result.
 
@@ -47,7 +47,7 @@ def run_job(
     never NaN: Optuna refuses it, and its Hydra plugin then ends the sweep.
 
     Args:
-        words: command-line arguments that all jobs share, the command first.
+        args: command-line arguments that all jobs share, the command first.
         settings: overrides of this job.
         sweep: folder of the sweep; the job's folder in it is named by its number.
         number: of the job, from 0.
@@ -64,8 +64,8 @@ def run_job(
     if not noted:  # first: a launcher may kill this process while the job writes its checkpoint
         _write_note(note, {**about, "exit_code": "", "seconds": ""})
     start = time.monotonic()
-    quiet = _without_preview(words, settings) if number else []
-    code = _run_child([sys.executable, "-m", "rlhf_cli", *words, *quiet, *own, f"output_dir={out}"])
+    quiet = _without_preview(args, settings) if number else []
+    code = _run_child([sys.executable, "-m", "rlhf_cli", *args, *quiet, *own, f"output_dir={out}"])
     if not noted:
         seconds = round(time.monotonic() - start, 1)
         _write_note(note, {**about, "exit_code": code, "seconds": seconds})
@@ -76,11 +76,11 @@ def run_job(
     return math.inf if math.isnan(cost) else cost
 
 
-def _without_preview(words: list[str], settings: list[Setting]) -> list[str]:
+def _without_preview(args: list[str], settings: list[Setting]) -> list[str]:
     """Argument that turns off the preview of the first example, which job 0 has shown."""
     own = [setting.key for setting in settings]
     other_rows = any(key.startswith(("data", "model")) for key in own)
-    given = _PREVIEW in own or any(word.startswith(f"{_PREVIEW}=") for word in words)
+    given = _PREVIEW in own or any(arg.startswith(f"{_PREVIEW}=") for arg in args)
     return [] if other_rows or given else [f"{_PREVIEW}=false"]
 
 

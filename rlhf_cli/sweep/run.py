@@ -74,7 +74,7 @@ class Sweep:
     @property
     def is_grid(self) -> bool:
         """Whether all jobs are known now; other sweepers choose them one after another."""
-        return not any("hydra/sweeper" in word for word in self.line.for_hydra)
+        return not any("hydra/sweeper" in arg for arg in self.line.for_hydra)
 
 
 def plan_sweep(command: Command, line: CommandLine) -> Sweep:
@@ -89,8 +89,8 @@ def plan_sweep(command: Command, line: CommandLine) -> Sweep:
     checked, refused = [], []
     for settings in _grid(swept):
         try:
-            words = replace(common, settings=[*fixed, *settings])
-            checked.append(Job(settings, resolve(command, words)))
+            job_line = replace(common, settings=[*fixed, *settings])
+            checked.append(Job(settings, resolve(command, job_line)))
         except RlhfError as error:
             refused.append(error)
     refused += _differing_objectives(checked)
@@ -144,7 +144,7 @@ def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Ove
 def _grid(swept: list[Override]) -> list[list[Setting]]:
     choices = [_interval_ends(override) for override in swept]
     grid = BasicSweeper.split_arguments(choices, max_batch_size=None)[0]
-    return [[from_hydra(word) for word in job] for job in grid]
+    return [[from_hydra(arg) for arg in job] for job in grid]
 
 
 def _interval_ends(override: Override) -> Override:
@@ -156,9 +156,9 @@ def _interval_ends(override: Override) -> Override:
     return OverridesParser.create().parse_override(f"{key}=choice({value.start},{value.end})")
 
 
-def from_hydra(word: str) -> Setting:
+def from_hydra(arg: str) -> Setting:
     """Convert one of Hydra's job overrides to the setting that a user would type."""
-    override = OverridesParser.create().parse_override(word)
+    override = OverridesParser.create().parse_override(arg)
     return Setting(override.key_or_group.removesuffix(_CHOSEN), typed(override.value()))
 
 
@@ -171,7 +171,7 @@ def run(command: Command, line: CommandLine) -> int:
     """
     if not command.trains:
         raise ConfigError(f"-m: sweeps are for training commands, not for {command.name}")
-    if any(word.startswith("hydra.sweeper.direction=max") for word in line.for_hydra):
+    if any(arg.startswith("hydra.sweeper.direction=max") for arg in line.for_hydra):
         raise ConfigError(
             "hydra.sweeper.direction: got maximize, but a sweeper is given a number to minimize. "
             "Leave it out, and try sweep.mode=max"
@@ -231,17 +231,17 @@ def _require_free_folders(sweep: Sweep, out: Path) -> None:
 def _launch(sweep: Sweep, out: Path) -> None:
     name = sweep.command.name
     ConfigStore.instance().store(name=name, node=asdict(sweep.command.config()))
-    task = _task(_words(sweep), out, sweep.objective)
+    task = _task(_common_args(sweep), out, sweep.objective)
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
-    words = [*sweep.swept, *quiet, *sweep.line.for_hydra, f"hydra.sweep.dir={quote(str(out))}"]
+    args = [*sweep.swept, *quiet, *sweep.line.for_hydra, f"hydra.sweep.dir={quote(str(out))}"]
     try:
-        with _argv(["rlhf", "--multirun", *words]):
+        with _argv(["rlhf", "--multirun", *args]):
             hydra.main(version_base="1.3", config_path=None, config_name=name)(task)()
     except (HydraException, OmegaConfBaseException) as error:
         raise _hydra_error(error) from None
 
 
-def _words(sweep: Sweep) -> list[str]:
+def _common_args(sweep: Sweep) -> list[str]:
     """Command-line arguments that all jobs share."""
     recipes = [f"config={name}" for name in sweep.line.recipes]
     own = ("output_dir", "sweep.metric", "sweep.mode")
@@ -249,7 +249,7 @@ def _words(sweep: Sweep) -> list[str]:
     return [sweep.command.name, *recipes, *settings]
 
 
-def _task(words: list[str], out: Path, objective: Objective) -> Callable[[Any], float]:
+def _task(args: list[str], out: Path, objective: Objective) -> Callable[[Any], float]:
     """Build the function that runs one job and returns its objective to Hydra.
 
     A Hydra launcher may call it in a process of its own.
@@ -257,17 +257,17 @@ def _task(words: list[str], out: Path, objective: Objective) -> Callable[[Any], 
 
     def task(config: Any) -> float:
         chosen = HydraConfig.get()
-        settings = [from_hydra(word) for word in chosen.overrides.task]
-        return jobs.run_job(words, settings, out, int(chosen.job.num), objective)
+        settings = [from_hydra(arg) for arg in chosen.overrides.task]
+        return jobs.run_job(args, settings, out, int(chosen.job.num), objective)
 
     return task
 
 
 @contextmanager
-def _argv(words: list[str]) -> Iterator[None]:
+def _argv(args: list[str]) -> Iterator[None]:
     """Set the command line that `hydra.main` reads, and make it raise its errors."""
     before, variable = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = words, "1"
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = args, "1"
     try:
         yield
     finally:
