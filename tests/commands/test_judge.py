@@ -166,7 +166,7 @@ def test_a_judge_in_a_recipe_is_found_beside_it(capsys):
 
 
 def test_ties_and_wins_of_equal_scores():
-    answers = judge.Answers([[1], [1]], [[2], [3]], ["x", "y"], [True, False])
+    answers = judge.Responses([[1], [1]], [[2], [3]], ["x", "y"], [True, False])
     one = judge.JudgedModel("a", answers, [1.0, 2.0])
     other = judge.JudgedModel("b", answers, [1.0, 1.0])
     found = {r.metric: r.estimate for r in judge._results(one, other, seed=0)}

@@ -100,7 +100,7 @@ def test_an_older_result_stands_until_the_new_one_is_measured(monkeypatch):
 
 def test_answers_that_were_written_before_an_error_are_kept_aside(monkeypatch, capsys):
     Path("out.jsonl").write_text("older")
-    answer = TextGenerator.answer
+    answer = TextGenerator.generate
 
     def one_then_fail(self, tokens, *rest):
         yield next(answer(self, tokens[:1], *rest))
