@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.beside import BATCH, LONGEST, in_turns, options, report
 from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
-from rlhf_cli.runs.files import read_json_lines
+from rlhf_cli.runs.run_files import read_json_lines
 
 VERSIONS = {"reward": "1.16.0", "dpo": "1.16.0", "bco": "1.13.0"}
 

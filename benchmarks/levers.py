@@ -18,7 +18,7 @@ from benchmarks import ppo, rollout
 from benchmarks.beside import BATCH
 from benchmarks.common import SCRATCH, child, save, spread
 from benchmarks.steps import Settings, open_step
-from rlhf_cli.context import settle_cpu
+from rlhf_cli.context import configure_cpu
 
 HEAD = """
 | lever | of | with, ms | without, ms | times as fast | with, MB | without, MB |
@@ -70,7 +70,7 @@ def main() -> None:
     given = parser.parse_args()
     names = given.only or [*LEVERS, SLOTS, VALUE]
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    settle_cpu()
+    configure_cpu()
     results: dict[str, Any] = {}
     memory: dict[Settings, float] = {}
     for name in names:

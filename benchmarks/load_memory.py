@@ -68,12 +68,12 @@ def _measured(role: str, folder: Path, check: str) -> dict[str, int]:
 
 def worker(role: str, folder: str, check: str) -> None:
     """Load the model for a role, and print the bytes that stay and the peak as JSON."""
-    from rlhf_cli.context import open_context
+    from rlhf_cli.context import create_context
     from rlhf_cli.models import load as loading
     from rlhf_cli.models.config import ModelConfig
     from rlhf_cli.models.tokenizer import load_tokenizer
 
-    ctx = open_context("bf16", 0, SCRATCH)
+    ctx = create_context("bf16", 0, SCRATCH)
     model = ModelConfig(path=folder)
     tokenizer = load_tokenizer(model)
     load(role, ModelConfig(path="tiny"), tokenizer, ctx)  # imports and buffers of libraries

@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.beside import in_turns, options, report
 from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
-from rlhf_cli.runs.files import read_json_lines
+from rlhf_cli.runs.run_files import read_json_lines
 
 LONGEST, RESPONSE = 192, 53
 """Tokens of a prompt and of a response; 53 is TRL's default."""

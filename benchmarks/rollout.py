@@ -13,7 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import save, spread
-from rlhf_cli.context import settle_cpu
+from rlhf_cli.context import configure_cpu
 from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
 from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[8192, 32000])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64])
     arguments = parser.parse_args()
-    settle_cpu()
+    configure_cpu()
     results = [
         measure(vocabulary, dtype, batch, arguments.rounds)
         for vocabulary in arguments.vocabulary

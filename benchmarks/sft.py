@@ -14,7 +14,7 @@ import statistics
 
 from benchmarks.beside import BATCH, LONGEST, in_turns, options, report
 from benchmarks.common import SCRATCH, data_folder, make_model, model_folder, texts
-from rlhf_cli.runs.files import read_json_lines
+from rlhf_cli.runs.run_files import read_json_lines
 
 
 def prepare(steps: int, shape: str = "8m") -> tuple[str, str, float]:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.beside import BATCH
 from benchmarks.common import SCRATCH, save
 from benchmarks.steps import Settings, Step, open_step
-from rlhf_cli.context import settle_cpu
+from rlhf_cli.context import configure_cpu
 from rlhf_cli.train.speed import measure_peak, work_of
 
 KINDS = {
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    settle_cpu()
+    configure_cpu()
     results = {stage: measure(stage, given.rounds) for stage in given.stages}
     kinds = [*KINDS, "element by element"]
     print(f"| step | {' | '.join(kinds)} | the products' speed, of the limit |")

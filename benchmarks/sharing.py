@@ -11,7 +11,7 @@ import argparse
 from benchmarks.common import SCRATCH, save, spread
 from benchmarks.levers import in_turns
 from benchmarks.steps import Settings
-from rlhf_cli.context import settle_cpu
+from rlhf_cli.context import configure_cpu
 
 LENGTH = 320
 PROMPTS = (64, 160, 256, 288)
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="of a step")
     given = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    settle_cpu()
+    configure_cpu()
     results = {}
     print("| rows to a prompt | " + " | ".join(f"{p / LENGTH:.0%}" for p in PROMPTS) + " |")
     print("|---" * (len(PROMPTS) + 1) + "|")

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.common import SCRATCH, save, spread
-from rlhf_cli.runs.files import read_json_lines
+from rlhf_cli.runs.run_files import read_json_lines
 
 AIM = 6.0
 """Seconds."""

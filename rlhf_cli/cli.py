@@ -16,9 +16,9 @@ from rlhf_cli.command_line import failures
 from rlhf_cli.command_line.words import CommandLine, parse
 from rlhf_cli.config.foreign import FOREIGN
 from rlhf_cli.config.nearest import nearest
-from rlhf_cli.cores import yield_cores
+from rlhf_cli.cores import limit_thread_spinning
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError
-from rlhf_cli.launch import outer
+from rlhf_cli.launch import torchrun
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def entry() -> int:
     """The console script `rlhf`."""
-    yield_cores()
+    limit_thread_spinning()
     signal.signal(signal.SIGTERM, _interrupt)  # until the loop has a step to finish
     return main(sys.argv[1:])
 
@@ -43,13 +43,13 @@ def main(argv: list[str]) -> int:
 
     Of several processes that another launcher started, the first does so for all.
     """
-    own = outer.launched(argv)
+    own = torchrun.read_launcher_env(argv)
     if own is None:
         return _main(argv)
     if own.rank:
-        return outer.follow(own)
+        return torchrun.run_worker(own)
     code = _main(argv)
-    outer.dismiss(own, code)
+    torchrun.release_workers(own, code)
     return code
 
 
@@ -73,7 +73,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _tell(error: RlhfError) -> int:
-    from rlhf_cli.runs.secrets import redact
+    from rlhf_cli.runs.log import redact
 
     for line in redact(str(error)).split("\n"):
         print(f"error: {line}", file=sys.stderr)
@@ -170,7 +170,7 @@ def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
         if decision == "complete":
             print(f"already complete: {out}")
         else:
-            hub.begin(manifest.commits(out) if decision == "continue" else {})
+            hub.set_commits(manifest.commits(out) if decision == "continue" else {})
             with log.logged(out):
                 _run_in(out, command, resolved, argv)
     except (ConfigError, DataError):
@@ -188,7 +188,7 @@ def _answer(command: Command, resolved: "Resolved") -> None:
     from rlhf_cli.config.hub_models import fetch_named
     from rlhf_cli.runs import hub, log
 
-    hub.begin({})
+    hub.set_commits({})
     with log.redacted():
         fetch_named(command, resolved.config, resolved.tree)
         _runner(command)(resolved.config)
@@ -196,18 +196,18 @@ def _answer(command: Command, resolved: "Resolved") -> None:
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
     from rlhf_cli.config.hub_models import fetch_named
-    from rlhf_cli.launch import start
+    from rlhf_cli.launch import launcher
     from rlhf_cli.runs import inputs, manifest
 
     try:
-        read = inputs.record(resolved.tree, command.config)
-        manifest.begin(out, command.name, argv, resolved.public_tree, read)
+        read = inputs.record_inputs(resolved.tree, command.config)
+        manifest.write_start(out, command.name, argv, resolved.public_tree, read)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
-        if start.alone(resolved.config.launch.processes):
+        if launcher.is_single_process(resolved.config.launch.processes):
             summary = _runner(command)(resolved.config, out)
         else:
-            summary = start.start(command.name, resolved.tree, out)
+            summary = launcher.launch(command.name, resolved.tree, out)
     except BaseException as error:
         manifest.fail(out, error)
         raise

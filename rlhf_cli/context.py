@@ -1,10 +1,9 @@
-"""Where a run computes: device, types, seed, ranks, output folder."""
+"""Run context: device, compute dtype, seed, ranks and output folder."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import os
 import random
 import sys
@@ -14,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
-from rlhf_cli.distributed import ALONE, Ranks, current_ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -23,21 +23,22 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every part of a run shares.
+    """Settings that all parts of a run share.
 
     Attributes:
-        device: where tensors live.
-        compute: type of the forward and backward pass; masters, losses and metrics are fp32.
-        seed: of weights, order and noise.
+        device: of parameters and batches.
+        compute: dtype of the forward and backward pass; master weights, losses and metrics are
+            fp32.
+        seed: of weight initialization, data order and sampling.
         out: the run folder.
-        ranks: the processes that train together; this one alone by default.
+        ranks: the processes that train together; by default this one alone.
     """
 
     device: torch.device
     compute: torch.dtype
     seed: int
     out: Path
-    ranks: Ranks = ALONE
+    ranks: Ranks = SINGLE_PROCESS
 
     @property
     def compute_name(self) -> str:
@@ -46,48 +47,48 @@ class RunContext:
 
 
 def precision_name(dtype: torch.dtype) -> str:
-    """`bf16`, `fp32`, or torch's name of another type."""
+    """Name of a dtype: `bf16`, `fp32`, or torch's name for others."""
     names = {known: name for name, known in PRECISIONS.items()}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def open_context(precision: str, seed: int, out: Path) -> RunContext:
-    """Choose device and compute type, seed every generator, and say what was chosen."""
+def create_context(precision: str, seed: int, out: Path) -> RunContext:
+    """Choose device and compute dtype, seed all random generators, and log the choices."""
     ranks = current_ranks()
-    device = own_device()
+    device = current_device()
     compute, reason = choose_compute(precision, device)
-    notes = settle_cpu() if device.type == "cpu" else ""
+    notes = configure_cpu() if device.type == "cpu" else ""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     context = RunContext(device, compute, seed, out, ranks)
-    processes = f"; {ranks.size} processes" if ranks.size > 1 else ""
+    processes = f"; {ranks.world_size} processes" if ranks.world_size > 1 else ""
     computed = f"compute: {context.compute_name} ({reason})"
-    say(f"device: {device_name(device)}{notes}; {computed}{processes}")
+    logger.info(f"device: {device_name(device)}{notes}; {computed}{processes}")
     return context
 
 
-def own_device() -> torch.device:
-    """The GPU of this process, the first one where it is alone; without GPUs the CPU."""
+def current_device() -> torch.device:
+    """The GPU of this process (the first one without ranks), or the CPU if there is none."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def forked_rng() -> contextlib.AbstractContextManager[None]:
-    """Put torch's generators back afterwards: those of the CPU and of this process's GPU.
+    """Restore torch's random generators after the block: CPU and the GPU of this process.
 
-    Without a list of devices torch saves those of all GPUs, and warns where there are several.
+    Without a list of devices torch saves the generators of all GPUs and warns about several.
     """
-    device = own_device()
+    device = current_device()
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def choose_compute(precision: str, device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute type for `train.precision`, and why.
+    """Choose the compute dtype for `train.precision`; returns the reason too.
 
     Raises:
-        ConfigError: bf16 was asked for and the device has no bf16 arithmetic.
+        ConfigError: bf16 is configured and the device has no bf16 arithmetic.
     """
     native = bf16_support(device)
     if precision == "bf16" and not native:
@@ -101,7 +102,7 @@ def choose_compute(precision: str, device: torch.device) -> tuple[torch.dtype, s
 
 
 def bf16_support(device: torch.device) -> str:
-    """What the device computes bf16 with, or empty."""
+    """Hardware feature that computes bf16 on the device; empty if there is none."""
     if device.type == "cuda":
         return "CUDA" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     features = torch.cpu.get_capabilities()
@@ -109,7 +110,7 @@ def bf16_support(device: torch.device) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The device in words."""
+    """Name of the device for messages."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {_counted(torch.get_num_threads(), 'thread')}"
@@ -119,8 +120,8 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def settle_cpu() -> str:
-    """Settings of threads and memory that training on a CPU wants; gives them in words."""
+def configure_cpu() -> str:
+    """Set threads and memory allocation for training on a CPU; returns a text for the log."""
     if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
         torch.set_num_threads(cores())
     limit_kernel_cache()
@@ -129,23 +130,23 @@ def settle_cpu() -> str:
 
 
 def use_deterministic_algorithms() -> None:
-    """Make torch compute the same bits each time, or fail; before anything runs on a GPU.
+    """Make torch use bitwise reproducible algorithms or fail; call before anything runs on a GPU.
 
-    Adding with atomics is what differs otherwise: `index_add`, and the backward passes of gathers
-    and of flash attention.
+    Atomic additions differ between runs otherwise: in `index_add` and the backward passes of
+    gathers and flash attention.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at cuBLAS' first product
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
     torch.use_deterministic_algorithms(True)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to reuse large blocks instead of returning them to the system.
+    """Set glibc to reuse large memory blocks instead of returning them to the system.
 
-    A returned block is mapped and zeroed anew, page by page, at its next use; what that costs
-    depends on the machine. Other C libraries are left as they are.
+    A returned block is mapped and zeroed page by page at its next use. Other C libraries are left
+    unchanged.
 
     Returns:
-        Whether it was told.
+        Whether the setting was made.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -157,19 +158,9 @@ def keep_freed_memory() -> bool:
 
 
 def limit_kernel_cache() -> None:
-    """Let oneDNN keep 128 compiled kernels instead of 1,024, if nobody set another number.
+    """Limit oneDNN's cache to 128 compiled kernels instead of 1,024, unless the user set a limit.
 
-    Flat rows give its matrix products ever new sizes; at 1,024 the kernels alone take over a
-    gigabyte. Read by oneDNN at its first product.
+    Flat rows give its matrix products ever new sizes; 1,024 kernels take over a gigabyte. OneDNN
+    reads the limit at its first product.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
-
-
-def say(line: str) -> None:
-    """Tell the user what was decided; results go to stdout, this to stderr."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def silence() -> contextlib.AbstractContextManager[object]:
-    """Let nothing inside speak, because it was said before."""
-    return contextlib.redirect_stderr(io.StringIO())

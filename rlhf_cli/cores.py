@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""Number of CPU cores that this process may use, and how torch's threads wait on them."""
 
 import math
 import os
@@ -7,45 +7,45 @@ from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 LOAD = Path("/proc/loadavg")
-"""Its fourth word is `RUNNING/ALL`: the threads of the machine that run or wait for a core."""
+"""Fourth field `RUNNING/ALL`: number of threads that run or wait for a core, on the machine."""
 
-LOOKS = 5
+LOAD_SAMPLES = 5
 
 
 def cores() -> int:
-    """Those it may run on, or fewer where a container's share of their time is smaller.
+    """Number of cores that this process may run on, or its container's CPU quota if smaller.
 
-    Threads beyond a container's share wait for each other: torch counts the machine's cores.
+    Torch counts the machine's cores; threads beyond the quota only wait for each other.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, math.ceil(min(allowed or 1, _share())))
+    return max(1, math.ceil(min(allowed or 1, _cpu_quota())))
 
 
-def yield_cores() -> None:
-    """Beside other work, let threads of torch that wait for each other give up their core soon.
+def limit_thread_spinning() -> None:
+    """Shorten the spinning of torch's waiting threads if other programs need the cores.
 
-    libgomp's threads spin at the end of each parallel region, on a core that the thread they wait
-    for may need; where nothing else runs, spinning is faster (`benchmarks/spinning.py` has both).
-    Read when torch is loaded; what the user set stays.
+    Threads of libgomp spin at the end of each parallel region, on a core that the thread they wait
+    for may need. Spinning is faster if nothing else runs (`benchmarks/spinning.py` measures both).
+    Libgomp reads the variables when torch is loaded; the user's settings are kept.
     """
-    if "OMP_WAIT_POLICY" not in os.environ and _others_run():
+    if "OMP_WAIT_POLICY" not in os.environ and _is_machine_busy():
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def _others_run() -> bool:
-    """Whether something beside this process wants a core now, at each of a few looks."""
+def _is_machine_busy() -> bool:
+    """Whether another thread runs or waits for a core, in each of a few samples."""
     running = []
-    for _ in range(LOOKS):
+    for _ in range(LOAD_SAMPLES):
         try:
             running.append(int(LOAD.read_text().split()[3].partition("/")[0]))
-        except (OSError, ValueError, IndexError):  # no Linux
+        except (OSError, ValueError, IndexError):  # not on Linux
             return False
         time.sleep(0.002)
     return min(running) > 1
 
 
-def _share() -> float:
-    """Cores' worth of time that the container gets, by the second or the first kind of cgroups."""
+def _cpu_quota() -> float:
+    """CPU quota of the container in cores, from cgroups v2 or v1; infinity without a limit."""
     try:
         if (CGROUP / "cpu.max").is_file():
             quota, period = (CGROUP / "cpu.max").read_text().split()
@@ -53,5 +53,5 @@ def _share() -> float:
             quota = (CGROUP / "cpu/cpu.cfs_quota_us").read_text()
             period = (CGROUP / "cpu/cpu.cfs_period_us").read_text()
         return math.inf if quota == "max" or int(quota) <= 0 else int(quota) / int(period)
-    except (OSError, ValueError):  # no cgroups, or none that we can read
+    except (OSError, ValueError):  # no cgroups, or not readable
         return math.inf

@@ -1,4 +1,4 @@
-"""The processes that train one model together, and what they say to each other."""
+"""Collective communication between the processes that train one model."""
 
 from __future__ import annotations
 
@@ -23,97 +23,95 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; alone, every call is free and no group is needed.
+    """The rank of this process and its collectives; a single process needs no process group.
 
-    All ranks make the same calls in the same order. Results are the same on all of them, bit for
-    bit: sums are taken in the order of the ranks, or once and then handed out.
+    All ranks make the same calls in the same order. Results are bitwise equal on all ranks: sums
+    are taken in rank order, or computed once and then broadcast.
 
     Attributes:
-        rank: from 0; rank 0 writes files and speaks.
-        size: processes of the run.
+        rank: from 0; rank 0 writes files and logs.
+        world_size: number of processes of the run.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
-    def main(self) -> bool:
-        """Whether this one writes and speaks."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
-    def block(self, count: int) -> range:
-        """This rank's part of `count` items: contiguous, and as large as the others' but for one.
+    def shard(self, count: int) -> range:
+        """Indices of this rank's shard of `count` items: contiguous, of equal size up to one."""
+        size = self.world_size
+        return range(count * self.rank // size, count * (self.rank + 1) // size)
 
-        What is cut by number elsewhere, as responses into minibatches, has items on every rank.
-        """
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
-
-    def add_in_place(self, tensor: Tensor) -> None:
-        """Replace a contiguous tensor by its sum over all ranks."""
-        if self.size > 1:
-            with _together():
+    def all_reduce(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all ranks, in place."""
+        if self.world_size > 1:
+            with _raising_rank_failed():
                 dist.all_reduce(tensor)
 
-    def gather(self, value: T) -> list[T]:
-        """The JSON value of each rank; tuples come back as lists."""
-        if self.size == 1:
+    def all_gather_json(self, value: T) -> list[T]:
+        """Gather one JSON value from each rank, in rank order; tuples come back as lists."""
+        if self.world_size == 1:
             return [value]
         return [json.loads(text) for text in self._gather_bytes(json.dumps(value).encode())]
 
-    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The named tensors of each rank, whose shapes may differ.
+    def all_gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Gather the named tensors of each rank, whose shapes may differ.
 
         Returns:
-            One dictionary a rank. Of several ranks the tensors are on the CPU; alone, as given.
+            One dictionary per rank: on the CPU with several ranks, as given with one.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return [dict(tensors)]
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         return [load(data) for data in self._gather_bytes(save(own))]
 
-    def concatenate(self, tensor: Tensor) -> Tensor:
-        """[N of all ranks, ...]: the tensors [N, ...] of all ranks, in the order of the ranks."""
-        if self.size == 1:
+    def all_gather_concat(self, tensor: Tensor) -> Tensor:
+        """Concatenate the tensors [N, ...] of all ranks along dim 0, in rank order."""
+        if self.world_size == 1:
             return tensor
-        parts = [part["rows"] for part in self.gather_tensors({"rows": tensor})]
+        parts = [part["rows"] for part in self.all_gather_tensors({"rows": tensor})]
         return torch.cat(parts).to(tensor.device)
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
-        """The bytes of each rank. Nothing is unpickled: what arrives cannot run code."""
-        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-        with _together():
+        """Gather bytes from each rank; nothing is unpickled, so what arrives cannot run code."""
+        sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
+        with _raising_rank_failed():
             dist.all_gather(sizes, torch.tensor([len(data)]))
         counts = [int(size) for size in sizes]
         padded = bytearray(data).ljust(max(counts), b"\0")
-        parts = [torch.empty(len(padded), dtype=torch.uint8) for _ in range(self.size)]
-        with _together():
+        parts = [torch.empty(len(padded), dtype=torch.uint8) for _ in range(self.world_size)]
+        with _raising_rank_failed():
             dist.all_gather(parts, torch.frombuffer(padded, dtype=torch.uint8))
         return [part[:count].numpy().tobytes() for part, count in zip(parts, counts, strict=True)]
 
-    def add(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums by name over all ranks; a name that a rank lacks is 0 there."""
+    def sum_by_name(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sum named values over all ranks; a name that a rank lacks counts as 0 there."""
         total: dict[str, float] = {}
-        for own in self.gather(dict(values)):
+        for own in self.all_gather_json(dict(values)):
             for name, value in own.items():
                 total[name] = total.get(name, 0) + value
         return total
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on one of them at least."""
-        if self.size == 1:
+        """Whether the flag is set on at least one rank."""
+        if self.world_size == 1:
             return flag
         count = torch.tensor([int(flag)])
-        self.add_in_place(count)
+        self.all_reduce(count)
         return bool(count)
 
-    def on_main(self, act: Callable[[], object]) -> None:
-        """Let rank 0 do something while the others wait.
+    def run_on_main(self, act: Callable[[], object]) -> None:
+        """Call a function on rank 0 while the other ranks wait.
 
         Raises:
-            PeerLost: on the others, where it failed on rank 0, which raises its own error.
+            RankFailed: on the other ranks if it failed on rank 0, which raises its own error.
         """
         error: Exception | None = None
-        if self.main:
+        if self.is_main:
             try:
                 act()
             except Exception as raised:
@@ -122,59 +120,61 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise RankFailed("rank 0 failed; its error tells why")
+            raise RankFailed("rank 0 failed; see its error")
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 
 
 def current_ranks() -> Ranks:
-    """Those of the process group that was joined, else this process alone."""
+    """Return the ranks of the initialized process group, else this process alone."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
-    return ALONE
+    return SINGLE_PROCESS
 
 
-def meet(url: str, rank: int, size: int, patience: timedelta = timedelta(minutes=30)) -> Store:
-    """Where ranks find each other.
+def rendezvous_store(
+    url: str, rank: int, world_size: int, timeout: timedelta = timedelta(minutes=30)
+) -> Store:
+    """Open the key-value store through which ranks find each other.
 
     Args:
-        url: `file://PATH` on one machine, or `env://`: what MASTER_ADDR and MASTER_PORT name.
+        url: `file://PATH` on one machine, or `env://`, which reads MASTER_ADDR and MASTER_PORT.
         rank: of this process.
-        size: processes that come.
-        patience: how long to wait for what another rank leaves there.
+        world_size: number of processes.
+        timeout: how long a read waits for another rank's write.
     """
     store: Store
-    store, _, _ = next(rendezvous(url, rank, size, timeout=patience))
+    store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
     return store
 
 
-def join(store: Store, rank: int, size: int, local_rank: int) -> None:
-    """Form the process group: gloo for what lies on the CPU, NCCL for what lies on GPUs.
+def init_process_group(store: Store, rank: int, world_size: int, local_rank: int) -> None:
+    """Create the process group: gloo for CPU tensors, NCCL for GPU tensors.
 
-    torch's own set-up: Accelerate's takes two processes without a GPU for two runs of their own.
+    Torch's own set-up is used: Accelerate's treats two processes without a GPU as two runs.
     """
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(local_rank)
-    with _together():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    with _raising_rank_failed():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
-def leave() -> None:
-    """Dissolve the process group, after a run that went well on all ranks."""
+def destroy_process_group() -> None:
+    """Destroy the process group after a run that succeeded on all ranks."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """A call that needs all ranks fails where one is gone, whoever is to blame."""
+def _raising_rank_failed() -> Iterator[None]:
+    """Raise RankFailed where a collective call fails, as it does when another rank is gone."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = f"another process of this run ended or does not answer ({first_line(error)})"
+        text = f"another process of this run ended or does not respond ({first_line(error)})"
         raise RankFailed(text) from error

@@ -15,7 +15,8 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 FLOORS = {
-    **dict.fromkeys(("errors", "cores", "resources", "config", "command_line", "runs", "sweep"), 0),
+    **dict.fromkeys(("console", "cores", "errors", "resources"), 0),
+    **dict.fromkeys(("config", "command_line", "runs", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),

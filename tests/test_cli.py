@@ -17,7 +17,7 @@ from rlhf_cli.command_line.help import docs, page
 from rlhf_cli.config.check import judge
 from rlhf_cli.config.schema import aliases, knobs
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
-from rlhf_cli.runs import files
+from rlhf_cli.runs import run_files
 from rlhf_cli.stages.registry import COMMANDS, TOOLS
 
 TINY = ["model=tiny", "data=tiny"]
@@ -290,7 +290,7 @@ def test_another_configuration_in_the_same_folder_is_shown(calls, capsys, folder
 def shipped_sft(tmp_path, monkeypatch):
     """A package whose only shipped recipe is tiny/sft."""
     package = tmp_path / "package"
-    shutil.copytree(resources.shipped("configs"), package / "configs")
+    shutil.copytree(resources.shipped_folder("configs"), package / "configs")
     (package / "recipes" / "tiny").mkdir(parents=True)
     (package / "recipes" / "tiny" / "sft.yaml").write_text("stage: sft\nmodel: tiny\ndata: tiny\n")
     monkeypatch.setattr(resources, "PACKAGE", package)
@@ -458,7 +458,7 @@ def test_an_error_is_told_though_the_disk_is_full_by_then(monkeypatch, capsys):
         def fail(handle: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(files.os, "fsync", fail)
+        monkeypatch.setattr(run_files.os, "fsync", fail)
         raise DataError("rows.jsonl:3: no text")
 
     monkeypatch.setattr(cli, "_runner", lambda command: fill_the_disk)

@@ -139,7 +139,7 @@ def test_the_schema_composes_to_its_own_defaults(name):
 
 
 def options() -> list[tuple[str, str]]:
-    root = resources.shipped("configs")
+    root = resources.shipped_folder("configs")
     return [(file.parent.name, file.stem) for file in sorted(root.glob("*/*.yaml"))]
 
 
@@ -158,7 +158,7 @@ def test_every_preset_composes_with_every_command_that_has_its_group(name, group
     others = [word for word in words_for(name) if not word.startswith(f"{group}=")]
     needed = ["adapter=lora"] if group == "quant" and COMMANDS[name].trains else []
     tree = compose(name, *others, *needed, f"{group}={option}").tree
-    file = resources.shipped("configs") / group / f"{option}.yaml"
+    file = resources.shipped_folder("configs") / group / f"{option}.yaml"
     chosen = recipe.read(file, option).values
     assert {key: tree[group][key] for key in chosen} == chosen
 
@@ -171,7 +171,7 @@ def test_every_preset_goes_with_the_recipe_that_a_stage_runs_by_itself(name, gro
     compose(name, f"config=tiny/{name}", *needed, f"{group}={option}")
 
 
-@pytest.mark.parametrize("name", resources.recipes())
+@pytest.mark.parametrize("name", resources.recipe_names())
 def test_every_shipped_recipe_has_a_smoke_run(name):
     stage, words = recipe_words(name)
     assert compose(stage, *words, "train=smoke").config.train.max_steps == 5
@@ -184,14 +184,14 @@ def test_a_model_from_nothing_takes_the_place_of_a_recipe_s_model():
 
 @pytest.mark.parametrize(("group", "option"), options())
 def test_a_preset_holds_only_keys_of_its_group(group, option):
-    file = resources.shipped("configs") / group / f"{option}.yaml"
+    file = resources.shipped_folder("configs") / group / f"{option}.yaml"
     classes = {groups(command.config).get(group) for command in COMMANDS.values()} - {None}
     assert classes, f"no command has a group {group}"
     for config in classes:
         assert recipe.read(file, option).values.keys() <= field_types(config).keys()
 
 
-@pytest.mark.parametrize("name", resources.recipes())
+@pytest.mark.parametrize("name", resources.recipe_names())
 def test_every_shipped_recipe_composes(name):
     stage, words = recipe_words(name)
     compose(stage, *words)
@@ -681,7 +681,7 @@ def test_a_model_that_is_a_file_or_an_unfinished_run():
 def test_a_function_beside_a_shipped_recipe_has_a_name(folder):
     words = (*TINY, "reward.function=tiny/judge.py:score")
     shipped = compose("ppo", *words).config.reward.function
-    assert shipped == f"{resources.shipped('recipes') / 'tiny' / 'judge.py'}:score"
+    assert shipped == f"{resources.shipped_folder('recipes') / 'tiny' / 'judge.py'}:score"
     write("tiny/judge.py", "def score(prompts, responses): ...\n")
     assert compose("ppo", *words).config.reward.function == f"{folder}/tiny/judge.py:score"
 

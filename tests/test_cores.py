@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlhf_cli import cores as module
-from rlhf_cli.context import settle_cpu
-from rlhf_cli.cores import cores, yield_cores
+from rlhf_cli.context import configure_cpu
+from rlhf_cli.cores import cores, limit_thread_spinning
 
 SECOND = {"cpu.max": "150000 100000\n"}
 FIRST = {"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}
@@ -33,10 +33,10 @@ def test_threads_are_no_more_than_cores_unless_the_user_says_so(monkeypatch):
     try:
         torch.set_num_threads(3)
         monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        settle_cpu()
+        configure_cpu()
         assert torch.get_num_threads() == 3
         monkeypatch.delenv("OMP_NUM_THREADS")
-        assert settle_cpu().startswith(" of 1 core")
+        assert configure_cpu().startswith(" of 1 core")
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
@@ -44,22 +44,22 @@ def test_threads_are_no_more_than_cores_unless_the_user_says_so(monkeypatch):
 
 def test_threads_that_wait_give_up_their_core_beside_other_work(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "LOAD", tmp_path / "loadavg")
-    yield_cores()  # no such file
+    limit_thread_spinning()  # no such file
     (tmp_path / "loadavg").write_text("2.10 1.90 1.80 1/201 4711")
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    yield_cores()
+    limit_thread_spinning()
     assert "GOMP_SPINCOUNT" not in os.environ
     (tmp_path / "loadavg").write_text("0.10 0.10 0.10 3/201 4711")
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")
-    yield_cores()
+    limit_thread_spinning()
     assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    yield_cores()
+    limit_thread_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    yield_cores()
+    limit_thread_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "1000"

@@ -57,7 +57,7 @@ def test_every_page_that_a_message_or_recipe_names_exists():
         name for path in texts for name in re.findall(r"[Ss]ee `?rlhf docs ([a-z_]+)", _text(path))
     }
     assert "data" in named
-    assert named <= {*resources.pages()}
+    assert named <= {*resources.page_names()}
 
 
 def _text(path):
@@ -127,7 +127,7 @@ def test_the_shipped_model_is_what_the_pages_say():
 
 def test_the_index_lists_every_page():
     listed = set(re.findall(r"\]\((\w+)\.md\)", (DOCS / "index.md").read_text()))
-    assert listed == {*resources.pages()} - {"index"}
+    assert listed == {*resources.page_names()} - {"index"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

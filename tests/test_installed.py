@@ -60,7 +60,7 @@ def test_every_command_that_a_user_is_told_to_type_composes_in_another_folder(in
     typed = dict.fromkeys([*help_commands(), *recipe_commands(), *page_commands()])
     calls = [shlex.split(command, comments=True)[1:] for command in typed]
     calls = [call if call[0] in TOOLS else [*call, "--cfg"] for call in calls]
-    calls += [["docs"], *(["docs", name] for name in resources.pages()), ["recipes"]]
+    calls += [["docs"], *(["docs", name] for name in resources.page_names()), ["recipes"]]
     run = python(installed, tmp_path, "-c", RUN_ALL, str(installed), input=json.dumps(calls))
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == []

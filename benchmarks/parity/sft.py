@@ -24,7 +24,7 @@ from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.source import Source
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.runs.files import read_json_lines
+from rlhf_cli.runs.run_files import read_json_lines
 
 STEPS, BATCH, LR, LONGEST = 20, 16, 1e-3, 512
 

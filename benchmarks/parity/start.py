@@ -12,7 +12,7 @@ from rlhf_cli.models.base import SHAPES, load_base, random_base
 from rlhf_cli.models.checkpoint_keys import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.runs.files import read_json_lines
+from rlhf_cli.runs.run_files import read_json_lines
 
 LONGEST = 512
 """Characters of a prompt and a response, so that 20 steps take seconds."""

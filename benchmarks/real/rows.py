@@ -14,7 +14,8 @@ from torch import Tensor
 from benchmarks.common import data_folder
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config.resolve import resolve
-from rlhf_cli.context import open_context, silence
+from rlhf_cli.console import muted
+from rlhf_cli.context import create_context
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, load_eval_examples
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
@@ -51,8 +52,8 @@ def judge(run: Path, stage: str) -> Judged:
     """Let the result of a run judge the rows that it held out."""
     words = parse(COMMANDS[stage], [f"config={run / 'config.yaml'}"])
     cfg: Any = resolve(COMMANDS[stage], words).config
-    with silence():
-        ctx = open_context(cfg.train.precision, cfg.seed, run)
+    with muted():
+        ctx = create_context(cfg.train.precision, cfg.seed, run)
         tokenizer = load_tokenizer(replace(cfg.model, path=str(run)))
         loaded = load_eval_examples(cfg.data, stage, tokenizer, (RECORDS[stage],))
         assert loaded is not None

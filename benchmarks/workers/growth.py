@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.heads import once, ours
 from benchmarks.memory import forget_peak, held_bytes, peak_bytes
 from benchmarks.steps import PROMPT, TOKENS, Step, likelihood
-from rlhf_cli.context import settle_cpu
+from rlhf_cli.context import configure_cpu
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.chunked import TILE_BYTES
 from rlhf_cli.kernels.registry import choose
@@ -50,7 +50,7 @@ class Point:
 def main(*given: str) -> None:
     *numbers, precision, runs = given
     point, dtype = Point(*map(int, numbers)), getattr(torch, precision)
-    settle_cpu()
+    configure_cpu()
     implementation, _ = choose("auto", CPU)
     once(ours(implementation), (64, 64, 512), dtype, CPU)  # what is loaded at first is no step's
     rows = micro_batches(point)

@@ -26,7 +26,7 @@ from rlhf_cli.config.schema import (
     unmark,
 )
 from rlhf_cli.errors import RlhfError, exit_codes
-from rlhf_cli.resources import options, shipped
+from rlhf_cli.resources import presets, shipped_folder
 from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 WIDTH = 100
@@ -128,8 +128,8 @@ def _first_sentence(text: str) -> str:
 
 def _presets(group: str) -> Iterator[str]:
     """A line for each file of a group, with the comment it starts with."""
-    for name in options(group):
-        text = (shipped("configs") / group / f"{name}.yaml").read_text(encoding="utf-8")
+    for name in presets(group):
+        text = (shipped_folder("configs") / group / f"{name}.yaml").read_text(encoding="utf-8")
         purpose = text.partition("\n")[0].removeprefix("# ")
         yield from _columns(f"{group}={name}", _wrap(f"Preset. {purpose}"))
 

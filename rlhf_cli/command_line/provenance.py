@@ -6,7 +6,7 @@ from rlhf_cli.config.recipe import read
 from rlhf_cli.config.resolve import COMMAND_LINE, Resolved
 from rlhf_cli.config.schema import show
 from rlhf_cli.config.tree import flat
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 
 _VALUE_WIDTH = 32
 """A longer value pushes its own line aside, not all the others."""
@@ -40,7 +40,7 @@ def trace(resolved: Resolved) -> dict[str, str]:
 def _preset(group: str, option: str, chooser: str) -> dict[str, str]:
     """The keys of a group's file."""
     name = f"configs/{group}/{option}.yaml"
-    preset = read(shipped("configs") / group / f"{option}.yaml", name)
+    preset = read(shipped_folder("configs") / group / f"{option}.yaml", name)
     return {
         f"{group}.{key}": f"{group}={option}, {chooser}  ({preset.origin(key)})"
         for key in flat(preset.values)

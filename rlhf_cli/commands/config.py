@@ -7,7 +7,7 @@ from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.outputs import output_problems
+from rlhf_cli.runs.outputs import check_output
 
 
 @dataclass(kw_only=True)
@@ -20,38 +20,38 @@ class GenerateConfig:
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
     prompt: str | list[str] = ""
-    """One prompt or a list."""
+    """One prompt, or a list of prompts."""
 
     prompts: Annotated[str, DataPath()] = ""
     """File of prompts (`.jsonl` with a `prompt` or `messages` column, or `.txt`, one a line)."""
 
     template: Literal["auto", "always", "never"] = "auto"
-    """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
-    that a run was trained on, and elsewhere takes the template where the tokenizer has one."""
+    """Whether a text prompt becomes a user message in the chat template. `auto` does as the rows
+    that a run was trained on; for other models it uses the template if the tokenizer has one."""
 
     system: str = ""
-    """System message in front of every prompt; needs prompts that are messages or become them."""
+    """System message before every prompt; prompts must be messages or become messages."""
 
     output: Annotated[str, OutputPath()] = ""
-    """Write the rows to this `.jsonl` file; empty prints them. They are `{prompt, response}`, or
-    with `reward.*` what `keep` says."""
+    """File (`.jsonl`) for the rows; empty prints them. Rows are `{prompt, response}`, or with
+    `reward.*` as `keep` describes."""
 
     samples_per_prompt: Annotated[int, AtLeast(1)] = 1
-    """Responses to each prompt."""
+    """Responses per prompt."""
 
     keep: Literal["all", "best"] = "all"
-    """Of the responses that `reward.*` scores: `best` writes the best to each prompt, as
-    `{prompt, completion, best_score}` for `rlhf sft`; `all` writes a ranking for each, as
+    """Which responses scored by `reward.*` are written: `best` writes the best of each prompt, as
+    `{prompt, completion, best_score}` for `rlhf sft`; `all` writes a ranking per prompt, as
     `{prompt, responses, scores}` for `rlhf reward`."""
 
     batch_size: Annotated[int, AtLeast(1)] = 16
     """Responses decoded at once."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute type; `auto` is bf16 where the hardware has it."""
+    """Compute dtype; `auto` is bf16 if the hardware supports it."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Contradictions between options, one line each."""
         found = self.model.missing() + self.model.not_a_language_model()
         if self.prompt and not no_rows(self.prompts):
             found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
@@ -65,10 +65,10 @@ class GenerateConfig:
                 "system: given with template=never, with which a prompt is text and no chat. "
                 "Try template=always"
             )
-        found += output_problems(self)
-        return found + self._room_problems() + self._sample_problems() + self._score_problems()
+        found += check_output(self)
+        return found + self._length_problems() + self._sample_problems() + self._score_problems()
 
-    def _room_problems(self) -> list[str]:
+    def _length_problems(self) -> list[str]:
         room, most = self.model.positions, self.sampling.max_new_tokens
         if not room or most < room:
             return []
@@ -110,7 +110,7 @@ class GenerateConfig:
 
 @dataclass(kw_only=True)
 class MergeConfig:
-    """Write an adapter run as one plain model, and show that it says the same."""
+    """Write an adapter run as one plain model, and check that its outputs are the same."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
 
@@ -118,15 +118,14 @@ class MergeConfig:
     """Folder of the merged model; new or empty."""
 
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Type of its weights; the adapter is added in fp32 in any case. `auto` is the base's own type,
-    or fp32 where rounding to that costs more than 5 % of what the adapter changes."""
+    """Dtype of the merged weights; the adapter is always added in fp32. `auto` is the dtype of the
+    base, or fp32 if rounding to it loses more than 5 % of what the adapter changes."""
 
     push_to_hub: str = ""
-    """Hub id `org/name` to upload the merged model to; a repository that is made for it is
-    private."""
+    """Hub id `org/name` to upload the merged model to; a new repository is private."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Contradictions between options, one line each."""
         found = self.model.missing()
         if not self.output_dir:
             found.append("output_dir: none given; need a new folder. Try output_dir=runs/merged")

@@ -1,4 +1,4 @@
-"""What is done to files of rows before a stage reads them: ratings from comparisons."""
+"""`rlhf data`: work on files of rows; `elo` rates responses by their comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.commands.output import writing
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.data.elo import TIE, rate
 from rlhf_cli.data.reading.files import data_files, read_rows
@@ -18,38 +17,39 @@ from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.data.report import SHOWN, count
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.runs.outputs import open_output
 
 Row = dict[str, Any]
 
 
-def run(words: list[str]) -> None:
-    """Do what `rlhf data WORDS` says.
+def run(args: list[str]) -> None:
+    """Run `rlhf data WORDS`.
 
     Raises:
-        ConfigError: the words ask for nothing that is there.
+        ConfigError: no such action, or its arguments are invalid.
         DataError: the file cannot be read, has bad rows, or the result cannot be written.
     """
-    action, *rest = words or [""]
+    action, *rest = args or [""]
     if action != "elo":
         advice = f"Try rlhf data {nearest(action, ['elo']) or 'elo'} FILE"
         raise ConfigError(f"data: got {action or 'nothing'}; need elo. {advice}")
     source, target = _files(rest)
-    rows = _rated(source)
+    rows = _rate_rows(source)
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     if target is None:
         print(text, end="", flush=True)
     else:
-        with writing(target) as write:
+        with open_output(target) as write:
             write(text)
     print(_summary(rows) + (f" -> {target}" if target else ""), file=sys.stderr)
 
 
-def _files(words: list[str]) -> tuple[Path, Path | None]:
-    """The file to read and, where one is named, the file to write."""
-    targets = [word.removeprefix("output=") for word in words if word.startswith("output=")]
-    sources = [word for word in words if not word.startswith("output=")]
+def _files(args: list[str]) -> tuple[Path, Path | None]:
+    """Parse the file to read and, if one is named, the file to write."""
+    targets = [arg.removeprefix("output=") for arg in args if arg.startswith("output=")]
+    sources = [arg for arg in args if not arg.startswith("output=")]
     if len(sources) != 1 or len(targets) > 1 or targets == [""]:
-        got = " ".join(words) or "nothing"
+        got = " ".join(args) or "nothing"
         raise ConfigError(
             f"data elo: got {got}; need one file and at most one output=FILE. "
             "Try rlhf data elo rows.jsonl output=rated.jsonl"
@@ -69,16 +69,16 @@ def _files(words: list[str]) -> tuple[Path, Path | None]:
     return source, target
 
 
-def _rated(source: Path) -> list[Row]:
-    """The rows with the ratings of their responses.
+def _rate_rows(source: Path) -> list[Row]:
+    """Read the rows and add the ratings of their responses.
 
     Raises:
-        DataError: names the rows that have none, at most five.
+        DataError: rows cannot be rated; the message names at most five.
     """
     rows, bad = [], []
     for raw in read_rows(data_files(source).read):
         try:
-            rows.append(_with_ratings(raw))
+            rows.append(_rate_row(raw))
         except Malformed as error:
             bad.append(f"{raw.where}: {error}")
     if bad:
@@ -88,14 +88,14 @@ def _rated(source: Path) -> list[Row]:
     return rows
 
 
-def _with_ratings(raw: RawRow) -> Row:
+def _rate_row(raw: RawRow) -> Row:
     columns = raw.columns()
     missing = [name for name in ("responses", "comparisons") if name not in columns]
     if missing:
         raise Malformed(f"no column {', '.join(missing)}; found {', '.join(columns) or 'none'}")
     items = len(fields.some("responses", columns["responses"]))
     listed = fields.some("comparisons", columns["comparisons"])
-    games = [_game(f"comparisons[{i}]", item, items) for i, item in enumerate(listed)]
+    games = [_check_comparison(f"comparisons[{i}]", item, items) for i, item in enumerate(listed)]
     rated = rate(items, np.array(games))
     played = rated.games > 0
     return {
@@ -109,8 +109,8 @@ def _with_ratings(raw: RawRow) -> Row:
     }
 
 
-def _game(name: str, value: Any, items: int) -> list[int]:
-    """`[i, j, winner]`, checked."""
+def _check_comparison(name: str, value: Any, items: int) -> list[int]:
+    """Check one comparison `[i, j, winner]`."""
     whole = isinstance(value, list) and all(type(number) is int for number in value)
     if not whole or len(value) != 3:
         got = value if whole else show_value(value)

@@ -1,4 +1,4 @@
-"""What this machine has for a run: versions, devices, folders and switches."""
+"""`rlhf env`: versions, devices, folders and environment variables of this machine."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli import __version__
+from rlhf_cli.console import format_table
 from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError, first_line
 from rlhf_cli.resources import PACKAGE, cache_folder
@@ -25,33 +26,33 @@ EXTRAS = {
     "hydra-joblib-launcher": "sweep",
     "hydra-optuna-sweeper": "sweep",
 }
-"""Packages that an extra of ours installs."""
+"""Optional package -> the extra that installs it."""
 
-SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS")
+VARIABLES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "OMP_NUM_THREADS")
 
 
-def run(words: list[str]) -> None:
-    """Print it as lines, or with `--json` as one object.
+def run(args: list[str]) -> None:
+    """Print the facts as lines, or with `--json` as one object.
 
     Raises:
-        ConfigError: Another word was given.
+        ConfigError: another argument was given.
     """
-    for word in words:
-        if word != "--json":
-            raise ConfigError(f"env: got {word}; need nothing or --json. Try rlhf env --json")
+    for arg in args:
+        if arg != "--json":
+            raise ConfigError(f"env: got {arg}; need nothing or --json. Try rlhf env --json")
     found = facts()
-    print(json.dumps(found, indent=2) if words else _lines(found), flush=True)
+    print(json.dumps(found, indent=2) if args else _format_lines(found), flush=True)
 
 
 def facts() -> dict[str, Any]:
-    """All of it: `versions`, `computing`, `folders`, `switches`, `git_commit`."""
+    """Collect `versions`, `platform`, `computing`, `folders`, `switches` and `git_commit`."""
     checkout = PACKAGE.parent
     return {
         "versions": {"rlhf-cli": __version__, "python": platform.python_version(), **_installed()},
         "platform": platform.platform(),
         "computing": _computing(),
         "folders": _folders(),
-        "switches": {name: os.environ[name] for name in SWITCHES if name in os.environ},
+        "switches": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "git_commit": git_commit(checkout) if (checkout / ".git").exists() else "",
     }
 
@@ -68,24 +69,24 @@ def _version(package: str) -> str | None:
 
 
 def _computing() -> dict[str, Any]:
-    """What torch finds; where it cannot even be imported, why not."""
+    """Devices that torch finds, or the error if torch cannot be imported."""
     cpu = {"name": "CPU", "memory_gib": _gib(_memory()), "cores": cores()}
     try:
         import torch
 
-        from rlhf_cli.context import bf16_support, own_device
+        from rlhf_cli.context import bf16_support, current_device
     except (ImportError, OSError) as error:  # OSError: a CUDA library that does not load
         return {"devices": [cpu], "error": first_line(error)}
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
         "devices": [{"name": g.name, "memory_gib": _gib(g.total_memory)} for g in gpus] + [cpu],
         "threads": torch.get_num_threads(),
-        "bf16": bf16_support(own_device()),
+        "bf16": bf16_support(current_device()),
     }
 
 
 def _memory() -> int:
-    """Bytes that this machine has, or that its container may use."""
+    """Bytes of memory of this machine, or of its container if that has a limit."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
@@ -102,7 +103,7 @@ def _folders() -> dict[str, str]:
     return {"cache": str(cache_folder()), "hf_home": HF_HOME}
 
 
-def _lines(found: dict[str, Any]) -> str:
+def _format_lines(found: dict[str, Any]) -> str:
     computing = found["computing"]
     rows = [(name, number or _missing(name)) for name, number in found["versions"].items()]
     rows.append(("platform", found["platform"]))
@@ -116,11 +117,10 @@ def _lines(found: dict[str, Any]) -> str:
     rows.append(("cache", f"{folders['cache']}  (RLHF_CACHE)"))
     rows.append(("hub", f"{folders['hf_home']}  (HF_HOME)"))
     switches = " ".join(f"{name}={value}" for name, value in found["switches"].items())
-    rows.append(("switches", switches or f"none of {', '.join(SWITCHES)} is set"))
+    rows.append(("switches", switches or f"none of {', '.join(VARIABLES)} is set"))
     if found["git_commit"]:
         rows.append(("commit", found["git_commit"]))
-    width = max(len(name) for name, _ in rows) + 2
-    return "\n".join(f"{name:<{width}}{value}" for name, value in rows)
+    return format_table([(name, str(value)) for name, value in rows])
 
 
 _NO_BF16 = "no arithmetic for it here, so train.precision=auto is fp32"

@@ -1,4 +1,4 @@
-"""Write an adapter run as one plain model, and show that it says the same."""
+"""`rlhf merge`: write an adapter run as one plain model, and compare their outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.commands.config import MergeConfig
-from rlhf_cli.context import PRECISIONS, open_context, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import PRECISIONS, create_context
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.base import SHAPES, load_base, scorer_fit
 from rlhf_cli.models.config import AdapterConfig
@@ -22,7 +23,7 @@ from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs import artifact
-from rlhf_cli.runs.files import unwritable, write_json_atomic
+from rlhf_cli.runs.run_files import write_error, write_json_atomic
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -31,28 +32,28 @@ PROMPTS = (
 )
 
 SHARD = "5GB"
-"""Most of a file of weights."""
+"""Largest weight file."""
 
 DTYPES = {**PRECISIONS, "fp16": torch.float16}
 
-MOST_DRIFT = 1e-3
-"""Mean difference of log-probs (nats) or scores in fp32; what lies above is not rounding."""
+MAX_DRIFT = 1e-3
+"""Largest mean difference of log-probs (nats) or scores in fp32 that rounding explains."""
 
-LEAST_DRIFT = 1e-4
-"""Mean difference that rounding in fp32 may reach in a deep model, however small the effect."""
+ROUNDING_DRIFT = 1e-4
+"""Mean difference that fp32 rounding can reach in a deep model, however small the effect."""
 
-MOST_COST = 0.05
-"""Most error of the merged model, as a share of the adapter's effect, without a warning."""
+MAX_COST = 0.05
+"""Error of the merged model that causes a warning, as a share of the adapter's effect."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a merged model has to say.
+    """Expected outputs of the merged model.
 
     Attributes:
         prompts: [1, T] each, token ids.
-        expected: log-probs [tokens, V] in nats, or scores [prompts, 1], of base and adapter.
-        effect: mean absolute difference between these and those of the bare base.
+        expected: log-probs [tokens, V] in nats, or scores [prompts, 1], of base with adapter.
+        effect: mean absolute difference between `expected` and the outputs of the base alone.
     """
 
     prompts: list[Tensor]
@@ -61,14 +62,14 @@ class Check:
 
     @property
     def limit(self) -> float:
-        """Most drift of a right merge in fp32; an adapter of small effect is not within it."""
-        return min(MOST_DRIFT, max(MOST_COST * self.effect, LEAST_DRIFT))
+        """Largest drift of a correct merge in fp32; below the effect of the adapter."""
+        return min(MAX_DRIFT, max(MAX_COST * self.effect, ROUNDING_DRIFT))
 
     def drift(self, merged: Any, name: str) -> float:
-        """Mean absolute difference between a merged model and base with adapter; is said."""
-        got = _said(merged, self.prompts)
+        """Mean absolute difference between the merged model and base with adapter; logged."""
+        got = _outputs(merged, self.prompts)
         drift = float((got - self.expected).abs().mean())
-        say(
+        logger.info(
             f"merged ({name}) against unmerged (fp32): {_difference(got, self.expected)}, "
             f"{drift / self.effect:.2%} of what the adapter changes"
         )
@@ -79,8 +80,8 @@ def run(cfg: MergeConfig) -> None:
     """Merge, compare, save.
 
     Raises:
-        ModelError: the model is no adapter, the adapter changes nothing, or the merged model says
-            something else.
+        ModelError: the model is no adapter, the adapter changes nothing, or the merged model has
+            other outputs.
     """
     source = find_source(cfg.model)
     if not source.adapters:
@@ -88,17 +89,17 @@ def run(cfg: MergeConfig) -> None:
             f"model.path: {cfg.model.path} is no adapter run, so there is nothing to merge; "
             "it is a whole model already"
         )
-    open_context("fp32", 0, Path(cfg.output_dir))
+    create_context("fp32", 0, Path(cfg.output_dir))
     tokenizer = load_tokenizer(cfg.model)
     merged, dtype = _merge_checked(cfg, source, tokenizer)
     target = _save(cfg, merged, dtype, tokenizer)
-    say(f"merged: {source.describe()} -> {target} ({dtype})")
+    logger.info(f"merged: {source.describe()} -> {target} ({dtype})")
     if cfg.push_to_hub:
         _push(target, cfg.push_to_hub)
 
 
 def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[Any, str]:
-    """The merged model in its type, and that type, after a comparison with what it was made of."""
+    """Merge, and compare with base and adapter; returns the model in its dtype, and the dtype."""
     from rlhf_cli.models.merge import load_unmerged, merge
 
     unmerged = load_unmerged(cfg.model, source, tokenizer)
@@ -107,19 +108,21 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[An
     drift = check.drift(merged, "fp32")
     if not drift <= check.limit:
         raise ModelError(
-            f"model.path: merged, {cfg.model.path} says something else: it differs by "
+            f"model.path: merged, {cfg.model.path} has other outputs: they differ by "
             f"{drift:.1e} in the mean, more than {check.limit:.1g}, in fp32"
         )
     dtype = _chosen_dtype(cfg, source)
     cost = _rounding_cost(merged, dtype, drift, check)
-    if cost <= MOST_COST:
+    if cost <= MAX_COST:
         return merged.to(DTYPES[dtype]), dtype
-    say(f"warning: dtype: weights in {dtype} lose {cost:.0%} of what the adapter changes")
+    logger.info(f"warning: dtype: weights in {dtype} lose {cost:.0%} of what the adapter changes")
     if cfg.dtype != "auto" or dtype == "fp32":
         _require_finite(cost, dtype)
         return merged.to(DTYPES[dtype]), dtype
-    say(f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it")
-    # rounded in place, and let go before the exact weights are made anew: no second copy is held
+    logger.info(
+        f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it"
+    )
+    # it was rounded in place: freed before the exact weights are loaded again
     del merged, unmerged
     return merge(load_unmerged(cfg.model, source, tokenizer)), "fp32"
 
@@ -132,20 +135,20 @@ def _require_finite(cost: float, dtype: str) -> None:
 
 
 def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> Check:
-    """What the merged model has to say, and how far that is from the base."""
+    """Compute the expected outputs, and how far they are from those of the base."""
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
-    expected = _said(unmerged, prompts)
+    expected = _outputs(unmerged, prompts)
     with unmerged.disable_adapter():
-        base = _said(unmerged, prompts)
+        base = _outputs(unmerged, prompts)
     if torch.equal(base, expected):
         raise ModelError(
             f"model.path: the adapter of {cfg.model.path} changes nothing (its weights are zero); "
             "there is nothing to merge. Was it trained?"
         )
-    say(f"adapter against base: {_difference(expected, base)}")
+    logger.info(f"adapter against base: {_difference(expected, base)}")
     if source.quant != "none":
-        trained = _on_packed_base(cfg, source, tokenizer, prompts)
-        say(
+        trained = _outputs_on_quantized_base(cfg, source, tokenizer, prompts)
+        logger.info(
             f"whole base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
         )
@@ -153,7 +156,7 @@ def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> C
 
 
 def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
-    """What `dtype` says, or the base's own type where it is one of ours."""
+    """The dtype of the config, or that of the base if it is one of ours; else fp32."""
     from rlhf_cli.models.merge import base_dtype
 
     if cfg.dtype != "auto":
@@ -163,7 +166,7 @@ def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
 
 
 def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float:
-    """Round a merged model in place; its error as a share of what the adapter changes."""
+    """Round the merged model in place; returns its error as a share of the adapter's effect."""
     from rlhf_cli.models.merge import round_weights
 
     if dtype != "fp32":
@@ -172,13 +175,13 @@ def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float
     return drift / check.effect
 
 
-def _on_packed_base(
+def _outputs_on_quantized_base(
     cfg: MergeConfig, source: Source, tokenizer: Any, prompts: list[Tensor]
 ) -> Tensor:
     from rlhf_cli.models.attach import attach
 
     cpu = torch.device("cpu")
-    packed = quantization(
+    quantized = quantization(
         source.quant, source.double, torch.float32, output_layer=source.output_layer
     )
     model = load_base(
@@ -187,17 +190,17 @@ def _on_packed_base(
         tokenizer,
         SHAPES[source.kind],
         adapters=source.adapters,
-        quantized=packed,
+        quantized=quantized,
         device=cpu,
         fit=scorer_fit(source) if source.kind == "reward_model" else None,
     )
     adapted = attach(model, source, AdapterConfig(), 0).model
     to_eval(adapted)
-    return _said(adapted, prompts)
+    return _outputs(adapted, prompts)
 
 
-def _said(model: Any, prompts: list[Tensor]) -> Tensor:
-    """What the model says of the prompts: log-probs [tokens, V] in nats, or scores [prompts, 1]."""
+def _outputs(model: Any, prompts: list[Tensor]) -> Tensor:
+    """Compute log-probs [tokens, V] in nats, or scores [prompts, 1], of the prompts."""
     with torch.no_grad():
         outputs = [model(input_ids=prompt, use_cache=False).logits for prompt in prompts]
     if outputs[0].ndim == 2:
@@ -212,7 +215,7 @@ def _difference(got: Tensor, expected: Tensor) -> str:
 
 
 def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
-    """All of it under its name, or nothing."""
+    """Save model and tokenizer atomically: complete under the final name, or not at all."""
     target = Path(cfg.output_dir).absolute()
     partial = target.with_name(f".{target.name}.tmp")
     model.config.dtype = DTYPES[dtype]
@@ -223,7 +226,7 @@ def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
         partial.mkdir(parents=True)
         model.save_pretrained(partial, max_shard_size=SHARD)
         tokenizer.save_pretrained(partial)
-        folder = artifact.local_folder(cfg.model.path, cfg.model.revision)
+        folder = artifact.find_model_folder(cfg.model.path, cfg.model.revision)
         facts = artifact.read(folder) if folder else {}
         kept = {name: facts[name] for name in ("kind", "trained_on") if name in facts}
         write_json_atomic(
@@ -238,24 +241,24 @@ def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
         )
         partial.rename(target)
     except OSError as error:
-        raise unwritable(target, error) from error
+        raise write_error(target, error) from error
     return target
 
 
 def _push(folder: Path, hub_id: str) -> None:
-    """Upload all of a folder.
+    """Upload a folder to the hub.
 
     Raises:
-        ModelError: the hub does not take it; the folder stays.
+        ModelError: the hub does not accept it; the folder remains.
     """
     from huggingface_hub import HfApi
 
     try:
         HfApi().create_repo(hub_id, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=hub_id, folder_path=folder)
-    except Exception as error:  # the connection, the token, the name: all have their own kinds
+    except Exception as error:  # connection, token, name: each has its own error class
         raise ModelError(
             f"push_to_hub: {hub_id} could not be uploaded ({first_line(error)}). The merged model "
             f"is in {folder}. Log in with hf auth login, then try hf upload {hub_id} {folder}"
         ) from error
-    say(f"uploaded: https://huggingface.co/{hub_id}")
+    logger.info(f"uploaded: https://huggingface.co/{hub_id}")

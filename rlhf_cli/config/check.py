@@ -23,7 +23,7 @@ from rlhf_cli.config.schema import (
 from rlhf_cli.config.suggest import unknown_key
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.values import choice, example, member, scalar
-from rlhf_cli.resources import options
+from rlhf_cli.resources import presets
 from rlhf_cli.stages.registry import Command
 
 
@@ -84,7 +84,7 @@ def judge(command: Command, word: str) -> Unfit | None:
     """What is wrong with `key=value`, as it is typed, by itself; nothing if it can be set."""
     key, _, text = word.partition("=")
     if key in groups(command.config):
-        if text in options(key):
+        if text in presets(key):
             return None
         key = f"{key}.path"
     kind = key_type(command.config, key)

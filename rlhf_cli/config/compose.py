@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 from rlhf_cli.stages.registry import Command
 
 _LAYER = "_layer"
@@ -54,7 +54,7 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
     names = ",".join(f"l{i}" for i in range(len(layers)))
     try:
         _store(command, layers)
-        with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+        with initialize_config_dir(str(shipped_folder("configs")), version_base="1.3"):
             composed = compose(command.name, overrides=[f"+{_LAYER}=[{names}]", *overrides])
         raw = OmegaConf.to_container(composed, resolve=False)
         tree = OmegaConf.to_container(composed, resolve=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from rlhf_cli.config.nearest import nearest, nearest_path
 from rlhf_cli.config.schema import Unfit
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 
 _SHOWN = 8
 
@@ -25,7 +25,7 @@ def locate(value: str) -> str:
         raise Unfit("need FILE.py:FUNCTION", _first_of(whole))
     path = os.path.abspath(os.path.expanduser(file))
     if not os.path.isfile(path):  # a shipped one has a name, as `tiny/judge.py`
-        path = os.path.abspath(shipped("recipes") / file)
+        path = os.path.abspath(shipped_folder("recipes") / file)
     if not os.path.isfile(path):
         close = nearest_path(file)
         raise Unfit("need a file that exists", f"{close}:{name}" if close else "")

@@ -11,7 +11,7 @@ from rlhf_cli.config.schema import DataPath, ModelPath, field_types, is_group, u
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import hub
-from rlhf_cli.runs.artifact import ADAPTER, local_folder, recorded_base
+from rlhf_cli.runs.artifact import ADAPTER_CONFIG, find_model_folder, read_adapter_base
 from rlhf_cli.stages.registry import Command
 
 
@@ -53,7 +53,7 @@ def fetch_named(command: Command, config: Any, tree: dict[str, Any]) -> None:
     """
     for named in names(config):
         if named.rows:
-            hub.resolve_rows(named.path, named.revision)
+            hub.resolve_dataset(named.path, named.revision)
         else:
             _fetch(named)
     if hasattr(config, "fit_to_model"):
@@ -66,13 +66,13 @@ def fetch_named(command: Command, config: Any, tree: dict[str, Any]) -> None:
 def _fetch(named: Named) -> None:
     """Fetch a model, and the base of an adapter that is on the hub."""
     if not isdir(expanduser(named.path)):
-        hub.fetch(named.key, named.path, named.revision)
-    folder = local_folder(named.path, named.revision)
-    if named.base or folder is None or not (folder / ADAPTER).is_file():
+        hub.fetch_model(named.key, named.path, named.revision)
+    folder = find_model_folder(named.path, named.revision)
+    if named.base or folder is None or not (folder / ADAPTER_CONFIG).is_file():
         return
-    base, recorded = recorded_base(folder)
+    base, recorded = read_adapter_base(folder)
     if base and not isdir(base) and not isabs(base):
-        hub.fetch(f"{named.key} (its base)", base, named.base_revision or recorded)
+        hub.fetch_model(f"{named.key} (its base)", base, named.base_revision or recorded)
 
 
 def names(config: Any, prefix: str = "") -> Iterator[Named]:

@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 from rlhf_cli.config.nearest import nearest, nearest_path
 from rlhf_cli.config.yaml12 import Loader
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.resources import recipes, shipped
+from rlhf_cli.resources import recipe_names, shipped_folder
 
 DEEPEST = 32
 """Levels of lists and mappings in each other; OmegaConf runs out of stack at about 70."""
@@ -46,8 +46,8 @@ def find(name: str) -> Path:
     Raises:
         ConfigError: There is no such file.
     """
-    if name in recipes():
-        return shipped("recipes") / f"{name}.yaml"
+    if name in recipe_names():
+        return shipped_folder("recipes") / f"{name}.yaml"
     path = os.path.expanduser(name)
     if os.path.isfile(path):
         return Path(path)
@@ -55,7 +55,7 @@ def find(name: str) -> Path:
     if os.path.isdir(path):
         file = inside if os.path.isfile(inside) else os.path.join(name, "FILE.yaml")
         raise ConfigError(f"config: {name} is a folder; need a file. Try config={file}")
-    close = nearest_path(path) or nearest(name, recipes(), 0.5) or "FILE.yaml"
+    close = nearest_path(path) or nearest(name, recipe_names(), 0.5) or "FILE.yaml"
     advice = f"Try config={close}"
     raise ConfigError(
         f"config: got {name or 'nothing'}; no such file and no shipped recipe. {advice}"

@@ -16,8 +16,8 @@ from rlhf_cli.config.suggest import unknown_key
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.typed import NotOneValue, override, refused_sweep
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.resources import options, recipes
-from rlhf_cli.runs import secrets
+from rlhf_cli.resources import presets, recipe_names
+from rlhf_cli.runs import log
 from rlhf_cli.stages.registry import COMMANDS, Command
 
 COMMAND_LINE = "command line"
@@ -66,7 +66,7 @@ def resolve(command: Command, line: CommandLine) -> Resolved:
     except ConfigError as error:
         raise _refusal([*sources.problems, Problem("", str(error))]) from None
     references = find_references(composed.raw, composed.tree)
-    secrets.begin(references)
+    log.set_secret_references(references)
     for key, text in literal_secrets(composed.raw):
         sources.problem(key, text, origin(key, sources.origins) or COMMAND_LINE)
     checked = check(
@@ -108,7 +108,7 @@ class _Sources:
 
     def add_recipe(self, name: str) -> None:
         try:
-            shown = f"{name}.yaml" if name in recipes() else name
+            shown = f"{name}.yaml" if name in recipe_names() else name
             read = recipe.read(recipe.find(name), shown, self.groups)
         except ConfigError as error:
             self.problems.append(Problem("", str(error)))
@@ -132,7 +132,7 @@ class _Sources:
         return f"stage: got {stage}; need one of {', '.join(COMMANDS)}, or leave it out"
 
     def _choose_in(self, read: Recipe, layer: Layer, group: str, word: str) -> None:
-        if word in options(group):
+        if word in presets(group):
             layer.choices[group] = word
         elif "path" in field_types(self.groups[group]):
             values = layer.values.setdefault(group, {})
@@ -145,7 +145,7 @@ class _Sources:
             self._no_option(group, word, read.origin(group))
 
     def _no_option(self, group: str, word: str, origin: str) -> None:
-        names = options(group)
+        names = presets(group)
         needed = f"one of {', '.join(names)}, or keys" if names else "keys"
         key = next(iter(field_types(self.groups[group])))
         best = nearest(word, names)
@@ -172,7 +172,7 @@ class _Sources:
         self.layers.append(layer)
 
     def _choose(self, layer: Layer, setting: Setting) -> None:
-        if setting.text in options(setting.key):
+        if setting.text in presets(setting.key):
             layer.choices[setting.key] = setting.text
             self.origins[setting.key] = layer.origins[setting.key] = COMMAND_LINE
         elif "path" in field_types(self.groups[setting.key]):

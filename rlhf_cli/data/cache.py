@@ -20,7 +20,7 @@ import tokenizers
 import transformers
 from numpy.typing import NDArray
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.files import reading
 from rlhf_cli.resources import cache_folder
@@ -122,7 +122,7 @@ def load_entry(key: str, shelf: str = "tokens") -> Entry | None:
         (folder / ENTRY).touch()  # its time is that of the last use
         return entry
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-        say(f"cache: {folder} is damaged ({error}); making it anew")
+        logger.info(f"cache: {folder} is damaged ({error}); making it anew")
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
@@ -154,7 +154,7 @@ def store_entry(key: str, entry: Entry, shelf: str = "tokens") -> None:
         prune(folder.parent)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
-            say(f"cache: not written to {folder}: {error.strerror or error}")
+            logger.info(f"cache: not written to {folder}: {error.strerror or error}")
 
 
 def prune(shelf: Path) -> None:
@@ -169,7 +169,7 @@ def prune(shelf: Path) -> None:
     total = sum(_size(folder) for folder in kept)
     if total > most and not _told.is_set():
         _told.set()
-        say(
+        logger.info(
             f"cache: the entries in use take {total / 1e9:.3g} GB of {shelf}, more than the limit "
             f"(RLHF_CACHE_GB={most / 1e9:g}); they stay for now"
         )
@@ -188,7 +188,7 @@ def _most_bytes() -> float:
     try:
         return float(given) * 1e9
     except ValueError:
-        say(f"cache: RLHF_CACHE_GB={given} is no number; taking {DEFAULT_GB}")
+        logger.info(f"cache: RLHF_CACHE_GB={given} is no number; taking {DEFAULT_GB}")
         return float(DEFAULT_GB) * 1e9
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.cache import Entry, entry_key, load_entry, store_entry
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.progress import track
@@ -137,7 +137,7 @@ def _load(
     if entry is not None:
         report = DataReport.from_dict(entry.facts)
         examples = _unpack(names, entry.arrays)
-        say(f"{shown}: tokens from the cache ({key})")
+        logger.info(f"{shown}: tokens from the cache ({key})")
     elif cached_only:
         raise DataError(
             f"{shown}: its tokens are not in the cache ({cache_folder()}), where they were put "
@@ -148,12 +148,12 @@ def _load(
         settings = [source.settings for source in mixture.sources]
         reader = RecordReader(cfg, stage, allowed, report, settings)
         examples = _build(mixture, names, reader, maker)
-        say(f"{shown}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
+        logger.info(f"{shown}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
         store_entry(key, Entry(_pack(examples), report.to_dict()))
     report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
     report.sources, report.held_out = mixture.facts, mixture.held_out
     for line in report.lines(role):
-        say(line)
+        logger.info(line)
     return examples, report
 
 

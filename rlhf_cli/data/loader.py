@@ -15,7 +15,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.order import Order
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.train.config import TrainConfig
 
 Updates = list[list[TokenBatch]]
@@ -53,10 +53,12 @@ def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list
     return [collate(examples, part) for part in parts(examples, indices, max_tokens)]
 
 
-def eval_batches(examples: Examples, max_tokens: int, ranks: Ranks = ALONE) -> Iterator[TokenBatch]:
+def eval_batches(
+    examples: Examples, max_tokens: int, ranks: Ranks = SINGLE_PROCESS
+) -> Iterator[TokenBatch]:
     """All examples once, in micro-batches, always in the same order; dealt out to the ranks."""
     every = parts(examples, np.arange(len(examples)), max_tokens)
-    for part in islice(every, ranks.rank, None, ranks.size):
+    for part in islice(every, ranks.rank, None, ranks.world_size):
         yield collate(examples, part)
 
 
@@ -68,7 +70,7 @@ def share(examples: Examples, indices: Indices, ranks: Ranks) -> NDArray[np.int6
         indices: the step's examples; with fewer than ranks, the last ranks get none.
         ranks: who deals.
     """
-    return _by_length(examples, indices)[ranks.rank :: ranks.size]
+    return _by_length(examples, indices)[ranks.rank :: ranks.world_size]
 
 
 def _by_length(examples: Examples, indices: Indices) -> NDArray[np.int64]:
@@ -117,7 +119,7 @@ class ExampleSource:
         train: TrainConfig,
         seed: int,
         micro_batch_tokens: int,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
         self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks
         self.order = Order(len(examples), len(examples.tokens), data, train, seed)

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from rlhf_cli.console import logger
 from rlhf_cli.data.examples import Examples
 
 MOST = 400
@@ -27,6 +28,8 @@ def show_first_example(
         kind: of the records, where each is an example: names the rows.
         full: long texts are not shortened.
     """
+    if logger.disabled:
+        return
     console = Console(stderr=True)
     names = row_names(examples, kind)
     what = "example" if names else "row"

@@ -9,13 +9,15 @@ from collections.abc import Generator, Iterable
 from rich.console import Console
 from rich.progress import Progress
 
+from rlhf_cli.console import logger
 from rlhf_cli.data.reading.raw import RawRow
 
 
 def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
     """The rows, with a bar of their bytes out of `total`."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = logger.disabled or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("tokenizing", total=total)
         for row in rows:
             yield row

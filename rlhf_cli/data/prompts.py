@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.reading.mixture import Mixture
 from rlhf_cli.data.reading.opening import open_held_out, open_sources, open_training
@@ -18,7 +18,7 @@ from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.report import DataReport, count
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import DataError, first_line
-from rlhf_cli.runs.files import read_lines
+from rlhf_cli.runs.run_files import read_lines
 
 RECORDS = (PromptRecord, PromptCompletionRecord, ChatRecord)
 """What has a prompt; the assistant's last turn of a chat is left out."""
@@ -115,9 +115,9 @@ def _read(mixture: Mixture, cfg: DataConfig, stage: str) -> PromptSet:
         raise DataError("\n".join([head, *report.left_out()]))
     report.kept = report.examples = len(found)
     report.ignored_columns = []  # they are not: rewards can read them
-    say(f"{shown}: {count(len(found), 'prompt')} of {count(report.rows, 'row')}")
+    logger.info(f"{shown}: {count(len(found), 'prompt')} of {count(report.rows, 'row')}")
     for line in report.left_out():
-        say(line)
+        logger.info(line)
     rows = [_others(located) for located in found]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     return PromptSet(
@@ -170,10 +170,10 @@ def encode_prompts(
     if not any(long):
         return found, tokens
     if truncation != "refuse":
-        say(f"  {sum(long)} prompts lose their oldest tokens: longer than {most}")
+        logger.info(f"  {sum(long)} prompts lose their oldest tokens: longer than {most}")
         return found, [_newest(ids, most, encoder.specials.bos) for ids in tokens]
     kept = [index for index, is_long in enumerate(long) if not is_long]
-    say(f"  refused: {sum(long)} prompts, longer than {most} tokens")
+    logger.info(f"  refused: {sum(long)} prompts, longer than {most} tokens")
     if not kept:
         raise DataError(f"data.path: all {len(found)} prompts are longer than {most} tokens")
     return found.part(kept), [tokens[i] for i in kept]
@@ -197,7 +197,7 @@ def encode_all(found: PromptSet, encoder: PromptEncoder) -> tuple[PromptSet, lis
     if not kept:
         raise DataError("\n".join(["no prompt can be used", *report.left_out()]))
     for line in [*report.left_out(), *report.remarks()]:
-        say(line)
+        logger.info(line)
     found.report.refused |= report.refused
     return (found if len(kept) == len(found) else found.part(kept)), tokens
 

@@ -6,9 +6,9 @@ from rlhf_cli.config.schema import AtLeast, Machinery
 
 @dataclass(kw_only=True)
 class LaunchConfig:
-    """Several processes that train one model together."""
+    """Processes that train one model together (data parallel)."""
 
     processes: Annotated[int, AtLeast(0), Machinery()] = 1
-    """Processes on this machine: one for each GPU, or sharing the cores of a CPU. 0 takes as many
-    as there are GPUs. The result is that of one process up to rounding; a run is continued with the
-    number that it began with."""
+    """Number of processes on this machine: one per GPU, or sharing the cores of a CPU. 0 uses all
+    GPUs. The result equals that of one process up to rounding. A run is resumed with the number
+    that it started with."""

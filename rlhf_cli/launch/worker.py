@@ -1,30 +1,188 @@
-"""One rank, as a process of its own: `start` is what the parent calls there."""
+"""One rank of a run: its environment, its task, its process and its error report."""
 
 import json
 import os
 import sys
 import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from rlhf_cli.launch.environment import Place, place
-from rlhf_cli.launch.reports import report_of, write_report
-from rlhf_cli.launch.task import Task
-from rlhf_cli.runs import contents
+from rlhf_cli import errors
+from rlhf_cli.command_line import failures
+from rlhf_cli.config.check import check
+from rlhf_cli.cores import cores
+from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError, first_line
+from rlhf_cli.runs import hub, log, manifest, run_files
 from rlhf_cli.runs.log import logged, redacted
+from rlhf_cli.stages.registry import COMMANDS, Command
 
 TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
-"""Files in the temporary folder that parent and ranks share."""
-
-LOGS = contents.RANK_LOGS
-"""Folder in the run folder: what all ranks but the first said."""
+"""Files in the temporary folder that the launcher shares with its ranks."""
 
 
-def start(folder: Path) -> NoReturn:
-    """Do this rank's part, and end the process with its exit code.
+@dataclass(frozen=True)
+class RankEnv:
+    """Rank of a process, as torchrun's environment variables give it.
 
-    It ends at once: threads of torch that are still there while Python cleans up can abort it,
-    after all is done.
+    Attributes:
+        rank: from 0.
+        local_rank: rank on this machine; index of the GPU that the process uses.
+        world_size: number of processes.
+    """
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables of this rank."""
+        return {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self.world_size),
+        }
+
+
+def read_rank_env(variables: Mapping[str, str] = os.environ) -> RankEnv | None:
+    """Read the rank of this process; None if it was not launched as one of several."""
+    try:
+        rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
+        local_rank = int(variables.get("LOCAL_RANK", rank))
+    except (KeyError, ValueError):
+        return None
+    return RankEnv(rank, local_rank, world_size) if world_size > 1 else None
+
+
+def threads_per_process(processes: int) -> str:
+    """OMP_NUM_THREADS of each process: the user's value, else an equal share of the cores."""
+    return os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every rank runs; ranks neither compose a configuration nor create a folder.
+
+    Attributes:
+        stage: name of the command.
+        tree: the resolved configuration, with `resume`, which `config.yaml` in the folder lacks.
+        out: the run folder, claimed by the first process.
+        references: key -> environment reference of each secret.
+    """
+
+    stage: str
+    tree: dict[str, Any]
+    out: str
+    references: dict[str, str] = field(default_factory=log.secret_references)
+
+    @property
+    def command(self) -> Command:
+        """Registry entry of the stage."""
+        return COMMANDS[self.stage]
+
+    def prepare(self) -> None:
+        """Do once what ranks must not repeat: train the tokenizer, tokenize the rows."""
+        self._call("prepare")
+
+    def run(self) -> dict[str, Any]:
+        """Run this rank's part of the training; rank 0 returns the summary for the manifest."""
+        summary: dict[str, Any] = self._call(self.command.runner.partition(":")[2])
+        return summary
+
+    def _call(self, function: str) -> Any:
+        """Call a function of the stage's runner module, which imports torch."""
+        hub.set_commits(manifest.commits(Path(self.out)))
+        checked = check(self.command, self.tree, {})
+        if checked.problems:  # a path may be missing on another machine
+            raise ConfigError("\n".join(problem.text for problem in checked.problems))
+        log.set_secret_references(self.references)
+        module = import_module(self.command.runner.partition(":")[0])
+        return getattr(module, function)(checked.config, Path(self.out))
+
+    def to_json(self) -> str:
+        """Serialize the task for another process."""
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class ErrorReport:
+    """The error that ended a rank.
+
+    Attributes:
+        rank: of the process.
+        kind: class name of an `RlhfError`; empty for an unexpected error.
+        message: of the error.
+        traceback: of the error.
+        time: seconds since the epoch; the earliest error of a run is the one shown.
+    """
+
+    rank: int
+    kind: str
+    message: str
+    traceback: str
+    time: float
+
+    @property
+    def secondary(self) -> bool:
+        """Whether the rank failed only because another rank had ended."""
+        return self.kind == RankFailed.__name__
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the rank's process under another launcher."""
+        code: int = getattr(errors, self.kind).exit_code if self.kind else RlhfError.exit_code
+        return code
+
+    def error(self) -> RlhfError:
+        """Rebuild the error that the rank raised; prints the traceback of an unexpected one."""
+        if self.kind:
+            kind: type[RlhfError] = getattr(errors, self.kind)
+            return kind(self.message)
+        print(self.traceback, end="", file=sys.stderr, flush=True)
+        return RlhfError(f"rank {self.rank}: {self.message}; see its traceback above")
+
+
+def build_report(error: BaseException, rank: int, command: Command) -> ErrorReport:
+    """Describe an error as the command line does in a single process."""
+    ours: BaseException | None = error
+    if isinstance(error, KeyboardInterrupt):
+        ours = Interrupted("interrupted; the last checkpoint, if any, is kept")
+    elif isinstance(error, Exception) and not isinstance(error, RlhfError):
+        ours = failures.known(error, command)
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(ours, RlhfError):
+        return ErrorReport(rank, type(ours).__name__, str(ours), trace, time.time())
+    message = f"{type(error).__name__}: {first_line(error)}"
+    return ErrorReport(rank, "", message, trace, time.time())
+
+
+def report_path(folder: Path, rank: int) -> Path:
+    """Path of a rank's error report in the shared folder."""
+    return folder / f"rank-{rank}.json"
+
+
+def write_report(folder: Path, report: ErrorReport) -> None:
+    """Write an error report for the launcher."""
+    report_path(folder, report.rank).write_text(json.dumps(asdict(report)), encoding="utf-8")
+
+
+def read_report(folder: Path, rank: int) -> ErrorReport | None:
+    """Read a rank's error report; None if there is no complete one."""
+    try:
+        return ErrorReport(**json.loads(report_path(folder, rank).read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # ValueError: the rank was killed while it wrote
+        return None
+
+
+def run_rank(folder: Path) -> NoReturn:
+    """Run this rank and end the process with its exit code.
+
+    The process ends at once: torch threads that are alive while Python shuts down can abort it.
     """
     code = main(folder)
     sys.stdout.flush()
@@ -33,18 +191,18 @@ def start(folder: Path) -> NoReturn:
 
 
 def main(folder: Path) -> int:
-    """Do this rank's part; leave a summary in the folder, or a report of what went wrong."""
-    own = place()
+    """Run this rank; write its summary or its error report into the shared folder."""
+    own = read_rank_env()
     if own is None:
         raise RuntimeError("a rank is started by `rlhf`, which sets RANK and WORLD_SIZE")
     end_with_parent()
     task = Task(**json.loads((folder / TASK).read_text(encoding="utf-8")))
-    silence(Path(task.out), own.rank)
+    redirect_output(Path(task.out), own.rank)
     with redacted() if own.rank else logged(Path(task.out), with_error=False):
         try:
-            summary = _work(folder, task, own)
+            summary = _run_task(folder, task, own)
         except BaseException as error:
-            report = report_of(error, own.rank, task.command)
+            report = build_report(error, own.rank, task.command)
             write_report(folder, report)
             if own.rank:
                 print(report.traceback, end="", file=sys.stderr)  # into the rank's log
@@ -54,21 +212,21 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _work(folder: Path, task: Task, own: Place) -> dict[str, Any]:
-    from rlhf_cli.distributed import join, leave, meet
+def _run_task(folder: Path, task: Task, own: RankEnv) -> dict[str, Any]:
+    from rlhf_cli.distributed import destroy_process_group, init_process_group, rendezvous_store
 
-    # a file, not a port: nobody else can take it between our choice and its use
-    store = meet(f"file://{folder / STORE}", own.rank, own.size)
-    join(store, own.rank, own.size, own.local_rank)
+    # a file, not a port: another program could take a port before the ranks use it
+    store = rendezvous_store(f"file://{folder / STORE}", own.rank, own.world_size)
+    init_process_group(store, own.rank, own.world_size, own.local_rank)
     summary = task.run()
-    leave()
+    destroy_process_group()
     return summary
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone, however that ended.
+    """End this process when the launcher is gone, however that ended.
 
-    The parent holds the other end of our stdin and writes nothing.
+    The launcher holds the other end of our stdin and writes nothing.
     """
 
     def wait() -> None:
@@ -78,16 +236,17 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def silence(out: Path, rank: int) -> TextIO:
-    """Send what a rank but the first says into `ranks/rank-<rank>.log`, C libraries included.
+def redirect_output(out: Path, rank: int) -> TextIO:
+    """Redirect stdout and stderr of every rank but 0 to `ranks/rank-<rank>.log`, C code included.
 
     Returns:
-        Where stderr went before, for an error of the rank.
+        The former stderr, for an error of the rank.
     """
     before = os.fdopen(os.dup(2), "w", encoding="utf-8")
     if rank:
-        log = os.open(out / LOGS / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+        path = out / run_files.RANK_LOGS / f"rank-{rank}.log"
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        os.close(file)
     return before

@@ -37,7 +37,7 @@ from rlhf_cli.models.token_rows import (
     token_rows,
     with_rows_of_base,
 )
-from rlhf_cli.runs.model_files import unlike_adapter
+from rlhf_cli.runs.model_checks import compare_adapter
 
 State = Mapping[str, torch.Tensor]
 
@@ -286,6 +286,6 @@ def _no_room(folder: Path) -> ModelError:
 
 def _require_alike(found: Any, cfg: AdapterConfig, folder: Path) -> None:
     """Refuse to go on with an adapter that is not the one the config describes."""
-    lines = unlike_adapter(cfg, found.to_dict(), AdapterConfig(), str(folder))
+    lines = compare_adapter(cfg, found.to_dict(), AdapterConfig(), str(folder))
     if lines:
         raise ModelError("\n".join(lines))

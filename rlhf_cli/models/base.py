@@ -18,7 +18,8 @@ from transformers import (
     GenerationConfig,
 )
 
-from rlhf_cli.context import forked_rng, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.checkpoint_keys import (
     HEADLESS,
@@ -241,7 +242,7 @@ def fit_vocabulary(
             _fill_with_mean(layer.weight.data, untrained)
     without = describe_without_row(tokenizer, needed)
     if without:
-        say(f"tokenizer: {without}; rows that hold none of them are fine")
+        logger.info(f"tokenizer: {without}; rows that hold none of them are fine")
 
 
 def _fill_with_mean(weight: torch.Tensor, rows: list[int]) -> None:

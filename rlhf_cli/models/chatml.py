@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 
 START, END = "<|im_start|>", "<|im_end|>"
 CHATML = (
@@ -36,5 +36,7 @@ def give_chatml(tokenizer: Any) -> list[int]:
     tokenizer.add_tokens(tokens, special_tokens=True)
     tokenizer.chat_template = CHATML
     new = f", adding {' and '.join(added)}" if added else ""
-    say(f"chat template: ChatML, as the tokenizer has none{new}; another: model.chat_template=FILE")
+    logger.info(
+        f"chat template: ChatML, as the tokenizer has none{new}; another: model.chat_template=FILE"
+    )
     return [int(tokenizer.convert_tokens_to_ids(token)) for token in added]

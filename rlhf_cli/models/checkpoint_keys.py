@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
 
 WRAPPERS = {
@@ -171,9 +171,11 @@ def _tell_differences(model: Any, unexpected: Iterable[str], missing: set[str], 
     unused = set(unexpected)
     new = {name for name in missing if fit.new_head and _is_head(name, model)}
     if new:
-        say(f"weights: the checkpoint has no {listed(new)}; this head is new and random")
+        logger.info(f"weights: the checkpoint has no {listed(new)}; this head is new and random")
     if unused:
-        say(f"weights: {type(model).__name__} does not use {listed(unused)} of the checkpoint")
+        logger.info(
+            f"weights: {type(model).__name__} does not use {listed(unused)} of the checkpoint"
+        )
 
 
 def listed(names: Iterable[str]) -> str:

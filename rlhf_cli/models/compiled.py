@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ConfigError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION, per_row_attention
@@ -69,7 +69,9 @@ def compile_layers(model: ModelWrapper) -> None:
     if problem:
         raise ModelError(f"train.compile: {name} is not exact when compiled ({problem}). {ADVICE}")
     seconds = time.monotonic() - began
-    say(f"compile: {len(layers)} layers in {seconds:.0f} s; {model.gives} and gradients as before")
+    logger.info(
+        f"compile: {len(layers)} layers in {seconds:.0f} s; {model.gives} and gradients as before"
+    )
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[object]:

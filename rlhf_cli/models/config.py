@@ -6,14 +6,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import model_files
+from rlhf_cli.runs import model_checks
 from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
-from rlhf_cli.runs.checks import (
-    base_revision_problems,
-    language_model_problems,
-    not_a_language_model,
-    not_one_stack,
-    revision_problems,
+from rlhf_cli.runs.model_checks import (
+    check_base_revision,
+    check_language_model,
+    check_not_encoder_decoder,
+    check_not_reward_model,
+    check_revision,
 )
 
 MIN_VOCAB_SIZE = 256 + 5
@@ -91,7 +91,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = revision_problems("model.path", self.path, self.revision)
+        found = check_revision("model.path", self.path, self.revision)
         if self.architecture and self.path:
             found.append(
                 f"model.architecture: given beside model.path={self.path}, which has its own; "
@@ -122,9 +122,9 @@ class ModelConfig:
                 f"model.tokenizer_vocab_size: got {self.tokenizer_vocab_size} beside "
                 f"model.tokenizer={self.tokenizer}; need one of the two"
             )
-        found += not_one_stack("model.path", self.path, self.revision)
-        found += base_revision_problems("model", self.path, self.base, self.base_revision)
-        found += revision_problems("model.tokenizer", self.tokenizer, self.tokenizer_revision)
+        found += check_not_encoder_decoder("model.path", self.path, self.revision)
+        found += check_base_revision("model", self.path, self.base, self.base_revision)
+        found += check_revision("model.tokenizer", self.tokenizer, self.tokenizer_revision)
         module, origin = FLASH.get(self.attention, ("", ""))
         if module and find_spec(module) is None:
             found.append(
@@ -136,12 +136,12 @@ class ModelConfig:
     @property
     def positions(self) -> int | None:
         """Longest row that the model takes, where that is known here."""
-        config = model_files.config_of(self.path, self.revision, self.base)
-        return model_files.positions(config or self.architecture)
+        config = model_checks.read_base_config(self.path, self.revision, self.base)
+        return model_checks.max_positions(config or self.architecture)
 
     def not_a_language_model(self) -> list[str]:
         """The line for a model that gives scores where one that writes is needed."""
-        return not_a_language_model("model.path", self.path, self.revision)
+        return check_not_reward_model("model.path", self.path, self.revision)
 
     def missing(self) -> list[str]:
         """The line for a model that is not named and not made from nothing."""
@@ -205,7 +205,7 @@ class ComparedModelConfig(TrainedModelConfig):
                 "model. Try model.reference=auto"
             ]
         path = "" if self.reference in self.held else self.reference
-        return language_model_problems("model.reference", path, self.reference_revision)
+        return check_language_model("model.reference", path, self.reference_revision)
 
 
 @dataclass(kw_only=True)
@@ -363,5 +363,5 @@ class LoadConfig:
             found += self.quant.not_of_scores()
         kept = self.brings_adapter and self.adapter.start == "continue"
         if not kept:
-            return found + model_files.layer_problems(self.model, self.adapter)
-        return found + model_files.adapter_problems(self.model, self.adapter, AdapterConfig())
+            return found + model_checks.check_layer_names(self.model, self.adapter)
+        return found + model_checks.check_adapter(self.model, self.adapter, AdapterConfig())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.named import modules_named
 
@@ -38,7 +38,7 @@ def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
         param.data = param.data.to(dtype)
     count, whole = (sum(p.numel() for p in some) for some in (frozen, params))
     size = sum(param.numel() * param.element_size() for param in frozen)
-    say(
+    logger.info(
         f"frozen: {count:,} of these, {size / 1e6:,.1f} MB ({', '.join(names)}); "
         f"{whole - count:,} parameters trained"
     )

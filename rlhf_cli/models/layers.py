@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, KernelError
 from rlhf_cli.kernels.triton.obstacle import obstacle as triton_obstacle
 from rlhf_cli.models.config import LIGER, LIGER_MODULE
@@ -73,12 +73,12 @@ def take_layers(model: Any, setting: str | Sequence[str], device: torch.device) 
         raise KernelError(_refusal(obstacle))
     if setting != "auto" and LIGER not in setting:
         listed = setting if isinstance(setting, str) else f"[{', '.join(setting)}]"
-        say(f"layers: the model's own (kernels={listed})")
+        logger.info(f"layers: the model's own (kernels={listed})")
     elif obstacle:
-        say(f"layers: the model's own (liger: {obstacle})")
+        logger.info(f"layers: the model's own (liger: {obstacle})")
     else:
         _take(model)
-        say(f"layers: liger's {taken(model)}")
+        logger.info(f"layers: liger's {taken(model)}")
 
 
 def taken(model: nn.Module) -> str:

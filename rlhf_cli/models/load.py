@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rlhf_cli.context import RunContext, say, silence
+from rlhf_cli.console import logger, muted
+from rlhf_cli.context import RunContext
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention_choice import (
     PADDED,
@@ -109,14 +110,14 @@ def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunConte
     source = make_base(cfg, tokenizer, ctx)
     fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
     model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, (), ctx.compute, fit)
-    with silence():  # of training it
+    with muted():  # of training it
         loaded = _prepare(role, model, cfg, source, tokenizer, ctx)
         lower(loaded.requires_grad_(False).parameters(), ctx.compute)
         set_attention(loaded, cfg, ctx.compute)
     to_eval(loaded)
     count = sum(p.numel() for p in loaded.parameters())
     layout = "flat rows" if loaded.flat else "padded rows"
-    say(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
+    logger.info(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
     return loaded
 
 
@@ -142,7 +143,7 @@ def _prepare(
     packed = packed_weight(model.get_output_embeddings()) is not None
     implementation, reason = choose(cfg.kernels, ctx.device, packed=packed)
     if role is Policy:
-        say(f"logprobs: {implementation.name} ({reason})")
+        logger.info(f"logprobs: {implementation.name} ({reason})")
     flat = cfg.model.attention not in PADDED and reads_forward(model)
     require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
@@ -166,7 +167,7 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
     to_eval(model)
     lower(model.parameters(), ctx.compute)
     model.set_attn_implementation(padded_attention(model))
-    say(f"model: {source.describe() or describe(cfg)}")
+    logger.info(f"model: {source.describe() or describe(cfg)}")
     return model
 
 
@@ -220,7 +221,7 @@ def _tell(policy: ModelWrapper, name: str, compute: torch.dtype) -> None:
     layout = "flat rows" if policy.flat else "padded rows"
     attention = describe_attention(policy, compute)
     said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
-    say(f"{said}: {name}, {held}, {layout}, attention {attention}")
+    logger.info(f"{said}: {name}, {held}, {layout}, attention {attention}")
 
 
 def recompute_activations(policy: ModelWrapper) -> None:

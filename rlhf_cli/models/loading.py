@@ -13,7 +13,7 @@ import torch
 
 from rlhf_cli.errors import ModelError, RlhfError, first_line
 from rlhf_cli.runs import artifact
-from rlhf_cli.runs.checks import encoder_decoder
+from rlhf_cli.runs.model_checks import encoder_decoder_message
 
 
 def require_config(source: str) -> None:
@@ -22,7 +22,7 @@ def require_config(source: str) -> None:
     Raises:
         ModelError: it has no config.
     """
-    needed = ("config.json", artifact.ADAPTER)
+    needed = ("config.json", artifact.ADAPTER_CONFIG)
     if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in needed):
         raise ModelError(
             f"model.path: {source} has no config.json; need a model folder, a finished run or a "
@@ -86,7 +86,7 @@ def require_one_stack(source: str, config: Any) -> None:
         ModelError: says that it is one.
     """
     if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(encoder_decoder("model.path", source, config.to_dict()))
+        raise ModelError(encoder_decoder_message("model.path", source, config.to_dict()))
 
 
 def require_safe_weights(folder: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 
 
 def language_parts(model: Any) -> list[nn.Module]:
@@ -50,7 +50,7 @@ def freeze_other_parts(model: Any) -> None:
     for name in names:
         model.get_submodule(name).requires_grad_(False)
     if names:
-        say(f"text alone is read: {', '.join(names)} stay as they are")
+        logger.info(f"text alone is read: {', '.join(names)} stay as they are")
 
 
 def others_pattern(model: Any) -> str | None:

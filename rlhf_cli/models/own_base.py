@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import LoadConfig
 from rlhf_cli.models.source import OWN_BASE, Source, find_source
@@ -28,7 +29,7 @@ def make_base(cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Source:
     if not merges and (not scratch or cfg.adapter.kind == "none"):
         return found
     target = ctx.out / OWN_BASE
-    ctx.ranks.on_main(lambda: _write(target, cfg, found, tokenizer, ctx.seed))
+    ctx.ranks.run_on_main(lambda: _write(target, cfg, found, tokenizer, ctx.seed))
     return Source(
         str(target), quant=found.quant, double=found.double, output_layer=found.output_layer
     )
@@ -48,4 +49,4 @@ def _write(target: Path, cfg: LoadConfig, found: Source, tokenizer: Any, seed: i
     shutil.rmtree(partial, ignore_errors=True)
     made.save_pretrained(partial)
     partial.rename(target)
-    say(f"base: {found.describe() or 'random weights'} -> {target}")
+    logger.info(f"base: {found.describe() or 'random weights'} -> {target}")

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlhf_cli.context import precision_name, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import precision_name
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import KernelError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION
@@ -51,7 +52,7 @@ def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = 
     rows = probe_rows(policy.model.config.get_text_config().vocab_size, policy.device)
     problem = _compare_layers(policy, rows, may_drop=may_drop_layers)
     if problem and policy.flat and may_fall_back:
-        say(f"probe: flat rows are not exact ({problem}); padding them instead")
+        logger.info(f"probe: flat rows are not exact ({problem}); padding them instead")
         policy.flat = False
         policy.model.set_attn_implementation(padded_attention(policy.model))
         problem = _compare_layers(policy, rows, may_drop=may_drop_layers)
@@ -64,7 +65,9 @@ def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = 
         )
     dtype = policy.model.get_input_embeddings().weight.dtype
     said = f"{precision_name(dtype)} with attention {describe_attention(policy, dtype)}"
-    say(f"probe: {policy.gives} and gradients equal the model's own in {said}; rows kept apart")
+    logger.info(
+        f"probe: {policy.gives} and gradients equal the model's own in {said}; rows kept apart"
+    )
     policy.shares = _shares(policy)
 
 
@@ -78,7 +81,9 @@ def _shares(policy: ModelWrapper) -> bool:
         return False
     problem = _compare(policy, pair)
     if problem:
-        say(f"probe: a prompt computed once is not exact ({problem}); each response has its own")
+        logger.info(
+            f"probe: a prompt computed once is not exact ({problem}); each response has its own"
+        )
     return not problem
 
 
@@ -121,7 +126,9 @@ def _compare_layers(policy: ModelWrapper, rows: TokenBatch, *, may_drop: bool) -
             f"kernels: liger's {taken(policy.model)} are not exact here ({problem}). "
             "Try kernels=auto"
         )
-    say(f"probe: liger's {taken(policy.model)} are not exact ({problem}); the model's own instead")
+    logger.info(
+        f"probe: liger's {taken(policy.model)} are not exact ({problem}); the model's own instead"
+    )
     drop_layers(policy.model)
     return ""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Routed
@@ -45,14 +45,16 @@ def tell_of_balance(model: Any, *, added: bool) -> None:
         return
     coefficient = balance_coefficient(model)
     if coefficient and added:
-        say(f"router: its balancing loss is added, times {coefficient:g} (router_aux_loss_coef)")
+        logger.info(
+            f"router: its balancing loss is added, times {coefficient:g} (router_aux_loss_coef)"
+        )
         return
     reason = f"{config.model_type} has one of its own in transformers"
     if coefficient:
         reason = "it is a part of the loss of sft and pretrain alone"
     elif not getattr(config, "output_router_logits", False):
         reason = "output_router_logits is false in the model's config"
-    say(f"router: its balancing loss is not added ({reason})")
+    logger.info(f"router: its balancing loss is not added ({reason})")
 
 
 def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> Routed:

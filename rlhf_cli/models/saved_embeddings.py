@@ -76,7 +76,7 @@ def embedding_names(model: Any) -> list[str]:
 
 def trained_rows(folder: Path) -> Mapping[str, list[int]]:
     """Layer -> ids of the tokens whose rows an adapter has of its own, by its description."""
-    file = folder / artifact.ADAPTER
+    file = folder / artifact.ADAPTER_CONFIG
     if not file.is_file():
         return {}
     found = json.loads(file.read_text(encoding="utf-8")).get("trainable_token_indices") or {}

@@ -10,9 +10,9 @@ from pathlib import Path
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import SHIPPED, shipped_model
-from rlhf_cli.runs import artifact, contents, hub
+from rlhf_cli.runs import artifact, hub, run_files
 from rlhf_cli.runs.artifact import resolve_run
-from rlhf_cli.runs.files import sampled
+from rlhf_cli.runs.run_files import sample_bytes
 
 DEFAULT_ARCHITECTURE = {
     "model_type": "llama",
@@ -29,7 +29,7 @@ DEFAULT_ARCHITECTURE = {
 DEFAULT_VOCAB_SIZE = 8192
 
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
-OWN_BASE = contents.BASE
+OWN_BASE = run_files.BASE
 
 STACKED = "stacked_"
 """Folders beside an adapter's weights that hold the adapters it stands on, first to last."""
@@ -80,7 +80,7 @@ def find_source(cfg: ModelConfig) -> Source:
     """
     whole = _whole("model.path", cfg.path, cfg.revision)
     folder = Path(whole.folder)
-    if not (folder / artifact.ADAPTER).is_file():
+    if not (folder / artifact.ADAPTER_CONFIG).is_file():
         return whole
     facts = artifact.read(folder)
     base = _find_base(folder, cfg)
@@ -90,7 +90,7 @@ def find_source(cfg: ModelConfig) -> Source:
             f"model.path: {cfg.path} is an adapter of another base: the weights in {base.base} are "
             "not those it was trained on. Give those with model.base=FOLDER_OR_HUB_ID"
         )
-    stacked = sorted(path.parent for path in folder.glob(f"{STACKED}*/{artifact.ADAPTER}"))
+    stacked = sorted(path.parent for path in folder.glob(f"{STACKED}*/{artifact.ADAPTER_CONFIG}"))
     return replace(
         base,
         adapters=(*stacked, folder),
@@ -105,7 +105,7 @@ def _find_base(folder: Path, cfg: ModelConfig) -> Source:
     """Where an adapter's base is: as the user says, beside the adapter's run, or as recorded."""
     if cfg.base:
         return _whole("model.base", cfg.base, cfg.base_revision)
-    base, recorded = artifact.recorded_base(folder)
+    base, recorded = artifact.read_adapter_base(folder)
     beside = folder.parent / OWN_BASE
     if Path(base).name == OWN_BASE and beside.is_dir():  # a run's own, wherever that was moved
         return Source(str(beside))
@@ -153,7 +153,7 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
         whole.update(f"{file.name} {size}\n".encode())
-        for part in sampled(file):
+        for part in sample_bytes(file):
             whole.update(part)
     return whole.hexdigest()[:32]
 
@@ -175,4 +175,4 @@ def locate(key: str, path: str, revision: str = "", *, weights: bool = False) ->
     folder = Path(path).expanduser()
     if folder.is_dir():
         return str(resolve_run(folder).absolute())
-    return str(hub.fetch(key, path, revision, weights=weights))
+    return str(hub.fetch_model(key, path, revision, weights=weights))

@@ -10,7 +10,7 @@ from peft.utils import transformers_weight_conversion as conversion
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.modalities import others_pattern
@@ -60,13 +60,13 @@ def _all_linear(model: Any, cfg: AdapterConfig, experts: list[str]) -> Targets:
     without = [name for name in layers if name.rpartition(".")[2] in taken]
     modules = sorted({name.rpartition(".")[2] for name in layers} - taken)
     if without:
-        say(
+        logger.info(
             f"adapter: {len(without)} linear layers get none, as {without[0]}: PEFT takes their "
             "names for those of experts"
         )
     problem = _unfit_for_experts(cfg)
     if problem:
-        say(f"adapter: the experts get none ({problem}; PEFT adapts them without)")
+        logger.info(f"adapter: the experts get none ({problem}; PEFT adapts them without)")
         return modules, []
     return modules, sorted({re.split(r"\.\d+\.", name)[-1] for name in experts})
 

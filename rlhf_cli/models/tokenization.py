@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
 from rlhf_cli.runs import artifact
 
@@ -65,7 +65,9 @@ def from_pretrained(place: str, *, revision: str = "main", trust_remote_code: bo
             f"{place} cuts text in transformers ({name}) otherwise than by its {FILE}, and "
             "transformers cannot be told to follow the file. Repair that or tokenizer_config.json"
         )
-    say(f"tokenizer: text is cut as {FILE} says; {name} of transformers would cut it otherwise")
+    logger.info(
+        f"tokenizer: text is cut as {FILE} says; {name} of transformers would cut it otherwise"
+    )
     return followed
 
 

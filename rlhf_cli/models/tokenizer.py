@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.cache import tokenizer_state
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
@@ -98,7 +98,7 @@ def name_ends(tokenizer: Any) -> None:
     tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.bos_token is None and ids[0] == tokenizer.cls_token_id:
         tokenizer.bos_token = tokenizer.cls_token
-    say(f"tokenizer: {tokenizer.eos_token} ends a text")
+    logger.info(f"tokenizer: {tokenizer.eos_token} ends a text")
 
 
 def _read_template(path: Path) -> str:
@@ -128,7 +128,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    say(f"tokenizer: trained byte-level BPE, {len(tokenizer)} tokens")
+    logger.info(f"tokenizer: trained byte-level BPE, {len(tokenizer)} tokens")
     return tokenizer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.models.checkpoint_keys import WRAPPERS, Fit, listed, require_fit
 
 logging.disable_progress_bar()  # one line of ours says what was loaded
@@ -60,7 +60,9 @@ def _forget_wrappers(model: Any, source: str) -> None:
     kept = [entry for entry in conversions if entry.source_patterns[0] not in WRAPPERS]
     model._weight_conversions = kept
     if len(kept) < len(conversions):
-        say(f"weights: names in {source} carry the prefixes of a wrapper; they were removed")
+        logger.info(
+            f"weights: names in {source} carry the prefixes of a wrapper; they were removed"
+        )
 
 
 def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> set[str]:
@@ -74,7 +76,7 @@ def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> s
         _set_tied(model, True)
         model.tie_weights()
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-        say(
+        logger.info(
             f"weights: {source} has no {listed(found)}, though its config says that it is not "
             "tied; it is tied to the input embeddings, and so it is in the result"
         )
@@ -89,7 +91,7 @@ def _untie_own_output(model: Any, source: str) -> None:
     tied = output.weight is model.get_input_embeddings().weight
     if model.config.get_text_config().tie_word_embeddings and not tied:
         _set_tied(model, False)
-        say(
+        logger.info(
             f"weights: the config of {source} ties the output layer to the input embeddings, but "
             "the file holds other values for it; they are used, and the result is not tied"
         )

@@ -45,7 +45,7 @@ def llama2(
 
 def whiten(scores: Tensor, ranks: Ranks) -> Tensor:
     """[n]: mean 0 and variance 1 over all ranks; 0 where all scores are equal."""
-    every = ranks.concatenate(scores).double()
+    every = ranks.all_gather_concat(scores).double()
     if len(every) < 2:
         return torch.zeros_like(scores)
     variance, mean = torch.var_mean(every)
@@ -74,7 +74,7 @@ class RunningDeviation:
 
     def observe(self, values: Sequence[float], ranks: Ranks) -> None:
         """See more numbers; those of every rank."""
-        every = [value for part in ranks.gather(list(values)) for value in part]
+        every = [value for part in ranks.all_gather_json(list(values)) for value in part]
         if not every:
             return
         mean = math.fsum(every) / len(every)

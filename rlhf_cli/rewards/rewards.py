@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.rewards.combine import RunningDeviation, llama2, safety_tags, weighted_sum
@@ -163,7 +164,7 @@ def open_rewards(
         who = f"{key}.{kind}: {getattr(term, kind)}"
         weight = f", times {term.weight:g}" if term.weight != 1 else ""
         memory = f", {scorer.nbytes / 1e6:,.1f} MB" if scorer.nbytes else ""
-        say(f"reward {name}: {scorer.described}{memory}{weight}")
+        logger.info(f"reward {name}: {scorer.described}{memory}{weight}")
         terms.append(Term(name, who, term.weight, scorer))
     return Rewards(cfg, terms, ctx.ranks)
 

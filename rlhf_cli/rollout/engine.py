@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.models.heads import read_head
@@ -153,7 +153,7 @@ def _support(model: Any, tokenizer: Any) -> Support | None:
         rows = len(read_head(model).weight)
         found = _SUPPORT[model] = find_support(tokenizer, rows)
         if found is not None:
-            say(
+            logger.info(
                 f"rollout: {len(found.excluded)} of {rows} ids have no token in the tokenizer and "
                 "are never drawn"
             )

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, NonFinite, first_line
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.rollout.batched import plain_attention
@@ -49,9 +49,9 @@ def fits_slots(model: Any) -> bool:
         problem = _problem(model)
         _FITS[model] = not problem
         if problem:
-            say(f"rollout: transformers' generate, not slots, which do not fit ({problem})")
+            logger.info(f"rollout: transformers' generate, not slots, which do not fit ({problem})")
         else:
-            say("rollout: decoding in slots equals the model's own forward pass")
+            logger.info("rollout: decoding in slots equals the model's own forward pass")
     return _FITS[model]
 
 
@@ -86,7 +86,7 @@ def require_graphs(model: Any, record: Record) -> None:
     if model not in _RECORDED:
         _RECORDED[model] = _problem(model, record)
         if not _RECORDED[model]:
-            say("rollout: CUDA graphs equal the model's own forward pass")
+            logger.info("rollout: CUDA graphs equal the model's own forward pass")
     if _RECORDED[model]:
         raise ConfigError(
             f"sampling.cuda_graphs: got true, but {type(model).__name__} cannot be replayed "

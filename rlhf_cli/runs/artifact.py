@@ -1,46 +1,45 @@
-"""`artifact.json`: what kind of model a run made; read where a model is taken from."""
+"""Model folders: the run's `artifact.json`, the configs in a folder, and a classifier's labels."""
 
-import json
+from collections.abc import Mapping, Sequence
 from os.path import isdir
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import contents, hub, manifest
+from rlhf_cli.runs import hub, manifest, run_files
+from rlhf_cli.runs.run_files import read_json
 
-NAME = contents.ARTIFACT
-ADAPTER = hub.ADAPTER_CONFIG
+NAME = run_files.ARTIFACT
+ADAPTER_CONFIG = hub.ADAPTER_CONFIG
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a run, or the model folder inside it, says of its model; empty for other folders.
+    """Read the `artifact.json` of a run or of the model folder in it; empty for other folders.
 
     Raises:
-        ModelError: The file is damaged.
+        ModelError: the file is damaged.
     """
     inside = path.parent if path.name == "model" else path
     file = inside / NAME if (inside / NAME).is_file() else path / NAME
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, TypeError):
+        return read_json(file)
+    except (OSError, ValueError):
         raise ModelError(f"{file}: cannot be read as JSON; take another model.path") from None
 
 
-def local_folder(path: str, revision: str = "") -> Path | None:
-    """The folder here that holds a model's small files; nothing is fetched for it.
+def find_model_folder(path: str, revision: str = "") -> Path | None:
+    """Find the local folder with a model's small files; fetches nothing.
 
     Args:
         path: a folder, a finished run or a hub id.
         revision: of a hub id; empty is its default branch.
 
     Returns:
-        The folder itself, the result of a run, or what was fetched of a hub id; else none.
+        The folder itself, the result of a run, or the cached files of a hub id; else None.
 
     Raises:
-        ModelError: The run is not finished.
+        ModelError: the run is not finished.
     """
     if path in ("", SHIPPED):
         return None
@@ -49,52 +48,52 @@ def local_folder(path: str, revision: str = "") -> Path | None:
 
 
 def is_reward_model(path: str, revision: str = "") -> bool:
-    """Whether a path is known here to hold a model of scores, not of text; as `local_folder`."""
-    folder = local_folder(path, revision)
+    """Whether local files show that a path holds a reward model or classifier."""
+    folder = find_model_folder(path, revision)
     if folder is None:
         return False
     kind = read(folder).get("kind")
     if kind:
         return bool(kind == "reward_model")
-    classes = settings(folder).get("architectures") or []
-    return settings(folder, ADAPTER).get("task_type") == "SEQ_CLS" or any(
+    classes = read_model_json(folder).get("architectures") or []
+    return read_model_json(folder, ADAPTER_CONFIG).get("task_type") == "SEQ_CLS" or any(
         str(name).endswith("ForSequenceClassification") for name in classes
     )
 
 
 def is_adapter(path: str, revision: str = "") -> bool:
-    """Whether a path is known here to hold an adapter, not a whole model; as `local_folder`."""
-    folder = local_folder(path, revision)
-    return folder is not None and (folder / ADAPTER).is_file()
+    """Whether local files show that a path holds an adapter, not a whole model."""
+    folder = find_model_folder(path, revision)
+    return folder is not None and (folder / ADAPTER_CONFIG).is_file()
 
 
 def may_be_adapter(path: str, revision: str = "") -> bool:
-    """Whether a path is an adapter, or a hub id of which nothing was fetched yet."""
-    unseen = path not in ("", SHIPPED) and local_folder(path, revision) is None
+    """Whether a path is an adapter, or a hub id without local files yet."""
+    unseen = path not in ("", SHIPPED) and find_model_folder(path, revision) is None
     return unseen or is_adapter(path, revision)
 
 
-def recorded_base(folder: Path) -> tuple[str, str]:
-    """The base of an adapter as its folder names it, and the revision of a base on the hub."""
-    adapter = settings(folder, ADAPTER)
+def read_adapter_base(folder: Path) -> tuple[str, str]:
+    """Read the base model that an adapter folder names, and its hub revision."""
+    adapter = read_model_json(folder, ADAPTER_CONFIG)
     commit = read(folder).get("base_commit") or adapter.get("revision")
     return str(adapter.get("base_model_name_or_path") or ""), str(commit or "")
 
 
-def settings(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """What a JSON file of a model folder says; nothing where there is none."""
+def read_model_json(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """Read a JSON file of a model folder; empty if it is missing or damaged."""
     try:
-        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_json(folder / name)
+    except (OSError, ValueError):
         return {}
 
 
 def resolve_run(path: Path) -> Path:
-    """The model folder that a path means: a finished run's result, else the path itself.
+    """Resolve a run folder to its `model/` folder; other paths are returned unchanged.
 
     Raises:
-        ModelError: The run is not finished, or left no model.
-        CheckpointError: Its manifest cannot be read.
+        ModelError: the run is not finished, or has no model folder.
+        CheckpointError: its manifest cannot be read.
     """
     status = manifest.status(path)
     if status == "unknown":
@@ -105,3 +104,42 @@ def resolve_run(path: Path) -> Path:
     if not (path / "model").is_dir():
         raise ModelError(f"{path} holds a finished run without a model folder")
     return path / "model"
+
+
+def read_labels(path: str, revision: str = "") -> list[str]:
+    """Read the labels of a classifier from local files; empty if they are not known."""
+    folder = find_model_folder(path, revision)
+    config = read_model_json(folder) if folder else {}
+    try:
+        return class_labels(config) if config else []
+    except (ValueError, TypeError, AttributeError):
+        return []
+
+
+def class_labels(config: Mapping[str, Any]) -> list[str]:
+    """Return the label names of a transformers config, in output order.
+
+    A config without names has two labels, as in transformers.
+    """
+    names = config.get("id2label") or {}
+    if not names:
+        return [f"LABEL_{index}" for index in range(config.get("num_labels") or 2)]
+    return [str(names[key]) for key in sorted(names, key=int)]
+
+
+def find_label(label: str | int, labels: Sequence[str]) -> int | None:
+    """Find the output index of a label given by name (in any case) or by index.
+
+    An empty label means the only one.
+
+    Returns:
+        None if there is no such label, or if the label is empty and there are several.
+    """
+    if label == "":
+        return 0 if len(labels) == 1 else None
+    if isinstance(label, int):
+        return label if 0 <= label < len(labels) else None
+    if label in labels:
+        return labels.index(label)
+    plain = [name.lower() for name in labels]
+    return plain.index(label.lower()) if plain.count(label.lower()) == 1 else None

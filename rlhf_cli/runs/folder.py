@@ -1,8 +1,7 @@
-"""A run's folder before torch is loaded: who owns it, what it holds, and whether to go on."""
+"""Claim of a run folder before torch is loaded: lock it, and start, resume or refuse the run."""
 
 import contextlib
 import secrets
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -14,25 +13,32 @@ from rlhf_cli.config.renamed import renamed
 from rlhf_cli.config.schema import machinery, show
 from rlhf_cli.config.tree import flat
 from rlhf_cli.config.yaml12 import escape, to_yaml
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import contents, inputs, lock, manifest
-from rlhf_cli.runs.contents import CHECKPOINTS, CONFIG, METRICS, MODEL
-from rlhf_cli.runs.files import unwritable, write_text_atomic
+from rlhf_cli.runs import inputs, lock, manifest, run_files
+from rlhf_cli.runs.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    MODEL,
+    write_error,
+    write_text_atomic,
+)
 from rlhf_cli.stages.registry import COMMANDS
 
 Decision = Literal["fresh", "continue", "complete"]
 
 
 def allocate(stage: str, output_dir: str) -> Path:
-    """The folder of a run: the one given, else a new `runs/<stage>-<time>-<id>`.
+    """Return the given folder, else create a new `runs/<stage>-<time>-<id>`.
 
     Raises:
-        CheckpointError: It cannot be made here.
+        CheckpointError: the folder cannot be created.
     """
     try:
         return Path(output_dir).absolute() if output_dir else _new_folder(stage)
     except OSError as error:
-        raise unwritable(Path(output_dir or "runs"), error) from None
+        raise write_error(Path(output_dir or "runs"), error) from None
 
 
 def _new_folder(stage: str) -> Path:
@@ -40,79 +46,79 @@ def _new_folder(stage: str) -> Path:
     runs.mkdir(exist_ok=True)
     while True:
         path = runs / f"{stage}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        with contextlib.suppress(FileExistsError):  # another run of this second drew the same id
+        with contextlib.suppress(FileExistsError):  # another run of the same second has this id
             path.mkdir()
             return path
 
 
 def claim(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
-    """Take a folder for a run and say what is to be done in it.
+    """Lock a folder for a run and decide whether the run starts, continues or is complete.
 
     Args:
-        path: The folder; made if it is not there.
-        resolved: Every key of the run with its value.
-        stage: The stage that is to run.
+        path: the folder; created if it does not exist.
+        resolved: every key of the run with its value.
+        stage: the stage to run.
         resume: `auto`, `never`, or the path of a checkpoint.
 
     Returns:
-        `fresh` and `continue` leave this process as the folder's owner until it ends; `complete`
-        leaves the folder as it is.
+        With `fresh` and `continue` this process owns the folder until it ends; with `complete` the
+        folder is unchanged.
 
     Raises:
-        ConfigError: The folder holds something else than this run.
-        CheckpointError: Another process owns the folder, or it cannot be written.
+        ConfigError: the folder holds something other than this run.
+        CheckpointError: another process owns the folder, or it cannot be written.
     """
-    config = manifest.saved(resolved)
+    config = manifest.config_to_save(resolved)
     try:
         decision = _decide(path, config, stage, resume)
         if decision == "complete":
             return decision
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(path)
-        decision = _decide(path, config, stage, resume)  # again: a last owner may just have ended
+        decision = _decide(path, config, stage, resume)  # again: the last owner may just have ended
         if decision == "fresh":
             _clear(path, config)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise write_error(path, error) from None
     if decision != "complete":
         write_text_atomic(path / CONFIG, to_yaml(stage, config))
     return decision
 
 
 def _clear(path: Path, config: dict[str, Any]) -> None:
-    """Remove what a run without a checkpoint or result left; files of the user's stay.
+    """Remove what a run without a checkpoint or result left; the user's files remain.
 
     Raises:
-        ConfigError: One of the files to remove is an input of this run.
+        ConfigError: a file to remove is an input of this run.
     """
-    doomed = contents.written_by_run(path)
+    doomed = run_files.list_run_files(path)
     for key, value in flat(config).items():
-        for text in _texts(value):
+        for text in _strings(value):
             if any(entry in (Path(text), *Path(text).parents) for entry in doomed):
                 raise ConfigError(
                     f"{key}: got {text}, which an earlier run left in output_dir and this one "
                     "would remove. Try another output_dir"
                 )
-    kept = contents.remove(path)
+    kept = run_files.remove_run_files(path)
     if kept:
-        print(f"output_dir: {path} also holds {', '.join(kept)}, which stay", file=sys.stderr)
+        logger.info(f"output_dir: {path} also holds {', '.join(kept)}, which stay")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a value of a configuration, which may hold lists and mappings."""
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in a config value, which may contain lists and mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _texts(item)
+            yield from _strings(item)
 
 
-def foresee(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
-    """What `claim` would say, without taking the folder; raises the same."""
+def predict_decision(path: Path, resolved: dict[str, Any], stage: str, resume: str) -> Decision:
+    """Return what `claim` would decide, without locking the folder; raises the same errors."""
     try:
-        return _decide(path, manifest.saved(resolved), stage, resume)
+        return _decide(path, manifest.config_to_save(resolved), stage, resume)
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise write_error(path, error) from None
 
 
 def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Decision:
@@ -121,14 +127,14 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
     if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
         return "fresh"
     status = manifest.status(path)
-    to_lose = bool(checkpoints(path)) or (path / MODEL).is_dir()
-    if to_lose or status in ("complete", "unknown"):
+    has_results = bool(list_checkpoints(path)) or (path / MODEL).is_dir()
+    if has_results or status in ("complete", "unknown"):
         _require_same(path, config, stage)
-    if status == "complete" or to_lose:
+    if status == "complete" or has_results:
         _require_same_inputs(path, config, stage, status)
     if status == "complete":
         return "complete"
-    if not to_lose:
+    if not has_results:
         if status == "unknown":
             _require_no_run_names(path)
         return "fresh"
@@ -139,18 +145,18 @@ def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Deci
 
 
 def discard(path: Path) -> None:
-    """Remove what a run wrote that failed on its input before it measured or trained anything.
+    """Remove the files of a run that failed on its input before it trained or evaluated anything.
 
-    `metrics.jsonl` is there from the first evaluation or step on, also where no step was logged.
+    `metrics.jsonl` exists from the first evaluation or step on, even if no step was logged.
     """
-    measured = (path / METRICS).exists() or (path / MODEL).exists() or checkpoints(path)
+    measured = (path / METRICS).exists() or (path / MODEL).exists() or list_checkpoints(path)
     if not measured and not lock.is_lost(path):
-        with contextlib.suppress(OSError):  # the error that ended the run matters more
-            contents.remove(path)
+        with contextlib.suppress(OSError):  # the error that ended the run is reported instead
+            run_files.remove_run_files(path)
 
 
-def checkpoints(path: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
+def list_checkpoints(path: Path) -> list[Path]:
+    """List the complete checkpoints of a run folder, oldest first."""
     found = (path / CHECKPOINTS).glob("step-*")
     numbered = {entry: entry.name.removeprefix("step-") for entry in found}
     complete = [entry for entry, number in numbered.items() if number.isdigit()]
@@ -158,7 +164,7 @@ def checkpoints(path: Path) -> list[Path]:
 
 
 def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
-    """Refuse a folder that holds something else than this very run."""
+    """Refuse a folder that holds something other than this run."""
     if not (path / CONFIG).is_file():
         text = f"output_dir: {path} holds files but no run; need a new or empty folder, or a run's"
         raise ConfigError(f"{text}. Try output_dir={path / stage}")
@@ -175,8 +181,10 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
 
 
 def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status: str) -> None:
-    """Refuse to take a run for this one where the files that it read have changed."""
-    changes = inputs.changes(manifest.read(path).get("inputs", {}), config, COMMANDS[stage].config)
+    """Refuse a run whose input files have changed since it was recorded."""
+    changes = inputs.find_changes(
+        manifest.read(path).get("inputs", {}), config, COMMANDS[stage].config
+    )
     if changes:
         kind = "a finished" if status == "complete" else "an unfinished"
         head = f"output_dir: {path} holds {kind} run, and files that it read have changed since"
@@ -185,8 +193,8 @@ def _require_same_inputs(path: Path, config: dict[str, Any], stage: str, status:
 
 
 def _require_no_run_names(path: Path) -> None:
-    """Refuse a folder without a manifest where a run would replace files that may be the user's."""
-    taken = [entry.name for entry in contents.written_by_run(path) if entry.name != CONFIG]
+    """Refuse a folder without a manifest in which the run would replace the user's files."""
+    taken = [entry.name for entry in run_files.list_run_files(path) if entry.name != CONFIG]
     if taken:
         raise ConfigError(
             f"output_dir: {path} holds {', '.join(taken)} but no run; need a new or empty folder, "
@@ -200,16 +208,18 @@ def _in_todays_words(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> list[str]:
-    """A line for every key that changes the result and has another value.
+    """List the keys that change the result and have another value, one line each.
 
-    A key that was added since the run was begun had what is its default now.
+    A key that did not exist when the run started counts as its present default.
     """
 
-    def word(values: dict[str, Any], key: str) -> str:
+    def shown(values: dict[str, Any], key: str) -> str:
         return show(values[key]) if key in values else "(not set)"
 
     config = COMMANDS[stage].config
     free = machinery(config)
     then = {**flat(asdict(config())), **before}
     keys = [key for key in {**before, **now} if then.get(key) != now.get(key)]
-    return [f"  {key}: {word(before, key)} -> {word(now, key)}" for key in keys if key not in free]
+    return [
+        f"  {key}: {shown(before, key)} -> {shown(now, key)}" for key in keys if key not in free
+    ]

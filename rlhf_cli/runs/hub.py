@@ -1,7 +1,7 @@
-"""Repositories of the Hugging Face hub: which commit of one is used, and the folder of its files.
+"""Repositories on the Hugging Face hub: resolve an id to one commit, and fetch its files.
 
-Within a command, an id and a revision always mean one commit: it is resolved when it is first asked
-for. A run writes its commits into its manifest, and a run that is continued begins with those.
+Within a command, an id and a revision mean one commit, resolved at first use. A run records its
+commits in its manifest, and a resumed run starts with those.
 """
 
 import json
@@ -14,52 +14,52 @@ from pathlib import Path
 from rlhf_cli.errors import DataError, ModelError, first_line
 
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py"]
-"""Of a model's repository, all but its weights."""
+"""Patterns of all files of a model repository but its weights."""
 
 SUBFOLDERS = ["*/*.json", "*/*.txt", "*/*.model"]
-"""Not fetched: intermediate checkpoints, and exports to other formats."""
+"""Patterns that are not fetched: intermediate checkpoints, exports to other formats."""
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-NOT_HERE = (
+NOT_FOUND_ADVICE = (
     "It is no folder here, so it was taken for a hub id. Check the name and the connection, or "
-    "give a folder; with HF_HUB_OFFLINE=1 only what was fetched before is used"
+    "give a folder; with HF_HUB_OFFLINE=1 only cached files are used"
 )
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 _commits: dict[str, str] = {}
-"""`ID@REVISION` -> commit, of this command."""
+"""`ID@REVISION` -> commit, resolved by this command."""
 
 
-def begin(commits: Mapping[str, str]) -> None:
-    """Start a command, or the part of a rank in it.
+def set_commits(commits: Mapping[str, str]) -> None:
+    """Set the known commits; called at the start of a command and of each rank.
 
     Args:
-        commits: `ID@REVISION` -> commit, of a run that is continued; else empty.
+        commits: `ID@REVISION` -> commit, of a resumed run; else empty.
     """
     _commits.clear()
     _commits.update(commits)
 
 
 def commits() -> dict[str, str]:
-    """`ID@REVISION` -> commit of all that this command has resolved."""
+    """Return `ID@REVISION` -> commit for all ids that this command has resolved."""
     return dict(_commits)
 
 
-def commit_of(hub_id: str, revision: str = "") -> str:
-    """The commit that this command has resolved an id to; empty where it has not."""
+def resolved_commit(hub_id: str, revision: str = "") -> str:
+    """Return the commit that this command resolved an id to; empty if it has not."""
     return _commits.get(_name(hub_id, revision), "")
 
 
-def keep_commit(hub_id: str, revision: str, commit: str) -> None:
-    """Let an id and a revision mean a commit from here on."""
+def record_commit(hub_id: str, revision: str, commit: str) -> None:
+    """Record the commit of an id and revision for the rest of the command."""
     _commits[_name(hub_id, revision)] = commit
 
 
-def is_commit(revision: str) -> bool:
-    """Whether a revision is a whole commit hash, not a branch or tag."""
+def is_commit_hash(revision: str) -> bool:
+    """Whether a revision is a full commit hash, not a branch or tag."""
     return bool(_COMMIT.fullmatch(revision))
 
 
@@ -68,60 +68,62 @@ def _name(hub_id: str, revision: str) -> str:
 
 
 def cached_snapshot(hub_id: str, revision: str = "") -> Path | None:
-    """The folder of a model's files as they were fetched before; nothing is fetched here."""
+    """Find the cached folder of a model's files; fetches nothing."""
     from huggingface_hub import constants
 
     cached = os.path.join(constants.HF_HUB_CACHE, f"models--{hub_id.replace('/', '--')}")
-    commit = commit_of(hub_id, revision) or _read_reference(cached, revision) or revision
+    commit = resolved_commit(hub_id, revision) or _read_reference(cached, revision) or revision
     folder = os.path.join(cached, "snapshots", commit)
-    return Path(folder) if is_commit(commit) and os.path.isdir(folder) else None
+    return Path(folder) if is_commit_hash(commit) and os.path.isdir(folder) else None
 
 
 def _read_reference(cached: str, revision: str) -> str:
-    """The commit of a branch or tag when it was last fetched; empty where it never was."""
+    """Read the commit of a branch or tag when it was last fetched; empty if it never was."""
     file = os.path.join(cached, "refs", revision or "main")
     return Path(file).read_text(encoding="utf-8").strip() if os.path.isfile(file) else ""
 
 
-def fetch(key: str, hub_id: str, revision: str = "", *, weights: bool = False) -> Path:
-    """The folder of a model's files at one commit; the folder's name is the commit.
+def fetch_model(key: str, hub_id: str, revision: str = "", *, weights: bool = False) -> Path:
+    """Fetch a model's files at one commit; the name of the returned folder is the commit.
 
     Args:
-        key: that named the id, for messages.
-        hub_id: `name` or `organisation/name`.
+        key: config key that named the id, for messages.
+        hub_id: `name` or `organization/name`.
         revision: branch, tag or commit; empty is the default branch.
-        weights: fetch the weights too, those of safetensors.
+        weights: also fetch the weights (safetensors only).
 
     Raises:
-        ModelError: it cannot be reached, or has no such revision or weights.
+        ModelError: the hub cannot be reached, or has no such revision or weights.
     """
     try:
-        folder = _fetch(hub_id, commit_of(hub_id, revision) or revision)
-        keep_commit(hub_id, revision, folder.name)
+        folder = _fetch(hub_id, resolved_commit(hub_id, revision) or revision)
+        record_commit(hub_id, revision, folder.name)
         if weights:
             _fetch_weights(hub_id, folder)
-    except Exception as error:  # the hub's library has a kind for each of many reasons
+    except Exception as error:  # huggingface_hub has many error classes
         reason = textwrap.shorten(first_line(error), 300).rstrip(".")
         at = f" at revision {revision}" if revision else ""
-        raise ModelError(f"{key}: cannot load {hub_id}{at} ({reason}). {NOT_HERE}") from error
+        raise ModelError(
+            f"{key}: cannot load {hub_id}{at} ({reason}). {NOT_FOUND_ADVICE}"
+        ) from error
     return folder
 
 
-def rows_id(hub_id: str) -> str:
-    """What a data set is called here: its id may be a model's too."""
+def dataset_key(hub_id: str) -> str:
+    """Key of a dataset among the commits: a model may have the same id."""
     return f"datasets/{hub_id}"
 
 
-def resolve_rows(hub_id: str, revision: str = "") -> str:
-    """The commit of a data set; empty where the hub cannot be reached.
+def resolve_dataset(hub_id: str, revision: str = "") -> str:
+    """Resolve a dataset to a commit; empty if the hub cannot be reached.
 
     Raises:
-        DataError: the data set, or its revision, is not there.
+        DataError: the dataset or its revision does not exist.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    known = commit_of(rows_id(hub_id), revision)
+    known = resolved_commit(dataset_key(hub_id), revision)
     if known:
         return known
     try:
@@ -132,9 +134,9 @@ def resolve_rows(hub_id: str, revision: str = "") -> str:
         ) from None
     except RepositoryNotFoundError:
         raise DataError(f"{hub_id}: the hub has no such data set, or it needs a login") from None
-    except Exception:  # no connection, or none is allowed: the cache of `datasets` is tried later
+    except Exception:  # offline: the cache of `datasets` is tried later
         return ""
-    keep_commit(rows_id(hub_id), revision, commit)
+    record_commit(dataset_key(hub_id), revision, commit)
     return commit
 
 
@@ -151,10 +153,10 @@ def _fetch(hub_id: str, revision: str, files: list[str] | None = None) -> Path:
 
 
 def _fetch_weights(hub_id: str, folder: Path) -> None:
-    """Fetch the safetensors of an adapter, or of a whole model.
+    """Fetch the safetensors of an adapter or a whole model.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: the repository has none.
     """
     names = _weight_files(folder)
     if all((folder / name).is_file() for name in names):

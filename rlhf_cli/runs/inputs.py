@@ -1,20 +1,26 @@
-"""The local files that a run reads: recorded when it starts, compared when it is started again.
+"""Local files that a run reads: found, recorded when it starts, compared when it starts again.
 
-A file whose size and modification time are those recorded is taken to be unchanged, so that a
-finished run returns at once. Otherwise its content decides. What is on the hub has commits instead.
+A file of the recorded size and modification time counts as unchanged, so that a finished run
+returns at once. Otherwise its content decides. Repositories on the hub have commits instead.
 """
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.inputs import Input, named_inputs
+from rlhf_cli.config.paths import DATA_SUFFIXES
 from rlhf_cli.config.schema import DataPath, FunctionPath
 from rlhf_cli.errors import CheckpointError, ModelError
-from rlhf_cli.runs.artifact import local_folder, recorded_base
-from rlhf_cli.runs.data_files import data_files
-from rlhf_cli.runs.files import sampled
+from rlhf_cli.runs import lock, run_files
+from rlhf_cli.runs.artifact import find_model_folder, read_adapter_base
+from rlhf_cli.runs.run_files import sample_bytes
+
+METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+"""Files that `datasets` writes beside rows; they hold no rows."""
 
 MODEL_FILES = (
     "*.safetensors",
@@ -25,30 +31,90 @@ MODEL_FILES = (
     "vocab.txt",
     "stacked_*/*.safetensors",
 )
-Facts = dict[str, Any]
-Recorded = dict[str, dict[str, Facts]]
-"""Key -> path of a file -> its size in bytes, modification time in ns, and content hash."""
+"""Patterns of the files that a model folder is read from."""
+
+_CARD_CONFIGS = re.compile(r"\A---\n(.*\n)*?configs:", re.MULTILINE)
 
 
-def record(values: dict[str, Any], config: type[Any]) -> Recorded:
-    """The files of every key that names something to read.
+def list_data_files(path: Path, *, name: str = "", data_dir: str = "") -> Iterator[Path]:
+    """List the files with rows at a data path.
+
+    Args:
+        path: a file or folder; in a folder only direct children are read, unless it was written by
+            `save_to_disk` or is read through `datasets`.
+        name: `data.name`.
+        data_dir: `data.data_dir`, a folder in `path`.
+    """
+    folder = path / data_dir
+    if not folder.is_dir():
+        yield folder
+        return
+    direct = [file for file in folder.iterdir() if _holds_rows(file)]
+    recursive = name or is_saved_dataset(folder) or card_lists_configs(folder) or not direct
+    yield from _walk(folder) if recursive else direct
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
+    )
+
+
+def card_lists_configs(folder: Path) -> bool:
+    """Whether a dataset card (README.md) lists configurations."""
+    card = folder / "README.md"
+    return card.is_file() and bool(_CARD_CONFIGS.match(card.read_text("utf-8", "replace")))
+
+
+def _holds_rows(file: Path) -> bool:
+    name = file.name.lower().removesuffix(".gz")
+    hidden = name.startswith(".")
+    rows = name.endswith((*DATA_SUFFIXES, ".arrow")) and file.name not in METADATA_FILES
+    return rows and not hidden and file.is_file()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """All files with rows in a folder and below it, without hidden folders and run folders."""
+    for parent, folders, files in os.walk(folder):
+        here = Path(parent)
+        folders[:] = [name for name in folders if not _is_skipped(here / name)]
+        yield from (here / name for name in files if _holds_rows(here / name))
+
+
+def _is_skipped(folder: Path) -> bool:
+    """Whether a folder is hidden or belongs to a run, whose files change while it runs."""
+    marks = (run_files.MANIFEST, lock.NAME)  # a run that starts has no manifest yet
+    is_run = (folder / run_files.CONFIG).is_file() and any((folder / m).is_file() for m in marks)
+    return folder.name.startswith(".") or is_run
+
+
+FileState = dict[str, Any]
+"""Size in bytes, modification time in ns, and content hash."""
+
+Recorded = dict[str, dict[str, FileState]]
+"""Key -> path of a file -> its state."""
+
+
+def record_inputs(values: dict[str, Any], config: type[Any]) -> Recorded:
+    """Record size, time and hash of the files that the keys of a configuration name.
 
     Args:
         values: the resolved configuration, with absolute paths.
         config: its class.
     """
     return {
-        named.key: {str(file): _facts(file) for file in files}
+        named.key: {str(file): _file_state(file) for file in files}
         for named, files in _local(values, config)
     }
 
 
-def changes(before: Recorded, values: dict[str, Any], config: type[Any]) -> list[str]:
-    """A line for every key whose files are not those that were recorded.
+def find_changes(before: Recorded, values: dict[str, Any], config: type[Any]) -> list[str]:
+    """Compare the files that a configuration names with those recorded; one line per change.
 
     Args:
-        before: of an earlier start; keys that it does not have are not compared.
-        values: the resolved configuration of now, with absolute paths.
+        before: the record of an earlier start; keys that it lacks are not compared.
+        values: the resolved configuration, with absolute paths.
         config: its class.
     """
     found = []
@@ -56,7 +122,7 @@ def changes(before: Recorded, values: dict[str, Any], config: type[Any]) -> list
         if named.key not in before:
             continue
         old, now = before[named.key], {str(file): file for file in files}
-        # an older version recorded files that were not read; one that is still here is not gone
+        # older versions also recorded files that are not read; one that still exists is not gone
         lines = [f"{path} is gone" for path in old if path not in now and not Path(path).exists()]
         lines += [f"{path} is new" for path in now if path not in old]
         lines += [
@@ -68,14 +134,14 @@ def changes(before: Recorded, values: dict[str, Any], config: type[Any]) -> list
     return found
 
 
-def files_read(values: dict[str, Any], config: type[Any]) -> dict[str, list[Path]]:
-    """Key -> the local files that it names; as `record`."""
+def list_input_files(values: dict[str, Any], config: type[Any]) -> dict[str, list[Path]]:
+    """List the local files that each key names; as `record_inputs`."""
     return {named.key: files for named, files in _local(values, config)}
 
 
 def _local(values: dict[str, Any], config: type[Any]) -> Iterator[tuple[Input, list[Path]]]:
     for named in named_inputs(values, config):
-        if Path(named.value).is_absolute():  # a name of the hub, or of what is shipped, is not
+        if Path(named.value).is_absolute():  # hub ids and shipped names are not
             yield named, sorted(file for file in _files(named) if file.is_file())
 
 
@@ -87,25 +153,25 @@ def _files(named: Input) -> Iterator[Path]:
         yield path
     elif isinstance(named.mark, DataPath):
         beside = {key: str(named.beside.get(key) or "") for key in ("name", "data_dir")}
-        yield from data_files(path, **beside)
+        yield from list_data_files(path, **beside)
     else:
         yield from _model_files(named.value)
 
 
 def _model_files(path: str) -> Iterator[Path]:
-    """Those of a model, and of the local base of an adapter."""
+    """Files of a model, and of the local base of an adapter."""
     try:
-        folder = local_folder(path)
-        base = recorded_base(folder)[0] if folder else ""
-        folders = (folder, local_folder(base) if Path(base).is_absolute() else None)
-    except (ModelError, CheckpointError):  # reported where the model is loaded
+        folder = find_model_folder(path)
+        base = read_adapter_base(folder)[0] if folder else ""
+        folders = (folder, find_model_folder(base) if Path(base).is_absolute() else None)
+    except (ModelError, CheckpointError):  # reported when the model is loaded
         return
     for each in filter(None, folders):
         for pattern in MODEL_FILES:
             yield from each.glob(pattern)
 
 
-def _facts(file: Path) -> Facts:
+def _file_state(file: Path) -> FileState:
     status = file.stat()
     return {
         "bytes": status.st_size,
@@ -114,7 +180,7 @@ def _facts(file: Path) -> Facts:
     }
 
 
-def _differs(file: Path, before: Facts) -> bool:
+def _differs(file: Path, before: FileState) -> bool:
     status = file.stat()
     if status.st_size != before["bytes"]:
         return True
@@ -123,11 +189,11 @@ def _differs(file: Path, before: Facts) -> bool:
 
 
 def _digest(file: Path) -> str:
-    """Of the whole content; of weights, of evenly spaced parts."""
+    """SHA-256 of the content; of evenly spaced parts for weights."""
     with file.open("rb") as stream:
         if file.suffix != ".safetensors":
             return hashlib.file_digest(stream, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for part in sampled(file):
+    for part in sample_bytes(file):
         digest.update(part)
     return digest.hexdigest()

@@ -1,14 +1,16 @@
-"""One process owns a run folder.
+"""Lock of a run folder: one process owns it.
 
-The lock file names the process; its start time tells it from a later one with the same id. `flock`
-only guards the moment in which the file is read and rewritten, so it need not hold over hours.
+`filelock` cannot replace it: it holds `flock` for hours, and cannot take over the lock of a dead or
+suspended owner on another host of a shared file system.
 
-The processes of another host cannot be seen from here. Each owner therefore sets the modification
-time of its lock file every `BEAT_SECONDS`, and a lock of another host is taken over once that time
-is `STALE_SECONDS` old. Both times are those of the file system, so that clocks may differ.
+The lock file names the owner's process id, host and start time (process ids are reused). `flock`
+only guards the moment in which the file is read and rewritten.
 
-An owner that was suspended for longer may find that its folder was taken over. It asks before it
-writes, and ends.
+Whether a process of another host is alive cannot be seen. Each owner therefore updates the
+modification time of its lock file every `BEAT_SECONDS`, and a lock of another host is taken over
+when that time is `STALE_SECONDS` old, by the clock of the file system.
+
+An owner that was suspended for longer may lose its folder: it checks before it writes, and ends.
 """
 
 import atexit
@@ -32,17 +34,17 @@ NAME = ".lock"
 
 BEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
-"""Ten missed beats: shared file systems may show a new time only after a minute."""
+"""Ten missed beats: shared file systems may show a new modification time after a minute only."""
 
 
 @dataclass
 class _Heartbeat:
-    """Of a folder that this process owns.
+    """Heartbeat of a folder that this process owns.
 
     Attributes:
         ended: set to end the heartbeat.
-        at: time of the last beat, in seconds of the wall clock, which counts a suspension too.
-        lost: whether another process owned the folder then.
+        at: time of the last beat, in seconds of the wall clock, which includes a suspension.
+        lost: whether another process owned the folder at that time.
     """
 
     ended: threading.Event = field(default_factory=threading.Event)
@@ -50,22 +52,22 @@ class _Heartbeat:
     lost: bool = False
 
     def beat(self, path: Path) -> None:
-        """Refresh the lock, and note whether it is still that of this process."""
+        """Refresh the lock and record whether this process still owns it."""
         self.lost = not refresh(path)
         self.at = time.time()
 
 
 _heartbeats: dict[Path, _Heartbeat] = {}
-"""Folder -> heartbeat, of all folders that this process owns."""
+"""Folder -> heartbeat, for all folders that this process owns."""
 
 
 def acquire(path: Path) -> None:
     """Make this process the owner of a folder until it ends or releases it.
 
     Raises:
-        CheckpointError: Another process owns it, which is alive or, on another host, was within
-            `STALE_SECONDS`.
-        OSError: The folder cannot be written.
+        CheckpointError: another process owns it and is alive or, on another host, was alive
+            within the last `STALE_SECONDS`.
+        OSError: the folder cannot be written.
     """
     me = _me()
     with _guarded(path / NAME) as file:
@@ -114,10 +116,10 @@ def _begin_heartbeat(path: Path) -> None:
 
 
 def refresh(path: Path) -> bool:
-    """Show that this process is alive, if it still owns the folder.
+    """Update the modification time of the lock if this process still owns the folder.
 
     Returns:
-        Whether it does. A lock that was removed may have been another owner's, which has ended.
+        Whether it does; a lock file that is gone may have been a later owner's.
     """
     try:
         with _guarded(path / NAME, create=False) as file:
@@ -126,15 +128,15 @@ def refresh(path: Path) -> bool:
             os.utime(path / NAME)
     except FileNotFoundError:
         return False
-    except OSError:  # a disk that does not answer says nothing of the owner
+    except OSError:  # a disk that does not respond says nothing about the owner
         pass
     return True
 
 
 def is_lost(path: Path) -> bool:
-    """Whether this process has owned a folder and another has taken it over since.
+    """Whether another process has taken over a folder that this process owned.
 
-    The lock is read again where the last beat is long ago, as after a suspension.
+    The lock is read again if the last beat is long ago, as after a suspension.
     """
     heartbeat = _heartbeats.get(path)
     if heartbeat is None:
@@ -148,7 +150,7 @@ def require_owned(path: Path) -> None:
     """Refuse to write into a folder that another process has taken over.
 
     Raises:
-        CheckpointError: this process has owned it and does no longer.
+        CheckpointError: this process no longer owns it.
     """
     if is_lost(path):
         raise CheckpointError(
@@ -159,16 +161,16 @@ def require_owned(path: Path) -> None:
 
 
 def release(path: Path) -> None:
-    """Give a folder up, if this process owns it; a lock left on a read-only disk binds nobody."""
+    """Release a folder that this process owns; failures are ignored, the owner will be dead."""
     heartbeat = _heartbeats.pop(path, None)
     if heartbeat is not None:
         heartbeat.ended.set()
     with suppress(OSError):
         if (path / NAME).is_file():
-            _give_up(path / NAME)
+            _remove_own(path / NAME)
 
 
-def _give_up(lock: Path) -> None:
+def _remove_own(lock: Path) -> None:
     with _guarded(lock) as file:
         if _owner(file) == _me():
             lock.unlink()
@@ -176,7 +178,7 @@ def _give_up(lock: Path) -> None:
 
 @contextmanager
 def _guarded(lock: Path, *, create: bool = True) -> Iterator[TextIO]:
-    """The lock file, open, and nobody else in this block."""
+    """Open the lock file with an exclusive `flock` for the block."""
     flags = os.O_RDWR | (os.O_CREAT if create else 0)
     while True:
         with open(os.open(lock, flags, 0o644), "r+", encoding="utf-8") as file:
@@ -188,7 +190,7 @@ def _guarded(lock: Path, *, create: bool = True) -> Iterator[TextIO]:
 
 
 def _still_there(lock: Path, file: TextIO) -> bool:
-    """False if the last owner removed the file between our opening and locking it."""
+    """False if the last owner removed the file after we opened and before we locked it."""
     try:
         return os.stat(lock).st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
@@ -196,7 +198,7 @@ def _still_there(lock: Path, file: TextIO) -> bool:
 
 
 def _me() -> dict[str, Any]:
-    """This process; in containers, those of several hosts often have the same id."""
+    """Identity of this process; containers of several hosts often share process ids."""
     return {"pid": os.getpid(), "host": socket.gethostname(), "started": _started(os.getpid())}
 
 
@@ -210,7 +212,7 @@ def _owner(file: TextIO) -> dict[str, Any] | None:
 
 
 def _alive(owner: dict[str, Any]) -> bool:
-    """Whether a process of this host still runs."""
+    """Whether an owner on this host still runs."""
     try:
         os.kill(owner["pid"], 0)
     except OSError as error:
@@ -219,7 +221,7 @@ def _alive(owner: dict[str, Any]) -> bool:
 
 
 def _started(pid: int) -> str:
-    """The start time of a process in clock ticks since boot; empty where /proc is missing."""
+    """Start time of a process in clock ticks since boot; empty without /proc."""
     try:
         stat = Path("/proc", str(pid), "stat").read_text(encoding="utf-8")
     except OSError:

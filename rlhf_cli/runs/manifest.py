@@ -1,8 +1,7 @@
-"""`manifest.json`: what a run is, when it was started and how it ended."""
+"""A run's `manifest.json`: command, versions, inputs, start times and outcome."""
 
 import contextlib
 import hashlib
-import json
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -13,42 +12,42 @@ from typing import Any
 from rlhf_cli import __version__
 from rlhf_cli.config.yaml12 import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
-from rlhf_cli.runs import contents, hub, lock, secrets
-from rlhf_cli.runs.files import write_json_atomic
+from rlhf_cli.runs import hub, lock, log, run_files
+from rlhf_cli.runs.run_files import read_json, write_json_atomic
 
-NAME = contents.MANIFEST
+NAME = run_files.MANIFEST
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "hydra-core", "safetensors")
 
 
-def saved(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What `config.yaml` holds: all but where a run is written and whether it goes on."""
+def config_to_save(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Select the keys that `config.yaml` holds: all but `output_dir` and `resume`."""
     return {key: value for key, value in resolved.items() if key not in ("output_dir", "resume")}
 
 
-def begin(
+def write_start(
     path: Path,
     command: str,
     argv: list[str],
     resolved: dict[str, Any],
     inputs: dict[str, Any] | None = None,
 ) -> None:
-    """Say what is about to run; a run that is started again keeps its earlier starts.
+    """Write the manifest of a run that starts; earlier start times are kept.
 
     Args:
         path: the run folder.
         command: the stage.
-        argv: the words of the command line.
+        argv: command-line arguments.
         resolved: every key with its value.
-        inputs: the files that the run reads, as of `inputs.record`.
+        inputs: the files that the run reads, from `inputs.record_inputs`.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: the manifest cannot be written.
     """
     try:
         starts = list(read(path).get("starts", []))
     except CheckpointError:
         starts = []
-    config = to_yaml(command, saved(resolved))
+    config = to_yaml(command, config_to_save(resolved))
     manifest = {
         "status": "running",
         "command": command,
@@ -64,64 +63,62 @@ def begin(
 
 
 def record_commits(path: Path) -> None:
-    """Write down which commit each hub id of this command means, for when the run is continued.
+    """Record the commits of the hub ids of this command, for when the run is resumed.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: the manifest cannot be written.
     """
-    _change(path, {"hub": hub.commits()})
+    _update(path, {"hub": hub.commits()})
 
 
 def commits(path: Path) -> dict[str, str]:
-    """`ID@REVISION` -> commit of the hub ids of a run."""
+    """Read the recorded commits of a run: `ID@REVISION` -> commit."""
     return dict(read(path).get("hub", {}))
 
 
 def complete(path: Path, **extra: Any) -> None:
-    """Say that the run is done, with anything else worth knowing (`steps=200`).
+    """Mark the run as complete, with further facts such as `steps=200`.
 
     Raises:
-        CheckpointError: It cannot be written.
+        CheckpointError: the manifest cannot be written.
     """
     _end(path, "complete", extra)
 
 
 def fail(path: Path, error: BaseException) -> None:
-    """Say why the run ended early, if that can still be written: the error itself matters more."""
+    """Record the error that ended the run; not being able to write is ignored."""
     interrupted = isinstance(error, KeyboardInterrupt | Interrupted)
-    reason = secrets.redact(f"{type(error).__name__}: {error}")
+    reason = log.redact(f"{type(error).__name__}: {error}")
     with contextlib.suppress(CheckpointError):
         _end(path, "interrupted" if interrupted else "failed", {"error": reason})
 
 
 def _end(path: Path, how: str, extra: dict[str, Any]) -> None:
-    _change(path, {**extra, "status": how, "ended": _now()})
+    _update(path, {**extra, "status": how, "ended": _now()})
 
 
-def _change(path: Path, values: dict[str, Any]) -> None:
+def _update(path: Path, values: dict[str, Any]) -> None:
     lock.require_owned(path)
     write_json_atomic(path / NAME, {**read(path), **values})
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The manifest of a run folder, or nothing.
+    """Read the manifest of a run folder; empty if there is none.
 
     Raises:
-        CheckpointError: It is damaged or cannot be read.
+        CheckpointError: the manifest is damaged or cannot be read.
     """
     file = path / NAME
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return read_json(file)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError):
+    except ValueError:
         raise CheckpointError(f"{file}: not valid JSON; remove it to run again") from None
 
 
 def status(path: Path) -> str:
-    """`running`, `complete`, `interrupted` or `failed`; `unknown` without a manifest."""
+    """Read the status: running, complete, interrupted or failed; `unknown` without a manifest."""
     return str(read(path).get("status", "unknown"))
 
 
@@ -130,7 +127,7 @@ def _now() -> str:
 
 
 def git_commit(folder: Path | None = None) -> str:
-    """The commit of a folder, by default the working folder, or nothing outside of git."""
+    """Find the git commit of a folder (default: the working folder); empty outside of git."""
     try:
         command = ["git", "rev-parse", "HEAD"]
         found = subprocess.run(

@@ -1,4 +1,4 @@
-"""The configuration that a run was made with, read back from its folder."""
+"""Configuration of an earlier run, read from its folder."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,22 +11,22 @@ from rlhf_cli.config.recipe import read
 from rlhf_cli.config.references import with_unset_as_text
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.runs import manifest
-from rlhf_cli.runs.contents import CONFIG
+from rlhf_cli.runs.run_files import CONFIG
 from rlhf_cli.stages.registry import COMMANDS
 
-# A run's result does not need what it was made from, which may be gone.
+# A run's result does not need the files that it was made from.
 _MAY_BE_GONE = ("model.path", "model.base", "model.tokenizer", "model.chat_template")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was made with.
+    """Settings of an earlier run.
 
     Attributes:
         stage: the command.
-        config: an instance of its config class; paths that are gone are left empty in it.
-        gone: the line for each path of data that is no longer there.
-        commits: `ID@REVISION` -> commit of what it used of the hub.
+        config: instance of its config class; paths that no longer exist are empty.
+        gone: the problem of each data path that no longer exists.
+        commits: `ID@REVISION` -> commit of the hub repositories it used.
     """
 
     stage: str
@@ -36,10 +36,10 @@ class Settings:
 
 
 def read_settings(model: str) -> Settings | None:
-    """The settings of a run, given its folder or the model folder inside; none for other models.
+    """Read the settings of a run from its folder or the model folder in it; None if it is no run.
 
     Raises:
-        ConfigError: The file cannot be read, or a value is none of today's.
+        ConfigError: `config.yaml` cannot be read, or a value is no longer valid.
     """
     path = Path(model).expanduser()
     file = (path.parent if path.name == "model" else path) / CONFIG
@@ -49,7 +49,7 @@ def read_settings(model: str) -> Settings | None:
     if found.stage not in COMMANDS:
         return None
     command = COMMANDS[found.stage]
-    # a key that was added since has what is its default now
+    # a key that did not exist then takes its present default
     whole = OmegaConf.merge(asdict(command.config()), with_unset_as_text(found.values))
     tree: Any = OmegaConf.to_container(whole, resolve=True)
     checked = check(command, tree, {}, whole=False)

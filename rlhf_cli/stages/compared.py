@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ConfigError
@@ -44,7 +45,7 @@ def compared(
     own = _log_probs(cfg, examples, tokenizer, ctx, ld_alpha)
     if model.reference == "none":
         return own | {"reference": np.zeros_like(own["logp"])}
-    say(f"reference: {model.reference}")
+    logger.info(f"reference: {model.reference}")
     held = replace(cfg, model=TrainedModelConfig(path=model.reference), adapter=AdapterConfig())
     theirs = _log_probs(held, examples, tokenizer, ctx, ld_alpha)
     return own | {"reference": theirs["logp"]}

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.arrange import count_classes, unpair
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
@@ -48,7 +48,9 @@ def labelled(loaded: Loaded, role: str = "training") -> Examples:
             "or a file of pairs (prompt, chosen, rejected)"
         )
     ratio = f"1 to {undesirable / desirable:.2f}" if both else "one class only: no auc"
-    say(f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable ({ratio})")
+    logger.info(
+        f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable ({ratio})"
+    )
     return rows
 
 

@@ -15,7 +15,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.evaluation.bootstrap import Values, ratio
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
@@ -92,7 +92,7 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
 
 
 def held_out_metrics(
-    policy: Policy, held_out: Loaded, max_tokens: int, ranks: Ranks = ALONE
+    policy: Policy, held_out: Loaded, max_tokens: int, ranks: Ranks = SINGLE_PROCESS
 ) -> dict[str, float]:
     """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
     examples, report = held_out

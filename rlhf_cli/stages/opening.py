@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import RunContext, say, silence
+from rlhf_cli.console import logger, muted
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.records.corpus import holds_chats, iter_texts
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.prompts import becomes_message
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
-from rlhf_cli.runs.contents import TOKENIZER
+from rlhf_cli.runs.run_files import TOKENIZER
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 
 Records = tuple[type, ...]
@@ -46,11 +47,11 @@ def open_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
         stage: names the shipped rows, and stands in errors.
         records: the record classes that the stage takes, the preferred first.
     """
-    prepared = ctx.ranks.size > 1
+    prepared = ctx.ranks.world_size > 1
     if prepared:
         cfg = _with_saved_tokenizer(cfg, ctx.out)
     # what there is to say about prepared rows was said when they were
-    with silence() if prepared else contextlib.nullcontext():
+    with muted() if prepared else contextlib.nullcontext():
         return _open(cfg, stage, records, cached_only=prepared)
 
 
@@ -78,7 +79,7 @@ def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
 def say_max_length(cfg: StageConfig) -> None:
     """Say that the longest row is what the model takes, to which the default is lowered."""
     if cfg.data.max_length == cfg.model.positions:
-        say(f"data.max_length: {cfg.data.max_length}, the model's positions")
+        logger.info(f"data.max_length: {cfg.data.max_length}, the model's positions")
 
 
 def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
@@ -94,7 +95,7 @@ def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None
     model = cfg.model
     chats = becomes_message("auto", model.path, model.revision, tokenizer)
     if chats and not report.templated and not model.from_scratch:
-        say(
+        logger.info(
             f"template: {model.path} has a chat template, and the rows are text, which is joined "
             "without it. template=always makes prompts the user's messages and responses the "
             "assistant's; template=never leaves this line out"

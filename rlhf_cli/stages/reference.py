@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import say, silence
+from rlhf_cli.console import logger, muted
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import describe
@@ -105,13 +105,13 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
 
     kind = _kind(model, policy)
     if kind == "adapter_off":
-        say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
+        logger.info(f"reference: {_start(model, policy)} (the policy without its new adapter)")
         return Reference(lambda rows: _frozen(of, policy, rows, "reference"))
     if kind == "copy":
         copied = _copy(model, policy, run)
         return Reference(lambda rows: _frozen(of, copied.policy, rows, copied.role), copied)
     other = None if kind == "stored" else _load(model, policy, run)
-    say(f"reference: {_start(model, policy) if other is None else model.reference}")
+    logger.info(f"reference: {_start(model, policy) if other is None else model.reference}")
     run.add_columns(
         lambda examples: with_reference(
             examples, other or policy, of, f"ld_alpha={ld_alpha}", run.max_tokens, run.ctx
@@ -136,10 +136,10 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
     kind = _kind(model, policy)
     if kind == "path":
         other = _load(model, policy, run)
-        say(f"reference: {model.reference}")
+        logger.info(f"reference: {model.reference}")
         return Held(other)
     if kind == "adapter_off":
-        say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
+        logger.info(f"reference: {_start(model, policy)} (the policy without its new adapter)")
         return Held(policy, "reference")
     return _copy(model, policy, run)
 
@@ -147,9 +147,11 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
 def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
     """The policy as it is now, for good; with adapters, frozen ones on the same base."""
     if policy.adapters is None:
-        say(f"reference: a frozen copy of {_start(model, policy)}")
+        logger.info(f"reference: a frozen copy of {_start(model, policy)}")
         return Held(frozen_copy(policy, run.ctx.compute))
-    say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
+    logger.info(
+        f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base"
+    )
     policy.adapters.twin("start", trained=False)
     lower(policy.adapters.params_of("start"), run.ctx.compute)
     return Held(policy, "start")
@@ -199,7 +201,7 @@ def _load(model: ComparedModelConfig, policy: Policy, run: Training) -> Policy:
     )
     advice = "Put the policy's beside it if it is the same"
     require_tokenizer("model.reference", path, plain.revision, advice)
-    with _named_as_typed(), silence():
+    with _named_as_typed(), muted():
         theirs = load_tokenizer(plain)
         if theirs.get_vocab() != run.tokenizer.get_vocab():
             raise ModelError(

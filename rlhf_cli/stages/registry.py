@@ -124,7 +124,7 @@ TOOLS = {
         Tool(
             "recipes",
             "List the shipped recipes, print one, or copy one to change it.",
-            "rlhf_cli.commands.recipes:run",
+            "rlhf_cli.commands.shipped:run_recipes",
             {
                 "ls": "Name and purpose of each; `rlhf recipes` alone does the same.",
                 "show NAME": "Print the file.",
@@ -154,7 +154,7 @@ TOOLS = {
         Tool(
             "docs",
             "List the pages of the documentation, or print one.",
-            "rlhf_cli.commands.docs:run",
+            "rlhf_cli.commands.shipped:run_docs",
             {"": "Name and title of each page.", "NAME": "Print the page, as in `rlhf docs data`."},
         ),
     )

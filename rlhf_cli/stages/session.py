@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.preview import show_first_example
@@ -107,7 +107,7 @@ class Session(Training):
         source = ExampleSource(
             self.examples, cfg.data, cfg.train, cfg.seed, self.max_tokens, self.ctx.ranks
         )
-        say(
+        logger.info(
             f"steps: {source.total_steps} of {cfg.train.batch_size} examples; "
             f"{self.max_tokens} tokens a pass"
         )
@@ -150,7 +150,7 @@ def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
     """
     if steps < FEW_STEPS and examples < FEW_STEPS * batch_size:
         smaller = max(1, examples // FEW_STEPS)
-        say(
+        logger.info(
             f"steps: {steps} only, from {count(examples, 'example')} at train.batch_size="
             f"{batch_size}. Try train.batch_size={smaller}, or more train.epochs"
         )

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.context import open_context, say, use_deterministic_algorithms
+from rlhf_cli.console import logger
+from rlhf_cli.context import create_context, use_deterministic_algorithms
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.compiled import compile_layers, require_compiler
@@ -54,7 +55,7 @@ class Training(ABC):
         self.cfg = cfg
         if cfg.train.deterministic:
             use_deterministic_algorithms()
-        self.ctx = open_context(cfg.train.precision, cfg.seed, out)
+        self.ctx = create_context(cfg.train.precision, cfg.seed, out)
         require_device(cfg.train, self.ctx.device)
         require_liger(cfg.kernels, self.ctx.device)
         require_compiler(cfg.train.compile, self.ctx.device)
@@ -114,7 +115,7 @@ class Training(ABC):
             What the manifest tells of the run.
         """
         cfg, ctx = self.cfg, self.ctx
-        names = cfg.log.trackers if ctx.ranks.main else []
+        names = cfg.log.trackers if ctx.ranks.is_main else []
         with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
             result = fit(
                 model,
@@ -134,8 +135,8 @@ class Training(ABC):
         def save() -> None:
             save_model(model, self.tokenizer, ends, trained_on, cfg, ctx, result)
 
-        ctx.ranks.on_main(save)
-        say(f"result: {ctx.out / 'model'}")
+        ctx.ranks.run_on_main(save)
+        logger.info(f"result: {ctx.out / 'model'}")
         return self._summary(result)
 
     def _machinery(self, model: ModelWrapper) -> dict[str, Any]:
@@ -147,11 +148,13 @@ class Training(ABC):
             ctx.device,
             ctx.compute,
             cfg.gradient_checkpointing,
-            ctx.ranks.size,
+            ctx.ranks.world_size,
         )
         return {
-            "micro_batch_tokens": min(ctx.ranks.gather(found)),  # GPUs of one run may differ
-            "processes": ctx.ranks.size,
+            "micro_batch_tokens": min(
+                ctx.ranks.all_gather_json(found)
+            ),  # GPUs of one run may differ
+            "processes": ctx.ranks.world_size,
             "threads": torch.get_num_threads(),
             "attention": model.model.config._attn_implementation,
             "logprobs": model.implementation.name,
@@ -166,7 +169,7 @@ class Training(ABC):
         return {
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
-            "processes": self.ctx.ranks.size,
+            "processes": self.ctx.ranks.world_size,
             "peak_memory_bytes": sum(result.peak_memory),
             "peak_memory_bytes_by_rank": result.peak_memory,
             "device": str(self.ctx.device),

@@ -5,53 +5,53 @@ from rlhf_cli.config.schema import Machinery
 
 Mode = Literal["min", "max"]
 
-_IN_TRAINING = {
+_TRAINING_NAMES = {
     "score": "objective/scores",
     "kl": "objective/kl",
     "response_length": "tokens/response_length",
     "eos_fraction": "tokens/eos_fraction",
 }
-"""Held-out metrics whose training metric has another name; all others have the same."""
+"""Held-out metric -> training metric, where the names differ."""
 
 
 def training_metric(metric: str) -> str:
-    """The metric of training that means the same as a held-out one (`eval/NAME`)."""
+    """Name of the training metric that corresponds to a held-out one (`eval/NAME`)."""
     name = metric.removeprefix("eval/")
-    return metric if name == metric else _IN_TRAINING.get(name, name)
+    return metric if name == metric else _TRAINING_NAMES.get(name, name)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the runs of a sweep are compared by.
+    """Metric by which the runs of a sweep are compared.
 
     Attributes:
         metric: of a finished run, as `eval/loss`; without `eval/` of its last logged step.
-        mode: whether the least or the greatest value is the best.
+        mode: whether lower (`min`) or higher (`max`) is better.
     """
 
     metric: str
     mode: Mode
 
     def cost(self, value: float) -> float:
-        """The value as a number to be minimized."""
+        """Convert a value to one that is minimized."""
         return value if self.mode == "min" else -value
 
 
 @dataclass(kw_only=True)
 class SweepConfig:
-    """What the runs of a sweep (`-m`) are compared by; a single run does not read it."""
+    """Metric by which the runs of a sweep (`-m`) are compared; single runs ignore it."""
 
     metric: Annotated[str, Machinery()] = "auto"
     """Metric of a finished run, as `eval/loss`; without `eval/` that of its last logged step. A run
-    without held-out rows is compared by the metric of training that means the same.
-    `auto` is the held-out accuracy of pairs for dpo, the held-out score for ppo (its KL stands
-    beside it in the table), and else the held-out loss."""
+    without held-out rows is compared by the corresponding training metric. `auto` is the held-out
+    accuracy of pairs for dpo, the held-out score for ppo (the table shows its KL too), and the
+    held-out loss for other stages."""
 
     mode: Annotated[Literal["auto", "min", "max"], Machinery()] = "auto"
-    """Whether the least or the greatest value is the best; given with `sweep.metric`."""
+    """Whether lower (`min`) or higher (`max`) values are better; needed with `sweep.metric`."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Contradictions between options, one line each."""
         if self.metric != "auto" and self.mode == "auto":
             return [
                 f"sweep.mode: none given with sweep.metric={self.metric}; need min or max. "
@@ -64,8 +64,8 @@ class SweepConfig:
             ]
         return []
 
-    def objective(self, usual: Objective) -> Objective:
-        """What is asked for, else what is usual for the stage."""
+    def objective(self, default: Objective) -> Objective:
+        """The configured objective, else the default of the stage."""
         if self.metric == "auto" or self.mode == "auto":
-            return usual
+            return default
         return Objective(self.metric, self.mode)

@@ -18,8 +18,8 @@ from rlhf_cli.models.source import fingerprint
 from rlhf_cli.models.tokenization import RECORD, tokenization_hash
 from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.runs import artifact, contents, hub, lock
-from rlhf_cli.runs.files import write_json_atomic
+from rlhf_cli.runs import artifact, hub, lock, run_files
+from rlhf_cli.runs.run_files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
 
@@ -57,7 +57,7 @@ def save_model(
         policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     else:
         name_pad_token(policy.model, tokenizer)
-    final, partial = ctx.out / contents.MODEL, ctx.out / f"{contents.MODEL}.tmp"
+    final, partial = ctx.out / run_files.MODEL, ctx.out / f"{run_files.MODEL}.tmp"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         _write_weights(policy, partial, dtype)
@@ -115,7 +115,9 @@ def _commits(model: ModelConfig) -> dict[str, str]:
     }
     if isinstance(model, ComparedModelConfig):
         named["model.reference"] = (model.reference, model.reference_revision)
-    found = {key: (path, hub.commit_of(path, revision)) for key, (path, revision) in named.items()}
+    found = {
+        key: (path, hub.resolved_commit(path, revision)) for key, (path, revision) in named.items()
+    }
     return {key: f"{path}@{commit}" for key, (path, commit) in found.items() if commit}
 
 

@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
-from rlhf_cli.runs import contents, lock
-from rlhf_cli.runs.folder import checkpoints
+from rlhf_cli.runs import lock, run_files
+from rlhf_cli.runs.folder import list_checkpoints
 from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 3
-FOLDER = contents.CHECKPOINTS
+FOLDER = run_files.CHECKPOINTS
 WEIGHTS = "weights.safetensors"
 STAGE = "stage.safetensors"
 
@@ -39,7 +39,7 @@ def save_checkpoint(
     optimizer: MasterAdamW,
     state: dict[str, Any],
     keep: int,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
     *,
     tensors: Mapping[str, Tensor] | None = None,
     spared: int | None = None,
@@ -61,17 +61,19 @@ def save_checkpoint(
             checkpoints before it stand.
     """
     own = read_generators()
-    gathered = zip(ranks.gather_tensors(own.tensors), ranks.gather(own.values), strict=True)
+    gathered = zip(
+        ranks.all_gather_tensors(own.tensors), ranks.all_gather_json(own.values), strict=True
+    )
     everyone = [Generators(*one) for one in gathered]
 
     def save() -> None:
         lock.require_owned(out)
         _save(out, step, optimizer, state, everyone, tensors or {})
-        for old in checkpoints(out)[:-keep]:
+        for old in list_checkpoints(out)[:-keep]:
             if spared is None or old.name != _name(spared):
                 _remove(old)
 
-    ranks.on_main(save)
+    ranks.run_on_main(save)
 
 
 def _name(step: int) -> str:
@@ -109,7 +111,7 @@ def _save(
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run folder."""
-    found = checkpoints(out)
+    found = list_checkpoints(out)
     return found[-1] if found else None
 
 

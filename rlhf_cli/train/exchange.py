@@ -29,13 +29,13 @@ def add_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> Tensor:
     Returns:
         Scalar: the sum of the shares.
     """
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         return loss
     owners = list(optimizer.owners.values())
     present = [owner.grad is not None for owner in owners]
     head = torch.tensor([0.0, *map(float, present)]).to(owners[0].device)
     head[0] = loss
-    ranks.add_in_place(head)
+    ranks.all_reduce(head)
     for owner, count in zip(owners, head[1:].tolist(), strict=True):
         if count and owner.grad is None:
             owner.grad = torch.zeros_like(owner)
@@ -60,10 +60,10 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
 
 def _add_bucket(bucket: list[Tensor], ranks: Ranks) -> None:
     if len(bucket) == 1 and bucket[0].is_contiguous():
-        ranks.add_in_place(bucket[0])
+        ranks.all_reduce(bucket[0])
         return
     flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-    ranks.add_in_place(flat)
+    ranks.all_reduce(flat)
     parts = flat.split([gradient.numel() for gradient in bucket])
     for gradient, part in zip(bucket, parts, strict=True):
         gradient.copy_(part.view_as(gradient))
@@ -75,13 +75,13 @@ def require_equal_weights(optimizer: MasterAdamW, ranks: Ranks, step: int) -> No
     Raises:
         CheckpointError: they differ; what a rank computed was not what the others did.
     """
-    if ranks.size == 1:
+    if ranks.world_size == 1:
         return
     sums = [
         master.contiguous().view(torch.int32).sum(dtype=torch.int64)
         for master in optimizer.masters.values()
     ]
-    first, *others = ranks.gather(torch.stack(sums).tolist())
+    first, *others = ranks.all_gather_json(torch.stack(sums).tolist())
     for rank, other in enumerate(others, start=1):
         if other != first:
             differing = [

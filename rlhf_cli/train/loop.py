@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
-from rlhf_cli.runs.contents import METRICS
+from rlhf_cli.runs.run_files import METRICS
 from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
@@ -108,7 +109,7 @@ class Trainer:
         with stop_on_request() as stop:
             self._train(stop)
         seconds = time.monotonic() - began
-        memory = self.ranks.gather(peak_memory(self.ctx.device))
+        memory = self.ranks.all_gather_json(peak_memory(self.ctx.device))
         weights, after = self._result()
         return RunResult(self.step, seconds, memory, weights, self.before, after)
 
@@ -117,7 +118,7 @@ class Trainer:
         if self.cfg.result == "last" or self.best.step == self.step:
             return self.optimizer.masters, self.after
         which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
-        say(f"result: {which}, which had the lowest held-out loss")
+        logger.info(f"result: {which}, which had the lowest held-out loss")
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
@@ -187,7 +188,7 @@ class Trainer:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._explain(error, device_rows) from error
-        once = int(self.ranks.main)
+        once = int(self.ranks.is_main)
         self.meter.add(
             {
                 "loss": (gradients.loss * once, once),
@@ -198,7 +199,7 @@ class Trainer:
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
-        once = int(self.ranks.main)
+        once = int(self.ranks.is_main)
         tokens = sum(len(rows.tokens) for rows in done)
         computed = float(sum(self.policy.computed_tokens(rows) for rows in done))
         work = sum(self.work.of(rows) for rows in done)
@@ -218,7 +219,7 @@ class Trainer:
             (rows.owners[0], self.where(rows), what)
             for rows, what in culprits(step, self.loss, self.optimizer)
         )
-        found = sorted(one for of_rank in self.ranks.gather(own) for one in of_rank)
+        found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
         if len(found) > 5:
             named.append(f"  and {len(found) - 5} more of the step's rows")
@@ -234,7 +235,7 @@ class Trainer:
         with torch.no_grad(), without_dropout(self.policy):
             values = self.evaluate()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-        say(f"held-out after step {self.step}: {shown}")
+        logger.info(f"held-out after step {self.step}: {shown}")
         return values
 
     def _save(self) -> None:
@@ -242,7 +243,7 @@ class Trainer:
         state = {
             "source": self.source.state_dict(),
             "stage": self.state.state_dict(),
-            "meter": self.ranks.gather(self.meter.state_dict()),
+            "meter": self.ranks.all_gather_json(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
@@ -268,7 +269,7 @@ class Trainer:
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = Best(**state["best"])
-        say(
+        logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
         )

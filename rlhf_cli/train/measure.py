@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import eval_batches
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.losses.reduce import scaled_loss
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 
@@ -24,7 +24,7 @@ def measure(
     examples: Examples,
     max_tokens: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """The loss of all examples as of one step, and its metrics; call it without gradients.
 
@@ -46,7 +46,7 @@ def row_values(
     examples: Examples,
     max_tokens: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> tuple[RowValues, dict[str, float]]:
     """The values of all rows, in the order of the examples, and the counts of their units."""
     own: list[dict[str, Tensor]] = []
@@ -56,10 +56,10 @@ def row_values(
         found = values(rows.to(device))
         moved = {name: value.cpu() for name, value in found.items()}
         own.append({**moved, _EXAMPLE: rows.example_of_row})
-    every = [part for part in ranks.gather_tensors(_joined(own)) if part]
+    every = [part for part in ranks.all_gather_tensors(_joined(own)) if part]
     whole = _joined(every)
     order = whole.pop(_EXAMPLE).argsort(stable=True)
-    return {name: value[order] for name, value in whole.items()}, ranks.add(counted)
+    return {name: value[order] for name, value in whole.items()}, ranks.sum_by_name(counted)
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.progress import LiveLine, clock
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.runs import lock
-from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
+from rlhf_cli.runs.run_files import read_json_lines, read_lines, write_text_atomic
 
 
 class Meter:
     """Running sums of metrics between two log lines; on the device and of one rank until read."""
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
+    def __init__(self, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.ranks = ranks
         self.sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
 
@@ -34,7 +34,7 @@ class Meter:
     def read(self) -> dict[str, float]:
         """The means over all ranks since the last reading; starts anew."""
         merged: dict[str, tuple[float, float]] = {}
-        for own in self.ranks.gather(self.state_dict()):
+        for own in self.ranks.all_gather_json(self.state_dict()):
             for name, (total, count) in own.items():
                 old_total, old_count = merged.get(name, (0.0, 0.0))
                 merged[name] = (old_total + total, old_count + count)
@@ -67,9 +67,9 @@ def _numbers(values: Sequence[Tensor | float]) -> list[float]:
 class MetricsFile:
     """`metrics.jsonl`: one flat object a logged step; only rank 0 writes it."""
 
-    def __init__(self, path: Path, ranks: Ranks = ALONE) -> None:
+    def __init__(self, path: Path, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.path = path
-        self.written = ranks.main
+        self.written = ranks.is_main
         self.lines = 0
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
@@ -67,7 +68,7 @@ def with_reference(
         values = _stored(key, examples, compute, ctx)
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
-            if ctx.ranks.main:
+            if ctx.ranks.is_main:
                 store_entry(key, Entry({COLUMN: values}, {}), SHELF)
     return replace(examples, columns={**examples.columns, COLUMN: values})
 
@@ -79,11 +80,13 @@ def _compute(
     ctx: RunContext,
 ) -> NDArray[np.float32]:
     """The numbers of all rows; micro-batches are dealt out to the ranks."""
-    say(f"reference: log-probs of {len(examples):,} examples, computed once")
+    logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(parts(examples, np.arange(len(examples)), max_tokens))
-    size = ctx.ranks.size
+    size = ctx.ranks.world_size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
-    found = ctx.ranks.concatenate(torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own])))
+    found = ctx.ranks.all_gather_concat(
+        torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own]))
+    )
     order = [part for rank in range(size) for part in every[rank::size]]
     values = np.empty(len(examples.row_starts) - 1, np.float32)
     values[np.concatenate([_rows_of(examples, part) for part in order])] = found.numpy()
@@ -98,19 +101,21 @@ def _stored(
 ) -> NDArray[np.float32] | None:
     """The numbers in the cache, if they are there and those of this model."""
     entry = load_entry(key, SHELF)
-    if not all(ctx.ranks.gather(entry is not None)) or entry is None:
+    if not all(ctx.ranks.all_gather_json(entry is not None)) or entry is None:
         return None
     values: NDArray[np.float32] = entry.arrays[COLUMN]
     some = sorted({*np.linspace(0, len(examples) - 1, CHECKED).astype(int).tolist()})
     drift = np.abs(values[_rows_of(examples, some)] - compute(some)).sum()
     tokens = sum(examples.token_starts[i + 1] - examples.token_starts[i] for i in some)
     if not drift / tokens <= MOST_DRIFT[ctx.compute]:
-        say(
+        logger.info(
             f"reference: the stored log-probs ({key}) are not those of this model (they differ by "
             f"{drift / tokens:.1e} nats a token); computing them anew"
         )
         return None
-    say(f"reference: stored log-probs ({key}), {len(some)} of {len(examples):,} examples checked")
+    logger.info(
+        f"reference: stored log-probs ({key}), {len(some)} of {len(examples):,} examples checked"
+    )
     return values
 
 

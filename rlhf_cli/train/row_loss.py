@@ -76,7 +76,7 @@ def backward_whole_step(
     Returns:
         The loss, and metrics; on ranks other than the first, zero and none: they are whole.
     """
-    if len(step) == 1 and ranks.size == 1:
+    if len(step) == 1 and ranks.world_size == 1:
         values = loss.values(step[0])
         loss.notice(values)
         output = loss.of(values)
@@ -98,7 +98,7 @@ def backward_whole_step(
         if trained:
             torch.stack(trained).sum().backward()
         start = end
-    return (share.detach(), output.metrics) if ranks.main else (torch.zeros_like(share), {})
+    return (share.detach(), output.metrics) if ranks.is_main else (torch.zeros_like(share), {})
 
 
 def _gather(
@@ -107,7 +107,7 @@ def _gather(
     """The values of all ranks' rows, in the order of the ranks, and where this rank's begin."""
     names = parts[0].keys() if parts else ()
     own = {name: torch.cat([part[name] for part in parts]) for name in names}
-    every = ranks.gather_tensors(own)
+    every = ranks.all_gather_tensors(own)
     filled = [values for values in every if values]
     whole = {name: torch.cat([v[name] for v in filled]).to(device) for name in filled[0]}
     before = [len(next(iter(values.values()))) for values in every[: ranks.rank] if values]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.distributed import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -26,14 +26,16 @@ class StopRequest:
         A signal that comes later counts at the next call.
         """
         own = self.name
-        return next(filter(None, ranks.gather(own))) if ranks.any(bool(own)) else ""
+        return next(filter(None, ranks.all_gather_json(own))) if ranks.any(bool(own)) else ""
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler; the second request does not wait for the step."""
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        say(f"\n{self.name}: finishing the step and writing a checkpoint; once more stops at once")
+        logger.info(
+            f"\n{self.name}: finishing the step and writing a checkpoint; once more stops at once"
+        )
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import RlhfError, first_line
-from rlhf_cli.runs import contents, secrets
+from rlhf_cli.runs import log, run_files
 
 
 class Trackers:
@@ -45,7 +45,9 @@ class Trackers:
             try:
                 tracker.log(dict(values), step=step)
             except Exception as error:
-                say(f"log.trackers: {name} failed ({first_line(error)}); training goes on without")
+                logger.info(
+                    f"log.trackers: {name} failed ({first_line(error)}); training goes on without"
+                )
                 del self._open[name]
 
     def close(self) -> None:
@@ -58,11 +60,11 @@ class Trackers:
 def _start(name: str, out: Path, settings: Mapping[str, Any]) -> GeneralTracker:
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
-        tracker = kind(name, logging_dir=str(out / contents.TRACKERS))
+        tracker = kind(name, logging_dir=str(out / run_files.TRACKERS))
     else:
         tracker = kind(out.name)
     tracker.start()
-    tracker.store_init_configuration(dict(_flat(secrets.hide(dict(settings)))))
+    tracker.store_init_configuration(dict(_flat(log.hide_secrets(dict(settings)))))
     return tracker
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.losses.reduce import LossOutput, Metrics, scaled_loss
 from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
@@ -40,7 +40,7 @@ class Gradients:
 
 
 def accumulate(
-    step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = ALONE
+    step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = SINGLE_PROCESS
 ) -> Gradients:
     """Add up the gradients of a step's micro-batches, those of all ranks.
 
@@ -50,7 +50,7 @@ def accumulate(
     own: Counter[str] = Counter()
     for rows in step:
         own.update(rows.count)
-    counts = ranks.add(own)
+    counts = ranks.sum_by_name(own)
     metrics: Metrics = {}
     device = next(iter(optimizer.masters.values())).device
     if isinstance(loss, RowLoss) and loss.needs_whole_step:

@@ -8,16 +8,14 @@ from rlhf_cli import cli, resources
 def test_every_page_is_listed_with_its_title(capsys):
     assert cli.main(["docs"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == resources.pages()
-    assert "PPO: reinforcement learning from a reward" in [
-        line.partition("  ")[2].strip() for line in lines
-    ]
+    assert [line.split()[0] for line in lines] == resources.page_names()
+    assert "Learning from a reward: ppo" in [line.partition("  ")[2].strip() for line in lines]
 
 
 @pytest.mark.parametrize("name", ["data", "data.md", "docs/data.md"])
 def test_a_page_by_its_name_or_its_file(name, capsys):
     assert cli.main(["docs", name]) == 0
-    assert capsys.readouterr().out == (resources.shipped("docs") / "data.md").read_text()
+    assert capsys.readouterr().out == (resources.shipped_folder("docs") / "data.md").read_text()
 
 
 @pytest.mark.parametrize(

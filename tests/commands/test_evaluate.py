@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
-from rlhf_cli.commands.evaluate.subject import names
+from rlhf_cli.commands.evaluate.targets import short_names
 from rlhf_cli.errors import DataError
 
 
@@ -137,9 +137,9 @@ def test_models_are_named_as_far_as_it_sets_them_apart(tmp_path):
     for name in ("one/sft", "two/sft"):
         Path(name).mkdir(parents=True)
     one, two = str(tmp_path / "one/sft"), str(tmp_path / "two/sft")
-    assert names([one, "org/name"]) == ["sft", "name"]
-    assert names([one, two, "org/name"]) == ["one/sft", "two/sft", "org/name"]
-    assert names([f"{one}/model"]) == ["sft"]
+    assert short_names([one, "org/name"]) == ["sft", "name"]
+    assert short_names([one, two, "org/name"]) == ["one/sft", "two/sft", "org/name"]
+    assert short_names([f"{one}/model"]) == ["sft"]
 
 
 def test_the_jobs_of_a_sweep_are_named_by_what_they_set(tmp_path):
@@ -149,7 +149,7 @@ def test_the_jobs_of_a_sweep_are_named_by_what_they_set(tmp_path):
         note.parent.mkdir(exist_ok=True)
         note.write_text(json.dumps({"set": {"beta": beta, "lr": "1e-6"}, "exit_code": 0}))
     jobs = [str(tmp_path / "sweep" / name) for name in ("0", "1/model")]
-    assert names([*jobs, "org/name"]) == ["beta=0.1,lr=1e-6", "beta=0.3,lr=1e-6", "name"]
+    assert short_names([*jobs, "org/name"]) == ["beta=0.1,lr=1e-6", "beta=0.3,lr=1e-6", "name"]
 
 
 def test_an_unfinished_run_is_refused(run_of, capsys):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.commands.answer_rows import BestRows, RankedRows
-from rlhf_cli.commands.answers import Answers
+from rlhf_cli.commands.generate import BestRows, RankedRows
+from rlhf_cli.commands.generator import Responses
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.rewards.config import RewardsConfig
@@ -153,10 +153,10 @@ def test_a_judge_is_given_the_other_columns_of_the_rows(run_of):
 # The rows, of responses made by hand
 
 
-def answers(*texts: str, cut_off: tuple[int, ...] = ()) -> Answers:
+def answers(*texts: str, cut_off: tuple[int, ...] = ()) -> Responses:
     tokens = [[1] for _ in texts]
     ended = [place not in cut_off for place in range(len(texts))]
-    return Answers(tokens, tokens, [*texts], ended)
+    return Responses(tokens, tokens, [*texts], ended)
 
 
 def rewards():
@@ -170,15 +170,15 @@ def as_message(prompt):
 
 def test_of_equal_responses_one_is_ranked():
     rows = RankedRows(rewards(), lambda prompt: prompt)
-    made = rows.make(PromptSet(["p", "q"]), answers("a", "b", "a", "", "a", "c a", " ", "a"))
+    made = rows.build(PromptSet(["p", "q"]), answers("a", "b", "a", "", "a", "c a", " ", "a"))
     assert made == [
         {"prompt": "p", "responses": ["a", "b"], "scores": [1.0, 0.0]},
         {"prompt": "q", "responses": ["a", "c a"], "scores": [1.0, 1.0]},
     ]
-    assert rows.make(PromptSet(["r"]), answers("b", "b", cut_off=(0,))) == [
+    assert rows.build(PromptSet(["r"]), answers("b", "b", cut_off=(0,))) == [
         {"prompt": "r", "responses": ["b"], "scores": [0.0]}
     ]
-    assert rows.told() == (
+    assert rows.summary() == (
         "10 responses to 3 prompts, 9 ended by themselves; mean score 0.5, of the best 0.6667, "
         "2 of which ended by themselves; 2 blank responses left out; 3 repeated responses left "
         "out; 2 prompts with one response or equal scores, whose rows rlhf reward refuses"
@@ -188,10 +188,10 @@ def test_of_equal_responses_one_is_ranked():
 def test_the_first_of_equal_scores_is_the_best_and_no_blank_one():
     rows = BestRows(rewards(), as_message)
     message = [{"role": "user", "content": "p"}]
-    assert rows.make(
+    assert rows.build(
         PromptSet(["p", "q"]), answers("", "b", "c", "\n", " ", "", cut_off=(1, 3))
     ) == [{"prompt": message, "completion": "b", "best_score": 0.0}]
-    assert rows.told() == (
+    assert rows.summary() == (
         "6 responses to 2 prompts, 4 ended by themselves; mean score 0, of the best 0, "
         "0 of which ended by themselves; 4 blank responses left out; "
         "1 prompts without a row: all responses were blank"
@@ -200,8 +200,8 @@ def test_the_first_of_equal_scores_is_the_best_and_no_blank_one():
 
 def test_there_may_be_no_row_at_all():
     rows = BestRows(rewards(), as_message)
-    assert rows.make(PromptSet(["p"]), answers("", " ")) == []
-    assert rows.told().endswith("mean score 0; 2 blank responses left out; 1 prompts without a "
+    assert rows.build(PromptSet(["p"]), answers("", " ")) == []
+    assert rows.summary().endswith("mean score 0; 2 blank responses left out; 1 prompts without a "
                                 "row: all responses were blank")  # fmt: skip
 
 

@@ -121,9 +121,9 @@ def on_hub(monkeypatch):
     load.has = ""
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    commits.begin({})
+    commits.set_commits({})
     yield asked, load
-    commits.begin({})
+    commits.set_commits({})
 
 
 def test_rows_of_the_hub_come_from_one_commit_which_is_noted(on_hub):
@@ -143,7 +143,7 @@ def test_rows_of_the_hub_come_from_one_commit_which_is_noted(on_hub):
 
 def test_a_run_that_goes_on_reads_the_rows_it_began_with(on_hub):
     asked, _ = on_hub
-    commits.begin({"datasets/org/set@main": FIRST})
+    commits.set_commits({"datasets/org/set@main": FIRST})
     texts("org/set")
     assert asked == [("org/set", FIRST)]
 
@@ -166,7 +166,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch):
         raise ConnectionError("nothing there")
 
     before = datasets.config.HF_HUB_OFFLINE
-    monkeypatch.setattr("rlhf_cli.runs.hub.resolve_rows", lambda *words: "")
+    monkeypatch.setattr("rlhf_cli.runs.hub.resolve_dataset", lambda *words: "")
     monkeypatch.setattr(datasets, "load_dataset", load)
     with pytest.raises(DataError, match="the hub cannot be reached"):
         open_sources(DataConfig(path="nobody/rows"), "nobody/rows", "sft", "train")

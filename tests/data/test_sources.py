@@ -4,7 +4,7 @@ from rlhf_cli.data.cache import fingerprint
 from rlhf_cli.data.reading.files import data_files, read_rows, resolve
 from rlhf_cli.data.records.row_errors import Malformed
 from rlhf_cli.errors import DataError
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 from tests.data.toy import write_jsonl
 
 
@@ -111,7 +111,7 @@ def test_a_path_that_is_not_there_is_an_error(tmp_path):
 
 
 def test_tiny_is_the_shipped_file_of_stage_and_split():
-    folder = shipped("recipes") / "tiny" / "data"
+    folder = shipped_folder("recipes") / "tiny" / "data"
     assert resolve("tiny", "sft", "test") == folder / "sft_test.jsonl"
     with pytest.raises(DataError, match=r"^tiny: no shipped train rows for cook"):
         resolve("tiny", "cook", "train")

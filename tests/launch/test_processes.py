@@ -21,7 +21,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.records.record import TextRecord
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
-from rlhf_cli.launch import parent
+from rlhf_cli.launch import launcher
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.stages.opening import open_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
@@ -170,8 +170,8 @@ def test_a_killed_rank_ends_the_run_which_one_process_cannot_continue(
     rows, tmp_path, monkeypatch, capfd
 ):
     started = []
-    real = parent._start
-    monkeypatch.setattr(parent, "_start", lambda *a: started.append(real(*a)) or started[-1])
+    real = launcher._start
+    monkeypatch.setattr(launcher, "_start", lambda *a: started.append(real(*a)) or started[-1])
     out = tmp_path / "run"
     when_logged(out, 2, lambda: os.kill(started[1].pid, signal.SIGKILL))
     began = time.monotonic()

@@ -24,9 +24,9 @@ FAST = ["max_steps=2", "batch_size=2", "train.precision=fp32", "data=tiny", "max
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    commits.begin({})
+    commits.set_commits({})
     yield Hub(tmp_path / "cache", monkeypatch)
-    commits.begin({})
+    commits.set_commits({})
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_later_stages_load_the_base_that_the_adapter_was_trained_on(hub, models,
     run("dpo", "model=sft", "output_dir=dpo", *FAST)
     assert read(tmp_path / "dpo/artifact.json")["base_commit"] == FIRST
     assert read(tmp_path / "dpo/manifest.json")["hub"] == {f"org/model@{FIRST}": FIRST}
-    commits.begin({})
+    commits.set_commits({})
     assert find_source(ModelConfig(path="sft")).commit == FIRST
 
 
@@ -234,5 +234,5 @@ def test_evaluate_compares_with_the_commit_that_a_run_started_from(hub, models, 
         (tmp_path / "out.json").unlink()
     assert found[0] == found[1]
     assert cached_snapshot("org/model").name == FIRST  # until the next command
-    commits.begin({})
+    commits.set_commits({})
     assert cached_snapshot("org/model").name == SECOND

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 
 
 @pytest.mark.slow
 def test_the_chain_reaches_half_of_the_judges_points_and_prints_its_table(tmp_path):
     scripts = Path(sys.executable).parent
     run = subprocess.run(
-        ["bash", str(shipped("recipes") / "tiny" / "run.sh"), str(tmp_path / "runs")],
+        ["bash", str(shipped_folder("recipes") / "tiny" / "run.sh"), str(tmp_path / "runs")],
         env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rewards.rewards import open_rewards
 from tests.rewards.helpers import context, samples, user
@@ -70,7 +70,7 @@ def test_modules_beside_the_file_can_be_imported(write, tmp_path):
 
 
 def test_the_shipped_judge_is_such_a_function():
-    path = shipped("recipes") / "tiny" / "judge.py"
+    path = shipped_folder("recipes") / "tiny" / "judge.py"
     judge = open_rewards(RewardsConfig(function=f"{path}:score"), None, context())
     reply = "Thank you, Ana, tea is brewed from leaves. Take care."
     asked = user("Reply to Ana, who asks about tea.")

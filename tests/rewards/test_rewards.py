@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.distributed import ALONE
+from rlhf_cli.distributed import SINGLE_PROCESS
 from rlhf_cli.errors import DataError
 from rlhf_cli.rewards.combine import RunningDeviation, llama2, safety_tags, whiten
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
@@ -36,12 +36,12 @@ class Peer:
     """Ranks of which the others say what is put in."""
 
     def __init__(self, *others):
-        self.others, self.size = deque(others), 2
+        self.others, self.world_size = deque(others), 2
 
-    def gather(self, value):
+    def all_gather_json(self, value):
         return [value, self.others.popleft()]
 
-    def concatenate(self, tensor):
+    def all_gather_concat(self, tensor):
         return torch.cat([tensor, torch.tensor(self.others.popleft(), dtype=tensor.dtype)])
 
 
@@ -102,7 +102,7 @@ def test_equal_scores_are_not_blown_up():
 def test_a_deviation_far_from_zero_is_exact():
     deviation, values = RunningDeviation(), [1e9 + i for i in range(10)]
     for value in values:
-        deviation.observe([value], ALONE)
+        deviation.observe([value], SINGLE_PROCESS)
     assert deviation.value == pytest.approx(statistics.stdev(values), rel=1e-9)
 
 
@@ -113,16 +113,16 @@ def test_ranks_share_one_deviation():
 
 
 def test_whitened_scores_have_mean_0_and_variance_1():
-    scores = whiten(torch.tensor([1.0, 2.0, 6.0]).double(), ALONE)
+    scores = whiten(torch.tensor([1.0, 2.0, 6.0]).double(), SINGLE_PROCESS)
     assert_close(scores.mean(), torch.zeros(()).double())
     assert_close(scores.var(), torch.ones(()).double())
-    assert whiten(torch.ones(3), ALONE).tolist() == [0, 0, 0]
-    assert whiten(torch.ones(1), ALONE).tolist() == [0]
+    assert whiten(torch.ones(3), SINGLE_PROCESS).tolist() == [0, 0, 0]
+    assert whiten(torch.ones(1), SINGLE_PROCESS).tolist() == [0]
 
 
 def test_scores_are_whitened_over_all_ranks():
     found = whiten(torch.tensor([1.0, 2.0]).double(), Peer([6.0]))
-    assert_close(found, whiten(torch.tensor([1.0, 2.0, 6.0]).double(), ALONE)[:2])
+    assert_close(found, whiten(torch.tensor([1.0, 2.0, 6.0]).double(), SINGLE_PROCESS)[:2])
 
 
 def test_llama2_takes_safety_where_it_is_low_or_the_prompt_is_tagged():
@@ -130,13 +130,15 @@ def test_llama2_takes_safety_where_it_is_low_or_the_prompt_is_tagged():
     helpful = torch.tensor([0.7, 0.6, 0.2, 0.5])
     tagged = torch.tensor([False, False, True, False])
     chosen = torch.tensor([0.1, 0.6, 0.8, 0.5]).double()
-    expected = whiten(torch.log(chosen / (1 - chosen)), ALONE)
-    assert_close(llama2(safety, helpful, tagged, 0.15, ALONE), expected, atol=1e-6, rtol=1e-6)
+    expected = whiten(torch.log(chosen / (1 - chosen)), SINGLE_PROCESS)
+    assert_close(
+        llama2(safety, helpful, tagged, 0.15, SINGLE_PROCESS), expected, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_certain_probabilities_have_a_finite_logit():
     sure = torch.tensor([0.0, 1.0])
-    found = llama2(sure, sure, torch.tensor([True, True]), 0.15, ALONE)
+    found = llama2(sure, sure, torch.tensor([True, True]), 0.15, SINGLE_PROCESS)
     assert_close(found, torch.tensor([-1, 1]).double() / math.sqrt(2))
 
 

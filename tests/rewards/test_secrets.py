@@ -9,9 +9,9 @@ import pytest
 from rlhf_cli import cli
 from rlhf_cli.config.references import literal_secrets, public_url
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.launch.task import Task
+from rlhf_cli.launch.worker import Task
 from rlhf_cli.rewards.sources.endpoint import EndpointScorer
-from rlhf_cli.runs import secrets
+from rlhf_cli.runs import log
 from rlhf_cli.runs.settings import read_settings
 from tests.rewards.test_endpoint import serving
 
@@ -132,15 +132,15 @@ def test_an_address_in_a_message_has_neither_user_nor_query():
 
 
 def test_ranks_know_what_to_hide(monkeypatch):
-    secrets.begin({"reward.url": "http://h?key=${oc.env:JUDGE_KEY}"})
+    log.set_secret_references({"reward.url": "http://h?key=${oc.env:JUDGE_KEY}"})
     task = Task(**json.loads(Task("ppo", {}, "run").to_json()))
-    secrets.begin({})
-    secrets.begin(task.references)
-    assert secrets.redact(f"asked {KEY}") == "asked ***"
-    assert secrets.hide({"reward": {"url": KEY}}) == {
+    log.set_secret_references({})
+    log.set_secret_references(task.references)
+    assert log.redact(f"asked {KEY}") == "asked ***"
+    assert log.hide_secrets({"reward": {"url": KEY}}) == {
         "reward": {"url": "http://h?key=${oc.env:JUDGE_KEY}"}
     }
-    secrets.begin({})
+    log.set_secret_references({})
 
 
 def test_a_run_is_read_back_where_the_variable_is_not_set(monkeypatch):

@@ -104,14 +104,14 @@ def test_every_kind_of_input_is_recorded(tmp_path):
         "model": {"path": "tiny"},
         "reward": {"terms": [{"function": f"{judge}:score"}]},
     }
-    found = inputs.record(values, PPOConfig)
+    found = inputs.record_inputs(values, PPOConfig)
     assert {key: list(files) for key, files in found.items()} == {
         "data.path[0]": [str(folder / "a.jsonl")],
         "reward.terms[0].function": [str(judge)],
     }
     rows(folder / "b.jsonl", "Salt?")
     judge.write_text("def score(prompts, responses): 1\n")
-    assert inputs.changes(found, values, PPOConfig) == [
+    assert inputs.find_changes(found, values, PPOConfig) == [
         f"  data.path[0]: {folder / 'b.jsonl'} is new",
         f"  reward.terms[0].function: {judge} has other content",
     ]
@@ -123,9 +123,9 @@ def test_an_adapter_is_recorded_with_its_base(tmp_path, small_model):
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
     values = {"model": {"path": str(adapter)}}
-    found = inputs.record(values, SFTConfig)
+    found = inputs.record_inputs(values, SFTConfig)
     change(base / "model.safetensors")
-    assert inputs.changes(found, values, SFTConfig) == [
+    assert inputs.find_changes(found, values, SFTConfig) == [
         f"  model.path: {base / 'model.safetensors'} has other content"
     ]
 
@@ -144,7 +144,7 @@ def test_a_run_inside_its_data_folder_is_found_complete(words, tmp_path, capsys)
 
 
 def recorded(**data):
-    return list(inputs.record({"data": data}, SFTConfig).get("data.path", {}))
+    return list(inputs.record_inputs({"data": data}, SFTConfig).get("data.path", {}))
 
 
 def test_only_the_files_that_are_read_from_a_folder_are_recorded(tmp_path):
@@ -155,7 +155,10 @@ def test_only_the_files_that_are_read_from_a_folder_are_recorded(tmp_path):
     below = [str(tmp_path / "below" / "b.jsonl")]
     assert recorded(path=str(tmp_path), data_dir="below") == below
     sources = [{"path": str(tmp_path), "data_dir": "below"}]
-    assert list(inputs.record({"data": {"path": sources}}, SFTConfig)["data.path[0].path"]) == below
+    assert (
+        list(inputs.record_inputs({"data": {"path": sources}}, SFTConfig)["data.path[0].path"])
+        == below
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_a_folder_that_is_read_as_a_whole_is_recorded_without_the_runs_in_it(tmp
 def test_notes_beside_a_model_are_no_input(tmp_path):
     for name in ("config.json", "model.safetensors", "merges.txt", "vocab.txt", "notes.txt"):
         (tmp_path / name).write_text("{}")
-    found = inputs.record({"model": {"path": str(tmp_path)}}, SFTConfig)["model.path"]
+    found = inputs.record_inputs({"model": {"path": str(tmp_path)}}, SFTConfig)["model.path"]
     assert {os.path.basename(path) for path in found} == {
         "config.json",
         "model.safetensors",
@@ -193,9 +196,9 @@ def test_a_file_that_an_older_version_recorded_without_reading_it_is_not_gone(tm
         (tmp_path / name).parent.mkdir(exist_ok=True)
         rows(tmp_path / name, "Tea?")
     values = {"data": {"path": str(tmp_path)}}
-    found = inputs.record(values, SFTConfig)
+    found = inputs.record_inputs(values, SFTConfig)
     found["data.path"][str(tmp_path / "other" / "b.jsonl")] = {}
-    assert inputs.changes(found, values, SFTConfig) == []
+    assert inputs.find_changes(found, values, SFTConfig) == []
     (tmp_path / "other" / "b.jsonl").unlink()
     gone = f"  data.path: {tmp_path / 'other' / 'b.jsonl'} is gone"
-    assert inputs.changes(found, values, SFTConfig) == [gone]
+    assert inputs.find_changes(found, values, SFTConfig) == [gone]

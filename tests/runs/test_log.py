@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 
 from rlhf_cli.errors import DataError
-from rlhf_cli.runs import secrets
+from rlhf_cli.runs import log
 from rlhf_cli.runs.log import logged, redacted
 from tests.stages.test_stages import sft, stop_after
 
@@ -101,10 +101,10 @@ def test_a_stream_that_outlives_the_run_still_writes(tmp_path, capsys):
 
 def test_no_secret_is_said(monkeypatch, capsys):
     monkeypatch.setenv("KEY", "abcdef1234")
-    secrets.begin({"reward.url": "http://h?key=${oc.env:KEY}"})
+    log.set_secret_references({"reward.url": "http://h?key=${oc.env:KEY}"})
     with redacted():
         print("asked http://h?key=abcdef1234")
         sys.stderr.writelines(["x abcdef1234\n"])
     out = capsys.readouterr()
     assert (out.out, out.err) == ("asked http://h?key=***\n", "x ***\n")
-    secrets.begin({})
+    log.set_secret_references({})

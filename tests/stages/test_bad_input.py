@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from rlhf_cli.resources import shipped
+from rlhf_cli.resources import shipped_folder
 from tests.helpers import fill_disk_after_one_checkpoint, last_of_each
 from tests.stages.conftest import FAST
 
@@ -49,7 +49,7 @@ def on_cpus(*values):
 def test_a_wrong_setting(told, argv, code, pattern):
     got, error = sft(told, *argv)
     assert (got, bool(re.search(pattern, error))) == (code, True), error
-    assert not shipped("recipes").parent.joinpath("run").exists()
+    assert not shipped_folder("recipes").parent.joinpath("run").exists()
 
 
 def test_all_errors_at_once(told):

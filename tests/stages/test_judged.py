@@ -14,12 +14,12 @@ from transformers import AutoModelForSequenceClassification, BertConfig
 
 from rlhf_cli import cli
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.resources import cache_folder, shipped
+from rlhf_cli.resources import cache_folder, shipped_folder
 from rlhf_cli.stages.dpo.config import LossName
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, rows_of, without_machine
 
-DATA = shipped("recipes") / "tiny" / "data"
+DATA = shipped_folder("recipes") / "tiny" / "data"
 STEPS = 10
 RANKED = [
     {"prompt": "Say a", "responses": ["a", "b b", "c c c"], "scores": [2, 1, 1]},
@@ -236,21 +236,21 @@ def test_a_reward_model_starts_from_the_adapter_of_a_language_model(tmp_path, st
 
 def our_scores(path, out, rows):
     """On the CPU; computed wherever the model is."""
-    from rlhf_cli.context import open_context
+    from rlhf_cli.context import create_context
     from rlhf_cli.models.config import LoadConfig, ModelConfig
     from rlhf_cli.models.load import load_frozen
     from rlhf_cli.models.reward_model import RewardModel
     from rlhf_cli.models.tokenizer import load_tokenizer
 
     cfg = LoadConfig(model=ModelConfig(path=str(path)))
-    ctx = open_context("fp32", 0, out)
+    ctx = create_context("fp32", 0, out)
     model = load_frozen(RewardModel, cfg, load_tokenizer(cfg.model), ctx)
     with torch.no_grad():
         return model(rows.to(ctx.device)).cpu()
 
 
 def test_an_encoder_is_trained_and_loads_with_the_same_scores(tmp_path):
-    tokenizer = shipped("recipes") / "tiny" / "model"
+    tokenizer = shipped_folder("recipes") / "tiny" / "model"
     shape = BertConfig(
         vocab_size=1024, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
         intermediate_size=64, num_labels=1,

@@ -8,7 +8,7 @@ from rlhf_cli.command_line.words import parse
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.sweep.config import Objective
-from rlhf_cli.sweep.plan import Sweep, plan
+from rlhf_cli.sweep.run import Sweep, plan_sweep
 
 TINY = ("model=tiny", "data=tiny")
 
@@ -19,7 +19,7 @@ def _folder(tmp_path, monkeypatch) -> None:
 
 
 def planned(*words: str, command: str = "sft") -> Sweep:
-    return plan(COMMANDS[command], parse(COMMANDS[command], ["-m", *words]))
+    return plan_sweep(COMMANDS[command], parse(COMMANDS[command], ["-m", *words]))
 
 
 def settings(sweep: Sweep) -> list[str]:

@@ -41,7 +41,7 @@ def started(monkeypatch) -> list[list[str]]:
         (out / "manifest.json").write_text(json.dumps(summary))
         return code
 
-    monkeypatch.setattr(jobs, "_follow", follow)
+    monkeypatch.setattr(jobs, "_run_child", follow)
     return noted
 
 
@@ -63,9 +63,9 @@ sys.exit(cli.main(sys.argv[1:]))
 @pytest.fixture
 def untrained(monkeypatch) -> None:
     """The processes are real, but train nothing."""
-    follow = jobs._follow
+    follow = jobs._run_child
     python = [sys.executable, "-c", PROCESS]
-    monkeypatch.setattr(jobs, "_follow", lambda command: follow([*python, *command[3:]]))
+    monkeypatch.setattr(jobs, "_run_child", lambda command: follow([*python, *command[3:]]))
 
 
 def table(sweep: str = "out") -> list[dict[str, str]]:
@@ -145,9 +145,9 @@ def test_a_job_whose_process_was_killed_keeps_its_row(monkeypatch):
     def die(command: list[str]) -> int:
         raise RuntimeError("as if killed")
 
-    monkeypatch.setattr(jobs, "_follow", die)
+    monkeypatch.setattr(jobs, "_run_child", die)
     with pytest.raises(RuntimeError):
-        jobs.run(["sft"], [Setting("seed", "1")], Path.cwd(), 0, LOSS)
+        jobs.run_job(["sft"], [Setting("seed", "1")], Path.cwd(), 0, LOSS)
     jobs.write_table(Path.cwd(), LOSS)
     [row] = table(".")
     assert (row["seed"], row["status"], row["exit_code"], row["loss"]) == ("1", "unknown", "", "")
@@ -220,12 +220,12 @@ def test_a_run_is_no_sweep_and_a_verb_has_none(monkeypatch, capsys, folder):
 
 def test_the_final_value_is_that_of_held_out_rows_else_of_training(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n{}\n')
-    assert jobs.final(tmp_path, "eval/loss") == 2
+    assert jobs.final_metric(tmp_path, "eval/loss") == 2
     (tmp_path / "manifest.json").write_text('{"after": {"loss": 1.5}}')
-    assert jobs.final(tmp_path, "eval/loss") == 1.5
-    assert jobs.final(tmp_path, "loss") == 2
-    assert math.isnan(jobs.final(tmp_path, "eval/accuracy"))
-    assert math.isnan(jobs.final(tmp_path / "nowhere", "eval/loss"))
+    assert jobs.final_metric(tmp_path, "eval/loss") == 1.5
+    assert jobs.final_metric(tmp_path, "loss") == 2
+    assert math.isnan(jobs.final_metric(tmp_path, "eval/accuracy"))
+    assert math.isnan(jobs.final_metric(tmp_path / "nowhere", "eval/loss"))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_the_final_value_is_that_of_held_out_rows_else_of_training(tmp_path):
 )
 def test_a_metric_that_has_another_name_in_training_is_found(metric, in_training, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, in_training: 1.25}) + "\n")
-    assert jobs.final(tmp_path, metric) == 1.25
+    assert jobs.final_metric(tmp_path, metric) == 1.25
 
 
 @pytest.mark.usefixtures("started")
@@ -246,7 +246,7 @@ def test_a_sweeper_is_given_a_number_to_minimize_and_infinity_of_a_failed_job(tm
     greatest = Objective("eval/acc", "max")
     for seed, objective, cost in ((1, LOSS, 2.5), (2, greatest, -0.5), (9, greatest, math.inf)):
         setting = [Setting("seed", str(seed))]
-        assert jobs.run(["sft"], setting, tmp_path, seed, objective) == cost
+        assert jobs.run_job(["sft"], setting, tmp_path, seed, objective) == cost
 
 
 # What is the best
@@ -269,7 +269,7 @@ def graded(monkeypatch) -> None:
         (out / "manifest.json").write_text(json.dumps(summary))
         return 0
 
-    monkeypatch.setattr(jobs, "_follow", follow)
+    monkeypatch.setattr(jobs, "_run_child", follow)
 
 
 PPO = ["reward.length_penalty=1"]
@@ -315,7 +315,7 @@ def test_a_sweep_of_ppo_without_held_out_rows_goes_by_the_scores_of_training(mon
         (out / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         return 0
 
-    monkeypatch.setattr(jobs, "_follow", follow)
+    monkeypatch.setattr(jobs, "_run_child", follow)
     words = ["data.eval=none", "seed=1,3,2", "output_dir=out"]
     assert cli.main(["ppo", "-m", *TINY, *PPO, *words]) == 0
     head, first, *_, best, _ = capsys.readouterr().out.splitlines()
@@ -374,8 +374,8 @@ def test_a_signal_reaches_the_job_once_and_its_end_is_awaited(tmp_path):
         "time.sleep(60)\n"
     )
     parent = (
-        "import sys; from rlhf_cli.sweep.jobs import _follow; "
-        "sys.exit(_follow([sys.executable, '-c', sys.argv[1]]))"
+        "import sys; from rlhf_cli.sweep.jobs import _run_child; "
+        "sys.exit(_run_child([sys.executable, '-c', sys.argv[1]]))"
     )
     command = [sys.executable, "-c", parent, program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sweep:
@@ -388,7 +388,7 @@ def test_a_signal_reaches_the_job_once_and_its_end_is_awaited(tmp_path):
 
 def test_a_killed_job_has_the_code_of_a_shell():
     program = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert jobs._follow([sys.executable, "-c", program]) == 137
+    assert jobs._run_child([sys.executable, "-c", program]) == 137
 
 
 def installed(plugin: str) -> bool:

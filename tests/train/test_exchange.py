@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.train import exchange
 from rlhf_cli.train.config import TrainConfig
@@ -17,13 +17,13 @@ from rlhf_cli.train.signals import StopRequest
 class Twins(Ranks):
     """Two ranks of which the other one always says the same, changed by `other`."""
 
-    size: int = 2
+    world_size: int = 2
     other: object = staticmethod(lambda value: value)
 
-    def add_in_place(self, tensor):
+    def all_reduce(self, tensor):
         tensor += self.other(tensor.clone())
 
-    def gather(self, value):
+    def all_gather_json(self, value):
         return [value, self.other(value)]
 
 
@@ -52,7 +52,7 @@ def test_a_rank_without_rows_gets_the_others_gradients():
     class Other(Twins):
         """The other rank's loss is 7, and only its `b` took part, with a gradient of 1."""
 
-        def add_in_place(self, tensor):
+        def all_reduce(self, tensor):
             tensor += torch.tensor([7.0, 0.0, 1.0, 0.0]) if tensor.ndim == 1 else 1.0
 
     _, made = optimizer()
@@ -63,7 +63,7 @@ def test_a_rank_without_rows_gets_the_others_gradients():
 def test_alone_nothing_is_touched():
     _, made = optimizer()
     loss = torch.tensor(2.0)
-    assert add_gradients(made, loss, ALONE) is loss
+    assert add_gradients(made, loss, SINGLE_PROCESS) is loss
     assert made.gradients() == {}
 
 
@@ -91,6 +91,6 @@ def test_all_ranks_stop_where_one_was_asked_to():
 
 def test_blocks_are_contiguous_and_leave_nothing_out():
     for count, size in ((8, 8), (9, 4), (2, 3), (0, 2)):
-        blocks = [list(Ranks(rank, size).block(count)) for rank in range(size)]
+        blocks = [list(Ranks(rank, size).shard(count)) for rank in range(size)]
         assert [place for block in blocks for place in block] == list(range(count))
         assert max(map(len, blocks)) - min(map(len, blocks)) <= 1

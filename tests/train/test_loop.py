@@ -12,7 +12,7 @@ from rlhf_cli.kernels.registry import choose
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.runs.folder import checkpoints as list_checkpoints
+from rlhf_cli.runs.folder import list_checkpoints
 from rlhf_cli.train import checkpoint as checkpoints
 from rlhf_cli.train.checkpoint import latest_checkpoint
 from rlhf_cli.train.config import TrainConfig

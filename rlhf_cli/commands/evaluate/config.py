@@ -16,74 +16,73 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
-from rlhf_cli.runs.checks import not_one_stack, revision_problems
-from rlhf_cli.runs.outputs import output_problems
+from rlhf_cli.runs.model_checks import check_not_encoder_decoder, check_revision
+from rlhf_cli.runs.outputs import check_output
 
-_RULES = ("max_length", "truncation", "packing", "train_on")
-_OF_THE_FILE = ("name", "revision", "split", "data_dir", "format", "columns")
+_ROW_RULES = ("max_length", "truncation", "packing", "train_on")
+_FILE_OPTIONS = ("name", "revision", "split", "data_dir", "format", "columns")
 
 
 @dataclass(kw_only=True)
 class HeldOutConfig:
-    """Which rows models are measured on. What is left at `auto` is as the run had it."""
+    """Rows that models are evaluated on. Options left at `auto` are those of the run."""
 
     path: Annotated[str | Sources, DataPath("revision")] = ""
-    """Held-out rows: a file, a folder, a hub id, `tiny`, or a list of these. Empty takes those that
-    each run held out itself (its `data.eval`)."""
+    """Held-out rows: a file, a folder, a hub id, `tiny`, or a list of these. Empty takes the rows
+    that each run held out itself (its `data.eval`)."""
 
     name: str = ""
-    """Configuration of a hub data set."""
+    """Configuration of a hub dataset."""
 
     revision: str = ""
-    """Branch, tag or commit of a hub data set."""
+    """Branch, tag or commit of a hub dataset."""
 
     split: str = ""
     """Split, or slice of rows: `test` (default), `test[:10%]`, `[100:200]`."""
 
     data_dir: str = ""
-    """Folder inside the data set, or inside a local folder."""
+    """Folder inside the dataset or a local folder."""
 
     format: Format = "auto"
     """Kind of record; `auto` finds it from the columns."""
 
     columns: Columns = field(default_factory=dict)
-    """Our column name -> the name in the file, or a text with names in braces."""
+    """Column name -> name in the file, or a text with names in braces."""
 
     max_length: Annotated[int, AtLeast(2), Unit("tokens")] | Literal["auto"] = "auto"
-    """Longest row; for a model that is no run `auto` is 1024, or the model's positions where these
-    are fewer."""
+    """Longest row; for a model that is no run `auto` is 1024, or the model's number of positions
+    if that is smaller."""
 
     truncation: Literal["auto", "prompt_start", "response_end", "refuse"] = "auto"
-    """What becomes of longer rows; for a model that is no run `auto` is `prompt_start`."""
+    """How longer rows are truncated; for a model that is no run `auto` is `prompt_start`."""
 
     packing: bool | Literal["auto"] = "auto"
     """Several rows in one example; for a model that is no run `auto` is false."""
 
     train_on: Literal["auto", "response", "all", "last_turn"] = "auto"
-    """Which tokens count; for a model that is no run `auto` is `response`."""
+    """Which tokens are counted; for a model that is no run `auto` is `response`."""
 
     max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
-    """Malformed rows tolerated before the evaluation stops."""
+    """Malformed rows allowed before the evaluation stops."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Contradictions between options, one line each."""
         if not no_rows(self.path):
             return []
         default = HeldOutConfig()
         return [
-            f"data.{name}: given without data.path, whose rows it would say something of. "
-            "Try data=FILE"
-            for name in _OF_THE_FILE
+            f"data.{name}: given without data.path, whose rows it describes. Try data=FILE"
+            for name in _FILE_OPTIONS
             if getattr(self, name) != getattr(default, name)
         ]
 
     def applied_to(self, own: DataConfig) -> DataConfig:
-        """A run's data settings with what is given here; `eval` are the rows to measure on."""
-        given = {name: getattr(self, name) for name in _RULES if getattr(self, name) != "auto"}
+        """Override a run's data settings; `eval` becomes the rows to evaluate on."""
+        given = {name: getattr(self, name) for name in _ROW_RULES if getattr(self, name) != "auto"}
         given["max_bad_rows"] = max(self.max_bad_rows, own.max_bad_rows)
         if not no_rows(self.path):
             listed = [self.path] if isinstance(self.path, str) else self.path
-            of_file = {name: getattr(self, name) for name in _OF_THE_FILE}
+            of_file = {name: getattr(self, name) for name in _FILE_OPTIONS}
             given |= of_file | {
                 "eval": [
                     Source(path=item, **of_file) if isinstance(item, str) else item
@@ -95,11 +94,11 @@ class HeldOutConfig:
 
 @dataclass(kw_only=True)
 class EvaluateConfig:
-    """Measure models on held-out rows, side by side, or let a judge compare their answers.
+    """Evaluate models on held-out rows, or compare their responses by a judge function.
 
-    Prints a table with 95 % intervals. Without data= a run is measured on the rows it held out.
-    With judge= models answer prompts, and a function scores the answers; with baseline= too, it is
-    counted how often they beat those of another model.
+    Prints a table with 95 % intervals. Without data= a run is evaluated on the rows it held out.
+    With judge= models respond to prompts and a function scores the responses; with baseline= the
+    table also has the win rate against another model.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -108,57 +107,56 @@ class EvaluateConfig:
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
 
     beside: Annotated[list[Annotated[str, ModelPath()]], ModelPath()] = field(default_factory=list)
-    """More models; as words after the first: `rlhf evaluate runs/base runs/sft`."""
+    """Further models; or as arguments after the first: `rlhf evaluate runs/base runs/sft`."""
 
     reference: Annotated[str, ModelPath("reference_revision")] = ""
-    """What runs of dpo and bco are compared with; empty takes what each of them was compared with
-    in training."""
+    """Reference model for runs of dpo and bco; empty takes the reference that each run was trained
+    against."""
 
     reference_revision: str = ""
-    """Branch, tag or commit of the hub id at `reference`; empty takes its default branch."""
+    """Branch, tag or commit of the hub id at `reference`; empty is its default branch."""
 
     baseline: Annotated[str, ModelPath()] = ""
-    """Model whose answers are to be beaten; needs a judge."""
+    """Model whose responses the others are compared with; needs `judge`."""
 
     judge: Annotated[str, FunctionPath()] = ""
-    """Function of `prompts` and `responses`, two lists of one length, that returns a score for each
-    response; higher is better."""
+    """Function `FILE.py:NAME` of `prompts` and `responses`, two lists of equal length, that returns
+    a score per response; higher is better."""
 
     prompts: Annotated[str, DataPath()] = ""
-    """File of prompts to answer, as for `rlhf generate`."""
+    """File of prompts for the judge, as for `rlhf generate`."""
 
     template: Literal["auto", "always", "never"] = "auto"
-    """Whether a text prompt becomes a user's message in the chat template; as for
-    `rlhf generate`. Of held-out rows it holds for text responses too; `auto` does as each run
-    did."""
+    """Whether a text prompt becomes a user message in the chat template, as for `rlhf generate`.
+    For held-out rows this includes text responses; `auto` does as each run did."""
 
     output: Annotated[str, OutputPath()] = ""
-    """Write the results to this `.json` file too; with a judge also every answer and its score."""
+    """Also write the results to this `.json` file; with a judge, every response and its score."""
 
     batch_size: Annotated[int, AtLeast(1)] = 16
-    """Prompts answered at once."""
+    """Responses decoded at once."""
 
     micro_batch_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
-    """Tokens of held-out rows that one forward pass holds; no effect on the result. 0 finds it."""
+    """Tokens of held-out rows per forward pass; does not change the result. 0 chooses it."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute type; `auto` is bf16 where the hardware has it."""
+    """Compute dtype; `auto` is bf16 if the hardware supports it."""
 
     seed: Seed = 0
-    """Seed of the draws that give the intervals; answers are drawn by `sampling.seed`."""
+    """Seed of the bootstrap for the intervals; responses are sampled with `sampling.seed`."""
 
     @property
     def models(self) -> list[str]:
-        """All models that are measured, in the order given."""
+        """Paths of all evaluated models, in the order given."""
         return [self.model.path, *self.beside]
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Contradictions between options, one line each."""
         found = self.model.missing() + self._repeated() + self._of_one_model()
-        found += output_problems(self)
-        found += revision_problems("reference", self.reference, self.reference_revision)
+        found += check_output(self)
+        found += check_revision("reference", self.reference, self.reference_revision)
         for key, path in self._named()[1:]:
-            found += not_one_stack(key, path)
+            found += check_not_encoder_decoder(key, path)
         return found + (self._judge_problems() if self.judge else self._data_problems())
 
     def _repeated(self) -> list[str]:
@@ -168,7 +166,7 @@ class EvaluateConfig:
         return [f"{key}: got {path} twice; need each model once" for path in twice]
 
     def _of_one_model(self) -> list[str]:
-        """Settings that cannot be true of several models."""
+        """Report settings that describe one model where several are given."""
         if not self.beside and not self.baseline:
             return []
         default = ModelConfig()
@@ -207,7 +205,7 @@ class EvaluateConfig:
 
     def _data_problems(self) -> list[str]:
         found = [
-            f"{name}: given without a judge, who would need it. Try judge=FILE.py:FUNCTION"
+            f"{name}: given without a judge; need judge. Try judge=FILE.py:FUNCTION"
             for name in ("baseline", "prompts")
             if getattr(self, name)
         ]

@@ -1,52 +1,64 @@
-"""Measure models on held-out rows, side by side, or let a judge compare their answers."""
+"""`rlhf evaluate`: measure models on held-out rows, or compare their responses by a judge."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
 
-from rlhf_cli.commands.evaluate.choice import open_evaluation
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
-from rlhf_cli.commands.evaluate.judged import judge
-from rlhf_cli.commands.evaluate.subject import Subject, subjects
-from rlhf_cli.commands.output import writing
+from rlhf_cli.commands.evaluate.judge import judge_models
+from rlhf_cli.commands.evaluate.targets import Target, load_targets, to_response_rows_config
 from rlhf_cli.config.schema import no_rows
-from rlhf_cli.context import RunContext, open_context, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext, create_context
+from rlhf_cli.data.records.corpus import first_held_out
+from rlhf_cli.data.records.record import PromptRecord
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, as_json, as_text
 from rlhf_cli.runs import hub
+from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.stages import judged, likelihood
+from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.dpo.config import DPOConfig
+from rlhf_cli.stages.dpo.run import records_of
 from rlhf_cli.stages.held_out import Evaluation
+from rlhf_cli.stages.labelled import RECORDS as LABELLED
+from rlhf_cli.stages.registry import EVALUATORS
+
+Open = Callable[[StageConfig, str], Evaluation]
 
 
 def run(cfg: EvaluateConfig) -> None:
-    """Print a table, and write what `output` asks for."""
-    ctx = open_context(cfg.precision, cfg.seed, Path())
+    """Print the table, and write the results to `output` if it is given."""
+    ctx = create_context(cfg.precision, cfg.seed, Path())
     if not cfg.output:
-        _, failed = _report(cfg, ctx)
-        _raise_reason(failed)
+        _, failed = _evaluate(cfg, ctx)
+        _raise_first(failed)
         return
-    with writing(Path(cfg.output)) as write:
-        report, failed = _report(cfg, ctx)
+    with open_output(Path(cfg.output)) as write:
+        report, failed = _evaluate(cfg, ctx)
         write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        _raise_reason(failed)  # within: an older result is not replaced by one with columns missing
-    say(f"results: {cfg.output}")
+        _raise_first(failed)  # inside: a result that lacks models does not replace an older one
+    logger.info(f"results: {cfg.output}")
 
 
-def _raise_reason(failed: list[BaseException]) -> None:
-    """Raise the interrupt that ended the measuring, else the first error."""
+def _raise_first(failed: list[BaseException]) -> None:
+    """Raise the interrupt that ended the evaluation, else the first error."""
     if failed:
         interrupts = (e for e in failed if isinstance(e, KeyboardInterrupt | Interrupted))
         raise next(interrupts, failed[0])
 
 
-def _report(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], list[BaseException]]:
-    """Measure, print the table, and return what `output` holds, and the models' errors."""
+def _evaluate(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], list[BaseException]]:
+    """Evaluate and print the table; returns the content of `output`, and the models' errors."""
     report: dict[str, Any] = {}
     failed: list[BaseException] = []
     if cfg.judge:
-        results, report["answers"] = judge(cfg, ctx)
+        results, report["answers"] = judge_models(cfg, ctx)
     else:
         results, failed = measure(cfg, ctx)
     if results:
@@ -55,39 +67,85 @@ def _report(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], list[
 
 
 def measure(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[BaseException]]:
-    """The metrics of every model, one model after the other; the rows of all are opened first.
+    """Compute the metrics of one model after another; the rows of all models are opened first.
 
     Returns:
-        The results of the models that could be measured, and what went wrong with others. An
-        interrupt ends the measuring, and is the last of these.
+        The results, and the errors of models that could not be evaluated. An interrupt ends the
+        evaluation and is the last of these.
 
     Raises:
-        DataError: the rows of a model cannot be read, or it has no metric for them.
+        DataError: the rows of a model cannot be read, or the model has no metric for them.
     """
     given = not no_rows(cfg.data.path)
-    opened = [(subject, _open(subject, given)) for subject in subjects(cfg)]
+    opened = [(target, _open(target, given)) for target in load_targets(cfg)]
     found: list[Result] = []
     failed: list[BaseException] = []
-    for subject, evaluation in opened:
+    for target, evaluation in opened:
         try:
-            found += _measured(subject, evaluation, cfg.seed, ctx)
+            found += _measured(target, evaluation, cfg.seed, ctx)
         except (Exception, KeyboardInterrupt) as error:
-            clear_frames(error.__traceback__)  # they hold the model that the next one replaces
+            clear_frames(error.__traceback__)  # frames keep the model in memory beside the next
             failed.append(error)
             if len(opened) > 1:
-                say(f"{subject.name}: not measured, {first_line(error)}")
+                logger.info(f"{target.name}: not measured, {first_line(error)}")
             if isinstance(error, KeyboardInterrupt | Interrupted):
                 break
     return found, failed
 
 
-def _open(subject: Subject, given: bool) -> Evaluation:
-    say(f"-- {subject.name}: rows")
-    hub.begin({**hub.commits(), **subject.commits})
-    return open_evaluation(subject, given=given)
+def _open(target: Target, given: bool) -> Evaluation:
+    logger.info(f"-- {target.name}: rows")
+    hub.set_commits({**hub.commits(), **target.commits})
+    return open_evaluation(target, given=given)
 
 
-def _measured(subject: Subject, evaluation: Evaluation, seed: int, ctx: RunContext) -> list[Result]:
-    say(f"-- {subject.name}")
-    hub.begin({**hub.commits(), **subject.commits})
-    return [Result(subject.name, one.metric, one.estimate(seed)) for one in evaluation(ctx)]
+def _measured(target: Target, evaluation: Evaluation, seed: int, ctx: RunContext) -> list[Result]:
+    logger.info(f"-- {target.name}")
+    hub.set_commits({**hub.commits(), **target.commits})
+    return [Result(target.name, one.metric, one.estimate(seed)) for one in evaluation(ctx)]
+
+
+def open_evaluation(target: Target, *, given: bool) -> Evaluation:
+    """Open the rows of a model and choose the metrics by model and kind of row.
+
+    On rows that its own stage takes, a model has the metrics of that stage. Any language model has
+    the likelihood of texts, responses and chats, and the log-probs of preference data.
+
+    Args:
+        target: the model.
+        given: whether `data.path` names the rows; else they are the held-out rows of the run.
+
+    Raises:
+        DataError: the rows cannot be read, or the model has no metric for them.
+    """
+    cfg, stage = target.config, target.stage
+    own = _stage_evaluation(stage)
+    if not given or stage == "reward":
+        return own(cfg, stage)
+    records = _stage_records(cfg, stage)
+    others = [record for record in _ANY if record not in records]
+    first = first_held_out(cfg.data, stage, (*records, *others) if stage != "ppo" else _PPO)
+    if first in records or first is None:
+        return own(cfg, stage)
+    is_judged = first in judged.RECORDS
+    open_rows = judged.open_evaluation if is_judged else likelihood.open_evaluation
+    return open_rows(to_response_rows_config(cfg), stage)
+
+
+_ANY = (*likelihood.RECORDS, *judged.RECORDS)
+_PPO = (*_ANY, PromptRecord)
+"""Records for a PPO run: a row is measured by its response unless `data.format=prompt`."""
+
+
+def _stage_evaluation(stage: str) -> Open:
+    module, _, function = EVALUATORS[stage].partition(":")
+    found: Open = getattr(import_module(module), function)
+    return found
+
+
+def _stage_records(cfg: StageConfig, stage: str) -> tuple[type, ...]:
+    """Record classes that a stage's own evaluation takes."""
+    if isinstance(cfg, DPOConfig):
+        return records_of(cfg)
+    own = {"bco": LABELLED, "ppo": (PromptRecord,)}
+    return own.get(stage, likelihood.RECORDS)

@@ -13,7 +13,7 @@ from rlhf_cli.data.reading.formats import READERS, read_file, suffix
 from rlhf_cli.data.reading.raw import RawRow, Side
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED, shipped_rows
-from rlhf_cli.runs.data_files import METADATA
+from rlhf_cli.runs.inputs import METADATA_FILES
 
 SUFFIXES = tuple(READERS)
 NEED = (
@@ -86,7 +86,7 @@ def data_files(path: Path, split: str = "train") -> DataFiles:
 
 def holds_rows(path: Path) -> bool:
     """Whether something in a folder is a file of rows, by its name."""
-    return path.is_file() and suffix(path) in SUFFIXES and path.name not in METADATA
+    return path.is_file() and suffix(path) in SUFFIXES and path.name not in METADATA_FILES
 
 
 def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:

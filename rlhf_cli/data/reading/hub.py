@@ -10,14 +10,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.config import Source
 from rlhf_cli.data.reading.files import holds_rows
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.runs import hub
-from rlhf_cli.runs.data_files import lists_configs
+from rlhf_cli.runs.inputs import card_lists_configs
 
 
 def is_hub_folder(path: Path, settings: Source) -> bool:
@@ -30,7 +30,7 @@ def is_hub_folder(path: Path, settings: Source) -> bool:
         return False
     own = any(map(holds_rows, path.iterdir()))
     below = not own and any(map(holds_rows, path.glob("*/*")))
-    return bool(settings.name or lists_configs(path) or below)
+    return bool(settings.name or card_lists_configs(path) or below)
 
 
 def open_hub(settings: Source, split: Split, side: Side) -> RowSource:
@@ -85,9 +85,9 @@ def _keep_commit(settings: Source, found: Any) -> None:
     Raises:
         DataError: it is not the one that was asked for.
     """
-    name = hub.rows_id(settings.path)
-    wanted = hub.commit_of(name, settings.revision)
-    if hub.is_commit(settings.revision):
+    name = hub.dataset_key(settings.path)
+    wanted = hub.resolved_commit(name, settings.revision)
+    if hub.is_commit_hash(settings.revision):
         wanted = settings.revision
     files = " ".join(found.info.download_checksums or {})
     read = re.search(r"@([0-9a-f]{40})/", files)
@@ -98,15 +98,15 @@ def _keep_commit(settings: Source, found: Any) -> None:
             f"{settings.path}: need the rows of commit {wanted}, and offline there are those of "
             f"commit {read[1]} alone. Connect to the hub, or give data.revision={read[1]}"
         )
-    say(f"data: {settings.path} from the cache of `datasets`, commit {read[1]}")
-    hub.keep_commit(name, settings.revision, read[1])
+    logger.info(f"data: {settings.path} from the cache of `datasets`, commit {read[1]}")
+    hub.record_commit(name, settings.revision, read[1])
 
 
 def _load(settings: Source, split: str) -> Any:
     import datasets
 
     local = Path(settings.path).expanduser().exists()
-    revision = None if local else hub.resolve_rows(settings.path, settings.revision)
+    revision = None if local else hub.resolve_dataset(settings.path, settings.revision)
     unreachable = not local and not revision
     revision = revision or settings.revision or None
     if not sys.stderr.isatty():

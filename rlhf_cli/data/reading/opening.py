@@ -25,7 +25,7 @@ from rlhf_cli.data.reading.splits import Split, parse_split
 from rlhf_cli.data.reading.trees import gather_trees
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.data_files import is_saved
+from rlhf_cli.runs.inputs import is_saved_dataset
 
 
 def open_training(cfg: DataConfig, stage: str, seed: int) -> Mixture:
@@ -74,12 +74,12 @@ def _open(settings: Source, stage: str, side: Side) -> RowSource:
     there = settings.path in ("", SHIPPED) or found.exists()
     if not there and is_data_id(settings.path):
         return open_hub(settings, split, side)
-    if settings.path != SHIPPED and not is_saved(found) and is_hub_folder(found, settings):
+    if settings.path != SHIPPED and not is_saved_dataset(found) and is_hub_folder(found, settings):
         return open_hub(settings, split, side)
     path = resolve(settings.path, stage, side)
     if settings.data_dir:
         path = resolve(str(path / settings.data_dir), stage, side)
-    if is_saved(path):
+    if is_saved_dataset(path):
         return open_saved(settings, path, split, side)
     return _open_local(settings, path, split, side)
 

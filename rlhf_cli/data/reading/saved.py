@@ -12,7 +12,7 @@ from rlhf_cli.data.reading.files import HELD_OUT
 from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
 from rlhf_cli.data.reading.splits import Split
 from rlhf_cli.errors import DataError, first_line
-from rlhf_cli.runs.data_files import is_saved
+from rlhf_cli.runs.inputs import is_saved_dataset
 
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
 
@@ -51,7 +51,7 @@ def _of_split(folder: Path, split: Split, side: Side) -> Path:
                 "rows, as in data.split=[:100], or leave it out"
             )
         return folder
-    names = sorted(child.name for child in folder.iterdir() if is_saved(child))
+    names = sorted(child.name for child in folder.iterdir() if is_saved_dataset(child))
     wanted = [split.name] if split.name else ["train"] if side == "train" else list(HELD_OUT)
     found = [name for name in wanted if name in names]
     if not found:

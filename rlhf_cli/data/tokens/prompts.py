@@ -25,7 +25,7 @@ def becomes_message(template: str, model: str, revision: str, tokenizer: Any) ->
     """
     if template != "auto":
         return template == "always"
-    folder = artifact.local_folder(model, revision)
+    folder = artifact.find_model_folder(model, revision)
     facts = artifact.read(folder) if folder else {}
     return bool(tokenizer.chat_template) and facts.get("trained_on") != "text"
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
@@ -27,7 +28,7 @@ from rlhf_cli.models.weights import load_weights
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
-from rlhf_cli.runs.labels import find_label, labels_of
+from rlhf_cli.runs.artifact import class_labels, find_label
 
 
 class ClassifierScorer:
@@ -47,7 +48,7 @@ class ClassifierScorer:
         self.who = f"{key}.classifier: {source.classifier}"
         with told_as(f"{key}.classifier"):
             self.tokenizer, self.model = _load(source, ctx)
-        labels = labels_of(self.model.config.to_dict())
+        labels = class_labels(self.model.config.to_dict())
         index = find_label(source.label, labels)
         if index is None:
             raise ModelError(label_problem(f"{key}.label", source.label, labels))
@@ -138,7 +139,9 @@ class ClassifierScorer:
     def _tell_of_cuts(self, mask: Tensor) -> None:
         if not self._told_of_cuts and int(mask.sum(1).max()) == self.limit:
             self._told_of_cuts = True
-            say(f"{self.who}: texts fill its {self.limit} positions; longer ones lose their start")
+            logger.info(
+                f"{self.who}: texts fill its {self.limit} positions; longer ones lose their start"
+            )
 
 
 def _probabilities(logits: Tensor, problem_type: str | None) -> Tensor:

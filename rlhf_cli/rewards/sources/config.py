@@ -9,9 +9,18 @@ from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.references import public_url
 from rlhf_cli.config.schema import Above, AtLeast, FunctionPath, ModelPath, Unit, show
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder
-from rlhf_cli.runs.checks import base_revision_problems, not_one_stack, revision_problems
-from rlhf_cli.runs.labels import find_label, saved_labels
+from rlhf_cli.runs.artifact import (
+    find_label,
+    find_model_folder,
+    is_adapter,
+    is_reward_model,
+    read_labels,
+)
+from rlhf_cli.runs.model_checks import (
+    check_base_revision,
+    check_not_encoder_decoder,
+    check_revision,
+)
 
 
 @dataclass(kw_only=True)
@@ -130,11 +139,11 @@ class RewardSource:
         found = self._unread(at, given)
         if self.model:
             found += self._model_problems(f"{at}.model")
-            found += revision_problems(f"{at}.model", self.model, self.revision)
-            found += base_revision_problems(at, self.model, self.base, self.base_revision)
+            found += check_revision(f"{at}.model", self.model, self.revision)
+            found += check_base_revision(at, self.model, self.base, self.base_revision)
         if self.classifier:
             found += self._classifier_problems(at)
-            found += revision_problems(f"{at}.classifier", self.classifier, self.revision)
+            found += check_revision(f"{at}.classifier", self.classifier, self.revision)
         if self.url and not _is_http(self.url):
             found.append(
                 f"{at}.url: got {public_url(self.url)}; need an address as "
@@ -178,9 +187,9 @@ class RewardSource:
         """What is known here; of a hub id that is when it has been fetched."""
         if self.model == SHIPPED:
             return [f"{key}: got {SHIPPED}, which has random weights; need a reward model"]
-        if local_folder(self.model, self.revision) is None:
+        if find_model_folder(self.model, self.revision) is None:
             return []
-        two_stacks = not_one_stack(key, self.model, self.revision)
+        two_stacks = check_not_encoder_decoder(key, self.model, self.revision)
         if two_stacks:
             return two_stacks
         if not is_reward_model(self.model, self.revision):
@@ -189,7 +198,7 @@ class RewardSource:
                 "model. Train one: rlhf reward model=" + self.model
             ]
         adapter = is_adapter(self.model, self.revision)
-        labels = [] if adapter else saved_labels(self.model, self.revision)
+        labels = [] if adapter else read_labels(self.model, self.revision)
         if len(labels) > 1:
             return [
                 f"{key}: got {self.model}, a classifier with {len(labels)} labels "
@@ -202,7 +211,7 @@ class RewardSource:
         path, revision = self.classifier, self.revision
         if path == SHIPPED:
             return [f"{at}.classifier: got {SHIPPED}, which has random weights; need a classifier"]
-        if local_folder(path, revision) is None:
+        if find_model_folder(path, revision) is None:
             return []
         if is_adapter(path, revision):
             return [
@@ -214,7 +223,7 @@ class RewardSource:
                 f"{at}.classifier: got {path}, which has no classification head; need a sequence "
                 "classifier"
             ]
-        labels = saved_labels(path, revision)
+        labels = read_labels(path, revision)
         wrong = label_problem(f"{at}.label", self.label, labels)
         return [wrong] if labels and wrong else []
 

@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 from rlhf_cli.config.references import public_url, unset_names
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, DataError, first_line
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource
@@ -110,7 +110,7 @@ class EndpointScorer:
                 if not left:
                     times = f"{self.source.retries + 1} times" if self.source.retries else "once"
                     raise DataError(f"{self.who}: {error}; asked {times}") from error
-                say(f"{self.who}: {error}; asking again in {pause:g} s")
+                logger.info(f"{self.who}: {error}; asking again in {pause:g} s")
                 self.pause(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
         raise AssertionError("retries is 0 or more")

@@ -18,7 +18,7 @@ from rlhf_cli.models.load import context_length
 from rlhf_cli.models.loading import loading, require_one_stack
 from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.runs import artifact
-from rlhf_cli.runs.labels import labels_of
+from rlhf_cli.runs.artifact import class_labels
 
 NO_LIMIT = 2**31 - 1
 """Tokens; tokenizers that know no limit name one that no library takes for a length."""
@@ -58,7 +58,7 @@ def require_scores(cfg: ModelConfig) -> None:
     classes = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in classes):
         raise ModelError(f"model.path: {cfg.path} {_no_scores(', '.join(classes))}")
-    labels = labels_of(config.to_dict())
+    labels = class_labels(config.to_dict())
     if len(labels) > 1:
         raise ModelError(
             f"model.path: {cfg.path} is a classifier with {len(labels)} labels; need one with a "
@@ -67,7 +67,7 @@ def require_scores(cfg: ModelConfig) -> None:
 
 
 def _require_scoring_adapter(path: str, source: Source) -> None:
-    task = artifact.settings(source.adapters[-1], artifact.ADAPTER).get("task_type")
+    task = artifact.read_model_json(source.adapters[-1], artifact.ADAPTER_CONFIG).get("task_type")
     if source.kind != "reward_model" and task != "SEQ_CLS":
         raise ModelError(f"model.path: {path} {_no_scores(f'an adapter for {task}')}")
 

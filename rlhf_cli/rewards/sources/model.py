@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.context import RunContext, say, silence
+from rlhf_cli.console import logger, muted
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.tokens.specials import find_specials
 from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.models.config import LoadConfig, ModelConfig
@@ -90,11 +91,11 @@ class ModelScorer:
         if policy is not None and can_share(policy, found):
             role = re.sub(r"\W+", "_", key)
             return SharedRewardModel(policy, role, found.adapters[0], ctx.compute)
-        with silence():  # `described` tells of it
+        with muted():  # `described` tells of it
             return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
 
     def _writer(self, source: RewardSource) -> RowWriter:
-        folder = artifact.local_folder(source.model, source.revision)
+        folder = artifact.find_model_folder(source.model, source.revision)
         facts = artifact.read(folder) if folder else {}
         chats = bool(self.tokenizer.chat_template) and facts.get("trained_on") != "text"
         return RowWriter(self.tokenizer, as_message=chats, who=self.who)
@@ -126,7 +127,7 @@ class ModelScorer:
         long = sum(len(row.tokens) > self.limit for row in rows)
         if long and not self._told_of_cuts:
             self._told_of_cuts = True
-            say(
+            logger.info(
                 f"{self.who}: {long} of {len(rows)} rows are longer than its {self.limit} "
                 "positions; they lose the start of the prompt, and so will later ones"
             )

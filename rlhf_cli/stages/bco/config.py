@@ -3,7 +3,7 @@ from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, Below, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.runs.checks import revision_problems
+from rlhf_cli.runs.model_checks import check_revision
 from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 
@@ -31,7 +31,7 @@ class UDMConfig:
         """Contradictions, one line each."""
         named = self.embedding_model not in ("none", "reference")
         path = self.embedding_model if named else ""
-        return revision_problems("udm.embedding_model", path, self.embedding_model_revision)
+        return check_revision("udm.embedding_model", path, self.embedding_model_revision)
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.losses.bco import density_ratio
@@ -66,7 +66,7 @@ def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -
     ratio = density_ratio(classifier.probability(vectors)).numpy()
     weight = np.where(label > 0.5, 1.0, ratio).astype(np.float32)
     undesirable = weight[label <= 0.5]
-    say(
+    logger.info(
         f"udm: undesirable rows weigh {undesirable.mean():.2f} in the mean "
         f"({undesirable.min():.2f} to {undesirable.max():.2f})"
     )

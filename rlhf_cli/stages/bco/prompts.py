@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
@@ -92,11 +93,11 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
     key = hashlib.sha256(repr((model_key, ctx.compute_name, unique)).encode()).hexdigest()[:32]
     entry = load_entry(key, SHELF)
     found = entry.arrays["embeddings"] if entry is not None else None
-    if not all(ctx.ranks.gather(found is not None)):
-        say(f"udm: embedding {len(unique):,} prompts")
+    if not all(ctx.ranks.all_gather_json(found is not None)):
+        logger.info(f"udm: embedding {len(unique):,} prompts")
         parts = range(0, len(unique), BATCH)
         found = np.concatenate([embed([list(p) for p in unique[i : i + BATCH]]) for i in parts])
-        if ctx.ranks.main:
+        if ctx.ranks.is_main:
             store_entry(key, Entry({"embeddings": found}, {}), SHELF)
     assert found is not None
     place = {prompt: i for i, prompt in enumerate(unique)}

@@ -6,8 +6,8 @@ from rlhf_cli.config.unread import unread
 from rlhf_cli.models.config import HELD, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.artifact import is_reward_model, local_folder
-from rlhf_cli.runs.checks import not_one_stack, revision_problems
+from rlhf_cli.runs.artifact import find_model_folder, is_reward_model
+from rlhf_cli.runs.model_checks import check_not_encoder_decoder, check_revision
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 from rlhf_cli.sweep.config import Objective
 
@@ -264,9 +264,9 @@ class PPOConfig(StageConfig):
                 "Try value_model=runs/reward"
             )
         model, revision = self.value_model, self.value_model_revision
-        found += revision_problems("value_model", model, revision)
-        found += not_one_stack("value_model", model, revision)
-        if local_folder(model, revision) and not is_reward_model(model, revision):
+        found += check_revision("value_model", model, revision)
+        found += check_not_encoder_decoder("value_model", model, revision)
+        if find_model_folder(model, revision) and not is_reward_model(model, revision):
             found.append(
                 f"value_model: got {self.value_model}, which gives no scores; need a reward model"
             )

@@ -6,7 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.errors import DataError
@@ -64,7 +65,7 @@ def _measure(
 ) -> list[Measured]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     add_end_token(policy.model, tokenizer, encoder.turn_end)
-    say(f"reference: {cfg.model.reference}")
+    logger.info(f"reference: {cfg.model.reference}")
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
     reference = Held(load_frozen(Policy, started, tokenizer, ctx))
     rewards = open_rewards(cfg.reward, tokenizer, ctx)

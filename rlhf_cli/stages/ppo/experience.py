@@ -117,10 +117,10 @@ def _without_values(found: Responses, reward: Tensor, cfg: PPOConfig, ranks: Ran
     elif cfg.advantage == "rloo":
         of_response = rloo_advantages(total)
     else:
-        every = ranks.concatenate(total.flatten()).tolist()
+        every = ranks.all_gather_concat(total.flatten()).tolist()
         of_response = total - sum(every) / len(every)
     return of_response.reshape(-1, 1).expand_as(reward)
 
 
 def _whiten(values: Tensor, mask: Tensor, ranks: Ranks, *, keep_mean: bool = False) -> Tensor:
-    return whiten(values, mask, seen=ranks.concatenate(values[mask]), keep_mean=keep_mean)
+    return whiten(values, mask, seen=ranks.all_gather_concat(values[mask]), keep_mean=keep_mean)

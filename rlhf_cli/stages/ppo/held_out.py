@@ -37,7 +37,7 @@ def answer(author: Author, teacher: Teacher, ranks: Ranks) -> HeldOut:
         teacher: measures the KL.
         ranks: share the prompts.
     """
-    own = range(ranks.rank, len(author.prompts), ranks.size)
+    own = range(ranks.rank, len(author.prompts), ranks.world_size)
     responses = author.write(own, own, step=0)
     found = (
         author.score(responses, observe=False).total,
@@ -45,7 +45,7 @@ def answer(author: Author, teacher: Teacher, ranks: Ranks) -> HeldOut:
         torch.tensor([float(len(one.tokens)) for one in responses]),
         torch.tensor([float(one.finished) for one in responses]),
     )
-    return HeldOut(*(ranks.concatenate(values).double() for values in found))
+    return HeldOut(*(ranks.all_gather_concat(values).double() for values in found))
 
 
 def evaluate(author: Author, teacher: Teacher, ranks: Ranks) -> dict[str, float]:

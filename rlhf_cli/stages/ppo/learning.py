@@ -150,9 +150,9 @@ def _metrics(found: Responses, learned: Experience) -> Metrics:
 
 def _explained_variance(found: Responses, learned: Experience, ranks: Ranks) -> Metrics:
     """How much of the returns' variance the values explain, over the responses of all ranks."""
-    target = ranks.concatenate(learned.target[found.valued])
-    value = ranks.concatenate(found.value[found.valued])
+    target = ranks.all_gather_concat(learned.target[found.valued])
+    value = ranks.all_gather_concat(found.value[found.valued])
     if len(target) < 2 or target.var() == 0:
         return {}
-    once = int(ranks.main)
+    once = int(ranks.is_main)
     return {"value/explained_variance": (once * (1 - (target - value).var() / target.var()), once)}

@@ -81,7 +81,7 @@ class Author:
         """
         if self.cfg.compat != "trl":
             return [None] * len(drawn.tokens)
-        width = max(self.ranks.gather(max(map(len, drawn.tokens), default=0)))
+        width = max(self.ranks.all_gather_json(max(map(len, drawn.tokens), default=0)))
         ends = zip(drawn.tokens, drawn.finished, strict=True)
         pad = self.tokenizer.pad_token_id
         return [pad if ended and len(tokens) < width else None for tokens, ended in ends]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.prompts import (
     PromptSet,
@@ -73,7 +73,7 @@ class Rollouts(PPOTraining):
         self._tell_memory(rewards)
         author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
         source = RolloutSource(cfg, author, self.updates, ctx)
-        say(
+        logger.info(
             f"steps: {count(source.total_steps, 'rollout')} of "
             f"{count(cfg.train.batch_size, 'prompt')}, "
             f"{count(cfg.samples_per_prompt, 'response')} each; "
@@ -110,7 +110,7 @@ class Rollouts(PPOTraining):
             if isinstance(model, nn.Module):
                 models[f"reward {term.name}"] = model
         for line in table(models):
-            say(line)
+            logger.info(line)
 
     def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
         """Refuse prompts that leave no room for a response in a model's positions.

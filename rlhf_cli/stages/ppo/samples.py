@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 from rlhf_cli.data.preview import shorten
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.runs import lock
-from rlhf_cli.runs.contents import SAMPLES
-from rlhf_cli.runs.files import read_json_lines, write_text_atomic
+from rlhf_cli.runs.run_files import SAMPLES, read_json_lines, write_text_atomic
 
 ROWS = 4
 """Responses of a rollout that are shown."""
@@ -68,12 +67,12 @@ class SampleFile:
                 file.write(_lines(rows))
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
-        say(f"samples of step {step}:   score      KL  prompt -> response")
+        logger.info(f"samples of step {step}:   score      KL  prompt -> response")
         for one in samples:
             prompt, response = _end(one.prompt), _start(one.response)
             if self.full:
                 prompt, response = _whole(one.prompt), _whole(one.response)
-            say(f"  {one.score:20.2f}  {one.kl:6.2f}  {prompt} -> {response}")
+            logger.info(f"  {one.score:20.2f}  {one.kl:6.2f}  {prompt} -> {response}")
 
     def cut(self, step: int) -> None:
         """Keep the samples up to a step: those that stood when a checkpoint was written."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf_cli.context import say
+from rlhf_cli.console import logger
 
 FIRST = 5
 """Rollouts that later ones are compared with."""
@@ -48,7 +48,7 @@ class Signs:
         found = {name: text for name, text in self._signs(now).items() if self._is_news(name)}
         for name, text in found.items():
             self.told[name] = self.seen
-            say(f"warning: rollout {self.seen}: {text}")
+            logger.info(f"warning: rollout {self.seen}: {text}")
         return list(found.values())
 
     def _is_news(self, name: str) -> bool:

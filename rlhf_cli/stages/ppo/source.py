@@ -35,7 +35,9 @@ class RolloutSource:
         self.cfg, self.author, self.updates, self.ctx = cfg, author, updates, ctx
         tokens = sum(map(len, author.tokens))
         self.order = Order(len(author.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts")
-        self.samples = SampleFile(ctx.out, written=ctx.ranks.main, full=cfg.log.samples == "full")
+        self.samples = SampleFile(
+            ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full"
+        )
         self.metrics: Metrics = {}
 
     @property
@@ -56,7 +58,7 @@ class RolloutSource:
     def _roll_out(self, chosen: Sequence[int]) -> Iterator[list[TokenBatch]]:
         """Write, score, shape; then the updates."""
         ranks, step = self.ctx.ranks, self.order.step
-        places = ranks.block(len(chosen))
+        places = ranks.shard(len(chosen))
         began = time.monotonic()
         responses = self.author.write([chosen[place] for place in places], places, step)
         written = time.monotonic()
@@ -84,7 +86,7 @@ class RolloutSource:
             )
 
     def _note_times(self, **seconds: float) -> None:
-        once = int(self.ctx.ranks.main)
+        once = int(self.ctx.ranks.is_main)
         for name, spent in seconds.items():
             self.metrics[f"time/{name}"] = (torch.tensor(spent * once, dtype=torch.float64), once)
 

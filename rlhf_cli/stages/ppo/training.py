@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import silence
+from rlhf_cli.console import muted
 from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
@@ -85,7 +85,7 @@ class PPOTraining(Training):
         cfg = self.cfg
         if not cfg.ptx_coef:
             return None
-        self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
+        self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.world_size > 1)
         require_embedded(self.text, self.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=ENDLESS)
         return ExampleSource(self.text, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
@@ -106,6 +106,6 @@ def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:
         columns={},
     )
     # what there is to say about prepared rows was said when they were
-    with silence() if cached_only else contextlib.nullcontext():
+    with muted() if cached_only else contextlib.nullcontext():
         found, _ = load_examples(data, "sft", tokenizer, TEXTS, cfg.seed, cached_only=cached_only)
     return found

@@ -76,7 +76,7 @@ class Updates:
     def passes(self, lesson: Lesson) -> Iterator[list[TokenBatch]]:
         """The updates one after the other; the KL coefficient follows them."""
         yield from self._epochs(lesson)
-        every = self.ranks.concatenate(lesson.kl)
+        every = self.ranks.all_gather_concat(lesson.kl)
         self.kl.update(float(every.double().mean()), len(every))
 
     def _epochs(self, lesson: Lesson) -> Iterator[list[TokenBatch]]:
@@ -101,11 +101,11 @@ class Updates:
         if not most:
             return False
         total, count = self.loss.moved
-        moved = self.ranks.add({"sum": float(total), "count": count})
+        moved = self.ranks.sum_by_name({"sum": float(total), "count": count})
         return moved["sum"] > TOO_FAR * most * moved["count"]
 
     def _require_near(self, kl: Tensor, step: int) -> None:
-        mean = float(self.ranks.concatenate(kl).double().mean())
+        mean = float(self.ranks.all_gather_concat(kl).double().mean())
         if not mean <= self.cfg.kl_limit:  # NaN too
             raise NonFinite(
                 f"step {step}: the responses have a KL of {mean:.1f} nats from the reference, more "
@@ -126,11 +126,11 @@ class Updates:
 
     def _look(self, responses: Sequence[Written], score: Tensor) -> None:
         """Compare with earlier rollouts, over the responses of all ranks."""
-        gather = self.ranks.gather
+        gather = self.ranks.all_gather_json
         entropy = sum(gather(float(self.metrics["objective/entropy"][0])))
         own = [(len(one.tokens), one.finished, one.fingerprint) for one in responses]
         every = [found for part in gather(own) for found in part]
-        points = self.ranks.concatenate(score).double()
+        points = self.ranks.all_gather_concat(score).double()
         distinct = len({fingerprint for *_, fingerprint in every}) / len(every)
         tokens = sum(length for length, *_ in every)
         self.signs.look(

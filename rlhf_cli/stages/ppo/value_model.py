@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf_cli.context import say, silence
+from rlhf_cli.console import logger, muted
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import load_reward_model, recompute_activations
@@ -30,7 +30,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
         ModelError: the model to start from cannot be loaded, or has another vocabulary.
     """
     if not cfg.has_value_model:
-        say(f"value model: none (advantage={cfg.advantage})")
+        logger.info(f"value model: none (advantage={cfg.advantage})")
         return
     value_model = _make(cfg, policy, run)
     policy.value_model = value_model.to(policy.device)
@@ -43,7 +43,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
         "adapter": "an adapter and a head on the policy's base",
         "model": f"a model of its own, from {cfg.value_start}",
     }[cfg.value]
-    say(f"value model: {kind}, {count:,} parameters of its own")
+    logger.info(f"value model: {kind}, {count:,} parameters of its own")
 
 
 def _make(cfg: PPOConfig, policy: Policy, run: Training) -> ValueModel:
@@ -67,7 +67,7 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
         quant=QuantConfig(),
         kernels=cfg.kernels,
     )
-    with silence(), told_as("value_model"):
+    with muted(), told_as("value_model"):
         require_scores(load.model)
         theirs = load_tokenizer(load.model)
         if theirs.get_vocab() != run.tokenizer.get_vocab():

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
@@ -67,7 +68,7 @@ def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext)
         found = list(_of_scores(scores, said))
     warning = length_warning(float(pearson(scores, length)))
     if warning:
-        say(warning)
+        logger.info(warning)
     return [*found, Measured("correlation with length", (scores, length), pearson)]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.rollout import probe
-from rlhf_cli.runs import contents
+from rlhf_cli.runs import run_files
 from tests.stages.ppo.conftest import words_of
 
 BROKEN = """
@@ -153,7 +153,12 @@ def test_a_reward_that_fails_in_the_middle_leaves_a_run_that_can_be_started_agai
     assert cli.main(words) == 3
     names = {path.name for path in Path("run").iterdir()}
     assert {"config.yaml", "manifest.json", "log.txt", "metrics.jsonl", "samples.jsonl"} <= names
-    assert names <= {*contents.FILES, *contents.FOLDERS, contents.MANIFEST, contents.CHECKPOINTS}
+    assert names <= {
+        *run_files.FILES,
+        *run_files.FOLDERS,
+        run_files.MANIFEST,
+        run_files.CHECKPOINTS,
+    }
     Path("back").touch()
     assert cli.main(words) == 0
     rows = [json.loads(line) for line in Path("run/samples.jsonl").read_text().splitlines()]

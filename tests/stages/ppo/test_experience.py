@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.distributed import ALONE
+from rlhf_cli.distributed import SINGLE_PROCESS
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.engine import Rollout
 from rlhf_cli.stages.ppo import rollout
@@ -37,7 +37,7 @@ def example(valued, **changes):
         valued,
         SCORE,
     )
-    return shape(found, cfg, 0.05, ALONE)
+    return shape(found, cfg, 0.05, SINGLE_PROCESS)
 
 
 def close(actual, *rows):
@@ -77,7 +77,7 @@ def test_trl_has_no_position_behind_the_longest_response(monkeypatch):
     cfg = PPOConfig(compat="trl", reward=RewardsConfig(length_penalty=1))
     tokenizer: Any = SimpleNamespace(pad_token_id=0)
     nothing: Any = None
-    author = Author(cfg, nothing, [[3]] * 3, nothing, nothing, tokenizer, ALONE)
+    author = Author(cfg, nothing, [[3]] * 3, nothing, nothing, tokenizer, SINGLE_PROCESS)
     assert [one.behind for one in author.write([0, 1, 2], [0, 1, 2], step=1)] == [0, None, None]
 
 
@@ -90,7 +90,7 @@ def test_the_score_appears_once_in_each_response():
 def test_equal_scores_divide_by_nothing(name):
     responses = Responses(*[torch.zeros(2, 3)] * 3, *[torch.ones(2, 3) > 0] * 2, torch.ones(2))
     cfg = PPOConfig(gamma=0.0, reward=RewardsConfig(length_penalty=1), **{name: True})
-    assert shape(responses, cfg, 0.0, ALONE).advantage.isfinite().all()
+    assert shape(responses, cfg, 0.0, SINGLE_PROCESS).advantage.isfinite().all()
 
 
 def grouped(advantage, scores, samples=1, **changes):
@@ -98,7 +98,7 @@ def grouped(advantage, scores, samples=1, **changes):
     zero, full = torch.zeros(count, 2), torch.ones(count, 2, dtype=torch.bool)
     found = Responses(zero, zero, zero, full, full, torch.tensor(scores), samples)
     cfg = PPOConfig(advantage=advantage, samples_per_prompt=samples, **changes)
-    return shape(found, cfg, 0.05, ALONE).advantage[:, 0]
+    return shape(found, cfg, 0.05, SINGLE_PROCESS).advantage[:, 0]
 
 
 @pytest.mark.parametrize("score", [0.7, 0.1, -3.3])

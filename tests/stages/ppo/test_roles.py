@@ -7,7 +7,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from rlhf_cli import cli
-from rlhf_cli.context import open_context, own_device
+from rlhf_cli.context import create_context, current_device
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen, load_policy
@@ -24,7 +24,7 @@ from tests.stages.conftest import FAST
 
 FLAG = "gradient_checkpointing"
 LORA = ("adapter=lora", "adapter.rank=2")
-ROWS = rows_of([5, 60, 70, 1], [9, 80, 1], [7, 7, 3, 2, 1]).to(own_device())
+ROWS = rows_of([5, 60, 70, 1], [9, 80, 1], [7, 7, 3, 2, 1]).to(current_device())
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def adapted(sft_run, tmp_path):
     cfg = LoadConfig(
         model=ModelConfig(path=str(sft_run)), adapter=AdapterConfig(kind="lora", rank=2)
     )
-    ctx = open_context("fp32", 0, tmp_path)
+    ctx = create_context("fp32", 0, tmp_path)
     tokenizer = load_tokenizer(cfg.model)
     return load_policy(cfg, tokenizer, ctx), tokenizer, ctx
 
@@ -75,7 +75,7 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted,
 
 def test_a_full_policy_shares_nothing(reward_adapter, sft_run, tmp_path):
     cfg = LoadConfig(model=ModelConfig(path=str(sft_run)))
-    ctx = open_context("fp32", 0, tmp_path)
+    ctx = create_context("fp32", 0, tmp_path)
     policy = load_policy(cfg, load_tokenizer(cfg.model), ctx)
     assert not can_share(policy, find_source(ModelConfig(path=str(reward_adapter))))
 

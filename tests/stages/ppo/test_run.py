@@ -62,7 +62,7 @@ def test_every_minibatch_has_responses_of_every_rank(samples):
     for rank in range(8):
         numbers = [
             place * samples + sample
-            for place in Ranks(rank, 8).block(64)
+            for place in Ranks(rank, 8).shard(64)
             for sample in range(samples)
         ]
         responses = [Written(0, number, [1], [2], True) for number in numbers]

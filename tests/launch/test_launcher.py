@@ -11,9 +11,15 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.errors import DataError, Interrupted, RankFailed
-from rlhf_cli.launch import parent
-from rlhf_cli.launch.environment import Place, place, threads
-from rlhf_cli.launch.reports import read_report, report_of, write_report
+from rlhf_cli.launch import launcher
+from rlhf_cli.launch.worker import (
+    RankEnv,
+    build_report,
+    read_rank_env,
+    read_report,
+    threads_per_process,
+    write_report,
+)
 from rlhf_cli.runs import lock
 from rlhf_cli.stages.registry import COMMANDS
 from tests.helpers import take_over
@@ -31,9 +37,9 @@ def processes(*programs):
 
 
 def watch(*programs, out=Path("run")):
-    found = parent.Watch(processes(*programs), out)
-    with found.forwarding():
-        found.until_all_ended()
+    found = launcher.Supervisor(processes(*programs), out)
+    with found.forward_signals():
+        found.wait()
     for rank in found.ranks:
         rank.stdout.close()
     return found
@@ -41,15 +47,15 @@ def watch(*programs, out=Path("run")):
 
 @pytest.fixture(autouse=True)
 def _short_patience(monkeypatch):
-    monkeypatch.setattr(parent, "GRACE_SECONDS", 0.2)
-    monkeypatch.setattr(parent, "KILL_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(launcher, "KILL_SECONDS", 0.2)
 
 
 def test_a_killed_rank_ends_the_others_and_is_named(tmp_path):
     began = time.monotonic()
     found = watch(WAIT, "import os; os.kill(os.getpid(), 9)", WAIT)
     assert time.monotonic() - began < 20
-    assert str(found.verdict([], tmp_path)).startswith("rank 1 was killed by SIGKILL")
+    assert str(found.error([], tmp_path)).startswith("rank 1 was killed by SIGKILL")
     assert [rank.returncode for rank in found.ranks] == [-signal.SIGTERM, -9, -signal.SIGTERM]
 
 
@@ -57,7 +63,7 @@ def test_a_rank_that_does_not_end_is_killed(tmp_path):
     [deaf] = processes(DEAF)
     deaf.stdout.readline()  # it ignores SIGTERM from here on
     [failed] = processes("raise SystemExit(7)")
-    parent.Watch([deaf, failed], tmp_path).until_all_ended()
+    launcher.Supervisor([deaf, failed], tmp_path).wait()
     deaf.stdout.close()
     failed.stdout.close()
     assert (deaf.returncode, failed.returncode) == (-signal.SIGKILL, 7)
@@ -73,13 +79,13 @@ def test_the_ranks_end_where_another_process_takes_the_folder_over(tmp_path):
 
 def test_a_rank_without_a_word_is_named_with_its_log(tmp_path):
     found = watch("raise SystemExit(7)", WAIT)
-    assert str(found.verdict([], tmp_path)) == "rank 0 ended with exit code 7 and left no word"
+    assert str(found.error([], tmp_path)) == "rank 0 exited with code 7 without an error report"
 
 
 def test_a_signal_to_the_parent_reaches_every_rank(tmp_path):
     threading.Timer(0.3, signal.raise_signal, (signal.SIGTERM,)).start()
     found = watch(WAIT, WAIT)
-    error = found.verdict([], tmp_path)
+    error = found.error([], tmp_path)
     assert isinstance(error, Interrupted)
     assert str(error).startswith("SIGTERM")
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -89,9 +95,9 @@ def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):
     for rank, error in enumerate(
         (RankFailed("connection closed"), DataError("r.jsonl:3: no text"))
     ):
-        write_report(tmp_path, report_of(error, rank, SFT))
+        write_report(tmp_path, build_report(error, rank, SFT))
     reports = [read_report(tmp_path, rank) for rank in (0, 1)]
-    error = parent.Watch([], tmp_path).verdict(reports, tmp_path)
+    error = launcher.Supervisor([], tmp_path).error(reports, tmp_path)
     assert isinstance(error, DataError)
     assert str(error) == "r.jsonl:3: no text"
 
@@ -100,14 +106,14 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path, capsys):
     try:
         {}["loss"]
     except KeyError as error:
-        write_report(tmp_path, report_of(error, 1, SFT))
+        write_report(tmp_path, build_report(error, 1, SFT))
     error = read_report(tmp_path, 1).error()
-    assert str(error) == "rank 1: KeyError: 'loss'; its traceback stands above"
+    assert str(error) == "rank 1: KeyError: 'loss'; see its traceback above"
     assert '{}["loss"]' in capsys.readouterr().err
 
 
 def test_memory_is_told_as_in_one_process():
-    report = report_of(MemoryError(), 0, SFT)
+    report = build_report(MemoryError(), 0, SFT)
     assert report.exit_code == 4
     assert "train.micro_batch_tokens" in report.message
 
@@ -122,23 +128,27 @@ def test_no_report_is_none(tmp_path):
         ({}, None),
         ({"WORLD_SIZE": "1", "RANK": "0"}, None),
         ({"WORLD_SIZE": "4"}, None),
-        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, Place(3, 1, 4)),
-        ({"WORLD_SIZE": "4", "RANK": "3"}, Place(3, 3, 4)),
+        ({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}, RankEnv(3, 1, 4)),
+        ({"WORLD_SIZE": "4", "RANK": "3"}, RankEnv(3, 3, 4)),
     ],
 )
 def test_the_place_that_a_launcher_gives(variables, expected):
-    assert place(variables) == expected
+    assert read_rank_env(variables) == expected
 
 
 def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert threads(2) == "3"
+    assert threads_per_process(2) == "3"
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("rlhf_cli.launch.environment.cores", lambda: 6)
-    assert [threads(2), threads(4), threads(64)] == ["3", "1", "1"]
+    monkeypatch.setattr("rlhf_cli.launch.worker.cores", lambda: 6)
+    assert [threads_per_process(2), threads_per_process(4), threads_per_process(64)] == [
+        "3",
+        "1",
+        "1",
+    ]
 
 
 def test_more_processes_than_cores_are_refused(tmp_path, capsys):
     argv = ["model=tiny", "data=tiny", "launch.processes=999", f"output_dir={tmp_path / 'run'}"]
     assert cli.main(["sft", *argv]) == 2
-    assert "need at most one process a core" in capsys.readouterr().err
+    assert "need at most one process per core" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from rlhf_cli import cli
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config.resolve import resolve
-from rlhf_cli.runs.model_files import positions, weight_shapes
+from rlhf_cli.runs.model_checks import max_positions, read_weight_shapes
 from rlhf_cli.stages.registry import COMMANDS
 
 CONFIG = {"model_type": "gpt2", "n_positions": 64, "architectures": ["GPT2LMHeadModel"]}
@@ -170,9 +170,9 @@ def test_a_model_with_more_positions_keeps_the_default():
     ],
 )
 def test_positions_are_those_that_the_config_says_plainly(config, found):
-    assert positions(config) == found
+    assert max_positions(config) == found
 
 
 def test_names_are_those_without_what_wrappers_add():
     model("wrapped", weights={"_orig_mod.module.h.0.base_layer.weight": [2, 2]})
-    assert weight_shapes(Path("wrapped")) == {"h.0.weight": [2, 2]}
+    assert read_weight_shapes(Path("wrapped")) == {"h.0.weight": [2, 2]}

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.commands.answers import Author
 from rlhf_cli.commands.evaluate import run as evaluate
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
-from rlhf_cli.commands.output import writing
+from rlhf_cli.commands.generator import TextGenerator
 from rlhf_cli.errors import DataError
-from rlhf_cli.runs.outputs import output_problems
+from rlhf_cli.runs.outputs import check_output, open_output
 
 GENERATE = ["generate", "tiny", "max_new_tokens=2", "batch_size=1", "precision=fp32"]
 
@@ -83,7 +82,7 @@ def test_nothing_is_written_into_what_another_run_holds(name, run_of, tmp_path, 
 
 def test_a_file_of_its_own_name_may_lie_in_a_run(run_of):
     config = EvaluateConfig(output=str(run_of("sft") / "measured" / "result.json"))
-    assert output_problems(config) == []
+    assert check_output(config) == []
 
 
 def test_an_older_result_stands_until_the_new_one_is_measured(monkeypatch):
@@ -101,13 +100,13 @@ def test_an_older_result_stands_until_the_new_one_is_measured(monkeypatch):
 
 def test_answers_that_were_written_before_an_error_are_kept_aside(monkeypatch, capsys):
     Path("out.jsonl").write_text("older")
-    answer = Author.answer
+    answer = TextGenerator.generate
 
     def one_then_fail(self, tokens, *rest):
         yield next(answer(self, tokens[:1], *rest))
         raise DataError("x")
 
-    monkeypatch.setattr(Author, "answer", one_then_fail)
+    monkeypatch.setattr(TextGenerator, "generate", one_then_fail)
     assert cli.main([*GENERATE, "prompts=prompts.jsonl", "output=out.jsonl"]) == 3
     assert Path("out.jsonl").read_text() == "older"
     assert "so far is in " in capsys.readouterr().err
@@ -121,7 +120,7 @@ def test_a_finished_file_replaces_what_a_link_names_and_keeps_its_permissions():
     real.write_text("older")
     real.chmod(0o640)
     Path("out.jsonl").symlink_to(real)
-    with writing(Path("out.jsonl")) as write:
+    with open_output(Path("out.jsonl")) as write:
         write("a\n")
         write("b\n")
         assert real.read_text() == "older"
@@ -134,7 +133,7 @@ def test_a_finished_file_replaces_what_a_link_names_and_keeps_its_permissions():
 def test_a_pipe_is_written_to():
     os.mkfifo("pipe")
     reader = os.open("pipe", os.O_RDONLY | os.O_NONBLOCK)
-    with writing(Path("pipe")) as write:
+    with open_output(Path("pipe")) as write:
         write("a\n")
         assert os.read(reader, 10) == b"a\n"
     os.close(reader)
@@ -149,7 +148,7 @@ def test_a_pipe_without_a_name_is_written_to(link):
     if link:
         Path("link").symlink_to(output)
         output = Path("link")
-    with writing(output) as write:
+    with open_output(output) as write:
         write("a\n")
         assert os.read(reader, 10) == b"a\n"
     os.close(reader)

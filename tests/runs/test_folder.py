@@ -13,10 +13,10 @@ import pytest
 
 from rlhf_cli.config.renamed import RENAMED
 from rlhf_cli.errors import CheckpointError, ConfigError, Interrupted, ModelError
-from rlhf_cli.runs import files, lock, manifest
+from rlhf_cli.runs import lock, manifest, run_files
 from rlhf_cli.runs.artifact import resolve_run
-from rlhf_cli.runs.files import write_json_atomic, write_text_atomic
-from rlhf_cli.runs.folder import allocate, checkpoints, claim
+from rlhf_cli.runs.folder import allocate, claim, list_checkpoints
+from rlhf_cli.runs.run_files import write_json_atomic, write_text_atomic
 from rlhf_cli.stages.sft.config import SFTConfig
 from tests.helpers import take_over
 
@@ -68,7 +68,7 @@ def test_fresh_then_continue_then_complete(tmp_path):
 
 def begun(out: Path, tree: dict = TREE, stage: str = "sft") -> str:
     decision = claim(out, tree, stage, "auto")
-    manifest.begin(out, stage, [stage], tree)
+    manifest.write_start(out, stage, [stage], tree)
     return decision
 
 
@@ -181,10 +181,10 @@ def test_a_literal_reference_is_the_same_again(tmp_path):
 
 
 def test_checkpoints_are_complete_ones_in_order(tmp_path):
-    assert checkpoints(tmp_path) == []
+    assert list_checkpoints(tmp_path) == []
     for name in ("step-000010", "step-000002", "step-000011.tmp"):
         with_checkpoint(tmp_path, name)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-000002", "step-000010"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000002", "step-000010"]
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
@@ -360,7 +360,7 @@ def owned_by(path: Path, pid: int, started: str = "", host: str = "") -> None:
 
 def test_resolve_run_gives_the_model_of_a_finished_run(tmp_path):
     assert resolve_run(tmp_path) == tmp_path
-    manifest.begin(tmp_path, "sft", ["sft"], TREE)
+    manifest.write_start(tmp_path, "sft", ["sft"], TREE)
     with pytest.raises(ModelError, match=r"not finished \(status: running\)"):
         resolve_run(tmp_path)
     manifest.complete(tmp_path)
@@ -371,8 +371,8 @@ def test_resolve_run_gives_the_model_of_a_finished_run(tmp_path):
 
 
 def test_the_manifest_tells_what_ran_and_how_it_ended(tmp_path):
-    manifest.begin(tmp_path, "sft", ["sft", "seed=1"], TREE)
-    manifest.begin(tmp_path, "sft", ["sft", "seed=1"], TREE)
+    manifest.write_start(tmp_path, "sft", ["sft", "seed=1"], TREE)
+    manifest.write_start(tmp_path, "sft", ["sft", "seed=1"], TREE)
     manifest.fail(tmp_path, ValueError("no rows"))
     told = manifest.read(tmp_path)
     assert told["status"] == "failed"
@@ -385,7 +385,7 @@ def test_the_manifest_tells_what_ran_and_how_it_ended(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), Interrupted("stopped after step 7")])
 def test_an_interrupted_run_has_not_failed(tmp_path, error):
-    manifest.begin(tmp_path, "sft", ["sft"], TREE)
+    manifest.write_start(tmp_path, "sft", ["sft"], TREE)
     manifest.fail(tmp_path, error)
     assert manifest.status(tmp_path) == "interrupted"
     with pytest.raises(ModelError, match=r"not finished \(status: interrupted\)"):
@@ -421,7 +421,7 @@ def full_disk(monkeypatch):
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(run_files.os, "fsync", fail)
 
 
 def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, full_disk):
@@ -442,7 +442,7 @@ def test_a_claim_on_a_full_disk_is_one_line(tmp_path, full_disk):
 
 def test_a_manifest_on_a_full_disk_is_one_line_at_start_and_end(tmp_path, full_disk):
     for write in (
-        lambda: manifest.begin(tmp_path, "sft", [], TREE),
+        lambda: manifest.write_start(tmp_path, "sft", [], TREE),
         lambda: manifest.complete(tmp_path),
     ):
         with pytest.raises(CheckpointError, match=r"manifest\.json: cannot be written"):
@@ -476,7 +476,7 @@ SEPARATORS = ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\
 def test_only_line_feeds_end_a_line(tmp_path, letter):
     path = tmp_path / "lines.txt"
     path.write_bytes(f"\ufeffa{letter}b\r\n\n{letter}c".encode())
-    assert files.read_lines(path) == [f"a{letter}b", "", f"{letter}c"]
+    assert run_files.read_lines(path) == [f"a{letter}b", "", f"{letter}c"]
     path.write_bytes(f'{{"text": "a{letter}b"}}\n{{"te'.encode())
     if letter > "\x1f":  # JSON has the others as escapes only
-        assert files.read_json_lines(path) == [{"text": f"a{letter}b"}]
+        assert run_files.read_json_lines(path) == [{"text": f"a{letter}b"}]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from rlhf_cli import cli
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.runs import contents, manifest
+from rlhf_cli.runs import manifest, run_files
 from rlhf_cli.runs.folder import claim
 from rlhf_cli.stages.sft.config import SFTConfig
 from tests.stages.test_stages import sft, stop_after
@@ -35,7 +35,7 @@ def tree(**changes):
 
 def failed_run(out: Path, *left: str) -> None:
     claim(out, tree(), "sft", "auto")
-    manifest.begin(out, "sft", ["sft"], tree())
+    manifest.write_start(out, "sft", ["sft"], tree())
     manifest.fail(out, ValueError("x"))
     for name in left:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def test_a_fresh_start_finds_nothing_of_the_earlier_run(tmp_path):
     assert claim(tmp_path / "run", tree(seed=1), "pretrain", "auto") == "fresh"
     assert files(tmp_path / "run") == {"config.yaml", ".lock"}
     assert not (tmp_path / "run" / "checkpoints").exists()
-    manifest.begin(tmp_path / "run", "pretrain", [], tree(seed=1))
+    manifest.write_start(tmp_path / "run", "pretrain", [], tree(seed=1))
     assert len(manifest.read(tmp_path / "run")["starts"]) == 1
 
 
@@ -93,7 +93,7 @@ def test_without_a_manifest_such_files_may_be_the_users(tmp_path, name):
 
 
 def test_a_run_writes_under_these_names_only(sft_run):
-    known = {*contents.FILES, *contents.FOLDERS, contents.MANIFEST, contents.CHECKPOINTS}
+    known = {*run_files.FILES, *run_files.FOLDERS, run_files.MANIFEST, run_files.CHECKPOINTS}
     assert {path.name for path in sft_run.iterdir()} <= known
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.commands.evaluate import judged
-from rlhf_cli.resources import shipped
+from rlhf_cli.commands.evaluate import judge
+from rlhf_cli.resources import shipped_folder
 
 PROMPTS = [f"Tell {name} about {topic}." for name in ("Ana", "Ben") for topic in ("tea", "jazz")]
 JUDGE = """
@@ -101,7 +101,7 @@ def test_without_a_baseline_each_model_has_its_score(run_of):
 
 
 def test_the_shipped_judge_scores_the_shipped_prompts(run_of):
-    judge = f"judge={shipped('recipes') / 'tiny' / 'judge.py'}:score"
+    judge = f"judge={shipped_folder('recipes') / 'tiny' / 'judge.py'}:score"
     words = [str(run_of("sft")), judge, "prompts=tiny", "max_new_tokens=4", "output=out.json"]
     assert cli.main(["evaluate", *words, "batch_size=100"]) == 0
     found = json.loads(Path("out.json").read_text())["results"]
@@ -166,10 +166,10 @@ def test_a_judge_in_a_recipe_is_found_beside_it(capsys):
 
 
 def test_ties_and_wins_of_equal_scores():
-    answers = judged.Answers([[1], [1]], [[2], [3]], ["x", "y"], [True, False])
-    one = judged.Judged("a", answers, [1.0, 2.0])
-    other = judged.Judged("b", answers, [1.0, 1.0])
-    found = {r.metric: r.estimate for r in judged._results(one, other, seed=0)}
+    answers = judge.Responses([[1], [1]], [[2], [3]], ["x", "y"], [True, False])
+    one = judge.JudgedModel("a", answers, [1.0, 2.0])
+    other = judge.JudgedModel("b", answers, [1.0, 1.0])
+    found = {r.metric: r.estimate for r in judge._results(one, other, seed=0)}
     assert [found[name].value for name in ("wins", "losses", "ties")] == [1, 0, 1]
     assert (found["win rate"].value, found["win rate"].n) == (1.0, 1)
     assert found["ended"].value == 0.5

@@ -1,4 +1,4 @@
-"""A judge's scores of models' answers, and how often they beat those of a baseline."""
+"""Scores of models' responses by a judge function, and win rates against a baseline."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.commands.answers import Answers, Author
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
-from rlhf_cli.commands.evaluate.subject import model_of, names
-from rlhf_cli.context import RunContext, say
+from rlhf_cli.commands.evaluate.targets import short_names, target_model
+from rlhf_cli.commands.generator import Responses, TextGenerator
+from rlhf_cli.console import logger
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import to_json
@@ -29,19 +30,19 @@ from rlhf_cli.rollout.graphs import require_cuda
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The answers of one model to all prompts, and their scores."""
+class JudgedModel:
+    """The responses of one model to all prompts, and their scores."""
 
     name: str
-    answers: Answers
+    responses: Responses
     scores: list[float]
 
 
-def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict[str, Any]]]:
-    """Let every model answer all prompts, and score the answers.
+def judge_models(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict[str, Any]]]:
+    """Generate responses of every model to all prompts, and score them.
 
     Returns:
-        The results, and one object a prompt with every model's answer and score.
+        The results, and one object per prompt with every model's response and score.
 
     Raises:
         ConfigError: the judge cannot be imported, or the device has no CUDA graphs.
@@ -54,38 +55,40 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
     asked = [to_json(prompt) for prompt in prompts]
     paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
     found = []
-    for path, name in zip(paths, names(paths), strict=True):
-        answers = _answer(cfg, path, read, ctx)
+    for path, name in zip(paths, short_names(paths), strict=True):
+        responses = _generate(cfg, path, read, ctx)
         samples = Samples(
-            prompts, answers.texts, answers.prompt_tokens, answers.tokens, read.columns
+            prompts, responses.texts, responses.prompt_tokens, responses.tokens, read.columns
         )
-        found.append(Judged(name, answers, numbers(scorer(samples), samples, scorer.who)))
+        found.append(JudgedModel(name, responses, numbers(scorer(samples), samples, scorer.who)))
     baseline = found[-1] if cfg.baseline else None
     results = [result for one in found for result in _results(one, baseline, cfg.seed)]
     return results, list(_transcript(asked, found))
 
 
-def _answer(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext) -> Answers:
-    author = Author(model_of(cfg, path), cfg.quant, cfg.template, ctx)
-    taken, tokens = author.encode(prompts)
+def _generate(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext) -> Responses:
+    generator = TextGenerator(target_model(cfg, path), cfg.quant, cfg.template, ctx)
+    taken, tokens = generator.encode(prompts)
     if len(taken) < len(prompts):
         raise DataError(
             f"{path}: its chat template refuses {len(prompts) - len(taken)} of {len(prompts)} "
             "prompts (see above), and models are compared on the same ones. Leave them out"
         )
     torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
-    answers = Answers([], [], [], [])
+    responses = Responses([], [], [], [])
     with ProgressCount("answers", len(tokens)) as progress:
-        for batch in author.answer(tokens, cfg.sampling, cfg.batch_size):
+        for batch in generator.generate(tokens, cfg.sampling, cfg.batch_size):
             progress.add(len(batch.texts))
-            answers.extend(batch)
-    say(f"{path}: {len(answers.texts)} answers, {sum(answers.ended)} ended by themselves")
-    return answers
+            responses.extend(batch)
+    logger.info(
+        f"{path}: {len(responses.texts)} answers, {sum(responses.ended)} ended by themselves"
+    )
+    return responses
 
 
-def _results(one: Judged, baseline: Judged | None, seed: int) -> Iterator[Result]:
+def _results(one: JudgedModel, baseline: JudgedModel | None, seed: int) -> Iterator[Result]:
     yield Result(one.name, "score", Measured("score", (one.scores,)).estimate(seed))
-    yield Result(one.name, "ended", share_of("ended", one.answers.ended).estimate(seed))
+    yield Result(one.name, "ended", share_of("ended", one.responses.ended).estimate(seed))
     if baseline is None or one is baseline:
         return
     gain = Measured("score gain", (one.scores, baseline.scores), difference)
@@ -97,10 +100,10 @@ def _results(one: Judged, baseline: Judged | None, seed: int) -> Iterator[Result
     yield Result(one.name, "win rate", found.rate)
 
 
-def _transcript(asked: Sequence[Any], found: Sequence[Judged]) -> Iterator[dict[str, Any]]:
+def _transcript(asked: Sequence[Any], found: Sequence[JudgedModel]) -> Iterator[dict[str, Any]]:
     for number, prompt in enumerate(asked):
         answers = {
-            one.name: {"response": one.answers.texts[number], "score": one.scores[number]}
+            one.name: {"response": one.responses.texts[number], "score": one.scores[number]}
             for one in found
         }
         yield {"prompt": prompt, "answers": answers}

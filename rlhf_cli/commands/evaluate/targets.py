@@ -1,4 +1,4 @@
-"""A model to measure, with the settings of the run that made it."""
+"""Models to evaluate, each with the settings of the run that made it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.settings import Settings, read_settings
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 from rlhf_cli.stages.registry import COMMANDS
-from rlhf_cli.sweep.jobs import settings_of_job
+from rlhf_cli.sweep.jobs import job_overrides
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One model that is measured.
+class Target:
+    """A model to evaluate.
 
     Attributes:
-        name: heads its column.
-        stage: of the run that made it.
-        config: of that run, with the result as its model and the rows to measure as `data.eval`.
-        commits: `ID@REVISION` -> commit of what the run used of the hub.
+        name: head of its column in the table.
+        stage: of the run that made it; `sft` or `reward` for other models.
+        config: of that run, with its result as the model and the rows to evaluate as `data.eval`.
+        commits: `ID@REVISION` -> commit of the hub repositories that the run used.
     """
 
     name: str
@@ -35,54 +35,53 @@ class Subject:
     commits: Mapping[str, str]
 
 
-def subjects(cfg: EvaluateConfig) -> list[Subject]:
-    """The models of an evaluation, in the order given.
+def load_targets(cfg: EvaluateConfig) -> list[Target]:
+    """Read the settings of all models of an evaluation, in the order given.
 
     Raises:
-        DataError: the rows that a run held out are no longer where they were.
+        DataError: the held-out rows of a run no longer exist.
     """
-    return [
-        _subject(cfg, path, name) for path, name in zip(cfg.models, names(cfg.models), strict=True)
-    ]
+    named = zip(cfg.models, short_names(cfg.models), strict=True)
+    return [_load_target(cfg, path, name) for path, name in named]
 
 
-def _subject(cfg: EvaluateConfig, path: str, name: str) -> Subject:
+def _load_target(cfg: EvaluateConfig, path: str, name: str) -> Target:
     settings = read_settings(path)
     if settings and no_rows(cfg.data.path):
         _require_rows(settings, path)
-    stage = settings.stage if settings else _kind(path, cfg.model.revision)
+    stage = settings.stage if settings else _default_stage(path, cfg.model.revision)
     own = settings.config if settings else COMMANDS[stage].config()
     config = replace(
         own,
         model=_model(cfg, own.model, path),
-        adapter=AdapterConfig(),  # the one at the path, if any, as it is
+        adapter=AdapterConfig(),  # an adapter at the path is used as it is
         quant=cfg.quant,
         data=cfg.data.applied_to(own.data),
         train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
     )
     if cfg.template != "auto":
-        config = config if stage == "ppo" else as_rows_config(config)
+        config = config if stage == "ppo" else to_response_rows_config(config)
         config = replace(config, template=cfg.template)
     config.fit_to_model()  # as a stage does; `data` is a copy of the run's
-    return Subject(name, stage, config, settings.commits if settings else {})
+    return Target(name, stage, config, settings.commits if settings else {})
 
 
-def as_rows_config(cfg: StageConfig) -> StageConfig:
-    """The configuration with a `template` for rows with responses, where its stage has none."""
+def to_response_rows_config(cfg: StageConfig) -> StageConfig:
+    """Convert to a configuration with `template`, which not every stage has."""
     if isinstance(cfg, ResponseRowsConfig):
         return cfg
     shared = {f.name: getattr(cfg, f.name) for f in fields(StageConfig)}
     return ResponseRowsConfig(**shared, template=getattr(cfg, "template", "auto"))
 
 
-def _kind(path: str, revision: str) -> str:
-    """The stage as whose result a model is measured that is no run of ours."""
+def _default_stage(path: str, revision: str) -> str:
+    """Stage by which a model that no run of ours made is evaluated."""
     return "reward" if is_reward_model(path, revision) else "sft"
 
 
 def _model(cfg: EvaluateConfig, own: ModelConfig, path: str) -> ModelConfig:
-    """The result of a run, with what it was compared with in training."""
-    given = vars(model_of(cfg, path))
+    """Model config of a target, with the reference that its run was trained against."""
+    given = vars(target_model(cfg, path))
     if not isinstance(own, ComparedModelConfig):
         return replace(own, **given)
     if own.reference == "none":
@@ -96,28 +95,28 @@ def _model(cfg: EvaluateConfig, own: ModelConfig, path: str) -> ModelConfig:
     return replace(own, **given, reference=reference, reference_revision=revision)
 
 
-def model_of(cfg: EvaluateConfig, path: str) -> ModelConfig:
-    """How one of the models is loaded."""
+def target_model(cfg: EvaluateConfig, path: str) -> ModelConfig:
+    """Model config of the evaluation for one of its models."""
     return replace(cfg.model, path=path)
 
 
 def _require_rows(settings: Settings, path: str) -> None:
-    """Refuse held-out rows that are gone: `data.eval`, or the file that they are a share of."""
-    part = isinstance(settings.config.data.eval, int | float)
-    key = "data.path" if part else "data.eval"
+    """Refuse a run whose held-out rows are gone: `data.eval`, or `data.path` if it is a share."""
+    share = isinstance(settings.config.data.eval, int | float)
+    key = "data.path" if share else "data.eval"
     for problem in settings.gone:
         if problem.key.partition("[")[0] == key:
             raise DataError(f"{path}: its held-out rows are gone; {problem.text}, or data=FILE")
 
 
-def names(paths: Sequence[str]) -> list[str]:
-    """What to call models: by the last part of each path, or as much as sets them apart.
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Name models by the last part of their paths, or by the full paths if those are not unique.
 
-    A job of a sweep is called by what it sets.
+    A job of a sweep is named by its overrides.
     """
     folders = [Path(path).parent if Path(path).name == "model" else Path(path) for path in paths]
     short = [
-        settings_of_job(folder) or folder.name or path
+        job_overrides(folder) or folder.name or path
         for folder, path in zip(folders, paths, strict=True)
     ]
     if len({*short}) == len(short):

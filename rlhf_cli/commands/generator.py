@@ -1,4 +1,4 @@
-"""A model that answers prompts, as every verb that lets one write needs it."""
+"""Text generation with a loaded language model, for every command that writes responses."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.text import ResponseStreamer, response_text
 
-PORTION = 8
-"""Batches that are given together: in the last of them, fewer and fewer prompts are decoded."""
+BATCHES_PER_CALL = 8
+"""Batches per call of the engine: only the last of them decodes with fewer rows than fit."""
 
 
 @dataclass(frozen=True)
-class Answers:
+class Responses:
     """Responses to some prompts: all samples of the first prompt, then of the second, and so on.
 
     Attributes:
-        prompt_tokens: of each response, what the model was given.
-        tokens: of each response, its end token included where there is one.
-        texts: of the responses, without the tokens that end them.
-        ended: whether each ended by itself, not at the length limit.
+        prompt_tokens: token ids of each response's prompt.
+        tokens: token ids of each response, with its end token if it has one.
+        texts: of each response, without end tokens.
+        ended: whether each response ended by an end token, not at the length limit.
     """
 
     prompt_tokens: list[list[int]]
@@ -36,23 +36,23 @@ class Answers:
     texts: list[str]
     ended: list[bool]
 
-    def extend(self, more: Answers) -> None:
-        """Add those to later prompts."""
+    def extend(self, more: Responses) -> None:
+        """Append the responses to later prompts."""
         self.prompt_tokens.extend(more.prompt_tokens)
         self.tokens.extend(more.tokens)
         self.texts.extend(more.texts)
         self.ended.extend(more.ended)
 
 
-class Author:
-    """A language model that only writes, with its tokenizer and its way to take a prompt.
+class TextGenerator:
+    """A language model for inference, with its tokenizer and prompt format.
 
     Args:
-        cfg: which model.
-        quant: how its weights are held.
-        template: `auto`, `always` or `never`: whether text becomes a user's message.
-        ctx: device and compute type.
-        skip_special_tokens: leave all special tokens out of the responses' texts.
+        cfg: the model.
+        quant: quantization of its weights.
+        template: `auto`, `always` or `never`: whether a text becomes a user message.
+        ctx: device and compute dtype.
+        skip_special_tokens: remove all special tokens from the texts of responses.
     """
 
     def __init__(
@@ -71,31 +71,34 @@ class Author:
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 
     def encode(self, prompts: PromptSet) -> tuple[PromptSet, list[list[int]]]:
-        """The prompts that the chat template takes, and the token ids of each.
+        """Encode the prompts; those that the chat template refuses are dropped.
+
+        Returns:
+            The remaining prompts, and the token ids of each.
 
         Raises:
-            DataError: none is left.
+            DataError: no prompt remains.
         """
         found = encode_all(prompts, self.encoder)
         add_end_token(self.model, self.tokenizer, self.encoder.turn_end)
         return found
 
-    def answer(
+    def generate(
         self,
         tokens: Sequence[list[int]],
         sampling: SamplingConfig,
         batch_size: int,
         samples: int = 1,
-    ) -> Iterator[Answers]:
-        """The answers of some batches after the others, in the order of the prompts.
+    ) -> Iterator[Responses]:
+        """Generate responses, a few batches at a time, in the order of the prompts.
 
         Args:
-            tokens: of each prompt, as `encode` gives them.
-            sampling: how tokens are drawn.
+            tokens: token ids of each prompt, from `encode`.
+            sampling: sampling parameters.
             batch_size: responses decoded at once.
-            samples: responses to each prompt, which always come together.
+            samples: responses per prompt; they are never split between two results.
         """
-        size = max(1, PORTION * batch_size // samples)
+        size = max(1, BATCHES_PER_CALL * batch_size // samples)
         ends = end_tokens(self.model, self.tokenizer)
         for first in range(0, len(tokens), size):
             portion = tokens[first : first + size]
@@ -110,7 +113,7 @@ class Author:
             )
             texts = [self._text(response, ends) for response in rollout.tokens]
             given = [prompt for prompt in portion for _ in range(samples)]
-            yield Answers(given, rollout.tokens, texts, rollout.finished)
+            yield Responses(given, rollout.tokens, texts, rollout.finished)
 
     def _text(self, response: Sequence[int], ends: Sequence[int]) -> str:
         skip = self.skip_special_tokens

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_cli import cli, resources
 from rlhf_cli.command_line.words import parse
-from rlhf_cli.commands import recipes
+from rlhf_cli.commands import shipped
 from rlhf_cli.config import recipe
 from rlhf_cli.config.resolve import resolve
 from rlhf_cli.stages.registry import COMMANDS
@@ -26,7 +26,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def relative(tmp_path, monkeypatch) -> Path:
     """A package whose only recipe names files beside itself; the folder of that recipe."""
     package = tmp_path / "package"
-    shutil.copytree(resources.shipped("configs"), package / "configs")
+    shutil.copytree(resources.shipped_folder("configs"), package / "configs")
     own = package / "recipes" / "own"
     own.mkdir(parents=True)
     for name in ("rows.jsonl", "more.jsonl", "x.jinja"):
@@ -49,13 +49,13 @@ def tree(name: str) -> dict:
 def test_the_list_has_every_recipe_with_its_purpose_in_100_columns(words, capsys):
     assert cli.main(words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line[0] != " "] == resources.recipes()
+    assert [line.split()[0] for line in lines if line[0] != " "] == resources.recipe_names()
     assert max(map(len, lines)) <= 100
     [pretrain] = [line for line in lines if line.startswith("tiny/pretrain ")]
     assert pretrain.split(maxsplit=1)[1].startswith("Domain pretraining of the tiny model")
 
 
-@pytest.mark.parametrize("name", resources.recipes())
+@pytest.mark.parametrize("name", resources.recipe_names())
 def test_a_recipe_starts_with_its_purpose(name):
     first = recipe.find(name).read_text().partition("\n")[0]
     assert first.startswith("# ")
@@ -69,7 +69,7 @@ def test_show_prints_the_file(capsys):
         assert capsys.readouterr().out == text
 
 
-@pytest.mark.parametrize("name", resources.recipes())
+@pytest.mark.parametrize("name", resources.recipe_names())
 def test_a_copy_gives_the_same_configuration(name):
     assert cli.main(["recipes", "cp", name, "my.yaml"]) == 0
     assert tree("my.yaml") == tree(name)
@@ -150,5 +150,5 @@ def test_a_copy_finds_the_functions_of_several_rewards(tmp_path, monkeypatch):
         "stage: ppo\nmodel: tiny\ndata: tiny\nreward:\n  terms:\n    - function: judge.py:score\n"
     )
     (folder / "mine.yaml").write_text(recipe)
-    copied = recipes._portable(folder / "mine.yaml", tmp_path / "copy.yaml")
+    copied = shipped._with_absolute_paths(folder / "mine.yaml", tmp_path / "copy.yaml")
     assert f"function: {folder}/judge.py:score\n" in copied

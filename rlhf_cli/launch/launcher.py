@@ -1,0 +1,218 @@
+"""Run a stage in several processes: start the ranks on this machine and supervise them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rlhf_cli.console import logger
+from rlhf_cli.cores import cores
+from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
+from rlhf_cli.launch import torchrun
+from rlhf_cli.launch.worker import (
+    SUMMARY,
+    TASK,
+    ErrorReport,
+    RankEnv,
+    Task,
+    read_rank_env,
+    read_report,
+    threads_per_process,
+)
+from rlhf_cli.runs import lock
+from rlhf_cli.runs.run_files import RANK_LOGS
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 10.0
+"""Time for the other ranks to end after one has failed; then they get SIGTERM."""
+
+KILL_SECONDS = 5.0
+"""Time after SIGTERM until a rank that still runs gets SIGKILL."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def is_single_process(processes: int) -> bool:
+    """Whether this process is the whole run."""
+    return read_rank_env() is None and (processes == 1 or (processes == 0 and _gpus() < 2))
+
+
+def launch(stage: str, tree: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Prepare a run in this process, then train in several.
+
+    Args:
+        stage: name in the registry; the module of its runner also has `prepare(cfg, out)`, which
+            does what ranks must not repeat.
+        tree: the resolved configuration.
+        out: the run folder, claimed.
+
+    Returns:
+        The summary for the manifest.
+    """
+    task = Task(stage, tree, str(out))
+    own = read_rank_env()
+    if own is not None:
+        return torchrun.run_main(task, own)
+    world_size = _world_size(tree["launch"]["processes"])
+    task.prepare()
+    logger.info(f"processes: {world_size}, {threads_per_process(world_size)} threads each")
+    return run_ranks(task, world_size)
+
+
+def _world_size(processes: int) -> int:
+    gpus = _gpus()
+    if gpus and processes > gpus:
+        raise ConfigError(
+            f"launch.processes: got {processes}, but there are {gpus} GPUs, one for each process. "
+            f"Try launch.processes={gpus}"
+        )
+    most = max(2, cores())
+    if not gpus and processes > most:  # each process holds the whole model
+        raise ConfigError(
+            f"launch.processes: got {processes}, but there are {most} cores and no GPU; need at "
+            f"most one process per core. Try launch.processes={most}"
+        )
+    return processes or gpus
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def run_ranks(task: Task, world_size: int) -> dict[str, Any]:
+    """Run a prepared task in several processes on this machine.
+
+    Returns:
+        The summary that rank 0 wrote.
+
+    Raises:
+        RlhfError: the first error of a rank, or how a rank ended without a report.
+        CheckpointError: another process took over the run folder; the ranks were killed.
+    """
+    logs = Path(task.out) / RANK_LOGS
+    logs.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="rlhf-") as name, ExitStack() as open_ranks:
+        folder = Path(name)
+        (folder / TASK).write_text(task.to_json(), encoding="utf-8")
+        environments = [RankEnv(i, i, world_size) for i in range(world_size)]
+        ranks = [open_ranks.enter_context(_start(folder, env)) for env in environments]
+        supervisor = Supervisor(ranks, Path(task.out))
+        with supervisor.forward_signals():
+            supervisor.wait()
+        lock.require_owned(supervisor.out)
+        reports = [report for i in range(world_size) if (report := read_report(folder, i))]
+        error = supervisor.error(reports, logs)
+        if error is not None:
+            raise error
+        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        return summary
+
+
+def _start(folder: Path, env: RankEnv) -> subprocess.Popen[bytes]:
+    threads = threads_per_process(env.world_size)
+    variables = {**os.environ, **env.variables(), "OMP_NUM_THREADS": threads}
+    if sys.platform == "linux":  # all ranks are here, whatever this machine's name resolves to
+        variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    program = (
+        f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; "
+        f"from rlhf_cli.launch.worker import run_rank; run_rank(Path({str(folder)!r}))"
+    )
+    command = [sys.executable, "-P", "-c", program, f"rank-{env.rank}"]
+    # own process group: Ctrl-C reaches the launcher alone, which forwards it once
+    return subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, process_group=0)
+
+
+class Supervisor:
+    """Waits for the processes of all ranks and finds the error that ended the run.
+
+    Args:
+        ranks: the processes, in rank order.
+        out: the run folder, whose lock this process holds.
+    """
+
+    def __init__(self, ranks: list[subprocess.Popen[bytes]], out: Path) -> None:
+        self.ranks, self.out = ranks, out
+        self.requests: list[signal.Signals] = []
+        self.ended_by_us: set[int] = set()
+
+    @contextmanager
+    def forward_signals(self) -> Iterator[None]:
+        """Forward SIGINT and SIGTERM to all ranks; kill what still runs at the end of the block."""
+        handled = threading.current_thread() is threading.main_thread()
+        before = [signal.signal(number, self._forward) for number in SIGNALS] if handled else []
+        try:
+            yield
+        finally:
+            self._signal(signal.SIGKILL)
+            for number, handler in zip(SIGNALS, before, strict=False):
+                signal.signal(number, handler)
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.requests.append(signal.Signals(number))
+        for rank in self.ranks:
+            rank.send_signal(number)
+
+    def wait(self) -> None:
+        """Wait until all ranks have ended.
+
+        After a failure the others get `GRACE_SECONDS`, then SIGTERM, then SIGKILL. If another
+        process takes over the run folder, all are killed at once.
+        """
+        failed_at = 0.0
+        while None in (codes := [rank.poll() for rank in self.ranks]):
+            if lock.is_lost(self.out):
+                self._signal(signal.SIGKILL)
+            if any(codes) or len(self.requests) > 1:
+                failed_at = failed_at or time.monotonic()
+                waited = time.monotonic() - failed_at
+                if waited > GRACE_SECONDS + KILL_SECONDS:
+                    self._signal(signal.SIGKILL)
+                elif waited > GRACE_SECONDS:
+                    self._signal(signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for i, rank in enumerate(self.ranks):
+            if rank.poll() is None:
+                self.ended_by_us.add(i)
+                rank.send_signal(number)
+
+    def error(self, reports: list[ErrorReport], logs: Path) -> RlhfError | None:
+        """Return the first error of the run; errors it caused in other ranks are ignored."""
+        reports = sorted(reports, key=lambda report: (report.secondary, report.time))
+        if reports and not reports[0].secondary:
+            return reports[0].error()
+        reported = {report.rank for report in reports}
+        for i, rank in enumerate(self.ranks):
+            if rank.returncode and i not in reported | self.ended_by_us:
+                return self._error_without_report(i, rank.returncode, logs)
+        if self.ended_by_us and self.requests:
+            return self._interrupted()
+        return reports[0].error() if reports else None
+
+    def _error_without_report(self, number: int, code: int, logs: Path) -> RlhfError:
+        if -code in self.requests:
+            return self._interrupted()
+        if code > 0:
+            log = f"; see {logs}/rank-{number}.log" if number else ""
+            return RlhfError(f"rank {number} exited with code {code} without an error report{log}")
+        name = signal.Signals(-code).name
+        memory = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
+        return RlhfError(
+            f"rank {number} was killed by {name}{memory}; the last checkpoint is kept. "
+            "Give the same command again to continue"
+        )
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"{self.requests[0].name}; the last checkpoint, if any, is kept")
