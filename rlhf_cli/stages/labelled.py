@@ -16,7 +16,7 @@ from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import by_label
-from rlhf_cli.losses.reduce import Metrics
+from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowValues

@@ -19,7 +19,7 @@ from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.evaluation.bootstrap import Values, ratio
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balance_coefficient
@@ -55,7 +55,7 @@ def train_likelihood(
 
     def token_loss(rows: TokenBatch) -> LossOutput:
         nll = nll_loss(policy(rows).logp)
-        return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
+        return LossOutput(terms={"nll": LossTerm(nll.sum(), unit="tokens")})
 
     loss: Loss = balanced_loss(policy, coefficient) if coefficient else token_loss
 
@@ -83,8 +83,8 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         balance = load_balancing_loss(found["chosen"], found["share"], found["tokens"])
         rows = len(found["nll"])
         terms = {
-            "nll": Term(found["nll"].sum(), unit="tokens"),
-            "balance": Term(balance * rows, unit="rows", weight=coefficient),
+            "nll": LossTerm(found["nll"].sum(), unit="tokens"),
+            "balance": LossTerm(balance * rows, unit="rows", weight=coefficient),
         }
         return LossOutput(terms, {"router/balance_loss": (balance.detach(), 1)})
 
