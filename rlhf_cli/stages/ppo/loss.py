@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.kernels.head import TokenLogprobs
+from rlhf_cli.kernels.lm_head import TokenLogprobs
 from rlhf_cli.losses.ppo import approximate_kl, kl_estimate, policy_loss, value_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.models.policy import Policy
