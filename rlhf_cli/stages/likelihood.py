@@ -16,8 +16,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.distributed import ALONE, Ranks
-from rlhf_cli.evaluation.bootstrap import Values, ratio
-from rlhf_cli.evaluation.measured import Measured, share_of_parts
+from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion, ratio_of_sums
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.load import load_frozen, load_policy
@@ -115,7 +114,9 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+) -> list[Measurement]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
@@ -138,7 +139,7 @@ def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
     return values
 
 
-def likelihood(columns: Columns, size: Values) -> list[Measured]:
+def likelihood(columns: Columns, size: Values) -> list[Measurement]:
     """Metrics of a language model.
 
     Args:
@@ -147,22 +148,22 @@ def likelihood(columns: Columns, size: Values) -> list[Measured]:
     """
     nll, tokens = columns["nll"], columns["tokens"]
     found = [
-        Measured("loss", (nll, tokens), ratio),
-        Measured("perplexity", (nll, tokens), perplexity),
-        share_of_parts("accuracy", columns["right"], tokens),
+        Measurement("loss", (nll, tokens), ratio_of_sums),
+        Measurement("perplexity", (nll, tokens), perplexity),
+        pooled_proportion("accuracy", columns["right"], tokens),
     ]
-    return [*found, Measured("bits_per_byte", (nll, size), bits)] if size.any() else found
+    return [*found, Measurement("bits_per_byte", (nll, size), bits)] if size.any() else found
 
 
 def perplexity(nll: Values, tokens: Values) -> Any:
     """[...]: e to the loss a token."""
     with np.errstate(over="ignore"):  # infinite beyond a loss of 709 nats
-        return np.exp(ratio(nll, tokens))
+        return np.exp(ratio_of_sums(nll, tokens))
 
 
 def bits(nll: Values, size: Values) -> Any:
     """[...]: nats of text as bits of each of its bytes."""
-    return ratio(nll, size) / math.log(2)
+    return ratio_of_sums(nll, size) / math.log(2)
 
 
 def text_bytes(examples: Examples, total: int, tokenizer: Any) -> Values:

@@ -15,7 +15,7 @@ from rlhf_cli.commands.output import writing
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.errors import Interrupted, first_line
-from rlhf_cli.evaluation.table import Result, as_json, as_text
+from rlhf_cli.evaluation.table import Result, format_table, to_json
 from rlhf_cli.runs import hub
 from rlhf_cli.stages.held_out import Evaluation
 
@@ -50,8 +50,8 @@ def _report(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], list[
     else:
         results, failed = measure(cfg, ctx)
     if results:
-        print(as_text(results), flush=True)
-    return {"results": as_json(results), **report}, failed
+        print(format_table(results), flush=True)
+    return {"results": to_json(results), **report}, failed
 
 
 def measure(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[BaseException]]:

@@ -10,7 +10,7 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.errors import DataError
-from rlhf_cli.evaluation.measured import Measured, share_of
+from rlhf_cli.evaluation.intervals import Measurement, proportion
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
@@ -61,7 +61,7 @@ def _measure(
     encoder: PromptEncoder,
     asked: tuple[PromptSet, list[list[int]]],
     ctx: RunContext,
-) -> list[Measured]:
+) -> list[Measurement]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     say(f"reference: {cfg.model.reference}")
@@ -80,5 +80,5 @@ def _measure(
     found = answer(author, Teacher(one, policy, reference, ctx.ranks, MAX_TOKENS), ctx.ranks)
     by_row = {name: values.numpy() for name, values in vars(found).items()}
     ended = by_row.pop("eos_fraction")
-    means = [Measured(name, (values,)) for name, values in by_row.items()]
-    return [*means, share_of("eos_fraction", ended)]
+    means = [Measurement(name, (values,)) for name, values in by_row.items()]
+    return [*means, proportion("eos_fraction", ended)]
