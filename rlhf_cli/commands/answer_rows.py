@@ -10,7 +10,7 @@ from typing import Any
 from rlhf_cli.commands.answers import Answers
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.records.fields import Prompt, to_json
-from rlhf_cli.rewards.rewards import Rewards
+from rlhf_cli.rewards.rewards import CombinedReward
 from rlhf_cli.rewards.samples import Samples
 
 Row = dict[str, Any]
@@ -75,7 +75,7 @@ class ScoredRows(ABC):
             is trained on it sees the tokens that were answered.
     """
 
-    def __init__(self, rewards: Rewards, as_given: Callable[[Prompt], Prompt]) -> None:
+    def __init__(self, rewards: CombinedReward, as_given: Callable[[Prompt], Prompt]) -> None:
         self.rewards, self.as_given = rewards, as_given
         self.all, self.best = Tally(), Tally()
         self.prompts = self.blank = self.without_row = 0
@@ -154,7 +154,7 @@ class BestRows(ScoredRows):
 class RankedRows(ScoredRows):
     """A row `{prompt, responses, scores}` for each prompt, every response once."""
 
-    def __init__(self, rewards: Rewards, as_given: Callable[[Prompt], Prompt]) -> None:
+    def __init__(self, rewards: CombinedReward, as_given: Callable[[Prompt], Prompt]) -> None:
         super().__init__(rewards, as_given)
         self.repeated = self.without_order = 0
 

@@ -17,7 +17,7 @@ from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import Message, Messages, Prompt
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.rewards import load_combined_reward
 from rlhf_cli.rollout.graphs import require_cuda
 
 
@@ -82,7 +82,7 @@ def _rows(cfg: GenerateConfig, author: Author, ctx: RunContext) -> PlainRows | S
     """What makes rows of answers. What scores them is loaded now: its faults show before any."""
     if not cfg.reward.is_given:
         return PlainRows()
-    rewards = open_rewards(cfg.reward, author.tokenizer, ctx)
+    rewards = load_combined_reward(cfg.reward, author.tokenizer, ctx)
     kind = BestRows if cfg.keep == "best" else RankedRows
     return kind(rewards, author.encoder.as_given)
 

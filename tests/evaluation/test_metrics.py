@@ -47,7 +47,7 @@ def test_the_baselines_of_length_mirror_each_other():
 
 
 def test_spearman_by_hand_with_ties_that_share_their_mean_rank():
-    """Ranks 3.5 1 3.5 2 against 1 2 3 4: their centered product is -1, the squares are 4.5 and 5."""
+    """Ranks 3.5 1 3.5 2 against 1 2 3 4: centered product -1, squares 4.5 and 5."""
     assert spearman([3.0, 1.0, 3.0, 2.0], [1, 2, 3, 4]) == pytest.approx(-1 / math.sqrt(4.5 * 5))
 
 

@@ -20,9 +20,9 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Estimate, Measurement, mean_difference, proportion
 from rlhf_cli.evaluation.metrics import count_wins
 from rlhf_cli.evaluation.table import Result
+from rlhf_cli.rewards.function import FunctionScorer
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.function import FunctionScorer
-from rlhf_cli.rewards.sources.scorer import numbers
+from rlhf_cli.rewards.scorer import check_scores
 from rlhf_cli.rollout.graphs import require_cuda
 
 
@@ -57,7 +57,7 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
         samples = Samples(
             prompts, answers.texts, answers.prompt_tokens, answers.tokens, read.columns
         )
-        found.append(Judged(name, answers, numbers(scorer(samples), samples, scorer.who)))
+        found.append(Judged(name, answers, check_scores(scorer(samples), samples, scorer.origin)))
     baseline = found[-1] if cfg.baseline else None
     results = [result for one in found for result in _results(one, baseline, cfg.seed)]
     return results, list(_transcript(asked, found))

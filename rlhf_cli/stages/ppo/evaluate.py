@@ -15,7 +15,7 @@ from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
+from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
 from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.stages.compared import require_reference
 from rlhf_cli.stages.held_out import Evaluation
@@ -67,7 +67,7 @@ def _measure(
     say(f"reference: {cfg.model.reference}")
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
     reference = Held(load_frozen(Policy, started, tokenizer, ctx))
-    rewards = open_rewards(cfg.reward, tokenizer, ctx)
+    rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
     plain = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU that is not here
     one = replace(
         cfg,
