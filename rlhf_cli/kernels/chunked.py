@@ -32,9 +32,8 @@ def linear_logprobs(
     hidden: Tensor, head: LMHead, targets: Tensor, *, temperature: float, want: frozenset[str]
 ) -> TokenLogprobs:
     """Tiled `eager.linear_logprobs`: same values and gradients."""
-    weight = (
-        head.weight if isinstance(head.weight, Tensor) else None
-    )  # a quantized one has no gradient
+    # a quantized weight has no gradient, so it is no input of the autograd function
+    weight = head.weight if isinstance(head.weight, Tensor) else None
     logp, entropy, lse, sum_sq, top1 = _TiledLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, head.bias, targets, head, temperature, want
     )

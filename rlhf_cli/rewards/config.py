@@ -296,7 +296,7 @@ class RewardsConfig(ScorerConfig):
         if self.is_given:
             return []
         return [
-            "reward.model: none given; need a scorer of responses. "
+            "reward.model: none given; need something that scores responses. "
             "Try reward.model=runs/reward, or reward.function=judge.py:score"
         ]
 
