@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import now
-from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, Implementation
 
 Logprobs = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -27,7 +27,7 @@ TILES = (512, 2048)
 
 def names(device: torch.device) -> list[str]:
     """All that runs on a device."""
-    ours = [i.name for i in LINEAR_LOGPROBS if not i.obstacle(device)]
+    ours = [i.name for i in LINEAR_LOGPROBS if not i.unavailable_reason(device)]
     return [*ours, *PEERS, PRODUCTS]
 
 
@@ -44,7 +44,9 @@ def ours(implementation: Implementation) -> Logprobs:
     """One of the registry."""
 
     def run(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        found = implementation.run(hidden, Head(weight), targets, temperature=1.0, want=frozenset())
+        found = implementation.run(
+            hidden, LMHead(weight), targets, temperature=1.0, want=frozenset()
+        )
         return found.logp
 
     return run

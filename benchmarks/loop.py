@@ -21,7 +21,7 @@ from rlhf_cli.data.examples import load_examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -51,7 +51,7 @@ def whole(policy, source, cfg, ctx) -> float:
     """`fit`, with its checks, metrics file and progress line."""
 
     def loss(rows):
-        return LossOutput({"nll": Term(nll_loss(policy(rows).logp).sum(), "tokens")})
+        return LossOutput({"nll": LossTerm(nll_loss(policy(rows).logp).sum(), "tokens")})
 
     began = time.monotonic()
     with patch("rlhf_cli.train.loop.save_checkpoint"):  # once a run, not part of a step

@@ -20,7 +20,7 @@ from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import micro_batches
 from rlhf_cli.data.records.record import PreferenceRecord, PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models import attention
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
@@ -175,7 +175,7 @@ def likelihood(policy: Policy, everywhere: bool = False) -> Callable[[TokenBatch
         given = at_all_positions(rows) if everywhere else rows
         nll = nll_loss(policy(given).logp)
         kept = nll[torch.isin(given.scored, rows.scored)] if everywhere else nll
-        return LossOutput({"nll": Term(kept.sum(), "tokens")})
+        return LossOutput({"nll": LossTerm(kept.sum(), "tokens")})
 
     return loss
 

@@ -1,4 +1,4 @@
-"""The one log-prob primitive: hidden states at scored positions -> log-probabilities."""
+"""Log-prob primitive of all stages: hidden states at scored positions -> log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.kernels.chunked import linear_logprobs
-from rlhf_cli.kernels.head import Head, TokenLogprobs
+from rlhf_cli.kernels.lm_head import LMHead, TokenLogprobs
 from rlhf_cli.kernels.registry import LinearLogprobs
 
 WANTS = frozenset({"logp", "entropy", "lse", "sum_sq", "top1"})
@@ -16,7 +16,7 @@ WANTS = frozenset({"logp", "entropy", "lse", "sum_sq", "top1"})
 
 def token_logprobs(
     hidden: Tensor,
-    head: Head,
+    head: LMHead,
     targets: Tensor,
     *,
     temperature: float = 1.0,
@@ -26,15 +26,15 @@ def token_logprobs(
     """Log-probability of each target token under softmax(head(hidden) / temperature).
 
     Args:
-        hidden: [S, d], the hidden state at each scored position.
-        head: the output layer; gradients reach its weight and bias where they are trained.
-        targets: [S] int64, the token that each position predicts.
-        temperature: > 0, no unit; divides the logits after scale and soft cap.
+        hidden: [S, d], hidden state at each scored position.
+        head: output layer; its weight and bias get gradients if they are trained.
+        targets: [S] int64, token to predict at each position.
+        temperature: > 0, no unit; divides the logits, after scale and soft cap.
         want: any of `logp entropy lse sum_sq top1`; each costs a pass over the logits.
         implementation: one of `kernels.registry.LINEAR_LOGPROBS`.
 
     Returns:
-        fp32 values in nats, [S] each. With S = 0 they are empty and still differentiable.
+        fp32 values in nats, [S] each. S = 0 gives empty, still differentiable values.
 
     Raises:
         ValueError: an unknown name in `want`.
@@ -46,7 +46,7 @@ def token_logprobs(
 
 
 def sum_by_row(values: Tensor, row_of_value: Tensor, rows: int) -> Tensor:
-    """[rows]: the values of each row added up, as log p(response) from its tokens' [S]."""
+    """Sum values [S] by row: [rows], as log p(response) from its token log-probs."""
     return torch.zeros(rows, dtype=values.dtype, device=values.device).index_add(
         0, row_of_value, values
     )

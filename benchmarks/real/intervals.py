@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.evaluation.bootstrap import bootstrap
-from rlhf_cli.evaluation.estimate import Estimate
+from rlhf_cli.evaluation.intervals import Estimate, bootstrap_interval
 
 Values = NDArray[np.float64]
 
@@ -35,7 +34,7 @@ def interval(statistic: Weighted, units: Sequence[Sequence[str]]) -> Estimate:
         found = statistic(times[:, index].prod(-1))
         return found.reshape(drawn.shape[:-1])
 
-    found = bootstrap(of_draw, np.arange(count))
+    found = bootstrap_interval(of_draw, np.arange(count))
     return Estimate(found.value, found.low, found.high, len(units))
 
 

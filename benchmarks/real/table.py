@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from benchmarks.common import save
 from benchmarks.real.intervals import Values, Weighted, auc, interval, less, mean
 from benchmarks.real.rows import Judged, judge
-from rlhf_cli.evaluation.estimate import Estimate
-from rlhf_cli.evaluation.ranking import pearson
+from rlhf_cli.evaluation.intervals import Estimate
+from rlhf_cli.evaluation.metrics import pearson
 
 RUNS = {
     "reward-arguments": "reward",

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_cli.evaluation.measured import Measured
+from rlhf_cli.evaluation.intervals import Measurement
 
 SHOWN = 10
 """Prompts with samples."""
@@ -58,7 +58,7 @@ def variety(responses: list[str]) -> float:
 
 def shown(values: list[float]) -> str:
     """A mean with its 95 % interval."""
-    found = Measured("mean", (values,)).estimate()
+    found = Measurement("mean", (values,)).estimate()
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import judge
 
-from rlhf_cli.evaluation.winrate import count_wins
+from rlhf_cli.evaluation.metrics import count_wins
 
 BASELINE = "sft"
 

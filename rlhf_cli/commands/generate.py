@@ -19,7 +19,7 @@ from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import Message, Messages, Prompt, to_json
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.rewards.rewards import Rewards, open_rewards
+from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.graphs import require_cuda
 from rlhf_cli.runs.outputs import open_output
@@ -90,7 +90,7 @@ def _row_builder(
     """Choose the kind of rows; the reward is loaded now, so that it fails before generation."""
     if not cfg.reward.is_given:
         return PlainRows()
-    rewards = open_rewards(cfg.reward, generator.tokenizer, ctx)
+    rewards = load_combined_reward(cfg.reward, generator.tokenizer, ctx)
     kind = BestRows if cfg.keep == "best" else RankedRows
     return kind(rewards, generator.encoder.as_given)
 
@@ -194,7 +194,7 @@ class ScoredRows(ABC):
             that training on them sees the same tokens.
     """
 
-    def __init__(self, rewards: Rewards, as_given: Callable[[Prompt], Prompt]) -> None:
+    def __init__(self, rewards: CombinedReward, as_given: Callable[[Prompt], Prompt]) -> None:
         self.rewards, self.as_given = rewards, as_given
         self.all, self.best = ScoreTotals(), ScoreTotals()
         self.prompts = self.blank = self.without_row = 0
@@ -274,7 +274,7 @@ class BestRows(ScoredRows):
 class RankedRows(ScoredRows):
     """Builds one row `{prompt, responses, scores}` per prompt, without repeated responses."""
 
-    def __init__(self, rewards: Rewards, as_given: Callable[[Prompt], Prompt]) -> None:
+    def __init__(self, rewards: CombinedReward, as_given: Callable[[Prompt], Prompt]) -> None:
         super().__init__(rewards, as_given)
         self.repeated = self.without_order = 0
 

@@ -1,4 +1,4 @@
-"""Results as a table and as JSON."""
+"""Evaluation results as a text table and as JSON."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_cli.evaluation.estimate import Estimate
+from rlhf_cli.evaluation.intervals import Estimate
 
 
 @dataclass(frozen=True)
 class Result:
-    """One metric of one run.
+    """Estimate of one metric for one run.
 
     Attributes:
-        run: the column.
-        metric: the line.
-        estimate: value, interval and number of examples.
+        run: column of the table.
+        metric: row of the table.
+        estimate: value, confidence interval and number of examples.
     """
 
     run: str
@@ -25,10 +25,10 @@ class Result:
     estimate: Estimate
 
 
-def as_text(results: Sequence[Result]) -> str:
-    """A line for each metric and a column for each run, in the order of the results.
+def format_table(results: Sequence[Result]) -> str:
+    """Text table with a row per metric and a column per run, in order of appearance.
 
-    `n` is the number of examples; several numbers are those of the runs, in order.
+    Column `n` is the number of examples, one per run if they differ.
     """
     runs = list(dict.fromkeys(result.run for result in results))
     metrics = list(dict.fromkeys(result.metric for result in results))
@@ -46,11 +46,11 @@ def as_text(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
-def as_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One flat object a result; a number that is not there is null."""
+def to_json(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Results as flat JSON objects; missing numbers are null."""
     return [
         {"run": result.run, "metric": result.metric}
-        | {name: _number(value) for name, value in asdict(result.estimate).items()}
+        | {name: _finite_or_none(value) for name, value in asdict(result.estimate).items()}
         for result in results
     ]
 
@@ -60,12 +60,12 @@ def _cell(estimate: Estimate | None) -> str:
         return "-"
     if math.isnan(estimate.low):
         whole = estimate.value.is_integer()
-        return f"{estimate.value:,.0f}" if whole else _show(estimate.value)
-    return f"{_show(estimate.value)} [{_show(estimate.low)}, {_show(estimate.high)}]"
+        return f"{estimate.value:,.0f}" if whole else _format(estimate.value)
+    return f"{_format(estimate.value)} [{_format(estimate.low)}, {_format(estimate.high)}]"
 
 
-def _show(value: float) -> str:
-    """Four digits of it, or of its fraction."""
+def _format(value: float) -> str:
+    """Value with four significant digits, or four decimals below 1."""
     if abs(value) < 1:
         return f"{value:.4f}"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:#.4g}"
@@ -77,5 +77,5 @@ def _counts(metric: str, runs: Sequence[str], found: dict[tuple[str, str], Estim
     return " / ".join(shown)
 
 
-def _number(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -1,9 +1,10 @@
 """`linear_logprobs` in tiles of the vocabulary, for any device; never holds [S, V].
 
-The vocabulary is the outer loop: a tile of the weight is read once per pass and its gradient is
-written once, by one product, while the hidden states stay in cache. Every temporary is a buffer
-that all tiles reuse, because touching fresh pages costs a CPU more than the arithmetic.
-The backward pass recomputes the logits of a tile (a fourth matrix product), so any loss can follow.
+The vocabulary is the outer loop: each tile of the weight is read once per pass and its gradient is
+written once, by one product, while the hidden states stay in cache. All tiles reuse the same
+buffers, because touching fresh pages costs a CPU more than the arithmetic.
+The backward pass recomputes the logits of each tile (a fourth matrix product), so any loss can
+follow.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.kernels.head import Head, TokenLogprobs, given_gradients
-from rlhf_cli.kernels.packed import PackedWeight, rows_of
+from rlhf_cli.kernels.lm_head import (
+    LMHead,
+    QuantizedWeight,
+    TokenLogprobs,
+    fill_missing_gradients,
+    get_rows,
+)
 
 TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-"""Workspace for one tile: its logits in the compute type and in fp32, and its unpacked rows."""
+"""Workspace of one tile by device: logits in compute type and fp32, and dequantized rows."""
 
 
 def linear_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float, want: frozenset[str]
+    hidden: Tensor, head: LMHead, targets: Tensor, *, temperature: float, want: frozenset[str]
 ) -> TokenLogprobs:
-    """Same values and gradients as `eager.linear_logprobs`, in tiles."""
-    weight = head.weight if isinstance(head.weight, Tensor) else None  # a packed one is no input
+    """Tiled `eager.linear_logprobs`: same values and gradients."""
+    # a quantized weight has no gradient, so it is no input of the autograd function
+    weight = head.weight if isinstance(head.weight, Tensor) else None
     logp, entropy, lse, sum_sq, top1 = _TiledLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, weight, head.bias, targets, head, temperature, want
     )
@@ -41,12 +48,12 @@ def linear_logprobs(
 
 @dataclass(frozen=True)
 class _Tiles:
-    """Reusable buffers and the arithmetic from a tile of hidden states to its logits."""
+    """Buffers of one tile, and the computation of its logits."""
 
     hidden: Tensor
-    weight: Tensor | PackedWeight
+    weight: Tensor | QuantizedWeight
     bias: Tensor | None
-    head: Head
+    head: LMHead
     temperature: float
     size: int
     raw: Tensor
@@ -58,26 +65,26 @@ class _Tiles:
         hidden: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        head: Head,
+        head: LMHead,
         temperature: float,
     ) -> _Tiles:
-        held = head.weight if weight is None else weight
-        size = _tile_size(hidden, held)
+        matrix = head.weight if weight is None else weight
+        size = _tile_size(hidden, matrix)
         raw = hidden.new_empty(len(hidden), size)
         wide = raw if raw.dtype in (torch.float32, torch.float64) else raw.float()
-        return cls(hidden, held, bias, head, temperature, size, raw, wide)
+        return cls(hidden, matrix, bias, head, temperature, size, raw, wide)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Bounds of the vocabulary tiles."""
+        """Start and stop of each vocabulary tile."""
         vocab = len(self.weight)
         return ((low, min(low + self.size, vocab)) for low in range(0, vocab, self.size))
 
     def rows(self, low: int, high: int) -> Tensor:
-        """[high - low, d]: the tile's part of the weight, in the compute type."""
-        return rows_of(self.weight, low, high, self.hidden.dtype)
+        """Weight rows [high - low, d] of a tile, in the compute type."""
+        return get_rows(self.weight, low, high, self.hidden.dtype)
 
     def logits(self, rows: Tensor, low: int) -> Tensor:
-        """[S, v] in fp32 for the [v, d] `rows` from `low` on; overwritten by the next call."""
+        """Logits [S, v] in fp32 of weight rows [v, d] from `low` on, valid until the next call."""
         high = low + len(rows)
         raw = self.raw.view(-1)[: len(self.raw) * len(rows)].view(-1, len(rows))
         torch.mm(self.hidden, rows.t(), out=raw)
@@ -93,12 +100,12 @@ class _Tiles:
         return z if self.temperature == 1.0 else z.div_(self.temperature)
 
     def narrow(self, gradient: Tensor) -> Tensor:
-        """The tile's gradient in the type of the weight, for the two products after it."""
+        """Cast a tile's gradient to the weight's type, for the two products that follow."""
         raw = self.raw.view(-1)[: gradient.numel()].view_as(gradient)
         return gradient if raw.data_ptr() == gradient.data_ptr() else raw.copy_(gradient)
 
 
-def _tile_size(hidden: Tensor, weight: Tensor | PackedWeight) -> int:
+def _tile_size(hidden: Tensor, weight: Tensor | QuantizedWeight) -> int:
     budget = TILE_BYTES.get(hidden.device.type, TILE_BYTES["cuda"])
     per_column = max(1, len(hidden)) * (4 + hidden.element_size())
     if not isinstance(weight, Tensor):
@@ -115,7 +122,7 @@ class _TiledLogprobs(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         targets: Tensor,
-        head: Head,
+        head: LMHead,
         temperature: float,
         want: frozenset[str],
     ) -> tuple[Tensor, ...]:
@@ -129,15 +136,17 @@ class _TiledLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, targets, lse, entropy)
         ctx.head, ctx.temperature = head, temperature
         ctx.mark_non_differentiable(sum_sq, top1)
-        ctx.set_materialize_grads(False)  # an entropy that is only told of costs no gradient
+        ctx.set_materialize_grads(
+            False
+        )  # an entropy that is only logged gets none, and costs nothing
         return sums.target - lse, entropy, lse, sum_sq, top1
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, lse, entropy = ctx.saved_tensors
         head, temperature = ctx.head, ctx.temperature
-        slope = _Slope(
-            targets, lse, entropy, *given_gradients(upstream[:3], lse), head, temperature
+        chain = _LogitGradient(
+            targets, lse, entropy, *fill_missing_gradients(upstream[:3], lse), head, temperature
         )
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         tiles = _Tiles.allocate(hidden, weight, bias, head, temperature)
@@ -147,7 +156,7 @@ class _TiledLogprobs(torch.autograd.Function):
         product = torch.empty_like(hidden) if wants_hidden else None
         for low, high in tiles:
             rows = tiles.rows(low, high)
-            grad = slope.of_logits(tiles.logits(rows, low), low)
+            grad = chain.compute_(tiles.logits(rows, low), low)
             if grad_bias is not None:
                 grad_bias[low:high] = grad.sum(0)
             narrow = tiles.narrow(grad)
@@ -162,7 +171,7 @@ class _TiledLogprobs(torch.autograd.Function):
 
 @dataclass
 class _Sums:
-    """Running sums over the vocabulary, rescaled when a larger logit comes."""
+    """Online softmax sums over the vocabulary, rescaled when the maximum grows."""
 
     targets: Tensor
     want: frozenset[str]
@@ -183,12 +192,12 @@ class _Sums:
         return cls(targets, want, lowest, total, weighted, squares, target, best)
 
     def add(self, z: Tensor, low: int) -> None:
-        """Take in one tile of logits [S, v]; destroys it."""
-        here, column = _in_tile(self.targets, low, z.shape[1])
-        self.target = torch.where(here, z.gather(1, column).squeeze(1), self.target)
-        highest, where = z.max(1) if "top1" in self.want else (z.amax(1), None)
-        if where is not None:
-            self.best = torch.where(highest > self.maximum, where + low, self.best)
+        """Add one tile of logits [S, v], which is overwritten."""
+        is_target, column = _target_columns(self.targets, low, z.shape[1])
+        self.target = torch.where(is_target, z.gather(1, column).squeeze(1), self.target)
+        highest, argmax = z.max(1) if "top1" in self.want else (z.amax(1), None)
+        if argmax is not None:
+            self.best = torch.where(highest > self.maximum, argmax + low, self.best)
         maximum = torch.maximum(self.maximum, highest)
         shrink = (self.maximum - maximum).exp()
         if "entropy" in self.want:
@@ -204,48 +213,49 @@ class _Sums:
         self.maximum = maximum
 
 
-def _in_tile(targets: Tensor, low: int, width: int) -> tuple[Tensor, Tensor]:
-    """[S] whether each target is among the `width` columns from `low` on, and [S, 1] its column.
+def _target_columns(targets: Tensor, low: int, width: int) -> tuple[Tensor, Tensor]:
+    """Whether each target is in the tile of `width` columns from `low` on, and its column there.
 
-    The column of a target that is not is any of them: nothing waits for how many there are.
+    [S] bool and [S, 1] int64. A target outside gets a clamped column, so that the host does not
+    wait for the number of targets inside.
     """
-    here = (targets >= low) & (targets < low + width)
-    return here, (targets - low).clamp(0, width - 1)[:, None]
+    inside = (targets >= low) & (targets < low + width)
+    return inside, (targets - low).clamp(0, width - 1)[:, None]
 
 
 @dataclass(frozen=True)
-class _Slope:
-    """From the gradients of the outputs to those of the raw logits, tile by tile.
+class _LogitGradient:
+    """Gradient of the raw logits from those of the outputs, tile by tile.
 
     With g, u, k the gradients of log p(target), entropy H and log-sum-exp:
     ∂L/∂z_j = g (1[j = target] - p_j) - u p_j (log p_j + H) + k p_j,
-    then through temperature, soft cap and scale.
+    then the chain rule through temperature, soft cap and scale.
     """
 
     targets: Tensor
     lse: Tensor
     entropy: Tensor
-    for_logp: Tensor
-    for_entropy: Tensor | None
-    for_lse: Tensor
-    head: Head
+    grad_logp: Tensor
+    grad_entropy: Tensor | None
+    grad_lse: Tensor
+    head: LMHead
     temperature: float
 
-    def of_logits(self, z: Tensor, low: int) -> Tensor:
-        """[S, v], in place of the tile's logits `z`, which start at column `low`."""
-        through_cap = None
+    def compute_(self, z: Tensor, low: int) -> Tensor:
+        """Gradient [S, v], written over the tile's logits `z`, which start at column `low`."""
+        cap_derivative = None
         if self.head.softcap is not None:
-            through_cap = 1 - (z * (self.temperature / self.head.softcap)).square()
-        shared = (self.for_lse - self.for_logp)[:, None]
-        if self.for_entropy is None:
+            cap_derivative = 1 - (z * (self.temperature / self.head.softcap)).square()
+        shared = (self.grad_lse - self.grad_logp)[:, None]
+        if self.grad_entropy is None:
             z.sub_(self.lse[:, None]).exp_().mul_(shared)
         else:
             logp = z - self.lse[:, None]
-            weight = (logp + self.entropy[:, None]).mul_(-self.for_entropy[:, None]).add_(shared)
+            weight = (logp + self.entropy[:, None]).mul_(-self.grad_entropy[:, None]).add_(shared)
             z.copy_(logp.exp_().mul_(weight))
-        here, column = _in_tile(self.targets, low, z.shape[1])
-        z.scatter_add_(1, column, torch.where(here, self.for_logp, 0.0)[:, None])
-        if through_cap is not None:
-            z.mul_(through_cap)
+        is_target, column = _target_columns(self.targets, low, z.shape[1])
+        z.scatter_add_(1, column, torch.where(is_target, self.grad_logp, 0.0)[:, None])
+        if cap_derivative is not None:
+            z.mul_(cap_derivative)
         factor = self.head.scale / self.temperature
         return z if factor == 1.0 else z.mul_(factor)

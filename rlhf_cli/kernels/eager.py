@@ -1,4 +1,4 @@
-"""The specification of `linear_logprobs`: full logits in fp32, plain autograd."""
+"""Reference implementation of `linear_logprobs`: full logits in fp32, plain autograd."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlhf_cli.kernels.head import Head, TokenLogprobs
+from rlhf_cli.kernels.lm_head import LMHead, TokenLogprobs
 
 
-def logits(hidden: Tensor, head: Head, temperature: float = 1.0) -> Tensor:
-    """[S, V] in fp32 (fp64 for fp64 input), as the model's own forward computes them."""
-    raw = _raw_logits(hidden, head)
+def compute_logits(hidden: Tensor, head: LMHead, temperature: float = 1.0) -> Tensor:
+    """Logits [S, V] in fp32 (fp64 for fp64 input), as the model's own forward computes them."""
+    raw = _project(hidden, head)
     raw = raw.float() if raw.dtype != torch.float64 else raw
     scaled = raw * head.scale
     if head.softcap is not None:
@@ -19,25 +19,27 @@ def logits(hidden: Tensor, head: Head, temperature: float = 1.0) -> Tensor:
     return scaled / temperature
 
 
-def _raw_logits(hidden: Tensor, head: Head) -> Tensor:
-    """[S, V] in the compute type; a packed weight is never unpacked whole without gradients."""
+def _project(hidden: Tensor, head: LMHead) -> Tensor:
+    """Raw logits [S, V] in the compute type; a quantized weight is dequantized in row ranges."""
     weight, bias = head.weight, head.bias
     if isinstance(weight, Tensor):
         return F.linear(hidden, weight, bias)
     parts = [
         F.linear(
-            hidden, weight.rows(low, high, hidden.dtype), None if bias is None else bias[low:high]
+            hidden,
+            weight.dequantize(start, stop, hidden.dtype),
+            None if bias is None else bias[start:stop],
         )
-        for low, high in weight.parts(hidden.element_size())
+        for start, stop in weight.row_ranges(hidden.element_size())
     ]
     return torch.cat(parts, -1)
 
 
 def linear_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float, want: frozenset[str]
+    hidden: Tensor, head: LMHead, targets: Tensor, *, temperature: float, want: frozenset[str]
 ) -> TokenLogprobs:
-    """Plain twin of every faster implementation; holds [S, V] several times over."""
-    z = logits(hidden, head, temperature)
+    """Reference for every faster implementation; holds several [S, V] tensors at once."""
+    z = compute_logits(hidden, head, temperature)
     logprobs = z.log_softmax(-1)
     probs = logprobs.exp()
     return TokenLogprobs(

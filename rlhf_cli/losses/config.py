@@ -1,42 +1,40 @@
-"""What can be said of the preference losses without torch: which options each of them reads."""
-
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Facts:
-    """A loss of the DPO family or a relative.
+class LossTraits:
+    """Properties of a preference loss that a config check needs without torch.
 
     Attributes:
-        reference: it compares the policy with a reference.
-        smoothing: it reads `label_smoothing`.
-        divergence: it takes another `f_divergence` than reverse KL.
-        couples: the pairs of a whole step depend on each other.
+        reference: compares the policy with a reference.
+        smoothing: reads `label_smoothing`.
+        divergence: accepts an `f_divergence` other than reverse KL.
+        needs_full_batch: the loss of a pair depends on all pairs of the optimizer step.
     """
 
     reference: bool = True
     smoothing: bool = False
     divergence: bool = False
-    couples: bool = False
+    needs_full_batch: bool = False
 
 
 PREFERENCE_LOSSES = {
-    "sigmoid": Facts(smoothing=True, divergence=True),
-    "hinge": Facts(divergence=True),
-    "ipo": Facts(divergence=True),
-    "robust": Facts(smoothing=True, divergence=True),
-    "exo_pair": Facts(smoothing=True, divergence=True),
-    "nca_pair": Facts(),
-    "bco_pair": Facts(),
-    "sppo_hard": Facts(),
-    "aot": Facts(smoothing=True, couples=True),
-    "aot_unpaired": Facts(smoothing=True, couples=True),
-    "apo_zero": Facts(),
-    "apo_down": Facts(),
-    "discopop": Facts(divergence=True),
-    "sigmoid_norm": Facts(divergence=True),
-    "sft": Facts(reference=False, divergence=True),
-    "simpo": Facts(reference=False),
-    "cpo": Facts(reference=False),
-    "orpo": Facts(reference=False),
+    "sigmoid": LossTraits(smoothing=True, divergence=True),
+    "hinge": LossTraits(divergence=True),
+    "ipo": LossTraits(divergence=True),
+    "robust": LossTraits(smoothing=True, divergence=True),
+    "exo_pair": LossTraits(smoothing=True, divergence=True),
+    "nca_pair": LossTraits(),
+    "bco_pair": LossTraits(),
+    "sppo_hard": LossTraits(),
+    "aot": LossTraits(smoothing=True, needs_full_batch=True),
+    "aot_unpaired": LossTraits(smoothing=True, needs_full_batch=True),
+    "apo_zero": LossTraits(),
+    "apo_down": LossTraits(),
+    "discopop": LossTraits(divergence=True),
+    "sigmoid_norm": LossTraits(divergence=True),
+    "sft": LossTraits(reference=False, divergence=True),
+    "simpo": LossTraits(reference=False),
+    "cpo": LossTraits(reference=False),
+    "orpo": LossTraits(reference=False),
 }

@@ -1,4 +1,4 @@
-"""Maximum likelihood."""
+"""Language-model losses: next-token likelihood and expert load balancing."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ def nll_loss(logp: Tensor) -> Tensor:
 
 
 def load_balancing_loss(chosen: Tensor, share: Tensor, tokens: Tensor) -> Tensor:
-    """How unevenly tokens are spread over experts (Fedus et al. 2021, arXiv:2101.03961, eq. 4).
+    """Auxiliary load-balancing loss of a mixture of experts.
+
+    (Fedus et al. 2021, arXiv:2101.03961, eq. 4.)
 
     Args:
-        chosen: [R, E], how often each expert was among the top k of the tokens of a row; constant.
-        share: [R, E], sums of the router's probabilities over the same tokens, with gradient.
-        tokens: [R], of each row, counted once for each layer.
+        chosen: [R, E], how often each expert was in the top k of a row's tokens; constant.
+        share: [R, E], router probabilities summed over the same tokens, with gradient.
+        tokens: [R], tokens of each row, times layers.
 
     Returns:
         Scalar, no unit: E · Σ_e (mean of chosen) · (mean of share) over all rows. k, the number of
-        experts a token, where all are chosen alike.
+        experts per token, if the load is even.
     """
     total = tokens.sum()
     experts = share.shape[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.models.quantize import packed_weight
 
 
@@ -55,7 +55,7 @@ class Tap:
             self._hidden = None
 
 
-def read_head(model: Any) -> Head:
+def read_head(model: Any) -> LMHead:
     """The live output layer with its config's scales; call it anew for each forward pass."""
     layer, config = model.get_output_embeddings(), model.config.get_text_config()
     rows = getattr(layer, "token_adapter", None)  # PEFT's, where single tokens are trained
@@ -65,7 +65,7 @@ def read_head(model: Any) -> Head:
     scale /= getattr(config, "logits_scaling", None) or 1.0
     packed = packed_weight(layer)
     plain = _effective_weight(layer) if packed is None else packed
-    return Head(
+    return LMHead(
         weight=plain if rows is None else rows.get_merged_weights(rows.active_adapters),
         bias=getattr(layer, "bias", None),
         scale=float(scale),

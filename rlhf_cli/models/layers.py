@@ -19,7 +19,7 @@ from torch import nn
 
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, KernelError
-from rlhf_cli.kernels.triton.obstacle import obstacle as triton_obstacle
+from rlhf_cli.kernels.registry import triton_unavailable_reason as triton_obstacle
 from rlhf_cli.models.config import LIGER, LIGER_MODULE
 
 TYPES = (

@@ -141,7 +141,7 @@ def _prepare(
 
         adapters = attach(model, source, cfg.adapter, ctx.seed, new_tokens)
     packed = packed_weight(model.get_output_embeddings()) is not None
-    implementation, reason = choose(cfg.kernels, ctx.device, packed=packed)
+    implementation, reason = choose(cfg.kernels, ctx.device, quantized=packed)
     if role is Policy:
         logger.info(f"logprobs: {implementation.name} ({reason})")
     flat = cfg.model.attention not in PADDED and reads_forward(model)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
-from rlhf_cli.kernels.head import Routed, TokenLogprobs
-from rlhf_cli.kernels.support import Support
+from rlhf_cli.kernels.lm_head import RouterLoad, Support, TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
 from rlhf_cli.models.heads import Tap, read_head
 from rlhf_cli.models.router import routed
@@ -118,7 +117,7 @@ class Policy(ModelWrapper):
 
     def _pass(
         self, rows: TokenBatch, positions: Tensor, routes: bool
-    ) -> tuple[Tensor, Routed | None]:
+    ) -> tuple[Tensor, RouterLoad | None]:
         """Hidden states at some positions of the rows, and how their tokens were routed."""
         with self.tap.open() as tap:
             output, place = self._run(rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.kernels.packed import EightBitWeight, FourBitWeight, PackedWeight
+from rlhf_cli.kernels.lm_head import EightBitWeight, FourBitWeight, QuantizedWeight
 from rlhf_cli.models.unpacking import mend_unpacking
 
 # It tells at every product that int8 casts its inputs, and that faster kernels could be fetched.
@@ -92,7 +92,7 @@ def _unpackable(base: str, reason: str) -> ModelError:
     )
 
 
-def packed_weight(layer: Any) -> PackedWeight | None:
+def packed_weight(layer: Any) -> QuantizedWeight | None:
     """The weight of a layer that bitsandbytes has packed; none of any other layer."""
     weight: Any = getattr(layer, "weight", None)
     state = getattr(weight, "quant_state", None)

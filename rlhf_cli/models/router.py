@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
-from rlhf_cli.kernels.head import Routed
+from rlhf_cli.kernels.lm_head import RouterLoad
 from rlhf_cli.models.wrapper import TokenIndex
 
 
@@ -57,7 +57,7 @@ def tell_of_balance(model: Any, *, added: bool) -> None:
     logger.info(f"router: its balancing loss is not added ({reason})")
 
 
-def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> Routed:
+def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> RouterLoad:
     """What a forward pass tells of the routers.
 
     Args:
@@ -84,7 +84,7 @@ def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> Rout
         chosen.append(_by_row(picked.detach(), rows, count))
         share.append(_by_row(own, rows, count))
     tokens = rows.lengths.float() * len(share)
-    return Routed(torch.stack(chosen).sum(0), torch.stack(share).sum(0), tokens)
+    return RouterLoad(torch.stack(chosen).sum(0), torch.stack(share).sum(0), tokens)
 
 
 def _by_row(values: Tensor, rows: TokenBatch, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import DataError, ModelError
-from rlhf_cli.kernels.support import Support
+from rlhf_cli.kernels.lm_head import Support
 
 NAMED = 3
 """Tokens that a message lists by name."""

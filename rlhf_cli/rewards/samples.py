@@ -1,4 +1,4 @@
-"""Responses that are to be scored, with what is known of each."""
+"""Responses to score, with their prompts, tokens and data columns."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rlhf_cli.data.records.fields import Prompt, to_json
 
 @dataclass(frozen=True)
 class Samples:
-    """Prompts with a response each.
+    """Prompts with one response each.
 
     Attributes:
-        prompts: as they stand in the rows: text, or messages.
-        responses: text, without the tokens that end it.
-        prompt_tokens: what the policy was given, in its own tokens.
-        response_tokens: what it wrote, the end token included where there is one.
-        columns: name -> a value for each, as it stands in the row.
+        prompts: text or messages, as in the rows.
+        responses: text, without end tokens.
+        prompt_tokens: prompt in the policy's tokens.
+        response_tokens: response in the policy's tokens, with its end token if there is one.
+        columns: column name -> value of each row.
     """
 
     prompts: Sequence[Prompt]
@@ -37,7 +37,7 @@ class Samples:
         return len(self.prompts)
 
     def part(self, first: int, end: int) -> Samples:
-        """Those with index `first` up to, not including, `end`."""
+        """Samples `first` up to, not including, `end`."""
         chosen = slice(first, end)
         return Samples(
             self.prompts[chosen],
@@ -48,16 +48,16 @@ class Samples:
         )
 
     def call_arguments(self) -> dict[str, Any]:
-        """Prompts and responses as plain lists; messages are dicts."""
+        """Prompts and responses as JSON lists, for a function or endpoint."""
         prompts = [to_json(prompt) for prompt in self.prompts]
         return {"prompts": prompts, "responses": list(self.responses)}
 
     def describe(self, index: int, first: int = 0) -> str:
-        """One of them in a few words, for a message.
+        """Short description of one sample, for a message.
 
         Args:
-            index: of the one.
-            first: index of the first of these among all.
+            index: index of the sample.
+            first: index of the first of these samples among all.
         """
         prompt = self.prompts[index]
         shown = prompt if isinstance(prompt, str) else prompt[-1].content

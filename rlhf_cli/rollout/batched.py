@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from rlhf_cli.context import forked_rng
-from rlhf_cli.kernels.support import Support
+from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.models.attention import ATTENTION
 from rlhf_cli.models.wrapper import padded_attention
 from rlhf_cli.rollout.config import SamplingConfig

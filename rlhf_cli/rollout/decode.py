@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.kernels.eager import logits
-from rlhf_cli.kernels.support import Support
+from rlhf_cli.kernels.eager import compute_logits
+from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.models.compiled import uncompiled
 from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.wrapper import without_dropout
@@ -83,7 +83,7 @@ def decode(
                 hidden = static(schedule.live)
             else:
                 hidden = _pass(forward, schedule.live, turn)
-            found = logits(hidden, head)
+            found = compute_logits(hidden, head)
             tokens = choose(found if support is None else support.mask(found), schedule.live)
             for row, token in zip(schedule.live, tokens, strict=True):
                 row.written.append(token)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.kernels.support import Support
+from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.vocabulary import find_support, require_embedded_ids

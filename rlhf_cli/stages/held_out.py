@@ -14,7 +14,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
 from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.errors import DataError
-from rlhf_cli.evaluation.measured import Measured
+from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.stages.config import StageConfig
@@ -26,7 +26,7 @@ from rlhf_cli.train.row_loss import RowValues
 
 Columns = dict[str, NDArray[np.float64]]
 
-Evaluation = Callable[[RunContext], list[Measured]]
+Evaluation = Callable[[RunContext], list[Measurement]]
 """Loads a model and measures it on rows that are open already."""
 
 

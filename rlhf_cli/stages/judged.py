@@ -18,9 +18,13 @@ from rlhf_cli.data.records.record import (
     RankedRecord,
     ScoredRecord,
 )
-from rlhf_cli.evaluation.bootstrap import Values
-from rlhf_cli.evaluation.measured import Measured, share_of_parts
-from rlhf_cli.evaluation.ranking import agreement, by_label, ranking_agreement, spearman
+from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion
+from rlhf_cli.evaluation.metrics import (
+    metrics_by_label,
+    preference_accuracy,
+    ranking_accuracy,
+    spearman,
+)
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -51,7 +55,9 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+) -> list[Measurement]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
 
     def values(rows: TokenBatch) -> RowValues:
@@ -61,7 +67,7 @@ def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) 
     return judged_logprobs(columns, loaded[0], loaded[1].kind)
 
 
-def judged_logprobs(columns: Columns, examples: Examples, kind: str) -> list[Measured]:
+def judged_logprobs(columns: Columns, examples: Examples, kind: str) -> list[Measurement]:
     """How log-probs of responses agree with what was judged of them.
 
     Args:
@@ -82,21 +88,21 @@ def judged_logprobs(columns: Columns, examples: Examples, kind: str) -> list[Mea
     ]
 
 
-def _of_kind(values: Values, examples: Examples, kind: str) -> Iterator[Measured]:
+def _of_kind(values: Values, examples: Examples, kind: str) -> Iterator[Measurement]:
     said = examples.columns["score"].astype(np.float64)
     if kind == "preference":
         chosen, rejected = values[0::2], values[1::2]
         yield from (
             replace(one, metric=one.metric.replace("accuracy", "accuracies"))
-            for one in agreement(chosen, rejected)
+            for one in preference_accuracy(chosen, rejected)
         )
-        yield Measured("margins", (chosen - rejected,))
-        yield Measured("chosen", (chosen,))
-        yield Measured("rejected", (rejected,))
+        yield Measurement("margins", (chosen - rejected,))
+        yield Measurement("chosen", (chosen,))
+        yield Measurement("rejected", (rejected,))
     elif kind == "ranked":
-        right, pairs, _ = ranking_agreement(values, said, examples.example_starts)
-        yield share_of_parts("accuracies", right, pairs)
+        right, pairs, _ = ranking_accuracy(values, said, examples.example_starts)
+        yield pooled_proportion("accuracies", right, pairs)
     elif kind.startswith("labelled"):
-        yield from by_label(values, said)
+        yield from metrics_by_label(values, said)
     else:
-        yield Measured("rank_correlation", (values, said), spearman)
+        yield Measurement("rank_correlation", (values, said), spearman)

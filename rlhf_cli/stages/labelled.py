@@ -14,9 +14,9 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
-from rlhf_cli.evaluation.measured import Measured
-from rlhf_cli.evaluation.ranking import by_label
-from rlhf_cli.losses.reduce import Metrics
+from rlhf_cli.evaluation.intervals import Measurement
+from rlhf_cli.evaluation.metrics import metrics_by_label
+from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import Reference
 from rlhf_cli.train.row_loss import RowValues
@@ -93,9 +93,9 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
     return found
 
 
-def separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
+def separation(reward: ArrayLike, label: ArrayLike) -> list[Measurement]:
     """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0; of one class its mean."""
     return [
         one if one.metric == "auc" else replace(one, metric=f"rewards/{one.metric}")
-        for one in by_label(reward, label)
+        for one in metrics_by_label(reward, label)
     ]

@@ -16,10 +16,9 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
-from rlhf_cli.evaluation.bootstrap import Values, ratio
-from rlhf_cli.evaluation.measured import Measured, share_of_parts
+from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion, ratio_of_sums
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balance_coefficient
@@ -55,7 +54,7 @@ def train_likelihood(
 
     def token_loss(rows: TokenBatch) -> LossOutput:
         nll = nll_loss(policy(rows).logp)
-        return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
+        return LossOutput(terms={"nll": LossTerm(nll.sum(), unit="tokens")})
 
     loss: Loss = balanced_loss(policy, coefficient) if coefficient else token_loss
 
@@ -83,8 +82,8 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         balance = load_balancing_loss(found["chosen"], found["share"], found["tokens"])
         rows = len(found["nll"])
         terms = {
-            "nll": Term(found["nll"].sum(), unit="tokens"),
-            "balance": Term(balance * rows, unit="rows", weight=coefficient),
+            "nll": LossTerm(found["nll"].sum(), unit="tokens"),
+            "balance": LossTerm(balance * rows, unit="rows", weight=coefficient),
         }
         return LossOutput(terms, {"router/balance_loss": (balance.detach(), 1)})
 
@@ -115,7 +114,9 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+) -> list[Measurement]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
@@ -138,7 +139,7 @@ def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
     return values
 
 
-def likelihood(columns: Columns, size: Values) -> list[Measured]:
+def likelihood(columns: Columns, size: Values) -> list[Measurement]:
     """Metrics of a language model.
 
     Args:
@@ -147,22 +148,22 @@ def likelihood(columns: Columns, size: Values) -> list[Measured]:
     """
     nll, tokens = columns["nll"], columns["tokens"]
     found = [
-        Measured("loss", (nll, tokens), ratio),
-        Measured("perplexity", (nll, tokens), perplexity),
-        share_of_parts("accuracy", columns["right"], tokens),
+        Measurement("loss", (nll, tokens), ratio_of_sums),
+        Measurement("perplexity", (nll, tokens), perplexity),
+        pooled_proportion("accuracy", columns["right"], tokens),
     ]
-    return [*found, Measured("bits_per_byte", (nll, size), bits)] if size.any() else found
+    return [*found, Measurement("bits_per_byte", (nll, size), bits)] if size.any() else found
 
 
 def perplexity(nll: Values, tokens: Values) -> Any:
     """[...]: e to the loss a token."""
     with np.errstate(over="ignore"):  # infinite beyond a loss of 709 nats
-        return np.exp(ratio(nll, tokens))
+        return np.exp(ratio_of_sums(nll, tokens))
 
 
 def bits(nll: Values, size: Values) -> Any:
     """[...]: nats of text as bits of each of its bytes."""
-    return ratio(nll, size) / math.log(2)
+    return ratio_of_sums(nll, size) / math.log(2)
 
 
 def text_bytes(examples: Examples, total: int, tokenizer: Any) -> Values:

@@ -12,7 +12,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import eval_batches
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
-from rlhf_cli.losses.reduce import scaled_loss
+from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 
 _EXAMPLE = "index of the example"

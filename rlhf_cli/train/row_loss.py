@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import Ranks
-from rlhf_cli.losses.reduce import LossOutput, scaled_loss
+from rlhf_cli.losses.reduction import LossOutput, scaled_loss
 
 RowValues = Mapping[str, Tensor]
 """Name -> [R], a number for each row; those of the model have a gradient."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.kernels.head import TokenLogprobs
+from rlhf_cli.kernels.lm_head import TokenLogprobs
 from rlhf_cli.logprobs import sum_by_row
-from rlhf_cli.losses.preference import ld_weight
+from rlhf_cli.losses.dpo import ld_weight
 
 
 def row_sums(values: Tensor, rows: TokenBatch) -> Tensor:

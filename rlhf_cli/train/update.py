@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
-from rlhf_cli.losses.reduce import LossOutput, Metrics, scaled_loss
+from rlhf_cli.losses.reduction import LossOutput, Metrics, scaled_loss
 from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.row_loss import RowLoss, backward_whole_step

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.real.intervals import auc, interval, less, mean
 from benchmarks.real.table import right, units
-from rlhf_cli.evaluation import bootstrap, ranking
+from rlhf_cli.evaluation import intervals, metrics
 
 RNG = np.random.default_rng(0)
 VALUES = RNG.normal(size=60).round(1)  # rounded, so that some are equal
@@ -16,13 +16,13 @@ def test_a_weight_is_how_often_a_row_stands_in_the_sample():
     weights = RNG.integers(0, 4, 60)
     repeated = VALUES.repeat(weights)
     assert mean(VALUES)(weights) == pytest.approx(repeated.mean())
-    expected = ranking.auc(repeated, LABELS.repeat(weights))
+    expected = metrics.auc(repeated, LABELS.repeat(weights))
     assert auc(VALUES, LABELS)(weights.astype(float)) == pytest.approx(expected)
 
 
 def test_rows_with_nothing_in_common_have_the_interval_of_the_plain_bootstrap():
     found = interval(mean(VALUES), [[f"{row:02}"] for row in range(60)])
-    plain = bootstrap.bootstrap(bootstrap.mean, VALUES)
+    plain = intervals.bootstrap_interval(intervals.mean, VALUES)
     assert (found.value, found.low, found.high) == pytest.approx(
         (plain.value, plain.low, plain.high)
     )

@@ -11,7 +11,7 @@ from rlhf_cli.commands.generator import Responses
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.rewards import load_combined_reward
 from tests.helpers import last_of_each
 from tests.rewards.helpers import context
 
@@ -161,7 +161,7 @@ def answers(*texts: str, cut_off: tuple[int, ...] = ()) -> Responses:
 
 def rewards():
     """1 where there is an `a`."""
-    return open_rewards(RewardsConfig(pattern="a"), None, context())
+    return load_combined_reward(RewardsConfig(pattern="a"), None, context())
 
 
 def as_message(prompt):

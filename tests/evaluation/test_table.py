@@ -1,8 +1,8 @@
 import json
 import math
 
-from rlhf_cli.evaluation.estimate import Estimate
-from rlhf_cli.evaluation.table import Result, as_json, as_text
+from rlhf_cli.evaluation.intervals import Estimate
+from rlhf_cli.evaluation.table import Result, format_table, to_json
 
 NONE = math.nan
 RESULTS = [
@@ -15,7 +15,7 @@ RESULTS = [
 
 
 def test_runs_stand_side_by_side():
-    assert as_text(RESULTS).splitlines() == [
+    assert format_table(RESULTS).splitlines() == [
         "            sft                      dpo  n",
         "loss        1.235 [1.100, 1.300]     2    100 / 1",
         "accuracy    0.5000 [0.4038, 0.5962]  -    100 / 0",
@@ -24,7 +24,7 @@ def test_runs_stand_side_by_side():
 
 
 def test_json_has_null_for_what_is_not_there():
-    rows = json.loads(json.dumps(as_json(RESULTS), allow_nan=False))
+    rows = json.loads(json.dumps(to_json(RESULTS), allow_nan=False))
     assert rows[0] == {
         "run": "sft", "metric": "loss", "value": 1.23456, "low": 1.1, "high": 1.3, "n": 100,
     }  # fmt: skip

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from rlhf_cli.errors import KernelError
 from rlhf_cli.kernels import eager
-from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS
-from rlhf_cli.kernels.triton import forward, function, problem
+from rlhf_cli.kernels.triton import args, forward, function
 from rlhf_cli.kernels.triton.function import linear_logprobs
 from tests.helpers import random_rows
 from tests.kernels.test_linear_logprobs import ALL, gradients
@@ -27,8 +27,8 @@ from tests.models.test_policy import (
     relative_error,
 )
 
-TILES = dict(problem.TILES)
-SMALL = problem.Tile(tokens=16, vocab=32, width=16, warps=4, stages=2)
+TILES = dict(args.TILES)
+SMALL = args.Tile(tokens=16, vocab=32, width=16, warps=4, stages=2)
 RAGGED = (40, 21, 100)
 """Tokens, width and vocabulary, of which none is a multiple of the tile."""
 
@@ -36,8 +36,8 @@ RAGGED = (40, 21, 100)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Several tiles, two splits and two rounds of the workspace in small problems."""
-    for dtype in problem.TILES:
-        monkeypatch.setitem(problem.TILES, dtype, SMALL)
+    for dtype in args.TILES:
+        monkeypatch.setitem(args.TILES, dtype, SMALL)
     monkeypatch.setattr(function, "WORKSPACE_BYTES", 16 << 10)
 
 
@@ -81,12 +81,12 @@ def test_equals_eager_for_any_shape(tokens, width, vocab, seed):
 
 @pytest.mark.parametrize("processors", [1, 7])
 def test_equals_eager_for_any_number_of_splits(processors, monkeypatch):
-    monkeypatch.setattr(forward, "processors", lambda device: processors)
+    monkeypatch.setattr(forward, "concurrent_programs", lambda device: processors)
     assert_equal_to_eager(*make_problem(*RAGGED, torch.float32))
 
 
 def test_the_tile_of_a_gpu_equals_eager(monkeypatch):
-    monkeypatch.setitem(problem.TILES, torch.float32, TILES[torch.float32])
+    monkeypatch.setitem(args.TILES, torch.float32, TILES[torch.float32])
     assert_equal_to_eager(*make_problem(70, 40, 200, torch.float32))
 
 
@@ -95,7 +95,7 @@ def test_strided_operands_equal_eager():
     strided = hidden.detach().t().contiguous().t().requires_grad_()
     weight = head.weight.detach().t().contiguous().t().requires_grad_()
     spread = targets.repeat_interleave(2)[::2]
-    assert_equal_to_eager(strided, Head(weight, head.bias), spread)
+    assert_equal_to_eager(strided, LMHead(weight, head.bias), spread)
 
 
 def test_no_tokens_are_differentiable():
@@ -118,7 +118,7 @@ def test_only_what_is_wanted_is_given_and_alike():
 
 def test_only_what_is_trained_gets_a_gradient():
     hidden, head, targets = make_problem(*RAGGED, torch.float32)
-    frozen = Head(head.weight.detach(), None)
+    frozen = LMHead(head.weight.detach(), None)
     linear_logprobs(hidden, frozen, targets, temperature=1.0, want=ALL).logp.sum().backward()
     expected = eager.linear_logprobs(hidden, frozen, targets, temperature=1.0, want=ALL).logp
     assert_close(hidden.grad, torch.autograd.grad(expected.sum(), hidden)[0], rtol=1e-4, atol=5e-5)
@@ -146,7 +146,7 @@ def test_a_second_run_has_the_same_bits():
 def test_fp16_error_is_that_of_plain_fp16_logits_or_less():
     """The interpreter has no bf16 product."""
     hidden, head, targets = make_problem(64, 48, 500, torch.float16)
-    exactly = Head(head.weight.double(), head.bias.double())
+    exactly = LMHead(head.weight.double(), head.bias.double())
     error = {}
     for name, run in (("plain", eager.linear_logprobs), ("got", linear_logprobs)):
         out, found = gradients(run, hidden, head, targets, upstream_of(64), 1.0)
@@ -162,7 +162,7 @@ def test_fp16_error_is_that_of_plain_fp16_logits_or_less():
 def test_the_gradient_of_a_sure_target_is_not_rounded_away():
     """Of a p that was rounded to fp16, hence to 1, nothing would be left in 1 - p = 7e-5."""
     hidden = torch.tensor([[9.5]], dtype=torch.float16, requires_grad=True)
-    head = Head(torch.tensor([[1.0], [0.0]], dtype=torch.float16))
+    head = LMHead(torch.tensor([[1.0], [0.0]], dtype=torch.float16))
     out = linear_logprobs(hidden, head, torch.tensor([0]), temperature=1.0, want=frozenset())
     out.logp.sum().backward()
     expected = torch.sigmoid(torch.tensor(-9.5))  # 1 - p
@@ -170,7 +170,7 @@ def test_the_gradient_of_a_sure_target_is_not_rounded_away():
 
 
 def test_uniform_logits_give_ln_v_and_the_first_token_as_likeliest():
-    head = Head(torch.zeros(300, 4))
+    head = LMHead(torch.zeros(300, 4))
     out = linear_logprobs(torch.ones(2, 4), head, torch.tensor([0, 299]), temperature=1.0, want=ALL)
     ln_v = torch.full((2,), 300.0).log()
     assert_close(out.logp, -ln_v)
@@ -181,7 +181,7 @@ def test_uniform_logits_give_ln_v_and_the_first_token_as_likeliest():
 
 def test_very_large_logits_stay_exact():
     hidden = torch.tensor([[1e4]], requires_grad=True)
-    head = Head(torch.linspace(-1, 1, 200)[:, None].requires_grad_())
+    head = LMHead(torch.linspace(-1, 1, 200)[:, None].requires_grad_())
     out = linear_logprobs(hidden, head, torch.tensor([199]), temperature=1.0, want=ALL)
     (out.logp + out.entropy).sum().backward()
     assert_close(out.logp, torch.zeros(1), atol=1e-5, rtol=0)
@@ -216,4 +216,4 @@ def test_a_policy_gives_the_models_own_logprobs(name):
 def test_other_types_are_refused(dtypes):
     hidden, weight = (torch.ones(2, 3, dtype=dtype) for dtype in dtypes)
     with pytest.raises(KernelError, match="bfloat16, float16 or float32"):
-        linear_logprobs(hidden, Head(weight), torch.zeros(2).long(), temperature=1.0, want=ALL)
+        linear_logprobs(hidden, LMHead(weight), torch.zeros(2).long(), temperature=1.0, want=ALL)

@@ -9,13 +9,13 @@ from torch.testing import assert_close
 from rlhf_cli.config.schema import field_types
 from rlhf_cli.errors import KernelError
 from rlhf_cli.kernels import chunked, eager
-from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, choose
 from rlhf_cli.logprobs import WANTS, sum_by_row, token_logprobs
 from rlhf_cli.models.config import LIGER, LoadConfig
 
 CPU = torch.device("cpu")
-FAST = [i for i in LINEAR_LOGPROBS if i.name != "eager" and not i.obstacle(CPU)]
+FAST = [i for i in LINEAR_LOGPROBS if i.name != "eager" and not i.unavailable_reason(CPU)]
 ALL = frozenset(WANTS)
 
 
@@ -31,7 +31,7 @@ def problem(tokens, width, vocab, dtype=torch.float64, seed=0, **head):
     parts = (make(tokens, width), make(vocab, width), make(vocab))
     hidden, weight, bias = (part.to(dtype).requires_grad_() for part in parts)
     targets = torch.randint(0, vocab, (tokens,), generator=generator)
-    return hidden, Head(weight, bias, **head), targets
+    return hidden, LMHead(weight, bias, **head), targets
 
 
 def gradients(run, hidden, head, targets, upstream, temperature):
@@ -66,7 +66,7 @@ def test_gradcheck(implementation):
     hidden, layer, targets = problem(3, 4, 130, softcap=4.0, scale=0.7)
 
     def values(hidden, weight, bias):
-        head = Head(weight, bias, layer.scale, layer.softcap)
+        head = LMHead(weight, bias, layer.scale, layer.softcap)
         out = implementation.run(hidden, head, targets, temperature=0.9, want=ALL)
         return out.logp, out.entropy, out.lse
 
@@ -96,7 +96,7 @@ def test_bf16_error_is_that_of_plain_bf16_logits():
     hidden, head, targets = problem(64, 48, 500, torch.bfloat16)
     exact = eager.linear_logprobs(
         hidden.double(),
-        Head(head.weight.double(), head.bias.double()),
+        LMHead(head.weight.double(), head.bias.double()),
         targets,
         temperature=1.0,
         want=frozenset(),
@@ -108,14 +108,14 @@ def test_bf16_error_is_that_of_plain_bf16_logits():
 
 def test_a_frozen_weight_gets_no_gradient_and_costs_none(monkeypatch):
     hidden, head, targets = problem(6, 5, 200)
-    frozen = Head(head.weight.detach(), head.bias.detach())
+    frozen = LMHead(head.weight.detach(), head.bias.detach())
     token_logprobs(hidden, frozen, targets).logp.sum().backward()
     assert hidden.grad is not None
     assert frozen.weight.grad is None
 
 
 def test_uniform_logits_give_ln_v():
-    head = Head(torch.zeros(300, 4))
+    head = LMHead(torch.zeros(300, 4))
     out = token_logprobs(torch.ones(2, 4), head, torch.tensor([0, 299]), want=ALL)
     ln_v = torch.full((2,), 300.0).log()
     assert_close(out.logp, -ln_v)
@@ -125,7 +125,7 @@ def test_uniform_logits_give_ln_v():
 
 def test_very_large_logits_stay_finite():
     hidden = torch.tensor([[1e4]], requires_grad=True)
-    head = Head(torch.linspace(-1, 1, 200)[:, None].requires_grad_())
+    head = LMHead(torch.linspace(-1, 1, 200)[:, None].requires_grad_())
     out = token_logprobs(hidden, head, torch.tensor([199]), want=ALL)
     out.logp.sum().backward()
     assert_close(out.logp, torch.zeros(1), atol=1e-5, rtol=0)
@@ -135,7 +135,7 @@ def test_very_large_logits_stay_finite():
 def test_unknown_want_is_refused():
     with pytest.raises(ValueError, match="entropi"):
         token_logprobs(
-            torch.ones(1, 2), Head(torch.ones(3, 2)), torch.tensor([0]), want=["entropi"]
+            torch.ones(1, 2), LMHead(torch.ones(3, 2)), torch.tensor([0]), want=["entropi"]
         )
 
 

@@ -5,11 +5,10 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.kernels import chunked, eager
-from rlhf_cli.kernels.head import Head
-from rlhf_cli.kernels.support import Support
+from rlhf_cli.kernels.lm_head import LMHead, Support
 from rlhf_cli.logprobs import token_logprobs
 from rlhf_cli.models.quantize import packed_weight
-from tests.kernels.packing import KINDS, packed_layer, unpacked
+from tests.kernels.quantized_layers import KINDS, dequantized, quantized_layer
 
 WANT = ("logp", "entropy", "lse", "sum_sq", "top1")
 SUPPORTS = [Support(13, 9), Support(13, 9, (0, 4, 5)), Support(13, 13, (2,))]
@@ -18,12 +17,12 @@ SUPPORTS = [Support(13, 9), Support(13, 9, (0, 4, 5)), Support(13, 13, (2,))]
 def head_of(**settings):
     torch.manual_seed(0)
     weight = torch.randn(13, 6, dtype=torch.float64, requires_grad=True)
-    return Head(weight, torch.randn(13, dtype=torch.float64), **settings)
+    return LMHead(weight, torch.randn(13, dtype=torch.float64), **settings)
 
 
 def masked(head, hidden, support):
     """[S, V] logits in which what is excluded has none."""
-    logits = eager.logits(hidden, head).clone()
+    logits = eager.compute_logits(hidden, head).clone()
     logits[:, support.excluded] = -torch.inf
     return logits
 
@@ -53,16 +52,16 @@ def test_excluded_ids_have_no_probability(support, settings, implementation):
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_logits_for_draws_are_minus_infinity_at_what_is_excluded(support):
     head, hidden = head_of(), torch.randn(5, 6, dtype=torch.float64)
-    found = support.mask(eager.logits(hidden, support.sliced(head)).detach())
+    found = support.mask(eager.compute_logits(hidden, support.sliced(head)).detach())
     assert_close(found, masked(head, hidden, support)[:, : support.stop])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("support", SUPPORTS)
-def test_a_packed_weight_is_cut_as_it_is_packed(kind, support):
-    layer = packed_layer(kind, torch.randn(13, 64))
+def test_a_quantized_weight_is_cut_while_quantized(kind, support):
+    layer = quantized_layer(kind, torch.randn(13, 64))
     hidden, targets = torch.randn(3, 64), torch.tensor([1, 3, 8])
-    packed, whole = Head(packed_weight(layer)), Head(unpacked(layer))
+    packed, whole = LMHead(packed_weight(layer)), LMHead(dequantized(layer))
     for implementation in (eager, chunked):
         found = [
             token_logprobs(hidden, *support.compact(head, targets), want=WANT,

@@ -12,9 +12,8 @@ from torch.testing import assert_close
 
 from rlhf_cli.errors import KernelError
 from rlhf_cli.kernels import eager
-from rlhf_cli.kernels.head import Head
-from rlhf_cli.kernels.registry import LINEAR_LOGPROBS
-from rlhf_cli.kernels.triton.obstacle import obstacle
+from rlhf_cli.kernels.lm_head import LMHead
+from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, triton_unavailable_reason
 from tests.kernels.interpreted import run_interpreted
 from tests.kernels.test_linear_logprobs import gradients, problem
 
@@ -31,19 +30,19 @@ def test_interpreted():
 
 def arguments(dtype, shared_memory, **head):
     """What both kernels are launched with at 8,192 x 4,096 x 151,936; no memory is taken."""
-    from rlhf_cli.kernels.triton.problem import TILES, Problem
+    from rlhf_cli.kernels.triton.args import TILES, KernelArgs
 
     make = lambda *shape, dtype=dtype: torch.empty(*shape, dtype=dtype, device="meta")  # noqa: E731
     weight, scalars = make(151936, 4096), make(8192, dtype=torch.float32)
     targets, bias = make(8192, dtype=torch.int64), make(151936)
-    call = Problem(make(8192, 4096), weight, bias, targets, Head(weight, **head), 0.7)
+    call = KernelArgs(make(8192, 4096), weight, bias, targets, LMHead(weight, **head), 0.7)
     tile = TILES[dtype].fitted(dtype.itemsize, shared_memory)
     of_forward = {"sums": scalars, "splits": 33, "tiles_per_split": 18}
     of_backward = {"out": make(8192, 16384), "out_row": 16384, "low": 0, "high": 16384}
-    slopes = dict.fromkeys(("lse", "for_target", "constant", "slope"), scalars)
+    coefs = dict.fromkeys(("lse", "grad_target", "constant", "logp_coef"), scalars)
     flags = dict.fromkeys(("ENTROPY", "SUM_SQ", "TOP1"), True)
     shared = {**call.operands(), "num_warps": tile.warps, "num_stages": tile.stages, "GROUP": 8}
-    return {**shared, **of_forward, **of_backward, **slopes, **flags, "factor": 1.0}
+    return {**shared, **of_forward, **of_backward, **coefs, **flags, "factor": 1.0}
 
 
 def compiled(kernel, given, capability):
@@ -101,7 +100,7 @@ def test_the_last_programs_end_together():
 
 
 def test_a_stage_less_where_shared_memory_is_small():
-    from rlhf_cli.kernels.triton.problem import TILES
+    from rlhf_cli.kernels.triton.args import TILES
 
     tile = TILES[torch.bfloat16]
     assert [tile.fitted(2, shared).stages for shared in CHIPS.values()] == [3, 2, 4]
@@ -117,18 +116,18 @@ def test_a_stage_less_where_shared_memory_is_small():
     ],
     ids=str,
 )
-def test_an_obstacle_is_told(state, reason, monkeypatch):
+def test_the_reason_why_triton_cannot_run(state, reason, monkeypatch):
     class Driver:
         def get_current_target(self):
             raise RuntimeError("Failed to find C compiler")
 
-    where = "rlhf_cli.kernels.triton.obstacle"
+    where = "rlhf_cli.kernels.registry"
     monkeypatch.setattr(torch.version, "hip", state.get("hip"))
     monkeypatch.setattr(f"{where}.find_spec", lambda name: state.get("installed", True) or None)
     capability = state.get("capability", (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr("triton.runtime.driver._active", Driver())
-    assert obstacle(torch.device("cuda")) == reason
+    assert triton_unavailable_reason(torch.device("cuda")) == reason
 
 
 GPU = pytest.mark.gpu
@@ -141,7 +140,7 @@ def on_gpu(dtype, **head):
     upstream = torch.randn(3, len(targets), generator=torch.Generator().manual_seed(1)).cuda()
     return (
         hidden.detach().cuda().requires_grad_(),
-        Head(*moved, layer.scale, layer.softcap),
+        LMHead(*moved, layer.scale, layer.softcap),
         targets.cuda(),
         upstream,
     )
@@ -157,7 +156,7 @@ def run_of(name):
 def test_error_on_a_gpu_is_that_of_eager(dtype, head):
     """Against float64; 1e-5 of the mean size leaves room for another order of fp32 sums."""
     hidden, layer, targets, upstream = on_gpu(dtype, **head)
-    exactly = Head(layer.weight.double(), layer.bias.double(), layer.scale, layer.softcap)
+    exactly = LMHead(layer.weight.double(), layer.bias.double(), layer.scale, layer.softcap)
 
     def results(run, hidden, layer, upstream):
         out, found = gradients(run, hidden, layer, targets, upstream, 0.8)
@@ -183,7 +182,7 @@ def test_a_second_run_on_a_gpu_has_the_same_bits():
 @GPU
 def test_memory_on_a_gpu_is_not_that_of_logits():
     hidden = torch.randn(4096, 512, device="cuda", dtype=torch.bfloat16)
-    head = Head(torch.randn(65536, 512, device="cuda", dtype=torch.bfloat16))
+    head = LMHead(torch.randn(65536, 512, device="cuda", dtype=torch.bfloat16))
     targets = torch.zeros(4096, dtype=torch.int64, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -200,5 +199,9 @@ def test_no_tokens_and_float64_on_a_gpu():
     assert_close(layer.weight.grad, torch.zeros_like(layer.weight))
     with pytest.raises(KernelError, match="float64"):
         run_of("triton")(
-            hidden.double(), Head(layer.weight.double()), targets, temperature=1.0, want=frozenset()
+            hidden.double(),
+            LMHead(layer.weight.double()),
+            targets,
+            temperature=1.0,
+            want=frozenset(),
         )

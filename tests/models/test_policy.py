@@ -16,7 +16,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models import attention
 from rlhf_cli.models import policy as policy_module
@@ -207,7 +207,7 @@ def test_probe_refuses_by_name_when_it_may_not_fall_back():
 def test_probe_catches_a_missing_soft_cap(monkeypatch):
     policy = make_policy(ARCHITECTURES["gemma2"], flat=True)
     monkeypatch.setattr(
-        "rlhf_cli.models.policy.read_head", lambda model: Head(model.lm_head.weight)
+        "rlhf_cli.models.policy.read_head", lambda model: LMHead(model.lm_head.weight)
     )
     with pytest.raises(ModelError, match="log-probs differ"):
         probe(policy, may_fall_back=True)
@@ -227,8 +227,8 @@ def test_recomputed_activations_give_the_same_gradient():
 
 
 FAULTS = {
-    "gemma2": lambda head: Head(head.weight),  # without its soft cap
-    "llama": lambda head: Head(head.weight, scale=1.5),
+    "gemma2": lambda head: LMHead(head.weight),  # without its soft cap
+    "llama": lambda head: LMHead(head.weight, scale=1.5),
 }
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.rewards import load_combined_reward
 from tests.data.toy import toy_tokenizer
 from tests.rewards.helpers import context, samples, user
 
@@ -79,7 +79,7 @@ def logits_alone(folder, ids):
 
 
 def score(folder, given=THREE, **settings):
-    rewards = open_rewards(RewardsConfig(classifier=folder, **settings), None, context())
+    rewards = load_combined_reward(RewardsConfig(classifier=folder, **settings), None, context())
     return rewards.score(given).total
 
 
@@ -154,7 +154,7 @@ def test_a_single_label_need_not_be_named(tmp_path):
 
 
 def test_the_line_of_what_was_loaded(bert, capsys):
-    rewards = open_rewards(RewardsConfig(classifier=bert, label=2), None, context())
+    rewards = load_combined_reward(RewardsConfig(classifier=bert, label=2), None, context())
     line = capsys.readouterr().err
     assert line == f"reward bert: {bert}, logit of POSITIVE (fp32), {rewards.nbytes / 1e6:.1f} MB\n"
 

@@ -103,7 +103,7 @@ def test_terms_without_a_name_are_called_by_what_scores():
         (["reward.pattern=(a"], "need a regular expression of Python (missing )"),
         (["reward.model=one", "reward.pattern=a"], "Several go in a list: reward.terms=[{model: "),
         (["reward.pattern=a", "reward.terms=[{model: one}]"], "given beside reward.terms"),
-        (["reward.terms=[{weight: 2}]"], "reward.terms[0]: got no source; need one of model"),
+        (["reward.terms=[{weight: 2}]"], "reward.terms[0]: got no scorer; need one of model"),
         (["reward.terms=[{modell: one}]"], "reward.terms[0].modell: no such key"),
         (["reward.terms=[{model: lm}]"], "reward.terms[0].model: got"),
         (["reward.terms=[{model: one, name: a}, {pattern: x, name: a}]"], "2 of them are called a"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.rewards import load_combined_reward
 from tests.rewards.helpers import compose, context, rewards, samples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def test_every_key_of_the_page_is_one():
 
 
 def test_the_function_of_the_page():
-    judge = open_rewards(RewardsConfig(function="judge.py:score"), None, context())
+    judge = load_combined_reward(RewardsConfig(function="judge.py:score"), None, context())
     given = samples(("2 + 2?", "It is 4."), ("2 + 3?", "It is 4."), answer=["4", "5"])
     assert judge.score(given).total.tolist() == pytest.approx([1.08, 0.08])
 
@@ -67,7 +67,7 @@ def test_the_endpoint_of_the_page_in_a_process_of_its_own():
     )
     try:
         cfg = RewardsConfig(url=f"http://127.0.0.1:{port}/score", retries=6)
-        endpoint = open_rewards(cfg, None, context())
+        endpoint = load_combined_reward(cfg, None, context())
         assert endpoint.score(samples(("a", "one two"), ("b", ""))).total.tolist() == [-18, -20]
     finally:
         server.terminate()

@@ -7,7 +7,7 @@ import torch
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.resources import shipped_folder
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.rewards import load_combined_reward
 from tests.rewards.helpers import context, samples, user
 
 HEAD = "def score(prompts, responses, **columns):\n    "
@@ -22,7 +22,7 @@ def write(tmp_path, monkeypatch):
     def opened(text, name="judge.py"):
         path = tmp_path / name
         path.write_text(text)
-        return open_rewards(RewardsConfig(function=f"{path}:score"), None, context())
+        return load_combined_reward(RewardsConfig(function=f"{path}:score"), None, context())
 
     yield opened
     for name in [name for name in sys.modules if name.startswith(f"rlhf_reward:{tmp_path}")]:
@@ -71,7 +71,7 @@ def test_modules_beside_the_file_can_be_imported(write, tmp_path):
 
 def test_the_shipped_judge_is_such_a_function():
     path = shipped_folder("recipes") / "tiny" / "judge.py"
-    judge = open_rewards(RewardsConfig(function=f"{path}:score"), None, context())
+    judge = load_combined_reward(RewardsConfig(function=f"{path}:score"), None, context())
     reply = "Thank you, Ana, tea is brewed from leaves. Take care."
     asked = user("Reply to Ana, who asks about tea.")
     assert judge.score(samples((asked, reply), (asked, "x"))).total.tolist() == [6, 0]
@@ -161,8 +161,8 @@ def test_a_file_is_run_once_for_all_of_its_functions(tmp_path, monkeypatch):
     path = tmp_path / "counted.py"
     path.write_text(f"import sys\nsys.counted = getattr(sys, 'counted', 0) + 1\n{HEAD}return [0]\n")
     cfg = RewardsConfig(function=f"{path}:score")
-    open_rewards(cfg, None, context())
-    open_rewards(cfg, None, context())
+    load_combined_reward(cfg, None, context())
+    load_combined_reward(cfg, None, context())
     assert sys.counted == 1
     del sys.counted, sys.modules[f"rlhf_reward:{path}"]
 
@@ -181,4 +181,6 @@ def test_an_interrupt_passes(write):
 def test_a_file_that_is_no_python(tmp_path):
     (tmp_path / "judge.txt").write_text("x")
     with pytest.raises(RlhfError, match=r"judge.txt is no .py file"):
-        open_rewards(RewardsConfig(function=f"{Path(tmp_path)}/judge.txt:score"), None, context())
+        load_combined_reward(
+            RewardsConfig(function=f"{Path(tmp_path)}/judge.txt:score"), None, context()
+        )

@@ -10,11 +10,16 @@ from torch.testing import assert_close
 
 from rlhf_cli.distributed import SINGLE_PROCESS
 from rlhf_cli.errors import DataError
-from rlhf_cli.rewards.combine import RunningDeviation, llama2, safety_tags, whiten
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.rewards import (
+    RunningStd,
+    llama2,
+    load_combined_reward,
+    safety_tags,
+    whiten_scores,
+)
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.rules import PatternRule
+from rlhf_cli.rewards.scorer import PatternScorer
 from tests.rewards.helpers import context, samples
 
 TWO_TERMS = [RewardTerm(pattern="a", weight=2), RewardTerm(length_penalty=0.5, name="short")]
@@ -29,7 +34,7 @@ def given(*lengths, responses=None):
 
 def by_length(**settings):
     """Each response scores minus its number of tokens."""
-    return open_rewards(RewardsConfig(length_penalty=1.0, **settings), None, context())
+    return load_combined_reward(RewardsConfig(length_penalty=1.0, **settings), None, context())
 
 
 class Peer:
@@ -46,7 +51,7 @@ class Peer:
 
 
 def test_a_weighted_sum_and_the_parts_of_it(capsys):
-    rewards = open_rewards(RewardsConfig(terms=TWO_TERMS), None, context())
+    rewards = load_combined_reward(RewardsConfig(terms=TWO_TERMS), None, context())
     assert capsys.readouterr().err.splitlines() == [
         "reward pattern: 1 where the response has the pattern a, times 2",
         "reward short: -0.5 for each token of the response",
@@ -100,29 +105,29 @@ def test_equal_scores_are_not_blown_up():
 
 
 def test_a_deviation_far_from_zero_is_exact():
-    deviation, values = RunningDeviation(), [1e9 + i for i in range(10)]
+    deviation, values = RunningStd(), [1e9 + i for i in range(10)]
     for value in values:
-        deviation.observe([value], SINGLE_PROCESS)
+        deviation.update([value], SINGLE_PROCESS)
     assert deviation.value == pytest.approx(statistics.stdev(values), rel=1e-9)
 
 
 def test_ranks_share_one_deviation():
-    deviation = RunningDeviation()
-    deviation.observe([1.0, 2.0], Peer([4.0, 8.0]))
+    deviation = RunningStd()
+    deviation.update([1.0, 2.0], Peer([4.0, 8.0]))
     assert deviation.value == pytest.approx(statistics.stdev([1, 2, 4, 8]))
 
 
 def test_whitened_scores_have_mean_0_and_variance_1():
-    scores = whiten(torch.tensor([1.0, 2.0, 6.0]).double(), SINGLE_PROCESS)
+    scores = whiten_scores(torch.tensor([1.0, 2.0, 6.0]).double(), SINGLE_PROCESS)
     assert_close(scores.mean(), torch.zeros(()).double())
     assert_close(scores.var(), torch.ones(()).double())
-    assert whiten(torch.ones(3), SINGLE_PROCESS).tolist() == [0, 0, 0]
-    assert whiten(torch.ones(1), SINGLE_PROCESS).tolist() == [0]
+    assert whiten_scores(torch.ones(3), SINGLE_PROCESS).tolist() == [0, 0, 0]
+    assert whiten_scores(torch.ones(1), SINGLE_PROCESS).tolist() == [0]
 
 
 def test_scores_are_whitened_over_all_ranks():
-    found = whiten(torch.tensor([1.0, 2.0]).double(), Peer([6.0]))
-    assert_close(found, whiten(torch.tensor([1.0, 2.0, 6.0]).double(), SINGLE_PROCESS)[:2])
+    found = whiten_scores(torch.tensor([1.0, 2.0]).double(), Peer([6.0]))
+    assert_close(found, whiten_scores(torch.tensor([1.0, 2.0, 6.0]).double(), SINGLE_PROCESS)[:2])
 
 
 def test_llama2_takes_safety_where_it_is_low_or_the_prompt_is_tagged():
@@ -130,7 +135,7 @@ def test_llama2_takes_safety_where_it_is_low_or_the_prompt_is_tagged():
     helpful = torch.tensor([0.7, 0.6, 0.2, 0.5])
     tagged = torch.tensor([False, False, True, False])
     chosen = torch.tensor([0.1, 0.6, 0.8, 0.5]).double()
-    expected = whiten(torch.log(chosen / (1 - chosen)), SINGLE_PROCESS)
+    expected = whiten_scores(torch.log(chosen / (1 - chosen)), SINGLE_PROCESS)
     assert_close(
         llama2(safety, helpful, tagged, 0.15, SINGLE_PROCESS), expected, atol=1e-6, rtol=1e-6
     )
@@ -147,7 +152,7 @@ def rule_rewards(safety="safe", helpfulness="help"):
         RewardTerm(name="helpfulness", pattern=helpfulness),
         RewardTerm(name="safety", pattern=safety),
     ]
-    return open_rewards(RewardsConfig(terms=terms, combine="llama2"), None, context())
+    return load_combined_reward(RewardsConfig(terms=terms, combine="llama2"), None, context())
 
 
 def test_llama2_from_the_configuration():
@@ -166,6 +171,6 @@ def test_tags_may_be_missing_and_must_be_true_or_false():
 
 
 def test_llama2_refuses_what_is_no_probability(monkeypatch):
-    monkeypatch.setattr(PatternRule, "__call__", lambda *_: [0.5, 3.0])
+    monkeypatch.setattr(PatternScorer, "__call__", lambda *_: [0.5, 3.0])
     with pytest.raises(DataError, match=r"reward.terms\[0\].pattern: help gave 3 for responses\[1"):
         rule_rewards().score(samples(("a", "b"), ("c", "d")))

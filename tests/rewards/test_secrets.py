@@ -10,10 +10,10 @@ from rlhf_cli import cli
 from rlhf_cli.config.references import literal_secrets, public_url
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.launch.worker import Task
-from rlhf_cli.rewards.sources.endpoint import EndpointScorer
+from rlhf_cli.rewards.http import HTTPScorer
 from rlhf_cli.runs import log
 from rlhf_cli.runs.settings import read_settings
-from tests.rewards.test_endpoint import serving
+from tests.rewards.test_http import serving
 
 KEY, TOKEN = "sk-4f9a8d1c", "hunter2hunter2"
 FAST = ["train.precision=fp32", "batch_size=2", "max_steps=1", "max_new_tokens=2", "ppo_epochs=1"]
@@ -154,7 +154,7 @@ def test_a_run_is_read_back_where_the_variable_is_not_set(monkeypatch):
     assert settings is not None
     assert settings.config.reward.url.endswith("?key=${oc.env:JUDGE_KEY}")
     with pytest.raises(ConfigError, match="environment variable JUDGE_KEY is not set"):
-        EndpointScorer(settings.config.reward, "reward.url")
+        HTTPScorer(settings.config.reward, "reward.url")
 
 
 SFT = ["sft", "model=tiny", "data=tiny", "train.precision=fp32", "max_steps=1", "output_dir=run"]

@@ -9,7 +9,7 @@ from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import shipped_model
-from rlhf_cli.rewards.sources.loading import require_scores
+from rlhf_cli.rewards.reward_model import require_reward_model
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +65,4 @@ def test_one_whose_config_does_not_say_so_is_refused_when_it_is_loaded(told, bar
     code, line = told("pretrain", *words, shape)
     assert (code, "an encoder-decoder (t5), which is not supported" in line) == (1, True), line
     with pytest.raises(ModelError, match="an encoder-decoder"):
-        require_scores(ModelConfig(path=str(bart)))
+        require_reward_model(ModelConfig(path=str(bart)))

@@ -21,7 +21,7 @@ from rlhf_cli.models.quantize import packed_weight, quantization, require_packed
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, random_rows, tiny_llama
-from tests.kernels.packing import unpacked
+from tests.kernels.quantized_layers import dequantized
 from tests.stages.conftest import FAST
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_log_probs_are_those_of_the_packed_model_itself(untied, tmp_path, quant)
     assert packed_weight(layer) is not None
     rows = random_rows([9])
     hidden = policy.hidden_states(rows, rows.scored)
-    logits = torch.nn.functional.linear(hidden, unpacked(layer))
+    logits = torch.nn.functional.linear(hidden, dequantized(layer))
     expected = logits.log_softmax(-1).gather(1, rows.targets[:, None]).squeeze(1)
     assert_close(policy(rows).logp, expected, rtol=1e-5, atol=1e-5)
     if quant == "nf4":  # in 8 bits a model's own pass packs hidden states too
@@ -97,14 +97,14 @@ def test_a_model_that_only_writes_reads_its_rows_as_they_were_packed(untied, tmp
     """In eval mode bitsandbytes packs weights anew where a CPU has AVX512-bf16."""
     loaded = tokenizer_of(untied), context(tmp_path)
     policy = load_policy(config(untied), *loaded)
-    expected = unpacked(policy.output_layer)
+    expected = dequantized(policy.output_layer)
     frozen = load_frozen(Policy, config(untied), *loaded)
     writer = load_generator(config(untied).model, config(untied).quant, *loaded)
     with torch.no_grad():
         frozen(random_rows([9]))
         writer(input_ids=torch.arange(3, 20)[None])
     for model in (frozen.model, writer):
-        rows = read_head(model).weight.rows(0, len(expected), torch.float32)
+        rows = read_head(model).weight.dequantize(0, len(expected), torch.float32)
         assert torch.equal(rows, expected)
 
 

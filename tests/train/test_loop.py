@@ -10,7 +10,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.errors import CheckpointError, Interrupted, NonFinite
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.losses.likelihood import nll_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.runs.folder import list_checkpoints
 from rlhf_cli.train import checkpoint as checkpoints
@@ -57,7 +57,7 @@ def train(
 
     def loss(rows):
         nll = nll_loss(policy(rows).logp)
-        return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
+        return LossOutput(terms={"nll": LossTerm(nll.sum(), unit="tokens")})
 
     cfg = TrainConfig(**{"save_steps": 0, **settings})
     ctx = RunContext(CPU, compute, seed, out)
@@ -157,7 +157,7 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_the_row(tmp_path):
             total = out.terms["nll"].total
             bad = bool((rows.example_of_row == 3).any())
             factor = math.inf if bad and source.done == 3 else 1.0
-            return LossOutput(terms={"nll": Term(total * factor, unit="tokens")})
+            return LossOutput(terms={"nll": LossTerm(total * factor, unit="tokens")})
 
         return spoiled
 

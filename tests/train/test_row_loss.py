@@ -5,7 +5,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.logprobs import sum_by_row
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
@@ -26,7 +26,7 @@ def sorted_loss(policy, seen=None):
     def of(values):
         apart = values["logp"].sort().values.diff()
         total = (apart**2).sum() / (1 + values["logp"].var(unbiased=False))
-        return LossOutput({"sorted": Term(total, "rows")}, {"rows": (total.detach(), 1)})
+        return LossOutput({"sorted": LossTerm(total, "rows")}, {"rows": (total.detach(), 1)})
 
     observe = None if seen is None else seen.append
     return RowLoss(values, of, observe, couples=True)

@@ -18,14 +18,12 @@ from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import to_json
 from rlhf_cli.errors import DataError
-from rlhf_cli.evaluation.bootstrap import difference
-from rlhf_cli.evaluation.estimate import Estimate
-from rlhf_cli.evaluation.measured import Measured, share_of
+from rlhf_cli.evaluation.intervals import Estimate, Measurement, mean_difference, proportion
+from rlhf_cli.evaluation.metrics import count_wins
 from rlhf_cli.evaluation.table import Result
-from rlhf_cli.evaluation.winrate import count_wins
+from rlhf_cli.rewards.function import FunctionScorer
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.function import FunctionScorer
-from rlhf_cli.rewards.sources.scorer import numbers
+from rlhf_cli.rewards.scorer import check_scores
 from rlhf_cli.rollout.graphs import require_cuda
 
 
@@ -60,7 +58,9 @@ def judge_models(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], li
         samples = Samples(
             prompts, responses.texts, responses.prompt_tokens, responses.tokens, read.columns
         )
-        found.append(JudgedModel(name, responses, numbers(scorer(samples), samples, scorer.who)))
+        found.append(
+            JudgedModel(name, responses, check_scores(scorer(samples), samples, scorer.origin))
+        )
     baseline = found[-1] if cfg.baseline else None
     results = [result for one in found for result in _results(one, baseline, cfg.seed)]
     return results, list(_transcript(asked, found))
@@ -87,11 +87,11 @@ def _generate(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContex
 
 
 def _results(one: JudgedModel, baseline: JudgedModel | None, seed: int) -> Iterator[Result]:
-    yield Result(one.name, "score", Measured("score", (one.scores,)).estimate(seed))
-    yield Result(one.name, "ended", share_of("ended", one.responses.ended).estimate(seed))
+    yield Result(one.name, "score", Measurement("score", (one.scores,)).estimate(seed))
+    yield Result(one.name, "ended", proportion("ended", one.responses.ended).estimate(seed))
     if baseline is None or one is baseline:
         return
-    gain = Measured("score gain", (one.scores, baseline.scores), difference)
+    gain = Measurement("score gain", (one.scores, baseline.scores), mean_difference)
     yield Result(one.name, gain.metric, gain.estimate(seed))
     found = count_wins(one.scores, baseline.scores)
     for metric in ("wins", "losses", "ties"):

@@ -18,7 +18,7 @@ from rlhf_cli.context import RunContext, create_context
 from rlhf_cli.data.records.corpus import first_held_out
 from rlhf_cli.data.records.record import PromptRecord
 from rlhf_cli.errors import Interrupted, first_line
-from rlhf_cli.evaluation.table import Result, as_json, as_text
+from rlhf_cli.evaluation.table import Result, format_table, to_json
 from rlhf_cli.runs import hub
 from rlhf_cli.runs.outputs import open_output
 from rlhf_cli.stages import judged, likelihood
@@ -62,8 +62,8 @@ def _evaluate(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], lis
     else:
         results, failed = measure(cfg, ctx)
     if results:
-        print(as_text(results), flush=True)
-    return {"results": as_json(results), **report}, failed
+        print(format_table(results), flush=True)
+    return {"results": to_json(results), **report}, failed
 
 
 def measure(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[BaseException]]:

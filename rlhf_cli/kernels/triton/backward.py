@@ -1,4 +1,4 @@
-"""The backward kernel: the gradient of the raw logits, for a range of the vocabulary at a time."""
+"""Backward kernel: gradient of the raw logits for a range of the vocabulary."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlhf_cli.kernels.triton.forward import GROUP
-from rlhf_cli.kernels.triton.logits import tile_of_logits
-from rlhf_cli.kernels.triton.problem import Problem
+from rlhf_cli.kernels.triton.args import KernelArgs
+from rlhf_cli.kernels.triton.forward import GROUP, compute_logits_tile
 
 
 @triton.jit(do_not_specialize=["tokens", "low", "high"])
@@ -20,9 +19,9 @@ def gradient_kernel(
     bias,
     targets,
     lse,
-    for_target,
+    grad_target,
     constant,
-    slope,
+    logp_coef,
     out,
     tokens,
     vocab,
@@ -32,8 +31,8 @@ def gradient_kernel(
     weight_row,
     weight_step,
     out_row,
-    inner,
-    outer,
+    pre_scale,
+    post_scale,
     factor,
     low,
     high,
@@ -46,10 +45,11 @@ def gradient_kernel(
     GROUP: tl.constexpr,
     ENTROPY: tl.constexpr,
 ):
-    """One tile of ∂L/∂(raw logits) at columns low..high, into out [S, high - low].
+    """Write a tile of ∂L/∂(raw logits) at columns low..high into out [S, high - low].
 
-    p (constant + slope · log p) + for_target · 1[column = target], through temperature, soft cap
-    and scale. The target's term is added in fp32: of bf16 values p - 1 would keep nothing near 1.
+    p (constant + logp_coef · log p) + grad_target · 1[column = target], then the chain rule
+    through temperature, soft cap and scale. The target's term is added in fp32: in bf16, p - 1
+    near p = 1 would round to 0.
     """
     token_tiles = tl.cdiv(tokens, BLOCK_S)
     vocab_tiles = tl.cdiv(high - low, BLOCK_V)
@@ -60,7 +60,7 @@ def gradient_kernel(
     rows = token_tile * BLOCK_S + tl.arange(0, BLOCK_S)
     columns = low + vocab_tile * BLOCK_V + tl.arange(0, BLOCK_V)
     read_rows = tl.minimum(rows, tokens - 1).to(tl.int64)
-    z = tile_of_logits(
+    z = compute_logits_tile(
         hidden,
         weight,
         bias,
@@ -71,8 +71,8 @@ def gradient_kernel(
         hidden_step,
         weight_row,
         weight_step,
-        inner,
-        outer,
+        pre_scale,
+        post_scale,
         BLOCK_S,
         BLOCK_V,
         BLOCK_D,
@@ -81,82 +81,86 @@ def gradient_kernel(
         CAP,
     )
     logp = z - tl.load(lse + read_rows)[:, None]
-    pull = tl.load(constant + read_rows)[:, None]
+    coef = tl.load(constant + read_rows)[:, None]
     if ENTROPY:
-        pull = pull + tl.load(slope + read_rows)[:, None] * logp
-    here = columns[None, :] == tl.load(targets + read_rows)[:, None]
-    gradient = tl.exp(logp) * pull
-    gradient += tl.where(here, tl.load(for_target + read_rows)[:, None], 0.0)
+        coef = coef + tl.load(logp_coef + read_rows)[:, None] * logp
+    is_target = columns[None, :] == tl.load(targets + read_rows)[:, None]
+    gradient = tl.exp(logp) * coef
+    gradient += tl.where(is_target, tl.load(grad_target + read_rows)[:, None], 0.0)
     if CAP:
-        tanh = z * (1.0 / outer)
+        tanh = z * (1.0 / post_scale)
         gradient *= 1.0 - tanh * tanh
     corner = out + token_tile.to(tl.int64) * BLOCK_S * out_row + vocab_tile * BLOCK_V
-    place = tl.arange(0, BLOCK_S)[:, None] * out_row + tl.arange(0, BLOCK_V)[None, :]
+    offsets = tl.arange(0, BLOCK_S)[:, None] * out_row + tl.arange(0, BLOCK_V)[None, :]
     inside = (rows[:, None] < tokens) & (columns[None, :] < high)
-    tl.store(corner + place, (gradient * factor).to(out.dtype.element_ty), mask=inside)
+    tl.store(corner + offsets, (gradient * factor).to(out.dtype.element_ty), mask=inside)
 
 
 @dataclass(frozen=True)
-class Slope:
-    """Per token, [S] in fp32: what the gradient of its logits is made of.
+class GradientCoefs:
+    """Coefficients of a token's logit gradient, [S] in fp32 each.
+
+    ∂L/∂z_j = p_j (constant + logp_coef · log p_j) + grad_target · 1[j = target].
 
     Attributes:
-        lse: log-sum-exp of its logits.
-        for_target: of the target's logit alone.
-        constant: times p, of each logit.
-        per_nat: times p log p, of each logit; none where the entropy has no gradient.
+        lse: log-sum-exp of the logits.
+        grad_target: added at the target's logit.
+        constant: coefficient of p.
+        logp_coef: coefficient of p log p; none if the entropy has no gradient.
     """
 
     lse: Tensor
-    for_target: Tensor
+    grad_target: Tensor
     constant: Tensor
-    per_nat: Tensor | None
+    logp_coef: Tensor | None
 
     @classmethod
-    def of_outputs(
+    def from_outputs(
         cls,
         lse: Tensor,
         entropy: Tensor | None,
-        for_logp: Tensor,
-        for_entropy: Tensor | None,
-        for_lse: Tensor,
-    ) -> Slope:
-        """From the gradients g, u, k of log p(target), entropy H and log-sum-exp.
+        grad_logp: Tensor,
+        grad_entropy: Tensor | None,
+        grad_lse: Tensor,
+    ) -> GradientCoefs:
+        """Coefficients from the gradients g, u, k of log p(target), entropy H and log-sum-exp.
 
         ∂L/∂z_j = g (1[j = target] - p_j) - u p_j (log p_j + H) + k p_j.
         """
-        constant = for_lse - for_logp
-        if entropy is None or for_entropy is None:
-            return cls(lse, for_logp.contiguous(), constant, None)
-        constant = constant - for_entropy * entropy
-        return cls(lse, for_logp.contiguous(), constant, -for_entropy)
+        constant = grad_lse - grad_logp
+        if entropy is None or grad_entropy is None:
+            return cls(lse, grad_logp.contiguous(), constant, None)
+        constant = constant - grad_entropy * entropy
+        return cls(lse, grad_logp.contiguous(), constant, -grad_entropy)
 
 
-def write_gradient(problem: Problem, slope: Slope, low: int, high: int, out: Tensor) -> None:
-    """∂L/∂(raw logits) at columns low..high into out [S, high - low], in the type of `out`.
+def write_gradient(
+    args: KernelArgs, coefs: GradientCoefs, low: int, high: int, out: Tensor
+) -> None:
+    """Write ∂L/∂(raw logits) at columns low..high into out [S, high - low], in its type.
 
     Args:
-        problem: as in the forward pass.
-        slope: the gradients that came from above.
+        args: operands of the forward pass.
+        coefs: coefficients from the upstream gradients.
         low: first column.
         high: one past the last column.
-        out: its columns lie side by side.
+        out: contiguous along columns.
     """
-    operands, tile = problem.operands(), problem.tile
+    operands, tile = args.operands(), args.tile
     programs = -(-len(out) // tile.tokens) * -(-(high - low) // tile.vocab)
     if not programs:
         return
     gradient_kernel[(programs,)](
         **operands,
-        lse=slope.lse,
-        for_target=slope.for_target,
-        constant=slope.constant,
-        slope=slope.lse if slope.per_nat is None else slope.per_nat,  # not read without ENTROPY
+        lse=coefs.lse,
+        grad_target=coefs.grad_target,
+        constant=coefs.constant,
+        logp_coef=coefs.lse if coefs.logp_coef is None else coefs.logp_coef,  # unread w/o ENTROPY
         out=out,
         out_row=out.stride(0),
-        factor=problem.head.scale / problem.temperature,
+        factor=args.head.scale / args.temperature,
         low=low,
         high=high,
         GROUP=GROUP,
-        ENTROPY=slope.per_nat is not None,
+        ENTROPY=coefs.logp_coef is not None,
     )

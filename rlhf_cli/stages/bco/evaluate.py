@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.evaluation.measured import Measured
+from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.compared import compared, require_reference
@@ -37,7 +37,7 @@ def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
 
 def _measure(
     cfg: BCOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
-) -> list[Measured]:
+) -> list[Measurement]:
     columns = compared(cfg, examples, tokenizer, ctx)
     reward = cfg.beta * (columns["logp"] - columns["reference"])
     found = separation(reward, examples.columns["score"])

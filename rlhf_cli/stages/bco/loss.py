@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.losses.bco import Delta, bco_loss
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
+from rlhf_cli.losses.unpaired import RewardShift, bco_loss
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.matching import WEIGHT
@@ -22,7 +22,7 @@ from rlhf_cli.train.source import StageState
 class BCOState(StageState):
     """What a checkpoint of BCO holds beside weights: the reward shift and the prompt classifier."""
 
-    def __init__(self, delta: Delta, classifier: PromptClassifier | None) -> None:
+    def __init__(self, delta: RewardShift, classifier: PromptClassifier | None) -> None:
         self.delta, self.classifier = delta, classifier
 
     def state_dict(self) -> dict[str, Any]:
@@ -38,7 +38,9 @@ class BCOState(StageState):
         self.delta.load_state_dict(state["delta"])
 
 
-def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: Delta) -> RowLoss:
+def labelled_loss(
+    cfg: BCOConfig, policy: Policy, reference: Reference, delta: RewardShift
+) -> RowLoss:
     """BCO over labelled rows; delta takes in each step's rewards before its loss."""
 
     def values(rows: TokenBatch) -> RowValues:
@@ -58,6 +60,6 @@ def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: D
             losses = losses * values[WEIGHT]
         metrics = label_metrics(reward, label, values["logp"])
         metrics["delta"] = (torch.tensor(delta.value), 1.0)
-        return LossOutput({"bco": Term(losses.sum(), "rows")}, metrics)
+        return LossOutput({"bco": LossTerm(losses.sum(), "rows")}, metrics)
 
     return RowLoss(values, of, observe)

@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.losses.bco import density_ratio
+from rlhf_cli.losses.unpaired import density_ratio
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout

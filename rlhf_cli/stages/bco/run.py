@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.losses.bco import Delta
+from rlhf_cli.losses.unpaired import RewardShift
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.loss import BCOState, labelled_loss
@@ -26,6 +26,6 @@ def run(cfg: BCOConfig, out: Path) -> dict[str, Any]:
     run = Session(cfg, out, "bco", RECORDS, labelled)
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
     reference = open_reference(cfg, policy, run)
-    state = BCOState(Delta(cfg.delta, cfg.delta_decay), match_prompts(cfg, policy, run))
+    state = BCOState(RewardShift(cfg.delta, cfg.delta_decay), match_prompts(cfg, policy, run))
     loss = labelled_loss(cfg, policy, reference, state.delta)
     return run.train(policy, loss, run.measured(loss), state)

@@ -163,7 +163,9 @@ class DPOConfig(ResponseRowsConfig):
             facts and all(fact.divergence for fact in facts)
         ):
             found.append(_unread("f_divergence", self.f_divergence, names, "reverse_kl"))
-        if self.wpo and (self.unpaired or any(f.couples for f in facts) or {*names} & {*NLL}):
+        if self.wpo and (
+            self.unpaired or any(f.needs_full_batch for f in facts) or {*names} & {*NLL}
+        ):
             found.append(_unread("wpo", "true", names, "false"))
         if self.ld_alpha < 1 and self.unpaired:
             found.append(_unread("ld_alpha", self.ld_alpha, names, 1))

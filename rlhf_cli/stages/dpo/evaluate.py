@@ -8,8 +8,8 @@ from typing import Any
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.evaluation.measured import Measured
-from rlhf_cli.evaluation.ranking import agreement
+from rlhf_cli.evaluation.intervals import Measurement
+from rlhf_cli.evaluation.metrics import preference_accuracy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.compared import compared, require_reference
 from rlhf_cli.stages.dpo.config import DPOConfig
@@ -41,7 +41,7 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
 
 def _measure(
     cfg: DPOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
-) -> list[Measured]:
+) -> list[Measurement]:
     columns = compared(cfg, examples, tokenizer, ctx, cfg.ld_alpha)
     reward = cfg.beta * (columns["logp"] - columns["reference"])
     said = judged_logprobs({**columns, "logp": columns["plain"]}, loaded[0], loaded[1].kind)
@@ -49,14 +49,14 @@ def _measure(
         return [*separation(reward, examples.columns["score"]), *said]
     chosen, rejected = reward[0::2], reward[1::2]
     return [
-        *(_of_rewards(one) for one in agreement(chosen, rejected)),
-        Measured("rewards/margins", (chosen - rejected,)),
-        Measured("rewards/chosen", (chosen,)),
-        Measured("rewards/rejected", (rejected,)),
+        *(_of_rewards(one) for one in preference_accuracy(chosen, rejected)),
+        Measurement("rewards/margins", (chosen - rejected,)),
+        Measurement("rewards/chosen", (chosen,)),
+        Measurement("rewards/rejected", (rejected,)),
         *said,
     ]
 
 
-def _of_rewards(one: Measured) -> Measured:
+def _of_rewards(one: Measurement) -> Measurement:
     """Under the name that training has for it."""
     return replace(one, metric="rewards/" + one.metric.replace("accuracy", "accuracies"))

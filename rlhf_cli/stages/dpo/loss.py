@@ -7,9 +7,8 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
-from rlhf_cli.losses.divergence import divergence
-from rlhf_cli.losses.preference import PAIR_LOSSES, Knobs, Pairs, wpo_weight
-from rlhf_cli.losses.reduce import LossOutput, Metrics, Term
+from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_divergence, wpo_weight
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import Reference
@@ -41,7 +40,7 @@ def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> Row
     def of(values: RowValues) -> LossOutput:
         return _of(cfg, values)
 
-    couples = any(PREFERENCE_LOSSES[name].couples for name in cfg.losses)
+    couples = any(PREFERENCE_LOSSES[name].needs_full_batch for name in cfg.losses)
     return RowLoss(values, of, couples=couples)
 
 
@@ -53,19 +52,19 @@ def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
         *sides("logp"),
         *sides("reference"),
         *sides("tokens"),
-        divergence(cfg.f_divergence, cfg.f_alpha),
+        get_divergence(cfg.f_divergence, cfg.f_alpha),
     )
-    knobs = Knobs(cfg.beta, cfg.label_smoothing, cfg.discopop_tau, cfg.simpo_gamma)
+    knobs = LossHyperparams(cfg.beta, cfg.label_smoothing, cfg.discopop_tau, cfg.simpo_gamma)
     weight = wpo_weight(*sides("likely")) if cfg.wpo else torch.ones_like(pairs.chosen)
     nll = -split_pairs(values.get("plain_logp", values["logp"]))[0].sum()
     terms = {}
     for name, share in cfg.losses.items():
         if name != "sft":
             losses = PAIR_LOSSES[name](pairs, knobs) * weight
-            terms[name] = Term(losses.sum(), "examples", share)
+            terms[name] = LossTerm(losses.sum(), "examples", share)
         if name in NLL:
             of_nll = share if name == "sft" else share * cfg.nll_weight
-            terms[f"{name} nll"] = Term(nll, "chosen_tokens", of_nll)
+            terms[f"{name} nll"] = LossTerm(nll, "chosen_tokens", of_nll)
     return LossOutput(terms, _metrics(cfg, pairs, values))
 
 

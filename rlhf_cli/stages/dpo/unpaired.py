@@ -5,8 +5,8 @@ from __future__ import annotations
 from rlhf_cli.data.arrange import mismatch
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.losses.kto import kto_loss, reference_point
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
+from rlhf_cli.losses.unpaired import kto_loss, reference_point
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.labelled import by_class, label_metrics, label_values, labelled
@@ -34,6 +34,6 @@ def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLo
         losses = kto_loss(s, label, z, beta=cfg.beta)
         losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
         metrics = label_metrics(cfg.beta * s, label, logp) | {"kl": (z, 1.0)}
-        return LossOutput({"kto": Term(losses.sum(), "examples")}, metrics)
+        return LossOutput({"kto": LossTerm(losses.sum(), "examples")}, metrics)
 
     return RowLoss(values, of, couples=True)

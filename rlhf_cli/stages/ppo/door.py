@@ -13,7 +13,7 @@ from rlhf_cli.data.records.fields import Message, Prompt, messages
 from rlhf_cli.data.records.row_errors import Malformed, Refused
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.losses.reduce import Metrics
+from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.ends import add_end_token

@@ -11,12 +11,12 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.errors import DataError
-from rlhf_cli.evaluation.measured import Measured, share_of
+from rlhf_cli.evaluation.intervals import Measurement, proportion
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
+from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
 from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.stages.compared import require_reference
 from rlhf_cli.stages.held_out import Evaluation
@@ -62,13 +62,13 @@ def _measure(
     encoder: PromptEncoder,
     asked: tuple[PromptSet, list[list[int]]],
     ctx: RunContext,
-) -> list[Measured]:
+) -> list[Measurement]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     logger.info(f"reference: {cfg.model.reference}")
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
     reference = Held(load_frozen(Policy, started, tokenizer, ctx))
-    rewards = open_rewards(cfg.reward, tokenizer, ctx)
+    rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
     plain = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU that is not here
     one = replace(
         cfg,
@@ -81,5 +81,5 @@ def _measure(
     found = answer(author, Teacher(one, policy, reference, ctx.ranks, MAX_TOKENS), ctx.ranks)
     by_row = {name: values.numpy() for name, values in vars(found).items()}
     ended = by_row.pop("eos_fraction")
-    means = [Measured(name, (values,)) for name, values in by_row.items()]
-    return [*means, share_of("eos_fraction", ended)]
+    means = [Measurement(name, (values,)) for name, values in by_row.items()]
+    return [*means, proportion("eos_fraction", ended)]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.distributed import Ranks
-from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
-from rlhf_cli.losses.kl import kl_estimate
+from rlhf_cli.losses.ppo import gae, grpo_advantages, kl_estimate, rloo_advantages, whiten
 from rlhf_cli.stages.ppo.config import GROUPED, PPOConfig
 
 
@@ -123,4 +122,6 @@ def _without_values(found: Responses, reward: Tensor, cfg: PPOConfig, ranks: Ran
 
 
 def _whiten(values: Tensor, mask: Tensor, ranks: Ranks, *, keep_mean: bool = False) -> Tensor:
-    return whiten(values, mask, seen=ranks.all_gather_concat(values[mask]), keep_mean=keep_mean)
+    return whiten(
+        values, mask, all_values=ranks.all_gather_concat(values[mask]), keep_mean=keep_mean
+    )

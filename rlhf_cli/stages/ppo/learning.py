@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import Ranks
-from rlhf_cli.losses.reduce import Metrics
+from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.ppo.config import PPOConfig

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.kernels.head import TokenLogprobs
-from rlhf_cli.losses.kl import kl_estimate
-from rlhf_cli.losses.ppo import approximate_kl, policy_loss, value_loss
-from rlhf_cli.losses.reduce import LossOutput, Metrics, Term
+from rlhf_cli.kernels.lm_head import TokenLogprobs
+from rlhf_cli.losses.ppo import approximate_kl, kl_estimate, policy_loss, value_loss
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.value_model import SharedValueModel
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -51,7 +50,7 @@ class PPOLoss:
 
     def _of_text(self, rows: TokenBatch) -> LossOutput:
         nll = -self.policy(rows).logp
-        ptx = Term(nll.sum(), TEXT, self.cfg.ptx_coef)
+        ptx = LossTerm(nll.sum(), TEXT, self.cfg.ptx_coef)
         return LossOutput({"ptx": ptx}, {"loss/ptx": _mean(nll)})
 
     def _of_rollout(self, rows: TokenBatch) -> LossOutput:
@@ -67,11 +66,11 @@ class PPOLoss:
 
     def _policy_terms(
         self, out: TokenLogprobs, rows: TokenBatch
-    ) -> tuple[dict[str, Term], Metrics]:
+    ) -> tuple[dict[str, LossTerm], Metrics]:
         cfg, known, kept = self.cfg, rows.token_columns, _kept(rows, SAMPLED)
         logp, old = out.logp[kept], known["old_logp"][kept]
         losses = policy_loss(logp, old, known["advantage"][kept], cfg.clip_range)
-        terms = {"policy": Term(losses.sum(), SAMPLED)}
+        terms = {"policy": LossTerm(losses.sum(), SAMPLED)}
         ratio, moved = (logp - old).exp(), approximate_kl(logp, old).detach()
         self.moved = (self.moved[0] + moved.sum(), self.moved[1] + len(moved))
         metrics: Metrics = {
@@ -87,17 +86,17 @@ class PPOLoss:
             metrics["policy/entropy"] = _mean(out.entropy[kept])
         if cfg.kl_in == "loss":
             kl = kl_estimate(logp, known["ref_logp"][kept], cfg.kl_estimator)
-            terms["kl"] = Term(kl.sum(), SAMPLED, self.kl_coef)
+            terms["kl"] = LossTerm(kl.sum(), SAMPLED, self.kl_coef)
         # not a weight of 0: the optimizer would shrink what has a gradient, even one of zeros
         return {} if self.warming else terms, metrics
 
-    def _value_term(self, value: Tensor, rows: TokenBatch) -> tuple[Term, Metrics]:
+    def _value_term(self, value: Tensor, rows: TokenBatch) -> tuple[LossTerm, Metrics]:
         cfg, known, kept = self.cfg, rows.token_columns, _kept(rows, VALUED)
         value, old = value[kept], known["old_value"][kept]
         losses = value_loss(value, old, known["target"][kept], cfg.value_clip_range)
         far = (value - old).abs() > cfg.value_clip_range
         metrics: Metrics = {"loss/value": _mean(losses), "value/clip_fraction": _mean(far.float())}
-        return Term(losses.sum(), VALUED, cfg.vf_coef), metrics
+        return LossTerm(losses.sum(), VALUED, cfg.vf_coef), metrics
 
 
 def _kept(rows: TokenBatch, mask: str) -> Tensor | slice:

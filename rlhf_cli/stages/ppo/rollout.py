@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.rewards.rewards import Rewards, Scores
+from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.ends import end_tokens
 from rlhf_cli.rollout.engine import Rollout, generate
@@ -39,7 +39,7 @@ class Author:
         prompts: PromptSet,
         tokens: Sequence[list[int]],
         policy: Policy,
-        rewards: Rewards,
+        rewards: CombinedReward,
         tokenizer: Any,
         ranks: Ranks,
     ) -> None:

@@ -22,7 +22,7 @@ from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.rewards.rewards import Rewards, open_rewards
+from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.stages.opening import say_max_length
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import evaluate
@@ -69,7 +69,9 @@ class Rollouts(PPOTraining):
         """Load the models, train, save the result, and sum up."""
         cfg, ctx = self.cfg, self.ctx
         self.open_models()
-        rewards = open_rewards(cfg.reward, self.tokenizer, ctx, self.max_tokens, self.policy)
+        rewards = load_combined_reward(
+            cfg.reward, self.tokenizer, ctx, self.max_tokens, self.policy
+        )
         self._tell_memory(rewards)
         author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
         source = RolloutSource(cfg, author, self.updates, ctx)
@@ -100,7 +102,7 @@ class Rollouts(PPOTraining):
             return f"ptx_data {self.text.where(number)}"
         return self.asked[0].places[number]
 
-    def _tell_memory(self, rewards: Rewards) -> None:
+    def _tell_memory(self, rewards: CombinedReward) -> None:
         models: dict[str, nn.Module] = {"policy": self.policy.model}
         models["reference"] = self.reference.policy.model
         if self.policy.value_model is not None:

@@ -12,8 +12,8 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import NonFinite
-from rlhf_cli.losses.kl import KLController
-from rlhf_cli.losses.reduce import Metrics
+from rlhf_cli.losses.ppo import KLController
+from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Lesson, Teacher
 from rlhf_cli.stages.ppo.loss import PPOLoss

@@ -18,7 +18,7 @@ from rlhf_cli.models.value_model import (
     ValueModel,
 )
 from rlhf_cli.models.vocabulary import require_shared_rows
-from rlhf_cli.rewards.sources.loading import require_scores, told_as
+from rlhf_cli.rewards.reward_model import require_reward_model, with_config_key
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.training import Training
 
@@ -67,8 +67,8 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
         quant=QuantConfig(),
         kernels=cfg.kernels,
     )
-    with muted(), told_as("value_model"):
-        require_scores(load.model)
+    with muted(), with_config_key("value_model"):
+        require_reward_model(load.model)
         theirs = load_tokenizer(load.model)
         if theirs.get_vocab() != run.tokenizer.get_vocab():
             raise ModelError(

@@ -13,16 +13,18 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
-from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
-from rlhf_cli.evaluation.ranking import (
-    accuracy_by,
-    agreement,
+from rlhf_cli.evaluation.intervals import Measurement, pooled_proportion, proportion
+from rlhf_cli.evaluation.metrics import (
+    accuracy_by_quantile,
     auc,
+    expected_calibration_error,
     length_baselines,
     length_warning,
+    pair_confidence,
     pearson,
-    ranking_agreement,
+    preference_accuracy,
+    ranking_accuracy,
+    reliability_curve,
     spearman,
 )
 from rlhf_cli.models.load import load_frozen
@@ -48,7 +50,9 @@ def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+) -> list[Measurement]:
     examples, report = loaded
     model = load_frozen(RewardModel, cfg, tokenizer, ctx)
 
@@ -69,7 +73,7 @@ def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext)
     warning = length_warning(float(pearson(scores, length)))
     if warning:
         logger.info(warning)
-    return [*found, Measured("correlation with length", (scores, length), pearson)]
+    return [*found, Measurement("correlation with length", (scores, length), pearson)]
 
 
 def response_lengths(examples: Examples) -> Numbers:
@@ -77,39 +81,41 @@ def response_lengths(examples: Examples) -> Numbers:
     return np.add.reduceat(examples.trained.astype(np.float64), examples.row_starts[:-1])
 
 
-def _of_pairs(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measured]:
+def _of_pairs(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measurement]:
     chosen, rejected = scores[0::2], scores[1::2]
-    yield from agreement(chosen, rejected)
+    yield from preference_accuracy(chosen, rejected)
     yield from length_baselines(length[0::2], length[1::2])
-    yield Measured("margin", (chosen - rejected,))
+    yield Measurement("margin", (chosen - rejected,))
     right = (np.sign(chosen - rejected) + 1) / 2
     if margin.any():
-        yield from accuracy_by("accuracy, margin", margin[0::2], right)
-    yield from accuracy_by("accuracy, chosen longer by", length[0::2] - length[1::2], right)
+        yield from accuracy_by_quantile("accuracy, margin", margin[0::2], right)
+    yield from accuracy_by_quantile(
+        "accuracy, chosen longer by", length[0::2] - length[1::2], right
+    )
     confidence, came_true = pair_confidence(chosen, rejected)
-    yield from (found.observed for found in reliability(confidence, came_true, low=0.5))
-    yield Measured("calibration error", (confidence, came_true), _pair_error)
+    yield from (found.observed for found in reliability_curve(confidence, came_true, low=0.5))
+    yield Measurement("calibration error", (confidence, came_true), _pair_error)
 
 
 def _pair_error(confidence: Numbers, came_true: Numbers) -> object:
-    return calibration_error(confidence, came_true, low=0.5)
+    return expected_calibration_error(confidence, came_true, low=0.5)
 
 
-def _of_rankings(scores: Numbers, said: Numbers, examples: Examples) -> Iterator[Measured]:
-    right, pairs, best = ranking_agreement(scores, said, examples.example_starts)
-    yield share_of_parts("accuracy", right, pairs)
-    yield share_of("best of each prompt", best)
+def _of_rankings(scores: Numbers, said: Numbers, examples: Examples) -> Iterator[Measurement]:
+    right, pairs, best = ranking_accuracy(scores, said, examples.example_starts)
+    yield pooled_proportion("accuracy", right, pairs)
+    yield proportion("best of each prompt", best)
 
 
-def _of_labels(scores: Numbers, label: Numbers) -> Iterator[Measured]:
-    yield share_of("accuracy", (scores > 0) == (label > 0.5))
-    yield Measured("auc", (scores, label), auc)
+def _of_labels(scores: Numbers, label: Numbers) -> Iterator[Measurement]:
+    yield proportion("accuracy", (scores > 0) == (label > 0.5))
+    yield Measurement("auc", (scores, label), auc)
     chance = 1 / (1 + np.exp(-scores))
-    yield from (found.observed for found in reliability(chance, label))
-    yield Measured("calibration error", (chance, label), calibration_error)
+    yield from (found.observed for found in reliability_curve(chance, label))
+    yield Measurement("calibration error", (chance, label), expected_calibration_error)
 
 
-def _of_scores(scores: Numbers, said: Numbers) -> Iterator[Measured]:
-    yield Measured("absolute error", (np.abs(scores - said),))
-    yield Measured("correlation", (scores, said), pearson)
-    yield Measured("rank correlation", (scores, said), spearman)
+def _of_scores(scores: Numbers, said: Numbers) -> Iterator[Measurement]:
+    yield Measurement("absolute error", (np.abs(scores - said),))
+    yield Measurement("correlation", (scores, said), pearson)
+    yield Measurement("rank correlation", (scores, said), spearman)

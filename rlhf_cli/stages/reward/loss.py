@@ -8,12 +8,12 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.losses.reward import (
     binary_loss,
+    bradley_terry_loss,
     centering_loss,
     comparisons,
-    pair_loss,
     ranking_loss,
     regression_loss,
 )
@@ -87,7 +87,7 @@ def _loss_of(cfg: RewardConfig, kind: str) -> Callable[[RowValues], LossOutput]:
 def _pairs(values: RowValues, center: float) -> LossOutput:
     chosen, rejected = split_pairs(values["score"])
     margin, _ = split_pairs(values["said"])
-    losses = pair_loss(chosen, rejected, margin)
+    losses = bradley_terry_loss(chosen, rejected, margin)
     return _compared(losses, chosen, rejected, _ones(chosen), center, values["score"])
 
 
@@ -102,10 +102,10 @@ def _compared(
     losses: Tensor, better: Tensor, worse: Tensor, share: Tensor, center: float, score: Tensor
 ) -> LossOutput:
     """Terms and metrics of compared scores; the shares of an example's comparisons add up to 1."""
-    terms = {"comparison": Term(losses.sum(), "examples")}
+    terms = {"comparison": LossTerm(losses.sum(), "examples")}
     if center:
         squares = centering_loss(better, worse) * share
-        terms["centering"] = Term(squares.sum(), "examples", center)
+        terms["centering"] = LossTerm(squares.sum(), "examples", center)
     apart, examples = (better - worse).detach(), share.sum()
     return LossOutput(
         terms,
@@ -122,7 +122,7 @@ def _regression(values: RowValues) -> LossOutput:
     losses = regression_loss(score, said)
     off = (score.detach() - said).abs()
     return LossOutput(
-        {"regression": Term(losses.sum(), "rows")},
+        {"regression": LossTerm(losses.sum(), "rows")},
         {"absolute_error": _mean(off), "score": _mean(score)},
     )
 
@@ -131,7 +131,7 @@ def _binary(values: RowValues) -> LossOutput:
     score, label = values["score"], values["said"]
     right = (score.detach() > 0) == (label > 0.5)
     return LossOutput(
-        {"binary": Term(binary_loss(score, label).sum(), "rows")},
+        {"binary": LossTerm(binary_loss(score, label).sum(), "rows")},
         {"accuracy": _mean(right.float()), "score": _mean(score)},
     )
 

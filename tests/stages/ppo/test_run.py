@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rlhf_cli import cli
 from rlhf_cli.distributed import Ranks
-from rlhf_cli.losses.reduce import LossOutput, Term
+from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine
 from rlhf_cli.stages.ppo import training
@@ -73,7 +73,7 @@ def test_every_minibatch_has_responses_of_every_rank(samples):
 def test_a_row_of_text_that_fails_is_named_as_such(files, monkeypatch, capsys):
     Path("text.jsonl").write_text('{"text": "One fine day."}\n{"text": "Another."}\n')
     damaged = lambda self, rows: LossOutput(  # noqa: E731
-        {"ptx": Term(self.policy(rows).logp.sum() / 0, TEXT, 1.0)}
+        {"ptx": LossTerm(self.policy(rows).logp.sum() / 0, TEXT, 1.0)}
     )
     monkeypatch.setattr(PPOLoss, "_of_text", damaged)
     assert cli.main(words_of("ptx_coef=1", "ptx_data=text.jsonl", "data.shuffle=false")) == 5

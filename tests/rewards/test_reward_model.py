@@ -15,9 +15,9 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.rewards import open_rewards
+from rlhf_cli.rewards.reward_model import RowFormatter, micro_batches, response_row, truncate_rows
+from rlhf_cli.rewards.rewards import load_combined_reward
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.rows import RowWriter, batched, fit_rows, response_row
 from tests.data.toy import (
     ASSISTANT,
     BOS,
@@ -68,7 +68,7 @@ def own_tokenizer(reward_run):
 def test_the_policys_tokens_are_scored_as_they_are(reward_run, sft_run, capsys):
     policy = AutoTokenizer.from_pretrained(sft_run / "model")
     given = policy_samples(policy)
-    rewards = open_rewards(RewardsConfig(model=str(reward_run)), policy, context())
+    rewards = load_combined_reward(RewardsConfig(model=str(reward_run)), policy, context())
     line = capsys.readouterr().err
     assert line.startswith(f"reward reward: {reward_run} (fp32, flat rows, the policy's tokens), ")
     size = sum(file.stat().st_size for file in (reward_run / "model").glob("*.safetensors"))
@@ -80,8 +80,8 @@ def test_the_policys_tokens_are_scored_as_they_are(reward_run, sft_run, capsys):
 def test_the_micro_batches_do_not_matter(reward_run, own_tokenizer):
     given = policy_samples(own_tokenizer)
     cfg = RewardsConfig(model=str(reward_run))
-    whole = open_rewards(cfg, own_tokenizer, context()).score(given).total
-    single = open_rewards(cfg, own_tokenizer, context(), max_tokens=1).score(given).total
+    whole = load_combined_reward(cfg, own_tokenizer, context()).score(given).total
+    single = load_combined_reward(cfg, own_tokenizer, context(), max_tokens=1).score(given).total
     assert_close(single, whole, atol=1e-6, rtol=1e-5)
 
 
@@ -89,9 +89,11 @@ def test_a_policy_with_another_tokenizer_gets_the_same_scores(reward_run, own_to
     other = train_tokenizer(["Reply to Ana, who asks about tea."] * 3, 300)
     cfg = RewardsConfig(model=str(reward_run))
     given = policy_samples(other)
-    found = open_rewards(cfg, other, context()).score(given).total
+    found = load_combined_reward(cfg, other, context()).score(given).total
     assert "its own tokenizer" in capsys.readouterr().err
-    expected = open_rewards(cfg, own_tokenizer, context()).score(policy_samples(own_tokenizer))
+    expected = load_combined_reward(cfg, own_tokenizer, context()).score(
+        policy_samples(own_tokenizer)
+    )
     assert_close(found, expected.total, atol=1e-6, rtol=1e-5)
 
 
@@ -103,7 +105,7 @@ def test_rows_are_written_as_the_reward_stage_trains_on_them(tmp_path, own_token
     cfg = DataConfig(path=str(path))
     examples, _ = load_examples(cfg, "reward", own_tokenizer, (PreferenceRecord,), 0)
     trained = examples.tokens[: examples.row_starts[1]].tolist()
-    writer = RowWriter(own_tokenizer, as_message=False, who="reward.model: x")
+    writer = RowFormatter(own_tokenizer, as_message=False, origin="reward.model: x")
     given = samples((user("Tea?"), "Yes.") if chat else ("Tea?", " Yes."))
     [written] = writer(given)
     assert written.tokens.tolist() == trained
@@ -112,7 +114,7 @@ def test_rows_are_written_as_the_reward_stage_trains_on_them(tmp_path, own_token
 
 def written(*pairs, **settings):
     tokenizer = toy_tokenizer(**settings)
-    rows = RowWriter(tokenizer, as_message=False, who="reward.model: x")(samples(*pairs))
+    rows = RowFormatter(tokenizer, as_message=False, origin="reward.model: x")(samples(*pairs))
     return [row.tokens.tolist() for row in rows]
 
 
@@ -126,7 +128,7 @@ def test_text_is_joined_as_it_stands_and_ends_with_the_end_token():
 
 
 def test_a_text_prompt_is_a_message_for_a_model_trained_on_chats():
-    [row] = RowWriter(toy_tokenizer(), as_message=True, who="x")(samples(("ab", "c")))
+    [row] = RowFormatter(toy_tokenizer(), as_message=True, origin="x")(samples(("ab", "c")))
     assert row.tokens.tolist() == [USER, A, B, TURN, NEWLINE, ASSISTANT, C, TURN]
 
 
@@ -147,19 +149,19 @@ def test_rows_that_are_too_long_lose_the_start_of_the_prompt():
         response_row([1, 5], [8, 2]),
         response_row([5] * 9, []),
     ]
-    assert fit_rows(rows, 4, bos=1) == [[1, 7, 8, 2], [1, 5, 8, 2], [5] * 4]
-    assert fit_rows([response_row([5], [6, 7, 8, 9])], 3, bos=None) == [[5, 6, 7]]
+    assert truncate_rows(rows, 4, bos=1) == [[1, 7, 8, 2], [1, 5, 8, 2], [5] * 4]
+    assert truncate_rows([response_row([5], [6, 7, 8, 9])], 3, bos=None) == [[5, 6, 7]]
 
 
 def test_batches_hold_all_rows_once_and_no_more_tokens_than_allowed():
     rows = [[1] * n for n in (3, 9, 1, 4, 4)]
-    found = list(batched(rows, 8))
+    found = list(micro_batches(rows, 8))
     assert [chosen for chosen, _ in found] == [[1], [3, 4], [0, 2]]
     assert [part.lengths.tolist() for _, part in found] == [[9], [4, 4], [3, 1]]
 
 
 def test_too_long_rows_are_told_once(reward_run, own_tokenizer, capsys):
-    rewards = open_rewards(RewardsConfig(model=str(reward_run)), own_tokenizer, context())
+    rewards = load_combined_reward(RewardsConfig(model=str(reward_run)), own_tokenizer, context())
     rewards.terms[0].scorer.limit = 8
     given = policy_samples(own_tokenizer)
     capsys.readouterr()
@@ -170,14 +172,14 @@ def test_too_long_rows_are_told_once(reward_run, own_tokenizer, capsys):
 
 def test_probabilities_are_sigmoids_of_the_scores(reward_run, own_tokenizer):
     given = policy_samples(own_tokenizer)
-    raw = open_rewards(RewardsConfig(model=str(reward_run)), own_tokenizer, context())
+    raw = load_combined_reward(RewardsConfig(model=str(reward_run)), own_tokenizer, context())
     cfg = RewardsConfig(model=str(reward_run), output="probability")
-    likely = open_rewards(cfg, own_tokenizer, context())
+    likely = load_combined_reward(cfg, own_tokenizer, context())
     assert_close(likely.score(given).total, raw.score(given).total.sigmoid())
 
 
 def test_nothing_of_a_reward_model_is_trained(reward_run, own_tokenizer):
-    rewards = open_rewards(RewardsConfig(model=str(reward_run)), own_tokenizer, context())
+    rewards = load_combined_reward(RewardsConfig(model=str(reward_run)), own_tokenizer, context())
     model = rewards.terms[0].scorer.model
     assert not any(p.requires_grad for p in model.parameters())
     assert not model.training
@@ -198,7 +200,7 @@ def test_an_adapter_run_is_loaded_on_its_base(adapter_run):
     base, out = adapter_run
     tokenizer = AutoTokenizer.from_pretrained(base / "model")
     given = policy_samples(tokenizer)
-    rewards = open_rewards(RewardsConfig(model=str(out)), tokenizer, context())
+    rewards = load_combined_reward(RewardsConfig(model=str(out)), tokenizer, context())
     from peft import AutoPeftModelForSequenceClassification
 
     plain = AutoPeftModelForSequenceClassification.from_pretrained(out / "model", num_labels=1)
@@ -215,24 +217,29 @@ def test_an_adapter_whose_base_is_elsewhere_or_another(adapter_run, sft_run, tmp
     base.rename(moved)
     try:
         with pytest.raises(ModelError, match=r"^reward.model: .* is not there.*reward.base=FOLDER"):
-            open_rewards(RewardsConfig(model=str(out)), tokenizer, context())
+            load_combined_reward(RewardsConfig(model=str(out)), tokenizer, context())
         cfg = RewardsConfig(model=str(out), base=str(moved))
         assert (
-            len(open_rewards(cfg, tokenizer, context()).score(policy_samples(tokenizer)).total) == 4
+            len(
+                load_combined_reward(cfg, tokenizer, context())
+                .score(policy_samples(tokenizer))
+                .total
+            )
+            == 4
         )
         other = tmp_path / "other"
         words = ["sft", "model=tiny", "data=tiny", "max_steps=1", "seed=9", f"output_dir={other}"]
         assert cli.main([*words, *FAST]) == 0
         cfg = RewardsConfig(model=str(out), base=str(other))
         with pytest.raises(ModelError, match=r"^reward.model: .* of another base"):
-            open_rewards(cfg, tokenizer, context())
+            load_combined_reward(cfg, tokenizer, context())
     finally:
         moved.rename(base)
 
 
 def test_a_model_that_writes_is_refused_when_it_is_opened(sft_run, own_tokenizer):
     with pytest.raises(ModelError) as caught:
-        open_rewards(RewardsConfig(model=str(sft_run)), own_tokenizer, context())
+        load_combined_reward(RewardsConfig(model=str(sft_run)), own_tokenizer, context())
     line = str(caught.value)
     assert line.startswith(
         f"reward.model: {sft_run} gives no scores (LlamaForCausalLM); need a run"
@@ -246,7 +253,7 @@ def test_a_folder_without_weights_or_tokenizer(reward_run, own_tokenizer, tmp_pa
         (copy / missing).unlink()
         (copy / "tokenizer_config.json").unlink(missing_ok=True)
         with pytest.raises(ModelError) as caught:
-            open_rewards(RewardsConfig(model=str(copy)), own_tokenizer, context())
+            load_combined_reward(RewardsConfig(model=str(copy)), own_tokenizer, context())
         line = str(caught.value)
         assert line.startswith("reward.model: ")
         assert said in line or "tokenizer" in line
@@ -259,4 +266,4 @@ def test_a_classifier_with_several_labels_is_refused(reward_run, own_tokenizer, 
     settings |= {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
     (copy / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ModelError, match=r"^reward.model: .* classifier with 2 labels"):
-        open_rewards(RewardsConfig(model=str(copy)), own_tokenizer, context())
+        load_combined_reward(RewardsConfig(model=str(copy)), own_tokenizer, context())

@@ -1,18 +1,18 @@
 import pytest
 
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.rules import LengthRule, PatternRule
+from rlhf_cli.rewards.scorer import LengthPenalty, PatternScorer
 from tests.rewards.helpers import samples, user
 
 
 def test_a_pattern_is_found_anywhere_in_the_response_and_not_in_the_prompt():
     three = samples(("yes?", "yes"), ("a", "oh yes"), ("yes", "no"))
-    assert PatternRule("yes")(three) == [1, 1, 0]
-    assert PatternRule("^yes$")(three) == [1, 0, 0]
+    assert PatternScorer("yes")(three) == [1, 1, 0]
+    assert PatternScorer("^yes$")(three) == [1, 0, 0]
 
 
 def test_tokens_past_the_free_ones_cost():
-    rule = LengthRule(0.5, 2)
+    rule = LengthPenalty(0.5, 2)
     assert rule(Samples([""] * 3, [""] * 3, [[1]] * 3, [[], [1, 2], [1, 2, 3, 4]])) == [0, 0, -1]
 
 

@@ -1,4 +1,4 @@
-"""Packed output layers that tests make, and what they are when unpacked whole."""
+"""Quantized output layers for tests, and their dequantized weights."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from bitsandbytes import functional
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from torch import Tensor
 
-KINDS = ("nf4", "nf4, scales packed", "int8")
+KINDS = ("nf4", "nf4, quantized scales", "int8")
 
 
-def packed_layer(kind: str, weight: Tensor) -> Any:
+def quantized_layer(kind: str, weight: Tensor) -> Any:
     """A linear layer as transformers leaves it."""
     vocab, width = weight.shape
     if kind == "int8":
@@ -23,8 +23,8 @@ def packed_layer(kind: str, weight: Tensor) -> Any:
     return layer.to("cpu")
 
 
-def unpacked(layer: Any) -> Tensor:
-    """[V, d] fp32: all of its weight, by bitsandbytes."""
+def dequantized(layer: Any) -> Tensor:
+    """Whole weight [V, d] in fp32, dequantized by bitsandbytes."""
     weight = layer.weight
     if weight.dtype == torch.int8:
         scales = layer.state.SCB if weight.SCB is None else weight.SCB

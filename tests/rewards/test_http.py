@@ -9,10 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_cli.errors import DataError
-from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.rewards import open_rewards
-from rlhf_cli.rewards.sources.config import RewardSource
-from rlhf_cli.rewards.sources.endpoint import EndpointScorer
+from rlhf_cli.rewards.config import RewardsConfig, ScorerConfig
+from rlhf_cli.rewards.http import HTTPScorer
+from rlhf_cli.rewards.rewards import load_combined_reward
 from tests.rewards.helpers import context, samples, user
 
 THREE = samples(("a", "bc"), (user("d"), "e"), ("Say:", "fgh"), answer=[1, 2, 3])
@@ -78,7 +77,7 @@ def lengths(asked):
 def scorer(url, **settings):
     """An endpoint that is asked without waiting, and the pauses that it would have made."""
     pauses = []
-    return EndpointScorer(RewardSource(url=url, **settings), "reward.url", pauses.append), pauses
+    return HTTPScorer(ScorerConfig(url=url, **settings), "reward.url", pauses.append), pauses
 
 
 def told(url, **settings):
@@ -207,12 +206,12 @@ def test_an_endpoint_that_hangs_up(free_port):
 def test_nobody_there_is_found_out_before_the_run(free_port):
     cfg = RewardsConfig(url=f"http://127.0.0.1:{free_port}/score", retries=0)
     with pytest.raises(DataError, match=r"cannot be reached \(.*refused.*\); asked once"):
-        open_rewards(cfg, None, context())
+        load_combined_reward(cfg, None, context())
 
 
 def test_a_listener_need_not_answer_what_it_was_not_made_for(capsys):
     with serving(lengths) as (url, asked):  # it has no HEAD
-        rewards = open_rewards(RewardsConfig(url=url, timeout=5), None, context())
+        rewards = load_combined_reward(RewardsConfig(url=url, timeout=5), None, context())
         assert asked == []
         assert rewards.score(THREE).total.tolist() == [2, 1, 3]
     assert capsys.readouterr().err == f"reward url: {url}\n"
@@ -254,7 +253,7 @@ def test_a_redirect_is_found_out_before_the_run():
         serving(lambda _: (302, b""), location=elsewhere) as (url, _),
         pytest.raises(DataError, match=rf"redirects to {elsewhere} \(HTTP 302\)"),
     ):
-        open_rewards(RewardsConfig(url=url, timeout=5), None, context())
+        load_combined_reward(RewardsConfig(url=url, timeout=5), None, context())
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
-from rlhf_cli.losses.divergence import divergence, reverse_kl
-from rlhf_cli.losses.preference import (
+from rlhf_cli.losses.dpo import (
     PAIR_LOSSES,
-    Knobs,
+    LossHyperparams,
     Pairs,
+    get_divergence,
     ld_weight,
     log1mexp,
+    reverse_kl,
     sigmoid,
     wpo_weight,
 )
@@ -41,8 +42,8 @@ def example(f=reverse_kl):
     return Pairs(sums(CHOSEN), sums(REJECTED), *reference, counts(CHOSEN), counts(REJECTED), f)
 
 
-def value(name, f=reverse_kl, **knobs):
-    return float(PAIR_LOSSES[name](example(f), Knobs(**knobs)).mean())
+def value(name, f=reverse_kl, **hyperparams):
+    return float(PAIR_LOSSES[name](example(f), LossHyperparams(**hyperparams)).mean())
 
 
 def near(expected):
@@ -78,9 +79,9 @@ def test_agreed_numbers_of_smoothed_losses():
 
 
 def test_agreed_numbers_of_divergences():
-    assert value("sigmoid", divergence("forward_kl", 0)) == near(0.661056)
-    assert value("sigmoid", divergence("js", 0)) == near(0.677940)
-    assert value("sigmoid", divergence("alpha", 0.5)) == near(0.662746)
+    assert value("sigmoid", get_divergence("forward_kl", 0)) == near(0.661056)
+    assert value("sigmoid", get_divergence("js", 0)) == near(0.677940)
+    assert value("sigmoid", get_divergence("alpha", 0.5)) == near(0.662746)
 
 
 def test_agreed_numbers_of_the_relatives():
@@ -107,12 +108,14 @@ def test_the_agreed_number_of_length_desensitized_dpo():
     reference = [numbers(*side) for side in REFERENCE]
     ones = numbers(1.0, 1.0)
     policy = weighted(CHOSEN, REJECTED), weighted(REJECTED, CHOSEN)
-    assert float(sigmoid(Pairs(*policy, *reference, ones, ones), Knobs()).mean()) == near(0.684548)
+    assert float(sigmoid(Pairs(*policy, *reference, ones, ones), LossHyperparams()).mean()) == near(
+        0.684548
+    )
 
 
 def test_the_agreed_number_of_weighted_preference_optimization():
     means = [sums(rows) / counts(rows) + 1 for rows in (CHOSEN, REJECTED)]  # log sum p^2 = -1
-    loss = sigmoid(example(), Knobs()) * wpo_weight(*means)
+    loss = sigmoid(example(), LossHyperparams()) * wpo_weight(*means)
     assert float(loss.mean()) == near(0.341054)
 
 
@@ -137,7 +140,7 @@ def test_where_policy_and_reference_agree():
         "apo_down": 1.0,
     }
     for name, number in expected.items():
-        assert_close(PAIR_LOSSES[name](pairs, Knobs()), zeros + number)
+        assert_close(PAIR_LOSSES[name](pairs, LossHyperparams()), zeros + number)
 
 
 SMOOTHING = {"exo_pair": 0.01, "robust": 0.1}
@@ -149,10 +152,10 @@ def test_gradients(name):
     logps = [(-torch.rand(4, dtype=torch.float64) * 5 - 1).requires_grad_() for _ in range(2)]
     reference = [-torch.rand(4, dtype=torch.float64) * 5 - 1 for _ in range(2)]
     lengths = [numbers(3, 2, 5, 1), numbers(2, 4, 1, 3)]
-    knobs = Knobs(label_smoothing=SMOOTHING.get(name, 0.05))
+    hyperparams = LossHyperparams(label_smoothing=SMOOTHING.get(name, 0.05))
 
     def loss(chosen, rejected):
-        return PAIR_LOSSES[name](Pairs(chosen, rejected, *reference, *lengths), knobs)
+        return PAIR_LOSSES[name](Pairs(chosen, rejected, *reference, *lengths), hyperparams)
 
     assert torch.autograd.gradcheck(loss, logps)
 
@@ -164,8 +167,8 @@ def test_extreme_values_stay_finite(name, apart):
     other = torch.tensor([-1e4 - max(apart, 0)], requires_grad=True)
     reference = torch.tensor([-1e4])
     one = torch.ones(1)
-    knobs = Knobs(label_smoothing=SMOOTHING.get(name, 0.0))
-    loss = PAIR_LOSSES[name](Pairs(far, other, reference, reference, one, one), knobs)
+    hyperparams = LossHyperparams(label_smoothing=SMOOTHING.get(name, 0.0))
+    loss = PAIR_LOSSES[name](Pairs(far, other, reference, reference, one, one), hyperparams)
     loss.sum().backward()
     assert loss.isfinite().all()
     assert far.grad.isfinite().all()
@@ -175,7 +178,7 @@ def test_extreme_values_stay_finite(name, apart):
 @pytest.mark.parametrize("name", ["forward_kl", "js", "alpha", "reverse_kl"])
 def test_divergences_rise_and_stay_finite(name):
     s = torch.linspace(-200, 200, 41, requires_grad=True)
-    values = divergence(name, 0.5)(s)
+    values = get_divergence(name, 0.5)(s)
     assert values.isfinite().all()
     assert (values.diff() >= 0).all()
     assert torch.autograd.grad(values.sum(), s)[0].isfinite().all()
@@ -183,15 +186,15 @@ def test_divergences_rise_and_stay_finite(name):
 
 def test_alpha_divergence_near_one_is_reverse_kl():
     s = torch.linspace(-2, 2, 9, dtype=torch.float64)
-    assert_close(divergence("alpha", 1 - 1e-9)(s), s, atol=1e-6, rtol=0)
-    assert_close(divergence("alpha", 0.0)(s), divergence("forward_kl", 0)(s))
+    assert_close(get_divergence("alpha", 1 - 1e-9)(s), s, atol=1e-6, rtol=0)
+    assert_close(get_divergence("alpha", 0.0)(s), get_divergence("forward_kl", 0)(s))
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "sigmoid_norm", "simpo", "cpo", "orpo"])
 def test_a_better_chosen_response_costs_less(name):
     logp, ones = torch.linspace(-9.0, -1.0, 20), torch.ones(20)
     pairs = Pairs(logp, -5 * ones, -5 * ones, -5 * ones, ones, ones)
-    assert (PAIR_LOSSES[name](pairs, Knobs()).diff() < 0).all()
+    assert (PAIR_LOSSES[name](pairs, LossHyperparams()).diff() < 0).all()
 
 
 def test_swapping_the_two_mirrors_the_smoothed_label():
@@ -204,8 +207,8 @@ def test_swapping_the_two_mirrors_the_smoothed_label():
         pairs.rejected_tokens,
         pairs.chosen_tokens,
     )
-    right = sigmoid(pairs, Knobs(label_smoothing=0.2))
-    assert_close(sigmoid(swapped, Knobs(label_smoothing=0.8)), right)
+    right = sigmoid(pairs, LossHyperparams(label_smoothing=0.2))
+    assert_close(sigmoid(swapped, LossHyperparams(label_smoothing=0.8)), right)
 
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
@@ -213,8 +216,10 @@ def test_sorted_losses_do_not_see_the_order_of_the_pairs(name):
     torch.manual_seed(0)
     sides = [torch.randn(6, dtype=torch.float64) for _ in range(4)]
     ones, order = torch.ones(6, dtype=torch.float64), torch.randperm(6)
-    whole = PAIR_LOSSES[name](Pairs(*sides, ones, ones), Knobs()).mean()
-    turned = PAIR_LOSSES[name](Pairs(*(s[order] for s in sides), ones, ones), Knobs()).mean()
+    whole = PAIR_LOSSES[name](Pairs(*sides, ones, ones), LossHyperparams()).mean()
+    turned = PAIR_LOSSES[name](
+        Pairs(*(s[order] for s in sides), ones, ones), LossHyperparams()
+    ).mean()
     assert_close(whole, turned)
 
 

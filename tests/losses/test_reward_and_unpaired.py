@@ -8,16 +8,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.losses.bco import Delta, bco_loss, density_ratio
-from rlhf_cli.losses.kto import kto_loss, reference_point
 from rlhf_cli.losses.reward import (
     binary_loss,
+    bradley_terry_loss,
     centering_loss,
     comparisons,
-    pair_loss,
     ranking_loss,
     regression_loss,
 )
+from rlhf_cli.losses.unpaired import RewardShift, bco_loss, density_ratio, kto_loss, reference_point
 
 
 def numbers(*values):
@@ -30,20 +29,20 @@ def near(expected):
 
 def test_agreed_numbers_of_a_pair():
     w, r = numbers(1.2), numbers(0.3)
-    assert float(pair_loss(w, r)) == near(0.341154)
-    assert float(pair_loss(w, r, 0.5)) == near(0.513015)
-    assert float(pair_loss(w, r) + 0.01 * centering_loss(w, r)) == near(0.363654)
+    assert float(bradley_terry_loss(w, r)) == near(0.341154)
+    assert float(bradley_terry_loss(w, r, 0.5)) == near(0.513015)
+    assert float(bradley_terry_loss(w, r) + 0.01 * centering_loss(w, r)) == near(0.363654)
 
 
 def test_a_ranking_is_the_mean_over_its_pairs_that_are_not_ties():
     scores = numbers(0.3, -1.0, 2.0, 0.1, 0.7)
-    said = numbers(2.0, 2.0, 5.0, 1.0, 0.0)
+    targets = numbers(2.0, 2.0, 5.0, 1.0, 0.0)
     example = torch.tensor([0, 0, 0, 1, 1])
-    found = comparisons(example, said)
+    found = comparisons(example, targets)
     by_hand = []
     for rows in ((0, 1, 2), (3, 4)):
-        pairs = [(a, b) if said[a] > said[b] else (b, a) for a, b in combinations(rows, 2)]
-        untied = [(a, b) for a, b in pairs if said[a] != said[b]]
+        pairs = [(a, b) if targets[a] > targets[b] else (b, a) for a, b in combinations(rows, 2)]
+        untied = [(a, b) for a, b in pairs if targets[a] != targets[b]]
         losses = [math.log1p(math.exp(-float(scores[a] - scores[b]))) for a, b in untied]
         by_hand.append(sum(losses) / len(losses))
     assert float(ranking_loss(scores, found).sum()) == pytest.approx(sum(by_hand), rel=1e-12)
@@ -53,7 +52,7 @@ def test_a_ranking_is_the_mean_over_its_pairs_that_are_not_ties():
 def test_a_ranking_of_two_is_a_pair_and_one_of_ties_is_nothing():
     scores = numbers(0.3, -1.0)
     found = comparisons(torch.tensor([4, 4]), numbers(0.0, 1.0))
-    assert_close(ranking_loss(scores, found), pair_loss(scores[1:], scores[:1]))
+    assert_close(ranking_loss(scores, found), bradley_terry_loss(scores[1:], scores[:1]))
     tied = comparisons(torch.tensor([4, 4]), numbers(1.0, 1.0))
     assert ranking_loss(scores, tied).sum() == 0
 
@@ -65,7 +64,7 @@ def test_regression_and_labels():
 
 
 def test_agreed_numbers_of_bco():
-    delta = Delta("running")
+    delta = RewardShift("running")
     steps = [
         (numbers(1.0, 2.0, -1.5), numbers(1, 1, 0), 0.05, 0.629185),
         (numbers(5.0, -2.0), numbers(1, 0), 0.09, 0.533819),
@@ -91,7 +90,7 @@ def test_bco_starts_at_ln_2():
 
 def test_kinds_of_delta():
     rewards, label = numbers(1.0, 3.0, -4.0), numbers(1, 1, 0)
-    balanced, ema = Delta("balanced"), Delta("ema", decay=0.5)
+    balanced, ema = RewardShift("balanced"), RewardShift("ema", decay=0.5)
     for delta in (balanced, ema):
         assert delta.value == 0
         delta.update(rewards, label)
@@ -102,9 +101,9 @@ def test_kinds_of_delta():
 
 
 def test_delta_comes_back_from_json():
-    delta = Delta("running")
+    delta = RewardShift("running")
     delta.update(numbers(1.0, -3.0), numbers(1, 0))
-    again = Delta("running")
+    again = RewardShift("running")
     again.load_state_dict(json.loads(json.dumps(delta.state_dict())))
     assert again == delta
 
@@ -125,7 +124,7 @@ def test_the_reference_point_is_not_negative_and_has_no_gradient():
 @pytest.mark.parametrize(
     "loss",
     [
-        pair_loss,
+        bradley_terry_loss,
         lambda a, b: centering_loss(a, b),
         lambda a, b: ranking_loss(
             torch.cat([a, b]), comparisons(torch.tensor([0, 0, 1, 1, 1, 1]), numbers(*range(6)))

@@ -5,19 +5,18 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from rlhf_cli.evaluation.bootstrap import bootstrap
-from rlhf_cli.evaluation.estimate import wilson
-from rlhf_cli.evaluation.ranking import (
-    accuracy_by,
-    agreement,
+from rlhf_cli.evaluation.intervals import bootstrap_interval, wilson_interval
+from rlhf_cli.evaluation.metrics import (
+    Wins,
+    accuracy_by_quantile,
     auc,
+    count_wins,
     length_baselines,
     length_warning,
     pearson,
-    ranks,
+    preference_accuracy,
     spearman,
 )
-from rlhf_cli.evaluation.winrate import Wins, count_wins
 
 RNG = np.random.default_rng(0)
 TIED = RNG.integers(0, 6, size=(4, 50)).astype(float)
@@ -25,17 +24,17 @@ LABELS = RNG.integers(0, 2, size=(4, 50))
 
 
 def test_ties_are_measured_where_there_are_any():
-    found = agreement([2.0, 1.0, 0.5, 0.5], [1.0, 2.0, 0.5, 0.0])
+    found = preference_accuracy([2.0, 1.0, 0.5, 0.5], [1.0, 2.0, 0.5, 0.0])
     assert {one.metric: one.estimate() for one in found} == {
-        "accuracy": wilson(2, 4),
-        "ties": wilson(1, 4),
-        "accuracy, ties as half": wilson(2.5, 4),
+        "accuracy": wilson_interval(2, 4),
+        "ties": wilson_interval(1, 4),
+        "accuracy, ties as half": wilson_interval(2.5, 4),
     }
-    assert [one.metric for one in agreement([2.0], [1.0])] == ["accuracy"]
+    assert [one.metric for one in preference_accuracy([2.0], [1.0])] == ["accuracy"]
 
 
 def test_a_constant_score_is_never_right():
-    found = agreement(np.ones(5), np.ones(5))
+    found = preference_accuracy(np.ones(5), np.ones(5))
     assert [one.value for one in found] == [0.0, 1.0, 0.5]
 
 
@@ -47,9 +46,9 @@ def test_the_baselines_of_length_mirror_each_other():
     }
 
 
-def test_ranks_share_the_mean_of_their_places():
-    assert ranks([3.0, 1.0, 3.0, 2.0]).tolist() == [3.5, 1.0, 3.5, 2.0]
-    np.testing.assert_array_equal(ranks(TIED), stats.rankdata(TIED, axis=-1))
+def test_spearman_by_hand_with_ties_that_share_their_mean_rank():
+    """Ranks 3.5 1 3.5 2 against 1 2 3 4: centered product -1, squares 4.5 and 5."""
+    assert spearman([3.0, 1.0, 3.0, 2.0], [1, 2, 3, 4]) == pytest.approx(-1 / math.sqrt(4.5 * 5))
 
 
 def test_auc_by_hand():
@@ -66,7 +65,7 @@ def test_auc_of_one_class_is_not_defined():
 
 
 def test_auc_has_an_interval():
-    found = bootstrap(auc, TIED[0], LABELS[0])
+    found = bootstrap_interval(auc, TIED[0], LABELS[0])
     assert found.low < found.value < found.high
 
 
@@ -85,20 +84,20 @@ def test_a_score_that_follows_length_is_warned_of():
 
 def test_buckets_have_about_equal_sizes_and_never_part_equal_values():
     values, right = np.arange(8.0), np.array([1, 0, 1, 1, 1, 1, 1, 0.5])
-    found = accuracy_by("margin", values, right, 4)
+    found = accuracy_by_quantile("margin", values, right, 4)
     names = ["margin 0 to 1", "margin 2 to 3", "margin 4 to 5", "margin 6 to 7"]
     assert [one.metric for one in found] == names
-    assert [one.estimate() for one in found] == [wilson(s, 2) for s in (1, 2, 2, 1.5)]
-    uneven = accuracy_by("margin", [0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1], 4)
+    assert [one.estimate() for one in found] == [wilson_interval(s, 2) for s in (1, 2, 2, 1.5)]
+    uneven = accuracy_by_quantile("margin", [0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 1, 1], 4)
     assert [(one.metric, one.estimate().n) for one in uneven] == [
         ("margin 0 to 0", 5),
         ("margin 1 to 1", 1),
     ]
-    assert accuracy_by("margin", [], [], 4) == []
+    assert accuracy_by_quantile("margin", [], [], 4) == []
 
 
 def test_a_win_rate_leaves_ties_out():
     found = count_wins([3, 2, 5, 1, 1], [1, 2, 4, 1, 2])
     assert found == Wins(wins=2, losses=1, ties=2)
-    assert found.rate == wilson(2, 3)
+    assert found.rate == wilson_interval(2, 3)
     assert math.isnan(count_wins([1], [1]).rate.value)

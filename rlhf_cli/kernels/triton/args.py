@@ -1,4 +1,4 @@
-"""What both kernels are launched with: operands, factors and the shape of a tile."""
+"""Launch arguments of both kernels: operands, scale factors and tile shape."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 from triton.runtime import driver
 
 from rlhf_cli.errors import KernelError
-from rlhf_cli.kernels.head import Head
+from rlhf_cli.kernels.lm_head import LMHead
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Shape of a program's tile of logits, and how the compiler lays it out.
+    """Tile of logits computed by one program, with its compiler settings.
 
     Attributes:
         tokens: rows of the tile.
         vocab: columns of the tile.
-        width: hidden dimensions of one step of the product.
-        warps: of 32 threads each, that share the tile.
-        stages: steps whose loads are under way at once.
+        width: hidden dimensions per step of the product.
+        warps: warps of 32 threads that share the tile.
+        stages: pipeline stages: steps whose loads are in flight at once.
     """
 
     tokens: int
@@ -33,7 +33,7 @@ class Tile:
     stages: int
 
     def fitted(self, element_size: int, shared_memory: int) -> Tile:
-        """The same tile with as many stages as a block's shared memory (bytes) holds."""
+        """Same tile with as many stages as fit a block's shared memory, bytes."""
         stage = (self.tokens + self.vocab) * self.width * element_size
         return replace(self, stages=max(1, min(self.stages, shared_memory // stage)))
 
@@ -43,26 +43,26 @@ TILES = {
     torch.float16: Tile(128, 256, 64, warps=8, stages=4),
     torch.float32: Tile(64, 64, 32, warps=4, stages=2),
 }
-"""By compute type; reasons in `function.py`."""
+"""Tile for each compute type; `function.py` gives the reasons."""
 
 
 @cache
-def chip(device: torch.device) -> dict[str, int]:
-    """A GPU as Triton reads it: `multiprocessor_count`, `max_shared_mem` (bytes), and others."""
+def device_properties(device: torch.device) -> dict[str, int]:
+    """GPU properties from Triton: `multiprocessor_count`, `max_shared_mem` (bytes) and others."""
     properties: dict[str, int] = driver.active.utils.get_device_properties(device.index)
     return properties
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One call of the primitive.
+class KernelArgs:
+    """Operands of one call of the log-prob primitive.
 
     Attributes:
         hidden: [S, d].
-        weight: [V, d], of the same type.
+        weight: [V, d], same type as `hidden`.
         bias: [V] or none.
-        targets: [S] int64, contiguous like the bias.
-        head: for scale and soft cap; its weight and bias are not read.
+        targets: [S] int64, contiguous, as is the bias.
+        head: read for scale and soft cap only.
         temperature: > 0, no unit.
     """
 
@@ -70,14 +70,14 @@ class Problem:
     weight: Tensor
     bias: Tensor | None
     targets: Tensor
-    head: Head
+    head: LMHead
     temperature: float
 
     def check(self) -> None:
-        """Refuse types that no tile is made for.
+        """Refuse types without a tile.
 
         Raises:
-            KernelError: says which.
+            KernelError: hidden states and weight differ in type, or the type is unsupported.
         """
         types = {self.hidden.dtype, self.weight.dtype}
         if len(types) > 1 or not types <= TILES.keys():
@@ -89,23 +89,26 @@ class Problem:
 
     @property
     def factors(self) -> tuple[float, float]:
-        """`inner` and `outer`: logits = outer · tanh(inner · raw), or outer · raw without a cap."""
+        """`pre_scale` and `post_scale` of the logits.
+
+        logits = post_scale · tanh(pre_scale · raw), or post_scale · raw without a soft cap.
+        """
         if self.head.softcap is None:
             return 1.0, self.head.scale / self.temperature
         return self.head.scale / self.head.softcap, self.head.softcap / self.temperature
 
     @property
     def tile(self) -> Tile:
-        """The tile for this type on this device."""
+        """Tile for this type on this device."""
         tile = TILES[self.hidden.dtype]
         if not self.hidden.is_cuda:  # the interpreter
             return tile
-        shared_memory = chip(self.hidden.device)["max_shared_mem"]
+        shared_memory = device_properties(self.hidden.device)["max_shared_mem"]
         return tile.fitted(self.hidden.element_size(), shared_memory)
 
     def operands(self) -> dict[str, Any]:
-        """The arguments that both kernels share, by name."""
-        tile, (inner, outer) = self.tile, self.factors
+        """Keyword arguments shared by both kernels."""
+        tile, (pre_scale, post_scale) = self.tile, self.factors
         return {
             "hidden": self.hidden,
             "weight": self.weight,
@@ -118,8 +121,8 @@ class Problem:
             "hidden_step": self.hidden.stride(1),
             "weight_row": self.weight.stride(0),
             "weight_step": self.weight.stride(1),
-            "inner": inner,
-            "outer": outer,
+            "pre_scale": pre_scale,
+            "post_scale": post_scale,
             "BLOCK_S": tile.tokens,
             "BLOCK_V": tile.vocab,
             "BLOCK_D": tile.width,

@@ -1,4 +1,4 @@
-"""Scores of a sequence classifier: the value of one of its labels."""
+"""Scorer that reads one label of a sequence classifier."""
 
 from __future__ import annotations
 
@@ -25,85 +25,85 @@ from rlhf_cli.models.source import locate
 from rlhf_cli.models.tokenization import from_pretrained
 from rlhf_cli.models.vocabulary import embedding_rows, require_embedded_ids
 from rlhf_cli.models.weights import load_weights
+from rlhf_cli.rewards.config import ScorerConfig, label_problem
+from rlhf_cli.rewards.reward_model import dtype_name, max_tokens_of, nbytes, with_config_key
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.config import RewardSource, label_problem
-from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
 from rlhf_cli.runs.artifact import class_labels, find_label
 
 
 class ClassifierScorer:
-    """Reads texts with the classifier's own tokenizer.
+    """Scores texts by one label of a classifier, which uses its own tokenizer.
 
     Args:
-        source: `classifier`, `label`, `output`, `reads` and `batch_size`.
-        key: that these stand below, for messages.
+        cfg: `classifier`, `label`, `output`, `reads` and `batch_size` are read.
+        key: config key of the scorer, for messages.
         ctx: device and compute type.
 
     Raises:
         ModelError: it cannot be loaded, has no head, or no such label.
     """
 
-    def __init__(self, source: RewardSource, key: str, ctx: RunContext) -> None:
-        self.source, self.device = source, ctx.device
-        self.who = f"{key}.classifier: {source.classifier}"
-        with told_as(f"{key}.classifier"):
-            self.tokenizer, self.model = _load(source, ctx)
+    def __init__(self, cfg: ScorerConfig, key: str, ctx: RunContext) -> None:
+        self.cfg, self.device = cfg, ctx.device
+        self.origin = f"{key}.classifier: {cfg.classifier}"
+        with with_config_key(f"{key}.classifier"):
+            self.tokenizer, self.model = _load(cfg, ctx)
         labels = class_labels(self.model.config.to_dict())
-        index = find_label(source.label, labels)
+        index = find_label(cfg.label, labels)
         if index is None:
-            raise ModelError(label_problem(f"{key}.label", source.label, labels))
+            raise ModelError(label_problem(f"{key}.label", cfg.label, labels))
         self.index = index
-        self.limit = longest_text(self.model, self.tokenizer)
+        self.limit = max_tokens_of(self.model, self.tokenizer)
         layer = score_layer(self.model)
         self.tap = None if layer is None else Tap(layer, through=slice(None))
         self.nbytes = nbytes(self.model)
-        self.described = (
-            f"{source.classifier}, {source.output} of {labels[index]} ({dtype_name(self.model)})"
+        self.description = (
+            f"{cfg.classifier}, {cfg.output} of {labels[index]} ({dtype_name(self.model)})"
         )
-        self._told_of_cuts = False
+        self._logged_truncation = False
 
     @cached_property
     def renderer(self) -> ChatRenderer:
-        """Of its own chat template, for prompts that are chats."""
+        """Renderer of the classifier's chat template, for chat prompts."""
         return ChatRenderer(self.tokenizer)
 
     def __call__(self, samples: Samples) -> list[float]:
-        """[n]: raw outputs, or probabilities.
+        """Scores [n]: logits, or probabilities.
 
         Raises:
-            DataError: the prompts are chats, and the classifier has no template for them.
+            DataError: the prompts are chats, and the classifier has no chat template.
         """
         texts = [self._text(samples, index) for index in range(len(samples))]
         scores = torch.zeros(len(texts))
-        for rendered in (False, True):  # a template writes the special tokens itself
+        for rendered in (False, True):  # a template includes the special tokens
             chosen = [i for i in range(len(texts)) if self._renders(samples, i) == rendered]
             chosen.sort(key=lambda i: len(texts[i]))
-            for first in range(0, len(chosen), self.source.batch_size):
-                part = chosen[first : first + self.source.batch_size]
+            for first in range(0, len(chosen), self.cfg.batch_size):
+                part = chosen[first : first + self.cfg.batch_size]
                 scores[part] = self._score([texts[i] for i in part], specials=not rendered)
         return scores.tolist()
 
     def _renders(self, samples: Samples, index: int) -> bool:
-        return self.source.reads == "all" and not isinstance(samples.prompts[index], str)
+        return self.cfg.reads == "all" and not isinstance(samples.prompts[index], str)
 
     def _text(self, samples: Samples, index: int) -> str:
         prompt, response = samples.prompts[index], samples.responses[index]
-        if self.source.reads == "response":
+        if self.cfg.reads == "response":
             return response
         if isinstance(prompt, str):
             return prompt + response
         if not getattr(self.tokenizer, "chat_template", None):
             raise DataError(
-                f"{self.who} has no chat template, and the prompts are chats; need a classifier "
+                f"{self.origin} has no chat template, and the prompts are chats; need a classifier "
                 "that has one, or reads=response, which shows it the response alone"
             )
         try:
             return self.renderer.text((*prompt, Message("assistant", response)))
         except Refused as error:
-            raise DataError(f"{self.who}: {error}, for {samples.describe(index)}") from error
+            raise DataError(f"{self.origin}: {error}, for {samples.describe(index)}") from error
 
     def _score(self, texts: list[str], *, specials: bool) -> Tensor:
-        """[B] fp32, of texts that are padded to the longest."""
+        """Scores [B] in fp32 of texts, padded to the longest."""
         inputs = self.tokenizer(
             texts,
             add_special_tokens=specials,
@@ -112,20 +112,20 @@ class ClassifierScorer:
             max_length=self.limit,
             return_tensors="pt",
         ).to(self.device)
-        self._tell_of_cuts(inputs["attention_mask"])
+        self._log_truncation(inputs["attention_mask"])
         ids, shown = inputs["input_ids"].tolist(), [repr(text[:80]) for text in texts]
-        require_embedded_ids(ids, self.model, shown.__getitem__, self.who, "texts")
+        require_embedded_ids(ids, self.model, shown.__getitem__, self.origin, "texts")
         try:
             with torch.no_grad():
                 logits = self._logits(inputs).double()
-        except (ValueError, IndexError) as error:  # as of a BART whose texts have no end token
-            raise ModelError(f"{self.who} cannot score texts: {first_line(error)}") from error
-        if self.source.output == "probability":
+        except (ValueError, IndexError) as error:  # such as BART on texts without an end token
+            raise ModelError(f"{self.origin} cannot score texts: {first_line(error)}") from error
+        if self.cfg.output == "probability":
             logits = _probabilities(logits, self.model.config.problem_type)
         return logits[:, self.index].float().cpu()
 
     def _logits(self, inputs: Any) -> Tensor:
-        """[B, labels]; a decoder's at the last token, be that the pad token or not."""
+        """Logits [B, labels]; for a decoder at the last token, even if that is the pad token."""
         if self.tap is None:
             logits: Tensor = self.model(**inputs).logits
             return logits
@@ -133,38 +133,37 @@ class ClassifierScorer:
             self.model(**inputs, use_cache=False)
             hidden = tap.caught
         last = inputs["attention_mask"].sum(1) - 1
-        at: Tensor = self.tap.layer(hidden[torch.arange(len(last)), last])
-        return at
+        pooled: Tensor = self.tap.layer(hidden[torch.arange(len(last)), last])
+        return pooled
 
-    def _tell_of_cuts(self, mask: Tensor) -> None:
-        if not self._told_of_cuts and int(mask.sum(1).max()) == self.limit:
-            self._told_of_cuts = True
-            logger.info(
-                f"{self.who}: texts fill its {self.limit} positions; longer ones lose their start"
-            )
+    def _log_truncation(self, mask: Tensor) -> None:
+        if not self._logged_truncation and int(mask.sum(1).max()) == self.limit:
+            self._logged_truncation = True
+            limit = f"its {self.limit} positions"
+            logger.info(f"{self.origin}: texts fill {limit}; longer ones lose their start")
 
 
 def _probabilities(logits: Tensor, problem_type: str | None) -> Tensor:
-    """[B, labels]: of one label against the others, or of each by itself."""
-    alone = logits.shape[1] == 1 or problem_type == "multi_label_classification"
-    return logits.sigmoid() if alone else logits.softmax(1)
+    """Probabilities [B, labels]: softmax over labels, or sigmoid if they are independent."""
+    independent = logits.shape[1] == 1 or problem_type == "multi_label_classification"
+    return logits.sigmoid() if independent else logits.softmax(1)
 
 
-def _load(source: RewardSource, ctx: RunContext) -> tuple[Any, Any]:
-    """Tokenizer and model, on the device, in the compute type.
+def _load(cfg: ScorerConfig, ctx: RunContext) -> tuple[Any, Any]:
+    """Load tokenizer and model, on the device, in the compute type.
 
     Raises:
-        ModelError: it is not there, or has no trained head.
+        ModelError: it is missing, or has no trained head.
     """
-    path = source.classifier
-    place = locate("model.path", path, source.revision, weights=True)
-    require_config(place)
-    require_safe_weights(Path(place))
+    path = cfg.classifier
+    folder = locate("model.path", path, cfg.revision, weights=True)
+    require_config(folder)
+    require_safe_weights(Path(folder))
     with loading("model.path", path):
-        tokenizer = from_pretrained(place)
+        tokenizer = from_pretrained(folder)
         model = load_weights(
             AutoModelForSequenceClassification,
-            place,
+            folder,
             SCORER,
             key="model.path",
             dtype=ctx.compute,
@@ -176,7 +175,7 @@ def _load(source: RewardSource, ctx: RunContext) -> tuple[Any, Any]:
 
 
 def _prepare_padding(path: str, tokenizer: Any, model: Any) -> None:
-    """Let texts of different lengths stand in one batch, cut at their start where too long."""
+    """Set padding for batches, and truncation at the start of long texts."""
     tokenizer.truncation_side = "left"
     if score_layer(model) is not None:
         tokenizer.padding_side = "right"

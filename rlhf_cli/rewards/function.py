@@ -1,4 +1,4 @@
-"""Scores of a user's Python function, which is imported from its file and runs in this process."""
+"""Scorer that calls a user's Python function, imported from its file, in this process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import torch
 from rlhf_cli.errors import ConfigError, DataError, first_line
 from rlhf_cli.rewards.samples import Samples
 
-_OURS_TO_TELL = (MemoryError, torch.OutOfMemoryError)
-"""Not the function's fault; the command line knows what to say."""
+PASS_THROUGH = (MemoryError, torch.OutOfMemoryError)
+"""Errors that are not the function's fault; the command line reports them."""
 
 
 class FunctionScorer:
-    """Calls `score(prompts=, responses=, **columns)`.
+    """Scores responses by calling `score(prompts=, responses=, **columns)`.
 
     Args:
         value: `FILE.py:FUNCTION`.
-        key: that named it, for messages.
+        key: config key of the function, for messages.
 
     Raises:
         ConfigError: the file cannot be imported, or has no such function.
@@ -36,47 +36,51 @@ class FunctionScorer:
     def __init__(self, value: str, key: str) -> None:
         file, _, name = value.rpartition(":")
         self.file = Path(file).expanduser().absolute()
-        self.who = f"{key}: {value}"
-        self.described = f"{self.file.name}:{name}"
-        self.function = self._find(name)
+        self.origin = f"{key}: {value}"
+        self.description = f"{self.file.name}:{name}"
+        self.function = self._load_function(name)
 
-    def _find(self, name: str) -> Callable[..., Any]:
+    def _load_function(self, name: str) -> Callable[..., Any]:
         try:
-            module = _load(self.file)
-        except _OURS_TO_TELL:
+            module = _import_file(self.file)
+        except PASS_THROUGH:
             raise
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"{self.who} cannot be imported: {self._told(error)}") from error
+            raise ConfigError(
+                f"{self.origin} cannot be imported: {self._format_error(error)}"
+            ) from error
         function = getattr(module, name, None)
         if not callable(function):
-            raise ConfigError(f"{self.who} is no function; need one with that name in the file")
+            raise ConfigError(f"{self.origin} is no function; need one with that name in the file")
         return function  # type: ignore[no-any-return]
 
     def __call__(self, samples: Samples) -> Any:
-        """Whatever it returns.
+        """Return value of the function, unchecked.
 
         Raises:
-            ConfigError: it does not take these arguments.
-            DataError: it raises; the sample is named where it also raises for that one alone.
+            ConfigError: it does not accept these arguments.
+            DataError: it raises; names the sample if it also raises for that one alone.
         """
-        self._require_taken(samples)
+        self._require_signature(samples)
         try:
             return self._call(samples)
-        except _OURS_TO_TELL:
+        except PASS_THROUGH:
             raise
         except (Exception, SystemExit) as error:
-            where = self._find_culprit(samples)
-            raise DataError(f"{self.who} raised {self._told(error)}, for {where}") from error
+            where = self._describe_failing(samples)
+            raise DataError(
+                f"{self.origin} raised {self._format_error(error)}, for {where}"
+            ) from error
 
     def _call(self, samples: Samples) -> Any:
         columns = {name: list(values) for name, values in samples.columns.items()}
         return self.function(**samples.call_arguments(), **columns)
 
-    def _require_taken(self, samples: Samples) -> None:
+    def _require_signature(self, samples: Samples) -> None:
         for name in ("prompts", "responses"):
             if name in samples.columns:
                 raise ConfigError(
-                    f"{self.who} is given {name}, and the rows have a column of that name too; "
+                    f"{self.origin} is given {name}, and the rows have a column of that name too; "
                     "need another name for the column"
                 )
         try:
@@ -88,12 +92,12 @@ class FunctionScorer:
             signature.bind(**dict.fromkeys(given))
         except TypeError as error:
             raise ConfigError(
-                f"{self.who} cannot be called with {', '.join(given)} ({error}); need "
+                f"{self.origin} cannot be called with {', '.join(given)} ({error}); need "
                 "def score(prompts, responses, **columns)"
             ) from None
 
-    def _find_culprit(self, samples: Samples) -> str:
-        """The first sample that the function does not take, called with each alone."""
+    def _describe_failing(self, samples: Samples) -> str:
+        """First sample that the function raises for, called with each alone."""
         for index in range(len(samples)):
             try:
                 self._call(samples.part(index, index + 1))
@@ -101,19 +105,19 @@ class FunctionScorer:
                 return samples.describe(index)
         return f"{len(samples)} responses together, for none of them alone"
 
-    def _told(self, error: BaseException) -> str:
-        """The error, and the last line of the user's file that led to it."""
-        said = f": {first_line(error)}" if str(error).strip() else ""
-        text = f"{type(error).__name__}{said}"
+    def _format_error(self, error: BaseException) -> str:
+        """Error text with the innermost line of the user's file."""
+        message = f": {first_line(error)}" if str(error).strip() else ""
+        text = f"{type(error).__name__}{message}"
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename == str(self.file)]
         return f"{text} ({self.file.name}:{own[-1].lineno}: {own[-1].line})" if own else text
 
 
-def _load(file: Path) -> ModuleType:
-    """The module of a file, run once for all of its functions; modules beside it can be imported.
+def _import_file(file: Path) -> ModuleType:
+    """Import a file as a module, once for all its functions; it may import modules beside it.
 
-    It is not called by its file's name, which may be that of another module.
+    The module gets a name of its own, since the file's name may be another module's.
     """
     name = f"rlhf_reward:{file}"
     if name in sys.modules:
