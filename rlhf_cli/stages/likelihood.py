@@ -25,14 +25,13 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balance_coefficient
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.held_out import Columns, Evaluation, numbers_of_rows, open_held_out
+from rlhf_cli.stages.evaluation import Columns, Evaluation, evaluate_rows, load_held_out
 from rlhf_cli.stages.session import Session
-from rlhf_cli.train.measure import row_values
-from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import row_sums, row_tokens
+from rlhf_cli.train.evaluation import compute_row_values
+from rlhf_cli.train.row_loss import RowLoss, RowValues, row_sums, row_tokens
 from rlhf_cli.train.update import Loss
 
-RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
+LIKELIHOOD_RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
 
 
 def train_likelihood(
@@ -96,13 +95,13 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
     examples, report = held_out
-    found, _ = row_values(token_sums(policy), examples, max_tokens, policy.device, ranks)
+    found, _ = compute_row_values(token_sums(policy), examples, max_tokens, policy.device, ranks)
     columns = {name: column.numpy() for name, column in found.items()}
     size = np.full(len(columns["nll"]), report.text_bytes / len(columns["nll"]))
     return {measured.metric: measured.value for measured in likelihood(columns, size)}
 
 
-def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
+def open_likelihood_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     """Open the held-out rows; measures a saved model by what each of them gives.
 
     Args:
@@ -111,14 +110,14 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
         stage: names the shipped rows, and stands in errors.
     """
     tokenizer = load_tokenizer(cfg.model)
-    loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
+    loaded = load_held_out(cfg, stage, tokenizer, LIKELIHOOD_RECORDS)
     return partial(_measure, cfg, tokenizer, loaded)
 
 
 def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
-    columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
+    columns = evaluate_rows(token_sums(policy), policy, examples, cfg, ctx)
     size = text_bytes(examples, report.text_bytes, tokenizer)
     return likelihood(columns, size)
 

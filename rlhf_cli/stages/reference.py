@@ -24,12 +24,12 @@ from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.session import Session
 from rlhf_cli.stages.training import Training
-from rlhf_cli.train.reference import COLUMN, with_reference
-from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.train.reference_logprobs import REFERENCE_COLUMN, add_reference_column
+from rlhf_cli.train.row_loss import row_logprobs
 
 
 @dataclass(frozen=True)
-class Held:
+class ReferenceModel:
     """A frozen model in memory that a policy is compared with.
 
     Attributes:
@@ -56,7 +56,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Reference:
+class RowReference:
     """What the policy is compared with.
 
     Attributes:
@@ -65,14 +65,14 @@ class Reference:
     """
 
     logprobs: Callable[[TokenBatch], Tensor]
-    copy: Held | None = None
+    copy: ReferenceModel | None = None
 
     def __call__(self, rows: TokenBatch) -> Tensor:
         """The log-probs of rows."""
         return self.logprobs(rows)
 
 
-class Compared(Protocol):
+class HasReference(Protocol):
     """A configuration of a stage that compares its policy with a reference."""
 
     @property
@@ -84,7 +84,9 @@ class Compared(Protocol):
         """Whether anything is compared."""
 
 
-def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float = 1.0) -> Reference:
+def load_row_reference(
+    cfg: HasReference, policy: Policy, run: Session, ld_alpha: float = 1.0
+) -> RowReference:
     """What the policy is compared with; called before the policy changes.
 
     Args:
@@ -98,7 +100,7 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
     """
     model = cfg.model
     if not cfg.needs_reference:
-        return Reference(_zeros)
+        return RowReference(_zeros)
 
     def of(held: Policy, rows: TokenBatch, role: str = "policy") -> Tensor:
         return row_logprobs(held(rows, role=role), rows, ld_alpha)
@@ -106,21 +108,21 @@ def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float 
     kind = _kind(model, policy)
     if kind == "adapter_off":
         say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
-        return Reference(lambda rows: _frozen(of, policy, rows, "reference"))
+        return RowReference(lambda rows: _frozen(of, policy, rows, "reference"))
     if kind == "copy":
         copied = _copy(model, policy, run)
-        return Reference(lambda rows: _frozen(of, copied.policy, rows, copied.role), copied)
+        return RowReference(lambda rows: _frozen(of, copied.policy, rows, copied.role), copied)
     other = None if kind == "stored" else _load(model, policy, run)
     say(f"reference: {_start(model, policy) if other is None else model.reference}")
     run.add_columns(
-        lambda examples: with_reference(
+        lambda examples: add_reference_column(
             examples, other or policy, of, f"ld_alpha={ld_alpha}", run.max_tokens, run.ctx
         )
     )
-    return Reference(lambda rows: rows.columns[COLUMN])
+    return RowReference(lambda rows: rows.columns[REFERENCE_COLUMN])
 
 
-def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
+def load_reference(model: ComparedModelConfig, policy: Policy, run: Training) -> ReferenceModel:
     """A reference for rows that are not known yet; called before the policy changes.
 
     With adapters it costs an adapter at most: they share the base.
@@ -137,22 +139,22 @@ def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) ->
     if kind == "path":
         other = _load(model, policy, run)
         say(f"reference: {model.reference}")
-        return Held(other)
+        return ReferenceModel(other)
     if kind == "adapter_off":
         say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
-        return Held(policy, "reference")
+        return ReferenceModel(policy, "reference")
     return _copy(model, policy, run)
 
 
-def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
+def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> ReferenceModel:
     """The policy as it is now, for good; with adapters, frozen ones on the same base."""
     if policy.adapters is None:
         say(f"reference: a frozen copy of {_start(model, policy)}")
-        return Held(frozen_copy(policy, run.ctx.compute))
+        return ReferenceModel(frozen_copy(policy, run.ctx.compute))
     say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
     policy.adapters.twin("start", trained=False)
     lower(policy.adapters.params_of("start"), run.ctx.compute)
-    return Held(policy, "start")
+    return ReferenceModel(policy, "start")
 
 
 def _zeros(rows: TokenBatch) -> Tensor:

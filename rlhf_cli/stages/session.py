@@ -20,11 +20,11 @@ from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.opening import open_rows
+from rlhf_cli.stages.prepare_data import load_rows
 from rlhf_cli.stages.training import Training
-from rlhf_cli.train.measure import measure
+from rlhf_cli.train.evaluation import evaluate_loss
 from rlhf_cli.train.row_loss import RowLoss
-from rlhf_cli.train.source import StageState
+from rlhf_cli.train.step_source import StageState
 from rlhf_cli.train.update import Loss
 
 Arrange = Callable[[Loaded, str], Examples]
@@ -58,7 +58,7 @@ class Session(Training):
         arrange: Arrange = as_they_are,
     ) -> None:
         super().__init__(cfg, out)
-        opened = open_rows(cfg, self.ctx, stage, records)
+        opened = load_rows(cfg, self.ctx, stage, records)
         self.tokenizer, self.new_tokens = opened.tokenizer, opened.new_tokens
         train, held_out = opened.train, opened.held_out
         self.examples, self.report = arrange(train, "training"), train[1]
@@ -133,7 +133,7 @@ class Session(Training):
     def measured(self, loss: RowLoss) -> Evaluate:
         """The loss and its metrics over all held-out rows."""
         tokens, ctx = self.max_tokens, self.ctx
-        return lambda loaded: measure(loss, loaded[0], tokens, ctx.device, ctx.ranks)
+        return lambda loaded: evaluate_loss(loss, loaded[0], tokens, ctx.device, ctx.ranks)
 
 
 FEW_STEPS = 10

@@ -23,13 +23,13 @@ from rlhf_cli.models.router import tell_of_balance
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.train.artifact import save_model
-from rlhf_cli.train.budget import micro_batch_tokens
+from rlhf_cli.train.export import save_model
 from rlhf_cli.train.loop import RunResult, fit
-from rlhf_cli.train.machinery import agree_with, find_checkpoint
+from rlhf_cli.train.metrics import Trackers
 from rlhf_cli.train.optim import require_device
-from rlhf_cli.train.source import StageState, StepSource
-from rlhf_cli.train.tracking import Trackers
+from rlhf_cli.train.resume import check_resumable, find_checkpoint
+from rlhf_cli.train.step_source import StageState, StepSource
+from rlhf_cli.train.throughput import fit_micro_batch_tokens
 from rlhf_cli.train.update import Loss
 
 Evaluate = Callable[[], dict[str, float]]
@@ -74,7 +74,7 @@ class Training(ABC):
             with as_computed(model, self.ctx.compute):
                 compile_layers(model)
         self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
-        self.machinery = agree_with(self.checkpoint, self._machinery(model))
+        self.machinery = check_resumable(self.checkpoint, self._machinery(model))
         self.max_tokens = self.cfg.train.micro_batch_tokens or self.machinery["micro_batch_tokens"]
         return model
 
@@ -141,7 +141,7 @@ class Training(ABC):
     def _machinery(self, model: ModelWrapper) -> dict[str, Any]:
         """What a result depends on beside the configuration, to the last bit."""
         cfg, ctx = self.cfg.train, self.ctx
-        found = cfg.micro_batch_tokens or micro_batch_tokens(
+        found = cfg.micro_batch_tokens or fit_micro_batch_tokens(
             model,
             model.model.config.get_text_config(),
             ctx.device,

@@ -17,27 +17,24 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.contents import METRICS
-from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.exchange import require_equal_weights
-from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
-from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.schedule import learning_rate
-from rlhf_cli.train.signals import StopRequest, stop_on_request
-from rlhf_cli.train.source import StageState, StepSource
-from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
-from rlhf_cli.train.tracking import Trackers
+from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
+from rlhf_cli.train.optim import MasterAdamW, learning_rate
+from rlhf_cli.train.step_source import StageState, StepSource
+from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
+from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
 from rlhf_cli.train.update import (
     Loss,
     NonFiniteStep,
     accumulate,
     clip_and_step,
-    culprits,
+    find_non_finite_examples,
+    require_equal_weights,
 )
 
 
@@ -63,7 +60,7 @@ class RunResult:
 
 
 @dataclass
-class Trainer:
+class TrainingLoop:
     """The state that one run of the loop carries from step to step."""
 
     policy: ModelWrapper
@@ -86,8 +83,8 @@ class Trainer:
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.best = Best()
-        self.work = work_of(self.policy)
+        self.best = BestEvaluation()
+        self.work = count_flops(self.policy)
         self.peak = measure_peak(self.ctx.device, self.ctx.compute)
 
     def run(self, checkpoint: Path | None) -> RunResult:
@@ -216,7 +213,7 @@ class Trainer:
         """Name the rows; parameters are still those of the step before."""
         own = sorted(
             (rows.owners[0], self.where(rows), what)
-            for rows, what in culprits(step, self.loss, self.optimizer)
+            for rows, what in find_non_finite_examples(step, self.loss, self.optimizer)
         )
         found = sorted(one for of_rank in self.ranks.gather(own) for one in of_rank)
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
@@ -267,7 +264,7 @@ class Trainer:
         self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
-        self.best = Best(**state["best"])
+        self.best = BestEvaluation(**state["best"])
         say(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
@@ -318,7 +315,7 @@ def fit(
         CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
         PeerLost: another rank ended.
     """
-    trainer = Trainer(
+    trainer = TrainingLoop(
         policy,
         source,
         loss,

@@ -1,4 +1,4 @@
-"""Losses in which the rows of a whole optimizer step may depend on each other."""
+"""Losses made of one value per row, over one micro-batch or a whole optimizer step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import Ranks
+from rlhf_cli.kernels.head import TokenLogprobs
+from rlhf_cli.logprobs import sum_by_row
+from rlhf_cli.losses.preference import ld_weight
 from rlhf_cli.losses.reduce import LossOutput, scaled_loss
 
 RowValues = Mapping[str, Tensor]
@@ -53,7 +56,7 @@ class RowLoss:
             self.observe(dict(zip(values, whole.unbind(), strict=True)))
 
 
-def backward_whole_step(
+def backward_full_batch(
     step: Sequence[TokenBatch],
     loss: RowLoss,
     counts: Mapping[str, float],
@@ -121,3 +124,43 @@ def _slopes(share: Tensor, whole: RowValues) -> dict[str, Tensor]:
     names = [name for name, value in whole.items() if value.requires_grad]
     found = torch.autograd.grad(share, [whole[name] for name in names], allow_unused=True)
     return {name: slope for name, slope in zip(names, found, strict=True) if slope is not None}
+
+
+def row_sums(values: Tensor, rows: TokenBatch) -> Tensor:
+    """[R]: the sum over each row's scored tokens of values [S]."""
+    return sum_by_row(values, rows.row_of_scored, len(rows.lengths))
+
+
+def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] and [B], of values [2 B] of the rows of examples that have two rows each."""
+    return values[0::2], values[1::2]
+
+
+def row_tokens(rows: TokenBatch) -> Tensor:
+    """[R] fp32: how many tokens of each row are scored."""
+    return row_sums(torch.ones(len(rows.scored), device=rows.tokens.device), rows)
+
+
+def row_logprobs(out: TokenLogprobs, rows: TokenBatch, ld_alpha: float = 1.0) -> Tensor:
+    """[R], nats: log p of each row's response.
+
+    Args:
+        out: of the scored tokens.
+        rows: with `ld_alpha` below 1, pairs.
+        ld_alpha: weight of tokens past the length of the shorter response of an example.
+    """
+    if ld_alpha == 1:
+        return row_sums(out.logp, rows)
+    return row_sums(out.logp * _ld_weights(rows, ld_alpha), rows)
+
+
+def _ld_weights(rows: TokenBatch, alpha: float) -> Tensor:
+    """[S]: LD-DPO's weight of each scored token."""
+    counts = row_tokens(rows)
+    ends = counts.long().cumsum(0)  # of integers, whose order does not matter: see deterministic
+    index = torch.arange(len(rows.scored), device=counts.device)
+    token = index - (ends - counts)[rows.row_of_scored]
+    example = rows.first_of_example.cumsum(0) - 1
+    shortest = torch.full((rows.count["examples"],), torch.inf, device=counts.device)
+    shared = shortest.scatter_reduce(0, example, counts, "amin")[example]
+    return ld_weight(token, shared[rows.row_of_scored], alpha)

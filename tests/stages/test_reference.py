@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig
 from rlhf_cli.models.source import Source
-from rlhf_cli.stages.dpo.moving import MovingReference
-from rlhf_cli.stages.reference import hold_reference
+from rlhf_cli.stages.dpo.loss import MovingReference
+from rlhf_cli.stages.reference import load_reference
 from tests.helpers import random_rows
 from tests.models.test_adapters import LORA, disturb, policy_with, saved
 
@@ -18,7 +18,7 @@ ROWS = random_rows([7, 12])
 
 
 def hold(kind, policy):
-    return hold_reference(ComparedModelConfig(path="x", reference=kind), policy, RUN)
+    return load_reference(ComparedModelConfig(path="x", reference=kind), policy, RUN)
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from rlhf_cli.train import checkpoint as checkpoints
 from rlhf_cli.train.checkpoint import latest_checkpoint
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.loop import fit
-from rlhf_cli.train.machinery import agree_with
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
-from rlhf_cli.train.schedule import learning_rate
+from rlhf_cli.train.optim import learning_rate
+from rlhf_cli.train.resume import check_resumable
 from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama
 
 CPU = torch.device("cpu")
@@ -243,9 +243,9 @@ def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
     stored["attention"] = "per_row"
     checkpoints.save_checkpoint(tmp_path, 3, optimizer(), {"machinery": stored}, keep=1)
     found = latest_checkpoint(tmp_path)
-    assert agree_with(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
+    assert check_resumable(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
     with pytest.raises(CheckpointError, match=f"{name}: .* -> other"):
-        agree_with(found, {**stored, name: "other"})
+        check_resumable(found, {**stored, name: "other"})
 
 
 def optimizer(**shape):

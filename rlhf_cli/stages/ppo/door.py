@@ -22,8 +22,8 @@ from rlhf_cli.rollout.text import response_text
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.training import PPOTraining
-from rlhf_cli.train.artifact import save_model
-from rlhf_cli.train.loop import RunResult, Trainer
+from rlhf_cli.train.export import save_model
+from rlhf_cli.train.loop import RunResult, TrainingLoop
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class PPOTrainer:
         self.policy, self.tokenizer = self.run.policy, self.run.tokenizer
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
         self.drawn = 0
-        self.loop = Trainer(
+        self.loop = TrainingLoop(
             self.policy,
             self.source,
             self.run.loss,

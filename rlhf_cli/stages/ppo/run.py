@@ -23,7 +23,6 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
-from rlhf_cli.stages.opening import say_max_length
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import evaluate
 from rlhf_cli.stages.ppo.loss import TEXT
@@ -31,6 +30,7 @@ from rlhf_cli.stages.ppo.memory import table
 from rlhf_cli.stages.ppo.rollout import Author
 from rlhf_cli.stages.ppo.source import RolloutSource
 from rlhf_cli.stages.ppo.training import PPOTraining, load_text
+from rlhf_cli.stages.prepare_data import say_max_length
 
 Asked = tuple[PromptSet, list[list[int]]]
 """Prompts and the tokens of each."""

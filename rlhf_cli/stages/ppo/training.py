@@ -17,13 +17,13 @@ from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_graphs, require_slots
-from rlhf_cli.stages.likelihood import RECORDS as TEXTS
+from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS as TEXTS
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Teacher
 from rlhf_cli.stages.ppo.loss import PPOLoss
 from rlhf_cli.stages.ppo.updates import Updates
 from rlhf_cli.stages.ppo.value_model import attach_value_model
-from rlhf_cli.stages.reference import hold_reference
+from rlhf_cli.stages.reference import load_reference
 from rlhf_cli.stages.training import Training
 
 ENDLESS = 2**62
@@ -68,7 +68,7 @@ class PPOTraining(Training):
             require_slots(self.policy.model, "rollout_logprobs", "reuse", "recompute")
         if cfg.sampling.cuda_graphs:
             require_graphs(self.policy.model, capture)
-        self.reference = hold_reference(cfg.model, self.policy, self)
+        self.reference = load_reference(cfg.model, self.policy, self)
         attach_value_model(cfg, self.policy, self)
         self.settle(self.policy)
         self.loss = PPOLoss(cfg, self.policy)

@@ -11,7 +11,7 @@ from rlhf_cli.errors import CheckpointError
 from rlhf_cli.train.checkpoint import latest_checkpoint, read_state
 
 
-def agree_with(checkpoint: Path | None, machinery: dict[str, Any]) -> dict[str, Any]:
+def check_resumable(checkpoint: Path | None, machinery: dict[str, Any]) -> dict[str, Any]:
     """The machinery of a run, which a continued one takes from its checkpoint.
 
     Raises:

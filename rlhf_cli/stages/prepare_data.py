@@ -21,7 +21,7 @@ Records = tuple[type, ...]
 
 
 @dataclass(frozen=True)
-class Opened:
+class StageData:
     """Tokenizer and tokenized rows.
 
     Attributes:
@@ -37,7 +37,7 @@ class Opened:
     held_out: Loaded | None
 
 
-def open_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -> Opened:
+def load_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -> StageData:
     """Tokenizer and rows of a run; ranks take what was prepared for them.
 
     Args:
@@ -62,7 +62,7 @@ def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> N
     _open(cfg, stage, records, cached_only=False)
 
 
-def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> Opened:
+def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> StageData:
     say_max_length(cfg)
     tokenizer = _open_tokenizer(cfg, stage, records)
     how = {"as_messages": cfg.as_messages, "cached_only": cached_only}
@@ -72,7 +72,7 @@ def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **how)
     say_plain_text(cfg, tokenizer, train[1])
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **how)
-    return Opened(tokenizer, tuple(new), train, held_out)
+    return StageData(tokenizer, tuple(new), train, held_out)
 
 
 def say_max_length(cfg: StageConfig) -> None:
