@@ -32,8 +32,7 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.prepare_data import say_max_length, say_plain_text
-from rlhf_cli.stages.session import require_context
+from rlhf_cli.stages.prepare_data import require_positions, say_max_length, say_plain_text
 from rlhf_cli.stages.unpaired import require_one_kind
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import RowValues, row_logprobs, row_tokens
@@ -83,7 +82,7 @@ def evaluate_rows(
         ConfigError: rows are longer than the model's positions.
         DataError: rows hold ids that the model does not embed.
     """
-    require_context(examples, model)
+    require_positions(examples, model)
     require_embedded(examples, model.model)
     shape = model.model.config.get_text_config()
     tokens = cfg.train.micro_batch_tokens or fit_micro_batch_tokens(

@@ -36,7 +36,7 @@ def evaluate_loss(
         ranks: share the work; all get the result.
     """
     values, counts = compute_row_values(loss.values, examples, max_tokens, device, ranks)
-    output = loss.of(values)
+    output = loss.loss_fn(values)
     means = {name: float(total) / float(n) for name, (total, n) in output.metrics.items() if n}
     return {"loss": float(scaled_loss(output, counts)), **means}
 

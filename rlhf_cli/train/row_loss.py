@@ -34,26 +34,26 @@ class RowLoss:
     """
 
     values: Callable[[TokenBatch], RowValues]
-    of: Callable[[RowValues], LossOutput]
-    observe: Callable[[RowValues], None] | None = None
-    couples: bool = False
+    loss_fn: Callable[[RowValues], LossOutput]
+    on_step: Callable[[RowValues], None] | None = None
+    couples_rows: bool = False
 
     def __call__(self, rows: TokenBatch) -> LossOutput:
         """The loss of these rows."""
-        return self.of(self.values(rows))
+        return self.loss_fn(self.values(rows))
 
     @property
-    def needs_whole_step(self) -> bool:
+    def needs_full_batch(self) -> bool:
         """Whether the values of all rows are to be known before any of them has a loss."""
-        return self.couples or self.observe is not None
+        return self.couples_rows or self.on_step is not None
 
-    def notice(self, values: RowValues) -> None:
+    def call_on_step(self, values: RowValues) -> None:
         """Let `observe` see the values of a step, on the CPU: one transfer for all of them."""
-        if self.observe is None:
+        if self.on_step is None:
             return
         whole = torch.stack([value.detach() for value in values.values()]).cpu()
         if whole.isfinite().all():
-            self.observe(dict(zip(values, whole.unbind(), strict=True)))
+            self.on_step(dict(zip(values, whole.unbind(), strict=True)))
 
 
 def backward_full_batch(
@@ -81,16 +81,16 @@ def backward_full_batch(
     """
     if len(step) == 1 and ranks.size == 1:
         values = loss.values(step[0])
-        loss.notice(values)
-        output = loss.of(values)
+        loss.call_on_step(values)
+        output = loss.loss_fn(values)
         share = scaled_loss(output, counts)
         share.backward()
         return share.detach(), output.metrics
     with torch.no_grad():
         parts = [loss.values(rows) for rows in step]
     whole, start = _gather(parts, ranks, device)
-    loss.notice(whole)
-    output = loss.of(whole)
+    loss.call_on_step(whole)
+    output = loss.loss_fn(whole)
     share = scaled_loss(output, counts)
     slopes = _slopes(share, whole)
     for rows in step:

@@ -98,7 +98,7 @@ class FlopCount:
     pair: int
     scored: int
 
-    def of(self, rows: TokenBatch) -> float:
+    def of_batch(self, rows: TokenBatch) -> float:
         """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
         pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)

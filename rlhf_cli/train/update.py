@@ -53,7 +53,7 @@ def accumulate(
     counts = ranks.add(own)
     metrics: Metrics = {}
     device = next(iter(optimizer.masters.values())).device
-    if isinstance(loss, RowLoss) and loss.needs_whole_step:
+    if isinstance(loss, RowLoss) and loss.needs_full_batch:
         total, found = backward_full_batch(step, loss, counts, ranks, device)
         _merge(metrics, found)
     else:

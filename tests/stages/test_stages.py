@@ -20,14 +20,14 @@ def sft(out, *argv):
 
 def stop_after(monkeypatch, steps):
     """The process is interrupted at the beginning of the step after `steps`."""
-    take = TrainingLoop.take
+    take = TrainingLoop.train_step
 
     def stopping(self):
         if self.step == steps:
             raise KeyboardInterrupt
         return take(self)
 
-    monkeypatch.setattr(TrainingLoop, "take", stopping)
+    monkeypatch.setattr(TrainingLoop, "train_step", stopping)
 
 
 def test_the_run_folder_holds_what_it_promises(sft_run):

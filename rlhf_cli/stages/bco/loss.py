@@ -37,7 +37,7 @@ class BCOState(StageState):
         self.delta.load_state_dict(state["delta"])
 
 
-def labelled_loss(cfg: BCOConfig, policy: Policy, reference: RowReference, delta: Delta) -> RowLoss:
+def bco_row_loss(cfg: BCOConfig, policy: Policy, reference: RowReference, delta: Delta) -> RowLoss:
     """BCO over labelled rows; delta takes in each step's rewards before its loss."""
 
     def values(rows: TokenBatch) -> RowValues:
@@ -49,7 +49,7 @@ def labelled_loss(cfg: BCOConfig, policy: Policy, reference: RowReference, delta
     def observe(values: RowValues) -> None:
         delta.update(cfg.beta * (values["logp"] - values["reference"]), values["label"])
 
-    def of(values: RowValues) -> LossOutput:
+    def loss(values: RowValues) -> LossOutput:
         label, reward = values["label"], cfg.beta * (values["logp"] - values["reference"])
         losses = bco_loss(reward, label, delta.value)
         losses = losses * select_by_label(label, cfg.desirable_weight, cfg.undesirable_weight)
@@ -59,4 +59,4 @@ def labelled_loss(cfg: BCOConfig, policy: Policy, reference: RowReference, delta
         metrics["delta"] = (torch.tensor(delta.value), 1.0)
         return LossOutput({"bco": Term(losses.sum(), "rows")}, metrics)
 
-    return RowLoss(values, of, observe)
+    return RowLoss(values, loss, observe)

@@ -13,7 +13,7 @@ from rlhf_cli.losses.bco import Delta
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.bco.config import BCOConfig
-from rlhf_cli.stages.bco.loss import BCOState, labelled_loss
+from rlhf_cli.stages.bco.loss import BCOState, bco_row_loss
 from rlhf_cli.stages.bco.udm import add_udm_weights
 from rlhf_cli.stages.evaluation import (
     Evaluation,
@@ -22,9 +22,9 @@ from rlhf_cli.stages.evaluation import (
     preference_logprob_metrics,
     require_reference,
 )
-from rlhf_cli.stages.prepare_data import prepare_rows
+from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
 from rlhf_cli.stages.reference import load_row_reference
-from rlhf_cli.stages.session import Session
+from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
 from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS, reward_separation, unpaired_examples
 
 
@@ -35,12 +35,16 @@ def prepare(cfg: BCOConfig, out: Path) -> None:
 
 def run(cfg: BCOConfig, out: Path) -> dict[str, Any]:
     """Learn from responses with a label, good or bad."""
-    run = Session(cfg, out, "bco", UNPAIRED_RECORDS, unpaired_examples)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
-    reference = load_row_reference(cfg, policy, run)
-    state = BCOState(Delta(cfg.delta, cfg.delta_decay), add_udm_weights(cfg, policy, run))
-    loss = labelled_loss(cfg, policy, reference, state.delta)
-    return run.train(policy, loss, run.measured(loss), state)
+    ctx = open_run(cfg, out)
+    data = load_stage_data(cfg, ctx, "bco", UNPAIRED_RECORDS, unpaired_examples)
+    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    data.require_fits(policy)
+    plan = prepare_training(cfg, ctx, policy, data)
+    reference, data = load_row_reference(cfg, plan, policy, data)
+    classifier, data = add_udm_weights(cfg, plan, policy, data)
+    state = BCOState(Delta(cfg.delta, cfg.delta_decay), classifier)
+    loss = bco_row_loss(cfg, policy, reference, state.delta)
+    return train_and_save(plan, policy, loss, data, state=state)
 
 
 def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:

@@ -33,7 +33,8 @@ from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.weights import load_weights
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.bco.config import BCOConfig, UDMConfig
-from rlhf_cli.stages.session import Session
+from rlhf_cli.stages.prepare_data import StageData
+from rlhf_cli.stages.training import TrainingPlan
 from rlhf_cli.train.checkpoint import read_state
 from rlhf_cli.train.reference_logprobs import hash_weights
 
@@ -189,32 +190,31 @@ WEIGHT = "weight"
 """Column: what a row's loss is multiplied by; 1 for desirable rows."""
 
 
-def add_udm_weights(cfg: BCOConfig, policy: Policy, run: Session) -> PromptClassifier | None:
-    """Give undesirable rows their weights, if the configuration asks for it.
-
-    A run that goes on takes its classifier from the checkpoint.
+def add_udm_weights(
+    cfg: BCOConfig, plan: TrainingPlan, policy: Policy, data: StageData
+) -> tuple[PromptClassifier | None, StageData]:
+    """Add a column with the weight of each row, if `udm.embedding_model` asks for it.
 
     Returns:
-        The classifier, for the checkpoint.
+        The prompt classifier, which a continued run takes from its checkpoint, and the data.
     """
     if cfg.udm.embedding_model == "none":
-        return None
-    with torch.no_grad(), without_dropout(policy), as_computed(policy, run.ctx.compute):
-        embed, name = _embedder(cfg, policy, run)
-        classifier = None
-        if run.checkpoint is not None:
-            classifier = PromptClassifier(**read_state(run.checkpoint)["stage"]["classifier"])
-
-        def weighted(examples: Examples) -> Examples:
-            nonlocal classifier
-            vectors = embed_prompts(examples, embed, name, run.ctx)
-            label = examples.columns["score"]
-            if classifier is None:  # the training rows come first
-                classifier = fit_classifier(vectors, label, cfg.udm.sample_size, cfg.seed)
-            return _weigh(examples, classifier, vectors)
-
-        run.add_columns(weighted)
-    return classifier
+        return None, data
+    with torch.no_grad(), without_dropout(policy), as_computed(policy, plan.ctx.compute):
+        embed, name = _embedder(cfg, policy, data.tokenizer, plan.ctx)
+        vectors = embed_prompts(data.train, embed, name, plan.ctx)
+        checkpoint = plan.start.checkpoint
+        if checkpoint is not None:
+            classifier = PromptClassifier(**read_state(checkpoint)["stage"]["classifier"])
+        else:
+            label = data.train.columns["score"]
+            classifier = fit_classifier(vectors, label, cfg.udm.sample_size, cfg.seed)
+        train = _weigh(data.train, classifier, vectors)
+        held_out = data.held_out
+        if held_out is not None:
+            vectors = embed_prompts(held_out, embed, name, plan.ctx)
+            held_out = _weigh(held_out, classifier, vectors)
+    return classifier, replace(data, train=train, held_out=held_out)
 
 
 def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -> Examples:
@@ -229,10 +229,10 @@ def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -
     return replace(examples, columns={**examples.columns, WEIGHT: weight})
 
 
-def _embedder(cfg: BCOConfig, policy: Policy, run: Session) -> tuple[Embed, str]:
+def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> tuple[Embed, str]:
     """What embeds prompts, and a name for its weights."""
     if cfg.udm.embedding_model != "reference":
-        embedder = Embedder(cfg.udm, run.tokenizer, run.ctx)
+        embedder = Embedder(cfg.udm, tokenizer, ctx)
         return embedder, hash_weights(embedder.model)
 
     def embed(prompts: Sequence[list[int]]) -> Vectors:

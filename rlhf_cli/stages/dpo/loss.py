@@ -54,14 +54,14 @@ def preference_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> 
             found["likely"] = row_sums(likely, rows) / tokens
         return found
 
-    def of(values: RowValues) -> LossOutput:
-        return _of(cfg, values)
+    def loss(values: RowValues) -> LossOutput:
+        return _pair_losses(cfg, values)
 
     couples = any(PREFERENCE_LOSSES[name].couples for name in cfg.losses)
-    return RowLoss(values, of, couples=couples)
+    return RowLoss(values, loss, couples_rows=couples)
 
 
-def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
+def _pair_losses(cfg: DPOConfig, values: RowValues) -> LossOutput:
     def sides(name: str) -> tuple[Tensor, Tensor]:
         return split_pairs(values[name])
 
@@ -108,7 +108,7 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
     return means
 
 
-def with_mismatched(loaded: Loaded, role: str, *, max_length: int) -> Examples:
+def kto_examples(loaded: Loaded, role: str, *, max_length: int) -> Examples:
     """Examples of two rows each: a labelled one, and its prompt with the next row's response."""
     return mismatch(unpaired_examples(loaded, role), max_length)
 
@@ -119,7 +119,7 @@ def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> Row
     def values(rows: TokenBatch) -> RowValues:
         return labelled_row_values(policy, reference, rows)
 
-    def of(values: RowValues) -> LossOutput:
+    def loss(values: RowValues) -> LossOutput:
         s, mismatched = split_pairs(values["logp"] - values["reference"])
         label, _ = split_pairs(values["label"])
         logp, _ = split_pairs(values["logp"])
@@ -129,7 +129,7 @@ def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> Row
         metrics = label_metrics(cfg.beta * s, label, logp) | {"kl": (z, 1.0)}
         return LossOutput({"kto": Term(losses.sum(), "examples")}, metrics)
 
-    return RowLoss(values, of, couples=True)
+    return RowLoss(values, loss, couples_rows=True)
 
 
 class MovingReference(StageState):

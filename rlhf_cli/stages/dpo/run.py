@@ -15,7 +15,7 @@ from rlhf_cli.evaluation.ranking import agreement
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.dpo.loss import MovingReference, kto_row_loss, preference_loss, with_mismatched
+from rlhf_cli.stages.dpo.loss import MovingReference, kto_examples, kto_row_loss, preference_loss
 from rlhf_cli.stages.evaluation import (
     Evaluation,
     evaluate_against_reference,
@@ -23,9 +23,9 @@ from rlhf_cli.stages.evaluation import (
     preference_logprob_metrics,
     require_reference,
 )
-from rlhf_cli.stages.prepare_data import prepare_rows
+from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows, untransformed
 from rlhf_cli.stages.reference import load_row_reference
-from rlhf_cli.stages.session import Session, as_they_are
+from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
 from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
 from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
 
@@ -42,17 +42,20 @@ def prepare(cfg: DPOConfig, out: Path) -> None:
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     """Learn from pairs which of two responses is better, or with kto from labels."""
-    mismatched = partial(with_mismatched, max_length=cfg.data.max_length)
-    arrange = mismatched if cfg.unpaired else as_they_are
-    run = Session(cfg, out, "dpo", records_of(cfg), arrange)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
-    reference = load_row_reference(cfg, policy, run, cfg.ld_alpha)
-    make = kto_row_loss if cfg.unpaired else preference_loss
-    loss = make(cfg, policy, reference)
-    moving = None
+    ctx = open_run(cfg, out)
+    transform = partial(kto_examples, max_length=cfg.data.max_length)
+    data = load_stage_data(
+        cfg, ctx, "dpo", records_of(cfg), transform if cfg.unpaired else untransformed
+    )
+    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    data.require_fits(policy)
+    plan = prepare_training(cfg, ctx, policy, data)
+    reference, data = load_row_reference(cfg, plan, policy, data, cfg.ld_alpha)
+    loss = (kto_row_loss if cfg.unpaired else preference_loss)(cfg, policy, reference)
+    state = None
     if reference.copy is not None and cfg.sync_steps:
-        moving = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_share)
-    return run.train(policy, loss, run.measured(loss), moving)
+        state = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_share)
+    return train_and_save(plan, policy, loss, data, state=state)
 
 
 def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:

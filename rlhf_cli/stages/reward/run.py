@@ -35,10 +35,10 @@ from rlhf_cli.models.load import load_frozen, load_reward_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.evaluation import Evaluation, evaluate_rows, load_held_out
-from rlhf_cli.stages.prepare_data import prepare_rows
+from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.reward.loss import reward_loss
-from rlhf_cli.stages.session import Session
+from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
 from rlhf_cli.train.row_loss import RowValues
 
 RECORDS: tuple[type, ...] = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
@@ -51,10 +51,13 @@ def prepare(cfg: RewardConfig, out: Path) -> None:
 
 def run(cfg: RewardConfig, out: Path) -> dict[str, Any]:
     """Learn to score responses from pairs, rankings, scores or labels."""
-    run = Session(cfg, out, "reward", RECORDS)
-    model = run.use(load_reward_model(cfg, run.tokenizer, run.ctx, run.new_tokens))
-    loss = reward_loss(cfg, model, run.report.kind)
-    return run.train(model, loss, run.measured(loss))
+    ctx = open_run(cfg, out)
+    data = load_stage_data(cfg, ctx, "reward", RECORDS)
+    model = load_reward_model(cfg, data.tokenizer, ctx, data.new_tokens)
+    data.require_fits(model)
+    plan = prepare_training(cfg, ctx, model, data)
+    loss = reward_loss(cfg, model, data.report.kind)
+    return train_and_save(plan, model, loss, data)
 
 
 Numbers = NDArray[np.float64]
