@@ -41,16 +41,16 @@ from rlhf_cli.train.throughput import fit_micro_batch_tokens
 Columns = dict[str, NDArray[np.float64]]
 
 Evaluation = Callable[[RunContext], list[Measured]]
-"""Loads a model and measures it on rows that are open already."""
+"""Loads a model and evaluates it on rows that were loaded before."""
 
 
 def load_held_out(
     cfg: StageConfig, stage: str, tokenizer: Any, records: tuple[type, ...]
 ) -> Loaded:
-    """The examples of `data.eval`.
+    """Load the examples of `data.eval`.
 
     Raises:
-        DataError: there are none, or they are not what the stage takes.
+        DataError: there are none, or the stage does not read such rows.
     """
     say_max_length(cfg)
     loaded = load_eval_examples(cfg.data, stage, tokenizer, records, as_messages=cfg.as_messages)
@@ -69,18 +69,18 @@ def evaluate_rows(
     cfg: StageConfig,
     ctx: RunContext,
 ) -> Columns:
-    """Name -> [R], what a model gives each row, in the order of the rows.
+    """Compute values of each row with a frozen model: name -> [R], in the order of the rows.
 
     Args:
-        values: of a micro-batch, on the model's device.
-        model: frozen.
-        examples: of a whole data set.
-        cfg: `train.micro_batch_tokens`; 0 finds it.
-        ctx: the compute type.
+        values: computes the values of a micro-batch on the model's device.
+        model: a frozen model.
+        examples: the whole data set.
+        cfg: `train.micro_batch_tokens`; with 0 it is chosen.
+        ctx: device and compute type.
 
     Raises:
         ConfigError: rows are longer than the model's positions.
-        DataError: rows hold ids that the model does not embed.
+        DataError: rows hold token ids that the model does not embed.
     """
     require_positions(examples, model)
     require_embedded(examples, model.model)
@@ -103,38 +103,40 @@ def evaluate_rows(
 def evaluate_against_reference(
     cfg: StageConfig, examples: Examples, tokenizer: Any, ctx: RunContext, ld_alpha: float = 1.0
 ) -> Columns:
-    """Numbers of each row's response, [R] each.
+    """Log-probs of each row's response under a saved policy and its reference, [R] each.
 
     `logp` and `reference` are what the loss compares, nats; `plain` is the sum of the policy's
-    log-probs, which differs from `logp` with `ld_alpha` below 1; `tokens` is the count.
+    log-probs, which differs from `logp` with `ld_alpha` below 1; `tokens` is the number of tokens.
 
-    One model is held after the other, never both.
+    The models are loaded one after the other, so that memory holds one.
 
     Args:
-        cfg: of the run that made the policy; `model.reference` is a path, or `none`.
-        examples: held-out.
-        tokenizer: of both models.
+        cfg: configuration of the run that made the policy; `model.reference` is a path or `none`.
+        examples: held-out examples.
+        tokenizer: tokenizer of both models.
         ctx: device and compute type.
         ld_alpha: as in `row_logprobs`.
 
     Raises:
-        ConfigError: it is not known what the policy started from.
+        ConfigError: the model that the policy started from is unknown.
     """
     model = require_reference(cfg)
     own = _log_probs(cfg, examples, tokenizer, ctx, ld_alpha)
     if model.reference == "none":
         return own | {"reference": np.zeros_like(own["logp"])}
     say(f"reference: {model.reference}")
-    held = replace(cfg, model=TrainedModelConfig(path=model.reference), adapter=AdapterConfig())
-    theirs = _log_probs(held, examples, tokenizer, ctx, ld_alpha)
+    reference = replace(
+        cfg, model=TrainedModelConfig(path=model.reference), adapter=AdapterConfig()
+    )
+    theirs = _log_probs(reference, examples, tokenizer, ctx, ld_alpha)
     return own | {"reference": theirs["logp"]}
 
 
 def require_reference(cfg: StageConfig) -> ComparedModelConfig:
-    """The model of a run that says what it is compared with.
+    """Return `cfg.model`, and check that it names a reference.
 
     Raises:
-        ConfigError: it is not known what the policy started from.
+        ConfigError: the model that the policy started from is unknown.
     """
     model = cfg.model
     assert isinstance(model, ComparedModelConfig)
@@ -171,11 +173,11 @@ PREFERENCE_RECORDS: tuple[type, ...] = (
 
 
 def open_preference_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
-    """Open the held-out rows; measures a saved model by the log-probs of their responses.
+    """Load preference data; the evaluation compares log-probs of responses with their labels.
 
     Args:
-        cfg: of the run that made the model; `model.path` is its result, `data.eval` the rows. Every
-            model is measured on the responses alone, whatever it was trained on.
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows. Only tokens
+            of responses count, whatever the model was trained on.
         stage: names the shipped rows, and stands in errors.
 
     Raises:
@@ -199,15 +201,15 @@ def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) 
 
 
 def preference_logprob_metrics(columns: Columns, examples: Examples, kind: str) -> list[Measured]:
-    """How log-probs of responses agree with what was judged of them.
+    """Agreement of response log-probs with preferences, rankings, labels or scores.
 
     Args:
         columns: `logp` (nats) and `tokens` of each row's response, [R] each.
-        examples: the rows, with what was judged of each as the column `score`.
+        examples: the rows; column `score` holds the margin, rank score, label or score of each.
         kind: of the records: `preference`, `ranked`, `labelled` or `scored`.
 
     Returns:
-        Metrics of the sum over a response's tokens (`logps/`), and of their mean
+        Metrics of log-probs summed over a response (`logps/`), and of their mean per token
         (`logps_per_token/`).
     """
     logp, tokens = columns["logp"], columns["tokens"]
@@ -215,12 +217,12 @@ def preference_logprob_metrics(columns: Columns, examples: Examples, kind: str) 
     return [
         replace(one, metric=f"{name}/{one.metric}")
         for name, values in both.items()
-        for one in _of_kind(values, examples, kind)
+        for one in _metrics_of_kind(values, examples, kind)
     ]
 
 
-def _of_kind(values: Values, examples: Examples, kind: str) -> Iterator[Measured]:
-    said = examples.columns["score"].astype(np.float64)
+def _metrics_of_kind(values: Values, examples: Examples, kind: str) -> Iterator[Measured]:
+    target = examples.columns["score"].astype(np.float64)
     if kind == "preference":
         chosen, rejected = values[0::2], values[1::2]
         yield from (
@@ -231,9 +233,9 @@ def _of_kind(values: Values, examples: Examples, kind: str) -> Iterator[Measured
         yield Measured("chosen", (chosen,))
         yield Measured("rejected", (rejected,))
     elif kind == "ranked":
-        right, pairs, _ = ranking_agreement(values, said, examples.example_starts)
+        right, pairs, _ = ranking_agreement(values, target, examples.example_starts)
         yield share_of_parts("accuracies", right, pairs)
     elif kind.startswith("labelled"):
-        yield from by_label(values, said)
+        yield from by_label(values, target)
     else:
-        yield Measured("rank_correlation", (values, said), spearman)
+        yield Measured("rank_correlation", (values, target), spearman)

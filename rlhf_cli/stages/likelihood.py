@@ -1,4 +1,4 @@
-"""What pretraining and supervised fine-tuning share: maximum likelihood on examples."""
+"""Maximum likelihood: training and evaluation of pretrain and sft."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ LIKELIHOOD_RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, Chat
 def train_likelihood(
     cfg: StageConfig, out: Path, stage: str, records: tuple[type, ...]
 ) -> dict[str, Any]:
-    """Train on every trained token of the examples, evaluate, save the result.
+    """Run pretrain or sft: train on the trained tokens, evaluate, save the result.
 
     Args:
         cfg: the whole configuration.
         out: the run folder.
         stage: names the shipped rows, and stands in errors.
-        records: the record classes that the stage takes, the preferred first.
+        records: record classes that the stage reads, the preferred first.
 
     Returns:
-        What the manifest tells of the run.
+        Summary of the run for the manifest.
     """
     ctx = open_run(cfg, out)
     data = load_stage_data(cfg, ctx, stage, records)
@@ -74,11 +74,11 @@ def likelihood_loss(policy: Policy) -> Loss:
 
 
 def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
-    """Maximum likelihood and the balancing loss of a mixture of experts, over a whole step.
+    """Negative log-likelihood plus the load balancing loss of a mixture of experts.
 
     Args:
-        policy: a mixture of experts that gives its routers' logits.
-        coefficient: weight of the balancing loss.
+        policy: a mixture of experts that returns its router logits.
+        coefficient: weight of the load balancing loss.
     """
 
     def values(rows: TokenBatch) -> RowValues:
@@ -114,11 +114,11 @@ def held_out_metrics(
 
 
 def open_likelihood_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
-    """Open the held-out rows; measures a saved model by what each of them gives.
+    """Load the held-out rows; the evaluation computes a saved model's likelihood metrics.
 
     Args:
-        cfg: of the run that made the model; `model.path` is its result, `data.eval` the rows: raw
-            text, responses or chats.
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows: raw text,
+            responses or chats.
         stage: names the shipped rows, and stands in errors.
     """
     tokenizer = load_tokenizer(cfg.model)
@@ -135,7 +135,7 @@ def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) 
 
 
 def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
-    """What a row's scored tokens add up to: nats, tokens, and those that are the likeliest."""
+    """Function that sums over each row: NLL (nats), tokens, and correct top-1 predictions."""
 
     def values(rows: TokenBatch) -> RowValues:
         out = policy(rows, want=("logp", "top1"))
@@ -150,11 +150,11 @@ def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
 
 
 def likelihood(columns: Columns, size: Values) -> list[Measured]:
-    """Metrics of a language model.
+    """Loss, perplexity, accuracy and bits per byte of a language model.
 
     Args:
         columns: `nll` (nats), `right` and `tokens` of each row, [R] each.
-        size: [R], bytes of text in each row; zeros for what is no raw text.
+        size: [R], bytes of raw text in each row; zeros for other rows.
     """
     nll, tokens = columns["nll"], columns["tokens"]
     found = [
@@ -166,22 +166,22 @@ def likelihood(columns: Columns, size: Values) -> list[Measured]:
 
 
 def perplexity(nll: Values, tokens: Values) -> Any:
-    """[...]: e to the loss a token."""
+    """[...]: exp of the loss per token."""
     with np.errstate(over="ignore"):  # infinite beyond a loss of 709 nats
         return np.exp(ratio(nll, tokens))
 
 
 def bits(nll: Values, size: Values) -> Any:
-    """[...]: nats of text as bits of each of its bytes."""
+    """[...]: NLL in bits per byte of text."""
     return ratio(nll, size) / math.log(2)
 
 
 def text_bytes(examples: Examples, total: int, tokenizer: Any) -> Values:
-    """[R]: how many of all bytes of raw text are in each row, by what its tokens spell.
+    """[R]: bytes of raw text in each row, in proportion to its decoded length.
 
     Args:
         examples: a document may be cut into several rows.
-        total: bytes of all documents; 0 for what is no raw text.
+        total: bytes of all documents; 0 for other rows.
         tokenizer: decodes the tokens.
     """
     bounds = examples.row_starts

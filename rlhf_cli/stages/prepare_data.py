@@ -169,7 +169,7 @@ def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None
 
     Args:
         cfg: the whole configuration; only `template=auto` leaves the choice open.
-        tokenizer: of the model.
+        tokenizer: the model's.
         report: on the rows.
     """
     if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":

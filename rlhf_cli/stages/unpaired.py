@@ -1,4 +1,4 @@
-"""What the losses of single labelled responses share: BCO, and DPO's kto."""
+"""Unpaired preference data: single responses with a label, for bco and dpo's kto."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ UNPAIRED_RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
 def unpaired_examples(loaded: Loaded, role: str = "training") -> Examples:
-    """Examples of one labelled row each; pairs are taken apart.
+    """Make examples of one labelled row each; pairs are split in two.
 
     Args:
-        loaded: rows with labels, or pairs.
-        role: what the rows are for, `training` or `held-out`; for the line that counts them.
+        loaded: labelled rows, or pairs.
+        role: `training` or `held-out`; training rows need both labels.
 
     Raises:
-        DataError: training rows are all of one class; of held-out rows, what one class has is
-            measured.
+        DataError: all training rows have the same label.
     """
     examples, report = loaded
     require_one_kind(report.kind)
@@ -52,13 +51,13 @@ def unpaired_examples(loaded: Loaded, role: str = "training") -> Examples:
 
 
 def require_one_kind(kind: str) -> None:
-    """Refuse rows of which some are judged in another way than others.
+    """Check that all rows are of one record kind.
 
     Args:
-        kind: of the report on the rows.
+        kind: `DataReport.kind`; several kinds are separated by commas.
 
     Raises:
-        DataError: names the kinds.
+        DataError: there are several; the message names them.
     """
     if "," in kind:
         raise DataError(
@@ -67,7 +66,7 @@ def require_one_kind(kind: str) -> None:
 
 
 def labelled_row_values(policy: Policy, reference: RowReference, rows: TokenBatch) -> RowValues:
-    """Numbers of each row that its loss depends on."""
+    """Values that the loss of a labelled row depends on, [R] each."""
     return {
         "logp": row_logprobs(policy(rows), rows),
         "reference": reference(rows),
@@ -76,12 +75,12 @@ def labelled_row_values(policy: Policy, reference: RowReference, rows: TokenBatc
 
 
 def select_by_label(label: Tensor, desirable: float, undesirable: float) -> Tensor:
-    """[R]: one number for rows with label 1, another for those with 0."""
+    """[R]: `desirable` for rows with label 1, `undesirable` for rows with label 0."""
     return torch.where(label > 0.5, desirable, undesirable)
 
 
 def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
-    """Means over the rows of each class; reward is beta * (log p - log p_ref), nats."""
+    """Mean reward β (log p - log p_ref) and log-prob of each class, nats."""
     found: Metrics = {}
     for name, side in (("chosen", label > 0.5), ("rejected", label <= 0.5)):
         count = side.sum()
@@ -91,7 +90,7 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
 
 
 def reward_separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
-    """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0; of one class its mean."""
+    """AUC and class means of rewards [R], nats, with labels [R], 1 or 0."""
     return [
         one if one.metric == "auc" else replace(one, metric=f"rewards/{one.metric}")
         for one in by_label(reward, label)

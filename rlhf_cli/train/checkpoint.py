@@ -2,8 +2,8 @@
 
 A folder `step-000200` holds `weights.safetensors` (fp32 masters), `optimizer.safetensors` (moments
 by parameter name), `rng.safetensors`, `state.json`, and `stage.safetensors` where a stage keeps
-tensors of its own. It is written beside its name, flushed to disk and renamed; a crash leaves the
-one before. Rank 0 writes it, with the generators of all ranks.
+tensors of its own. It is written under a temporary name, flushed to disk and renamed; a crash
+leaves the one before. Rank 0 writes it, with the random states of all ranks.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def save_checkpoint(
     ranks: Ranks = ALONE,
     *,
     tensors: Mapping[str, Tensor] | None = None,
-    spared: int | None = None,
+    keep_step: int | None = None,
 ) -> None:
-    """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
+    """Write `checkpoints/step-<step>` and delete the oldest beyond `keep`.
 
     Args:
         out: the run folder.
         step: optimizer steps done.
-        optimizer: its masters and moments are saved.
-        state: JSON values of everything else: source, metrics, machinery.
-        keep: checkpoints to keep, this one included.
-        ranks: all call this together.
-        tensors: of the stage's own.
-        spared: a step whose checkpoint is kept in any case; none is by default.
+        optimizer: holds the fp32 masters and moments.
+        state: JSON values of everything else: step source, metrics, fingerprint.
+        keep: number of checkpoints to keep, this one included.
+        ranks: ranks of the run; all call this together.
+        tensors: tensors of the stage.
+        keep_step: step whose checkpoint is never dropped, or None.
 
     Raises:
         CheckpointError: it could not be written, or another process took the folder over; the
@@ -71,7 +71,7 @@ def save_checkpoint(
         lock.require_owned(out)
         _save(out, step, optimizer, state, everyone, tensors or {})
         for old in checkpoints(out)[:-keep]:
-            if spared is None or old.name != _name(spared):
+            if keep_step is None or old.name != _name(keep_step):
                 _remove(old)
 
     ranks.on_main(save)
@@ -86,7 +86,7 @@ def _save(
     step: int,
     optimizer: MasterAdamW,
     state: dict[str, Any],
-    generators: list[RngState],
+    rng_states: list[RngState],
     tensors: Mapping[str, Tensor],
 ) -> None:
     folder = out / FOLDER
@@ -96,7 +96,7 @@ def _save(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write(partial, step, optimizer, state, generators, tensors)
+        _write(partial, step, optimizer, state, rng_states, tensors)
         _remove(final)
         partial.rename(final)
         _flush_entries(folder)
@@ -111,13 +111,13 @@ def _save(
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
+    """The newest complete checkpoint in a run folder, or None."""
     found = checkpoints(out)
     return found[-1] if found else None
 
 
 def load_weights(out: Path, step: int) -> dict[str, Tensor]:
-    """The fp32 masters alone, as they were after a step.
+    """Load the fp32 masters of a step, and nothing else.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -134,10 +134,10 @@ def load_weights(out: Path, step: int) -> dict[str, Tensor]:
 def load_checkpoint(
     path: Path, optimizer: MasterAdamW, tensors: Mapping[str, Tensor], rank: int = 0
 ) -> dict[str, Any]:
-    """Put masters, moments, the stage's own tensors and a rank's random generators back.
+    """Restore masters, moments, the stage's tensors and this rank's random number generators.
 
     Returns:
-        What `state` was at saving, with `step`.
+        The saved `state`, with `step`.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another model.
@@ -149,14 +149,14 @@ def load_checkpoint(
         stored = load_file(path / STAGE) if tensors else {}
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
-        restore_rng_state(_generators_of(rank, path, state["rng"]))
+        restore_rng_state(_rng_state_of(rank, path, state["rng"]))
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
         raise _unusable(path, error) from error
     return state
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint.
+    """Read the JSON part of a checkpoint.
 
     Raises:
         CheckpointError: it is missing, damaged or of another version.
@@ -182,7 +182,7 @@ def _write(
     step: int,
     optimizer: MasterAdamW,
     state: dict[str, Any],
-    generators: list[RngState],
+    rng_states: list[RngState],
     tensors: Mapping[str, Tensor],
 ) -> None:
     parts: dict[str, dict[str, Tensor]] = {
@@ -190,7 +190,7 @@ def _write(
         "optimizer.safetensors": optimizer.moments(),
         "rng.safetensors": {
             f"{rank}/{name}": tensor
-            for rank, of_rank in enumerate(generators)
+            for rank, of_rank in enumerate(rng_states)
             for name, tensor in of_rank.tensors.items()
         },
     }
@@ -202,14 +202,14 @@ def _write(
         **state,
         "format": FORMAT,
         "step": step,
-        "rng": [of_rank.values for of_rank in generators],
+        "rng": [of_rank.values for of_rank in rng_states],
         "sha256": {name: _sha256(folder / name) for name in parts},
     }
     (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
     flush_folder(folder)
 
 
-def _generators_of(rank: int, path: Path, values: list[dict[str, Any]]) -> RngState:
+def _rng_state_of(rank: int, path: Path, values: list[dict[str, Any]]) -> RngState:
     own, stored = f"{rank}/", load_file(path / "rng.safetensors")
     tensors = {n.removeprefix(own): t for n, t in stored.items() if n.startswith(own)}
     return RngState(tensors, values[rank])
@@ -227,7 +227,7 @@ def _sha256(path: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint; one that is deleted by half must not look complete."""
+    """Delete a checkpoint, renamed first: a half-deleted one must not look complete."""
     if folder.exists():
         doomed = folder.with_suffix(".old")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -236,7 +236,7 @@ def _remove(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force all that is in a folder, and the names, to disk."""
+    """Flush a folder's files and directory entries to disk."""
     for entry in folder.iterdir():
         if entry.is_dir():
             flush_folder(entry)
@@ -262,11 +262,11 @@ def _reason(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class RngState:
-    """Where the generators of one process stand.
+    """State of the random number generators of one process.
 
     Attributes:
-        tensors: torch's, by device type.
-        values: those of `random` and NumPy, as JSON values.
+        tensors: torch's states, by device type.
+        values: states of `random` and NumPy, as JSON values.
     """
 
     tensors: dict[str, Tensor]
@@ -274,7 +274,7 @@ class RngState:
 
 
 def read_rng_state() -> RngState:
-    """Those of this process."""
+    """Random states of this process."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["cuda"] = torch.cuda.get_rng_state()
@@ -283,12 +283,12 @@ def read_rng_state() -> RngState:
     return RngState(tensors, {"python": random.getstate(), "numpy": numpy_state})
 
 
-def restore_rng_state(generators: RngState) -> None:
-    """Put this process's generators where they were."""
-    torch.set_rng_state(generators.tensors["cpu"])
-    if torch.cuda.is_available() and "cuda" in generators.tensors:
-        torch.cuda.set_rng_state(generators.tensors["cuda"])
-    version, internal, gauss = generators.values["python"]
+def restore_rng_state(state: RngState) -> None:
+    """Restore the random states of this process."""
+    torch.set_rng_state(state.tensors["cpu"])
+    if torch.cuda.is_available() and "cuda" in state.tensors:
+        torch.cuda.set_rng_state(state.tensors["cuda"])
+    version, internal, gauss = state.values["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = generators.values["numpy"]
+    name, keys, *rest = state.values["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

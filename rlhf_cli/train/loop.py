@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop of all stages."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ Evaluate = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did.
+    """Result of a training run.
 
     Attributes:
-        steps: optimizer steps of the whole run, earlier parts included.
-        seconds: of this process in the loop.
-        peak_memory: bytes, the most that each rank's process held.
+        steps: optimizer steps of the whole run, those before a resume included.
+        seconds: time of this process in the loop.
+        peak_memory: peak memory of each rank's process, in bytes.
         weights: name -> fp32 master of each trained parameter.
-        before: evaluation before the first step.
-        after: evaluation after the last step.
+        before: metrics before the first step.
+        after: metrics after the last step.
     """
 
     steps: int
@@ -148,7 +148,7 @@ class TrainingLoop:
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # other rows, other noise
             self.before = self._evaluate()
             if self.before:
-                self.best.note(0, self.before)
+                self.best.update(0, self.before)
             self.log(with_prefix("eval/", self.before))
             if self.before and self.cfg.result == "best":
                 self._save()  # the starting weights, which no later step may be better than
@@ -161,7 +161,7 @@ class TrainingLoop:
         return RunResult(self.step, seconds, memory, weights, self.before, after)
 
     def _result(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The weights that the run gives, and how they were evaluated."""
+        """The resulting weights, and their held-out metrics."""
         if self.cfg.result == "last" or self.best.step == self.step:
             return self.optimizer.masters, self.after
         which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
@@ -169,7 +169,7 @@ class TrainingLoop:
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
-        """All remaining steps."""
+        """Take all remaining steps."""
         with contextlib.closing(ProgressLine(self.task.source.total_steps, self.step)) as progress:
             while not self._stops_early() and self.train_step():
                 values: dict[str, float] = {}
@@ -181,7 +181,7 @@ class TrainingLoop:
                     progress.close()
                     self.after = self._evaluate()
                     values |= with_prefix("eval/", self.after)
-                    better = bool(self.after) and self.best.note(self.step, self.after)
+                    better = bool(self.after) and self.best.update(self.step, self.after)
                 self.log(values)
                 asked = stop.agreed(self.ranks)
                 wanted = (better and self.cfg.result == "best") or self._stops_early()
@@ -195,22 +195,22 @@ class TrainingLoop:
         self.log(self.meter.read())  # an early end can leave steps between two logged ones
 
     def _stops_early(self) -> bool:
-        """Whether the held-out loss has not fallen for as long as is waited for."""
+        """Whether the held-out loss has not fallen for `early_stop` evaluations."""
         return 0 < self.cfg.early_stop <= self.best.waited
 
     def log(self, values: dict[str, float]) -> None:
-        """Write values of the step to `metrics.jsonl` and the trackers; nothing where none are."""
+        """Write values of the step, if any, to `metrics.jsonl` and the trackers."""
         if values:
             self.file.write(self.step, values)
             if self.trackers is not None:
                 self.trackers.log(self.step, values)
 
     def _due(self, every: int) -> bool:
-        """Whether something is to be done after this step; the last step is always one."""
+        """Whether something done `every` so many steps is due; after the last step it always is."""
         return self.step == self.task.source.total_steps or bool(every and self.step % every == 0)
 
     def train_step(self) -> bool:
-        """One step, or false when the run is over."""
+        """Take one step; return False if there is none left."""
         began = time.monotonic()
         updates = self.task.source.next_step()
         if updates is None:
@@ -221,20 +221,20 @@ class TrainingLoop:
             self._update(update, lr)
             done += update
         self.step += 1
-        self.file.make()
+        self.file.touch()
         self.task.state.after_step(self.step)
         self.meter.add(self.task.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)
         return True
 
     def _update(self, update: list[TokenBatch], lr: float) -> None:
-        """One move of the optimizer; every rank notes its rows, rank 0 what is the same on all."""
+        """Take one optimizer step; rank 0 adds the metrics that are the same on all ranks."""
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
         try:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
-            raise self._explain(error, device_rows) from error
+            raise self._non_finite(error, device_rows) from error
         once = int(self.ranks.main)
         self.meter.add(
             {
@@ -245,7 +245,7 @@ class TrainingLoop:
         )
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
-        """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
+        """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
         once = int(self.ranks.main)
         tokens = sum(len(rows.tokens) for rows in done)
         computed = float(sum(self.task.policy.computed_tokens(rows) for rows in done))
@@ -260,8 +260,8 @@ class TrainingLoop:
             }
         )
 
-    def _explain(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
-        """Name the rows; parameters are still those of the step before."""
+    def _non_finite(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
+        """The error that names the examples; parameters are still those of the step before."""
         own = sorted(
             (rows.owners[0], self.task.locate(rows), what)
             for rows, what in find_non_finite_examples(step, self.task.loss, self.optimizer)
@@ -305,7 +305,7 @@ class TrainingLoop:
             self.cfg.keep_checkpoints,
             self.ranks,
             tensors=self.task.state.tensors(),
-            spared=self.best.step if self.cfg.result == "best" else None,
+            keep_step=self.best.step if self.cfg.result == "best" else None,
         )
 
     def _continue_from(self, checkpoint: Path) -> None:
@@ -325,5 +325,5 @@ class TrainingLoop:
 
 
 def with_prefix(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    """The values with a prefix to their names."""
+    """The values with a prefix added to their names."""
     return {f"{prefix}{name}": value for name, value in values.items()}

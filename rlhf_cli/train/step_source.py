@@ -1,4 +1,4 @@
-"""What the loop asks of a stage: steps of updates, and what it keeps."""
+"""Interfaces between the training loop and a stage: the steps, and the stage's own state."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from rlhf_cli.data.batches import TokenBatch
 
 
 class StageState:
-    """What a stage keeps from step to step, beside the weights it trains; here nothing."""
+    """State of a stage from step to step beside the trained weights; empty by default."""
 
     def after_step(self, step: int) -> None:
-        """Told after each optimizer step how many there were."""
+        """Called after each step with its number, from 1."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values for a checkpoint."""
+        """State as JSON values, for a checkpoint."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors for a checkpoint, filled in place when a run goes on."""
+        """Tensors for a checkpoint; filled in place when a run is continued."""
         return {}
 
 
 class StepSource(Protocol):
-    """Yields optimizer steps. SFT's is the loader; PPO's refills itself by a rollout."""
+    """Source of optimizer steps: of SFT the data loader, of PPO the rollouts."""
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run, from its first."""
+        """Number of steps of the whole run."""
 
     def next_step(self) -> Iterable[list[TokenBatch]] | None:
-        """The updates of the next step, one after the other; or None: the run is over.
+        """The updates of the next step in order, or None at the end of the run.
 
-        An update is one move of the optimizer: this rank's micro-batches of it, perhaps none. All
-        ranks have as many updates. A step has one, in PPO one for each epoch and minibatch.
+        An update is one optimizer step: a list of this rank's micro-batches, which may be empty.
+        All ranks have equally many. A step has one update; in PPO, one per epoch and minibatch.
         """
 
     def take_metrics(self) -> Mapping[str, tuple[Tensor, Tensor | float]]:
-        """Sums and counts that the source itself measured in the step just taken."""
+        """Metrics that the source measured in the last step: name -> (sum, count)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values from which `load_state_dict` continues with the next step."""
+        """Position as JSON values, for a checkpoint."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue at the position that `state_dict` returned."""

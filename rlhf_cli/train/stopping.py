@@ -17,21 +17,21 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Whether a signal asked the run to stop."""
 
     def __init__(self) -> None:
         self.name = ""
 
     def agreed(self, ranks: Ranks) -> str:
-        """The signal that some rank got, or nothing: the same on all, so that all stop together.
+        """Name of the signal that any rank received, or an empty string; the same on all ranks.
 
-        A signal that comes later counts at the next call.
+        A signal that arrives later counts at the next call.
         """
         own = self.name
         return next(filter(None, ranks.gather(own))) if ranks.any(bool(own)) else ""
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler; the second request does not wait for the step."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal; the second one stops the run at once."""
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
@@ -40,12 +40,12 @@ class StopRequest:
 
 @contextmanager
 def stop_on_request() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop reads between two steps."""
+    """Turn SIGINT and SIGTERM into a request that the loop checks between two steps."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may set handlers
         return
-    before = [signal.signal(number, request.note) for number in SIGNALS]
+    before = [signal.signal(number, request.handle) for number in SIGNALS]
     try:
         yield request
     finally:
@@ -58,17 +58,17 @@ class BestEvaluation:
     """The evaluation with the lowest held-out loss.
 
     Attributes:
-        step: after which it was made; 0 is before the first step.
-        values: all that was measured then; empty before any evaluation.
-        waited: evaluations since then.
+        step: step after which it was made; 0 is before the first step.
+        values: its metrics; empty before the first evaluation.
+        waited: number of evaluations since then.
     """
 
     step: int = 0
     values: dict[str, float] = field(default_factory=dict)
     waited: int = 0
 
-    def note(self, step: int, values: dict[str, float]) -> bool:
-        """Take in an evaluation; whether it is the best so far. NaN is never better."""
+    def update(self, step: int, values: dict[str, float]) -> bool:
+        """Record an evaluation, and return whether it is the best so far; NaN never is."""
         if not self.values or values["loss"] < self.values["loss"]:
             self.step, self.values, self.waited = step, values, 0
             return True

@@ -16,13 +16,13 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.wrapper import ModelWrapper
 
-MOST = {"cpu": 4096, "cuda": 32768}
-"""More does not make the products faster on the device."""
+MAX_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Per device type: larger micro-batches do not make its matrix products faster."""
 
-LEAST = 256
+MIN_TOKENS = 256
 
-SHARE = 0.5
-"""Of the total memory, after weights, gradients and moments, that activations may take."""
+ACTIVATION_SHARE = 0.5
+"""Share of the memory that activations may take: total memory less weights, gradients, moments."""
 
 
 def fit_micro_batch_tokens(
@@ -33,28 +33,28 @@ def fit_micro_batch_tokens(
     recompute: bool,
     processes: int = 1,
 ) -> int:
-    """Tokens that fit, from the model's shape and the device's total memory.
+    """Number of tokens that fit one micro-batch, from the model's shape and the total memory.
 
-    Total, not free memory, so that the same machine always cuts the same way.
+    Total, not free memory: the same machine always gives the same micro-batches.
 
     Args:
-        policy: its parameters are counted.
+        policy: the model; its parameters are counted.
         shape: transformers text config.
-        device: whose memory it is.
+        device: the device that holds the model.
         compute: type of the activations.
-        recompute: activation checkpointing keeps one vector a layer.
-        processes: of this run; on a CPU they share its memory.
+        recompute: whether activation checkpointing keeps only one vector per layer.
+        processes: number of processes of this run; on a CPU they share the memory.
     """
     states = sum(p.numel() * 16 if p.requires_grad else p.numel() * 4 for p in policy.parameters())
     sharing = processes if device.type == "cpu" else 1
-    room = SHARE * (total_memory(device) / sharing - states)
+    room = ACTIVATION_SHARE * (total_memory(device) / sharing - states)
     tokens = int(room / bytes_per_token(shape, compute.itemsize, recompute))
-    most = MOST.get(device.type, MOST["cuda"])
-    return max(LEAST, min(most, tokens))
+    most = MAX_TOKENS.get(device.type, MAX_TOKENS["cuda"])
+    return max(MIN_TOKENS, min(most, tokens))
 
 
 def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
-    """Activations that one token keeps for the backward pass.
+    """Bytes of activations that one token keeps for the backward pass.
 
     b (6 d + 2 K e + 4 f) + 8 d a layer for a Llama with b-byte activations (8 d are the norms' fp32
     inputs), and twice the b H T scores and probabilities of a row of T tokens where attention is
@@ -73,7 +73,7 @@ def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that the device has in all."""
+    """Total memory of the device in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -81,17 +81,17 @@ def total_memory(device: torch.device) -> int:
 
 PROBE_SECONDS = 0.15
 PROBES = 3
-"""At least so many: the first one loads what computes it, and may take all of the time."""
+"""Minimum number of timed products; the first one also loads the kernel."""
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Arithmetic of a model's forward and backward pass, without what is computed twice.
+    """FLOPs of a model's forward and backward pass, without recomputation.
 
     Attributes:
-        token: FLOP a token, in all layers but the output layer.
-        pair: FLOP for each token that a token attends to, itself included.
-        scored: FLOP a scored token, in the output layer.
+        token: FLOPs per token, in all layers but the output layer.
+        pair: FLOPs per pair of a token and a token it attends to, itself included.
+        scored: FLOPs per scored token, in the output layer.
     """
 
     token: int
@@ -99,22 +99,22 @@ class FlopCount:
     scored: int
 
     def of_batch(self, rows: TokenBatch) -> float:
-        """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
+        """FLOPs of a micro-batch if every row is computed whole; a shared prefix may save some."""
         pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 
 def count_flops(policy: ModelWrapper) -> FlopCount:
-    """Count a policy's products.
+    """Count the FLOPs of a policy's matrix products.
 
-    2 FLOP a weight and token forward, 2 for the gradient of what goes in, and 2 more for that of
-    the weight where it is trained.
+    Per weight and token: 2 in the forward pass, 2 for the gradient of the input, and 2 more for the
+    gradient of a trained weight.
     """
     model = policy.model
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 0)
     width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
-    head = policy.output_layer if policy.kind == "causal_lm" else None  # else it counts for nothing
+    head = policy.output_layer if policy.kind == "causal_lm" else None  # a score head is tiny
     output = set() if head is None else set(head.modules())
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m not in output]
     token = sum(_weights(layer) * _passes(layer) for layer in layers)
@@ -137,10 +137,10 @@ def _passes(layer: Any) -> int:
 
 
 def measure_peak(device: torch.device, compute: torch.dtype) -> float:
-    """FLOP/s of a large matrix product here and now; datasheets are not believed.
+    """Measure the FLOP/s of a large matrix product on this device.
 
     Returns:
-        The best of a few products of 1024 (CPU) or 8192 (CUDA) square matrices.
+        The best of a few products of square matrices: 1024 wide on a CPU, 8192 on CUDA.
     """
     size = 8192 if device.type == "cuda" else 1024
     a = torch.ones(size, size, dtype=compute, device=device)
@@ -159,7 +159,7 @@ def measure_peak(device: torch.device, compute: torch.dtype) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocator, or of the whole process on a CPU."""
+    """Peak memory in bytes: of the CUDA allocator, or of the whole process on a CPU."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -21,17 +21,17 @@ Loss = Callable[[TokenBatch], LossOutput]
 
 
 class NonFiniteStep(Exception):
-    """A loss or gradient of the step is not finite; no parameter was changed."""
+    """A loss or gradient of the step is not finite; no parameter has changed."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """What the backward passes of a step left behind.
+    """Loss and gradient norm of a step after its backward passes.
 
     Attributes:
-        loss: of the whole step, over all ranks.
-        norm: of the gradient of all parameters together, over all ranks, before clipping.
-        metrics: sums and counts of this rank's rows.
+        loss: scalar, of the whole step over all ranks.
+        norm: scalar, global gradient norm over all ranks, before clipping.
+        metrics: sums and counts over this rank's rows.
     """
 
     loss: Tensor
@@ -42,10 +42,10 @@ class Gradients:
 def accumulate(
     step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = ALONE
 ) -> Gradients:
-    """Add up the gradients of a step's micro-batches, those of all ranks.
+    """Accumulate the gradients of a step's micro-batches over all ranks.
 
     Each term is a sum divided by its count over the whole step, so the result does not depend on
-    how the step was cut. A rank without rows takes part with zeros.
+    the micro-batches. A rank without rows adds zeros.
     """
     own: Counter[str] = Counter()
     for rows in step:
@@ -72,10 +72,10 @@ def accumulate(
 
 
 def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
-    """Check, clip and step.
+    """Check that loss and gradients are finite, clip the gradient norm, and step.
 
     Raises:
-        NonFiniteStep: before any parameter is touched.
+        NonFiniteStep: a loss or gradient is not finite; no parameter has changed.
     """
     norm, loss = torch.stack([gradients.norm, gradients.loss]).tolist()  # one wait for the device
     if not (math.isfinite(norm) and math.isfinite(loss)):
@@ -88,14 +88,14 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
 def find_non_finite_examples(
     step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW
 ) -> list[tuple[TokenBatch, str]]:
-    """Which of this rank's examples have a non-finite loss or gradient, each tried alone.
+    """Find this rank's examples that alone have a non-finite loss or gradient.
 
     Returns:
-        (its rows, what was not finite) of each; empty where only their sum overflows.
+        Pairs (rows of the example, `loss` or `gradient`); empty where only their sum overflows.
     """
 
     def alone(rows: TokenBatch) -> LossOutput:
-        return loss(rows)  # as one micro-batch: what goes on from step to step sees none of it
+        return loss(rows)  # not a RowLoss: the stage's running statistics stay as they are
 
     found = []
     for rows in step:
@@ -117,22 +117,22 @@ def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, Tensor | float]]) -> 
 
 
 BUCKET_BYTES = 64 * 2**20
-"""Small gradients travel together in blocks of this size; more would only take memory."""
+"""Small gradients are all-reduced in buckets of this size; larger ones only take memory."""
 
 
 def all_reduce_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> Tensor:
-    """Give every rank the sum of all ranks' gradients.
+    """Replace every rank's gradients by their sum over all ranks.
 
-    A parameter that took part on one rank only has a gradient of zeros on the others; one that took
-    part on none keeps none, as in a single process, where AdamW then passes it by.
+    A parameter with a gradient on one rank only counts as zeros on the others; one without any
+    gradient keeps none, as in a single process, and AdamW skips it.
 
     Args:
-        optimizer: its trained parameters' fp32 gradients are replaced by the sums.
-        loss: scalar, fp32, this rank's share.
-        ranks: who adds.
+        optimizer: holds the fp32 gradients of the trained parameters.
+        loss: scalar, fp32, this rank's part of the loss.
+        ranks: ranks of the run; all call this together.
 
     Returns:
-        Scalar: the sum of the shares.
+        Scalar: the loss summed over all ranks.
     """
     if ranks.size == 1:
         return loss
@@ -175,10 +175,10 @@ def _add_bucket(bucket: list[Tensor], ranks: Ranks) -> None:
 
 
 def require_equal_weights(optimizer: MasterAdamW, ranks: Ranks, step: int) -> None:
-    """Compare the fp32 masters of all ranks, by the sum of each one's bits.
+    """Check that all ranks have the same fp32 masters, by a checksum of each parameter.
 
     Raises:
-        CheckpointError: they differ; what a rank computed was not what the others did.
+        CheckpointError: they differ.
     """
     if ranks.size == 1:
         return

@@ -1,4 +1,4 @@
-"""The loss of labelled responses, and the numbers that go on from step to step."""
+"""BCO's loss of labelled responses, and its state from step to step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rlhf_cli.train.step_source import StageState
 
 
 class BCOState(StageState):
-    """What a checkpoint of BCO holds beside weights: the reward shift and the prompt classifier."""
+    """State of BCO in a checkpoint: the reward shift δ and UDM's prompt classifier."""
 
     def __init__(self, delta: Delta, classifier: PromptClassifier | None) -> None:
         self.delta, self.classifier = delta, classifier
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """State as plain numbers."""
         numbers = self.classifier and {
             "weight": self.classifier.weight,
             "bias": self.classifier.bias,
@@ -33,12 +33,12 @@ class BCOState(StageState):
         return {"delta": self.delta.state_dict(), "classifier": numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the shift back; the classifier was taken from there when the run was opened."""
+        """Restore δ; `add_udm_weights` has already read the classifier."""
         self.delta.load_state_dict(state["delta"])
 
 
 def bco_row_loss(cfg: BCOConfig, policy: Policy, reference: RowReference, delta: Delta) -> RowLoss:
-    """BCO over labelled rows; delta takes in each step's rewards before its loss."""
+    """BCO over labelled rows; δ is updated with each step's rewards before the loss."""
 
     def values(rows: TokenBatch) -> RowValues:
         found = dict(labelled_row_values(policy, reference, rows))

@@ -34,7 +34,7 @@ def prepare(cfg: BCOConfig, out: Path) -> None:
 
 
 def run(cfg: BCOConfig, out: Path) -> dict[str, Any]:
-    """Learn from responses with a label, good or bad."""
+    """Train on responses labelled desirable or undesirable."""
     ctx = open_run(cfg, out)
     data = load_stage_data(cfg, ctx, "bco", UNPAIRED_RECORDS, unpaired_examples)
     policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
@@ -48,16 +48,16 @@ def run(cfg: BCOConfig, out: Path) -> dict[str, Any]:
 
 
 def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
-    """Open the held-out rows; measures how well rewards tell desirable ones from others.
+    """Load the held-out rows; the evaluation computes how well rewards separate the labels.
 
-    Log-probs of the responses are measured too.
+    It also computes log-probs of the responses.
 
     Args:
-        cfg: of the run; `model.path` is its result, `data.eval` the rows.
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows.
         stage: names the shipped rows, and stands in errors.
 
     Raises:
-        ConfigError: it is not known what the policy started from.
+        ConfigError: the model that the policy started from is unknown.
         DataError: the rows cannot be read.
     """
     require_reference(cfg)

@@ -38,25 +38,25 @@ from rlhf_cli.stages.training import TrainingPlan
 from rlhf_cli.train.checkpoint import read_state
 from rlhf_cli.train.reference_logprobs import hash_weights
 
-SHELF = "embeddings"
-BATCH = 32
-"""Prompts embedded at once."""
+CACHE_KIND = "embeddings"
+BATCH_SIZE = 32
+"""Prompts per embedding batch."""
 
 Embed = Callable[[list[list[int]]], NDArray[np.float32]]
-"""Prompts as the policy's tokens -> [prompts, d], the mean of their last hidden states."""
+"""Prompts as token ids of the policy -> [prompts, d], mean of their last hidden states."""
 
 Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PromptClassifier:
-    """Logistic regression: P(a desirable row's prompt) of an embedding [d]; plain numbers."""
+    """Logistic regression: P(the prompt is a desirable row's) from its embedding [d]."""
 
     weight: list[float]
     bias: float
 
     def probability(self, embeddings: Vectors) -> Tensor:
-        """[R] fp64."""
+        """[R] fp64: probabilities of embeddings [R, d]."""
         logits = embeddings.astype(np.float64) @ np.array(self.weight) + self.bias
         return torch.from_numpy(logits).sigmoid()
 
@@ -64,13 +64,13 @@ class PromptClassifier:
 def fit_classifier(
     embeddings: Vectors, label: NDArray[np.float32], sample_size: int, seed: int
 ) -> PromptClassifier:
-    """Balanced logistic regression on at most `sample_size` rows of each class.
+    """Fit a class-balanced logistic regression on at most `sample_size` rows of each class.
 
     Args:
-        embeddings: [R, d], of each row's prompt.
+        embeddings: [R, d], embedding of each row's prompt.
         label: [R], 1 desirable, 0 not.
-        sample_size: rows.
-        seed: of the sample.
+        sample_size: maximum number of rows per class.
+        seed: seed of the sample.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -88,28 +88,30 @@ def fit_classifier(
 
 
 def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunContext) -> Vectors:
-    """[R, d]: an embedding of each row's prompt, from the cache where it has them.
+    """[R, d]: embedding of each row's prompt, from the cache where it has them.
 
     Args:
-        examples: of one row each; the prompt is what stands before the first trained token.
-        embed: computes them.
-        model_key: names the weights that embed.
-        ctx: the ranks, of which the first computes.
+        examples: of one row each; the prompt is all before the first trained token.
+        embed: computes embeddings.
+        model_key: hash of the embedding model's weights.
+        ctx: the ranks; rank 0 writes the cache.
     """
     prompts = list(_prompts(examples))
     unique = sorted({tuple(prompt) for prompt in prompts})
     key = hashlib.sha256(repr((model_key, ctx.compute_name, unique)).encode()).hexdigest()[:32]
-    entry = load_entry(key, SHELF)
+    entry = load_entry(key, CACHE_KIND)
     found = entry.arrays["embeddings"] if entry is not None else None
     if not all(ctx.ranks.gather(found is not None)):
         say(f"udm: embedding {len(unique):,} prompts")
-        parts = range(0, len(unique), BATCH)
-        found = np.concatenate([embed([list(p) for p in unique[i : i + BATCH]]) for i in parts])
+        parts = range(0, len(unique), BATCH_SIZE)
+        found = np.concatenate(
+            [embed([list(p) for p in unique[i : i + BATCH_SIZE]]) for i in parts]
+        )
         if ctx.ranks.main:
-            store_entry(key, Entry({"embeddings": found}, {}), SHELF)
+            store_entry(key, Entry({"embeddings": found}, {}), CACHE_KIND)
     assert found is not None
-    place = {prompt: i for i, prompt in enumerate(unique)}
-    vectors: Vectors = found[[place[tuple(prompt)] for prompt in prompts]]
+    index = {prompt: i for i, prompt in enumerate(unique)}
+    vectors: Vectors = found[[index[tuple(prompt)] for prompt in prompts]]
     return vectors
 
 
@@ -120,12 +122,12 @@ def _prompts(examples: Examples) -> Iterator[list[int]]:
 
 
 class Embedder:
-    """A transformers model that embeds texts with its own tokenizer.
+    """Transformers model that embeds texts with its own tokenizer.
 
     Args:
         cfg: `embedding_model` is a folder or hub id of an encoder, a decoder, or an
             encoder-decoder, of which the encoder is taken.
-        tokenizer: the policy's, which prompts are decoded with.
+        tokenizer: the policy's, which decodes prompts.
         ctx: device and compute type.
 
     Raises:
@@ -138,13 +140,13 @@ class Embedder:
             cfg.embedding_model,
             cfg.embedding_model_revision,
         )
-        place = locate(key, path, revision, weights=True)
+        source = locate(key, path, revision, weights=True)
         require_tokenizer(key, path, revision, "Need the model's own beside it")
         with loading(key, path):
-            self.own = from_pretrained(place)
+            self.own = from_pretrained(source)
             model = load_weights(
                 AutoModel,
-                place,
+                source,
                 ENCODER,
                 key="udm.embedding_model",
                 dtype=ctx.compute,
@@ -160,13 +162,13 @@ class Embedder:
         encoder = model.get_encoder() if model.config.is_encoder_decoder else model
         self.model = encoder.eval()
         self.device, self.tokenizer, self.path = ctx.device, tokenizer, path
-        # a tokenizer that was saved without its model knows no limit
+        # a tokenizer saved without its model has no limit
         self.longest = min(self.own.model_max_length, context_length(model) or math.inf)
 
     def __call__(self, prompts: Sequence[list[int]]) -> Vectors:
-        """[prompts, d]: means of the last hidden states, padding left out.
+        """[prompts, d]: means of the last hidden states without padding.
 
-        What is past the model's positions is left out too.
+        Prompts are cut at the model's positions.
         """
         texts = self.tokenizer.batch_decode(prompts, skip_special_tokens=True)
         inputs = self.own(
@@ -181,13 +183,13 @@ class Embedder:
 
 
 def mean_over(hidden: Tensor, mask: Tensor) -> Tensor:
-    """[B, d]: the mean over the kept positions of [B, T, d]."""
+    """[B, d]: mean of [B, T, d] over the positions that the mask keeps."""
     kept = mask[..., None].to(hidden.dtype)
     return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
 WEIGHT = "weight"
-"""Column: what a row's loss is multiplied by; 1 for desirable rows."""
+"""Column: factor of a row's loss; 1 for desirable rows."""
 
 
 def add_udm_weights(
@@ -209,15 +211,15 @@ def add_udm_weights(
         else:
             label = data.train.columns["score"]
             classifier = fit_classifier(vectors, label, cfg.udm.sample_size, cfg.seed)
-        train = _weigh(data.train, classifier, vectors)
+        train = _add_weights(data.train, classifier, vectors)
         held_out = data.held_out
         if held_out is not None:
             vectors = embed_prompts(held_out, embed, name, plan.ctx)
-            held_out = _weigh(held_out, classifier, vectors)
+            held_out = _add_weights(held_out, classifier, vectors)
     return classifier, replace(data, train=train, held_out=held_out)
 
 
-def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -> Examples:
+def _add_weights(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -> Examples:
     label = examples.columns["score"]
     ratio = density_ratio(classifier.probability(vectors)).numpy()
     weight = np.where(label > 0.5, 1.0, ratio).astype(np.float32)
@@ -230,7 +232,7 @@ def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -
 
 
 def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> tuple[Embed, str]:
-    """What embeds prompts, and a name for its weights."""
+    """Embedding function, and the hash of its weights."""
     if cfg.udm.embedding_model != "reference":
         embedder = Embedder(cfg.udm, tokenizer, ctx)
         return embedder, hash_weights(embedder.model)

@@ -34,7 +34,7 @@ from rlhf_cli.train.step_source import StageState
 
 
 def preference_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> RowLoss:
-    """The weighted sum of the losses that the configuration names, over pairs."""
+    """Weighted sum of the configured pair losses."""
     want = {"logp", "entropy"} | ({"sum_sq"} if cfg.wpo else set())
 
     def values(rows: TokenBatch) -> RowValues:
@@ -91,7 +91,7 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
     found = {"logps/chosen": chosen, "logps/rejected": rejected}
     if cfg.needs_reference:
         w, r = cfg.beta * (chosen - pairs.ref_chosen), cfg.beta * (rejected - pairs.ref_rejected)
-    else:  # what these losses compare: means over tokens, save for cpo
+    else:  # these losses compare means over tokens, except cpo
         w, r = cfg.beta * chosen, cfg.beta * rejected
         if "cpo" not in cfg.losses:
             w, r = w / pairs.chosen_tokens, r / pairs.rejected_tokens
@@ -109,12 +109,12 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
 
 
 def kto_examples(loaded: Loaded, role: str, *, max_length: int) -> Examples:
-    """Examples of two rows each: a labelled one, and its prompt with the next row's response."""
+    """Make KTO's examples of two rows: a labelled one, and its prompt with another response."""
     return mismatch(unpaired_examples(loaded, role), max_length)
 
 
 def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> RowLoss:
-    """KTO over the first row of each example; the second gives the reference point."""
+    """KTO over the first row of each example; the second rows give the reference point z."""
 
     def values(rows: TokenBatch) -> RowValues:
         return labelled_row_values(policy, reference, rows)
@@ -133,13 +133,13 @@ def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> Row
 
 
 class MovingReference(StageState):
-    """Every so many steps the reference becomes a mean of the policy and itself.
+    """TR-DPO (arXiv:2404.09656): every so many steps the reference moves towards the policy.
 
     Args:
-        policy: the model that is trained.
+        policy: the trained model.
         reference: its frozen copy.
-        every: optimizer steps.
-        share: 0 to 1, of the policy in the mean (arXiv:2404.09656, eq. 6).
+        every: optimizer steps between two updates.
+        share: weight of the policy in the new reference, 0 to 1 (eq. 6).
     """
 
     def __init__(self, policy: Policy, reference: ReferenceModel, every: int, share: float) -> None:
@@ -147,12 +147,12 @@ class MovingReference(StageState):
         self.pairs = reference.params_of(policy)
 
     def after_step(self, step: int) -> None:
-        """Move, if it is time."""
+        """Update the reference if it is due."""
         if step % self.every == 0:
             with torch.no_grad():
-                for held, trained in self.pairs.values():
-                    held.lerp_(trained.to(held.dtype), self.share)
+                for reference, trained in self.pairs.values():
+                    reference.lerp_(trained.to(reference.dtype), self.share)
 
     def tensors(self) -> dict[str, Tensor]:
         """The reference's weights."""
-        return {name: held.data for name, (held, _) in self.pairs.items()}
+        return {name: reference.data for name, (reference, _) in self.pairs.items()}

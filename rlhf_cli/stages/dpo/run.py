@@ -31,7 +31,7 @@ from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
 
 
 def records_of(cfg: DPOConfig) -> tuple[type, ...]:
-    """The record classes that the loss takes, the preferred first."""
+    """Record classes that the loss reads, the preferred first."""
     return LABELLED if cfg.unpaired else (PreferenceRecord,)
 
 
@@ -41,7 +41,7 @@ def prepare(cfg: DPOConfig, out: Path) -> None:
 
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
-    """Learn from pairs which of two responses is better, or with kto from labels."""
+    """Train on pairs of a chosen and a rejected response, or with kto on labelled responses."""
     ctx = open_run(cfg, out)
     transform = partial(kto_examples, max_length=cfg.data.max_length)
     data = load_stage_data(
@@ -59,16 +59,16 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
 
 
 def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
-    """Open the held-out rows: pairs, or for kto rows with labels.
+    """Load the held-out rows: pairs, or labelled rows for kto.
 
-    Measures rewards against the model that the run started from, and log-probs of the responses.
+    The evaluation computes implicit rewards against the reference, and log-probs of the responses.
 
     Args:
-        cfg: of the run; `model.path` is its result, `data.eval` the rows.
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows.
         stage: names the shipped rows, and stands in errors.
 
     Raises:
-        ConfigError: it is not known what the policy started from.
+        ConfigError: the model that the policy started from is unknown.
         DataError: the rows cannot be read, or are of one class only.
     """
     require_reference(cfg)
@@ -83,21 +83,21 @@ def _measure(
 ) -> list[Measured]:
     columns = evaluate_against_reference(cfg, examples, tokenizer, ctx, cfg.ld_alpha)
     reward = cfg.beta * (columns["logp"] - columns["reference"])
-    said = preference_logprob_metrics(
+    logprob_metrics = preference_logprob_metrics(
         {**columns, "logp": columns["plain"]}, loaded[0], loaded[1].kind
     )
     if cfg.unpaired:
-        return [*reward_separation(reward, examples.columns["score"]), *said]
+        return [*reward_separation(reward, examples.columns["score"]), *logprob_metrics]
     chosen, rejected = reward[0::2], reward[1::2]
     return [
-        *(_of_rewards(one) for one in agreement(chosen, rejected)),
+        *(_as_training_metric(one) for one in agreement(chosen, rejected)),
         Measured("rewards/margins", (chosen - rejected,)),
         Measured("rewards/chosen", (chosen,)),
         Measured("rewards/rejected", (rejected,)),
-        *said,
+        *logprob_metrics,
     ]
 
 
-def _of_rewards(one: Measured) -> Measured:
-    """Under the name that training has for it."""
+def _as_training_metric(one: Measured) -> Measured:
+    """Rename a metric as in training."""
     return replace(one, metric="rewards/" + one.metric.replace("accuracy", "accuracies"))

@@ -19,5 +19,5 @@ def prepare(cfg: PretrainConfig, out: Path) -> None:
 
 
 def run(cfg: PretrainConfig, out: Path) -> dict[str, Any]:
-    """Learn every token of raw text."""
+    """Train on every token of raw text."""
     return train_likelihood(cfg, out, "pretrain", RECORDS)

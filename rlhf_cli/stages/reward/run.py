@@ -50,7 +50,7 @@ def prepare(cfg: RewardConfig, out: Path) -> None:
 
 
 def run(cfg: RewardConfig, out: Path) -> dict[str, Any]:
-    """Learn to score responses from pairs, rankings, scores or labels."""
+    """Train a model to score responses, on pairs, rankings, scores or labels."""
     ctx = open_run(cfg, out)
     data = load_stage_data(cfg, ctx, "reward", RECORDS)
     model = load_reward_model(cfg, data.tokenizer, ctx, data.new_tokens)
@@ -64,10 +64,10 @@ Numbers = NDArray[np.float64]
 
 
 def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
-    """Open the held-out rows; measures how well scores agree with what was judged of them.
+    """Load the held-out rows; the evaluation compares the model's scores with their labels.
 
     Args:
-        cfg: of the run; `model.path` is its result, `data.eval` the rows.
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows.
         stage: names the shipped rows, and stands in errors.
     """
     tokenizer = load_tokenizer(cfg.model)
@@ -83,16 +83,16 @@ def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext)
         return {"score": model(rows)}
 
     scores = evaluate_rows(values, model, examples, cfg, ctx)["score"]
-    said = examples.columns["score"].astype(np.float64)
+    target = examples.columns["score"].astype(np.float64)
     length = response_lengths(examples)
     if "preference" in report.kind:
-        found = list(_of_pairs(scores, said, length))
+        found = list(_pair_metrics(scores, target, length))
     elif "ranked" in report.kind:
-        found = list(_of_rankings(scores, said, examples))
+        found = list(_ranking_metrics(scores, target, examples))
     elif "labelled" in report.kind:
-        found = list(_of_labels(scores, said))
+        found = list(_label_metrics(scores, target))
     else:
-        found = list(_of_scores(scores, said))
+        found = list(_score_metrics(scores, target))
     warning = length_warning(float(pearson(scores, length)))
     if warning:
         say(warning)
@@ -100,11 +100,11 @@ def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext)
 
 
 def response_lengths(examples: Examples) -> Numbers:
-    """[R]: tokens of each row's response."""
+    """[R]: number of tokens of each row's response."""
     return np.add.reduceat(examples.trained.astype(np.float64), examples.row_starts[:-1])
 
 
-def _of_pairs(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measured]:
+def _pair_metrics(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measured]:
     chosen, rejected = scores[0::2], scores[1::2]
     yield from agreement(chosen, rejected)
     yield from length_baselines(length[0::2], length[1::2])
@@ -122,13 +122,13 @@ def _pair_error(confidence: Numbers, came_true: Numbers) -> object:
     return calibration_error(confidence, came_true, low=0.5)
 
 
-def _of_rankings(scores: Numbers, said: Numbers, examples: Examples) -> Iterator[Measured]:
-    right, pairs, best = ranking_agreement(scores, said, examples.example_starts)
+def _ranking_metrics(scores: Numbers, target: Numbers, examples: Examples) -> Iterator[Measured]:
+    right, pairs, best = ranking_agreement(scores, target, examples.example_starts)
     yield share_of_parts("accuracy", right, pairs)
     yield share_of("best of each prompt", best)
 
 
-def _of_labels(scores: Numbers, label: Numbers) -> Iterator[Measured]:
+def _label_metrics(scores: Numbers, label: Numbers) -> Iterator[Measured]:
     yield share_of("accuracy", (scores > 0) == (label > 0.5))
     yield Measured("auc", (scores, label), auc)
     chance = 1 / (1 + np.exp(-scores))
@@ -136,7 +136,7 @@ def _of_labels(scores: Numbers, label: Numbers) -> Iterator[Measured]:
     yield Measured("calibration error", (chance, label), calibration_error)
 
 
-def _of_scores(scores: Numbers, said: Numbers) -> Iterator[Measured]:
-    yield Measured("absolute error", (np.abs(scores - said),))
-    yield Measured("correlation", (scores, said), pearson)
-    yield Measured("rank correlation", (scores, said), spearman)
+def _score_metrics(scores: Numbers, target: Numbers) -> Iterator[Measured]:
+    yield Measured("absolute error", (np.abs(scores - target),))
+    yield Measured("correlation", (scores, target), pearson)
+    yield Measured("rank correlation", (scores, target), spearman)

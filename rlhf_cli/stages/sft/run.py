@@ -19,5 +19,5 @@ def prepare(cfg: SFTConfig, out: Path) -> None:
 
 
 def run(cfg: SFTConfig, out: Path) -> dict[str, Any]:
-    """Learn the responses of prompt/completion rows or chats."""
+    """Train on the responses of prompt/completion rows or chats."""
     return train_likelihood(cfg, out, "sft", RECORDS)
