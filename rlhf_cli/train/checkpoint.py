@@ -14,7 +14,7 @@ import os
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,38 @@ WEIGHTS = "weights.safetensors"
 STAGE = "stage.safetensors"
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Content of a checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        optimizer: holds the fp32 masters and moments.
+        state: JSON values of everything else: step source, metrics, fingerprint.
+        tensors: tensors of the stage.
+    """
+
+    step: int
+    optimizer: MasterAdamW
+    state: dict[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def save_checkpoint(
     out: Path,
-    step: int,
-    optimizer: MasterAdamW,
-    state: dict[str, Any],
+    content: Checkpoint,
     keep: int,
     ranks: Ranks = ALONE,
     *,
-    tensors: Mapping[str, Tensor] | None = None,
     keep_step: int | None = None,
 ) -> None:
     """Write `checkpoints/step-<step>` and delete the oldest beyond `keep`.
 
     Args:
         out: the run folder.
-        step: optimizer steps done.
-        optimizer: holds the fp32 masters and moments.
-        state: JSON values of everything else: step source, metrics, fingerprint.
+        content: what is saved.
         keep: number of checkpoints to keep, this one included.
         ranks: ranks of the run; all call this together.
-        tensors: tensors of the stage.
         keep_step: step whose checkpoint is never dropped, or None.
 
     Raises:
@@ -69,7 +80,7 @@ def save_checkpoint(
 
     def save() -> None:
         lock.require_owned(out)
-        _save(out, step, optimizer, state, everyone, tensors or {})
+        _save(out, content, everyone)
         for old in checkpoints(out)[:-keep]:
             if keep_step is None or old.name != _name(keep_step):
                 _remove(old)
@@ -81,22 +92,15 @@ def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _save(
-    out: Path,
-    step: int,
-    optimizer: MasterAdamW,
-    state: dict[str, Any],
-    rng_states: list[RngState],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def _save(out: Path, content: Checkpoint, rng_states: list[RngState]) -> None:
     folder = out / FOLDER
-    final = folder / _name(step)
-    partial = folder / f"{_name(step)}.tmp"
+    final = folder / _name(content.step)
+    partial = folder / f"{_name(content.step)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write(partial, step, optimizer, state, rng_states, tensors)
+        _write(partial, content, rng_states)
         _remove(final)
         partial.rename(final)
         _flush_entries(folder)
@@ -177,31 +181,24 @@ def _unusable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _write(
-    folder: Path,
-    step: int,
-    optimizer: MasterAdamW,
-    state: dict[str, Any],
-    rng_states: list[RngState],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def _write(folder: Path, content: Checkpoint, rng_states: list[RngState]) -> None:
     parts: dict[str, dict[str, Tensor]] = {
-        WEIGHTS: optimizer.masters,
-        "optimizer.safetensors": optimizer.moments(),
+        WEIGHTS: content.optimizer.masters,
+        "optimizer.safetensors": content.optimizer.moments(),
         "rng.safetensors": {
             f"{rank}/{name}": tensor
             for rank, of_rank in enumerate(rng_states)
             for name, tensor in of_rank.tensors.items()
         },
     }
-    if tensors:
-        parts[STAGE] = dict(tensors)
-    for name, content in parts.items():
-        save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
+    if content.tensors:
+        parts[STAGE] = dict(content.tensors)
+    for name, part in parts.items():
+        save_file({key: value.contiguous() for key, value in part.items()}, folder / name)
     document = {
-        **state,
+        **content.state,
         "format": FORMAT,
-        "step": step,
+        "step": content.step,
         "rng": [of_rank.values for of_rank in rng_states],
         "sha256": {name: _sha256(folder / name) for name in parts},
     }

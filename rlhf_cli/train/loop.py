@@ -18,6 +18,7 @@ from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.contents import METRICS
 from rlhf_cli.train.checkpoint import (
+    Checkpoint,
     load_checkpoint,
     load_weights,
     save_checkpoint,
@@ -297,16 +298,10 @@ class TrainingLoop:
             "best": self.best.state_dict(),
             "machinery": self.fingerprint,
         }
-        save_checkpoint(
-            self.ctx.out,
-            self.step,
-            self.optimizer,
-            state,
-            self.cfg.keep_checkpoints,
-            self.ranks,
-            tensors=self.task.state.tensors(),
-            keep_step=self.best.step if self.cfg.result == "best" else None,
-        )
+        content = Checkpoint(self.step, self.optimizer, state, self.task.state.tensors())
+        keep_step = self.best.step if self.cfg.result == "best" else None
+        keep = self.cfg.keep_checkpoints
+        save_checkpoint(self.ctx.out, content, keep, self.ranks, keep_step=keep_step)
 
     def _continue_from(self, checkpoint: Path) -> None:
         state = load_checkpoint(

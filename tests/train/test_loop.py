@@ -243,7 +243,8 @@ def test_a_half_deleted_checkpoint_does_not_count(tmp_path):
 def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
     stored = {"threads": 2, "micro_batch_tokens": 64, "compute": "bf16", "data": "a"}
     stored["attention"] = "per_row"
-    checkpoints.save_checkpoint(tmp_path, 3, optimizer(), {"machinery": stored}, keep=1)
+    content = checkpoints.Checkpoint(3, optimizer(), {"machinery": stored})
+    checkpoints.save_checkpoint(tmp_path, content, keep=1)
     found = latest_checkpoint(tmp_path)
     assert check_resumable(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
     with pytest.raises(CheckpointError, match=f"{name}: .* -> other"):

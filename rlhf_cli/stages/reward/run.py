@@ -13,12 +13,6 @@ from numpy.typing import NDArray
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.data.records.record import (
-    LabelledRecord,
-    PreferenceRecord,
-    RankedRecord,
-    ScoredRecord,
-)
 from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
 from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
 from rlhf_cli.evaluation.ranking import (
@@ -34,25 +28,28 @@ from rlhf_cli.evaluation.ranking import (
 from rlhf_cli.models.load import load_frozen, load_reward_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.stages.evaluation import Evaluation, evaluate_rows, load_held_out
+from rlhf_cli.stages.evaluation import (
+    PREFERENCE_RECORDS,
+    Evaluation,
+    evaluate_rows,
+    load_held_out,
+)
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.reward.loss import reward_loss
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
 from rlhf_cli.train.row_loss import RowValues
 
-RECORDS: tuple[type, ...] = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
-
 
 def prepare(cfg: RewardConfig, out: Path) -> None:
     """Tokenize before several processes start."""
-    prepare_rows(cfg, out, "reward", RECORDS)
+    prepare_rows(cfg, out, "reward", PREFERENCE_RECORDS)
 
 
 def run(cfg: RewardConfig, out: Path) -> dict[str, Any]:
     """Train a model to score responses, on pairs, rankings, scores or labels."""
     ctx = open_run(cfg, out)
-    data = load_stage_data(cfg, ctx, "reward", RECORDS)
+    data = load_stage_data(cfg, ctx, "reward", PREFERENCE_RECORDS)
     model = load_reward_model(cfg, data.tokenizer, ctx, data.new_tokens)
     data.require_fits(model)
     plan = prepare_training(cfg, ctx, model, data)
@@ -71,7 +68,7 @@ def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
         stage: names the shipped rows, and stands in errors.
     """
     tokenizer = load_tokenizer(cfg.model)
-    loaded = load_held_out(cfg, stage, tokenizer, RECORDS)
+    loaded = load_held_out(cfg, stage, tokenizer, PREFERENCE_RECORDS)
     return partial(_measure, cfg, tokenizer, loaded)
 
 
