@@ -19,6 +19,7 @@ from rlhf_cli.config.schema import aliases, knobs
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
 from rlhf_cli.runs import run_files
 from rlhf_cli.stages.registry import COMMANDS, TOOLS
+from rlhf_cli.train.config import LogConfig
 
 TINY = ["model=tiny", "data=tiny"]
 
@@ -129,10 +130,7 @@ def test_a_page_tells_type_range_and_unit():
 
 def test_a_heading_is_a_whole_sentence():
     """Of `metrics.jsonl`, the dot ended it."""
-    assert (
-        "\nlog: What is shown of the rows, and where metrics go beside `metrics.jsonl`.\n"
-        in page(COMMANDS["sft"])
-    )
+    assert f"\nlog: {LogConfig.__doc__}\n" in page(COMMANDS["sft"])
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,4 +1,4 @@
-"""What pretraining and supervised fine-tuning share: maximum likelihood on examples."""
+"""Maximum likelihood: training and evaluation of pretrain and sft."""
 
 from __future__ import annotations
 
@@ -24,52 +24,60 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balance_coefficient
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.held_out import Columns, Evaluation, numbers_of_rows, open_held_out
-from rlhf_cli.stages.session import Session
-from rlhf_cli.train.measure import row_values
-from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import row_sums, row_tokens
+from rlhf_cli.stages.evaluation import Columns, Evaluation, evaluate_rows, load_held_out
+from rlhf_cli.stages.prepare_data import StageData, load_stage_data
+from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
+from rlhf_cli.train.evaluation import compute_row_values
+from rlhf_cli.train.row_loss import RowLoss, RowValues, row_sums, row_tokens
 from rlhf_cli.train.update import Loss
 
-RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
+LIKELIHOOD_RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
 
 
 def train_likelihood(
     cfg: StageConfig, out: Path, stage: str, records: tuple[type, ...]
 ) -> dict[str, Any]:
-    """Train on every trained token of the examples, evaluate, save the result.
+    """Run pretrain or sft: train on the trained tokens, evaluate, save the result.
 
     Args:
         cfg: the whole configuration.
         out: the run folder.
         stage: names the shipped rows, and stands in errors.
-        records: the record classes that the stage takes, the preferred first.
+        records: record classes that the stage reads, the preferred first.
 
     Returns:
-        What the manifest tells of the run.
+        Summary of the run for the manifest.
     """
-    run = Session(cfg, out, stage, records)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
+    ctx = open_run(cfg, out)
+    data = load_stage_data(cfg, ctx, stage, records)
+    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    data.require_fits(policy)
+    plan = prepare_training(cfg, ctx, policy, data)
     coefficient = balance_coefficient(policy.model)
+    loss = balanced_loss(policy, coefficient) if coefficient else likelihood_loss(policy)
 
-    def token_loss(rows: TokenBatch) -> LossOutput:
+    def evaluate() -> dict[str, float]:
+        return held_out_metrics(policy, data, plan.micro_batch_tokens, ctx.ranks)
+
+    return train_and_save(plan, policy, loss, data, evaluate=evaluate)
+
+
+def likelihood_loss(policy: Policy) -> Loss:
+    """Negative log-likelihood of every trained token."""
+
+    def loss(rows: TokenBatch) -> LossOutput:
         nll = nll_loss(policy(rows).logp)
         return LossOutput(terms={"nll": LossTerm(nll.sum(), unit="tokens")})
 
-    loss: Loss = balanced_loss(policy, coefficient) if coefficient else token_loss
-
-    def evaluate(held_out: Loaded) -> dict[str, float]:
-        return held_out_metrics(policy, held_out, run.max_tokens, run.ctx.ranks)
-
-    return run.train(policy, loss, evaluate)
+    return loss
 
 
 def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
-    """Maximum likelihood and the balancing loss of a mixture of experts, over a whole step.
+    """Negative log-likelihood plus the load balancing loss of a mixture of experts.
 
     Args:
-        policy: a mixture of experts that gives its routers' logits.
-        coefficient: weight of the balancing loss.
+        policy: a mixture of experts that returns its router logits.
+        coefficient: weight of the load balancing loss.
     """
 
     def values(rows: TokenBatch) -> RowValues:
@@ -78,7 +86,7 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         nll = row_sums(nll_loss(out.logp), rows)
         return {"nll": nll, **vars(out.router)}
 
-    def of(found: RowValues) -> LossOutput:
+    def loss(found: RowValues) -> LossOutput:
         balance = load_balancing_loss(found["chosen"], found["share"], found["tokens"])
         rows = len(found["nll"])
         terms = {
@@ -87,30 +95,33 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         }
         return LossOutput(terms, {"router/balance_loss": (balance.detach(), 1)})
 
-    return RowLoss(values, of, couples=True)
+    return RowLoss(values, loss, couples_rows=True)
 
 
 def held_out_metrics(
-    policy: Policy, held_out: Loaded, max_tokens: int, ranks: Ranks = SINGLE_PROCESS
+    policy: Policy, data: StageData, max_tokens: int, ranks: Ranks = SINGLE_PROCESS
 ) -> dict[str, float]:
-    """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
-    examples, report = held_out
-    found, _ = row_values(token_sums(policy), examples, max_tokens, policy.device, ranks)
+    """Loss per token (nats), perplexity, top-1 accuracy; for raw text also bits per byte."""
+    assert data.held_out is not None
+    assert data.held_out_report is not None
+    values = token_sums(policy)
+    found, _ = compute_row_values(values, data.held_out, max_tokens, policy.device, ranks)
     columns = {name: column.numpy() for name, column in found.items()}
-    size = np.full(len(columns["nll"]), report.text_bytes / len(columns["nll"]))
+    rows = len(columns["nll"])
+    size = np.full(rows, data.held_out_report.text_bytes / rows)
     return {measured.metric: measured.value for measured in likelihood(columns, size)}
 
 
-def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
-    """Open the held-out rows; measures a saved model by what each of them gives.
+def open_likelihood_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
+    """Load the held-out rows; the evaluation computes a saved model's likelihood metrics.
 
     Args:
-        cfg: of the run that made the model; `model.path` is its result, `data.eval` the rows: raw
-            text, responses or chats.
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows: raw text,
+            responses or chats.
         stage: names the shipped rows, and stands in errors.
     """
     tokenizer = load_tokenizer(cfg.model)
-    loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
+    loaded = load_held_out(cfg, stage, tokenizer, LIKELIHOOD_RECORDS)
     return partial(_measure, cfg, tokenizer, loaded)
 
 
@@ -119,13 +130,13 @@ def _measure(
 ) -> list[Measurement]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
-    columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
+    columns = evaluate_rows(token_sums(policy), policy, examples, cfg, ctx)
     size = text_bytes(examples, report.text_bytes, tokenizer)
     return likelihood(columns, size)
 
 
 def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
-    """What a row's scored tokens add up to: nats, tokens, and those that are the likeliest."""
+    """Function that sums over each row: NLL (nats), tokens, and correct top-1 predictions."""
 
     def values(rows: TokenBatch) -> RowValues:
         out = policy(rows, want=("logp", "top1"))
@@ -140,11 +151,11 @@ def token_sums(policy: Policy) -> Callable[[TokenBatch], RowValues]:
 
 
 def likelihood(columns: Columns, size: Values) -> list[Measurement]:
-    """Metrics of a language model.
+    """Loss, perplexity, accuracy and bits per byte of a language model.
 
     Args:
         columns: `nll` (nats), `right` and `tokens` of each row, [R] each.
-        size: [R], bytes of text in each row; zeros for what is no raw text.
+        size: [R], bytes of raw text in each row; zeros for other rows.
     """
     nll, tokens = columns["nll"], columns["tokens"]
     found = [
@@ -156,22 +167,22 @@ def likelihood(columns: Columns, size: Values) -> list[Measurement]:
 
 
 def perplexity(nll: Values, tokens: Values) -> Any:
-    """[...]: e to the loss a token."""
+    """[...]: exp of the loss per token."""
     with np.errstate(over="ignore"):  # infinite beyond a loss of 709 nats
         return np.exp(ratio_of_sums(nll, tokens))
 
 
 def bits(nll: Values, size: Values) -> Any:
-    """[...]: nats of text as bits of each of its bytes."""
+    """[...]: NLL in bits per byte of text."""
     return ratio_of_sums(nll, size) / math.log(2)
 
 
 def text_bytes(examples: Examples, total: int, tokenizer: Any) -> Values:
-    """[R]: how many of all bytes of raw text are in each row, by what its tokens spell.
+    """[R]: bytes of raw text in each row, in proportion to its decoded length.
 
     Args:
         examples: a document may be cut into several rows.
-        total: bytes of all documents; 0 for what is no raw text.
+        total: bytes of all documents; 0 for other rows.
         tokenizer: decodes the tokens.
     """
     bounds = examples.row_starts

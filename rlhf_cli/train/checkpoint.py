@@ -2,8 +2,8 @@
 
 A folder `step-000200` holds `weights.safetensors` (fp32 masters), `optimizer.safetensors` (moments
 by parameter name), `rng.safetensors`, `state.json`, and `stage.safetensors` where a stage keeps
-tensors of its own. It is written beside its name, flushed to disk and renamed; a crash leaves the
-one before. Rank 0 writes it, with the generators of all ranks.
+tensors of its own. It is written under a temporary name, flushed to disk and renamed; a crash
+leaves the one before. Rank 0 writes it, with the random states of all ranks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +28,6 @@ from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.runs import lock, run_files
 from rlhf_cli.runs.folder import list_checkpoints
-from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 3
@@ -33,44 +36,55 @@ WEIGHTS = "weights.safetensors"
 STAGE = "stage.safetensors"
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """Content of a checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        optimizer: holds the fp32 masters and moments.
+        state: JSON values of everything else: step source, metrics, fingerprint.
+        tensors: tensors of the stage.
+    """
+
+    step: int
+    optimizer: MasterAdamW
+    state: dict[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def save_checkpoint(
     out: Path,
-    step: int,
-    optimizer: MasterAdamW,
-    state: dict[str, Any],
+    content: Checkpoint,
     keep: int,
     ranks: Ranks = SINGLE_PROCESS,
     *,
-    tensors: Mapping[str, Tensor] | None = None,
-    spared: int | None = None,
+    keep_step: int | None = None,
 ) -> None:
-    """Write `checkpoints/step-<step>` and drop the oldest beyond `keep`.
+    """Write `checkpoints/step-<step>` and delete the oldest beyond `keep`.
 
     Args:
         out: the run folder.
-        step: optimizer steps done.
-        optimizer: its masters and moments are saved.
-        state: JSON values of everything else: source, metrics, machinery.
-        keep: checkpoints to keep, this one included.
-        ranks: all call this together.
-        tensors: of the stage's own.
-        spared: a step whose checkpoint is kept in any case; none is by default.
+        content: what is saved.
+        keep: number of checkpoints to keep, this one included.
+        ranks: ranks of the run; all call this together.
+        keep_step: step whose checkpoint is never dropped, or None.
 
     Raises:
         CheckpointError: it could not be written, or another process took the folder over; the
             checkpoints before it stand.
     """
-    own = read_generators()
+    own = read_rng_state()
     gathered = zip(
         ranks.all_gather_tensors(own.tensors), ranks.all_gather_json(own.values), strict=True
     )
-    everyone = [Generators(*one) for one in gathered]
+    everyone = [RngState(*one) for one in gathered]
 
     def save() -> None:
         lock.require_owned(out)
-        _save(out, step, optimizer, state, everyone, tensors or {})
+        _save(out, content, everyone)
         for old in list_checkpoints(out)[:-keep]:
-            if spared is None or old.name != _name(spared):
+            if keep_step is None or old.name != _name(keep_step):
                 _remove(old)
 
     ranks.run_on_main(save)
@@ -80,22 +94,15 @@ def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def _save(
-    out: Path,
-    step: int,
-    optimizer: MasterAdamW,
-    state: dict[str, Any],
-    generators: list[Generators],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def _save(out: Path, content: Checkpoint, rng_states: list[RngState]) -> None:
     folder = out / FOLDER
-    final = folder / _name(step)
-    partial = folder / f"{_name(step)}.tmp"
+    final = folder / _name(content.step)
+    partial = folder / f"{_name(content.step)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        _write(partial, step, optimizer, state, generators, tensors)
+        _write(partial, content, rng_states)
         _remove(final)
         partial.rename(final)
         _flush_entries(folder)
@@ -110,13 +117,13 @@ def _save(
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest complete checkpoint of a run folder."""
+    """The newest complete checkpoint in a run folder, or None."""
     found = list_checkpoints(out)
     return found[-1] if found else None
 
 
 def load_weights(out: Path, step: int) -> dict[str, Tensor]:
-    """The fp32 masters alone, as they were after a step.
+    """Load the fp32 masters of a step, and nothing else.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
@@ -133,10 +140,10 @@ def load_weights(out: Path, step: int) -> dict[str, Tensor]:
 def load_checkpoint(
     path: Path, optimizer: MasterAdamW, tensors: Mapping[str, Tensor], rank: int = 0
 ) -> dict[str, Any]:
-    """Put masters, moments, the stage's own tensors and a rank's random generators back.
+    """Restore masters, moments, the stage's tensors and this rank's random number generators.
 
     Returns:
-        What `state` was at saving, with `step`.
+        The saved `state`, with `step`.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another model.
@@ -148,14 +155,14 @@ def load_checkpoint(
         stored = load_file(path / STAGE) if tensors else {}
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
-        restore_generators(_generators_of(rank, path, state["rng"]))
+        restore_rng_state(_rng_state_of(rank, path, state["rng"]))
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
         raise _unusable(path, error) from error
     return state
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint.
+    """Read the JSON part of a checkpoint.
 
     Raises:
         CheckpointError: it is missing, damaged or of another version.
@@ -176,42 +183,35 @@ def _unusable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _write(
-    folder: Path,
-    step: int,
-    optimizer: MasterAdamW,
-    state: dict[str, Any],
-    generators: list[Generators],
-    tensors: Mapping[str, Tensor],
-) -> None:
+def _write(folder: Path, content: Checkpoint, rng_states: list[RngState]) -> None:
     parts: dict[str, dict[str, Tensor]] = {
-        WEIGHTS: optimizer.masters,
-        "optimizer.safetensors": optimizer.moments(),
+        WEIGHTS: content.optimizer.masters,
+        "optimizer.safetensors": content.optimizer.moments(),
         "rng.safetensors": {
             f"{rank}/{name}": tensor
-            for rank, of_rank in enumerate(generators)
+            for rank, of_rank in enumerate(rng_states)
             for name, tensor in of_rank.tensors.items()
         },
     }
-    if tensors:
-        parts[STAGE] = dict(tensors)
-    for name, content in parts.items():
-        save_file({key: value.contiguous() for key, value in content.items()}, folder / name)
+    if content.tensors:
+        parts[STAGE] = dict(content.tensors)
+    for name, part in parts.items():
+        save_file({key: value.contiguous() for key, value in part.items()}, folder / name)
     document = {
-        **state,
+        **content.state,
         "format": FORMAT,
-        "step": step,
-        "rng": [of_rank.values for of_rank in generators],
+        "step": content.step,
+        "rng": [of_rank.values for of_rank in rng_states],
         "sha256": {name: _sha256(folder / name) for name in parts},
     }
     (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
     flush_folder(folder)
 
 
-def _generators_of(rank: int, path: Path, values: list[dict[str, Any]]) -> Generators:
+def _rng_state_of(rank: int, path: Path, values: list[dict[str, Any]]) -> RngState:
     own, stored = f"{rank}/", load_file(path / "rng.safetensors")
     tensors = {n.removeprefix(own): t for n, t in stored.items() if n.startswith(own)}
-    return Generators(tensors, values[rank])
+    return RngState(tensors, values[rank])
 
 
 def _verify(path: Path, hashes: dict[str, str]) -> None:
@@ -226,7 +226,7 @@ def _sha256(path: Path) -> str:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint; one that is deleted by half must not look complete."""
+    """Delete a checkpoint, renamed first: a half-deleted one must not look complete."""
     if folder.exists():
         doomed = folder.with_suffix(".old")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -235,7 +235,7 @@ def _remove(folder: Path) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force all that is in a folder, and the names, to disk."""
+    """Flush a folder's files and directory entries to disk."""
     for entry in folder.iterdir():
         if entry.is_dir():
             flush_folder(entry)
@@ -257,3 +257,37 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return first_line(error)
+
+
+@dataclass(frozen=True)
+class RngState:
+    """State of the random number generators of one process.
+
+    Attributes:
+        tensors: torch's states, by device type.
+        values: states of `random` and NumPy, as JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def read_rng_state() -> RngState:
+    """Random states of this process."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy_state = [name, np.asarray(keys).tolist(), *rest]
+    return RngState(tensors, {"python": random.getstate(), "numpy": numpy_state})
+
+
+def restore_rng_state(state: RngState) -> None:
+    """Restore the random states of this process."""
+    torch.set_rng_state(state.tensors["cpu"])
+    if torch.cuda.is_available() and "cuda" in state.tensors:
+        torch.cuda.set_rng_state(state.tensors["cuda"])
+    version, internal, gauss = state.values["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state.values["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

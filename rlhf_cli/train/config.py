@@ -7,11 +7,11 @@ from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Machinery, Uni
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """The loop: steps, optimizer, schedule, evaluation and checkpoints."""
+    """Training loop: steps, optimizer, schedule, evaluation and checkpoints."""
 
     lr: Annotated[float, Above(0)] | Literal["auto"] = "auto"
-    """Peak learning rate of AdamW. `auto` is the stage's: for pretrain and sft 2e-5, with an
-    adapter 2e-4."""
+    """Peak learning rate of AdamW. `auto` is the stage's default: for pretrain and sft 2e-5, or
+    2e-4 with an adapter."""
 
     epochs: Annotated[int, AtLeast(1)] = 1
     """Passes over the training rows; `train.max_steps` ends the run earlier."""
@@ -20,75 +20,75 @@ class TrainConfig:
     """Stop after this many steps, starting new epochs as needed; 0 lets `train.epochs` decide."""
 
     batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 32
-    """Examples per optimizer step over all devices; mathematics, not memory."""
+    """Examples per optimizer step over all devices; it does not change memory use."""
 
     micro_batch_tokens: Annotated[int, AtLeast(0), Machinery(), Unit("tokens")] = 0
-    """Tokens one forward pass holds; no effect on the result. 0 finds it from the model's shape and
-    the device's memory."""
+    """Tokens of one forward and backward pass; no effect on the result. 0 finds it from the model's
+    shape and the device's memory."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Compute type; trained weights keep fp32 masters. `auto` is bf16 where the hardware has it."""
+    """Compute dtype; trained weights keep fp32 masters. `auto` is bf16 if the hardware has it."""
 
     warmup_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
-    """Steps over which the rate rises linearly from 0 to `train.lr`."""
+    """Steps in which the learning rate rises linearly from 0 to `train.lr`."""
 
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Decay after warm-up; `wsd` is constant, then linear over the last `train.decay_fraction`."""
 
     min_lr_ratio: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-    """Final rate as a share of `train.lr`; not used by `constant`."""
+    """Final learning rate as a fraction of `train.lr`; not used by `constant`."""
 
     decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
-    """Share of all steps in which `wsd` decays."""
+    """Fraction of all steps in which `wsd` decays."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
-    """`adamw_8bit` holds the moments in 8 bits (arXiv:2110.02861), `paged_*` lets them go to the
-    host's memory where a GPU's is short (arXiv:2305.14314); both need the extra `quant`."""
+    """`adamw_8bit` keeps the moments in 8 bits (arXiv:2110.02861), `paged_*` moves them to the host
+    when GPU memory runs short (arXiv:2305.14314); both need the extra `quant`."""
 
     weight_decay: Annotated[float, AtLeast(0)] = 0.0
-    """Decoupled decay of AdamW on matrices; biases and norms have none."""
+    """Decoupled weight decay of AdamW on matrices; biases and norms have none."""
 
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
-    """Decay of AdamW's first moment."""
+    """AdamW's β1: decay of the first moment."""
 
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
-    """Decay of AdamW's second moment."""
+    """AdamW's β2: decay of the second moment."""
 
     adam_epsilon: Annotated[float, Above(0)] = 1e-8
-    """AdamW's term against division by zero."""
+    """AdamW's ε: added to the denominator."""
 
     max_grad_norm: Annotated[float, AtLeast(0)] = 1.0
-    """Clip the global gradient norm to this; 0 never clips."""
+    """Clip the global gradient norm to this value; 0 never clips."""
 
     eval_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
-    """Evaluate every so many steps; 0 evaluates before the first and after the last step only."""
+    """Steps between evaluations; 0 evaluates before the first and after the last step only."""
 
     early_stop: Annotated[int, AtLeast(0), Unit("evaluations")] = 0
-    """End the run after this many evaluations in a row without a lower held-out loss; 0 never."""
+    """Stop after this many evaluations in a row without a lower held-out loss; 0 never stops."""
 
     result: Literal["last", "best"] = "last"
-    """Which weights the run gives: those of the last step, or of the lowest held-out loss, whose
-    checkpoint is then kept; where no step lowered it, these are the starting weights."""
+    """Weights that the run saves: of the last step, or of the lowest held-out loss, whose
+    checkpoint is then kept; if no step lowered it, the starting weights."""
 
     save_steps: Annotated[int, AtLeast(0), Machinery(), Unit("optimizer steps")] = 0
-    """Write a checkpoint every so many steps; 0 only at the end."""
+    """Steps between checkpoints; 0 writes one only at the end."""
 
     keep_checkpoints: Annotated[int, AtLeast(1), Machinery()] = 3
-    """Newest checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
 
     log_steps: Annotated[int, AtLeast(1), Machinery(), Unit("optimizer steps")] = 1
-    """Write one line of metrics every so many steps; values in between are merged, not lost."""
+    """Steps between lines of metrics; a line averages the steps since the last one."""
 
     gradient_checkpointing: Annotated[bool, Machinery()] = False
-    """Recompute activations in the backward pass: about a third slower, far less memory."""
+    """Recompute activations in the backward pass: about a third slower, much less memory."""
 
     compile: Annotated[bool, Machinery()] = False
-    """Compile the layers with torch.compile, which takes half a minute to two before the first
-    step; on a CPU it needs a C++ compiler. Not beside `train.gradient_checkpointing`."""
+    """Compile the layers with torch.compile: half a minute to two minutes before the first step; on
+    a CPU it needs a C++ compiler. Does not work with `train.gradient_checkpointing`."""
 
     deterministic: Annotated[bool, Machinery()] = False
-    """Use torch's deterministic algorithms: on a GPU the same run gives the same bits again, more
-    slowly, and an operation that has no such algorithm ends the run. A CPU needs it for nothing."""
+    """Use torch's deterministic algorithms: a GPU run is then bitwise reproducible, but slower, and
+    stops at an operation that has no such algorithm. CPU runs are deterministic without it."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
@@ -120,16 +120,16 @@ Tracker = Literal[
 
 @dataclass(kw_only=True)
 class LogConfig:
-    """What is shown of the rows, and where metrics go beside `metrics.jsonl`."""
+    """Output of the run: shown examples, and trackers beside `metrics.jsonl`."""
 
     trackers: list[Tracker] = field(default_factory=list)
-    """Names of trackers, as in `[tensorboard]`; each needs its own package."""
+    """Experiment trackers, as in `[tensorboard]`; each needs its own package."""
 
     preview: Annotated[bool, Machinery()] = True
-    """Show the first training example, its trained tokens marked; in a sweep the first job does."""
+    """Show the first training example, trained tokens marked; in a sweep, only in the first job."""
 
     samples: Annotated[Literal["short", "full"], Machinery()] = "short"
-    """How much of the first example and of sampled responses is shown: `short` cuts long texts."""
+    """Length of the shown example and responses: `short` cuts long texts."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

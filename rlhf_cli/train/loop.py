@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop of all stages."""
 
 from __future__ import annotations
 
@@ -18,41 +18,43 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
-from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
+    Checkpoint,
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.exchange import require_equal_weights
-from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
-from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.schedule import learning_rate
-from rlhf_cli.train.signals import StopRequest, stop_on_request
-from rlhf_cli.train.source import StageState, StepSource
-from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
-from rlhf_cli.train.tracking import Trackers
+from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
+from rlhf_cli.train.optim import MasterAdamW, learning_rate
+from rlhf_cli.train.resume import StartPoint
+from rlhf_cli.train.step_source import StageState, StepSource
+from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
+from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
 from rlhf_cli.train.update import (
     Loss,
     NonFiniteStep,
     accumulate,
     clip_and_step,
-    culprits,
+    find_non_finite_examples,
+    require_equal_weights,
 )
+
+Evaluate = Callable[[], dict[str, float]]
+"""Computes held-out metrics; called without gradients."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run did.
+    """Result of a training run.
 
     Attributes:
-        steps: optimizer steps of the whole run, earlier parts included.
-        seconds: of this process in the loop.
-        peak_memory: bytes, the most that each rank's process held.
+        steps: optimizer steps of the whole run, those before a resume included.
+        seconds: time of this process in the loop.
+        peak_memory: peak memory of each rank's process, in bytes.
         weights: name -> fp32 master of each trained parameter.
-        before: evaluation before the first step.
-        after: evaluation after the last step.
+        before: metrics before the first step.
+        after: metrics after the last step.
     """
 
     steps: int
@@ -63,33 +65,80 @@ class RunResult:
     after: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class Trainer:
-    """The state that one run of the loop carries from step to step."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What a run trains: a model on the steps of a source, with a loss.
+
+    Attributes:
+        policy: in fp32; its parameters are cast to the compute type when training starts.
+        source: yields the optimizer steps.
+        loss: micro-batch -> sums with their units.
+        locate: rows of one example -> `file:line`, to name an example that fails.
+        evaluate: held-out metrics, or None; called without gradients.
+        state: what the stage keeps from step to step beside the weights.
+    """
 
     policy: ModelWrapper
     source: StepSource
     loss: Loss
-    cfg: TrainConfig
-    lr: float
-    ctx: RunContext
-    evaluate: Callable[[], dict[str, float]] | None
-    where: Callable[[TokenBatch], str]
-    machinery: dict[str, Any]
-    trackers: Trackers | None = None
+    locate: Callable[[TokenBatch], str]
+    evaluate: Evaluate | None = None
     state: StageState = field(default_factory=StageState)
 
-    def __post_init__(self) -> None:
-        self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
-        self.ranks = self.ctx.ranks
+
+def fit(
+    task: TrainingTask,
+    cfg: TrainConfig,
+    ctx: RunContext,
+    start: StartPoint | None = None,
+    trackers: Trackers | None = None,
+) -> RunResult:
+    """Train a model on the steps of a source.
+
+    Args:
+        task: model, source, loss and evaluation.
+        cfg: steps, optimizer, schedule, logging, saving; `lr` is a number.
+        ctx: device, compute type, run folder, and the ranks that take part; each calls this.
+        start: the checkpoint to continue from, and the fingerprint that checkpoints store.
+        trackers: receive the same values as `metrics.jsonl`.
+
+    Returns:
+        Steps, time, memory, and the evaluations before and after.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite; that step changed nothing.
+        CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
+        RankFailed: another rank ended.
+    """
+    start = start or StartPoint()
+    return TrainingLoop(task, cfg, ctx, start.fingerprint, trackers).run(start.checkpoint)
+
+
+class TrainingLoop:
+    """The loop and the state that it carries from step to step; `fit` runs it."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        cfg: TrainConfig,
+        ctx: RunContext,
+        fingerprint: dict[str, Any],
+        trackers: Trackers | None = None,
+    ) -> None:
+        assert cfg.lr != "auto"  # the stage's default rate is filled in before
+        self.task, self.cfg, self.ctx = task, cfg, ctx
+        self.lr: float = cfg.lr
+        self.fingerprint, self.trackers = fingerprint, trackers
+        self.optimizer = MasterAdamW(task.policy, cfg, ctx.compute)
+        self.ranks = ctx.ranks
         self.meter = Meter(self.ranks)
-        self.file = MetricsFile(self.ctx.out / METRICS, self.ranks)
+        self.file = MetricsFile(ctx.out / METRICS, self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.best = Best()
-        self.work = work_of(self.policy)
-        self.peak = measure_peak(self.ctx.device, self.ctx.compute)
+        self.best = BestEvaluation()
+        self.flops = count_flops(task.policy)
+        self.peak = measure_peak(ctx.device, ctx.compute)
 
     def run(self, checkpoint: Path | None) -> RunResult:
         """Train from a checkpoint, or from the beginning, to the last step."""
@@ -101,8 +150,8 @@ class Trainer:
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # other rows, other noise
             self.before = self._evaluate()
             if self.before:
-                self.best.note(0, self.before)
-            self.log(under("eval/", self.before))
+                self.best.update(0, self.before)
+            self.log(with_prefix("eval/", self.before))
             if self.before and self.cfg.result == "best":
                 self._save()  # the starting weights, which no later step may be better than
         require_equal_weights(self.optimizer, self.ranks, self.step)
@@ -114,7 +163,7 @@ class Trainer:
         return RunResult(self.step, seconds, memory, weights, self.before, after)
 
     def _result(self) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The weights that the run gives, and how they were evaluated."""
+        """The resulting weights, and their held-out metrics."""
         if self.cfg.result == "last" or self.best.step == self.step:
             return self.optimizer.masters, self.after
         which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
@@ -122,9 +171,9 @@ class Trainer:
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
-        """All remaining steps."""
-        with contextlib.closing(ProgressLine(self.source.total_steps, self.step)) as progress:
-            while not self._gave_up() and self.take():
+        """Take all remaining steps."""
+        with contextlib.closing(ProgressLine(self.task.source.total_steps, self.step)) as progress:
+            while not self._stops_early() and self.train_step():
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
                     values |= self.meter.read() | {"memory_bytes": peak_memory(self.ctx.device)}
@@ -133,61 +182,61 @@ class Trainer:
                 if self._due(self.cfg.eval_steps):
                     progress.close()
                     self.after = self._evaluate()
-                    values |= under("eval/", self.after)
-                    better = bool(self.after) and self.best.note(self.step, self.after)
+                    values |= with_prefix("eval/", self.after)
+                    better = bool(self.after) and self.best.update(self.step, self.after)
                 self.log(values)
                 asked = stop.agreed(self.ranks)
-                wanted = (better and self.cfg.result == "best") or self._gave_up()
+                wanted = (better and self.cfg.result == "best") or self._stops_early()
                 if asked or wanted or self._due(self.cfg.save_steps):
                     self._save()
-                if asked and self.step < self.source.total_steps:
+                if asked and self.step < self.task.source.total_steps:
                     raise Interrupted(
                         f"{asked} after step {self.step}; the checkpoint is written. "
                         "Give the same command again to continue"
                     )
         self.log(self.meter.read())  # an early end can leave steps between two logged ones
 
-    def _gave_up(self) -> bool:
-        """Whether the held-out loss has not fallen for as long as is waited for."""
+    def _stops_early(self) -> bool:
+        """Whether the held-out loss has not fallen for `early_stop` evaluations."""
         return 0 < self.cfg.early_stop <= self.best.waited
 
     def log(self, values: dict[str, float]) -> None:
-        """Write values of the step to `metrics.jsonl` and the trackers; nothing where none are."""
+        """Write values of the step, if any, to `metrics.jsonl` and the trackers."""
         if values:
             self.file.write(self.step, values)
             if self.trackers is not None:
                 self.trackers.log(self.step, values)
 
     def _due(self, every: int) -> bool:
-        """Whether something is to be done after this step; the last step is always one."""
-        return self.step == self.source.total_steps or bool(every and self.step % every == 0)
+        """Whether something done `every` so many steps is due; after the last step it always is."""
+        return self.step == self.task.source.total_steps or bool(every and self.step % every == 0)
 
-    def take(self) -> bool:
-        """One step, or false when the run is over."""
+    def train_step(self) -> bool:
+        """Take one step; return False if there is none left."""
         began = time.monotonic()
-        updates = self.source.next_step()
+        updates = self.task.source.next_step()
         if updates is None:
             return False
-        lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
+        lr = learning_rate(self.lr, self.step, self.task.source.total_steps, self.cfg)
         done: list[TokenBatch] = []
         for update in updates:
             self._update(update, lr)
             done += update
         self.step += 1
-        self.file.make()
-        self.state.after_step(self.step)
-        self.meter.add(self.source.take_metrics())
+        self.file.touch()
+        self.task.state.after_step(self.step)
+        self.meter.add(self.task.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)
         return True
 
     def _update(self, update: list[TokenBatch], lr: float) -> None:
-        """One move of the optimizer; every rank notes its rows, rank 0 what is the same on all."""
+        """Take one optimizer step; rank 0 adds the metrics that are the same on all ranks."""
         device_rows = [rows.to(self.ctx.device) for rows in update]
-        gradients = accumulate(device_rows, self.loss, self.optimizer, self.ranks)
+        gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
         try:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
-            raise self._explain(error, device_rows) from error
+            raise self._non_finite(error, device_rows) from error
         once = int(self.ranks.is_main)
         self.meter.add(
             {
@@ -198,11 +247,11 @@ class Trainer:
         )
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
-        """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
+        """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
         once = int(self.ranks.is_main)
         tokens = sum(len(rows.tokens) for rows in done)
-        computed = float(sum(self.policy.computed_tokens(rows) for rows in done))
-        work = sum(self.work.of(rows) for rows in done)
+        computed = float(sum(self.task.policy.computed_tokens(rows) for rows in done))
+        work = sum(self.flops.of_batch(rows) for rows in done)
         self.meter.add(
             {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
@@ -213,11 +262,11 @@ class Trainer:
             }
         )
 
-    def _explain(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
-        """Name the rows; parameters are still those of the step before."""
+    def _non_finite(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
+        """The error that names the examples; parameters are still those of the step before."""
         own = sorted(
-            (rows.owners[0], self.where(rows), what)
-            for rows, what in culprits(step, self.loss, self.optimizer)
+            (rows.owners[0], self.task.locate(rows), what)
+            for rows, what in find_non_finite_examples(step, self.task.loss, self.optimizer)
         )
         found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
@@ -230,10 +279,10 @@ class Trainer:
         return NonFinite("\n".join([head, *named]))
 
     def _evaluate(self) -> dict[str, float]:
-        if self.evaluate is None:
+        if self.task.evaluate is None:
             return {}
-        with torch.no_grad(), without_dropout(self.policy):
-            values = self.evaluate()
+        with torch.no_grad(), without_dropout(self.task.policy):
+            values = self.task.evaluate()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         logger.info(f"held-out after step {self.step}: {shown}")
         return values
@@ -241,95 +290,36 @@ class Trainer:
     def _save(self) -> None:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {
-            "source": self.source.state_dict(),
-            "stage": self.state.state_dict(),
+            "source": self.task.source.state_dict(),
+            "stage": self.task.state.state_dict(),
             "meter": self.ranks.all_gather_json(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
             "best": self.best.state_dict(),
-            "machinery": self.machinery,
+            "machinery": self.fingerprint,
         }
-        save_checkpoint(
-            self.ctx.out,
-            self.step,
-            self.optimizer,
-            state,
-            self.cfg.keep_checkpoints,
-            self.ranks,
-            tensors=self.state.tensors(),
-            spared=self.best.step if self.cfg.result == "best" else None,
-        )
+        content = Checkpoint(self.step, self.optimizer, state, self.task.state.tensors())
+        keep_step = self.best.step if self.cfg.result == "best" else None
+        keep = self.cfg.keep_checkpoints
+        save_checkpoint(self.ctx.out, content, keep, self.ranks, keep_step=keep_step)
 
     def _continue_from(self, checkpoint: Path) -> None:
-        state = load_checkpoint(checkpoint, self.optimizer, self.state.tensors(), self.ranks.rank)
-        self.source.load_state_dict(state["source"])
-        self.state.load_state_dict(state["stage"])
+        state = load_checkpoint(
+            checkpoint, self.optimizer, self.task.state.tensors(), self.ranks.rank
+        )
+        self.task.source.load_state_dict(state["source"])
+        self.task.state.load_state_dict(state["stage"])
         self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
-        self.best = Best(**state["best"])
+        self.best = BestEvaluation(**state["best"])
         logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
         )
 
 
-def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    """The values with a prefix to their names."""
+def with_prefix(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    """The values with a prefix added to their names."""
     return {f"{prefix}{name}": value for name, value in values.items()}
-
-
-def fit(
-    policy: ModelWrapper,
-    source: StepSource,
-    loss: Loss,
-    cfg: TrainConfig,
-    ctx: RunContext,
-    *,
-    lr: float,
-    where: Callable[[TokenBatch], str],
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    checkpoint: Path | None = None,
-    machinery: dict[str, Any] | None = None,
-    trackers: Trackers | None = None,
-    state: StageState | None = None,
-) -> RunResult:
-    """Train a policy on the steps of a source.
-
-    Args:
-        policy: in fp32; its parameters become the compute type here.
-        source: yields steps.
-        loss: rows -> sums with their units.
-        cfg: steps, optimizer, schedule, logging, saving.
-        ctx: device, compute type, run folder, and the ranks that take part; each calls this.
-        lr: peak learning rate.
-        where: the rows of one example -> `file:line`, to name one that fails.
-        evaluate: held-out metrics; called without gradients.
-        checkpoint: continue from this one.
-        machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.
-        trackers: get what `metrics.jsonl` gets.
-        state: what the stage keeps from step to step.
-
-    Returns:
-        Steps, time, memory, and the evaluations before and after.
-
-    Raises:
-        NonFinite: a loss or gradient was not finite; nothing was changed by that step.
-        CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
-        PeerLost: another rank ended.
-    """
-    trainer = Trainer(
-        policy,
-        source,
-        loss,
-        cfg,
-        lr,
-        ctx,
-        evaluate,
-        where,
-        machinery or {},
-        trackers,
-        state or StageState(),
-    )
-    return trainer.run(checkpoint)

@@ -1,4 +1,4 @@
-"""Metrics: merged as sums and counts, written as flat JSON lines, shown as one line."""
+"""Metrics: summed over steps and ranks, written to metrics.jsonl, shown, sent to trackers."""
 
 from __future__ import annotations
 
@@ -9,30 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 
+from rlhf_cli.console import logger
 from rlhf_cli.data.progress import LiveLine, clock
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
-from rlhf_cli.errors import CheckpointError
-from rlhf_cli.runs import lock
+from rlhf_cli.errors import CheckpointError, RlhfError, first_line
+from rlhf_cli.runs import lock, log, run_files
 from rlhf_cli.runs.run_files import read_json_lines, read_lines, write_text_atomic
 
 
 class Meter:
-    """Running sums of metrics between two log lines; on the device and of one rank until read."""
+    """Sums and counts of metrics between two logged lines, kept on the device until read."""
 
     def __init__(self, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.ranks = ranks
         self.sums: dict[str, tuple[Tensor | float, Tensor | float]] = {}
 
     def add(self, metrics: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:
-        """Take in the sums and counts of one step."""
+        """Add the sums and counts of one step."""
         for name, (total, count) in metrics.items():
             old_total, old_count = self.sums.get(name, (0.0, 0))
             self.sums[name] = (old_total + total.double(), old_count + count)
 
     def read(self) -> dict[str, float]:
-        """The means over all ranks since the last reading; starts anew."""
+        """Means over all ranks since the last call; resets the sums."""
         merged: dict[str, tuple[float, float]] = {}
         for own in self.ranks.all_gather_json(self.state_dict()):
             for name, (total, count) in own.items():
@@ -55,7 +58,7 @@ class Meter:
 
 
 def _numbers(values: Sequence[Tensor | float]) -> list[float]:
-    """Numbers and scalar tensors as numbers; the host waits once for what is on a GPU."""
+    """Convert numbers and scalar tensors to floats; tensors on a GPU in one transfer."""
     there = [value.double() for value in values if isinstance(value, Tensor) and value.is_cuda]
     read = iter(torch.stack(there).tolist() if there else [])
     return [
@@ -65,7 +68,7 @@ def _numbers(values: Sequence[Tensor | float]) -> list[float]:
 
 
 class MetricsFile:
-    """`metrics.jsonl`: one flat object a logged step; only rank 0 writes it."""
+    """`metrics.jsonl`: one flat JSON object per logged step, written by rank 0."""
 
     def __init__(self, path: Path, ranks: Ranks = SINGLE_PROCESS) -> None:
         self.path = path
@@ -82,8 +85,8 @@ class MetricsFile:
             self._append(json.dumps({"step": step, **values}) + "\n")
             self.lines += 1
 
-    def make(self) -> None:
-        """Make the file if it is not there: it shows that a step was taken, logged or not.
+    def touch(self) -> None:
+        """Create the file if it does not exist: it shows that a step was taken, logged or not.
 
         Raises:
             CheckpointError: as `write`.
@@ -100,7 +103,7 @@ class MetricsFile:
             raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def cut(self, lines: int) -> None:
-        """Keep the first lines: those that stood when a checkpoint was written."""
+        """Keep only the first lines, as they were when a checkpoint was written."""
         if self.written and self.path.exists():
             kept = read_lines(self.path)[:lines]
             write_text_atomic(self.path, "".join(f"{line}\n" for line in kept))
@@ -108,16 +111,16 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a `metrics.jsonl`, oldest first."""
+    """Read all lines of a `metrics.jsonl`, oldest first."""
     return read_json_lines(path)
 
 
 HEADLINES = {"objective/scores": "score", "objective/kl": "kl"}
-"""Metrics of a rollout, and how they are called where its loss, which says little, would stand."""
+"""Metrics of PPO that the progress line shows instead of the loss -> their labels."""
 
 
 class ProgressLine:
-    """One line with step, loss or score, speed and time left: on a terminal always the same one."""
+    """Progress line with step, loss or score, speed and time left; a terminal shows one line."""
 
     QUIET_SECONDS = 10.0
 
@@ -129,7 +132,7 @@ class ProgressLine:
         self.line = LiveLine()
 
     def show(self, step: int, values: dict[str, float]) -> None:
-        """Show the state after `step` steps."""
+        """Show the values after `step` steps."""
         now = time.monotonic()
         quiet = now - self.shown < self.QUIET_SECONDS
         if quiet and step < self.total and not self.line.live:
@@ -143,12 +146,78 @@ class ProgressLine:
         )
 
     def close(self) -> None:
-        """Leave the line standing; what is printed next begins below it."""
+        """End the line, so that the next output starts below it."""
         self.line.end()
 
 
 def _headline(values: Mapping[str, float]) -> str:
-    """Score and KL of a rollout, else the loss."""
+    """Score and KL of PPO, else the loss."""
     found = {label: values[name] for name, label in HEADLINES.items() if name in values}
     shown = found or {"loss": values["loss"]}
     return "  ".join(f"{label} {value:.4f}" for label, value in shown.items())
+
+
+class Trackers:
+    """Experiment trackers of a run, beside `metrics.jsonl`.
+
+    Args:
+        names: Accelerate's names of the trackers.
+        out: the run folder, below which trackers write files.
+        settings: the configuration, which trackers store with the run.
+
+    Raises:
+        RlhfError: a tracker cannot be started.
+    """
+
+    def __init__(self, names: Sequence[str], out: Path, settings: Mapping[str, Any]) -> None:
+        self._open: dict[str, GeneralTracker] = {}
+        if names:
+            PartialState(cpu=True)  # trackers ask it for the main process
+        for name in names:
+            try:
+                self._open[name] = _start(name, out, settings)
+            except Exception as error:
+                raise RlhfError(
+                    f"log.trackers: {name} cannot be started ({first_line(error)}). "
+                    "Check its account and connection, or leave it out"
+                ) from error
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the metrics of a step; a tracker that fails is reported once and then left out."""
+        for name, tracker in list(self._open.items()):
+            try:
+                tracker.log(dict(values), step=step)
+            except Exception as error:
+                logger.info(
+                    f"log.trackers: {name} failed ({first_line(error)}); training goes on without"
+                )
+                del self._open[name]
+
+    def close(self) -> None:
+        """Let each tracker send what it has buffered."""
+        for tracker in self._open.values():
+            tracker.finish()
+        self._open = {}
+
+
+def _start(name: str, out: Path, settings: Mapping[str, Any]) -> GeneralTracker:
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    if kind.requires_logging_directory:
+        tracker = kind(name, logging_dir=str(out / run_files.TRACKERS))
+    else:
+        tracker = kind(out.name)
+    tracker.start()
+    tracker.store_init_configuration(dict(_flat(log.hide_secrets(dict(settings)))))
+    return tracker
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str | float]]:
+    """Flatten to dotted keys with numbers, booleans and text, which every tracker accepts."""
+    found: list[tuple[str, str | float]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            found.append((prefix + key, value if plain else str(value)))
+    return found

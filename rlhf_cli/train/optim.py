@@ -1,7 +1,8 @@
-"""AdamW on fp32 masters, whatever type the forward pass computes in."""
+"""AdamW on fp32 master weights, and the learning rate schedule."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,12 @@ from rlhf_cli.train.config import TrainConfig
 class MasterAdamW:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) over the trained parameters of a module.
 
-    The masters are the fp32 tensors that the parameters hold at first. With another compute type
-    the module is given copies that are rounded to it, gradients are added up in fp32 as they come,
-    and each step rounds anew: the forward pass is then that of the saved model, and policy and
-    reference can share its type.
+    The masters are the module's fp32 parameters. With another compute type the module gets copies
+    rounded to it, gradients are accumulated in fp32, and each step rounds the masters again: the
+    forward pass is that of the saved model, and policy and reference have the same dtype.
 
     Attributes:
-        masters: name -> fp32 tensor, one for each trained parameter (tied ones once).
+        masters: name -> fp32 tensor of each trained parameter (tied ones once).
     """
 
     def __init__(self, module: nn.Module, cfg: TrainConfig, compute: torch.dtype) -> None:
@@ -33,14 +33,16 @@ class MasterAdamW:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
         self._rounded = compute != torch.float32
-        kept = {name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "undecayed")}
-        decayed = [master for name, master in self.masters.items() if name not in kept]
-        plain = [master for name, master in self.masters.items() if name in kept]
+        no_decay = {
+            name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "no_weight_decay")
+        }
+        decayed = [master for name, master in self.masters.items() if name not in no_decay]
+        plain = [master for name, master in self.masters.items() if name in no_decay]
         self._adamw = _adamw(decayed, plain, cfg)
         self.zero_grad()
 
     def _collect(self, name: str, param: Tensor) -> None:
-        """Move a gradient that was just made into the master's fp32 sum."""
+        """Add a new gradient to the master's fp32 sum, and drop it."""
         if param.grad is not None:
             grad, param.grad = param.grad, None
             master = self.masters[name]
@@ -51,15 +53,15 @@ class MasterAdamW:
 
     @property
     def owners(self) -> dict[str, Tensor]:
-        """Name -> the tensor whose `grad` is a trained parameter's fp32 gradient."""
+        """Name -> tensor whose `grad` holds the fp32 gradient of a trained parameter."""
         return dict(self.masters if self._rounded else self.params)
 
     def gradients(self) -> dict[str, Tensor]:
-        """Name -> fp32 gradient of each parameter that took part in the step."""
+        """Name -> fp32 gradient of each parameter that has one."""
         return {name: owner.grad for name, owner in self.owners.items() if owner.grad is not None}
 
     def step(self, lr: float) -> None:
-        """Update the masters with their gradients, and the module's copies with them."""
+        """Update the masters with their gradients, and then the module's copies."""
         for group in self._adamw.param_groups:
             group["lr"] = lr
         if not self._rounded:
@@ -71,7 +73,7 @@ class MasterAdamW:
             self._round()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for name, param in self.params.items():
             self.masters[name].grad = None
             param.grad = None
@@ -81,21 +83,21 @@ class MasterAdamW:
         torch._foreach_copy_(params, list(self.masters.values()))
 
     def moments(self) -> dict[str, Tensor]:
-        """`name/exp_avg`, `name/exp_avg_sq` and `name/step`, or their 8-bit forms, as tensors."""
+        """Optimizer state tensors: `name/exp_avg`, `name/exp_avg_sq`, `name/step`, or in 8 bits."""
         return {
-            f"{name}/{key}": _alone(key, value)
+            f"{name}/{key}": _unshared(key, value)
             for name, master in self.masters.items()
             for key, value in self._adamw.state.get(master, {}).items()
         }
 
     def load(self, masters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """Put back what `masters` and `moments` gave.
+        """Restore what `masters` and `moments` returned.
 
-        Set by name, because torch's own loading casts fp32 moments to the parameter's type.
+        By name, because torch's `load_state_dict` casts fp32 moments to the parameter's dtype.
 
         Raises:
             KeyError: a parameter or moment is missing or unknown.
-            ValueError: a shape is another.
+            ValueError: a shape differs.
         """
         if masters.keys() != self.masters.keys():
             raise KeyError(f"parameters differ: {sorted(masters.keys() ^ self.masters.keys())[:3]}")
@@ -112,7 +114,7 @@ class MasterAdamW:
             self._round()
 
     def _put(self, value: Tensor, master: Tensor) -> Tensor:
-        """A moment on the master's device; paged where the optimizer pages."""
+        """Move a moment to the master's device, into paged memory where the optimizer uses it."""
         paging: Any = self._adamw
         if getattr(paging, "is_paged", False) and value.shape == master.shape:
             buffer: Tensor = paging.get_state_buffer(master, dtype=value.dtype)
@@ -121,10 +123,10 @@ class MasterAdamW:
 
 
 def require_device(cfg: TrainConfig, device: torch.device) -> None:
-    """Refuse an optimizer that the device has no kernels for.
+    """Check that the optimizer works on this device.
 
     Raises:
-        ConfigError: moments are to be paged, and there is no GPU that they could be paged out of.
+        ConfigError: a paged optimizer was chosen without a GPU.
     """
     if cfg.optimizer.startswith("paged") and device.type != "cuda":
         plain = cfg.optimizer.removeprefix("paged_")
@@ -135,7 +137,7 @@ def require_device(cfg: TrainConfig, device: torch.device) -> None:
 
 
 def _adamw(decayed: list[Tensor], plain: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of the configuration; its rate is set at each step."""
+    """Build the configured optimizer; its learning rate is set at each step."""
     groups = [
         {"params": decayed, "weight_decay": cfg.weight_decay},
         {"params": plain, "weight_decay": 0.0},
@@ -150,12 +152,43 @@ def _adamw(decayed: list[Tensor], plain: list[Tensor], cfg: TrainConfig) -> torc
         "paged_adamw": optim.PagedAdamW32bit,
         "paged_adamw_8bit": optim.PagedAdamW8bit,
     }
-    packed: torch.optim.Optimizer = kinds[cfg.optimizer](groups, betas=betas, eps=eps)
-    return packed
+    optimizer: torch.optim.Optimizer = kinds[cfg.optimizer](groups, betas=betas, eps=eps)
+    return optimizer
 
 
-def _alone(key: str, value: Any) -> Tensor:
-    """A value of the optimizer's state as a tensor that shares no memory with another."""
+def _unshared(key: str, value: Any) -> Tensor:
+    """Optimizer state value as a tensor that shares no memory with another."""
     if not isinstance(value, Tensor):
         return torch.tensor(value)
     return value.clone() if key.startswith("qmap") else value  # all parameters have the same map
+
+
+def learning_rate(peak: float, step: int, total: int, cfg: TrainConfig) -> float:
+    """Learning rate of optimizer step `step`.
+
+    Args:
+        peak: peak learning rate.
+        step: index of the step, 0 to total - 1.
+        total: number of steps of the run.
+        cfg: `schedule warmup_steps min_lr_ratio decay_fraction`.
+
+    Returns:
+        peak · (step + 1) / warmup_steps during warm-up; then a decay from the peak to
+        peak · min_lr_ratio, which would be reached at step `total`.
+    """
+    if step < cfg.warmup_steps:
+        return peak * (step + 1) / cfg.warmup_steps
+    progress = (step - cfg.warmup_steps) / max(1, total - cfg.warmup_steps)
+    share = _decay(progress, cfg)
+    return peak * (cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * share)
+
+
+def _decay(progress: float, cfg: TrainConfig) -> float:
+    """Decay factor: 1 at progress 0 and, unless constant, 0 at progress 1."""
+    if cfg.schedule == "constant":
+        return 1.0
+    if cfg.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if cfg.schedule == "linear":
+        return 1 - progress
+    return min(1.0, (1 - progress) / cfg.decay_fraction) if cfg.decay_fraction else 1.0

@@ -1,10 +1,10 @@
-"""One optimizer step: gradients of all micro-batches, checks, clipping, AdamW."""
+"""One optimizer step: gradients of all micro-batches and ranks, checks, clipping, AdamW."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.errors import CheckpointError
 from rlhf_cli.losses.reduction import LossOutput, Metrics, scaled_loss
-from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.row_loss import RowLoss, backward_whole_step
+from rlhf_cli.train.row_loss import RowLoss, backward_full_batch
 
 Loss = Callable[[TokenBatch], LossOutput]
 
 
 class NonFiniteStep(Exception):
-    """A loss or gradient of the step is not finite; no parameter was changed."""
+    """A loss or gradient of the step is not finite; no parameter has changed."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """What the backward passes of a step left behind.
+    """Loss and gradient norm of a step after its backward passes.
 
     Attributes:
-        loss: of the whole step, over all ranks.
-        norm: of the gradient of all parameters together, over all ranks, before clipping.
-        metrics: sums and counts of this rank's rows.
+        loss: scalar, of the whole step over all ranks.
+        norm: scalar, global gradient norm over all ranks, before clipping.
+        metrics: sums and counts over this rank's rows.
     """
 
     loss: Tensor
@@ -42,10 +42,10 @@ class Gradients:
 def accumulate(
     step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = SINGLE_PROCESS
 ) -> Gradients:
-    """Add up the gradients of a step's micro-batches, those of all ranks.
+    """Accumulate the gradients of a step's micro-batches over all ranks.
 
     Each term is a sum divided by its count over the whole step, so the result does not depend on
-    how the step was cut. A rank without rows takes part with zeros.
+    the micro-batches. A rank without rows adds zeros.
     """
     own: Counter[str] = Counter()
     for rows in step:
@@ -53,8 +53,8 @@ def accumulate(
     counts = ranks.sum_by_name(own)
     metrics: Metrics = {}
     device = next(iter(optimizer.masters.values())).device
-    if isinstance(loss, RowLoss) and loss.needs_whole_step:
-        total, found = backward_whole_step(step, loss, counts, ranks, device)
+    if isinstance(loss, RowLoss) and loss.needs_full_batch:
+        total, found = backward_full_batch(step, loss, counts, ranks, device)
         _merge(metrics, found)
     else:
         total = torch.zeros((), device=device)
@@ -66,16 +66,16 @@ def accumulate(
                 share.backward()
             total = total + share.detach()
             _merge(metrics, output.metrics)
-    total = add_gradients(optimizer, total, ranks)
+    total = all_reduce_gradients(optimizer, total, ranks)
     gradients = list(optimizer.gradients().values())
     return Gradients(total, torch.nn.utils.get_total_norm(gradients), metrics)
 
 
 def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
-    """Check, clip and step.
+    """Check that loss and gradients are finite, clip the gradient norm, and step.
 
     Raises:
-        NonFiniteStep: before any parameter is touched.
+        NonFiniteStep: a loss or gradient is not finite; no parameter has changed.
     """
     norm, loss = torch.stack([gradients.norm, gradients.loss]).tolist()  # one wait for the device
     if not (math.isfinite(norm) and math.isfinite(loss)):
@@ -85,17 +85,17 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     optimizer.step(lr)
 
 
-def culprits(
+def find_non_finite_examples(
     step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW
 ) -> list[tuple[TokenBatch, str]]:
-    """Which of this rank's examples have a non-finite loss or gradient, each tried alone.
+    """Find this rank's examples that alone have a non-finite loss or gradient.
 
     Returns:
-        (its rows, what was not finite) of each; empty where only their sum overflows.
+        Pairs (rows of the example, `loss` or `gradient`); empty where only their sum overflows.
     """
 
     def alone(rows: TokenBatch) -> LossOutput:
-        return loss(rows)  # as one micro-batch: what goes on from step to step sees none of it
+        return loss(rows)  # not a RowLoss: the stage's running statistics stay as they are
 
     found = []
     for rows in step:
@@ -114,3 +114,87 @@ def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, Tensor | float]]) -> 
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0))
         into[name] = (old_total + total.detach(), old_count + count)
+
+
+BUCKET_BYTES = 64 * 2**20
+"""Small gradients are all-reduced in buckets of this size; larger ones only take memory."""
+
+
+def all_reduce_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> Tensor:
+    """Replace every rank's gradients by their sum over all ranks.
+
+    A parameter with a gradient on one rank only counts as zeros on the others; one without any
+    gradient keeps none, as in a single process, and AdamW skips it.
+
+    Args:
+        optimizer: holds the fp32 gradients of the trained parameters.
+        loss: scalar, fp32, this rank's part of the loss.
+        ranks: ranks of the run; all call this together.
+
+    Returns:
+        Scalar: the loss summed over all ranks.
+    """
+    if ranks.world_size == 1:
+        return loss
+    owners = list(optimizer.owners.values())
+    present = [owner.grad is not None for owner in owners]
+    head = torch.tensor([0.0, *map(float, present)]).to(owners[0].device)
+    head[0] = loss
+    ranks.all_reduce(head)
+    for owner, count in zip(owners, head[1:].tolist(), strict=True):
+        if count and owner.grad is None:
+            owner.grad = torch.zeros_like(owner)
+    gradients = [owner.grad for owner in owners if owner.grad is not None]
+    for bucket in _buckets(gradients):
+        _add_bucket(bucket, ranks)
+    return head[0]
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    room = BUCKET_BYTES
+    for gradient in gradients:
+        if bucket and gradient.nbytes > room:
+            yield bucket
+            bucket, room = [], BUCKET_BYTES
+        bucket.append(gradient)
+        room -= gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+def _add_bucket(bucket: list[Tensor], ranks: Ranks) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        ranks.all_reduce(bucket[0])
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+    ranks.all_reduce(flat)
+    parts = flat.split([gradient.numel() for gradient in bucket])
+    for gradient, part in zip(bucket, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def require_equal_weights(optimizer: MasterAdamW, ranks: Ranks, step: int) -> None:
+    """Check that all ranks have the same fp32 masters, by a checksum of each parameter.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if ranks.world_size == 1:
+        return
+    sums = [
+        master.contiguous().view(torch.int32).sum(dtype=torch.int64)
+        for master in optimizer.masters.values()
+    ]
+    first, *others = ranks.all_gather_json(torch.stack(sums).tolist())
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            differing = [
+                name for name, a, b in zip(optimizer.masters, first, other, strict=True) if a != b
+            ]
+            raise CheckpointError(
+                f"the weights of rank {rank} are not those of rank 0 after step {step} "
+                f"({len(differing)} of {len(first)} parameters, {differing[0]} among them); "
+                "nothing was saved. Start again from the last checkpoint; if it happens again, use "
+                "launch.processes=1 and report it"
+            )

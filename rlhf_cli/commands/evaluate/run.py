@@ -21,13 +21,17 @@ from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, format_table, to_json
 from rlhf_cli.runs import hub
 from rlhf_cli.runs.outputs import open_output
-from rlhf_cli.stages import judged, likelihood
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.run import records_of
-from rlhf_cli.stages.held_out import Evaluation
-from rlhf_cli.stages.labelled import RECORDS as LABELLED
+from rlhf_cli.stages.evaluation import (
+    PREFERENCE_RECORDS,
+    Evaluation,
+    open_preference_evaluation,
+)
+from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS, open_likelihood_evaluation
 from rlhf_cli.stages.registry import EVALUATORS
+from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
 
 Open = Callable[[StageConfig, str], Evaluation]
 
@@ -127,12 +131,12 @@ def open_evaluation(target: Target, *, given: bool) -> Evaluation:
     first = first_held_out(cfg.data, stage, (*records, *others) if stage != "ppo" else _PPO)
     if first in records or first is None:
         return own(cfg, stage)
-    is_judged = first in judged.RECORDS
-    open_rows = judged.open_evaluation if is_judged else likelihood.open_evaluation
+    is_judged = first in PREFERENCE_RECORDS
+    open_rows = open_preference_evaluation if is_judged else open_likelihood_evaluation
     return open_rows(to_response_rows_config(cfg), stage)
 
 
-_ANY = (*likelihood.RECORDS, *judged.RECORDS)
+_ANY = (*LIKELIHOOD_RECORDS, *PREFERENCE_RECORDS)
 _PPO = (*_ANY, PromptRecord)
 """Records for a PPO run: a row is measured by its response unless `data.format=prompt`."""
 
@@ -148,4 +152,4 @@ def _stage_records(cfg: StageConfig, stage: str) -> tuple[type, ...]:
     if isinstance(cfg, DPOConfig):
         return records_of(cfg)
     own = {"bco": LABELLED, "ppo": (PromptRecord,)}
-    return own.get(stage, likelihood.RECORDS)
+    return own.get(stage, LIKELIHOOD_RECORDS)

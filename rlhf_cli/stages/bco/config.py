@@ -9,23 +9,23 @@ from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 @dataclass(kw_only=True)
 class UDMConfig:
-    """Weights for undesirable rows by how likely their prompts are among desirable ones.
+    """Underlying distribution matching (UDM): weights of undesirable rows by their prompts.
 
-    Underlying distribution matching (arXiv:2404.04656, section 4.2), for classes whose prompts
-    differ.
+    For classes with different prompts (arXiv:2404.04656, section 4.2): the weight is the density
+    ratio of the prompt among desirable and undesirable rows.
     """
 
     embedding_model: Annotated[
         str, ModelPath("embedding_model_revision", words=("none", "reference"))
     ] = "none"
-    """What embeds the prompts, by the mean of its last hidden states: `none` is off, `reference`
-    takes the policy as it starts; or a model folder or hub id, with its own tokenizer."""
+    """Model that embeds prompts, by the mean of its last hidden states: `none` turns UDM off,
+    `reference` uses the initial policy; or a model folder or hub id, with its own tokenizer."""
 
     embedding_model_revision: str = ""
-    """Branch, tag or commit of the hub id in `embedding_model`; empty takes its default branch."""
+    """Branch, tag or commit of the hub id in `embedding_model`; empty uses its default branch."""
 
     sample_size: Annotated[int, AtLeast(1), Unit("prompts")] = 1024
-    """Prompts of each class, at most, that the classifier is fitted on."""
+    """Maximum number of prompts of each class that the classifier is fitted on."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
@@ -36,7 +36,7 @@ class UDMConfig:
 
 @dataclass(kw_only=True)
 class BCOConfig(ResponseRowsConfig):
-    """Binary classifier optimization: learn from responses with a label, good or bad."""
+    """Binary classifier optimization: train on responses labelled desirable or undesirable."""
 
     default_lr: ClassVar[tuple[float, float]] = (5e-7, 5e-6)
     needs_reference: ClassVar[bool] = True
@@ -46,20 +46,20 @@ class BCOConfig(ResponseRowsConfig):
     udm: UDMConfig = field(default_factory=UDMConfig)
 
     beta: Annotated[float, Above(0)] = 0.1
-    """Pull towards the reference, 1/nats."""
+    """BCO β, 1/nats: larger keeps the policy closer to the reference."""
 
     delta: Literal["running", "ema", "balanced"] = "running"
-    """Reward shift between the classes: `running` is the mean of all rewards so far, `ema` forgets
-    old ones, `balanced` is the middle of the two classes' means, whatever their numbers."""
+    """Reward shift δ: `running` is the mean of all rewards so far, `ema` an exponential moving
+    average, `balanced` the midpoint of the two classes' means, independent of their sizes."""
 
     delta_decay: Annotated[float, AtLeast(0), Below(1)] = 0.9
-    """Share of the shift before that each step keeps, with `delta=ema`."""
+    """Decay of the moving average of δ with `delta=ema`."""
 
     desirable_weight: Annotated[float, AtLeast(0)] = 1.0
-    """Weight of desirable rows."""
+    """Weight of desirable rows in the loss."""
 
     undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
-    """Weight of undesirable rows."""
+    """Weight of undesirable rows in the loss."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

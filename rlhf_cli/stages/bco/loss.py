@@ -1,4 +1,4 @@
-"""The loss of labelled responses, and the numbers that go on from step to step."""
+"""BCO's loss of labelled responses, and its state from step to step."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.losses.unpaired import RewardShift, bco_loss
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.bco.config import BCOConfig
-from rlhf_cli.stages.bco.matching import WEIGHT
-from rlhf_cli.stages.bco.prompts import PromptClassifier
-from rlhf_cli.stages.labelled import by_class, label_metrics, label_values
-from rlhf_cli.stages.reference import Reference
+from rlhf_cli.stages.bco.udm import WEIGHT, PromptClassifier
+from rlhf_cli.stages.reference import RowReference
+from rlhf_cli.stages.unpaired import label_metrics, labelled_row_values, select_by_label
 from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.source import StageState
+from rlhf_cli.train.step_source import StageState
 
 
 class BCOState(StageState):
-    """What a checkpoint of BCO holds beside weights: the reward shift and the prompt classifier."""
+    """State of BCO in a checkpoint: the reward shift δ and UDM's prompt classifier."""
 
     def __init__(self, delta: RewardShift, classifier: PromptClassifier | None) -> None:
         self.delta, self.classifier = delta, classifier
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """State as plain numbers."""
         numbers = self.classifier and {
             "weight": self.classifier.weight,
             "bias": self.classifier.bias,
@@ -34,17 +33,17 @@ class BCOState(StageState):
         return {"delta": self.delta.state_dict(), "classifier": numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the shift back; the classifier was taken from there when the run was opened."""
+        """Restore δ; `add_udm_weights` has already read the classifier."""
         self.delta.load_state_dict(state["delta"])
 
 
-def labelled_loss(
-    cfg: BCOConfig, policy: Policy, reference: Reference, delta: RewardShift
+def bco_row_loss(
+    cfg: BCOConfig, policy: Policy, reference: RowReference, delta: RewardShift
 ) -> RowLoss:
-    """BCO over labelled rows; delta takes in each step's rewards before its loss."""
+    """BCO over labelled rows; δ is updated with each step's rewards before the loss."""
 
     def values(rows: TokenBatch) -> RowValues:
-        found = dict(label_values(policy, reference, rows))
+        found = dict(labelled_row_values(policy, reference, rows))
         if WEIGHT in rows.columns:
             found[WEIGHT] = rows.columns[WEIGHT]
         return found
@@ -52,14 +51,14 @@ def labelled_loss(
     def observe(values: RowValues) -> None:
         delta.update(cfg.beta * (values["logp"] - values["reference"]), values["label"])
 
-    def of(values: RowValues) -> LossOutput:
+    def loss(values: RowValues) -> LossOutput:
         label, reward = values["label"], cfg.beta * (values["logp"] - values["reference"])
         losses = bco_loss(reward, label, delta.value)
-        losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
+        losses = losses * select_by_label(label, cfg.desirable_weight, cfg.undesirable_weight)
         if WEIGHT in values:
             losses = losses * values[WEIGHT]
         metrics = label_metrics(reward, label, values["logp"])
         metrics["delta"] = (torch.tensor(delta.value), 1.0)
         return LossOutput({"bco": LossTerm(losses.sum(), "rows")}, metrics)
 
-    return RowLoss(values, of, observe)
+    return RowLoss(values, loss, observe)

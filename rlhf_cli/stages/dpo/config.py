@@ -12,7 +12,7 @@ from rlhf_cli.sweep.config import Objective
 _ACCURACY = Objective("eval/rewards/accuracies", "max")
 
 NLL = ("sft", "cpo", "orpo")
-"""Losses that have the chosen responses' negative log-likelihood in them."""
+"""Losses that include the chosen responses' negative log-likelihood."""
 
 LossName = Literal[
     "sigmoid",
@@ -39,44 +39,45 @@ LossName = Literal[
 
 @dataclass(kw_only=True)
 class DPOConfig(ResponseRowsConfig):
-    """Direct preference optimization: learn from pairs which of two responses is better."""
+    """Direct preference optimization: train on pairs of a chosen and a rejected response."""
 
     default_lr: ClassVar[tuple[float, float]] = (1e-6, 5e-6)
 
     model: ComparedModelConfig = field(default_factory=ComparedModelConfig)
 
     beta: Annotated[float, Above(0)] = 0.1
-    """Pull towards the reference, 1/nats; the paper uses 0.1 to 0.5. For simpo the scale of its
-    margin (2 to 10), for orpo its lambda."""
+    """DPO β, 1/nats: larger keeps the policy closer to the reference; the paper uses 0.1 to 0.5.
+    For simpo the scale of its margin (2 to 10), for orpo its λ."""
 
     loss_type: LossName | list[LossName] = "sigmoid"
-    """`sigmoid` is DPO (arXiv:2305.18290). Several are added up, as in `[sigmoid, sft]`. `simpo`,
-    `cpo` and `orpo` need no reference; `kto` takes rows with a label instead of pairs."""
+    """`sigmoid` is DPO (arXiv:2305.18290). A list sums several losses, as in `[sigmoid, sft]`.
+    `simpo`, `cpo` and `orpo` need no reference; `kto` takes labelled rows instead of pairs."""
 
     loss_weights: list[float] = field(default_factory=list)
-    """Weight of each loss type, in their order; empty gives each 1."""
+    """Weights of the loss types, in their order; empty gives each the weight 1."""
 
     label_smoothing: Annotated[float, AtLeast(0), Below(0.5)] = 0.0
-    """Share of pairs that may be the wrong way round; read by sigmoid, robust, exo_pair and aot."""
+    """Label smoothing ε: probability that a pair's labels are flipped; used by sigmoid, robust,
+    exo_pair and aot."""
 
     f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
-    """What takes the place of the log-ratio (arXiv:2309.16240)."""
+    """Divergence from the reference (f-DPO, arXiv:2309.16240)."""
 
     f_alpha: Annotated[float, AtLeast(0), Below(1)] = 0.5
-    """Order of `f_divergence=alpha`: 0 is forward KL, towards 1 reverse KL."""
+    """α of `f_divergence=alpha`: 0 is forward KL, near 1 is reverse KL."""
 
     ld_alpha: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
-    """LD-DPO (arXiv:2409.06411): weight of response tokens past the length of the shorter response
-    of a pair; 1 counts all alike."""
+    """LD-DPO's α (arXiv:2409.06411): weight of response tokens past the length of the pair's
+    shorter response; 1 weighs all tokens equally."""
 
     wpo: bool = False
-    """WPO (arXiv:2406.11827): weigh pairs by how likely the policy is to write them."""
+    """WPO (arXiv:2406.11827): weigh pairs by their probability under the policy."""
 
     discopop_tau: Annotated[float, Above(0)] = 0.05
-    """Temperature of discopop's gate."""
+    """Temperature τ of discopop's gate."""
 
     simpo_gamma: Annotated[float, AtLeast(0), Unit("nats")] = 0.5
-    """Margin of simpo."""
+    """Target margin γ of simpo."""
 
     nll_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of the chosen responses' negative log-likelihood in cpo and orpo."""
@@ -88,11 +89,11 @@ class DPOConfig(ResponseRowsConfig):
     """Weight of undesirable rows in kto."""
 
     sync_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
-    """TR-DPO (arXiv:2404.09656): every so many steps the reference moves towards the policy; needs
-    `model.reference=copy`. 0 never."""
+    """TR-DPO (arXiv:2404.09656): steps between updates of the reference towards the policy; needs
+    `model.reference=copy`. 0 never updates it."""
 
     sync_share: Annotated[float, Above(0), AtMost(1)] = 0.6
-    """Share of the policy in the moved reference."""
+    """TR-DPO's α: weight of the policy in the updated reference."""
 
     @property
     def losses(self) -> dict[str, float]:
@@ -103,17 +104,17 @@ class DPOConfig(ResponseRowsConfig):
 
     @property
     def unpaired(self) -> bool:
-        """Whether rows have labels instead of pairs."""
+        """Whether the loss reads labelled rows instead of pairs."""
         return "kto" in self.losses
 
     @property
     def usual_objective(self) -> Objective:
-        """Losses of two `beta` or `loss_type` cannot be compared, the order of pairs can."""
+        """Reward accuracy: unlike losses, it is comparable across `beta` and `loss_type`."""
         return super().usual_objective if self.unpaired else _ACCURACY
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the policy is compared with anything."""
+        """Whether the loss compares the policy with a reference."""
         return self.unpaired or any(PREFERENCE_LOSSES[name].reference for name in self.losses)
 
     def problems(self) -> list[str]:
@@ -153,7 +154,7 @@ class DPOConfig(ResponseRowsConfig):
         return found
 
     def _option_problems(self) -> list[str]:
-        """Options that no loss of the run reads: they would change nothing, in silence."""
+        """Options that no configured loss reads, and that would have no effect."""
         names = list(self.losses)
         facts = [PREFERENCE_LOSSES[name] for name in names if name in PREFERENCE_LOSSES]
         found = []

@@ -1,25 +1,37 @@
-"""Direct preference optimization."""
+"""Direct preference optimization: training, and evaluation of a finished run."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.context import RunContext
+from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.data.records.record import PreferenceRecord
+from rlhf_cli.evaluation.intervals import Measurement
+from rlhf_cli.evaluation.metrics import preference_accuracy
 from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.dpo.loss import preference_loss
-from rlhf_cli.stages.dpo.moving import MovingReference
-from rlhf_cli.stages.dpo.unpaired import unpaired_loss, with_mismatched
-from rlhf_cli.stages.labelled import RECORDS as LABELLED
-from rlhf_cli.stages.opening import prepare_rows
-from rlhf_cli.stages.reference import open_reference
-from rlhf_cli.stages.session import Session, as_they_are
+from rlhf_cli.stages.dpo.loss import MovingReference, kto_examples, kto_row_loss, preference_loss
+from rlhf_cli.stages.evaluation import (
+    Evaluation,
+    evaluate_against_reference,
+    load_held_out,
+    preference_logprob_metrics,
+    require_reference,
+)
+from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows, untransformed
+from rlhf_cli.stages.reference import load_row_reference
+from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
+from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
+from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
 
 
 def records_of(cfg: DPOConfig) -> tuple[type, ...]:
-    """The record classes that the loss takes, the preferred first."""
+    """Record classes that the loss reads, the preferred first."""
     return LABELLED if cfg.unpaired else (PreferenceRecord,)
 
 
@@ -29,15 +41,63 @@ def prepare(cfg: DPOConfig, out: Path) -> None:
 
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
-    """Learn from pairs which of two responses is better, or with kto from labels."""
-    mismatched = partial(with_mismatched, max_length=cfg.data.max_length)
-    arrange = mismatched if cfg.unpaired else as_they_are
-    run = Session(cfg, out, "dpo", records_of(cfg), arrange)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
-    reference = open_reference(cfg, policy, run, cfg.ld_alpha)
-    make = unpaired_loss if cfg.unpaired else preference_loss
-    loss = make(cfg, policy, reference)
-    moving = None
+    """Train on pairs of a chosen and a rejected response, or with kto on labelled responses."""
+    ctx = open_run(cfg, out)
+    transform = partial(kto_examples, max_length=cfg.data.max_length)
+    data = load_stage_data(
+        cfg, ctx, "dpo", records_of(cfg), transform if cfg.unpaired else untransformed
+    )
+    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    data.require_fits(policy)
+    plan = prepare_training(cfg, ctx, policy, data)
+    reference, data = load_row_reference(cfg, plan, policy, data, cfg.ld_alpha)
+    loss = (kto_row_loss if cfg.unpaired else preference_loss)(cfg, policy, reference)
+    state = None
     if reference.copy is not None and cfg.sync_steps:
-        moving = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_share)
-    return run.train(policy, loss, run.measured(loss), moving)
+        state = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_share)
+    return train_and_save(plan, policy, loss, data, state=state)
+
+
+def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
+    """Load the held-out rows: pairs, or labelled rows for kto.
+
+    The evaluation computes implicit rewards against the reference, and log-probs of the responses.
+
+    Args:
+        cfg: configuration of the run; `model.path` is its result, `data.eval` the rows.
+        stage: names the shipped rows, and stands in errors.
+
+    Raises:
+        ConfigError: the model that the policy started from is unknown.
+        DataError: the rows cannot be read, or are of one class only.
+    """
+    require_reference(cfg)
+    tokenizer = load_tokenizer(cfg.model)
+    loaded = load_held_out(cfg, stage, tokenizer, records_of(cfg))
+    examples = unpaired_examples(loaded, "held-out") if cfg.unpaired else loaded[0]
+    return partial(_measure, cfg, tokenizer, loaded, examples)
+
+
+def _measure(
+    cfg: DPOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
+) -> list[Measurement]:
+    columns = evaluate_against_reference(cfg, examples, tokenizer, ctx, cfg.ld_alpha)
+    reward = cfg.beta * (columns["logp"] - columns["reference"])
+    logprob_metrics = preference_logprob_metrics(
+        {**columns, "logp": columns["plain"]}, loaded[0], loaded[1].kind
+    )
+    if cfg.unpaired:
+        return [*reward_separation(reward, examples.columns["score"]), *logprob_metrics]
+    chosen, rejected = reward[0::2], reward[1::2]
+    return [
+        *(_as_training_metric(one) for one in preference_accuracy(chosen, rejected)),
+        Measurement("rewards/margins", (chosen - rejected,)),
+        Measurement("rewards/chosen", (chosen,)),
+        Measurement("rewards/rejected", (rejected,)),
+        *logprob_metrics,
+    ]
+
+
+def _as_training_metric(one: Measurement) -> Measurement:
+    """Rename a metric as in training."""
+    return replace(one, metric="rewards/" + one.metric.replace("accuracy", "accuracies"))

@@ -18,14 +18,13 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
 from rlhf_cli.rollout.ends import add_end_token
-from rlhf_cli.stages.compared import require_reference
-from rlhf_cli.stages.held_out import Evaluation
-from rlhf_cli.stages.opening import say_max_length
+from rlhf_cli.stages.evaluation import Evaluation, require_reference
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.held_out import answer
 from rlhf_cli.stages.ppo.learning import Teacher
 from rlhf_cli.stages.ppo.rollout import Author
-from rlhf_cli.stages.reference import Held
+from rlhf_cli.stages.prepare_data import say_max_length
+from rlhf_cli.stages.reference import ReferenceModel
 
 
 def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
@@ -67,7 +66,7 @@ def _measure(
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     logger.info(f"reference: {cfg.model.reference}")
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
-    reference = Held(load_frozen(Policy, started, tokenizer, ctx))
+    reference = ReferenceModel(load_frozen(Policy, started, tokenizer, ctx))
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
     plain = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU that is not here
     one = replace(

@@ -17,7 +17,7 @@ from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import Experience, Responses, shape, teaches
 from rlhf_cli.stages.ppo.loss import SAMPLED, VALUED
 from rlhf_cli.stages.ppo.rows import MicroBatch, Written, masks, minibatches, table
-from rlhf_cli.stages.reference import Held
+from rlhf_cli.stages.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ class Teacher:
     """
 
     def __init__(
-        self, cfg: PPOConfig, policy: Policy, reference: Held, ranks: Ranks, max_tokens: int
+        self,
+        cfg: PPOConfig,
+        policy: Policy,
+        reference: ReferenceModel,
+        ranks: Ranks,
+        max_tokens: int,
     ) -> None:
         self.cfg, self.policy, self.reference = cfg, policy, reference
         self.ranks, self.max_tokens = ranks, max_tokens

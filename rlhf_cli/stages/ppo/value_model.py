@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rlhf_cli.console import logger, muted
+from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import load_reward_model, recompute_activations
@@ -20,10 +23,9 @@ from rlhf_cli.models.value_model import (
 from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.rewards.reward_model import require_reward_model, with_config_key
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.training import Training
 
 
-def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
+def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> None:
     """Put the value model of the configuration beside a policy, where it needs one.
 
     Raises:
@@ -32,7 +34,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
     if not cfg.has_value_model:
         logger.info(f"value model: none (advantage={cfg.advantage})")
         return
-    value_model = _make(cfg, policy, run)
+    value_model = _make(cfg, policy, tokenizer, ctx)
     policy.value_model = value_model.to(policy.device)
     own = [*value_model.parameters()]
     if cfg.value == "adapter" and policy.adapters is not None:
@@ -46,7 +48,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
     logger.info(f"value model: {kind}, {count:,} parameters of its own")
 
 
-def _make(cfg: PPOConfig, policy: Policy, run: Training) -> ValueModel:
+def _make(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> ValueModel:
     width = policy.model.config.get_text_config().hidden_size
     if cfg.value == "trunk":
         return SharedValueModel(width)
@@ -54,13 +56,13 @@ def _make(cfg: PPOConfig, policy: Policy, run: Training) -> ValueModel:
         assert policy.adapters is not None  # the configuration was checked
         policy.adapters.twin(VALUE_ADAPTER, trained=True)
         return AdapterValueModel(width)
-    own = _load(cfg, run)
+    own = _load(cfg, tokenizer, ctx)
     path = cfg.value_start
-    require_shared_rows(own.model, policy.model, run.tokenizer, "value_model", path)
+    require_shared_rows(own.model, policy.model, tokenizer, "value_model", path)
     return SeparateValueModel(own)
 
 
-def _load(cfg: PPOConfig, run: Training) -> RewardModel:
+def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
     load = LoadConfig(
         model=other_model(cfg.model, cfg.value_start, cfg.value_start_revision),
         adapter=AdapterConfig(),
@@ -70,13 +72,13 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
     with muted(), with_config_key("value_model"):
         require_reward_model(load.model)
         theirs = load_tokenizer(load.model)
-        if theirs.get_vocab() != run.tokenizer.get_vocab():
+        if theirs.get_vocab() != tokenizer.get_vocab():
             raise ModelError(
                 f"value_model: {cfg.value_start} has another vocabulary ({len(theirs)} tokens, the "
-                f"policy {len(run.tokenizer)}); need a reward model with the policy's tokenizer. "
+                f"policy {len(tokenizer)}); need a reward model with the policy's tokenizer. "
                 "Try value=trunk"
             )
-        found = load_reward_model(load, run.tokenizer, run.ctx, new_head=False)
+        found = load_reward_model(load, tokenizer, ctx, new_head=False)
     if found.tap is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "

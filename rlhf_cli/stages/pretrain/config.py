@@ -7,7 +7,7 @@ from rlhf_cli.stages.config import StageConfig
 
 @dataclass(kw_only=True)
 class PretrainConfig(StageConfig):
-    """Domain pretraining: learn every token of raw text, from a checkpoint or from nothing."""
+    """Domain pretraining: train on every token of raw text, from a checkpoint or scratch."""
 
     balances_experts: ClassVar[bool] = True
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_cli.data.records.record import TextRecord
 from rlhf_cli.stages.likelihood import train_likelihood
-from rlhf_cli.stages.opening import prepare_rows
+from rlhf_cli.stages.prepare_data import prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 
 RECORDS: tuple[type, ...] = (TextRecord,)
@@ -19,5 +19,5 @@ def prepare(cfg: PretrainConfig, out: Path) -> None:
 
 
 def run(cfg: PretrainConfig, out: Path) -> dict[str, Any]:
-    """Learn every token of raw text."""
+    """Train on every token of raw text."""
     return train_likelihood(cfg, out, "pretrain", RECORDS)

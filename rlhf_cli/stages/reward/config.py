@@ -16,19 +16,19 @@ FORMATS = (
 
 @dataclass(kw_only=True)
 class RewardConfig(ResponseRowsConfig):
-    """Reward model: learn to score responses from pairs, rankings, scores or labels."""
+    """Reward model: train on pairs, rankings, scores or labels to score responses."""
 
     scores: ClassVar[bool] = True
     default_lr: ClassVar[tuple[float, float]] = (1e-5, 1e-4)
 
     loss_type: Literal["auto", "comparison", "regression", "binary"] = "auto"
-    """`comparison` learns which response of a pair or ranking is better (arXiv:2203.02155),
-    `regression` the scores themselves, `binary` the chance that a label is true. `auto` follows the
-    rows: comparison for pairs and rankings, regression for scores, binary for labels."""
+    """`comparison` is the Bradley-Terry loss of pairs or rankings (arXiv:2203.02155), `regression`
+    the squared error of scores, `binary` the cross-entropy of labels. `auto` chooses by the rows:
+    comparison for pairs and rankings, regression for scores, binary for labels."""
 
     center_coefficient: Annotated[float, AtLeast(0)] = 0.0
-    """Weight of the squared sum of two compared scores, which holds scores around 0
-    (arXiv:2312.09244); 0.01 is usual, 0 off."""
+    """Weight of the squared sum of two compared scores, which centers scores around 0
+    (arXiv:2312.09244); 0.01 is usual, 0 turns it off."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

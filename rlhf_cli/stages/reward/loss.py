@@ -1,4 +1,4 @@
-"""The loss of a reward model, by what its rows say."""
+"""Loss of a reward model, by the kind of its rows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from rlhf_cli.losses.reward import (
 )
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.stages.reward.config import RewardConfig
-from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import split_pairs
+from rlhf_cli.train.row_loss import RowLoss, RowValues, split_pairs
 
-TAKES = {
+LOSSES_OF_KIND = {
     "preference": ("comparison",),
     "ranked": ("comparison", "regression"),
     "scored": ("regression",),
@@ -30,26 +29,26 @@ TAKES = {
     "labelled": ("binary",),
     "labelled_text": ("binary",),
 }
-"""The kinds of loss that each kind of record allows, the default first."""
+"""Loss types that each record kind allows, the default first."""
 
 
 def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
-    """The loss for one kind of record.
+    """Choose the loss for the rows' record kind.
 
     Args:
         cfg: `loss_type` and `center_coefficient`.
-        model: scores the rows.
-        kind: of the records.
+        model: the reward model.
+        kind: record kind of the rows.
 
     Raises:
-        DataError: the records do not say what the loss needs.
+        DataError: the rows do not have what the loss needs.
         ConfigError: `center_coefficient` is given with a loss that does not read it.
     """
 
     def values(rows: TokenBatch) -> RowValues:
         return {
             "score": model(rows),
-            "said": rows.columns["score"],
+            "target": rows.columns["score"],
             "example": rows.example_of_row,
         }
 
@@ -57,7 +56,7 @@ def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
 
 
 def _loss_of(cfg: RewardConfig, kind: str) -> Callable[[RowValues], LossOutput]:
-    allowed = TAKES.get(kind)
+    allowed = LOSSES_OF_KIND.get(kind)
     if allowed is None:
         raise DataError(
             f"data.path: the sources hold different kinds of rows ({kind}); need one kind. Train "
@@ -78,21 +77,21 @@ def _loss_of(cfg: RewardConfig, kind: str) -> Callable[[RowValues], LossOutput]:
         return _regression if chosen == "regression" else _binary
     compare = _pairs if kind == "preference" else _rankings
 
-    def of(values: RowValues) -> LossOutput:
+    def loss(values: RowValues) -> LossOutput:
         return compare(values, cfg.center_coefficient)
 
-    return of
+    return loss
 
 
 def _pairs(values: RowValues, center: float) -> LossOutput:
     chosen, rejected = split_pairs(values["score"])
-    margin, _ = split_pairs(values["said"])
+    margin, _ = split_pairs(values["target"])
     losses = bradley_terry_loss(chosen, rejected, margin)
     return _compared(losses, chosen, rejected, _ones(chosen), center, values["score"])
 
 
 def _rankings(values: RowValues, center: float) -> LossOutput:
-    found = comparisons(values["example"], values["said"])
+    found = comparisons(values["example"], values["target"])
     score = values["score"]
     better, worse = score[found.better], score[found.worse]
     return _compared(ranking_loss(score, found), better, worse, found.share, center, score)
@@ -101,7 +100,7 @@ def _rankings(values: RowValues, center: float) -> LossOutput:
 def _compared(
     losses: Tensor, better: Tensor, worse: Tensor, share: Tensor, center: float, score: Tensor
 ) -> LossOutput:
-    """Terms and metrics of compared scores; the shares of an example's comparisons add up to 1."""
+    """Terms and metrics of compared scores; the shares of an example's comparisons sum to 1."""
     terms = {"comparison": LossTerm(losses.sum(), "examples")}
     if center:
         squares = centering_loss(better, worse) * share
@@ -118,9 +117,9 @@ def _compared(
 
 
 def _regression(values: RowValues) -> LossOutput:
-    score, said = values["score"], values["said"]
-    losses = regression_loss(score, said)
-    off = (score.detach() - said).abs()
+    score, target = values["score"], values["target"]
+    losses = regression_loss(score, target)
+    off = (score.detach() - target).abs()
     return LossOutput(
         {"regression": LossTerm(losses.sum(), "rows")},
         {"absolute_error": _mean(off), "score": _mean(score)},
@@ -128,7 +127,7 @@ def _regression(values: RowValues) -> LossOutput:
 
 
 def _binary(values: RowValues) -> LossOutput:
-    score, label = values["score"], values["said"]
+    score, label = values["score"], values["target"]
     right = (score.detach() > 0) == (label > 0.5)
     return LossOutput(
         {"binary": LossTerm(binary_loss(score, label).sum(), "rows")},

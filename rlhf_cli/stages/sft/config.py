@@ -6,7 +6,7 @@ from rlhf_cli.stages.config import ResponseRowsConfig
 
 @dataclass(kw_only=True)
 class SFTConfig(ResponseRowsConfig):
-    """Supervised fine-tuning: learn the responses of prompt/completion rows or chats."""
+    """Supervised fine-tuning: train on the responses of prompt/completion rows or chats."""
 
     balances_experts: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""What the losses of single labelled responses share: BCO, and DPO's kto."""
+"""Unpaired preference data: single responses with a label, for bco and dpo's kto."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import metrics_by_label
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.reference import Reference
-from rlhf_cli.train.row_loss import RowValues
-from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.stages.reference import RowReference
+from rlhf_cli.train.row_loss import RowValues, row_logprobs
 
-RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
+UNPAIRED_RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
-def labelled(loaded: Loaded, role: str = "training") -> Examples:
-    """Examples of one labelled row each; pairs are taken apart.
+def unpaired_examples(loaded: Loaded, role: str = "training") -> Examples:
+    """Make examples of one labelled row each; pairs are split in two.
 
     Args:
-        loaded: rows with labels, or pairs.
-        role: what the rows are for, `training` or `held-out`; for the line that counts them.
+        loaded: labelled rows, or pairs.
+        role: `training` or `held-out`; training rows need both labels.
 
     Raises:
-        DataError: training rows are all of one class; of held-out rows, what one class has is
-            measured.
+        DataError: all training rows have the same label.
     """
     examples, report = loaded
     require_one_kind(report.kind)
@@ -55,13 +53,13 @@ def labelled(loaded: Loaded, role: str = "training") -> Examples:
 
 
 def require_one_kind(kind: str) -> None:
-    """Refuse rows of which some are judged in another way than others.
+    """Check that all rows are of one record kind.
 
     Args:
-        kind: of the report on the rows.
+        kind: `DataReport.kind`; several kinds are separated by commas.
 
     Raises:
-        DataError: names the kinds.
+        DataError: there are several; the message names them.
     """
     if "," in kind:
         raise DataError(
@@ -69,8 +67,8 @@ def require_one_kind(kind: str) -> None:
         )
 
 
-def label_values(policy: Policy, reference: Reference, rows: TokenBatch) -> RowValues:
-    """Numbers of each row that its loss depends on."""
+def labelled_row_values(policy: Policy, reference: RowReference, rows: TokenBatch) -> RowValues:
+    """Values that the loss of a labelled row depends on, [R] each."""
     return {
         "logp": row_logprobs(policy(rows), rows),
         "reference": reference(rows),
@@ -78,13 +76,13 @@ def label_values(policy: Policy, reference: Reference, rows: TokenBatch) -> RowV
     }
 
 
-def by_class(label: Tensor, desirable: float, undesirable: float) -> Tensor:
-    """[R]: one number for rows with label 1, another for those with 0."""
+def select_by_label(label: Tensor, desirable: float, undesirable: float) -> Tensor:
+    """[R]: `desirable` for rows with label 1, `undesirable` for rows with label 0."""
     return torch.where(label > 0.5, desirable, undesirable)
 
 
 def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
-    """Means over the rows of each class; reward is beta * (log p - log p_ref), nats."""
+    """Mean reward β (log p - log p_ref) and log-prob of each class, nats."""
     found: Metrics = {}
     for name, side in (("chosen", label > 0.5), ("rejected", label <= 0.5)):
         count = side.sum()
@@ -93,8 +91,8 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
     return found
 
 
-def separation(reward: ArrayLike, label: ArrayLike) -> list[Measurement]:
-    """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0; of one class its mean."""
+def reward_separation(reward: ArrayLike, label: ArrayLike) -> list[Measurement]:
+    """AUC and class means of rewards [R], nats, with labels [R], 1 or 0."""
     return [
         one if one.metric == "auc" else replace(one, metric=f"rewards/{one.metric}")
         for one in metrics_by_label(reward, label)

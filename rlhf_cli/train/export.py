@@ -1,4 +1,4 @@
-"""The result of a run: `model/` in the ecosystem's own format, and `artifact.json` beside it."""
+"""Saving the result of a run: `model/` in the Hugging Face format, and `artifact.json`."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def save_model(
     ctx: RunContext,
     result: RunResult,
 ) -> None:
-    """Write the trained model where `from_pretrained`, PEFT and every converter can read it.
+    """Save the trained model for `from_pretrained`, PEFT and converters, and describe it.
 
     Args:
-        policy: its parameters are set to the result's, in the type of the result.
-        tokenizer: saved beside the weights.
-        ends: tokens that end a response; whatever generates with the result stops at them.
-        trained_on: `chat` where the rows went through the template, else `text`.
-        cfg: which model it started from, and the type of the result's weights.
-        ctx: where to write.
-        result: holds the trained masters.
+        policy: the model; its parameters are set to the result's, in the result's dtype.
+        tokenizer: is saved beside the weights.
+        ends: ids of tokens that end a response; saved as `eos_token_id` for generation.
+        trained_on: `chat` where rows were formatted with the chat template, else `text`.
+        cfg: the model it started from, and the dtype of the result.
+        ctx: the run folder.
+        result: holds the trained fp32 masters.
 
     Raises:
         CheckpointError: the disk is full or read-only, or another process took the folder over;
@@ -65,9 +65,9 @@ def save_model(
         shutil.rmtree(final, ignore_errors=True)
         flush_folder(partial)
         partial.rename(final)
-        facts = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
-        facts |= _origin(policy, cfg) | _tokens(tokenizer)
-        write_json_atomic(ctx.out / artifact.NAME, {"kind": policy.kind, **facts})
+        described = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
+        described |= _origin(policy, cfg) | _tokens(tokenizer)
+        write_json_atomic(ctx.out / artifact.NAME, {"kind": policy.kind, **described})
     except RlhfError:
         raise
     except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
@@ -88,7 +88,7 @@ def _write_weights(policy: ModelWrapper, folder: Path, dtype: torch.dtype) -> No
 
 
 def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:
-    """Where the weights come from; for an adapter, all that its base must be to go with it."""
+    """Origin of the weights; for an adapter, everything needed to load its base again."""
     commits = {"commits": _commits(cfg.model)}
     if policy.adapters is None:
         return {"base": cfg.model.path, "adapters": [], **commits}
@@ -107,7 +107,7 @@ def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:
 
 
 def _commits(model: ModelConfig) -> dict[str, str]:
-    """Key -> `ID@COMMIT` of each model on the hub that the run started from or compared with."""
+    """Key -> `ID@COMMIT` of each hub model that the run started from or compared with."""
     named = {
         "model.path": (model.path, model.revision),
         "model.base": (model.base, model.base_revision),

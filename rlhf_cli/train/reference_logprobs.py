@@ -1,4 +1,4 @@
-"""What a policy is compared with: the log-probs of the same rows under a frozen model."""
+"""Log-probs of rows under the reference model, computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
 
-COLUMN = "reference"
-"""Of `Rows.columns`: what the reference gives a row, nats."""
+REFERENCE_COLUMN = "reference"
+"""Column of `TokenBatch.columns`: log-prob of each row under the reference, nats."""
 
-SHELF = "reference"
-CHECKED = 4
-"""Examples whose stored numbers are computed again before the rest is believed."""
+CACHE_KIND = "reference"
+CHECKED_EXAMPLES = 4
+"""Number of examples whose cached log-probs are recomputed before the cache is used."""
 
-MOST_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Nats a token, in the mean, by which a stored number may differ from one computed here: the rows
-it is computed with are others, and rounding with them."""
+MAX_DRIFT = {torch.float32: 1e-4, torch.bfloat16: 0.05}
+"""Mean difference in nats per token that is allowed between a cached and a recomputed log-prob:
+other micro-batches round differently."""
 
 RowLogprobs = Callable[[Policy, TokenBatch, str], Tensor]
-"""[R], nats, of a model, rows and a role: what the losses compare."""
+"""(model, rows, role) -> [R], nats: the log-probs that the losses compare."""
 
 
-def with_reference(
+def add_reference_column(
     examples: Examples,
     reference: Policy,
-    of: RowLogprobs,
+    logprobs: RowLogprobs,
     settings: str,
     max_tokens: int,
     ctx: RunContext,
 ) -> Examples:
-    """Examples with a column `reference`, computed once and stored beside the data cache.
+    """Add a column `reference` to the examples, from the cache where it has it.
 
-    The stored numbers belong to these tokens, these weights and these settings; some of them are
-    computed again before they are used.
+    The cache key covers tokens, weights and settings; some cached values are recomputed and
+    compared before the rest is used.
 
     Args:
-        examples: of a whole data set.
-        reference: not trained yet, or never.
-        of: what is stored of a row.
-        settings: what the numbers depend on beside tokens and weights.
-        max_tokens: of a micro-batch.
+        examples: the whole data set.
+        reference: the reference model, or the policy before its first step.
+        logprobs: computes the values of rows.
+        settings: what the values depend on beside tokens and weights.
+        max_tokens: tokens of a micro-batch.
         ctx: compute type, and the ranks that share the work.
     """
     with torch.no_grad(), without_dropout(reference), as_computed(reference, ctx.compute):
 
         def compute(chosen: list[int]) -> NDArray[np.float32]:
             rows = collate(examples, chosen).to(reference.device)
-            found: NDArray[np.float32] = of(reference, rows, "policy").float().cpu().numpy()
+            found: NDArray[np.float32] = logprobs(reference, rows, "policy").float().cpu().numpy()
             return found
 
         key = _key(examples, reference, settings, ctx)
-        values = _stored(key, examples, compute, ctx)
+        values = _load_cached(key, examples, compute, ctx)
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
             if ctx.ranks.is_main:
-                store_entry(key, Entry({COLUMN: values}, {}), SHELF)
-    return replace(examples, columns={**examples.columns, COLUMN: values})
+                store_entry(key, Entry({REFERENCE_COLUMN: values}, {}), CACHE_KIND)
+    return replace(examples, columns={**examples.columns, REFERENCE_COLUMN: values})
 
 
 def _compute(
@@ -79,7 +79,7 @@ def _compute(
     max_tokens: int,
     ctx: RunContext,
 ) -> NDArray[np.float32]:
-    """The numbers of all rows; micro-batches are dealt out to the ranks."""
+    """Values of all rows; the ranks share the micro-batches."""
     logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(parts(examples, np.arange(len(examples)), max_tokens))
     size = ctx.ranks.world_size
@@ -93,21 +93,21 @@ def _compute(
     return values
 
 
-def _stored(
+def _load_cached(
     key: str,
     examples: Examples,
     compute: Callable[[list[int]], NDArray[np.float32]],
     ctx: RunContext,
 ) -> NDArray[np.float32] | None:
-    """The numbers in the cache, if they are there and those of this model."""
-    entry = load_entry(key, SHELF)
+    """Cached values, or None if there are none or they differ from this model's."""
+    entry = load_entry(key, CACHE_KIND)
     if not all(ctx.ranks.all_gather_json(entry is not None)) or entry is None:
         return None
-    values: NDArray[np.float32] = entry.arrays[COLUMN]
-    some = sorted({*np.linspace(0, len(examples) - 1, CHECKED).astype(int).tolist()})
+    values: NDArray[np.float32] = entry.arrays[REFERENCE_COLUMN]
+    some = sorted({*np.linspace(0, len(examples) - 1, CHECKED_EXAMPLES).astype(int).tolist()})
     drift = np.abs(values[_rows_of(examples, some)] - compute(some)).sum()
     tokens = sum(examples.token_starts[i + 1] - examples.token_starts[i] for i in some)
-    if not drift / tokens <= MOST_DRIFT[ctx.compute]:
+    if not drift / tokens <= MAX_DRIFT[ctx.compute]:
         logger.info(
             f"reference: the stored log-probs ({key}) are not those of this model (they differ by "
             f"{drift / tokens:.1e} nats a token); computing them anew"
@@ -120,7 +120,7 @@ def _stored(
 
 
 def _rows_of(examples: Examples, chosen: list[int]) -> NDArray[np.int64]:
-    """Indices of the rows of some examples, in their order."""
+    """Row indices of some examples, in their order."""
     starts = examples.example_starts
     return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in chosen])
 
@@ -130,12 +130,12 @@ def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) 
     whole.update(f"{reference.implementation.name} {reference.flat}".encode())
     for array in (examples.tokens, examples.trained, examples.row_starts, examples.example_starts):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
-    whole.update(weights_key(reference).encode())
+    whole.update(hash_weights(reference).encode())
     return whole.hexdigest()[:32]
 
 
-def weights_key(module: nn.Module) -> str:
-    """Changes with every bit of a model's weights."""
+def hash_weights(module: nn.Module) -> str:
+    """SHA-256 over the names and bits of a model's weights."""
     whole = hashlib.sha256()
     for name, param in module.named_parameters():
         bits = param.detach().contiguous().view(torch.uint8).cpu()

@@ -1,4 +1,4 @@
-"""A loss and its metrics over a whole data set."""
+"""Loss and metrics over a whole data set."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 
 _EXAMPLE = "index of the example"
-"""Travels with the values of a row, to put the rows in order."""
+"""Name of the column by which rows are put in order after gathering."""
 
 
-def measure(
+def evaluate_loss(
     loss: RowLoss,
     examples: Examples,
     max_tokens: int,
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """The loss of all examples as of one step, and its metrics; call it without gradients.
+    """Loss of all examples as one step, and its metrics; call it without gradients.
 
     Args:
-        loss: nothing of it is observed: what goes on from step to step stays as it is.
-        examples: of a whole data set.
-        max_tokens: of a micro-batch.
-        device: of the model.
-        ranks: share the work; all get the result.
+        loss: its `on_step` is not called: running statistics stay as they are.
+        examples: the whole data set.
+        max_tokens: tokens of a micro-batch.
+        device: the model's device.
+        ranks: ranks that share the work; all get the result.
     """
-    values, counts = row_values(loss.values, examples, max_tokens, device, ranks)
-    output = loss.of(values)
+    values, counts = compute_row_values(loss.values, examples, max_tokens, device, ranks)
+    output = loss.loss_fn(values)
     means = {name: float(total) / float(n) for name, (total, n) in output.metrics.items() if n}
     return {"loss": float(scaled_loss(output, counts)), **means}
 
 
-def row_values(
+def compute_row_values(
     values: Callable[[TokenBatch], RowValues],
     examples: Examples,
     max_tokens: int,
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> tuple[RowValues, dict[str, float]]:
-    """The values of all rows, in the order of the examples, and the counts of their units."""
+    """Values of all rows, in the order of the examples, and the counts of their units."""
     own: list[dict[str, Tensor]] = []
     counted: Counter[str] = Counter()
     for rows in eval_batches(examples, max_tokens, ranks):
@@ -56,13 +56,13 @@ def row_values(
         found = values(rows.to(device))
         moved = {name: value.cpu() for name, value in found.items()}
         own.append({**moved, _EXAMPLE: rows.example_of_row})
-    every = [part for part in ranks.all_gather_tensors(_joined(own)) if part]
-    whole = _joined(every)
+    every = [part for part in ranks.all_gather_tensors(_concatenate(own)) if part]
+    whole = _concatenate(every)
     order = whole.pop(_EXAMPLE).argsort(stable=True)
     return {name: value[order] for name, value in whole.items()}, ranks.sum_by_name(counted)
 
 
-def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The rows of several parts, by name; nothing where there is no part."""
+def _concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Values of several parts, concatenated by name; empty without parts."""
     names = parts[0].keys() if parts else ()
     return {name: torch.cat([part[name] for part in parts]) for name in names}

@@ -1,0 +1,165 @@
+"""Work and memory of a training step: FLOPs, peak FLOP/s, micro-batch size."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.models.attention import PRODUCT_LENGTH
+from rlhf_cli.models.wrapper import ModelWrapper
+
+MAX_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Per device type: larger micro-batches do not make its matrix products faster."""
+
+MIN_TOKENS = 256
+
+ACTIVATION_SHARE = 0.5
+"""Share of the memory that activations may take: total memory less weights, gradients, moments."""
+
+
+def fit_micro_batch_tokens(
+    policy: nn.Module,
+    shape: Any,
+    device: torch.device,
+    compute: torch.dtype,
+    recompute: bool,
+    processes: int = 1,
+) -> int:
+    """Number of tokens that fit one micro-batch, from the model's shape and the total memory.
+
+    Total, not free memory: the same machine always gives the same micro-batches.
+
+    Args:
+        policy: the model; its parameters are counted.
+        shape: transformers text config.
+        device: the device that holds the model.
+        compute: type of the activations.
+        recompute: whether activation checkpointing keeps only one vector per layer.
+        processes: number of processes of this run; on a CPU they share the memory.
+    """
+    states = sum(p.numel() * 16 if p.requires_grad else p.numel() * 4 for p in policy.parameters())
+    sharing = processes if device.type == "cpu" else 1
+    room = ACTIVATION_SHARE * (total_memory(device) / sharing - states)
+    tokens = int(room / bytes_per_token(shape, compute.itemsize, recompute))
+    most = MAX_TOKENS.get(device.type, MAX_TOKENS["cuda"])
+    return max(MIN_TOKENS, min(most, tokens))
+
+
+def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
+    """Bytes of activations that one token keeps for the backward pass.
+
+    b (6 d + 2 K e + 4 f) + 8 d a layer for a Llama with b-byte activations (8 d are the norms' fp32
+    inputs), and twice the b H T scores and probabilities of a row of T tokens where attention is
+    computed by plain products.
+    """
+    width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
+    if recompute:
+        return itemsize * width * layers
+    heads = getattr(shape, "num_attention_heads", 1)
+    key_heads = getattr(shape, "num_key_value_heads", None) or heads
+    head_width = getattr(shape, "head_dim", None) or width // heads
+    inner = getattr(shape, "intermediate_size", None) or 4 * width
+    a_layer = itemsize * (6 * width + 2 * key_heads * head_width + 4 * inner) + 8 * width
+    scores = 2 * itemsize * heads * PRODUCT_LENGTH
+    return int(layers * (a_layer + scores))
+
+
+def total_memory(device: torch.device) -> int:
+    """Total memory of the device in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+PROBE_SECONDS = 0.15
+PROBES = 3
+"""Minimum number of timed products; the first one also loads the kernel."""
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs of a model's forward and backward pass, without recomputation.
+
+    Attributes:
+        token: FLOPs per token, in all layers but the output layer.
+        pair: FLOPs per pair of a token and a token it attends to, itself included.
+        scored: FLOPs per scored token, in the output layer.
+    """
+
+    token: int
+    pair: int
+    scored: int
+
+    def of_batch(self, rows: TokenBatch) -> float:
+        """FLOPs of a micro-batch if every row is computed whole; a shared prefix may save some."""
+        pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
+        return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
+
+
+def count_flops(policy: ModelWrapper) -> FlopCount:
+    """Count the FLOPs of a policy's matrix products.
+
+    Per weight and token: 2 in the forward pass, 2 for the gradient of the input, and 2 more for the
+    gradient of a trained weight.
+    """
+    model = policy.model
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(heads, 1)
+    head = policy.output_layer if policy.kind == "causal_lm" else None  # a score head is tiny
+    output = set() if head is None else set(head.modules())
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m not in output]
+    token = sum(_weights(layer) * _passes(layer) for layer in layers)
+    # scores and their average: 2 products of [T, e] and [e, T] a head, and 4 in the backward pass
+    pair = 12 * heads * width * config.num_hidden_layers
+    return FlopCount(token, pair, 0 if head is None else _weights(head) * _passes(head))
+
+
+def _weights(layer: Any) -> int:
+    if isinstance(layer, Conv1D):
+        return int(layer.weight.numel())
+    layer = getattr(
+        layer, "token_adapter", layer
+    )  # PEFT's, where rows of single tokens are trained
+    return int(layer.in_features * layer.out_features)  # packed weights have fewer elements
+
+
+def _passes(layer: Any) -> int:
+    return 6 if layer.weight.requires_grad else 4
+
+
+def measure_peak(device: torch.device, compute: torch.dtype) -> float:
+    """Measure the FLOP/s of a large matrix product on this device.
+
+    Returns:
+        The best of a few products of square matrices: 1024 wide on a CPU, 8192 on CUDA.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    a = torch.ones(size, size, dtype=compute, device=device)
+    best, done, ends = 0.0, 0, time.monotonic() + PROBE_SECONDS
+    while done < PROBES or time.monotonic() < ends:
+        done += 1
+        began = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    if device.type == "cuda":
+        del a
+        torch.cuda.reset_peak_memory_stats(device)  # else a small model reports these products
+    return best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Peak memory in bytes: of the CUDA allocator, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
