@@ -12,9 +12,9 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.rollout.text import ResponseStreamer, response_text
+from rlhf_cli.rollout.response import ResponseStreamer, response_text
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 
 PORTION = 8
 """Batches that are given together: in the last of them, fewer and fewer prompts are decoded."""
@@ -96,7 +96,7 @@ class Author:
             samples: responses to each prompt, which always come together.
         """
         size = max(1, PORTION * batch_size // samples)
-        ends = end_tokens(self.model, self.tokenizer)
+        ends = end_token_ids(self.model, self.tokenizer)
         for first in range(0, len(tokens), size):
             portion = tokens[first : first + size]
             rollout = generate(
@@ -105,12 +105,14 @@ class Author:
                 portion,
                 sampling,
                 samples=samples,
-                slots=batch_size,
-                numbers=range(first, first + len(portion)),
+                batch_size=batch_size,
+                prompt_numbers=range(first, first + len(portion)),
             )
-            texts = [self._text(response, ends) for response in rollout.tokens]
+            texts = [self._text(response, ends) for response in [one.token_ids for one in rollout]]
             given = [prompt for prompt in portion for _ in range(samples)]
-            yield Answers(given, rollout.tokens, texts, rollout.finished)
+            yield Answers(
+                given, [one.token_ids for one in rollout], texts, [one.finished for one in rollout]
+            )
 
     def _text(self, response: Sequence[int], ends: Sequence[int]) -> str:
         skip = self.skip_special_tokens
@@ -118,5 +120,5 @@ class Author:
 
     def stream(self, prompt: list[int], sampling: SamplingConfig) -> None:
         """Print the response to one prompt while it is generated."""
-        streamer = ResponseStreamer(self.tokenizer, end_tokens(self.model, self.tokenizer))
+        streamer = ResponseStreamer(self.tokenizer, end_token_ids(self.model, self.tokenizer))
         generate(self.model, self.tokenizer, [prompt], sampling, streamer=streamer)

@@ -18,7 +18,7 @@ from rlhf_cli.data.records.fields import Message, Messages, Prompt
 from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.rewards.rewards import open_rewards
-from rlhf_cli.rollout.graphs import require_cuda
+from rlhf_cli.rollout.cuda_graphs import require_cuda
 
 
 def run(cfg: GenerateConfig) -> None:

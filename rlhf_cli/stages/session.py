@@ -18,7 +18,7 @@ from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.rollout.ends import add_end_token, end_tokens
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import open_rows
 from rlhf_cli.stages.training import Training
@@ -119,7 +119,7 @@ class Session(Training):
             source,
             (lambda: evaluate(held_out)) if held_out else None,
             where=lambda rows: self.examples.where(rows.owners[0]),
-            ends=end_tokens(model.model, self.tokenizer),
+            ends=end_token_ids(model.model, self.tokenizer),
             trained_on="chat" if self.report.templated else "text",
             state=state,
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlhf_cli.rollout.graphs import Run
+from rlhf_cli.rollout.cuda_graphs import StaticFunction
 
 
 class Tape(TorchDispatchMode):
@@ -35,8 +35,8 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def record(run: Run, made: Callable[[], object] = lambda: None) -> Run:
-    """As `graphs.capture`, which also runs once before it records."""
+def record(run: StaticFunction, made: Callable[[], object] = lambda: None) -> StaticFunction:
+    """As `cuda_graphs.capture`, which also runs once before it records."""
     made()
     run()
     with Tape() as tape:

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.sampling import BLOCK, DAMAGED, draw, inverse_cdf, keep_likely, noise
+from rlhf_cli.rollout.sampling import (
+    BLOCK_SIZE,
+    NON_FINITE,
+    inverse_cdf,
+    row_rng,
+    sample_tokens,
+    truncate,
+)
 from tests.fake_cuda import fake_cuda
 
 DRAWS = 40_000
@@ -36,7 +43,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("vocabulary", [23, BLOCK, 3 * BLOCK + 7])
+@pytest.mark.parametrize("vocabulary", [23, BLOCK_SIZE, 3 * BLOCK_SIZE + 7])
 def test_draws_follow_the_law(settings, vocabulary):
     """Evenly spread numbers hit each token as often as its probability says, to one draw."""
     sampling = SamplingConfig(**settings)
@@ -44,7 +51,7 @@ def test_draws_follow_the_law(settings, vocabulary):
     law = expected_law(logits, sampling)
     uniform = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     parts = uniform.split(4000)
-    drawn = [draw(logits.expand(len(u), -1).clone(), u, sampling) for u in parts]
+    drawn = [sample_tokens(logits.expand(len(u), -1).clone(), u, sampling) for u in parts]
     counts = torch.bincount(torch.cat(drawn), minlength=vocabulary)
     assert counts[law == 0].sum() == 0
     assert float((counts - DRAWS * law).abs().max()) < 1.1  # the rest is fp32 rounding of weights
@@ -53,11 +60,11 @@ def test_draws_follow_the_law(settings, vocabulary):
 def test_a_nucleus_larger_than_what_is_sorted_first():
     weights = torch.ones(1, 5000)
     weights[0, ::2] = 0.999
-    kept = keep_likely(weights.clone(), SamplingConfig(top_p=0.9)) > 0
+    kept = truncate(weights.clone(), SamplingConfig(top_p=0.9)) > 0
     assert kept[0, 1::2].all()
     assert kept.all()  # ties with the last one kept
     steep = torch.linspace(0, 1, 5000)[None]
-    kept = keep_likely(steep.clone(), SamplingConfig(top_p=0.75)) > 0
+    kept = truncate(steep.clone(), SamplingConfig(top_p=0.75)) > 0
     assert int(kept.sum()) == 2500  # three quarters of a triangle lie in its upper half
 
 
@@ -82,30 +89,32 @@ def test_a_tiny_temperature_is_greedy():
     logits = torch.tensor([[0.0, 3.0, 2.9]])
     sampling = SamplingConfig(temperature=1e-6)
     uniform = torch.tensor([0.999], dtype=torch.float64)
-    assert draw(logits, uniform, sampling).tolist() == [1]
+    assert sample_tokens(logits, uniform, sampling).tolist() == [1]
 
 
 def test_noise_differs_by_seed_prompt_and_sample():
     triples = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
-    assert len({noise(*triple).random() for triple in triples}) == 27
-    assert noise(1, 2, 3).random() == noise(1, 2, 3).random()
+    assert len({row_rng(*triple).random() for triple in triples}) == 27
+    assert row_rng(1, 2, 3).random() == row_rng(1, 2, 3).random()
 
 
 @pytest.mark.parametrize("settings", [*SETTINGS, {"temperature": 0.0}], ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_row_that_is_not_finite_is_marked_and_harms_no_other(settings, value):
-    logits = torch.randn(3, 2 * BLOCK + 5)
+    logits = torch.randn(3, 2 * BLOCK_SIZE + 5)
     logits[1] = value
-    drawn = draw(logits, torch.tensor([0.3, 0.5, 0.9]).double(), SamplingConfig(**settings))
-    assert drawn[1] == DAMAGED
+    drawn = sample_tokens(
+        logits, torch.tensor([0.3, 0.5, 0.9]).double(), SamplingConfig(**settings)
+    )
+    assert drawn[1] == NON_FINITE
     assert (drawn[[0, 2]] >= 0).all()
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_draws_are_the_same_with_deterministic_algorithms(settings, monkeypatch):
-    logits, uniform = torch.randn(50, 2 * BLOCK + 5), torch.rand(50).double()
-    expected = draw(logits.clone(), uniform, SamplingConfig(**settings))
+    logits, uniform = torch.randn(50, 2 * BLOCK_SIZE + 5), torch.rand(50).double()
+    expected = sample_tokens(logits.clone(), uniform, SamplingConfig(**settings))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     with fake_cuda(monkeypatch):
-        there = draw(logits.to("cuda"), uniform.to("cuda"), SamplingConfig(**settings))
+        there = sample_tokens(logits.to("cuda"), uniform.to("cuda"), SamplingConfig(**settings))
         assert there.tolist() == expected.tolist()

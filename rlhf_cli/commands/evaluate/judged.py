@@ -25,7 +25,7 @@ from rlhf_cli.evaluation.winrate import count_wins
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.function import FunctionScorer
 from rlhf_cli.rewards.sources.scorer import numbers
-from rlhf_cli.rollout.graphs import require_cuda
+from rlhf_cli.rollout.cuda_graphs import require_cuda
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
 from rlhf_cli.stages.opening import say_max_length
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.held_out import evaluate
-from rlhf_cli.stages.ppo.loss import TEXT
-from rlhf_cli.stages.ppo.memory import table
-from rlhf_cli.stages.ppo.rollout import Author
+from rlhf_cli.stages.ppo.evaluate import evaluate
+from rlhf_cli.stages.ppo.minibatches import PTX_MASK
+from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 from rlhf_cli.stages.ppo.source import RolloutSource
 from rlhf_cli.stages.ppo.training import PPOTraining, load_text
+from rlhf_cli.stages.ppo.value_model import memory_table
 
 Asked = tuple[PromptSet, list[list[int]]]
 """Prompts and the tokens of each."""
@@ -71,23 +71,25 @@ class Rollouts(PPOTraining):
         self.open_models()
         rewards = open_rewards(cfg.reward, self.tokenizer, ctx, self.max_tokens, self.policy)
         self._tell_memory(rewards)
-        author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
-        source = RolloutSource(cfg, author, self.updates, ctx)
+        worker = RolloutWorker(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
+        source = RolloutSource(cfg, worker, self.updates, ctx)
         say(
             f"steps: {count(source.total_steps, 'rollout')} of "
             f"{count(cfg.train.batch_size, 'prompt')}, "
             f"{count(cfg.samples_per_prompt, 'response')} each; "
-            f"{count(cfg.updates, 'update')} a step"
+            f"{count(cfg.optimizer_steps, 'update')} a step"
         )
         held_out = None
         if self.held_out:
             one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
-            held_out = Author(one, *self.held_out, self.policy, rewards, self.tokenizer, ctx.ranks)
+            held_out = RolloutWorker(
+                one, *self.held_out, self.policy, rewards, self.tokenizer, ctx.ranks
+            )
         return self.fit_and_save(
             self.policy,
             self.loss,
             source,
-            (lambda: evaluate(held_out, self.teacher, ctx.ranks)) if held_out else None,
+            (lambda: evaluate(held_out, self.experience_maker, ctx.ranks)) if held_out else None,
             where=self._where,
             ends=self.ends,
             trained_on="chat" if self.report.templated else "text",
@@ -96,7 +98,7 @@ class Rollouts(PPOTraining):
     def _where(self, rows: TokenBatch) -> str:
         """The file and line of the prompt of some rows, or of a row of `ptx_data`."""
         number = rows.owners[0]
-        if TEXT in rows.token_columns:
+        if PTX_MASK in rows.token_columns:
             return f"ptx_data {self.text.where(number)}"
         return self.asked[0].places[number]
 
@@ -109,7 +111,7 @@ class Rollouts(PPOTraining):
             model = getattr(term.scorer, "model", None)
             if isinstance(model, nn.Module):
                 models[f"reward {term.name}"] = model
-        for line in table(models):
+        for line in memory_table(models):
             say(line)
 
     def require_positions(self, model: ModelWrapper, name: str = "model") -> None:

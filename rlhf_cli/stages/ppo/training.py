@@ -14,14 +14,13 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
-from rlhf_cli.rollout.ends import add_end_token, end_tokens
-from rlhf_cli.rollout.graphs import capture, require_cuda
-from rlhf_cli.rollout.probe import require_graphs, require_slots
+from rlhf_cli.rollout.cuda_graphs import capture, require_cuda
+from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_graphs
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.likelihood import RECORDS as TEXTS
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.learning import Teacher
-from rlhf_cli.stages.ppo.loss import PPOLoss
-from rlhf_cli.stages.ppo.updates import Updates
+from rlhf_cli.stages.ppo.experience import ExperienceMaker
+from rlhf_cli.stages.ppo.updates import PPOLoss, PPOUpdater
 from rlhf_cli.stages.ppo.value_model import attach_value_model
 from rlhf_cli.stages.reference import hold_reference
 from rlhf_cli.stages.training import Training
@@ -65,20 +64,22 @@ class PPOTraining(Training):
         add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
         self.require_positions(self.policy)
         if cfg.reuses_logprobs:
-            require_slots(self.policy.model, "rollout_logprobs", "reuse", "recompute")
+            require_continuous_batching(self.policy.model, "rollout_logprobs", "reuse", "recompute")
         if cfg.sampling.cuda_graphs:
-            require_graphs(self.policy.model, capture)
+            require_cuda_graphs(self.policy.model, capture)
         self.reference = hold_reference(cfg.model, self.policy, self)
         attach_value_model(cfg, self.policy, self)
         self.settle(self.policy)
         self.loss = PPOLoss(cfg, self.policy)
-        self.teacher = Teacher(cfg, self.policy, self.reference, ctx.ranks, self.max_tokens)
-        self.updates = Updates(cfg, self.teacher, self.loss, self._text(), ctx.ranks)
+        self.experience_maker = ExperienceMaker(
+            cfg, self.policy, self.reference, ctx.ranks, self.max_tokens
+        )
+        self.updates = PPOUpdater(cfg, self.experience_maker, self.loss, self._text(), ctx.ranks)
 
     @property
     def ends(self) -> list[int]:
         """Tokens that end a response."""
-        return end_tokens(self.policy.model, self.tokenizer)
+        return end_token_ids(self.policy.model, self.tokenizer)
 
     def _text(self) -> ExampleSource | None:
         """Steps of `ptx_data`: one for each update."""

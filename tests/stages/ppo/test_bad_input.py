@@ -30,7 +30,7 @@ def fails(prompts, responses, **columns): return [1 / 0]
         (["data.max_length=8"], "data.max_length: got 8, which leaves no token for the prompt"),
         (["data.packing=true"], "data.packing: given, but ppo reads prompts alone"),
         (["data.format=preference"], "data.format: got preference; ppo takes prompts"),
-        (["model.reference=stored"], "model.reference: got stored; ppo compares responses"),
+        (["model.reference=stored"], "model.reference: got stored; "),
         (["reward.function="], "reward.model: none given; need something that scores responses"),
         (["value=adapter"], "value: got adapter with adapter.kind=none"),
         (["value=model"], "value_model: none given with value=model"),
@@ -91,10 +91,10 @@ def test_a_language_model_as_reward_model_is_refused(files, capsys, sft_run):
 def test_logprobs_of_draws_need_slots_and_it_is_told_before_the_first_rollout(
     files, capsys, monkeypatch
 ):
-    monkeypatch.setattr(probe, "fits_slots", lambda model: False)
+    monkeypatch.setattr(probe, "supports_continuous_batching", lambda model: False)
     assert cli.main(words_of("rollout_logprobs=reuse")) == 2
     [line] = errors(capsys)
-    assert line.startswith("error: rollout_logprobs: got reuse, but a LlamaForCausalLM is not")
+    assert line.startswith("error: rollout_logprobs: got reuse, which needs continuous batching")
     assert line.endswith("Try rollout_logprobs=recompute")
 
 

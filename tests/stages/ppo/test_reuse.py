@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.ppo import rollout
+from rlhf_cli.stages.ppo import rollout_worker
 
 GRPO = ("advantage=grpo", "samples_per_prompt=2")
 REUSE = "rollout_logprobs=reuse"
@@ -36,17 +36,17 @@ def test_bf16_is_off_by_its_rounding(ppo):
 
 def test_what_is_off_is_measured_before_the_first_update(ppo, monkeypatch):
     """A sampler that is a quarter of a nat off; updates that go far do not count."""
-    real = rollout.generate
+    real = rollout_worker.generate
 
     def off(*args, **words):
         drawn = real(*args, **words)
-        return replace(drawn, logprobs=[[x - 0.25 for x in row] for row in drawn.logprobs])
+        return [replace(one, logprobs=[x - 0.25 for x in one.logprobs]) for one in drawn]
 
     far = ("lr=1e-1", "max_steps=1", "ppo_epochs=3")
     (good,) = ppo(REUSE, *far, out="good")
     assert good["rollout/mismatch"] < 1e-5
     assert good["policy/approx_kl"] > 1e-2
-    monkeypatch.setattr(rollout, "generate", off)
+    monkeypatch.setattr(rollout_worker, "generate", off)
     (bad,) = ppo(REUSE, *far, out="bad")
     assert bad["rollout/mismatch"] == pytest.approx(0.25, abs=1e-4)
     assert bad["rollout/mismatch_kl"] == pytest.approx(0.25**2 / 2, abs=1e-4)

@@ -17,8 +17,7 @@ from rlhf_cli.models.source import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import VALUE_ADAPTER, AdapterValueModel
 from rlhf_cli.stages.ppo import training
-from rlhf_cli.stages.ppo.memory import held
-from rlhf_cli.stages.ppo.value_model import attach_value_model
+from rlhf_cli.stages.ppo.value_model import attach_value_model, parameter_bytes
 from tests.helpers import last_of_each, rows_of
 from tests.stages.conftest import FAST
 
@@ -69,7 +68,7 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted,
     with torch.no_grad():
         assert torch.equal(shared(ROWS), shared(ROWS))
     assert not any(p.requires_grad for p in shared.parameters())
-    own, _ = held({"policy": policy.model, "reward": shared})["reward"]
+    own, _ = parameter_bytes({"policy": policy.model, "reward": shared})["reward"]
     assert own == shared.head.numel() * 4  # its adapter stands in the policy's model
 
 
@@ -142,7 +141,7 @@ def whole_value_model(sft_run, files):
 
 def test_a_whole_value_model_starts_as_the_reward_model(whole_value_model, ppo, capsys):
     lines = ppo(*whole_value_model, "max_steps=2")
-    assert "a model of its own, from " in capsys.readouterr().err
+    assert "a separate model, from " in capsys.readouterr().err
     assert lines[0]["loss/value"] > 0
 
 

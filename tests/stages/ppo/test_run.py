@@ -18,9 +18,10 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine
+from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo import training
-from rlhf_cli.stages.ppo.loss import TEXT, PPOLoss
-from rlhf_cli.stages.ppo.rows import Written, minibatches
+from rlhf_cli.stages.ppo.minibatches import PTX_MASK, make_minibatches
+from rlhf_cli.stages.ppo.updates import PPOLoss
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import without_machine
@@ -65,17 +66,17 @@ def test_every_minibatch_has_responses_of_every_rank(samples):
             for place in Ranks(rank, 8).block(64)
             for sample in range(samples)
         ]
-        responses = [Written(0, number, [1], [2], True) for number in numbers]
-        parts = minibatches(responses, 8, 1000, torch.device("cpu"))
+        responses = [Response(number, 0, [1], [2], True) for number in numbers]
+        parts = make_minibatches(responses, 8, 1000, torch.device("cpu"))
         assert [sum(len(micro.members) for micro in part) for part in parts] == [samples] * 8
 
 
 def test_a_row_of_text_that_fails_is_named_as_such(files, monkeypatch, capsys):
     Path("text.jsonl").write_text('{"text": "One fine day."}\n{"text": "Another."}\n')
     damaged = lambda self, rows: LossOutput(  # noqa: E731
-        {"ptx": Term(self.policy(rows).logp.sum() / 0, TEXT, 1.0)}
+        {"ptx": Term(self.policy(rows).logp.sum() / 0, PTX_MASK, 1.0)}
     )
-    monkeypatch.setattr(PPOLoss, "_of_text", damaged)
+    monkeypatch.setattr(PPOLoss, "_ptx_loss", damaged)
     assert cli.main(words_of("ptx_coef=1", "ptx_data=text.jsonl", "data.shuffle=false")) == 5
     shown = capsys.readouterr().err
     assert re.search(r"  ptx_data \S*text.jsonl:[12]: loss is not finite", shown)
@@ -273,7 +274,7 @@ def test_responses_without_slope_skip_the_backward_pass_and_nothing_else(judge, 
     skipped = ppo(*words, out="skipped")
     fewer = len(passes)
     monkeypatch.setattr(
-        "rlhf_cli.stages.ppo.learning.teaches", lambda score, *_: [True] * len(score)
+        "rlhf_cli.stages.ppo.experience.has_signal", lambda score, *_: [True] * len(score)
     )
     whole = ppo(*words, out="whole")
     if judge == "some":  # two responses to each prompt, half of which teach nothing

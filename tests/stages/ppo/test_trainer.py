@@ -14,7 +14,7 @@ from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs import artifact
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.door import PPOTrainer
+from rlhf_cli.stages.ppo.trainer import PPOTrainer
 from rlhf_cli.train.config import TrainConfig
 
 PROMPTS = ["Say tea", "Say rain", "Say gold", "Say jazz"]
@@ -56,7 +56,7 @@ def test_a_step_is_that_of_the_command(ppo, files):
     prompts = [json.loads(row)["prompt"] for row in rows]
     sampling = replace(CFG.sampling, temperature=0.7)
     trainer = PPOTrainer(replace(CFG, sampling=sampling, ppo_epochs=1, minibatches=1), files / "my")
-    trainer.drawn = 4  # the command's first rollout is number 1
+    trainer.generated = 4  # the command's first rollout is number 1
     responses = trainer.generate(prompts)
     metrics = trainer.step(prompts, responses, [float(len(one.text)) for one in responses])
     for name in ("objective/scores", "tokens/response_length", "loss/value", "loss", "grad_norm"):
@@ -106,7 +106,7 @@ def test_messages_are_taken_as_in_a_file_and_the_result_knows_it(trainer):
 
 
 def test_logprobs_of_draws_that_step_is_not_given_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="rollout_logprobs: got reuse; responses that are given"):
+    with pytest.raises(ConfigError, match="rollout_logprobs: got reuse; "):
         PPOTrainer(replace(CFG, rollout_logprobs="reuse"), tmp_path / "mine")
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf_cli.rollout.text import ResponseStreamer, response_text
+from rlhf_cli.rollout.response import ResponseStreamer, response_text
 from tests.data.test_templates import family
 
 

@@ -1,9 +1,9 @@
-"""PPO for a loop of your own: scores from people, from a simulator, from anything."""
+"""PPO for loops of your own, with scores from people, a simulator or anything else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,33 +16,17 @@ from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.rollout.text import response_text
+from rlhf_cli.rollout.response import Response, response_text
+from rlhf_cli.rollout.stopping import add_end_token
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.training import PPOTraining
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.loop import RunResult, Trainer
 
 
-@dataclass(frozen=True)
-class Response:
-    """What the policy wrote.
-
-    Attributes:
-        text: without special tokens.
-        tokens: the end token included where there is one.
-        finished: whether it ended by itself.
-    """
-
-    text: str
-    tokens: list[int]
-    finished: bool
-
-
 class _GivenUpdates:
-    """A `StepSource` of the updates that it is given, one step at a time."""
+    """A `StepSource` of the updates that `PPOTrainer.step` sets, one step at a time."""
 
     def __init__(self, steps: int) -> None:
         self.total_steps = steps
@@ -64,33 +48,32 @@ class _GivenUpdates:
 
 
 class _Models(PPOTraining):
-    """The models alone: prompts come later."""
+    """The models of a run whose prompts are not known yet."""
 
     def __init__(self, cfg: PPOConfig, out: Path) -> None:
         super().__init__(cfg, out)
         self.report = DataReport(templated=self.encoder.as_message)
 
     def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
-        """Prompts are not known yet; `PPOTrainer.step` looks at each."""
+        """Do nothing: `PPOTrainer.step` checks each prompt."""
 
 
 def _reuse_problems(cfg: PPOConfig) -> list[str]:
     if not cfg.reuses_logprobs:
         return []
     return [
-        "rollout_logprobs: got reuse; responses that are given to PPOTrainer.step come without "
-        "log-probs. Try rollout_logprobs=recompute"
+        "rollout_logprobs: got reuse; PPOTrainer.step accepts responses without log-probs. "
+        "Try rollout_logprobs=recompute"
     ]
 
 
 class PPOTrainer:
-    """Policy, reference and value model, and one update at a time; the code of `rlhf ppo`.
+    """PPO one update at a time, with the same code as `rlhf ppo`; one process.
 
-    One process. With `train.max_steps` the learning rate follows `train.schedule`; without, it is
-    constant.
+    With `train.max_steps` the learning rate follows `train.schedule`; without, it is constant.
 
     Args:
-        cfg: as of `rlhf ppo`; `data` and `reward` are not read.
+        cfg: configuration of `rlhf ppo`; `data` and `reward` are not read.
         out: folder for `metrics.jsonl` and `model/`.
 
     Raises:
@@ -109,7 +92,7 @@ class PPOTrainer:
         self.run.open_models()
         self.policy, self.tokenizer = self.run.policy, self.run.tokenizer
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
-        self.drawn = 0
+        self.generated = 0
         self.loop = Trainer(
             self.policy,
             self.source,
@@ -123,7 +106,7 @@ class PPOTrainer:
         )
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """A response to each prompt, drawn as `cfg.sampling` says; other draws each time.
+        """Generate a response to each prompt by `cfg.sampling`, with new random numbers each time.
 
         Args:
             prompts: text or messages, as `Message` or as in a file.
@@ -132,21 +115,20 @@ class PPOTrainer:
             DataError: a prompt is neither.
             ConfigError: prompt and response do not fit the model's positions.
         """
-        first, self.drawn = self.drawn, self.drawn + len(prompts)
-        drawn = generate(
+        first, self.generated = self.generated, self.generated + len(prompts)
+        responses = generate(
             self.policy,
             self.tokenizer,
-            [self._encode(number, prompt) for number, prompt in enumerate(prompts)],
+            [self._encode(index, prompt) for index, prompt in enumerate(prompts)],
             self.cfg.sampling,
-            numbers=range(first, first + len(prompts)),
+            prompt_numbers=range(first, first + len(prompts)),
         )
         skip = self.cfg.reward.skip_special_tokens
-        texts = [
-            response_text(self.tokenizer, ids, self.run.ends, skip_special_tokens=skip)
-            for ids in drawn.tokens
-        ]
-        parts = zip(texts, drawn.tokens, drawn.finished, strict=True)
-        return [Response(*part) for part in parts]
+        for response in responses:
+            response.text = response_text(
+                self.tokenizer, response.token_ids, self.run.ends, skip_special_tokens=skip
+            )
+        return responses
 
     def step(
         self,
@@ -154,39 +136,39 @@ class PPOTrainer:
         responses: Sequence[Response | str],
         scores: Sequence[float],
     ) -> dict[str, float]:
-        """Learn from scored responses: `ppo_epochs` times `minibatches` moves of the optimizer.
+        """Train on scored responses: `ppo_epochs` times `minibatches` optimizer steps.
 
         Args:
             prompts: as many as a multiple of `minibatches`; with an `advantage` that compares
                 responses to one prompt, each `samples_per_prompt` times in a row.
-            responses: to each; what `generate` gave, or a text, which gets an end token.
-            scores: of each; higher is better.
+            responses: one per prompt; from `generate`, or a text, which gets an end token.
+            scores: one per response; higher is better.
 
         Returns:
             The metrics of the step, as in `metrics.jsonl`.
 
         Raises:
             DataError: the three differ in number, or do not fit the minibatches or the model.
-            NonFinite: the policy has left the reference far behind.
+            NonFinite: the KL from the reference is above `kl_limit`.
         """
-        written = self._written(prompts, responses, scores)
+        encoded = self._encode_responses(prompts, responses, scores)
         points = torch.tensor([float(score) for score in scores])
         if not points.isfinite().all():
             raise DataError("scores: got one that is not finite; need a number for each response")
-        lesson = self.run.updates.begin(written, points, self.loop.step + 1)
+        batch = self.run.updates.start_rollout(encoded, points, self.loop.step + 1)
         self.source.metrics = self.run.updates.metrics
-        self.source.updates = self.run.updates.passes(lesson)
+        self.source.updates = self.run.updates.minibatches(batch)
         self.loop.take()
         values = self.loop.meter.read()
         self.loop.log(values)
         return values
 
-    def _written(
+    def _encode_responses(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[Response | str],
         scores: Sequence[float],
-    ) -> list[Written]:
+    ) -> list[Response]:
         count, parts = len(prompts), self.cfg.minibatches * self.cfg.samples_per_prompt
         if not count == len(responses) == len(scores):
             raise DataError(
@@ -199,43 +181,43 @@ class PPOTrainer:
                 "samples_per_prompt"
             )
         found = [
-            self._one(number, prompt, response)
-            for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+            self._encode_response(index, prompt, response)
+            for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
         ]
-        room = context_length(self.policy.model)
-        for one in found:
-            if room and len(one) > room:
+        positions = context_length(self.policy.model)
+        for response in found:
+            if positions and len(response) > positions:
                 raise DataError(
-                    f"prompts[{one.number}] and its response have {len(one)} tokens, more than the "
-                    f"model's {room} positions"
+                    f"prompts[{response.index}] and its response have {len(response)} tokens, more "
+                    f"than the model's {positions} positions"
                 )
         return found
 
-    def _one(self, number: int, prompt: Prompt, response: Response | str) -> Written:
-        before = self._encode(number, prompt)
+    def _encode_response(self, index: int, prompt: Prompt, response: Response | str) -> Response:
+        prompt_ids = self._encode(index, prompt)
         chat = self.run.encoder.as_message or not isinstance(prompt, str)
         self.run.report.templated |= chat
-        if isinstance(response, str):
-            text = self.tokenizer.encode(response, add_special_tokens=False)
-            end = (self.run.encoder.turn_end if chat else None) or self.run.ends[0]
-            response = Response(response, [*text, end], finished=True)
-        return Written(number, number, before, response.tokens, response.finished)
+        if isinstance(response, Response):
+            return Response(index, index, prompt_ids, response.token_ids, response.finished)
+        token_ids = self.tokenizer.encode(response, add_special_tokens=False)
+        end = (self.run.encoder.turn_end if chat else None) or self.run.ends[0]
+        return Response(index, index, prompt_ids, [*token_ids, end], finished=True)
 
-    def _encode(self, number: int, prompt: Prompt) -> list[int]:
+    def _encode(self, index: int, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str) and not all(isinstance(turn, Message) for turn in prompt):
             try:
-                prompt = messages(f"prompts[{number}]", prompt)
+                prompt = messages(f"prompts[{index}]", prompt)
             except Malformed as error:
                 raise DataError(str(error)) from error
         try:
             tokens = self.run.encoder.encode(prompt)
         except Refused as error:
-            raise DataError(f"prompts[{number}]: {error}") from error
+            raise DataError(f"prompts[{index}]: {error}") from error
         add_end_token(self.policy.model, self.tokenizer, self.run.encoder.turn_end)
         return tokens
 
     def save(self) -> Path:
-        """Write the policy where `from_pretrained` and every command of ours can read it.
+        """Save the policy in the format of `from_pretrained`, and return its folder.
 
         Raises:
             CheckpointError: the disk is full or read-only.
