@@ -247,7 +247,7 @@ def _support(model: Any, tokenizer: Any) -> Support | None:
         if found is not None:
             say(
                 f"rollout: {len(found.excluded)} of {rows} ids have no token in the tokenizer and "
-                "are never drawn"
+                "are never sampled"
             )
     return _SUPPORT[model]
 

@@ -89,7 +89,7 @@ class SlotCache:
         return memory.view(-1)[: self.slots * heads * width * size].view(-1, heads, width, size)
 
     def _allocate(self, like: Tensor) -> Tensor:
-        # zeros: what lies behind a row's end has no weight, but 0 times NaN would be NaN
+        # zeros: values after a response's end have no weight, but 0 times NaN would be NaN
         return like.new_zeros(like.shape[1], self.slots * self._max_width, like.shape[3])
 
 

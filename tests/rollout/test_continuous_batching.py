@@ -1,4 +1,4 @@
-"""Who is in which slot, and what is copied, with a cache that is a list of tokens."""
+"""The scheduler's slots and copies, with a cache that is a list of tokens."""
 
 import random
 
@@ -9,7 +9,7 @@ from rlhf_cli.rollout.response import Response
 
 
 def play(rows, slots, ends_after):
-    """Run a scheduler on slots that hold the tokens themselves; look at every slot each step."""
+    """Run a scheduler on slots that hold the tokens themselves; check every slot each step."""
     scheduler = Scheduler(rows, slots)
     held = [[] for _ in range(slots)]
     computed = 0
@@ -38,7 +38,7 @@ def play(rows, slots, ends_after):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_row_finds_its_tokens_in_its_slot(seed):
+def test_every_response_has_its_tokens_in_its_slot(seed):
     chance = random.Random(seed)
     samples, prompts = chance.choice([1, 2, 5]), chance.randint(1, 12)
     texts = [[chance.randrange(97) for _ in range(chance.randint(1, 9))] for _ in range(prompts)]
@@ -48,12 +48,12 @@ def test_every_row_finds_its_tokens_in_its_slot(seed):
     assert [len(row.token_ids) for row in rows] == ends_after
 
 
-def test_samples_that_enter_later_take_the_prompt_from_a_slot():
+def test_samples_that_enter_later_copy_the_prompt_from_a_slot():
     rows = [Response(n, 0, range(11)) for n in range(9)]
     assert play(rows, 2, [3, 1, 2, 4, 1, 1, 5, 2, 2]) == 10
 
 
-def test_a_pass_takes_no_more_prompts_when_it_has_many_tokens():
+def test_a_step_takes_no_more_prompts_above_prefill_tokens():
     rows = [Response(n, n, range(PREFILL_TOKENS // 2 + 1)) for n in range(4)]
     scheduler = Scheduler(rows, 4)
     assert len(scheduler.step().prefills) == 2

@@ -1,4 +1,4 @@
-"""Recorded passes beside plain ones. On the CPU, a tape stands where CUDA records."""
+"""Recorded decoding steps compared with plain ones; on the CPU a tape replaces CUDA graphs."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ GRAPHS = replace(GREEDY, cuda_graphs=True)
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Recording on the CPU; gives an entry for each recorded pass."""
+    """Recording on the CPU; has an entry for each recorded step."""
     made = []
     monkeypatch.setattr(engine, "capture", lambda run: tape.record(run, lambda: made.append(run)))
     monkeypatch.setattr(engine, "require_cuda", lambda sampling, device: None)
@@ -40,8 +40,8 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_recorded_passes_write_the_same_responses(name, recorded, monkeypatch, capsys):
-    """Also where few prompts join at a time, so that slots stand empty between others."""
+def test_recorded_steps_give_the_same_responses(name, recorded, monkeypatch, capsys):
+    """Also where few prompts join at a time, so that slots are empty between others."""
     model = make(ARCHITECTURES[name])
     for slots, joining in ((1, 8192), (4, 8192), (4, 8), (64, 8192)):
         monkeypatch.setattr(continuous_batching, "PREFILL_TOKENS", joining)
@@ -68,14 +68,14 @@ def logits_of(model, record):
     return torch.cat([torch.stack(each) for each in found])
 
 
-def test_recorded_passes_have_the_same_logits():
+def test_recorded_steps_have_the_same_logits():
     """fp32; idle rows change how a product is cut, so rounding may differ."""
     model = make(ARCHITECTURES["gemma2"])
     assert_close(logits_of(model, tape.record), logits_of(model, None), atol=1e-5, rtol=1e-5)
 
 
-def test_slots_without_a_row_stay_as_they_are():
-    """A prompt may wait in one."""
+def test_slots_without_a_response_are_not_written():
+    """They may hold a prompt."""
     model = tiny_llama()
     cache = SlotCache(4 + 1, 64, powers_of_two=True)
     forward = DecodeModel(model, cache)
@@ -90,7 +90,7 @@ def test_slots_without_a_row_stay_as_they_are():
         assert not torch.equal(store[0], was[0])
 
 
-def test_a_pass_is_recorded_once_for_each_width(recorded, monkeypatch):
+def test_a_step_is_recorded_once_per_width(recorded, monkeypatch):
     """Rows of 30 to 130 tokens: caches 32, 64, 128 and 160 wide, the last because it is full."""
     model = tiny_llama()
     model.generation_config.eos_token_id = None
@@ -114,8 +114,8 @@ def test_a_pass_is_recorded_once_for_each_width(recorded, monkeypatch):
     assert len(passes) == 1 + 8  # the prompt's; all others are replayed
 
 
-def test_weights_that_moved_are_read_where_they_are_now(recorded):
-    """A parameter gets new memory between rollouts, as when it is rounded to another type."""
+def test_weights_in_new_memory_are_used(recorded):
+    """A parameter may get new memory between rollouts, as when its dtype changes."""
     model = tiny_llama()
     generate(model, TOKENIZER, PROMPTS, GRAPHS, batch_size=4)
     generator = torch.Generator().manual_seed(3)
@@ -125,7 +125,7 @@ def test_weights_that_moved_are_read_where_they_are_now(recorded):
     assert generate(model, TOKENIZER, PROMPTS, GRAPHS, batch_size=4) == expected
 
 
-def test_adapters_and_draws_with_their_logprobs(recorded):
+def test_adapters_and_sampler_logprobs(recorded):
     policy = lora_policy()
     plain, other = (
         generate(policy, TOKENIZER, PROMPTS, sampling, samples=2, batch_size=4, logprobs=True)
@@ -136,14 +136,14 @@ def test_adapters_and_draws_with_their_logprobs(recorded):
         assert one.logprobs == pytest.approx(two.logprobs, abs=1e-5)
 
 
-def test_a_model_that_asks_for_numbers_on_its_way_is_refused(recorded):
+def test_a_model_that_reads_numbers_on_the_host_is_refused(recorded):
     model = tiny_llama()
     model.model.norm.register_forward_hook(lambda m, i, out: out * (1 + float(out.sum() > 1e9)))
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM cannot be replayed .*not permitted"):
         generate(model, TOKENIZER, PROMPTS, GRAPHS)
 
 
-def test_a_replay_that_gives_other_logits_is_refused(recorded, monkeypatch):
+def test_a_replay_with_other_logits_is_refused(recorded, monkeypatch):
     def stale(run):
         output = run().clone()
         return lambda: output
@@ -162,7 +162,7 @@ def test_a_replay_that_gives_other_logits_is_refused(recorded, monkeypatch):
         ["evaluate", "tiny", "prompts=p.txt", "judge=j.py:score", "output=found.json"],
     ],
 )
-def test_without_a_gpu_they_are_refused_before_a_model_is_loaded(
+def test_cuda_graphs_without_cuda_are_refused_before_a_model_is_loaded(
     words, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -180,7 +180,7 @@ def test_without_a_gpu_they_are_refused_before_a_model_is_loaded(
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_on_a_gpu_graphs_have_the_logits_of_plain_passes(name, dtype):
+def test_cuda_graphs_have_the_same_logits(name, dtype):
     """bf16: logits near 10 are 1/32 apart, and idle rows change how a product is cut."""
     model = make(ARCHITECTURES[name]).to("cuda", dtype)
     most = 1e-4 if dtype == torch.float32 else 0.2

@@ -1,4 +1,4 @@
-"""The engine beside transformers' generate, and what must not change a response."""
+"""`generate` compared with transformers' generate, and what must not change a response."""
 
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ def token_ids(responses):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_greedy_equals_generate_on_mixed_lengths_with_more_prompts_than_slots(name, capsys):
+def test_greedy_equals_transformers_generate(name, capsys):
     model = make(ARCHITECTURES[name])
     expected = plain_greedy(model, PROMPTS)
     alone = [plain_greedy(model, [prompt])[0] for prompt in PROMPTS]
@@ -73,14 +73,14 @@ def test_greedy_equals_generate_on_mixed_lengths_with_more_prompts_than_slots(na
     )  # once per model
 
 
-def test_some_rows_of_these_end_early_and_some_never():
-    """Else the test above would show nothing about rows that leave."""
+def test_some_greedy_responses_end_early_and_some_never():
+    """Else the test above would show nothing about responses that end."""
     got = generate(make(ARCHITECTURES["mistral, sliding window"]), TOKENIZER, PROMPTS, GREEDY)
     assert {True, False} == {one.finished for one in got}
     assert max(map(len, token_ids(got))) == 16
 
 
-def test_bf16_decodes_in_slots_too(capsys):
+def test_bf16_supports_continuous_batching(capsys):
     model = make(ARCHITECTURES["gemma2"]).bfloat16()
     rollout = generate(model, TOKENIZER, PROMPTS, GREEDY, batch_size=4)
     assert "equals" in capsys.readouterr().err
@@ -95,7 +95,7 @@ def test_bf16_decodes_in_slots_too(capsys):
     ],
     ids=["bloom", "mamba"],
 )
-def test_what_does_not_fit_slots_goes_through_generate_and_says_why(config, capsys):
+def test_unsupported_architectures_use_transformers_generate(config, capsys):
     model = make(config)
     got = generate(model, TOKENIZER, PROMPTS[3:6], GREEDY, batch_size=2)
     assert (
@@ -105,8 +105,8 @@ def test_what_does_not_fit_slots_goes_through_generate_and_says_why(config, caps
     assert token_ids(got) == [plain_greedy(model, [prompt])[0] for prompt in PROMPTS[3:6]]
 
 
-def test_a_window_that_attention_is_not_told_of_is_found(capsys):
-    """Qwen2-MoE has it in the mask alone; wide enough for no probe row to reach its end."""
+def test_a_window_that_attention_ignores_is_found(capsys):
+    """Qwen2-MoE has it only in the mask; it is wider than the probe's responses."""
     shape = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
     model = make(
         Qwen2MoeConfig(
@@ -136,8 +136,8 @@ def test_fallback_samples_are_repeatable():
 SAMPLED = SamplingConfig(max_new_tokens=12, temperature=0.9, top_p=0.95, seed=5)
 
 
-def test_samples_do_not_depend_on_slots_order_or_company():
-    """In fp32: another batch rounds otherwise, but by 1e-6 of a probability."""
+def test_samples_do_not_depend_on_batch_size_or_order():
+    """In fp32: another batch changes probabilities by about 1e-6."""
     model = tiny_llama()
     expected = token_ids(generate(model, TOKENIZER, PROMPTS, SAMPLED, samples=3, batch_size=64))
     assert (
@@ -166,14 +166,14 @@ def test_samples_of_a_prompt_differ_and_so_do_seeds():
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 def test_greedy_samples_of_one_prompt_are_equal(name):
-    """They share the prompt's part of the cache, whether they enter together or later."""
+    """They share the prompt's keys and values, whether they enter together or later."""
     model = make(ARCHITECTURES[name])
     expected = plain_greedy(model, PROMPTS)
     got = token_ids(generate(model, TOKENIZER, PROMPTS, GREEDY, samples=3, batch_size=4))
     assert got == [row for row in expected for _ in range(3)]
 
 
-def test_a_prompt_is_computed_once_for_all_its_samples():
+def test_a_prompt_is_computed_once_for_all_samples():
     model = tiny_llama()
     generate(model, TOKENIZER, PROMPTS[:1], GREEDY)  # the probe is over
     seen = []
@@ -200,7 +200,7 @@ def test_min_new_tokens_where_nothing_ends_a_response():
     assert {len(row) for row in token_ids(got)} == {4}
 
 
-def test_a_row_that_never_ends_does_not_hold_the_others():
+def test_a_response_that_never_ends_does_not_block_the_others():
     model = tiny_llama()
     got = generate(model, tokenizer_of(range(97), end=None), PROMPTS, GREEDY, batch_size=2)
     assert {len(row) for row in token_ids(got)} == {16}
@@ -215,7 +215,7 @@ def lora_policy():
     return Policy(model.train(), choose("auto", torch.device("cpu"))[0], flat=True)
 
 
-def test_a_lora_policy_in_training_writes_what_the_merged_model_does():
+def test_a_lora_policy_in_training_generates_as_the_merged_model():
     policy = lora_policy()
     got = token_ids(generate(policy, TOKENIZER, PROMPTS, GREEDY, batch_size=4))
     merged = policy.model.merge_and_unload().eval()
@@ -223,7 +223,7 @@ def test_a_lora_policy_in_training_writes_what_the_merged_model_does():
     assert got == plain_greedy(merged, PROMPTS)
 
 
-def test_a_policy_in_training_is_left_as_it_was():
+def test_a_policy_in_training_is_restored():
     policy = Policy(tiny_llama().train(), choose("auto", torch.device("cpu"))[0], flat=True)
     recompute_activations(policy)
     rows = random_rows([9, 14])
@@ -263,12 +263,12 @@ def test_the_first_tokens_have_the_models_probabilities():
 
 BLOOM = BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2)
 KNOWN = [*range(3, 10), *range(12, 40), 2]
-"""Ids that have a token: of 97 rows, some others are between them and most behind the last."""
+"""Ids that have a token: of 97 rows, some others are between them and most after the last."""
 
 
 @pytest.mark.parametrize("temperature", [0, 2.0])
 @pytest.mark.parametrize("config", [ARCHITECTURES["gemma2"], BLOOM], ids=["slots", "generate"])
-def test_ids_without_a_token_are_never_drawn(config, temperature, capsys):
+def test_ids_without_a_token_are_never_sampled(config, temperature, capsys):
     model, tokenizer = make(config), tokenizer_of(KNOWN)
     model.generation_config.eos_token_id = [2, 90]  # an end that can never come
     sampling = SamplingConfig(max_new_tokens=8, min_new_tokens=8, temperature=temperature)
@@ -277,12 +277,12 @@ def test_ids_without_a_token_are_never_drawn(config, temperature, capsys):
     drawn = {token for row in token_ids(got) for token in row}
     assert drawn <= set(KNOWN) - {2}
     generate(model, tokenizer, prompts, sampling)
-    line = "rollout: 61 of 97 ids have no token in the tokenizer and are never drawn"
+    line = "rollout: 61 of 97 ids have no token in the tokenizer and are never sampled"
     assert capsys.readouterr().err.count(line) == 1
 
 
 @pytest.mark.parametrize("known", [KNOWN, range(40)])
-def test_kept_logprobs_and_the_policys_are_those_among_the_tokens(known):
+def test_logprobs_are_normalized_over_ids_with_a_token(known):
     model, tokenizer = tiny_llama(), tokenizer_of(known)
     policy = Policy(model, choose("auto", torch.device("cpu"))[0], flat=True)
     policy.support = find_support(tokenizer, 97)
@@ -315,8 +315,8 @@ TRUNCATED = SamplingConfig(
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 0.15)])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_kept_logprobs_are_those_of_the_whole_distribution(name, dtype, most):
-    """Whatever was cut away or banned for the draw. bf16: logits near 10 are 1/32 apart."""
+def test_logprobs_are_those_of_the_whole_distribution(name, dtype, most):
+    """Before truncation and bans. bf16: logits near 10 are 1/32 apart."""
     model = make(ARCHITECTURES[name]).to(dtype)
     got = generate(model, TOKENIZER, PROMPTS, TRUNCATED, samples=2, batch_size=4, logprobs=True)
     plain = generate(model, TOKENIZER, PROMPTS, TRUNCATED, samples=2, batch_size=4)
@@ -331,7 +331,7 @@ def test_kept_logprobs_are_those_of_the_whole_distribution(name, dtype, most):
         assert_close(torch.tensor(logprobs), expected, atol=most, rtol=0)
 
 
-def test_logprobs_that_cannot_be_kept_are_refused():
+def test_unavailable_logprobs_are_refused():
     bloom = make(BloomConfig(vocab_size=97, hidden_size=32, n_layer=2, n_head=4))
     with pytest.raises(
         ConfigError, match=r"rollout_logprobs: got reuse.* BloomForCausalLM does not support"
@@ -359,7 +359,7 @@ def test_bad_input_is_refused_by_name():
 
 
 @pytest.mark.parametrize("from_the_start", [True, False])
-def test_damaged_weights_are_told(from_the_start):
+def test_damaged_weights_are_refused(from_the_start):
     model = tiny_llama()
     if not from_the_start:
         generate(model, TOKENIZER, PROMPTS[:1], GREEDY)

@@ -1,4 +1,4 @@
-"""The law of sampling, against probabilities computed by sorting."""
+"""The sampling distribution against probabilities computed by sorting."""
 
 import numpy as np
 import pytest
@@ -18,8 +18,8 @@ from tests.fake_cuda import fake_cuda
 DRAWS = 40_000
 
 
-def expected_law(logits, sampling):
-    """float64, one token after another from the likeliest, as the settings are documented."""
+def expected_distribution(logits, sampling):
+    """float64 probabilities, computed by sorting as the settings are documented."""
     probs = (logits.double() / sampling.temperature).softmax(-1)
     best, order = probs.sort(descending=True)
     if sampling.top_k:
@@ -44,11 +44,11 @@ SETTINGS = [
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize("vocabulary", [23, BLOCK_SIZE, 3 * BLOCK_SIZE + 7])
-def test_draws_follow_the_law(settings, vocabulary):
-    """Evenly spread numbers hit each token as often as its probability says, to one draw."""
+def test_samples_follow_the_distribution(settings, vocabulary):
+    """Evenly spaced uniforms give each token as often as its probability, to one sample."""
     sampling = SamplingConfig(**settings)
     logits = 2 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
-    law = expected_law(logits, sampling)
+    law = expected_distribution(logits, sampling)
     uniform = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
     parts = uniform.split(4000)
     drawn = [sample_tokens(logits.expand(len(u), -1).clone(), u, sampling) for u in parts]
@@ -57,7 +57,7 @@ def test_draws_follow_the_law(settings, vocabulary):
     assert float((counts - DRAWS * law).abs().max()) < 1.1  # the rest is fp32 rounding of weights
 
 
-def test_a_nucleus_larger_than_what_is_sorted_first():
+def test_a_nucleus_larger_than_the_first_candidates():
     weights = torch.ones(1, 5000)
     weights[0, ::2] = 0.999
     kept = truncate(weights.clone(), SamplingConfig(top_p=0.9)) > 0
@@ -68,14 +68,14 @@ def test_a_nucleus_larger_than_what_is_sorted_first():
     assert int(kept.sum()) == 2500  # three quarters of a triangle lie in its upper half
 
 
-def test_the_running_sum_at_its_ends():
+def test_inverse_cdf_at_both_ends():
     weights = torch.zeros(4, 600)
     weights[:, [3, 255, 256, 590]] = 1.0
     uniform = torch.tensor([0.0, 0.25, 0.5, float(np.nextafter(1, 0))], dtype=torch.float64)
     assert inverse_cdf(weights, uniform).tolist() == [3, 255, 256, 590]
 
 
-def test_no_token_without_weight_is_ever_drawn():
+def test_no_token_without_weight_is_ever_sampled():
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand(500, 700, generator=generator) ** 40
     weights[torch.rand(500, 700, generator=generator) < 0.9] = 0
@@ -92,7 +92,7 @@ def test_a_tiny_temperature_is_greedy():
     assert sample_tokens(logits, uniform, sampling).tolist() == [1]
 
 
-def test_noise_differs_by_seed_prompt_and_sample():
+def test_row_rng_differs_by_seed_prompt_and_sample():
     triples = [(a, b, c) for a in range(3) for b in range(3) for c in range(3)]
     assert len({row_rng(*triple).random() for triple in triples}) == 27
     assert row_rng(1, 2, 3).random() == row_rng(1, 2, 3).random()
@@ -100,7 +100,7 @@ def test_noise_differs_by_seed_prompt_and_sample():
 
 @pytest.mark.parametrize("settings", [*SETTINGS, {"temperature": 0.0}], ids=str)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_is_marked_and_harms_no_other(settings, value):
+def test_a_non_finite_row_is_marked_and_affects_no_other(settings, value):
     logits = torch.randn(3, 2 * BLOCK_SIZE + 5)
     logits[1] = value
     drawn = sample_tokens(
@@ -111,7 +111,7 @@ def test_a_row_that_is_not_finite_is_marked_and_harms_no_other(settings, value):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_draws_are_the_same_with_deterministic_algorithms(settings, monkeypatch):
+def test_samples_are_the_same_with_deterministic_algorithms(settings, monkeypatch):
     logits, uniform = torch.randn(50, 2 * BLOCK_SIZE + 5), torch.rand(50).double()
     expected = sample_tokens(logits.clone(), uniform, SamplingConfig(**settings))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)

@@ -86,7 +86,7 @@ class PPOConfig(StageConfig):
     """Branch, tag or commit of the hub id in `value_model`; empty takes its default branch."""
 
     value_clip_range: Annotated[float, AtLeast(0)] = 0.2
-    """Clip range of the value loss: maximum change of a value from its old value that lowers it."""
+    """Clip range of the value loss: a value further than this from its old value is clipped."""
 
     value_warmup_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 0
     """Number of first steps in which only the value model is trained."""

@@ -1,4 +1,4 @@
-"""Rewards of tokens and advantages, against the worked example and by hand."""
+"""Token rewards and advantages against a worked example."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def test_the_worked_example():
     close(found.kl, [0.2, -0.1, 0.3, 0, 0], [0.2, -0.1, 0.1, -0.2, -0.1])
 
 
-def test_the_worked_example_as_trl_places_the_score():
+def test_the_worked_example_with_compat_trl():
     found = example(RESPONSE_AND_PAD, compat="trl")
     close(found.rewards, [-0.01, 0.005, -0.015, 1, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
     close(found.returns[:1], [0.88089, 0.92725, 0.95500, 1, 0])
@@ -71,7 +71,7 @@ def test_the_worked_example_as_trl_places_the_score():
     )
 
 
-def test_trl_has_no_position_behind_the_longest_response(monkeypatch):
+def test_the_longest_response_has_no_trailing_pad(monkeypatch):
     ids, finished = [[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False]
     drawn = [Response(k, k, [3], ids[k], finished[k]) for k in range(3)]
     monkeypatch.setattr(rollout_worker, "generate", lambda *args, **words: drawn)
@@ -90,7 +90,7 @@ def test_the_score_appears_once_in_each_response():
 
 
 @pytest.mark.parametrize("name", ["whiten_rewards", "whiten_advantages"])
-def test_equal_scores_divide_by_nothing(name):
+def test_whitening_equal_scores_is_finite(name):
     responses = RolloutTensors(*[torch.zeros(2, 3)] * 3, *[torch.ones(2, 3) > 0] * 2, torch.ones(2))
     cfg = PPOConfig(gamma=0.0, reward=RewardsConfig(length_penalty=1), **{name: True})
     assert compute_advantages(responses, cfg, 0.0, ALONE).advantages.isfinite().all()
@@ -106,13 +106,13 @@ def grouped(advantage, scores, samples=1, **changes):
 
 @pytest.mark.parametrize("score", [0.7, 0.1, -3.3])
 @pytest.mark.parametrize("advantage", ["grpo", "rloo"])
-def test_equal_scores_have_no_advantage_to_the_last_bit(advantage, score):
+def test_equal_scores_have_exactly_zero_advantage(advantage, score):
     """Their mean rounds: three times 0.7 over 3 is not 0.7, and grpo divides by 1e-4."""
     found = grouped(advantage, [score] * 3, 3)
     assert found.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_what_teaches_is_known_where_only_scores_count():
+def test_has_signal_where_only_scores_count():
     scores = torch.tensor([1.0, 1, 0, 1])
     grpo = PPOConfig(advantage="grpo", samples_per_prompt=2)
     assert has_signal(scores, grpo, 0.0) == [False, False, True, True]

@@ -19,7 +19,7 @@ CALM = {"score": 1.0, "entropy": 1.0, "length": 20.0, "ended": 0.8, "distinct": 
         ({"deviation": 0.0}, "all scores are 1"),
     ],
 )
-def test_a_sign_is_told_with_its_numbers_once_in_a_while(now, warning):
+def test_a_warning_has_numbers_and_is_repeated_after_a_while(now, warning):
     monitor = RewardHackingMonitor()
     for _ in range(BASELINE_ROLLOUTS):
         assert monitor.check(CALM) == []
@@ -30,13 +30,13 @@ def test_a_sign_is_told_with_its_numbers_once_in_a_while(now, warning):
     assert len(monitor.check({**CALM, **now})) == 1
 
 
-def test_a_higher_score_alone_is_no_sign():
+def test_a_higher_score_alone_gives_no_warning():
     monitor = RewardHackingMonitor()
     for score in range(10):
         assert monitor.check({**CALM, "score": float(score), "entropy": 0.5}) == []
 
 
-def test_what_was_seen_goes_on():
+def test_the_baseline_is_restored_from_a_state_dict():
     first, second = RewardHackingMonitor(), RewardHackingMonitor()
     first.check(CALM)
     second.load_state_dict(first.state_dict())
