@@ -23,7 +23,7 @@ from benchmarks.memory import forget_peak, peak_bytes
 from rlhf_cli import cli
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.train.metrics import read_metrics
-from rlhf_cli.train.speed import measure_peak
+from rlhf_cli.train.throughput import measure_peak
 
 OUT = SCRATCH / "gpu"
 

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import io
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -26,7 +27,7 @@ from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.loop import fit
+from rlhf_cli.train.loop import TrainingTask, fit
 from rlhf_cli.train.optim import MasterAdamW
 
 LR = 1e-4
@@ -55,7 +56,8 @@ def whole(policy, source, cfg, ctx) -> float:
 
     began = time.monotonic()
     with patch("rlhf_cli.train.loop.save_checkpoint"):  # once a run, not part of a step
-        fit(policy, source, loss, cfg, ctx, lr=LR, where=str)
+        task = TrainingTask(policy=policy, source=source, loss=loss, locate=str)
+        fit(task, replace(cfg, lr=LR), ctx)
     return time.monotonic() - began
 
 

@@ -17,7 +17,7 @@ from benchmarks.beside import BATCH
 from benchmarks.common import SCRATCH, save
 from benchmarks.steps import Settings, Step, open_step
 from rlhf_cli.context import settle_cpu
-from rlhf_cli.train.speed import measure_peak, work_of
+from rlhf_cli.train.throughput import count_flops, measure_peak
 
 KINDS = {
     "products": ("aten::mm", "aten::addmm"),
@@ -53,7 +53,7 @@ def measure(stage: str, rounds: int) -> dict[str, Any]:
 
 def products(step: Step) -> float:
     """FLOP of a step's products, what is computed once counted once; attention apart."""
-    work = work_of(step.policy)
+    work = count_flops(step.policy)
     tokens = sum(step.policy.computed_tokens(rows) for rows in step.rows)
     scored = sum(len(rows.scored) for rows in step.rows)
     return work.token * tokens + work.scored * scored * 4 / 3  # logits are computed twice

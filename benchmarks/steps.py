@@ -29,11 +29,11 @@ from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss
-from rlhf_cli.stages.reference import Reference
+from rlhf_cli.stages.reference import RowReference
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.reference import COLUMN
-from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.train.reference_logprobs import REFERENCE_COLUMN
+from rlhf_cli.train.row_loss import row_logprobs
 from rlhf_cli.train.update import Loss, accumulate, clip_and_step
 
 LR = 1e-4
@@ -198,9 +198,9 @@ def preference(
         return row_logprobs(copied(given), given)
 
     if not settings.stored:
-        return preference_loss(DPOConfig(), policy, Reference(of)), rows
-    stored = [replace(part, columns={**part.columns, COLUMN: of(part)}) for part in rows]
-    read = Reference(lambda given: given.columns[COLUMN])
+        return preference_loss(DPOConfig(), policy, RowReference(of)), rows
+    stored = [replace(part, columns={**part.columns, REFERENCE_COLUMN: of(part)}) for part in rows]
+    read = RowReference(lambda given: given.columns[REFERENCE_COLUMN])
     return preference_loss(DPOConfig(), policy, read), stored
 
 

@@ -21,8 +21,8 @@ from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.models.load import load_policy, load_reward_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.registry import COMMANDS
-from rlhf_cli.train.measure import row_values
-from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.train.evaluation import compute_row_values
+from rlhf_cli.train.row_loss import row_logprobs
 
 RECORDS = {"reward": PreferenceRecord, "dpo": PreferenceRecord, "bco": LabelledRecord}
 
@@ -74,7 +74,7 @@ def judge(run: Path, stage: str) -> Judged:
 
 def _per_row(of: Callable[[TokenBatch], Tensor], examples: Examples) -> Values:
     with torch.no_grad():
-        values, _ = row_values(
+        values, _ = compute_row_values(
             lambda rows: {"value": of(rows)}, examples, TOKENS, torch.device("cpu")
         )
     return values["value"].double().numpy()

@@ -19,8 +19,8 @@ from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharing import lay_out
 from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
-from rlhf_cli.train import budget
-from rlhf_cli.train.speed import Work, measure_peak, work_of
+from rlhf_cli.train import throughput
+from rlhf_cli.train.throughput import FlopCount, count_flops, measure_peak
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def main(*given: str) -> None:
     forget_peak(CPU)
     before = held_bytes(CPU)
     policy = Policy(make_model(point), implementation, flat=True)
-    work = work_of(policy)
+    work = count_flops(policy)
     step = Step(policy, rows, likelihood(policy), dtype)
     peak = measure_peak(CPU, dtype)
     seconds = [step.run() for _ in range(int(runs) + 1)][1:]
@@ -100,7 +100,7 @@ def make_rows(point: Point, count: int) -> TokenBatch:
     )
 
 
-def flop(work: Work, rows: TokenBatch) -> float:
+def flop(work: FlopCount, rows: TokenBatch) -> float:
     """Of a micro-batch, what rows share counted once."""
     layout = lay_out(rows, share=True).layout
     lengths = layout.lengths
@@ -121,8 +121,8 @@ def memory(policy: Policy, rows: list[TokenBatch], point: Point, dtype: torch.dt
     count = sum(p.numel() for p in policy.parameters())
     products = dtype == torch.bfloat16 and point.tokens < PRODUCT_LENGTH
     config = policy.model.config
-    with patch.object(budget, "PRODUCT_LENGTH", point.tokens if products else 0):
-        a_token = budget.bytes_per_token(config, dtype.itemsize, recompute=False)
+    with patch.object(throughput, "PRODUCT_LENGTH", point.tokens if products else 0):
+        a_token = throughput.bytes_per_token(config, dtype.itemsize, recompute=False)
     most = max(sum(lay_out(part, share=True).layout.lengths) for part in rows)
     copies = dtype.itemsize if dtype != torch.float32 else 0
     head = point.vocab * config.hidden_size * dtype.itemsize + TILE_BYTES["cpu"]

@@ -51,7 +51,7 @@ class Adapters:
         for name, param in model.named_parameters():
             param.requires_grad_(f".{TRAINED}." in f"{name}.")
             if TOKEN_ROWS in name:  # whole embeddings of tokens, not a change that decay makes less
-                param.undecayed = True
+                param.no_weight_decay = True
         self._activate(self.roles["policy"])
 
     @contextmanager

@@ -25,14 +25,14 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balance_coefficient
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.held_out import Columns, Evaluation, numbers_of_rows, open_held_out
-from rlhf_cli.stages.session import Session
-from rlhf_cli.train.measure import row_values
-from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import row_sums, row_tokens
+from rlhf_cli.stages.evaluation import Columns, Evaluation, evaluate_rows, load_held_out
+from rlhf_cli.stages.prepare_data import StageData, load_stage_data
+from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
+from rlhf_cli.train.evaluation import compute_row_values
+from rlhf_cli.train.row_loss import RowLoss, RowValues, row_sums, row_tokens
 from rlhf_cli.train.update import Loss
 
-RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
+LIKELIHOOD_RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
 
 
 def train_likelihood(
@@ -49,20 +49,28 @@ def train_likelihood(
     Returns:
         What the manifest tells of the run.
     """
-    run = Session(cfg, out, stage, records)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
+    ctx = open_run(cfg, out)
+    data = load_stage_data(cfg, ctx, stage, records)
+    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    data.require_fits(policy)
+    plan = prepare_training(cfg, ctx, policy, data)
     coefficient = balance_coefficient(policy.model)
+    loss = balanced_loss(policy, coefficient) if coefficient else likelihood_loss(policy)
 
-    def token_loss(rows: TokenBatch) -> LossOutput:
+    def evaluate() -> dict[str, float]:
+        return held_out_metrics(policy, data, plan.micro_batch_tokens, ctx.ranks)
+
+    return train_and_save(plan, policy, loss, data, evaluate=evaluate)
+
+
+def likelihood_loss(policy: Policy) -> Loss:
+    """Negative log-likelihood of every trained token."""
+
+    def loss(rows: TokenBatch) -> LossOutput:
         nll = nll_loss(policy(rows).logp)
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
 
-    loss: Loss = balanced_loss(policy, coefficient) if coefficient else token_loss
-
-    def evaluate(held_out: Loaded) -> dict[str, float]:
-        return held_out_metrics(policy, held_out, run.max_tokens, run.ctx.ranks)
-
-    return run.train(policy, loss, evaluate)
+    return loss
 
 
 def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
@@ -79,7 +87,7 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         nll = row_sums(nll_loss(out.logp), rows)
         return {"nll": nll, **vars(out.router)}
 
-    def of(found: RowValues) -> LossOutput:
+    def loss(found: RowValues) -> LossOutput:
         balance = load_balancing_loss(found["chosen"], found["share"], found["tokens"])
         rows = len(found["nll"])
         terms = {
@@ -88,21 +96,24 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
         }
         return LossOutput(terms, {"router/balance_loss": (balance.detach(), 1)})
 
-    return RowLoss(values, of, couples=True)
+    return RowLoss(values, loss, couples_rows=True)
 
 
 def held_out_metrics(
-    policy: Policy, held_out: Loaded, max_tokens: int, ranks: Ranks = ALONE
+    policy: Policy, data: StageData, max_tokens: int, ranks: Ranks = ALONE
 ) -> dict[str, float]:
-    """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
-    examples, report = held_out
-    found, _ = row_values(token_sums(policy), examples, max_tokens, policy.device, ranks)
+    """Loss per token (nats), perplexity, top-1 accuracy; for raw text also bits per byte."""
+    assert data.held_out is not None
+    assert data.held_out_report is not None
+    values = token_sums(policy)
+    found, _ = compute_row_values(values, data.held_out, max_tokens, policy.device, ranks)
     columns = {name: column.numpy() for name, column in found.items()}
-    size = np.full(len(columns["nll"]), report.text_bytes / len(columns["nll"]))
+    rows = len(columns["nll"])
+    size = np.full(rows, data.held_out_report.text_bytes / rows)
     return {measured.metric: measured.value for measured in likelihood(columns, size)}
 
 
-def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
+def open_likelihood_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     """Open the held-out rows; measures a saved model by what each of them gives.
 
     Args:
@@ -111,14 +122,14 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
         stage: names the shipped rows, and stands in errors.
     """
     tokenizer = load_tokenizer(cfg.model)
-    loaded = open_held_out(cfg, stage, tokenizer, RECORDS)
+    loaded = load_held_out(cfg, stage, tokenizer, LIKELIHOOD_RECORDS)
     return partial(_measure, cfg, tokenizer, loaded)
 
 
 def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
-    columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
+    columns = evaluate_rows(token_sums(policy), policy, examples, cfg, ctx)
     size = text_bytes(examples, report.text_bytes, tokenizer)
     return likelihood(columns, size)
 

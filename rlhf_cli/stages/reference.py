@@ -1,4 +1,4 @@
-"""The reference of a run, as its configuration says: where it comes from and how it is held."""
+"""The frozen reference model of a run, and its log-probs of the run's rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import say, silence
+from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base import describe
@@ -22,33 +22,33 @@ from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.models.wrapper import without_dropout
-from rlhf_cli.stages.session import Session
-from rlhf_cli.stages.training import Training
-from rlhf_cli.train.reference import COLUMN, with_reference
-from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.stages.prepare_data import RunData, StageData
+from rlhf_cli.stages.training import TrainingPlan
+from rlhf_cli.train.reference_logprobs import REFERENCE_COLUMN, add_reference_column
+from rlhf_cli.train.row_loss import row_logprobs
 
 
 @dataclass(frozen=True)
-class Held:
+class ReferenceModel:
     """A frozen model in memory that a policy is compared with.
 
     Attributes:
-        policy: gives the log-probs.
-        role: of its adapters; others than the policy's own where both stand on one base.
+        policy: computes the log-probs.
+        role: adapters that are on meanwhile; other than the policy's own where both use one base.
     """
 
     policy: Policy
     role: str = "policy"
 
     def logprobs(self, rows: TokenBatch, temperature: float) -> Tensor:
-        """[S], nats, without gradient: of each scored token of a response, at a temperature."""
+        """[S], nats, without gradient: log-prob of each scored token at a temperature."""
         with torch.no_grad(), without_dropout(self.policy):
             out = self.policy(rows, role=self.role, temperature=temperature, sampled=True)
         found: Tensor = out.logp
         return found
 
     def params_of(self, policy: Policy) -> Mapping[str, tuple[Tensor, Tensor]]:
-        """Name of each parameter that a policy trains -> what is held in its place, and itself."""
+        """Name of each trained parameter of a policy -> the reference's tensor and its own."""
         if self.policy is policy and policy.adapters is not None:
             return policy.adapters.twins_of(self.role)
         own = dict(self.policy.named_parameters())
@@ -56,112 +56,133 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What the policy is compared with.
+class RowReference:
+    """Reference log-probs of rows.
 
     Attributes:
-        logprobs: [R], nats, without gradient, of rows: log p of each row's response.
-        copy: the frozen copy that gives them, where there is one.
+        logprobs: rows -> [R], nats, without gradient: log p of each row's response.
+        copy: the frozen copy of the policy that computes them, where there is one.
     """
 
     logprobs: Callable[[TokenBatch], Tensor]
-    copy: Held | None = None
+    copy: ReferenceModel | None = None
 
     def __call__(self, rows: TokenBatch) -> Tensor:
-        """The log-probs of rows."""
+        """[R], nats: log p of each row's response."""
         return self.logprobs(rows)
 
 
-class Compared(Protocol):
-    """A configuration of a stage that compares its policy with a reference."""
+class HasReference(Protocol):
+    """Configuration of a stage that compares its policy with a reference."""
 
     @property
     def model(self) -> ComparedModelConfig:
-        """`reference` is the key."""
+        """The model; `reference` is the key."""
+
+    @property
+    def kernels(self) -> Any:
+        """Kernels that models are loaded with."""
+
+
+class MayCompare(HasReference, Protocol):
+    """Configuration of a stage in which only some losses need the reference."""
 
     @property
     def needs_reference(self) -> bool:
-        """Whether anything is compared."""
+        """Whether the loss compares the policy with a reference."""
 
 
-def open_reference(cfg: Compared, policy: Policy, run: Session, ld_alpha: float = 1.0) -> Reference:
-    """What the policy is compared with; called before the policy changes.
+def load_row_reference(
+    cfg: MayCompare, plan: TrainingPlan, policy: Policy, data: StageData, ld_alpha: float = 1.0
+) -> tuple[RowReference, StageData]:
+    """Prepare reference log-probs of a stage's rows, before the policy changes.
 
     Args:
-        cfg: `model.reference` says which weights, and how they are held.
+        cfg: `model.reference` names the weights and how they are kept.
+        plan: micro-batches, device and ranks.
         policy: as it starts.
-        run: its rows get a column with the reference's numbers where those are stored.
+        data: examples that the reference scores.
         ld_alpha: as in `row_logprobs`.
 
+    Returns:
+        The reference, and the data: with a column of log-probs where they are computed ahead.
+
     Raises:
         ModelError: there is no such model, or it has another vocabulary.
     """
-    model = cfg.model
     if not cfg.needs_reference:
-        return Reference(_zeros)
+        return RowReference(_zeros), data
 
-    def of(held: Policy, rows: TokenBatch, role: str = "policy") -> Tensor:
-        return row_logprobs(held(rows, role=role), rows, ld_alpha)
+    def logprobs(model: Policy, rows: TokenBatch, role: str = "policy") -> Tensor:
+        return row_logprobs(model(rows, role=role), rows, ld_alpha)
 
-    kind = _kind(model, policy)
-    if kind == "adapter_off":
-        say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
-        return Reference(lambda rows: _frozen(of, policy, rows, "reference"))
-    if kind == "copy":
-        copied = _copy(model, policy, run)
-        return Reference(lambda rows: _frozen(of, copied.policy, rows, copied.role), copied)
-    other = None if kind == "stored" else _load(model, policy, run)
-    say(f"reference: {_start(model, policy) if other is None else model.reference}")
-    run.add_columns(
-        lambda examples: with_reference(
-            examples, other or policy, of, f"ld_alpha={ld_alpha}", run.max_tokens, run.ctx
-        )
+    kind = _kind(cfg.model, policy)
+    if kind in ("adapter_off", "copy"):
+        reference = load_reference(cfg, policy, data, plan.ctx)
+
+        def frozen_logprobs(rows: TokenBatch) -> Tensor:
+            with torch.no_grad(), without_dropout(reference.policy):
+                return logprobs(reference.policy, rows, reference.role)
+
+        return RowReference(frozen_logprobs, reference if kind == "copy" else None), data
+    if kind == "stored":
+        other = policy
+        say(f"reference: {_start(cfg.model, policy)}")
+    else:
+        other = load_reference(cfg, policy, data, plan.ctx).policy
+    settings, tokens = f"ld_alpha={ld_alpha}", plan.micro_batch_tokens
+    data = data.map_examples(
+        lambda examples: add_reference_column(examples, other, logprobs, settings, tokens, plan.ctx)
     )
-    return Reference(lambda rows: rows.columns[COLUMN])
+    return RowReference(lambda rows: rows.columns[REFERENCE_COLUMN]), data
 
 
-def hold_reference(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
-    """A reference for rows that are not known yet; called before the policy changes.
+def load_reference(
+    cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext
+) -> ReferenceModel:
+    """Load the reference model, before the policy changes.
 
-    With adapters it costs an adapter at most: they share the base.
+    With adapters it costs one more adapter at most: both use the same base.
 
     Args:
-        model: `reference` says which weights.
+        cfg: `model.reference` names the weights.
         policy: as it starts.
-        run: says how models are loaded.
+        data: the policy's tokenizer, and rows that have to fit the reference.
+        ctx: device and compute type.
 
     Raises:
         ModelError: there is no such model, or it has another vocabulary.
+        ConfigError: rows are longer than its positions.
     """
-    kind = _kind(model, policy)
+    kind = _kind(cfg.model, policy)
     if kind == "path":
-        other = _load(model, policy, run)
-        say(f"reference: {model.reference}")
-        return Held(other)
+        other = _load_other(cfg, policy, data, ctx)
+        say(f"reference: {cfg.model.reference}")
+        return ReferenceModel(other)
     if kind == "adapter_off":
-        say(f"reference: {_start(model, policy)} (the policy without its new adapter)")
-        return Held(policy, "reference")
-    return _copy(model, policy, run)
+        say(f"reference: {_start(cfg.model, policy)} (the policy without its new adapter)")
+        return ReferenceModel(policy, "reference")
+    return _copy(cfg.model, policy, ctx)
 
 
-def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
-    """The policy as it is now, for good; with adapters, frozen ones on the same base."""
+def _copy(model: ComparedModelConfig, policy: Policy, ctx: RunContext) -> ReferenceModel:
+    """Copy the policy as it is now; with adapters, only a frozen adapter on the same base."""
     if policy.adapters is None:
         say(f"reference: a frozen copy of {_start(model, policy)}")
-        return Held(frozen_copy(policy, run.ctx.compute))
+        return ReferenceModel(frozen_copy(policy, ctx.compute))
     say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
     policy.adapters.twin("start", trained=False)
-    lower(policy.adapters.params_of("start"), run.ctx.compute)
-    return Held(policy, "start")
+    lower(policy.adapters.params_of("start"), ctx.compute)
+    return ReferenceModel(policy, "start")
 
 
 def _zeros(rows: TokenBatch) -> Tensor:
-    """[R], for losses that compare with nothing."""
+    """[R], for losses without a reference."""
     return torch.zeros(len(rows.lengths), device=rows.tokens.device)
 
 
 def _kind(model: ComparedModelConfig, policy: Policy) -> str:
-    """`adapter_off`, `copy`, `stored` or `path`."""
+    """How the reference is kept: `adapter_off`, `copy`, `stored` or `path`."""
     adapters = policy.adapters
     bare = adapters is not None and "reference" in adapters.roles
     if model.reference == "auto":
@@ -175,49 +196,43 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
 
 
 def _start(model: ComparedModelConfig, policy: Policy) -> str:
-    """What training starts from, in words; of an adapter run, its base and that adapter."""
+    """Name of the weights that training starts from; of an adapter run, base and adapter."""
     return policy.adapters.source.describe() if policy.adapters else describe(model)
 
 
-def _frozen(of: Any, held: Policy, rows: TokenBatch, role: str) -> Tensor:
-    with torch.no_grad(), without_dropout(held):
-        found: Tensor = of(held, rows, role)
-        return found
-
-
-def _load(model: ComparedModelConfig, policy: Policy, run: Training) -> Policy:
-    """Another model, frozen.
+def _load_other(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> Policy:
+    """Load the model at `model.reference`, frozen.
 
     Raises:
         ModelError: it cannot be loaded, or its tokenizer gives other ids.
         ConfigError: rows are longer than its positions.
     """
-    path = model.reference
-    plain = other_model(model, path, model.reference_revision)
-    cfg = LoadConfig(
-        model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=run.cfg.kernels
+    path, tokenizer = cfg.model.reference, data.tokenizer
+    plain = other_model(cfg.model, path, cfg.model.reference_revision)
+    load = LoadConfig(
+        model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=cfg.kernels
     )
     advice = "Put the policy's beside it if it is the same"
     require_tokenizer("model.reference", path, plain.revision, advice)
-    with _named_as_typed(), silence():
+    with _under_reference_key(), silence():
         theirs = load_tokenizer(plain)
-        if theirs.get_vocab() != run.tokenizer.get_vocab():
+        if theirs.get_vocab() != tokenizer.get_vocab():
             raise ModelError(
                 f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "
-                f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
+                f"the policy {len(tokenizer)}); need a model with the policy's tokenizer"
             )
-        reference = load_frozen(Policy, cfg, run.tokenizer, run.ctx)
-    require_shared_rows(reference.model, policy.model, run.tokenizer, "model.reference", path)
-    run.require_positions(reference, "reference")
+        reference = load_frozen(Policy, load, tokenizer, ctx)
+    require_shared_rows(reference.model, policy.model, tokenizer, "model.reference", path)
+    data.require_fits(reference, "reference")
     return reference
 
 
 @contextmanager
-def _named_as_typed() -> Iterator[None]:
-    """Tell what is wrong with a reference under its own key, not under that of the policy."""
+def _under_reference_key() -> Iterator[None]:
+    """Report an error of the reference under `model.reference` instead of `model.path`."""
     try:
         yield
     except ModelError as error:
         key, _, reason = str(error).partition(": ")
-        told = f"model.reference: {reason}" if key == "model.path" else str(error)
-        raise ModelError(told) from error
+        text = f"model.reference: {reason}" if key == "model.path" else str(error)
+        raise ModelError(text) from error

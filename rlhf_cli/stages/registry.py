@@ -104,12 +104,12 @@ COMMANDS = {
 }
 
 EVALUATORS = {
-    "pretrain": "rlhf_cli.stages.likelihood:open_evaluation",
-    "sft": "rlhf_cli.stages.likelihood:open_evaluation",
-    "reward": "rlhf_cli.stages.reward.evaluate:open_evaluation",
-    "dpo": "rlhf_cli.stages.dpo.evaluate:open_evaluation",
+    "pretrain": "rlhf_cli.stages.likelihood:open_likelihood_evaluation",
+    "sft": "rlhf_cli.stages.likelihood:open_likelihood_evaluation",
+    "reward": "rlhf_cli.stages.reward.run:open_evaluation",
+    "dpo": "rlhf_cli.stages.dpo.run:open_evaluation",
     "ppo": "rlhf_cli.stages.ppo.evaluate:open_evaluation",
-    "bco": "rlhf_cli.stages.bco.evaluate:open_evaluation",
+    "bco": "rlhf_cli.stages.bco.run:open_evaluation",
 }
 """Stage -> `module:function`, which opens the rows that a run of the stage is measured on.
 

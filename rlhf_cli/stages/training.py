@@ -1,178 +1,222 @@
-"""Train a model and save it, whatever the rows of the stage are."""
+"""The steps that training stages share: open the run, prepare the model, train, save the result."""
 
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from rlhf_cli.context import open_context, say, use_deterministic_algorithms
-from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.context import RunContext, open_context, say, use_deterministic_algorithms
+from rlhf_cli.data.loader import ExampleSource
+from rlhf_cli.data.report import DataReport, count
+from rlhf_cli.data.tokens.specials import turn_end
 from rlhf_cli.models.compiled import compile_layers, require_compiler
 from rlhf_cli.models.freeze import freeze
-from rlhf_cli.models.layers import require_liger, taken
-from rlhf_cli.models.load import Role, recompute_activations
+from rlhf_cli.models.layers import require_liger
+from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.router import tell_of_balance
-from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.train.artifact import save_model
-from rlhf_cli.train.budget import micro_batch_tokens
-from rlhf_cli.train.loop import RunResult, fit
-from rlhf_cli.train.machinery import agree_with, find_checkpoint
+from rlhf_cli.stages.prepare_data import RunData, StageData
+from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.evaluation import evaluate_loss
+from rlhf_cli.train.export import save_model
+from rlhf_cli.train.loop import Evaluate, RunResult, TrainingTask, fit
+from rlhf_cli.train.metrics import Trackers
 from rlhf_cli.train.optim import require_device
-from rlhf_cli.train.source import StageState, StepSource
-from rlhf_cli.train.tracking import Trackers
+from rlhf_cli.train.resume import StartPoint, check_resumable, find_checkpoint, run_fingerprint
+from rlhf_cli.train.row_loss import RowLoss
+from rlhf_cli.train.step_source import StageState
 from rlhf_cli.train.update import Loss
 
-Evaluate = Callable[[], dict[str, float]]
+FEW_STEPS = 10
+"""With fewer steps than this, warm-up and decay of the learning rate take most of the run."""
 
 
-class Training(ABC):
-    """One run of a stage: where it goes on, its loop, its result.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Everything that is decided about a run before its first step.
 
     Attributes:
         cfg: the whole configuration.
         ctx: device, compute type, run folder and ranks.
-        tokenizer: saved beside the result; set by the stage.
-        report: of the training rows; set by the stage.
-        held_out_report: of the held-out rows, or none.
+        tokenizer: saved beside the result.
+        report: on the training rows.
+        held_out_report: on the held-out rows, or None.
+        start: checkpoint to continue from, and the run's fingerprint.
     """
 
+    cfg: StageConfig
+    ctx: RunContext
     tokenizer: Any
     report: DataReport
-    held_out_report: DataReport | None = None
+    held_out_report: DataReport | None
+    start: StartPoint
 
-    def __init__(self, cfg: StageConfig, out: Path) -> None:
-        self.cfg = cfg
-        if cfg.train.deterministic:
-            use_deterministic_algorithms()
-        self.ctx = open_context(cfg.train.precision, cfg.seed, out)
-        require_device(cfg.train, self.ctx.device)
-        require_liger(cfg.kernels, self.ctx.device)
-        require_compiler(cfg.train.compile, self.ctx.device)
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of one forward and backward pass."""
+        found: int = self.start.fingerprint["micro_batch_tokens"]
+        return self.cfg.train.micro_batch_tokens or found
 
-    def settle(self, model: Role) -> Role:
-        """Take the model that is trained, and settle how: how rows are cut, where to go on.
+    @property
+    def train(self) -> TrainConfig:
+        """`cfg.train` with the stage's default learning rate filled in."""
+        return replace(self.cfg.train, lr=self.cfg.lr)
 
-        Raises:
-            CheckpointError: the run cannot be continued here.
-        """
-        if self.cfg.model.freeze:
-            freeze(model.model, self.cfg.model.freeze, self.ctx.compute)
-        tell_of_balance(model.model, added=self.cfg.balances_experts)
-        if self.cfg.train.gradient_checkpointing:
-            recompute_activations(model)
-        if self.cfg.train.compile:
-            with as_computed(model, self.ctx.compute):
-                compile_layers(model)
-        self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
-        self.machinery = agree_with(self.checkpoint, self._machinery(model))
-        self.max_tokens = self.cfg.train.micro_batch_tokens or self.machinery["micro_batch_tokens"]
-        return model
 
-    @abstractmethod
-    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
-        """Refuse rows that are longer than a model's positions.
+def open_run(cfg: StageConfig, out: Path) -> RunContext:
+    """Set up device, precision, seed and ranks, and check what the configuration needs of them.
 
-        Raises:
-            ConfigError: says how many, and the limit to set.
-        """
+    Raises:
+        ConfigError: the optimizer, kernels or compiler it names do not work on this device.
+    """
+    if cfg.train.deterministic:
+        use_deterministic_algorithms()
+    ctx = open_context(cfg.train.precision, cfg.seed, out)
+    require_device(cfg.train, ctx.device)
+    require_liger(cfg.kernels, ctx.device)
+    require_compiler(cfg.train.compile, ctx.device)
+    return ctx
 
-    def fit_and_save(
-        self,
-        model: ModelWrapper,
-        loss: Loss,
-        source: StepSource,
-        evaluate: Evaluate | None,
-        *,
-        where: Callable[[TokenBatch], str],
-        ends: Sequence[int],
-        trained_on: str,
-        state: StageState | None = None,
-    ) -> dict[str, Any]:
-        """Train, save the result, and sum up.
 
-        Args:
-            model: what `settle` was given.
-            loss: of a micro-batch.
-            source: yields steps.
-            evaluate: held-out metrics; called without gradients.
-            where: the rows of one example -> `file:line`, to name one that fails.
-            ends: tokens that end a response of the result.
-            trained_on: `chat` where the rows went through the template, else `text`.
-            state: what the stage keeps from step to step.
+def prepare_training(
+    cfg: StageConfig, ctx: RunContext, model: ModelWrapper, data: RunData
+) -> TrainingPlan:
+    """Prepare a loaded model for training, and find the checkpoint to continue from.
 
-        Returns:
-            What the manifest tells of the run.
-        """
-        cfg, ctx = self.cfg, self.ctx
-        names = cfg.log.trackers if ctx.ranks.main else []
-        with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
-            result = fit(
-                model,
-                source,
-                loss,
-                cfg.train,
-                ctx,
-                lr=cfg.lr,
-                where=where,
-                evaluate=evaluate,
-                checkpoint=self.checkpoint,
-                machinery=self.machinery,
-                trackers=trackers,
-                state=state,
-            )
+    Args:
+        cfg: the whole configuration.
+        ctx: what `open_run` gave.
+        model: is frozen in parts, compiled, or set to recompute activations, as `cfg` says.
+        data: tokenizer and reports.
 
-        def save() -> None:
-            save_model(model, self.tokenizer, ends, trained_on, cfg, ctx, result)
+    Raises:
+        CheckpointError: the run cannot be continued here.
+    """
+    if cfg.model.freeze:
+        freeze(model.model, cfg.model.freeze, ctx.compute)
+    tell_of_balance(model.model, added=cfg.balances_experts)
+    if cfg.train.gradient_checkpointing:
+        recompute_activations(model)
+    if cfg.train.compile:
+        with as_computed(model, ctx.compute):
+            compile_layers(model)
+    checkpoint = find_checkpoint(ctx.out, cfg.resume)
+    tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
+    fingerprint = run_fingerprint(cfg.train, ctx, model, tokenizer, report, held_out)
+    start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
+    return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
 
-        ctx.ranks.on_main(save)
-        say(f"result: {ctx.out / 'model'}")
-        return self._summary(result)
 
-    def _machinery(self, model: ModelWrapper) -> dict[str, Any]:
-        """What a result depends on beside the configuration, to the last bit."""
-        cfg, ctx = self.cfg.train, self.ctx
-        found = cfg.micro_batch_tokens or micro_batch_tokens(
-            model,
-            model.model.config.get_text_config(),
-            ctx.device,
-            ctx.compute,
-            cfg.gradient_checkpointing,
-            ctx.ranks.size,
+def train_and_save(
+    plan: TrainingPlan,
+    model: ModelWrapper,
+    loss: Loss,
+    data: StageData,
+    *,
+    evaluate: Evaluate | None = None,
+    state: StageState | None = None,
+) -> dict[str, Any]:
+    """Train a model on a stage's examples, and save the result.
+
+    Args:
+        plan: what `prepare_training` gave.
+        model: is trained.
+        loss: of a micro-batch.
+        data: training and held-out examples.
+        evaluate: metrics of the held-out examples, where there are any; by default those of `loss`,
+            which is then a `RowLoss`.
+        state: what the stage keeps from step to step.
+
+    Returns:
+        Summary of the run for the manifest.
+    """
+    cfg, examples = plan.cfg, data.train
+    if data.report.templated:
+        add_end_token(model.model, data.tokenizer, turn_end(data.tokenizer))
+    tokens, ranks = plan.micro_batch_tokens, plan.ctx.ranks
+    source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens, ranks)
+    say(f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass")
+    if cfg.train.max_steps <= 0:
+        say_few_steps(source.total_steps, len(examples), cfg.train.batch_size)
+    task = TrainingTask(
+        policy=model,
+        source=source,
+        loss=loss,
+        locate=lambda rows: examples.where(rows.owners[0]),
+        evaluate=None if data.held_out is None else evaluate or _evaluation_of(loss, plan, data),
+        state=state or StageState(),
+    )
+    return fit_and_save(plan, task, end_token_ids(model.model, data.tokenizer))
+
+
+def _evaluation_of(loss: Loss, plan: TrainingPlan, data: StageData) -> Evaluate:
+    """Loss and metrics over all held-out examples."""
+    assert isinstance(loss, RowLoss)
+    held_out = data.held_out
+    assert held_out is not None
+    tokens, ctx = plan.micro_batch_tokens, plan.ctx
+    return lambda: evaluate_loss(loss, held_out, tokens, ctx.device, ctx.ranks)
+
+
+def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) -> dict[str, Any]:
+    """Run the training loop, save the result, and summarize the run.
+
+    Args:
+        plan: what `prepare_training` gave.
+        task: model, steps, loss and evaluation.
+        ends: tokens that end a response of the result.
+
+    Returns:
+        Summary of the run for the manifest.
+    """
+    cfg, ctx = plan.cfg, plan.ctx
+    names = cfg.log.trackers if ctx.ranks.main else []
+    with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
+        result = fit(task, plan.train, ctx, plan.start, trackers)
+    trained_on = "chat" if plan.report.templated else "text"
+
+    def save() -> None:
+        save_model(task.policy, plan.tokenizer, ends, trained_on, cfg, ctx, result)
+
+    ctx.ranks.on_main(save)
+    say(f"result: {ctx.out / 'model'}")
+    return _summary(plan, result)
+
+
+def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
+    held_out = plan.held_out_report
+    return {
+        "steps": result.steps,
+        "seconds": round(result.seconds, 1),
+        "processes": plan.ctx.ranks.size,
+        "peak_memory_bytes": sum(result.peak_memory),
+        "peak_memory_bytes_by_rank": result.peak_memory,
+        "device": str(plan.ctx.device),
+        "machinery": plan.start.fingerprint,
+        "data": plan.report.to_dict(),
+        "held_out_data": held_out.to_dict() if held_out else None,
+        "before": result.before,
+        "after": result.after,
+    }
+
+
+def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
+    """Say that a run has few steps because it has few examples for its batch size.
+
+    Args:
+        steps: of the whole run.
+        examples: in the data set.
+        batch_size: examples of a step.
+    """
+    if steps < FEW_STEPS and examples < FEW_STEPS * batch_size:
+        smaller = max(1, examples // FEW_STEPS)
+        say(
+            f"steps: {steps} only, from {count(examples, 'example')} at train.batch_size="
+            f"{batch_size}. Try train.batch_size={smaller}, or more train.epochs"
         )
-        return {
-            "micro_batch_tokens": min(ctx.ranks.gather(found)),  # GPUs of one run may differ
-            "processes": ctx.ranks.size,
-            "threads": torch.get_num_threads(),
-            "attention": model.model.config._attn_implementation,
-            "logprobs": model.implementation.name,
-            "layers": taken(model.model) or "own",
-            "compute": ctx.compute_name,
-            "tokenizer": tokenizer_hash(self.tokenizer),
-            "data": self.report.sha256,
-            "held_out_data": self.held_out_report.sha256 if self.held_out_report else "",
-        }
-
-    def _summary(self, result: RunResult) -> dict[str, Any]:
-        return {
-            "steps": result.steps,
-            "seconds": round(result.seconds, 1),
-            "processes": self.ctx.ranks.size,
-            "peak_memory_bytes": sum(result.peak_memory),
-            "peak_memory_bytes_by_rank": result.peak_memory,
-            "device": str(self.ctx.device),
-            "machinery": self.machinery,
-            "data": self.report.to_dict(),
-            "held_out_data": self.held_out_report.to_dict() if self.held_out_report else None,
-            "before": result.before,
-            "after": result.after,
-        }

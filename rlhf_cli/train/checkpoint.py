@@ -11,11 +11,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +28,6 @@ from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.runs import contents, lock
 from rlhf_cli.runs.folder import checkpoints
-from rlhf_cli.train.generators import Generators, read_generators, restore_generators
 from rlhf_cli.train.optim import MasterAdamW
 
 FORMAT = 3
@@ -60,9 +63,9 @@ def save_checkpoint(
         CheckpointError: it could not be written, or another process took the folder over; the
             checkpoints before it stand.
     """
-    own = read_generators()
+    own = read_rng_state()
     gathered = zip(ranks.gather_tensors(own.tensors), ranks.gather(own.values), strict=True)
-    everyone = [Generators(*one) for one in gathered]
+    everyone = [RngState(*one) for one in gathered]
 
     def save() -> None:
         lock.require_owned(out)
@@ -83,7 +86,7 @@ def _save(
     step: int,
     optimizer: MasterAdamW,
     state: dict[str, Any],
-    generators: list[Generators],
+    generators: list[RngState],
     tensors: Mapping[str, Tensor],
 ) -> None:
     folder = out / FOLDER
@@ -146,7 +149,7 @@ def load_checkpoint(
         stored = load_file(path / STAGE) if tensors else {}
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
-        restore_generators(_generators_of(rank, path, state["rng"]))
+        restore_rng_state(_generators_of(rank, path, state["rng"]))
     except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
         raise _unusable(path, error) from error
     return state
@@ -179,7 +182,7 @@ def _write(
     step: int,
     optimizer: MasterAdamW,
     state: dict[str, Any],
-    generators: list[Generators],
+    generators: list[RngState],
     tensors: Mapping[str, Tensor],
 ) -> None:
     parts: dict[str, dict[str, Tensor]] = {
@@ -206,10 +209,10 @@ def _write(
     flush_folder(folder)
 
 
-def _generators_of(rank: int, path: Path, values: list[dict[str, Any]]) -> Generators:
+def _generators_of(rank: int, path: Path, values: list[dict[str, Any]]) -> RngState:
     own, stored = f"{rank}/", load_file(path / "rng.safetensors")
     tensors = {n.removeprefix(own): t for n, t in stored.items() if n.startswith(own)}
-    return Generators(tensors, values[rank])
+    return RngState(tensors, values[rank])
 
 
 def _verify(path: Path, hashes: dict[str, str]) -> None:
@@ -255,3 +258,37 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return first_line(error)
+
+
+@dataclass(frozen=True)
+class RngState:
+    """Where the generators of one process stand.
+
+    Attributes:
+        tensors: torch's, by device type.
+        values: those of `random` and NumPy, as JSON values.
+    """
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def read_rng_state() -> RngState:
+    """Those of this process."""
+    tensors = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy_state = [name, np.asarray(keys).tolist(), *rest]
+    return RngState(tensors, {"python": random.getstate(), "numpy": numpy_state})
+
+
+def restore_rng_state(generators: RngState) -> None:
+    """Put this process's generators where they were."""
+    torch.set_rng_state(generators.tensors["cpu"])
+    if torch.cuda.is_available() and "cuda" in generators.tensors:
+        torch.cuda.set_rng_state(generators.tensors["cuda"])
+    version, internal, gauss = generators.values["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = generators.values["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

@@ -17,28 +17,29 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.contents import METRICS
-from rlhf_cli.train.best import Best
 from rlhf_cli.train.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.exchange import require_equal_weights
-from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine
-from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.schedule import learning_rate
-from rlhf_cli.train.signals import StopRequest, stop_on_request
-from rlhf_cli.train.source import StageState, StepSource
-from rlhf_cli.train.speed import measure_peak, peak_memory, work_of
-from rlhf_cli.train.tracking import Trackers
+from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
+from rlhf_cli.train.optim import MasterAdamW, learning_rate
+from rlhf_cli.train.resume import StartPoint
+from rlhf_cli.train.step_source import StageState, StepSource
+from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
+from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
 from rlhf_cli.train.update import (
     Loss,
     NonFiniteStep,
     accumulate,
     clip_and_step,
-    culprits,
+    find_non_finite_examples,
+    require_equal_weights,
 )
+
+Evaluate = Callable[[], dict[str, float]]
+"""Computes held-out metrics; called without gradients."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +63,80 @@ class RunResult:
     after: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass
-class Trainer:
-    """The state that one run of the loop carries from step to step."""
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask:
+    """What a run trains: a model on the steps of a source, with a loss.
+
+    Attributes:
+        policy: in fp32; its parameters are cast to the compute type when training starts.
+        source: yields the optimizer steps.
+        loss: micro-batch -> sums with their units.
+        locate: rows of one example -> `file:line`, to name an example that fails.
+        evaluate: held-out metrics, or None; called without gradients.
+        state: what the stage keeps from step to step beside the weights.
+    """
 
     policy: ModelWrapper
     source: StepSource
     loss: Loss
-    cfg: TrainConfig
-    lr: float
-    ctx: RunContext
-    evaluate: Callable[[], dict[str, float]] | None
-    where: Callable[[TokenBatch], str]
-    machinery: dict[str, Any]
-    trackers: Trackers | None = None
+    locate: Callable[[TokenBatch], str]
+    evaluate: Evaluate | None = None
     state: StageState = field(default_factory=StageState)
 
-    def __post_init__(self) -> None:
-        self.optimizer = MasterAdamW(self.policy, self.cfg, self.ctx.compute)
-        self.ranks = self.ctx.ranks
+
+def fit(
+    task: TrainingTask,
+    cfg: TrainConfig,
+    ctx: RunContext,
+    start: StartPoint | None = None,
+    trackers: Trackers | None = None,
+) -> RunResult:
+    """Train a model on the steps of a source.
+
+    Args:
+        task: model, source, loss and evaluation.
+        cfg: steps, optimizer, schedule, logging, saving; `lr` is a number.
+        ctx: device, compute type, run folder, and the ranks that take part; each calls this.
+        start: the checkpoint to continue from, and the fingerprint that checkpoints store.
+        trackers: receive the same values as `metrics.jsonl`.
+
+    Returns:
+        Steps, time, memory, and the evaluations before and after.
+
+    Raises:
+        NonFinite: a loss or gradient was not finite; that step changed nothing.
+        CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
+        RankFailed: another rank ended.
+    """
+    start = start or StartPoint()
+    return TrainingLoop(task, cfg, ctx, start.fingerprint, trackers).run(start.checkpoint)
+
+
+class TrainingLoop:
+    """The loop and the state that it carries from step to step; `fit` runs it."""
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        cfg: TrainConfig,
+        ctx: RunContext,
+        fingerprint: dict[str, Any],
+        trackers: Trackers | None = None,
+    ) -> None:
+        assert cfg.lr != "auto"  # the stage's default rate is filled in before
+        self.task, self.cfg, self.ctx = task, cfg, ctx
+        self.lr: float = cfg.lr
+        self.fingerprint, self.trackers = fingerprint, trackers
+        self.optimizer = MasterAdamW(task.policy, cfg, ctx.compute)
+        self.ranks = ctx.ranks
         self.meter = Meter(self.ranks)
-        self.file = MetricsFile(self.ctx.out / METRICS, self.ranks)
+        self.file = MetricsFile(ctx.out / METRICS, self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
-        self.best = Best()
-        self.work = work_of(self.policy)
-        self.peak = measure_peak(self.ctx.device, self.ctx.compute)
+        self.best = BestEvaluation()
+        self.flops = count_flops(task.policy)
+        self.peak = measure_peak(ctx.device, ctx.compute)
 
     def run(self, checkpoint: Path | None) -> RunResult:
         """Train from a checkpoint, or from the beginning, to the last step."""
@@ -101,7 +149,7 @@ class Trainer:
             self.before = self._evaluate()
             if self.before:
                 self.best.note(0, self.before)
-            self.log(under("eval/", self.before))
+            self.log(with_prefix("eval/", self.before))
             if self.before and self.cfg.result == "best":
                 self._save()  # the starting weights, which no later step may be better than
         require_equal_weights(self.optimizer, self.ranks, self.step)
@@ -122,8 +170,8 @@ class Trainer:
 
     def _train(self, stop: StopRequest) -> None:
         """All remaining steps."""
-        with contextlib.closing(ProgressLine(self.source.total_steps, self.step)) as progress:
-            while not self._gave_up() and self.take():
+        with contextlib.closing(ProgressLine(self.task.source.total_steps, self.step)) as progress:
+            while not self._stops_early() and self.train_step():
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
                     values |= self.meter.read() | {"memory_bytes": peak_memory(self.ctx.device)}
@@ -132,21 +180,21 @@ class Trainer:
                 if self._due(self.cfg.eval_steps):
                     progress.close()
                     self.after = self._evaluate()
-                    values |= under("eval/", self.after)
+                    values |= with_prefix("eval/", self.after)
                     better = bool(self.after) and self.best.note(self.step, self.after)
                 self.log(values)
                 asked = stop.agreed(self.ranks)
-                wanted = (better and self.cfg.result == "best") or self._gave_up()
+                wanted = (better and self.cfg.result == "best") or self._stops_early()
                 if asked or wanted or self._due(self.cfg.save_steps):
                     self._save()
-                if asked and self.step < self.source.total_steps:
+                if asked and self.step < self.task.source.total_steps:
                     raise Interrupted(
                         f"{asked} after step {self.step}; the checkpoint is written. "
                         "Give the same command again to continue"
                     )
         self.log(self.meter.read())  # an early end can leave steps between two logged ones
 
-    def _gave_up(self) -> bool:
+    def _stops_early(self) -> bool:
         """Whether the held-out loss has not fallen for as long as is waited for."""
         return 0 < self.cfg.early_stop <= self.best.waited
 
@@ -159,30 +207,30 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         """Whether something is to be done after this step; the last step is always one."""
-        return self.step == self.source.total_steps or bool(every and self.step % every == 0)
+        return self.step == self.task.source.total_steps or bool(every and self.step % every == 0)
 
-    def take(self) -> bool:
+    def train_step(self) -> bool:
         """One step, or false when the run is over."""
         began = time.monotonic()
-        updates = self.source.next_step()
+        updates = self.task.source.next_step()
         if updates is None:
             return False
-        lr = learning_rate(self.lr, self.step, self.source.total_steps, self.cfg)
+        lr = learning_rate(self.lr, self.step, self.task.source.total_steps, self.cfg)
         done: list[TokenBatch] = []
         for update in updates:
             self._update(update, lr)
             done += update
         self.step += 1
         self.file.make()
-        self.state.after_step(self.step)
-        self.meter.add(self.source.take_metrics())
+        self.task.state.after_step(self.step)
+        self.meter.add(self.task.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)
         return True
 
     def _update(self, update: list[TokenBatch], lr: float) -> None:
         """One move of the optimizer; every rank notes its rows, rank 0 what is the same on all."""
         device_rows = [rows.to(self.ctx.device) for rows in update]
-        gradients = accumulate(device_rows, self.loss, self.optimizer, self.ranks)
+        gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
         try:
             clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
@@ -200,8 +248,8 @@ class Trainer:
         """Note what a step took, and what of it was padding (computed over 1) or shared (under)."""
         once = int(self.ranks.main)
         tokens = sum(len(rows.tokens) for rows in done)
-        computed = float(sum(self.policy.computed_tokens(rows) for rows in done))
-        work = sum(self.work.of(rows) for rows in done)
+        computed = float(sum(self.task.policy.computed_tokens(rows) for rows in done))
+        work = sum(self.flops.of_batch(rows) for rows in done)
         self.meter.add(
             {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
@@ -215,8 +263,8 @@ class Trainer:
     def _explain(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """Name the rows; parameters are still those of the step before."""
         own = sorted(
-            (rows.owners[0], self.where(rows), what)
-            for rows, what in culprits(step, self.loss, self.optimizer)
+            (rows.owners[0], self.task.locate(rows), what)
+            for rows, what in find_non_finite_examples(step, self.task.loss, self.optimizer)
         )
         found = sorted(one for of_rank in self.ranks.gather(own) for one in of_rank)
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
@@ -229,10 +277,10 @@ class Trainer:
         return NonFinite("\n".join([head, *named]))
 
     def _evaluate(self) -> dict[str, float]:
-        if self.evaluate is None:
+        if self.task.evaluate is None:
             return {}
-        with torch.no_grad(), without_dropout(self.policy):
-            values = self.evaluate()
+        with torch.no_grad(), without_dropout(self.task.policy):
+            values = self.task.evaluate()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         say(f"held-out after step {self.step}: {shown}")
         return values
@@ -240,14 +288,14 @@ class Trainer:
     def _save(self) -> None:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {
-            "source": self.source.state_dict(),
-            "stage": self.state.state_dict(),
+            "source": self.task.source.state_dict(),
+            "stage": self.task.state.state_dict(),
             "meter": self.ranks.gather(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
             "best": self.best.state_dict(),
-            "machinery": self.machinery,
+            "machinery": self.fingerprint,
         }
         save_checkpoint(
             self.ctx.out,
@@ -256,79 +304,26 @@ class Trainer:
             state,
             self.cfg.keep_checkpoints,
             self.ranks,
-            tensors=self.state.tensors(),
+            tensors=self.task.state.tensors(),
             spared=self.best.step if self.cfg.result == "best" else None,
         )
 
     def _continue_from(self, checkpoint: Path) -> None:
-        state = load_checkpoint(checkpoint, self.optimizer, self.state.tensors(), self.ranks.rank)
-        self.source.load_state_dict(state["source"])
-        self.state.load_state_dict(state["stage"])
+        state = load_checkpoint(
+            checkpoint, self.optimizer, self.task.state.tensors(), self.ranks.rank
+        )
+        self.task.source.load_state_dict(state["source"])
+        self.task.state.load_state_dict(state["stage"])
         self.meter.load_state_dict(state["meter"][self.ranks.rank])
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
-        self.best = Best(**state["best"])
+        self.best = BestEvaluation(**state["best"])
         say(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
         )
 
 
-def under(prefix: str, values: dict[str, float]) -> dict[str, float]:
+def with_prefix(prefix: str, values: dict[str, float]) -> dict[str, float]:
     """The values with a prefix to their names."""
     return {f"{prefix}{name}": value for name, value in values.items()}
-
-
-def fit(
-    policy: ModelWrapper,
-    source: StepSource,
-    loss: Loss,
-    cfg: TrainConfig,
-    ctx: RunContext,
-    *,
-    lr: float,
-    where: Callable[[TokenBatch], str],
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    checkpoint: Path | None = None,
-    machinery: dict[str, Any] | None = None,
-    trackers: Trackers | None = None,
-    state: StageState | None = None,
-) -> RunResult:
-    """Train a policy on the steps of a source.
-
-    Args:
-        policy: in fp32; its parameters become the compute type here.
-        source: yields steps.
-        loss: rows -> sums with their units.
-        cfg: steps, optimizer, schedule, logging, saving.
-        ctx: device, compute type, run folder, and the ranks that take part; each calls this.
-        lr: peak learning rate.
-        where: the rows of one example -> `file:line`, to name one that fails.
-        evaluate: held-out metrics; called without gradients.
-        checkpoint: continue from this one.
-        machinery: what a checkpoint stores beside, so that a continued run cuts and rounds alike.
-        trackers: get what `metrics.jsonl` gets.
-        state: what the stage keeps from step to step.
-
-    Returns:
-        Steps, time, memory, and the evaluations before and after.
-
-    Raises:
-        NonFinite: a loss or gradient was not finite; nothing was changed by that step.
-        CheckpointError: a checkpoint could not be written or read, or ranks differ in weights.
-        PeerLost: another rank ended.
-    """
-    trainer = Trainer(
-        policy,
-        source,
-        loss,
-        cfg,
-        lr,
-        ctx,
-        evaluate,
-        where,
-        machinery or {},
-        trackers,
-        state or StageState(),
-    )
-    return trainer.run(checkpoint)

@@ -1,4 +1,4 @@
-"""Losses in which the rows of a whole optimizer step may depend on each other."""
+"""Losses made of one value per row, over one micro-batch or a whole optimizer step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import Ranks
+from rlhf_cli.kernels.head import TokenLogprobs
+from rlhf_cli.logprobs import sum_by_row
+from rlhf_cli.losses.preference import ld_weight
 from rlhf_cli.losses.reduce import LossOutput, scaled_loss
 
 RowValues = Mapping[str, Tensor]
@@ -31,29 +34,29 @@ class RowLoss:
     """
 
     values: Callable[[TokenBatch], RowValues]
-    of: Callable[[RowValues], LossOutput]
-    observe: Callable[[RowValues], None] | None = None
-    couples: bool = False
+    loss_fn: Callable[[RowValues], LossOutput]
+    on_step: Callable[[RowValues], None] | None = None
+    couples_rows: bool = False
 
     def __call__(self, rows: TokenBatch) -> LossOutput:
         """The loss of these rows."""
-        return self.of(self.values(rows))
+        return self.loss_fn(self.values(rows))
 
     @property
-    def needs_whole_step(self) -> bool:
+    def needs_full_batch(self) -> bool:
         """Whether the values of all rows are to be known before any of them has a loss."""
-        return self.couples or self.observe is not None
+        return self.couples_rows or self.on_step is not None
 
-    def notice(self, values: RowValues) -> None:
+    def call_on_step(self, values: RowValues) -> None:
         """Let `observe` see the values of a step, on the CPU: one transfer for all of them."""
-        if self.observe is None:
+        if self.on_step is None:
             return
         whole = torch.stack([value.detach() for value in values.values()]).cpu()
         if whole.isfinite().all():
-            self.observe(dict(zip(values, whole.unbind(), strict=True)))
+            self.on_step(dict(zip(values, whole.unbind(), strict=True)))
 
 
-def backward_whole_step(
+def backward_full_batch(
     step: Sequence[TokenBatch],
     loss: RowLoss,
     counts: Mapping[str, float],
@@ -78,16 +81,16 @@ def backward_whole_step(
     """
     if len(step) == 1 and ranks.size == 1:
         values = loss.values(step[0])
-        loss.notice(values)
-        output = loss.of(values)
+        loss.call_on_step(values)
+        output = loss.loss_fn(values)
         share = scaled_loss(output, counts)
         share.backward()
         return share.detach(), output.metrics
     with torch.no_grad():
         parts = [loss.values(rows) for rows in step]
     whole, start = _gather(parts, ranks, device)
-    loss.notice(whole)
-    output = loss.of(whole)
+    loss.call_on_step(whole)
+    output = loss.loss_fn(whole)
     share = scaled_loss(output, counts)
     slopes = _slopes(share, whole)
     for rows in step:
@@ -121,3 +124,43 @@ def _slopes(share: Tensor, whole: RowValues) -> dict[str, Tensor]:
     names = [name for name, value in whole.items() if value.requires_grad]
     found = torch.autograd.grad(share, [whole[name] for name in names], allow_unused=True)
     return {name: slope for name, slope in zip(names, found, strict=True) if slope is not None}
+
+
+def row_sums(values: Tensor, rows: TokenBatch) -> Tensor:
+    """[R]: the sum over each row's scored tokens of values [S]."""
+    return sum_by_row(values, rows.row_of_scored, len(rows.lengths))
+
+
+def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] and [B], of values [2 B] of the rows of examples that have two rows each."""
+    return values[0::2], values[1::2]
+
+
+def row_tokens(rows: TokenBatch) -> Tensor:
+    """[R] fp32: how many tokens of each row are scored."""
+    return row_sums(torch.ones(len(rows.scored), device=rows.tokens.device), rows)
+
+
+def row_logprobs(out: TokenLogprobs, rows: TokenBatch, ld_alpha: float = 1.0) -> Tensor:
+    """[R], nats: log p of each row's response.
+
+    Args:
+        out: of the scored tokens.
+        rows: with `ld_alpha` below 1, pairs.
+        ld_alpha: weight of tokens past the length of the shorter response of an example.
+    """
+    if ld_alpha == 1:
+        return row_sums(out.logp, rows)
+    return row_sums(out.logp * _ld_weights(rows, ld_alpha), rows)
+
+
+def _ld_weights(rows: TokenBatch, alpha: float) -> Tensor:
+    """[S]: LD-DPO's weight of each scored token."""
+    counts = row_tokens(rows)
+    ends = counts.long().cumsum(0)  # of integers, whose order does not matter: see deterministic
+    index = torch.arange(len(rows.scored), device=counts.device)
+    token = index - (ends - counts)[rows.row_of_scored]
+    example = rows.first_of_example.cumsum(0) - 1
+    shortest = torch.full((rows.count["examples"],), torch.inf, device=counts.device)
+    shared = shortest.scatter_reduce(0, example, counts, "amin")[example]
+    return ld_weight(token, shared[rows.row_of_scored], alpha)

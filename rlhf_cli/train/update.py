@@ -1,10 +1,10 @@
-"""One optimizer step: gradients of all micro-batches, checks, clipping, AdamW."""
+"""One optimizer step: gradients of all micro-batches and ranks, checks, clipping, AdamW."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import ALONE, Ranks
+from rlhf_cli.errors import CheckpointError
 from rlhf_cli.losses.reduce import LossOutput, Metrics, scaled_loss
-from rlhf_cli.train.exchange import add_gradients
 from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.row_loss import RowLoss, backward_whole_step
+from rlhf_cli.train.row_loss import RowLoss, backward_full_batch
 
 Loss = Callable[[TokenBatch], LossOutput]
 
@@ -53,8 +53,8 @@ def accumulate(
     counts = ranks.add(own)
     metrics: Metrics = {}
     device = next(iter(optimizer.masters.values())).device
-    if isinstance(loss, RowLoss) and loss.needs_whole_step:
-        total, found = backward_whole_step(step, loss, counts, ranks, device)
+    if isinstance(loss, RowLoss) and loss.needs_full_batch:
+        total, found = backward_full_batch(step, loss, counts, ranks, device)
         _merge(metrics, found)
     else:
         total = torch.zeros((), device=device)
@@ -66,7 +66,7 @@ def accumulate(
                 share.backward()
             total = total + share.detach()
             _merge(metrics, output.metrics)
-    total = add_gradients(optimizer, total, ranks)
+    total = all_reduce_gradients(optimizer, total, ranks)
     gradients = list(optimizer.gradients().values())
     return Gradients(total, torch.nn.utils.get_total_norm(gradients), metrics)
 
@@ -85,7 +85,7 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     optimizer.step(lr)
 
 
-def culprits(
+def find_non_finite_examples(
     step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW
 ) -> list[tuple[TokenBatch, str]]:
     """Which of this rank's examples have a non-finite loss or gradient, each tried alone.
@@ -114,3 +114,87 @@ def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, Tensor | float]]) -> 
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0))
         into[name] = (old_total + total.detach(), old_count + count)
+
+
+BUCKET_BYTES = 64 * 2**20
+"""Small gradients travel together in blocks of this size; more would only take memory."""
+
+
+def all_reduce_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> Tensor:
+    """Give every rank the sum of all ranks' gradients.
+
+    A parameter that took part on one rank only has a gradient of zeros on the others; one that took
+    part on none keeps none, as in a single process, where AdamW then passes it by.
+
+    Args:
+        optimizer: its trained parameters' fp32 gradients are replaced by the sums.
+        loss: scalar, fp32, this rank's share.
+        ranks: who adds.
+
+    Returns:
+        Scalar: the sum of the shares.
+    """
+    if ranks.size == 1:
+        return loss
+    owners = list(optimizer.owners.values())
+    present = [owner.grad is not None for owner in owners]
+    head = torch.tensor([0.0, *map(float, present)]).to(owners[0].device)
+    head[0] = loss
+    ranks.add_in_place(head)
+    for owner, count in zip(owners, head[1:].tolist(), strict=True):
+        if count and owner.grad is None:
+            owner.grad = torch.zeros_like(owner)
+    gradients = [owner.grad for owner in owners if owner.grad is not None]
+    for bucket in _buckets(gradients):
+        _add_bucket(bucket, ranks)
+    return head[0]
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    room = BUCKET_BYTES
+    for gradient in gradients:
+        if bucket and gradient.nbytes > room:
+            yield bucket
+            bucket, room = [], BUCKET_BYTES
+        bucket.append(gradient)
+        room -= gradient.nbytes
+    if bucket:
+        yield bucket
+
+
+def _add_bucket(bucket: list[Tensor], ranks: Ranks) -> None:
+    if len(bucket) == 1 and bucket[0].is_contiguous():
+        ranks.add_in_place(bucket[0])
+        return
+    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+    ranks.add_in_place(flat)
+    parts = flat.split([gradient.numel() for gradient in bucket])
+    for gradient, part in zip(bucket, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def require_equal_weights(optimizer: MasterAdamW, ranks: Ranks, step: int) -> None:
+    """Compare the fp32 masters of all ranks, by the sum of each one's bits.
+
+    Raises:
+        CheckpointError: they differ; what a rank computed was not what the others did.
+    """
+    if ranks.size == 1:
+        return
+    sums = [
+        master.contiguous().view(torch.int32).sum(dtype=torch.int64)
+        for master in optimizer.masters.values()
+    ]
+    first, *others = ranks.gather(torch.stack(sums).tolist())
+    for rank, other in enumerate(others, start=1):
+        if other != first:
+            differing = [
+                name for name, a, b in zip(optimizer.masters, first, other, strict=True) if a != b
+            ]
+            raise CheckpointError(
+                f"the weights of rank {rank} are not those of rank 0 after step {step} "
+                f"({len(differing)} of {len(first)} parameters, {differing[0]} among them); "
+                "nothing was saved. Start again from the last checkpoint; if it happens again, use "
+                "launch.processes=1 and report it"
+            )

@@ -13,7 +13,7 @@ from benchmarks.steps import Step, at_all_positions, likelihood
 from benchmarks.workers.growth import Point, flop, make_rows, micro_batches
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.train.speed import Work, work_of
+from rlhf_cli.train.throughput import FlopCount, count_flops
 from tests.helpers import random_rows, rows_of, tiny_llama
 
 CPU = torch.device("cpu")
@@ -51,14 +51,14 @@ def test_micro_batches_have_all_rows_of_a_prompt_together():
 
 def test_flop_of_rows_alone_are_those_of_the_package():
     rows = make_rows(Point(tokens=40, rows=4, vocab=97, samples=0), 4)
-    work = work_of(make_policy())
-    assert flop(work, rows) == pytest.approx(work.of(rows))
+    work = count_flops(make_policy())
+    assert flop(work, rows) == pytest.approx(work.of_batch(rows))
 
 
 def test_flop_of_a_shared_prompt_count_it_once():
     rows = make_rows(Point(tokens=320, rows=2, vocab=97, samples=2), 2)
     alone, response = 256 * 257 / 2, 64 * 65 / 2
-    found = flop(Work(token=1000, pair=1, scored=0), rows)
+    found = flop(FlopCount(token=1000, pair=1, scored=0), rows)
     assert found == 1000 * (256 + 2 * 64) + alone + 2 * (response + 64 * 256)
 
 

@@ -23,7 +23,7 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.launch import parent
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.stages.opening import open_rows, prepare_rows
+from rlhf_cli.stages.prepare_data import load_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, without_machine
@@ -203,8 +203,8 @@ def scratch(tmp_path):
 
 def test_ranks_take_the_tokenizer_and_tokens_that_were_prepared(scratch, capfd):
     cfg, ctx = scratch
-    opened = open_rows(cfg, ctx, "pretrain", (TextRecord,))
-    tokenizer, examples = opened.tokenizer, opened.train[0]
+    opened = load_rows(cfg, ctx, "pretrain", (TextRecord,))
+    tokenizer, examples = opened.tokenizer, opened.train
     assert len(tokenizer) <= 300
     assert "To be, or not to be" in tokenizer.decode(examples.tokens[:20].tolist())
     assert opened.held_out is None
@@ -221,7 +221,7 @@ def test_a_lowered_max_length_is_said_once_for_several_processes(scratch, capfd)
     capfd.readouterr()
     prepare_rows(cfg, ctx.out, "pretrain", (TextRecord,))
     assert capfd.readouterr().err.count(line) == 1
-    open_rows(cfg, ctx, "pretrain", (TextRecord,))
+    load_rows(cfg, ctx, "pretrain", (TextRecord,))
     assert line not in capfd.readouterr().err
 
 
@@ -229,7 +229,7 @@ def test_ranks_tokenize_nothing_themselves(scratch, monkeypatch, tmp_path):
     cfg, ctx = scratch
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"plays.txt: its tokens are not in the cache .*elsewhere"):
-        open_rows(cfg, ctx, "pretrain", (TextRecord,))
+        load_rows(cfg, ctx, "pretrain", (TextRecord,))
 
 
 @pytest.mark.slow

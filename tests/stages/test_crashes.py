@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.train.loop import Trainer
+from rlhf_cli.train.loop import TrainingLoop
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import take_over, without_machine
 from tests.stages.conftest import FAST
@@ -102,7 +102,7 @@ def test_a_run_whose_folder_was_taken_over_writes_nothing_more(
 ):
     """As after a suspension for longer than the lock of an owner on another host counts."""
     out = tmp_path / "run"
-    take = Trainer.take
+    take = TrainingLoop.train_step
 
     def suspended(self):
         if self.step != 1:
@@ -112,7 +112,7 @@ def test_a_run_whose_folder_was_taken_over_writes_nothing_more(
         return take(self)
 
     held = {}
-    monkeypatch.setattr(Trainer, "take", suspended)
+    monkeypatch.setattr(TrainingLoop, "train_step", suspended)
     assert sft(out, "max_steps=3", "data.eval=none", *words) == 1
     assert "was taken over by another process" in capsys.readouterr().err
     now = contents_of(out)

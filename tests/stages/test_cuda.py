@@ -47,7 +47,7 @@ VARIANTS = {
 def waits(monkeypatch):
     """Of each step of the runs that follow, where it waited for the device."""
     found = []
-    take = loop.Trainer.take
+    take = loop.TrainingLoop.train_step
 
     def counted(trainer):
         before = Counter(fake.waits)
@@ -56,7 +56,7 @@ def waits(monkeypatch):
             found.append(fake.waits - before)
         return goes_on
 
-    monkeypatch.setattr(loop.Trainer, "take", counted)
+    monkeypatch.setattr(loop.TrainingLoop, "train_step", counted)
     monkeypatch.setattr(loop, "measure_peak", lambda device, compute: 1e12)
     with fake_cuda(monkeypatch) as fake:
         yield found

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlhf_cli import cli
-from rlhf_cli.train.metrics import read_metrics
-from rlhf_cli.train.tracking import Trackers
+from rlhf_cli.train.metrics import Trackers, read_metrics
 from tests.helpers import last_of_each, without_machine
 from tests.stages.conftest import FAST
 from tests.stages.test_stages import stop_after

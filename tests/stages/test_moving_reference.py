@@ -10,8 +10,8 @@ from rlhf_cli import cli
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import frozen_copy
-from rlhf_cli.stages.dpo.moving import MovingReference
-from rlhf_cli.stages.reference import Held
+from rlhf_cli.stages.dpo.loss import MovingReference
+from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, tiny_llama, without_machine
 
@@ -25,7 +25,7 @@ def test_every_so_many_steps_it_is_a_mean():
     with torch.no_grad():
         for param in policy.parameters():
             param.add_(1.0)
-    moving = MovingReference(policy, Held(held), every=3, share=0.6)
+    moving = MovingReference(policy, ReferenceModel(held), every=3, share=0.6)
     for step in (1, 2):
         moving.after_step(step)
     assert all(torch.equal(p, before[name]) for name, p in held.named_parameters())

@@ -6,19 +6,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig
 from rlhf_cli.models.source import Source
-from rlhf_cli.stages.dpo.moving import MovingReference
-from rlhf_cli.stages.reference import hold_reference
+from rlhf_cli.stages.dpo.loss import MovingReference
+from rlhf_cli.stages.prepare_data import RunData
+from rlhf_cli.stages.reference import load_reference
 from tests.helpers import random_rows
 from tests.models.test_adapters import LORA, disturb, policy_with, saved
 
-RUN = SimpleNamespace(ctx=SimpleNamespace(compute=torch.float32))
+CTX = SimpleNamespace(compute=torch.float32)
+DATA = RunData(tokenizer=None, report=DataReport())
 ROWS = random_rows([7, 12])
 
 
 def hold(kind, policy):
-    return hold_reference(ComparedModelConfig(path="x", reference=kind), policy, RUN)
+    cfg = SimpleNamespace(model=ComparedModelConfig(path="x", reference=kind), kernels="auto")
+    return load_reference(cfg, policy, DATA, CTX)
 
 
 @pytest.fixture

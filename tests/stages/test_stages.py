@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
-from rlhf_cli.train.loop import Trainer
+from rlhf_cli.train.loop import TrainingLoop
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, without_machine
 from tests.stages.conftest import FAST
@@ -20,14 +20,14 @@ def sft(out, *argv):
 
 def stop_after(monkeypatch, steps):
     """The process is interrupted at the beginning of the step after `steps`."""
-    take = Trainer.take
+    take = TrainingLoop.train_step
 
     def stopping(self):
         if self.step == steps:
             raise KeyboardInterrupt
         return take(self)
 
-    monkeypatch.setattr(Trainer, "take", stopping)
+    monkeypatch.setattr(TrainingLoop, "train_step", stopping)
 
 
 def test_the_run_folder_holds_what_it_promises(sft_run):

@@ -16,10 +16,10 @@ from rlhf_cli.runs.folder import checkpoints as list_checkpoints
 from rlhf_cli.train import checkpoint as checkpoints
 from rlhf_cli.train.checkpoint import latest_checkpoint
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.loop import fit
-from rlhf_cli.train.machinery import agree_with
+from rlhf_cli.train.loop import TrainingTask, fit
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
-from rlhf_cli.train.schedule import learning_rate
+from rlhf_cli.train.optim import learning_rate
+from rlhf_cli.train.resume import StartPoint, check_resumable
 from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama
 
 CPU = torch.device("cpu")
@@ -59,14 +59,16 @@ def train(
         nll = nll_loss(policy(rows).logp)
         return LossOutput(terms={"nll": Term(nll.sum(), unit="tokens")})
 
-    cfg = TrainConfig(**{"save_steps": 0, **settings})
+    cfg = TrainConfig(**{"save_steps": 0, "lr": lr, **settings})
     ctx = RunContext(CPU, compute, seed, out)
 
-    def where(rows):
-        return f"pairs.jsonl:{rows.owners[0]}"
-
-    run_loss = wrap(loss) if wrap else loss
-    return fit(policy, source, run_loss, cfg, ctx, lr=lr, where=where, checkpoint=checkpoint)
+    task = TrainingTask(
+        policy=policy,
+        source=source,
+        loss=wrap(loss) if wrap else loss,
+        locate=lambda rows: f"pairs.jsonl:{rows.owners[0]}",
+    )
+    return fit(task, cfg, ctx, StartPoint(checkpoint))
 
 
 def losses(out):
@@ -243,9 +245,9 @@ def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
     stored["attention"] = "per_row"
     checkpoints.save_checkpoint(tmp_path, 3, optimizer(), {"machinery": stored}, keep=1)
     found = latest_checkpoint(tmp_path)
-    assert agree_with(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
+    assert check_resumable(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
     with pytest.raises(CheckpointError, match=f"{name}: .* -> other"):
-        agree_with(found, {**stored, name: "other"})
+        check_resumable(found, {**stored, name: "other"})
 
 
 def optimizer(**shape):

@@ -23,13 +23,13 @@ def sorted_loss(policy, seen=None):
         logp = sum_by_row(policy(rows).logp, rows.row_of_scored, len(rows.lengths))
         return {"logp": logp, "row": rows.example_of_row}
 
-    def of(values):
+    def loss(values):
         apart = values["logp"].sort().values.diff()
         total = (apart**2).sum() / (1 + values["logp"].var(unbiased=False))
         return LossOutput({"sorted": Term(total, "rows")}, {"rows": (total.detach(), 1)})
 
     observe = None if seen is None else seen.append
-    return RowLoss(values, of, observe, couples=True)
+    return RowLoss(values, loss, observe, couples_rows=True)
 
 
 def gradients_of(cut, seen=None):
@@ -62,9 +62,9 @@ def test_a_step_is_observed_once_and_whole():
 def test_values_that_are_not_finite_are_not_observed():
     seen = []
     loss = RowLoss(lambda rows: {}, lambda values: None, seen.append)
-    loss.notice({"logp": torch.tensor([1.0, float("nan")])})
+    loss.call_on_step({"logp": torch.tensor([1.0, float("nan")])})
     assert seen == []
-    loss.notice({"logp": torch.tensor([1.0, 2.0])})
+    loss.call_on_step({"logp": torch.tensor([1.0, 2.0])})
     assert len(seen) == 1
 
 
@@ -72,5 +72,7 @@ def test_called_with_rows_it_is_the_loss_of_those_rows():
     policy = Policy(tiny_llama(), choose("auto", CPU)[0], flat=True)
     loss = sorted_loss(policy, seen := [])
     rows = random_rows([9, 4, 17])
-    assert_close(loss(rows).terms["sorted"].total, loss.of(loss.values(rows)).terms["sorted"].total)
+    assert_close(
+        loss(rows).terms["sorted"].total, loss.loss_fn(loss.values(rows)).terms["sorted"].total
+    )
     assert seen == []

@@ -8,13 +8,13 @@ from importlib import import_module
 from rlhf_cli.commands.evaluate.subject import Subject, as_rows_config
 from rlhf_cli.data.records.corpus import first_held_out
 from rlhf_cli.data.records.record import PromptRecord
-from rlhf_cli.stages import judged, likelihood
+from rlhf_cli.stages import evaluation, likelihood
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.run import records_of
-from rlhf_cli.stages.held_out import Evaluation
-from rlhf_cli.stages.labelled import RECORDS as LABELLED
+from rlhf_cli.stages.evaluation import Evaluation
 from rlhf_cli.stages.registry import EVALUATORS
+from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
 
 Open = Callable[[StageConfig, str], Evaluation]
 
@@ -45,7 +45,7 @@ def open_evaluation(subject: Subject, *, given: bool) -> Evaluation:
     return _any_model(first)(as_rows_config(cfg), stage)
 
 
-_ANY = (*likelihood.RECORDS, *judged.RECORDS)
+_ANY = (*likelihood.LIKELIHOOD_RECORDS, *evaluation.PREFERENCE_RECORDS)
 _PPO = (*_ANY, PromptRecord)
 """A row that has a response too is measured by it; `data.format=prompt` reads its prompt alone."""
 
@@ -61,8 +61,12 @@ def _records(cfg: StageConfig, stage: str) -> tuple[type, ...]:
     if isinstance(cfg, DPOConfig):
         return records_of(cfg)
     own = {"bco": LABELLED, "ppo": (PromptRecord,)}
-    return own.get(stage, likelihood.RECORDS)
+    return own.get(stage, likelihood.LIKELIHOOD_RECORDS)
 
 
 def _any_model(record: type) -> Open:
-    return judged.open_evaluation if record in judged.RECORDS else likelihood.open_evaluation
+    return (
+        evaluation.open_preference_evaluation
+        if record in evaluation.PREFERENCE_RECORDS
+        else likelihood.open_likelihood_evaluation
+    )

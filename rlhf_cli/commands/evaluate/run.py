@@ -17,7 +17,7 @@ from rlhf_cli.context import RunContext, open_context, say
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, as_json, as_text
 from rlhf_cli.runs import hub
-from rlhf_cli.stages.held_out import Evaluation
+from rlhf_cli.stages.evaluation import Evaluation
 
 
 def run(cfg: EvaluateConfig) -> None:

@@ -11,12 +11,11 @@ from rlhf_cli.losses.bco import Delta, bco_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.bco.config import BCOConfig
-from rlhf_cli.stages.bco.matching import WEIGHT
-from rlhf_cli.stages.bco.prompts import PromptClassifier
-from rlhf_cli.stages.labelled import by_class, label_metrics, label_values
-from rlhf_cli.stages.reference import Reference
+from rlhf_cli.stages.bco.udm import WEIGHT, PromptClassifier
+from rlhf_cli.stages.reference import RowReference
+from rlhf_cli.stages.unpaired import label_metrics, labelled_row_values, select_by_label
 from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.source import StageState
+from rlhf_cli.train.step_source import StageState
 
 
 class BCOState(StageState):
@@ -38,11 +37,11 @@ class BCOState(StageState):
         self.delta.load_state_dict(state["delta"])
 
 
-def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: Delta) -> RowLoss:
+def bco_row_loss(cfg: BCOConfig, policy: Policy, reference: RowReference, delta: Delta) -> RowLoss:
     """BCO over labelled rows; delta takes in each step's rewards before its loss."""
 
     def values(rows: TokenBatch) -> RowValues:
-        found = dict(label_values(policy, reference, rows))
+        found = dict(labelled_row_values(policy, reference, rows))
         if WEIGHT in rows.columns:
             found[WEIGHT] = rows.columns[WEIGHT]
         return found
@@ -50,14 +49,14 @@ def labelled_loss(cfg: BCOConfig, policy: Policy, reference: Reference, delta: D
     def observe(values: RowValues) -> None:
         delta.update(cfg.beta * (values["logp"] - values["reference"]), values["label"])
 
-    def of(values: RowValues) -> LossOutput:
+    def loss(values: RowValues) -> LossOutput:
         label, reward = values["label"], cfg.beta * (values["logp"] - values["reference"])
         losses = bco_loss(reward, label, delta.value)
-        losses = losses * by_class(label, cfg.desirable_weight, cfg.undesirable_weight)
+        losses = losses * select_by_label(label, cfg.desirable_weight, cfg.undesirable_weight)
         if WEIGHT in values:
             losses = losses * values[WEIGHT]
         metrics = label_metrics(reward, label, values["logp"])
         metrics["delta"] = (torch.tensor(delta.value), 1.0)
         return LossOutput({"bco": Term(losses.sum(), "rows")}, metrics)
 
-    return RowLoss(values, of, observe)
+    return RowLoss(values, loss, observe)

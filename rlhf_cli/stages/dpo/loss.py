@@ -1,23 +1,39 @@
-"""The loss of preference pairs: numbers of each response, and losses of the pairs they make."""
+"""Losses of dpo: preference pairs, KTO's labelled rows, and TR-DPO's moving reference."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from rlhf_cli.data.arrange import mismatch
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.examples import Examples, Loaded
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.losses.divergence import divergence
+from rlhf_cli.losses.kto import kto_loss, reference_point
 from rlhf_cli.losses.preference import PAIR_LOSSES, Knobs, Pairs, wpo_weight
 from rlhf_cli.losses.reduce import LossOutput, Metrics, Term
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
-from rlhf_cli.stages.reference import Reference
-from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import row_logprobs, row_sums, row_tokens, split_pairs
+from rlhf_cli.stages.reference import ReferenceModel, RowReference
+from rlhf_cli.stages.unpaired import (
+    label_metrics,
+    labelled_row_values,
+    select_by_label,
+    unpaired_examples,
+)
+from rlhf_cli.train.row_loss import (
+    RowLoss,
+    RowValues,
+    row_logprobs,
+    row_sums,
+    row_tokens,
+    split_pairs,
+)
+from rlhf_cli.train.step_source import StageState
 
 
-def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:
+def preference_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> RowLoss:
     """The weighted sum of the losses that the configuration names, over pairs."""
     want = {"logp", "entropy"} | ({"sum_sq"} if cfg.wpo else set())
 
@@ -38,14 +54,14 @@ def preference_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> Row
             found["likely"] = row_sums(likely, rows) / tokens
         return found
 
-    def of(values: RowValues) -> LossOutput:
-        return _of(cfg, values)
+    def loss(values: RowValues) -> LossOutput:
+        return _pair_losses(cfg, values)
 
     couples = any(PREFERENCE_LOSSES[name].couples for name in cfg.losses)
-    return RowLoss(values, of, couples=couples)
+    return RowLoss(values, loss, couples_rows=couples)
 
 
-def _of(cfg: DPOConfig, values: RowValues) -> LossOutput:
+def _pair_losses(cfg: DPOConfig, values: RowValues) -> LossOutput:
     def sides(name: str) -> tuple[Tensor, Tensor]:
         return split_pairs(values[name])
 
@@ -90,3 +106,53 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
         tokens = values["tokens"].detach().sum()
         means["entropy"] = (values["entropy"].detach().sum(), tokens)
     return means
+
+
+def kto_examples(loaded: Loaded, role: str, *, max_length: int) -> Examples:
+    """Examples of two rows each: a labelled one, and its prompt with the next row's response."""
+    return mismatch(unpaired_examples(loaded, role), max_length)
+
+
+def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> RowLoss:
+    """KTO over the first row of each example; the second gives the reference point."""
+
+    def values(rows: TokenBatch) -> RowValues:
+        return labelled_row_values(policy, reference, rows)
+
+    def loss(values: RowValues) -> LossOutput:
+        s, mismatched = split_pairs(values["logp"] - values["reference"])
+        label, _ = split_pairs(values["label"])
+        logp, _ = split_pairs(values["logp"])
+        z = reference_point(mismatched)
+        losses = kto_loss(s, label, z, beta=cfg.beta)
+        losses = losses * select_by_label(label, cfg.desirable_weight, cfg.undesirable_weight)
+        metrics = label_metrics(cfg.beta * s, label, logp) | {"kl": (z, 1.0)}
+        return LossOutput({"kto": Term(losses.sum(), "examples")}, metrics)
+
+    return RowLoss(values, loss, couples_rows=True)
+
+
+class MovingReference(StageState):
+    """Every so many steps the reference becomes a mean of the policy and itself.
+
+    Args:
+        policy: the model that is trained.
+        reference: its frozen copy.
+        every: optimizer steps.
+        share: 0 to 1, of the policy in the mean (arXiv:2404.09656, eq. 6).
+    """
+
+    def __init__(self, policy: Policy, reference: ReferenceModel, every: int, share: float) -> None:
+        self.every, self.share = every, share
+        self.pairs = reference.params_of(policy)
+
+    def after_step(self, step: int) -> None:
+        """Move, if it is time."""
+        if step % self.every == 0:
+            with torch.no_grad():
+                for held, trained in self.pairs.values():
+                    held.lerp_(trained.to(held.dtype), self.share)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The reference's weights."""
+        return {name: held.data for name, (held, _) in self.pairs.items()}

@@ -24,13 +24,12 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
 from rlhf_cli.rollout.stopping import add_end_token
-from rlhf_cli.stages.compared import require_reference
-from rlhf_cli.stages.held_out import Evaluation
-from rlhf_cli.stages.opening import say_max_length
+from rlhf_cli.stages.evaluation import Evaluation, require_reference
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
-from rlhf_cli.stages.reference import Held
+from rlhf_cli.stages.prepare_data import say_max_length
+from rlhf_cli.stages.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _evaluate_result(
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     say(f"reference: {cfg.model.reference}")
     start = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
-    reference = Held(load_frozen(Policy, start, tokenizer, ctx))
+    reference = ReferenceModel(load_frozen(Policy, start, tokenizer, ctx))
     rewards = open_rewards(cfg.reward, tokenizer, ctx)
     sampling = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU, this has none
     single = replace(

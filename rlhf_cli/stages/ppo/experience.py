@@ -25,7 +25,7 @@ from rlhf_cli.stages.ppo.minibatches import (
     pad_table,
     response_masks,
 )
-from rlhf_cli.stages.reference import Held
+from rlhf_cli.stages.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,12 @@ class ExperienceMaker:
     """
 
     def __init__(
-        self, cfg: PPOConfig, policy: Policy, reference: Held, ranks: Ranks, max_tokens: int
+        self,
+        cfg: PPOConfig,
+        policy: Policy,
+        reference: ReferenceModel,
+        ranks: Ranks,
+        max_tokens: int,
     ) -> None:
         self.cfg, self.policy, self.reference = cfg, policy, reference
         self.ranks, self.max_tokens = ranks, max_tokens

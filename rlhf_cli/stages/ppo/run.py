@@ -1,14 +1,15 @@
-"""Proximal policy optimization."""
+"""Proximal policy optimization (PPO) on the prompts of a file."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from rlhf_cli.context import say
+from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.prompts import (
     PromptSet,
@@ -23,106 +24,49 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import Rewards, open_rewards
-from rlhf_cli.stages.opening import say_max_length
+from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.evaluate import evaluate
 from rlhf_cli.stages.ppo.minibatches import PTX_MASK
 from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 from rlhf_cli.stages.ppo.source import RolloutSource
-from rlhf_cli.stages.ppo.training import PPOTraining, load_text
+from rlhf_cli.stages.ppo.training import (
+    PPOLearner,
+    PPOModels,
+    PromptData,
+    build_learner,
+    load_encoder,
+    load_models,
+    load_ptx_data,
+    open_ppo_run,
+)
 from rlhf_cli.stages.ppo.value_model import memory_table
+from rlhf_cli.stages.prepare_data import say_max_length
+from rlhf_cli.stages.training import fit_and_save, prepare_training
+from rlhf_cli.train.loop import Evaluate, TrainingTask
 
-Asked = tuple[PromptSet, list[list[int]]]
+EncodedPrompts = tuple[PromptSet, list[list[int]]]
 """Prompts and the tokens of each."""
 
 
-def prepare(cfg: PPOConfig, out: Path) -> None:
-    """Tokenize the text of `ptx_data` before several processes start."""
-    if cfg.ptx_coef:
-        load_text(cfg, load_tokenizer(cfg.model), cached_only=False)
+@dataclass(frozen=True, kw_only=True)
+class PromptFileData(PromptData):
+    """Tokenizer and encoded prompts of `rlhf ppo`.
 
+    Attributes:
+        prompts: training prompts and their tokens.
+        held_out: the same of held-out prompts, or None.
+        max_new_tokens: of a response, for which a model's positions have to leave room.
+    """
 
-def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
-    """Write responses, score them, and learn what scores higher."""
-    return Rollouts(cfg, out).train()
+    prompts: EncodedPrompts
+    held_out: EncodedPrompts | None
+    max_new_tokens: int
 
-
-class Rollouts(PPOTraining):
-    """One run of PPO on the prompts of a file."""
-
-    def __init__(self, cfg: PPOConfig, out: Path) -> None:
-        super().__init__(cfg, out)
-        say_max_length(cfg)
-        self.asked = self._encode(load_training_prompts(cfg.data, "ppo", cfg.seed))
-        held_out = load_held_out_prompts(cfg.data, "ppo")
-        self.held_out = self._encode(held_out) if held_out else None
-        self.report = self.asked[0].report
-        self.held_out_report = held_out.report if held_out else None
-        self.report.templated = self.encoder.used_template
-
-    def _encode(self, found: PromptSet) -> Asked:
-        data = self.cfg.data
-        most = data.max_length - self.cfg.sampling.max_new_tokens
-        return encode_prompts(found, self.encoder, most, data.truncation)
-
-    def train(self) -> dict[str, Any]:
-        """Load the models, train, save the result, and sum up."""
-        cfg, ctx = self.cfg, self.ctx
-        self.open_models()
-        rewards = open_rewards(cfg.reward, self.tokenizer, ctx, self.max_tokens, self.policy)
-        self._tell_memory(rewards)
-        worker = RolloutWorker(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
-        source = RolloutSource(cfg, worker, self.updates, ctx)
-        say(
-            f"steps: {count(source.total_steps, 'rollout')} of "
-            f"{count(cfg.train.batch_size, 'prompt')}, "
-            f"{count(cfg.samples_per_prompt, 'response')} each; "
-            f"{count(cfg.optimizer_steps, 'update')} a step"
-        )
-        held_out = None
-        if self.held_out:
-            one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
-            held_out = RolloutWorker(
-                one, *self.held_out, self.policy, rewards, self.tokenizer, ctx.ranks
-            )
-        return self.fit_and_save(
-            self.policy,
-            self.loss,
-            source,
-            (lambda: evaluate(held_out, self.experience_maker, ctx.ranks)) if held_out else None,
-            where=self._where,
-            ends=self.ends,
-            trained_on="chat" if self.report.templated else "text",
-        )
-
-    def _where(self, rows: TokenBatch) -> str:
-        """The file and line of the prompt of some rows, or of a row of `ptx_data`."""
-        number = rows.owners[0]
-        if PTX_MASK in rows.token_columns:
-            return f"ptx_data {self.text.where(number)}"
-        return self.asked[0].places[number]
-
-    def _tell_memory(self, rewards: Rewards) -> None:
-        models: dict[str, nn.Module] = {"policy": self.policy.model}
-        models["reference"] = self.reference.policy.model
-        if self.policy.value_model is not None:
-            models["value model"] = self.policy.value_model
-        for term in rewards.terms:
-            model = getattr(term.scorer, "model", None)
-            if isinstance(model, nn.Module):
-                models[f"reward {term.name}"] = model
-        for line in memory_table(models):
-            say(line)
-
-    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
-        """Refuse prompts that leave no room for a response in a model's positions.
-
-        Raises:
-            ConfigError: says how many tokens there are and what to set.
-            DataError: a prompt holds an id that the model does not embed.
-        """
-        room, new = context_length(model.model), self.cfg.sampling.max_new_tokens
-        sets = [self.asked, *([self.held_out] if self.held_out else [])]
+    def require_fits(self, model: ModelWrapper, name: str = "model") -> None:
+        """Check that every prompt leaves room for a response in a model's positions."""
+        room, new = context_length(model.model), self.max_new_tokens
+        sets = [self.prompts, *([self.held_out] if self.held_out else [])]
         for found, tokens in sets:
             require_embedded_ids(tokens, model.model, found.places.__getitem__, name)
         longest = max(len(ids) for _, tokens in sets for ids in tokens)
@@ -131,3 +75,103 @@ class Rollouts(PPOTraining):
                 f"data.max_length: the longest prompt has {longest} tokens and a response up to "
                 f"{new}, more than the {name}'s {room} positions. Try data.max_length={room}"
             )
+
+
+def prepare(cfg: PPOConfig, out: Path) -> None:
+    """Tokenize the rows of `ptx_data` before several processes start."""
+    if cfg.ptx_coef:
+        load_ptx_data(cfg, load_tokenizer(cfg.model), cached_only=False)
+
+
+def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
+    """Generate responses, score them, and train the policy towards higher scores."""
+    ctx = open_ppo_run(cfg, out)
+    data = load_prompts(cfg)
+    models = load_models(cfg, ctx, data)
+    plan = prepare_training(cfg, ctx, models.policy, data)
+    learner = build_learner(cfg, plan, models)
+    policy, tokenizer = models.policy, data.tokenizer
+    rewards = open_rewards(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
+    say_memory(models, rewards)
+    worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks)
+    source = RolloutSource(cfg, worker, learner.updates, ctx)
+    say_steps(cfg, source.total_steps)
+    task = TrainingTask(
+        policy=policy,
+        source=source,
+        loss=learner.loss,
+        locate=partial(_locate, learner, data.prompts[0]),
+        evaluate=_evaluation(cfg, ctx, data, worker, learner) if data.held_out else None,
+    )
+    return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
+
+
+def load_prompts(cfg: PPOConfig) -> PromptFileData:
+    """Load tokenizer and prompts, and encode the prompts."""
+    encoder = load_encoder(cfg)
+    say_max_length(cfg)
+    most = cfg.data.max_length - cfg.sampling.max_new_tokens
+
+    def encode(found: PromptSet) -> EncodedPrompts:
+        return encode_prompts(found, encoder, most, cfg.data.truncation)
+
+    prompts = encode(load_training_prompts(cfg.data, "ppo", cfg.seed))
+    held_out = load_held_out_prompts(cfg.data, "ppo")
+    encoded = encode(held_out) if held_out else None
+    prompts[0].report.templated = encoder.used_template
+    return PromptFileData(
+        tokenizer=encoder.tokenizer,
+        report=prompts[0].report,
+        held_out_report=held_out.report if held_out else None,
+        encoder=encoder,
+        prompts=prompts,
+        held_out=encoded,
+        max_new_tokens=cfg.sampling.max_new_tokens,
+    )
+
+
+def _evaluation(
+    cfg: PPOConfig,
+    ctx: RunContext,
+    data: PromptFileData,
+    worker: RolloutWorker,
+    learner: PPOLearner,
+) -> Evaluate:
+    """Evaluation on held-out prompts: one response to each."""
+    assert data.held_out is not None
+    one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
+    held_out = RolloutWorker(
+        one, *data.held_out, worker.policy, worker.rewards, data.tokenizer, ctx.ranks
+    )
+    return lambda: evaluate(held_out, learner.experience_maker, ctx.ranks)
+
+
+def _locate(learner: PPOLearner, prompts: PromptSet, rows: TokenBatch) -> str:
+    """`file:line` of the prompt of some rows, or of a row of `ptx_data`."""
+    number = rows.owners[0]
+    if PTX_MASK in rows.token_columns and learner.ptx_data is not None:
+        return f"ptx_data {learner.ptx_data.where(number)}"
+    return prompts.places[number]
+
+
+def say_steps(cfg: PPOConfig, total: int) -> None:
+    """Print how many steps the run has, and what a step is."""
+    say(
+        f"steps: {count(total, 'rollout')} of {count(cfg.train.batch_size, 'prompt')}, "
+        f"{count(cfg.samples_per_prompt, 'response')} each; "
+        f"{count(cfg.optimizer_steps, 'update')} a step"
+    )
+
+
+def say_memory(models: PPOModels, rewards: Rewards) -> None:
+    """Print the memory of each model."""
+    found: dict[str, nn.Module] = {"policy": models.policy.model}
+    found["reference"] = models.reference.policy.model
+    if models.policy.value_model is not None:
+        found["value model"] = models.policy.value_model
+    for term in rewards.terms:
+        model = getattr(term.scorer, "model", None)
+        if isinstance(model, nn.Module):
+            found[f"reward {term.name}"] = model
+    for line in memory_table(found):
+        say(line)

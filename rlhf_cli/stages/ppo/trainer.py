@@ -15,14 +15,20 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.response import Response, response_text
-from rlhf_cli.rollout.stopping import add_end_token
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.training import PPOTraining
-from rlhf_cli.train.artifact import save_model
-from rlhf_cli.train.loop import RunResult, Trainer
+from rlhf_cli.stages.ppo.training import (
+    PromptData,
+    build_learner,
+    load_encoder,
+    load_models,
+    open_ppo_run,
+)
+from rlhf_cli.stages.training import prepare_training
+from rlhf_cli.train.export import save_model
+from rlhf_cli.train.loop import RunResult, TrainingLoop, TrainingTask
 
 
 class _GivenUpdates:
@@ -45,17 +51,6 @@ class _GivenUpdates:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         del state
-
-
-class _Models(PPOTraining):
-    """The models of a run whose prompts are not known yet."""
-
-    def __init__(self, cfg: PPOConfig, out: Path) -> None:
-        super().__init__(cfg, out)
-        self.report = DataReport(templated=self.encoder.as_message)
-
-    def require_positions(self, model: ModelWrapper, name: str = "model") -> None:
-        """Do nothing: `PPOTrainer.step` checks each prompt."""
 
 
 def _reuse_problems(cfg: PPOConfig) -> list[str]:
@@ -88,22 +83,30 @@ class PPOTrainer:
             cfg = replace(cfg, train=replace(cfg.train, schedule="constant"))
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        self.cfg, self.run = cfg, _Models(cfg, folder)
-        self.run.open_models()
-        self.policy, self.tokenizer = self.run.policy, self.run.tokenizer
+        self.cfg, self.ctx = cfg, open_ppo_run(cfg, folder)
+        self.encoder = load_encoder(cfg)
+        self.tokenizer = self.encoder.tokenizer
+        self.report = DataReport(templated=self.encoder.as_message)
+        data = PromptData(tokenizer=self.tokenizer, report=self.report, encoder=self.encoder)
+        models = load_models(cfg, self.ctx, data)
+        self.policy = models.policy
+        plan = prepare_training(cfg, self.ctx, models.policy, data)
+        learner = build_learner(cfg, plan, models)
+        self.updates = learner.updates
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
         self.generated = 0
-        self.loop = Trainer(
-            self.policy,
-            self.source,
-            self.run.loss,
-            cfg.train,
-            cfg.lr,
-            self.run.ctx,
-            evaluate=None,
-            where=lambda rows: f"prompts[{rows.owners[0]}]",
-            machinery=self.run.machinery,
+        task = TrainingTask(
+            policy=self.policy,
+            source=self.source,
+            loss=learner.loss,
+            locate=lambda rows: f"prompts[{rows.owners[0]}]",
         )
+        self.loop = TrainingLoop(task, plan.train, self.ctx, plan.start.fingerprint)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a response."""
+        return end_token_ids(self.policy.model, self.tokenizer)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Response]:
         """Generate a response to each prompt by `cfg.sampling`, with new random numbers each time.
@@ -126,7 +129,7 @@ class PPOTrainer:
         skip = self.cfg.reward.skip_special_tokens
         for response in responses:
             response.text = response_text(
-                self.tokenizer, response.token_ids, self.run.ends, skip_special_tokens=skip
+                self.tokenizer, response.token_ids, self.end_ids, skip_special_tokens=skip
             )
         return responses
 
@@ -155,10 +158,10 @@ class PPOTrainer:
         points = torch.tensor([float(score) for score in scores])
         if not points.isfinite().all():
             raise DataError("scores: got one that is not finite; need a number for each response")
-        batch = self.run.updates.start_rollout(encoded, points, self.loop.step + 1)
-        self.source.metrics = self.run.updates.metrics
-        self.source.updates = self.run.updates.minibatches(batch)
-        self.loop.take()
+        batch = self.updates.start_rollout(encoded, points, self.loop.step + 1)
+        self.source.metrics = self.updates.metrics
+        self.source.updates = self.updates.minibatches(batch)
+        self.loop.train_step()
         values = self.loop.meter.read()
         self.loop.log(values)
         return values
@@ -195,12 +198,12 @@ class PPOTrainer:
 
     def _encode_response(self, index: int, prompt: Prompt, response: Response | str) -> Response:
         prompt_ids = self._encode(index, prompt)
-        chat = self.run.encoder.as_message or not isinstance(prompt, str)
-        self.run.report.templated |= chat
+        chat = self.encoder.as_message or not isinstance(prompt, str)
+        self.report.templated |= chat
         if isinstance(response, Response):
             return Response(index, index, prompt_ids, response.token_ids, response.finished)
         token_ids = self.tokenizer.encode(response, add_special_tokens=False)
-        end = (self.run.encoder.turn_end if chat else None) or self.run.ends[0]
+        end = (self.encoder.turn_end if chat else None) or self.end_ids[0]
         return Response(index, index, prompt_ids, [*token_ids, end], finished=True)
 
     def _encode(self, index: int, prompt: Prompt) -> list[int]:
@@ -210,10 +213,10 @@ class PPOTrainer:
             except Malformed as error:
                 raise DataError(str(error)) from error
         try:
-            tokens = self.run.encoder.encode(prompt)
+            tokens = self.encoder.encode(prompt)
         except Refused as error:
             raise DataError(f"prompts[{index}]: {error}") from error
-        add_end_token(self.policy.model, self.tokenizer, self.run.encoder.turn_end)
+        add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
         return tokens
 
     def save(self) -> Path:
@@ -223,8 +226,8 @@ class PPOTrainer:
             CheckpointError: the disk is full or read-only.
         """
         result = RunResult(self.loop.step, 0.0, [], self.loop.optimizer.masters)
-        trained_on = "chat" if self.run.report.templated else "text"
+        trained_on = "chat" if self.report.templated else "text"
         save_model(
-            self.policy, self.tokenizer, self.run.ends, trained_on, self.cfg, self.run.ctx, result
+            self.policy, self.tokenizer, self.end_ids, trained_on, self.cfg, self.ctx, result
         )
-        return self.run.ctx.out / "model"
+        return self.ctx.out / "model"

@@ -1,99 +1,128 @@
-"""The models of PPO, and how their updates are made: what every way into it needs."""
+"""Models and updates of PPO, for `rlhf ppo` and for a loop of the user's own."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.context import silence
+from rlhf_cli.context import RunContext, silence
 from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.cuda_graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_graphs
-from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
-from rlhf_cli.stages.likelihood import RECORDS as TEXTS
+from rlhf_cli.rollout.stopping import add_end_token
+from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.updates import PPOLoss, PPOUpdater
 from rlhf_cli.stages.ppo.value_model import attach_value_model
-from rlhf_cli.stages.reference import hold_reference
-from rlhf_cli.stages.training import Training
+from rlhf_cli.stages.prepare_data import RunData
+from rlhf_cli.stages.reference import ReferenceModel, load_reference
+from rlhf_cli.stages.training import TrainingPlan, open_run
 
-ENDLESS = 2**62
-"""Steps of `ptx_data`, which goes on for as long as there are updates."""
+UNLIMITED_STEPS = 2**62
+"""Steps of `ptx_data`, which is read for as long as there are updates."""
 
 
-class PPOTraining(Training):
-    """The tokenizer of a run of PPO, then its models.
+@dataclass(frozen=True, kw_only=True)
+class PromptData(RunData):
+    """Tokenizer of a PPO run, and the encoder of its prompts.
 
     Attributes:
         encoder: writes a prompt as tokens.
-        policy: with its value model; set by `open_models`.
-        reference: what the policy is held to.
-        loss: of the updates.
-        updates: made of scored responses.
-        text: the rows of `ptx_data`; set by `open_models` where there are any.
     """
 
-    cfg: PPOConfig
-    text: Examples
-
-    def __init__(self, cfg: PPOConfig, out: Path) -> None:
-        super().__init__(cfg, out)
-        require_cuda(cfg.sampling, self.ctx.device)
-        self.tokenizer = load_tokenizer(cfg.model)
-        as_message = becomes_message(
-            cfg.template, cfg.model.path, cfg.model.revision, self.tokenizer
-        )
-        self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
-
-    def open_models(self) -> None:
-        """Load policy, reference and value model.
-
-        Raises:
-            ModelError: one cannot be loaded, or does not fit the others.
-        """
-        cfg, ctx = self.cfg, self.ctx
-        self.policy = load_policy(cfg, self.tokenizer, ctx)
-        add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
-        self.require_positions(self.policy)
-        if cfg.reuses_logprobs:
-            require_continuous_batching(self.policy.model, "rollout_logprobs", "reuse", "recompute")
-        if cfg.sampling.cuda_graphs:
-            require_cuda_graphs(self.policy.model, capture)
-        self.reference = hold_reference(cfg.model, self.policy, self)
-        attach_value_model(cfg, self.policy, self)
-        self.settle(self.policy)
-        self.loss = PPOLoss(cfg, self.policy)
-        self.experience_maker = ExperienceMaker(
-            cfg, self.policy, self.reference, ctx.ranks, self.max_tokens
-        )
-        self.updates = PPOUpdater(cfg, self.experience_maker, self.loss, self._text(), ctx.ranks)
-
-    @property
-    def ends(self) -> list[int]:
-        """Tokens that end a response."""
-        return end_token_ids(self.policy.model, self.tokenizer)
-
-    def _text(self) -> ExampleSource | None:
-        """Steps of `ptx_data`: one for each update."""
-        cfg = self.cfg
-        if not cfg.ptx_coef:
-            return None
-        self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
-        require_embedded(self.text, self.policy.model)
-        train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=ENDLESS)
-        return ExampleSource(self.text, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
+    encoder: PromptEncoder
 
 
-def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:
-    """The rows of `ptx_data`.
+@dataclass(frozen=True)
+class PPOModels:
+    """The models of a PPO run.
+
+    Attributes:
+        policy: is trained; with its value model, where the configuration asks for one.
+        reference: frozen; the KL penalty compares the policy with it.
+    """
+
+    policy: Policy
+    reference: ReferenceModel
+
+
+@dataclass(frozen=True)
+class PPOLearner:
+    """Makes updates of scored responses.
+
+    Attributes:
+        loss: of an update's micro-batches.
+        experience_maker: computes log-probs, values and advantages of responses.
+        updates: minibatches of a rollout, and the KL coefficient.
+        ptx_data: examples of `ptx_data`, or None.
+    """
+
+    loss: PPOLoss
+    experience_maker: ExperienceMaker
+    updates: PPOUpdater
+    ptx_data: Examples | None
+
+
+def open_ppo_run(cfg: PPOConfig, out: Path) -> RunContext:
+    """Open the run as other stages do, and check that CUDA graphs can be used if asked for."""
+    ctx = open_run(cfg, out)
+    require_cuda(cfg.sampling, ctx.device)
+    return ctx
+
+
+def load_encoder(cfg: PPOConfig) -> PromptEncoder:
+    """Load the tokenizer, in the encoder of prompts."""
+    tokenizer, model = load_tokenizer(cfg.model), cfg.model
+    as_message = becomes_message(cfg.template, model.path, model.revision, tokenizer)
+    return PromptEncoder(tokenizer, as_message=as_message)
+
+
+def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:
+    """Load policy, reference and value model.
+
+    Raises:
+        ModelError: one cannot be loaded, or does not fit the others.
+        ConfigError: prompts and responses do not fit a model's positions.
+    """
+    policy = load_policy(cfg, data.tokenizer, ctx)
+    add_end_token(policy.model, data.tokenizer, data.encoder.turn_end)
+    data.require_fits(policy)
+    if cfg.reuses_logprobs:
+        require_continuous_batching(policy.model, "rollout_logprobs", "reuse", "recompute")
+    if cfg.sampling.cuda_graphs:
+        require_cuda_graphs(policy.model, capture)
+    reference = load_reference(cfg, policy, data, ctx)
+    attach_value_model(cfg, policy, data.tokenizer, ctx)
+    return PPOModels(policy, reference)
+
+
+def build_learner(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOLearner:
+    """Build the loss, and what makes updates of scored responses."""
+    ranks, tokens = plan.ctx.ranks, plan.micro_batch_tokens
+    loss = PPOLoss(cfg, models.policy)
+    experience_maker = ExperienceMaker(cfg, models.policy, models.reference, ranks, tokens)
+    examples = source = None
+    if cfg.ptx_coef:
+        examples = load_ptx_data(cfg, plan.tokenizer, cached_only=ranks.size > 1)
+        require_embedded(examples, models.policy.model)
+        train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=UNLIMITED_STEPS)
+        source = ExampleSource(examples, cfg.data, train, cfg.seed, tokens, ranks)
+    return PPOLearner(
+        loss, experience_maker, PPOUpdater(cfg, experience_maker, loss, source, ranks), examples
+    )
+
+
+def load_ptx_data(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:
+    """Load the rows of `ptx_data`.
 
     Raises:
         DataError: they cannot be read, or are neither text nor chats nor pairs with a completion.
@@ -106,7 +135,9 @@ def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:
         format="auto",
         columns={},
     )
-    # what there is to say about prepared rows was said when they were
+    # `prepare` has already printed what there is to say about prepared rows
     with silence() if cached_only else contextlib.nullcontext():
-        found, _ = load_examples(data, "sft", tokenizer, TEXTS, cfg.seed, cached_only=cached_only)
+        found, _ = load_examples(
+            data, "sft", tokenizer, LIKELIHOOD_RECORDS, cfg.seed, cached_only=cached_only
+        )
     return found

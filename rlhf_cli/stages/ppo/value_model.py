@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from rlhf_cli.context import say, silence
+from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import load_reward_model, recompute_activations
@@ -24,10 +25,9 @@ from rlhf_cli.models.value_model import (
 from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.rewards.sources.loading import require_scores, told_as
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.training import Training
 
 
-def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
+def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> None:
     """Give a policy the value model of the configuration, where it has one.
 
     Raises:
@@ -36,7 +36,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
     if not cfg.has_value_model:
         say(f"value model: none (advantage={cfg.advantage})")
         return
-    value_model = _build(cfg, policy, run)
+    value_model = _build(cfg, policy, tokenizer, ctx)
     policy.value_model = value_model.to(policy.device)
     own = [*value_model.parameters()]
     if cfg.value == "adapter" and policy.adapters is not None:
@@ -50,7 +50,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
     say(f"value model: {kind}, {count:,} parameters of its own")
 
 
-def _build(cfg: PPOConfig, policy: Policy, run: Training) -> ValueModel:
+def _build(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> ValueModel:
     width = policy.model.config.get_text_config().hidden_size
     if cfg.value == "trunk":
         return SharedValueModel(width)
@@ -58,13 +58,13 @@ def _build(cfg: PPOConfig, policy: Policy, run: Training) -> ValueModel:
         assert policy.adapters is not None  # the configuration was checked
         policy.adapters.twin(VALUE_ADAPTER, trained=True)
         return AdapterValueModel(width)
-    own = _load(cfg, run)
+    own = _load(cfg, tokenizer, ctx)
     path = cfg.value_start
-    require_shared_rows(own.model, policy.model, run.tokenizer, "value_model", path)
+    require_shared_rows(own.model, policy.model, tokenizer, "value_model", path)
     return SeparateValueModel(own)
 
 
-def _load(cfg: PPOConfig, run: Training) -> RewardModel:
+def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
     load = LoadConfig(
         model=other_model(cfg.model, cfg.value_start, cfg.value_start_revision),
         adapter=AdapterConfig(),
@@ -74,13 +74,13 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
     with silence(), told_as("value_model"):
         require_scores(load.model)
         theirs = load_tokenizer(load.model)
-        if theirs.get_vocab() != run.tokenizer.get_vocab():
+        if theirs.get_vocab() != tokenizer.get_vocab():
             raise ModelError(
                 f"value_model: {cfg.value_start} has another vocabulary ({len(theirs)} tokens, the "
-                f"policy {len(run.tokenizer)}); need a reward model with the policy's tokenizer. "
+                f"policy {len(tokenizer)}); need a reward model with the policy's tokenizer. "
                 "Try value=trunk"
             )
-        found = load_reward_model(load, run.tokenizer, run.ctx, new_head=False)
+        found = load_reward_model(load, tokenizer, ctx, new_head=False)
     if found.tap is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which cannot score each position; need "

@@ -19,8 +19,7 @@ from rlhf_cli.losses.reward import (
 )
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.stages.reward.config import RewardConfig
-from rlhf_cli.train.row_loss import RowLoss, RowValues
-from rlhf_cli.train.sequence import split_pairs
+from rlhf_cli.train.row_loss import RowLoss, RowValues, split_pairs
 
 TAKES = {
     "preference": ("comparison",),

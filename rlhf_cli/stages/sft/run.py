@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
 from rlhf_cli.stages.likelihood import train_likelihood
-from rlhf_cli.stages.opening import prepare_rows
+from rlhf_cli.stages.prepare_data import prepare_rows
 from rlhf_cli.stages.sft.config import SFTConfig
 
 RECORDS: tuple[type, ...] = (PromptCompletionRecord, ChatRecord)

@@ -148,8 +148,8 @@ def test_a_separate_value_model_starts_as_the_reward_model(whole_value_model, pp
 def test_a_separate_value_model_recomputes_its_activations(whole_value_model, ppo, monkeypatch):
     value_models = []
 
-    def keep(cfg, policy, run):
-        attach_value_model(cfg, policy, run)
+    def keep(cfg, policy, *loaded):
+        attach_value_model(cfg, policy, *loaded)
         value_models.append(policy.value_model)
 
     monkeypatch.setattr(training, "attach_value_model", keep)

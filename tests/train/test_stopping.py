@@ -1,8 +1,8 @@
-from rlhf_cli.train.best import Best
+from rlhf_cli.train.stopping import BestEvaluation
 
 
 def test_the_lowest_loss_is_the_best_and_what_comes_after_is_counted():
-    best = Best()
+    best = BestEvaluation()
     losses = [3.0, 2.0, 2.5, 2.0, float("nan"), 1.0]
     better = [best.note(step, {"loss": loss}) for step, loss in enumerate(losses)]
     assert better == [True, True, False, False, False, True]
@@ -10,8 +10,8 @@ def test_the_lowest_loss_is_the_best_and_what_comes_after_is_counted():
 
 
 def test_it_is_kept_as_json():
-    best = Best()
+    best = BestEvaluation()
     best.note(4, {"loss": 1.0})
     best.note(5, {"loss": 1.5})
-    again = Best(**best.state_dict())
+    again = BestEvaluation(**best.state_dict())
     assert (again.step, again.values, again.waited) == (4, {"loss": 1.0}, 1)

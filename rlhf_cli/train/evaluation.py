@@ -19,7 +19,7 @@ _EXAMPLE = "index of the example"
 """Travels with the values of a row, to put the rows in order."""
 
 
-def measure(
+def evaluate_loss(
     loss: RowLoss,
     examples: Examples,
     max_tokens: int,
@@ -35,13 +35,13 @@ def measure(
         device: of the model.
         ranks: share the work; all get the result.
     """
-    values, counts = row_values(loss.values, examples, max_tokens, device, ranks)
-    output = loss.of(values)
+    values, counts = compute_row_values(loss.values, examples, max_tokens, device, ranks)
+    output = loss.loss_fn(values)
     means = {name: float(total) / float(n) for name, (total, n) in output.metrics.items() if n}
     return {"loss": float(scaled_loss(output, counts)), **means}
 
 
-def row_values(
+def compute_row_values(
     values: Callable[[TokenBatch], RowValues],
     examples: Examples,
     max_tokens: int,

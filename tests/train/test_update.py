@@ -5,12 +5,12 @@ import torch
 
 from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.train import exchange
+from rlhf_cli.train import update
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.exchange import add_gradients, require_equal_weights
 from rlhf_cli.train.metrics import Meter
 from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.signals import StopRequest
+from rlhf_cli.train.stopping import StopRequest
+from rlhf_cli.train.update import all_reduce_gradients, require_equal_weights
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ def optimizer(compute=torch.float32):
 @pytest.mark.parametrize("bucket", [1, 30, 2**20])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
 def test_gradients_of_trained_parameters_are_added(monkeypatch, bucket, compute):
-    monkeypatch.setattr(exchange, "BUCKET_BYTES", bucket)
+    monkeypatch.setattr(update, "BUCKET_BYTES", bucket)
     module, made = optimizer(compute)
     (2 * module["a"].sum() + 3 * module["b"].t().sum()).backward()
-    assert add_gradients(made, torch.tensor(0.5), Twins()) == 1.0
+    assert all_reduce_gradients(made, torch.tensor(0.5), Twins()) == 1.0
     gradients = made.gradients()
     assert {name: float(grad.mean()) for name, grad in gradients.items()} == {"a": 4.0, "b": 6.0}
     assert {grad.dtype for grad in gradients.values()} == {torch.float32}
@@ -56,14 +56,14 @@ def test_a_rank_without_rows_gets_the_others_gradients():
             tensor += torch.tensor([7.0, 0.0, 1.0, 0.0]) if tensor.ndim == 1 else 1.0
 
     _, made = optimizer()
-    assert add_gradients(made, torch.tensor(0.0), Other()) == 7.0
+    assert all_reduce_gradients(made, torch.tensor(0.0), Other()) == 7.0
     assert {name: float(grad.mean()) for name, grad in made.gradients().items()} == {"b": 1.0}
 
 
 def test_alone_nothing_is_touched():
     _, made = optimizer()
     loss = torch.tensor(2.0)
-    assert add_gradients(made, loss, ALONE) is loss
+    assert all_reduce_gradients(made, loss, ALONE) is loss
     assert made.gradients() == {}
 
 

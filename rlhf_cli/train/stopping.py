@@ -1,4 +1,4 @@
-"""Stop on request: finish the step, write a checkpoint, then end."""
+"""When a run stops early: on a signal, or when the held-out loss no longer falls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from types import FrameType
+from typing import Any
 
 from rlhf_cli.context import say
 from rlhf_cli.distributed import Ranks
@@ -49,3 +51,30 @@ def stop_on_request() -> Iterator[StopRequest]:
     finally:
         for number, handler in zip(SIGNALS, before, strict=True):
             signal.signal(number, handler)
+
+
+@dataclass
+class BestEvaluation:
+    """The evaluation with the lowest held-out loss.
+
+    Attributes:
+        step: after which it was made; 0 is before the first step.
+        values: all that was measured then; empty before any evaluation.
+        waited: evaluations since then.
+    """
+
+    step: int = 0
+    values: dict[str, float] = field(default_factory=dict)
+    waited: int = 0
+
+    def note(self, step: int, values: dict[str, float]) -> bool:
+        """Take in an evaluation; whether it is the best so far. NaN is never better."""
+        if not self.values or values["loss"] < self.values["loss"]:
+            self.step, self.values, self.waited = step, values, 0
+            return True
+        self.waited += 1
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)

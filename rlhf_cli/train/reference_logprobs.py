@@ -20,7 +20,7 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
 
-COLUMN = "reference"
+REFERENCE_COLUMN = "reference"
 """Of `Rows.columns`: what the reference gives a row, nats."""
 
 SHELF = "reference"
@@ -35,7 +35,7 @@ RowLogprobs = Callable[[Policy, TokenBatch, str], Tensor]
 """[R], nats, of a model, rows and a role: what the losses compare."""
 
 
-def with_reference(
+def add_reference_column(
     examples: Examples,
     reference: Policy,
     of: RowLogprobs,
@@ -68,8 +68,8 @@ def with_reference(
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
             if ctx.ranks.main:
-                store_entry(key, Entry({COLUMN: values}, {}), SHELF)
-    return replace(examples, columns={**examples.columns, COLUMN: values})
+                store_entry(key, Entry({REFERENCE_COLUMN: values}, {}), SHELF)
+    return replace(examples, columns={**examples.columns, REFERENCE_COLUMN: values})
 
 
 def _compute(
@@ -100,7 +100,7 @@ def _stored(
     entry = load_entry(key, SHELF)
     if not all(ctx.ranks.gather(entry is not None)) or entry is None:
         return None
-    values: NDArray[np.float32] = entry.arrays[COLUMN]
+    values: NDArray[np.float32] = entry.arrays[REFERENCE_COLUMN]
     some = sorted({*np.linspace(0, len(examples) - 1, CHECKED).astype(int).tolist()})
     drift = np.abs(values[_rows_of(examples, some)] - compute(some)).sum()
     tokens = sum(examples.token_starts[i + 1] - examples.token_starts[i] for i in some)
@@ -125,11 +125,11 @@ def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) 
     whole.update(f"{reference.implementation.name} {reference.flat}".encode())
     for array in (examples.tokens, examples.trained, examples.row_starts, examples.example_starts):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
-    whole.update(weights_key(reference).encode())
+    whole.update(hash_weights(reference).encode())
     return whole.hexdigest()[:32]
 
 
-def weights_key(module: nn.Module) -> str:
+def hash_weights(module: nn.Module) -> str:
     """Changes with every bit of a model's weights."""
     whole = hashlib.sha256()
     for name, param in module.named_parameters():

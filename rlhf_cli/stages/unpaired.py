@@ -18,14 +18,13 @@ from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import by_label
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.reference import Reference
-from rlhf_cli.train.row_loss import RowValues
-from rlhf_cli.train.sequence import row_logprobs
+from rlhf_cli.stages.reference import RowReference
+from rlhf_cli.train.row_loss import RowValues, row_logprobs
 
-RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
+UNPAIRED_RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
-def labelled(loaded: Loaded, role: str = "training") -> Examples:
+def unpaired_examples(loaded: Loaded, role: str = "training") -> Examples:
     """Examples of one labelled row each; pairs are taken apart.
 
     Args:
@@ -67,7 +66,7 @@ def require_one_kind(kind: str) -> None:
         )
 
 
-def label_values(policy: Policy, reference: Reference, rows: TokenBatch) -> RowValues:
+def labelled_row_values(policy: Policy, reference: RowReference, rows: TokenBatch) -> RowValues:
     """Numbers of each row that its loss depends on."""
     return {
         "logp": row_logprobs(policy(rows), rows),
@@ -76,7 +75,7 @@ def label_values(policy: Policy, reference: Reference, rows: TokenBatch) -> RowV
     }
 
 
-def by_class(label: Tensor, desirable: float, undesirable: float) -> Tensor:
+def select_by_label(label: Tensor, desirable: float, undesirable: float) -> Tensor:
     """[R]: one number for rows with label 1, another for those with 0."""
     return torch.where(label > 0.5, desirable, undesirable)
 
@@ -91,7 +90,7 @@ def label_metrics(reward: Tensor, label: Tensor, logp: Tensor) -> Metrics:
     return found
 
 
-def separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
+def reward_separation(reward: ArrayLike, label: ArrayLike) -> list[Measured]:
     """Metrics of rewards [R], nats, of rows with a label [R], 1 or 0; of one class its mean."""
     return [
         one if one.metric == "auc" else replace(one, metric=f"rewards/{one.metric}")

@@ -1,7 +1,8 @@
-"""What a step takes of the machine: its products beside those the machine could do, and memory."""
+"""Work and memory of a training step: FLOPs, peak FLOP/s, micro-batch size."""
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from dataclasses import dataclass
@@ -12,7 +13,71 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.wrapper import ModelWrapper
+
+MOST = {"cpu": 4096, "cuda": 32768}
+"""More does not make the products faster on the device."""
+
+LEAST = 256
+
+SHARE = 0.5
+"""Of the total memory, after weights, gradients and moments, that activations may take."""
+
+
+def fit_micro_batch_tokens(
+    policy: nn.Module,
+    shape: Any,
+    device: torch.device,
+    compute: torch.dtype,
+    recompute: bool,
+    processes: int = 1,
+) -> int:
+    """Tokens that fit, from the model's shape and the device's total memory.
+
+    Total, not free memory, so that the same machine always cuts the same way.
+
+    Args:
+        policy: its parameters are counted.
+        shape: transformers text config.
+        device: whose memory it is.
+        compute: type of the activations.
+        recompute: activation checkpointing keeps one vector a layer.
+        processes: of this run; on a CPU they share its memory.
+    """
+    states = sum(p.numel() * 16 if p.requires_grad else p.numel() * 4 for p in policy.parameters())
+    sharing = processes if device.type == "cpu" else 1
+    room = SHARE * (total_memory(device) / sharing - states)
+    tokens = int(room / bytes_per_token(shape, compute.itemsize, recompute))
+    most = MOST.get(device.type, MOST["cuda"])
+    return max(LEAST, min(most, tokens))
+
+
+def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
+    """Activations that one token keeps for the backward pass.
+
+    b (6 d + 2 K e + 4 f) + 8 d a layer for a Llama with b-byte activations (8 d are the norms' fp32
+    inputs), and twice the b H T scores and probabilities of a row of T tokens where attention is
+    computed by plain products.
+    """
+    width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
+    if recompute:
+        return itemsize * width * layers
+    heads = getattr(shape, "num_attention_heads", 1)
+    key_heads = getattr(shape, "num_key_value_heads", None) or heads
+    head_width = getattr(shape, "head_dim", None) or width // heads
+    inner = getattr(shape, "intermediate_size", None) or 4 * width
+    a_layer = itemsize * (6 * width + 2 * key_heads * head_width + 4 * inner) + 8 * width
+    scores = 2 * itemsize * heads * PRODUCT_LENGTH
+    return int(layers * (a_layer + scores))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
 
 PROBE_SECONDS = 0.15
 PROBES = 3
@@ -20,7 +85,7 @@ PROBES = 3
 
 
 @dataclass(frozen=True)
-class Work:
+class FlopCount:
     """Arithmetic of a model's forward and backward pass, without what is computed twice.
 
     Attributes:
@@ -33,13 +98,13 @@ class Work:
     pair: int
     scored: int
 
-    def of(self, rows: TokenBatch) -> float:
+    def of_batch(self, rows: TokenBatch) -> float:
         """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
         pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 
-def work_of(policy: ModelWrapper) -> Work:
+def count_flops(policy: ModelWrapper) -> FlopCount:
     """Count a policy's products.
 
     2 FLOP a weight and token forward, 2 for the gradient of what goes in, and 2 more for that of
@@ -55,7 +120,7 @@ def work_of(policy: ModelWrapper) -> Work:
     token = sum(_weights(layer) * _passes(layer) for layer in layers)
     # scores and their average: 2 products of [T, e] and [e, T] a head, and 4 in the backward pass
     pair = 12 * heads * width * config.num_hidden_layers
-    return Work(token, pair, 0 if head is None else _weights(head) * _passes(head))
+    return FlopCount(token, pair, 0 if head is None else _weights(head) * _passes(head))
 
 
 def _weights(layer: Any) -> int:

@@ -1,11 +1,11 @@
-"""Which prompts are likely among desirable rows: embeddings, and a classifier of them."""
+"""Underlying distribution matching (UDM): weights of undesirable rows by their prompts."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,18 +16,27 @@ from torch import Tensor
 from transformers import AutoModel
 
 from rlhf_cli.context import RunContext, say
+from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
+from rlhf_cli.losses.bco import density_ratio
 from rlhf_cli.models.checkpoint_keys import ENCODER
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.loading import loading
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.source import locate
 from rlhf_cli.models.tokenization import from_pretrained
 from rlhf_cli.models.tokenizer import require_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.weights import load_weights
-from rlhf_cli.stages.bco.config import UDMConfig
+from rlhf_cli.models.wrapper import without_dropout
+from rlhf_cli.stages.bco.config import BCOConfig, UDMConfig
+from rlhf_cli.stages.prepare_data import StageData
+from rlhf_cli.stages.training import TrainingPlan
+from rlhf_cli.train.checkpoint import read_state
+from rlhf_cli.train.reference_logprobs import hash_weights
 
 SHELF = "embeddings"
 BATCH = 32
@@ -175,3 +184,71 @@ def mean_over(hidden: Tensor, mask: Tensor) -> Tensor:
     """[B, d]: the mean over the kept positions of [B, T, d]."""
     kept = mask[..., None].to(hidden.dtype)
     return (hidden * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+WEIGHT = "weight"
+"""Column: what a row's loss is multiplied by; 1 for desirable rows."""
+
+
+def add_udm_weights(
+    cfg: BCOConfig, plan: TrainingPlan, policy: Policy, data: StageData
+) -> tuple[PromptClassifier | None, StageData]:
+    """Add a column with the weight of each row, if `udm.embedding_model` asks for it.
+
+    Returns:
+        The prompt classifier, which a continued run takes from its checkpoint, and the data.
+    """
+    if cfg.udm.embedding_model == "none":
+        return None, data
+    with torch.no_grad(), without_dropout(policy), as_computed(policy, plan.ctx.compute):
+        embed, name = _embedder(cfg, policy, data.tokenizer, plan.ctx)
+        vectors = embed_prompts(data.train, embed, name, plan.ctx)
+        checkpoint = plan.start.checkpoint
+        if checkpoint is not None:
+            classifier = PromptClassifier(**read_state(checkpoint)["stage"]["classifier"])
+        else:
+            label = data.train.columns["score"]
+            classifier = fit_classifier(vectors, label, cfg.udm.sample_size, cfg.seed)
+        train = _weigh(data.train, classifier, vectors)
+        held_out = data.held_out
+        if held_out is not None:
+            vectors = embed_prompts(held_out, embed, name, plan.ctx)
+            held_out = _weigh(held_out, classifier, vectors)
+    return classifier, replace(data, train=train, held_out=held_out)
+
+
+def _weigh(examples: Examples, classifier: PromptClassifier, vectors: Vectors) -> Examples:
+    label = examples.columns["score"]
+    ratio = density_ratio(classifier.probability(vectors)).numpy()
+    weight = np.where(label > 0.5, 1.0, ratio).astype(np.float32)
+    undesirable = weight[label <= 0.5]
+    say(
+        f"udm: undesirable rows weigh {undesirable.mean():.2f} in the mean "
+        f"({undesirable.min():.2f} to {undesirable.max():.2f})"
+    )
+    return replace(examples, columns={**examples.columns, WEIGHT: weight})
+
+
+def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> tuple[Embed, str]:
+    """What embeds prompts, and a name for its weights."""
+    if cfg.udm.embedding_model != "reference":
+        embedder = Embedder(cfg.udm, tokenizer, ctx)
+        return embedder, hash_weights(embedder.model)
+
+    def embed(prompts: Sequence[list[int]]) -> Vectors:
+        rows = _rows_of(prompts).to(policy.device)
+        every = torch.arange(len(rows.tokens), device=rows.tokens.device)
+        hidden = policy.hidden_states(rows, every).float()
+        means = hidden.new_zeros(len(prompts), hidden.shape[1])
+        means.index_add_(0, rows.row_of_token, hidden)
+        found: Vectors = (means / rows.lengths[:, None]).cpu().numpy()
+        return found
+
+    return embed, hash_weights(policy)
+
+
+def _rows_of(prompts: Sequence[list[int]]) -> TokenBatch:
+    nothing: Tensor = torch.zeros(0, dtype=torch.long)
+    tokens = torch.tensor([token for prompt in prompts for token in prompt])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return TokenBatch(tokens, lengths, nothing, torch.arange(len(prompts)))

@@ -1,0 +1,216 @@
+"""Tokenizer and tokenized rows of a run, before a model is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_cli.context import RunContext, say, silence
+from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples, load_examples
+from rlhf_cli.data.preview import show_first_example
+from rlhf_cli.data.records.corpus import holds_chats, iter_texts
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.tokens.prompts import becomes_message
+from rlhf_cli.errors import ConfigError
+from rlhf_cli.models.chatml import give_chatml
+from rlhf_cli.models.load import context_length
+from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
+from rlhf_cli.models.vocabulary import require_embedded
+from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.runs.contents import TOKENIZER
+from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
+
+Records = tuple[type, ...]
+"""Record classes that a stage reads, the preferred first."""
+
+Transform = Callable[[Loaded, str], Examples]
+"""Makes a stage's examples of loaded rows; the second argument is `training` or `held-out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Tokenizer of a run and the reports on its rows.
+
+    Attributes:
+        tokenizer: saved beside the result.
+        report: on the training rows.
+        held_out_report: on the held-out rows, or None.
+    """
+
+    tokenizer: Any
+    report: DataReport
+    held_out_report: DataReport | None = None
+
+    def require_fits(self, model: ModelWrapper, name: str = "model") -> None:
+        """Check that the run's rows fit a model; here there is no row yet.
+
+        Args:
+            model: reads the rows.
+            name: of the model in messages.
+
+        Raises:
+            ConfigError: rows are longer than the model's positions.
+            DataError: rows hold token ids that the model does not embed.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageData(RunData):
+    """Tokenizer and tokenized examples of a stage.
+
+    Attributes:
+        new_tokens: ids that were added to the tokenizer and that the model has never seen.
+        train: training examples.
+        held_out: held-out examples, or None.
+    """
+
+    new_tokens: tuple[int, ...]
+    train: Examples
+    held_out: Examples | None
+
+    def map_examples(self, change: Callable[[Examples], Examples]) -> StageData:
+        """The same data with changed examples: training examples first, then held-out ones."""
+        train = change(self.train)
+        held_out = None if self.held_out is None else change(self.held_out)
+        return replace(self, train=train, held_out=held_out)
+
+    def require_fits(self, model: ModelWrapper, name: str = "model") -> None:
+        """Check that all rows fit a model's positions and embeddings."""
+        for examples in (self.train, self.held_out):
+            if examples is not None:
+                require_positions(examples, model, name)
+                require_embedded(examples, model.model, name)
+
+
+def untransformed(loaded: Loaded, role: str = "training") -> Examples:
+    """The examples as they were loaded."""
+    return loaded[0]
+
+
+def load_stage_data(
+    cfg: StageConfig,
+    ctx: RunContext,
+    stage: str,
+    records: Records,
+    transform: Transform = untransformed,
+) -> StageData:
+    """Load tokenizer and rows, make the stage's examples, and show the first one.
+
+    Args:
+        cfg: the whole configuration.
+        ctx: the run folder, and whether several processes share it.
+        stage: names the shipped rows, and stands in errors.
+        records: record classes that the stage reads, the preferred first.
+        transform: makes the stage's examples of those of the records.
+    """
+    loaded = load_rows(cfg, ctx, stage, records)
+    train = transform((loaded.train, loaded.report), "training")
+    held_out = loaded.held_out
+    if held_out is not None and loaded.held_out_report is not None:
+        held_out = transform((held_out, loaded.held_out_report), "held-out")
+    if cfg.log.preview:
+        kind = loaded.report.kind if train is loaded.train else ""
+        show_first_example(train, loaded.tokenizer, kind, full=cfg.log.samples == "full")
+    return replace(loaded, train=train, held_out=held_out)
+
+
+def load_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -> StageData:
+    """Load tokenizer and rows; with several processes, from what `prepare_rows` cached."""
+    prepared = ctx.ranks.size > 1
+    if prepared:
+        cfg = _with_saved_tokenizer(cfg, ctx.out)
+    # prepare_rows has already printed what there is to say about prepared rows
+    with silence() if prepared else contextlib.nullcontext():
+        return _load(cfg, stage, records, cached_only=prepared)
+
+
+def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> None:
+    """Train the tokenizer and tokenize the rows once, before several processes start."""
+    if trains_tokenizer(cfg.model):
+        _load_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
+        cfg = _with_saved_tokenizer(cfg, out)
+    _load(cfg, stage, records, cached_only=False)
+
+
+def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> StageData:
+    say_max_length(cfg)
+    tokenizer = _load_tokenizer(cfg, stage, records)
+    options = {"as_messages": cfg.as_messages, "cached_only": cached_only}
+    needs_template = not tokenizer.chat_template and (
+        cfg.as_messages or holds_chats(cfg.data, stage, records)
+    )
+    new = give_chatml(tokenizer) if needs_template else []
+    train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
+    say_plain_text(cfg, tokenizer, report)
+    held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **options)
+    return StageData(
+        tokenizer=tokenizer,
+        new_tokens=tuple(new),
+        train=train,
+        report=report,
+        held_out=held_out[0] if held_out else None,
+        held_out_report=held_out[1] if held_out else None,
+    )
+
+
+def say_max_length(cfg: StageConfig) -> None:
+    """Say that `data.max_length` was lowered to the model's positions."""
+    if cfg.data.max_length == cfg.model.positions:
+        say(f"data.max_length: {cfg.data.max_length}, the model's positions")
+
+
+def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
+    """Say that rows of text are joined without the model's chat template, and the key to set.
+
+    Args:
+        cfg: the whole configuration; only `template=auto` leaves the choice open.
+        tokenizer: of the model.
+        report: on the rows.
+    """
+    if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
+        return
+    model = cfg.model
+    chats = becomes_message("auto", model.path, model.revision, tokenizer)
+    if chats and not report.templated and not model.from_scratch:
+        say(
+            f"template: {model.path} has a chat template, and the rows are text, which is joined "
+            "without it. template=always makes prompts the user's messages and responses the "
+            "assistant's; template=never leaves this line out"
+        )
+
+
+def require_positions(examples: Examples, model: ModelWrapper, name: str = "model") -> None:
+    """Check that no row is longer than the model's positions.
+
+    Args:
+        examples: of a whole data set.
+        model: reads their rows.
+        name: of the model in the message.
+
+    Raises:
+        ConfigError: gives the number of such rows, and the limit to set.
+    """
+    longest = context_length(model.model)
+    lengths = np.diff(examples.row_starts)
+    if longest and lengths.max() > longest:
+        raise ConfigError(
+            f"data.max_length: {(lengths > longest).sum()} rows are longer than the {name}'s "
+            f"{longest} positions (the longest has {lengths.max()} tokens). "
+            f"Try data.max_length={longest}"
+        )
+
+
+def _load_tokenizer(cfg: StageConfig, stage: str, records: Records) -> Any:
+    return load_tokenizer(cfg.model, lambda: iter_texts(cfg.data, stage, records))
+
+
+def _with_saved_tokenizer(cfg: StageConfig, out: Path) -> StageConfig:
+    if not trains_tokenizer(cfg.model):
+        return cfg
+    model = replace(cfg.model, tokenizer=str(out / TOKENIZER), tokenizer_vocab_size=0)
+    return replace(cfg, model=model)
