@@ -15,11 +15,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.common import save, spread
 from rlhf_cli.context import configure_cpu
 from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
-from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.ends import Ends
-from rlhf_cli.rollout.engine import generate
-from rlhf_cli.rollout.schedule import Row
+from rlhf_cli.rollout.engine import generate, generate_with_transformers
+from rlhf_cli.rollout.response import Response
+from rlhf_cli.rollout.stopping import StopCriteria
 
 END_SHARE = 50
 """One token in this many ends a response, so that its length is about exponential."""
@@ -52,9 +51,9 @@ def ours(model: Any, tokenizer: Any, prompts: list[list[int]], batch: int) -> li
 
 def plain(model: Any, tokenizer: Any, prompts: list[list[int]], batch: int) -> list[list[int]]:
     """Batches of prompts of like length, which is to generate's advantage."""
-    rows = [Row(n, n, p) for n, p in enumerate(sorted(prompts, key=len))]
-    ends = Ends(model, tokenizer, SAMPLING)
-    generate_batched(
+    rows = [Response(n, n, p) for n, p in enumerate(sorted(prompts, key=len))]
+    ends = StopCriteria(model, tokenizer, SAMPLING)
+    generate_with_transformers(
         model, tokenizer, rows, [(0, r.number, 0) for r in rows], SAMPLING, ends, batch
     )
     return [row.written for row in rows]

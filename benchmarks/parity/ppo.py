@@ -174,9 +174,9 @@ def describe(rollouts: Written) -> str:
 
 def apart(mine: Experience, theirs: Tensor) -> float:
     """The largest difference of an advantage, over the tokens of responses."""
-    wide = torch.zeros_like(mine.advantage)
+    wide = torch.zeros_like(mine.advantages)
     wide[:, : theirs.shape[1]] = theirs[:, : wide.shape[1]]
-    return float((mine.advantage - wide)[mine.advantage != 0].abs().max())
+    return float((mine.advantages - wide)[mine.advantages != 0].abs().max())
 
 
 def moved(mine: Learned, models: Models, theirs: dict[str, Tensor]) -> dict[str, float]:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from benchmarks.parity import ours
 from rlhf_cli.rollout.engine import Rollout
-from rlhf_cli.stages.ppo import learning
 from rlhf_cli.stages.ppo.experience import Experience
 
 Written = Sequence[dict[str, list[list[int]]]]
@@ -81,15 +80,15 @@ def learn(
     asked = [prompts[tuple(ids)] for rollout in rollouts for ids in rollout["prompts"]]
     rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
     experience: list[Experience] = []
-    real_shape = learning.shape
+    real_shape = experience.compute_advantages
 
     def shape(*args: Any) -> Experience:
         experience.append(real_shape(*args))
         return experience[-1]
 
     with (
-        patch("rlhf_cli.stages.ppo.rollout.generate", Replay(rollouts)),
-        patch.object(learning, "shape", shape),
+        patch("rlhf_cli.stages.ppo.rollout_worker.generate", Replay(rollouts)),
+        patch.object(experience, "compute_advantages", shape),
     ):
         metrics = ours.run("ppo", out, model, rows, settings, names)
     last = max((out / "checkpoints").iterdir())

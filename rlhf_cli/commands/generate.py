@@ -21,7 +21,7 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rollout.graphs import require_cuda
+from rlhf_cli.rollout.cuda_graphs import require_cuda
 from rlhf_cli.runs.outputs import open_output
 
 Row = dict[str, Any]

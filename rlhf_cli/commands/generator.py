@@ -12,9 +12,9 @@ from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.rollout.text import ResponseStreamer, response_text
+from rlhf_cli.rollout.response import ResponseStreamer, response_text
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 
 BATCHES_PER_CALL = 8
 """Batches per call of the engine: only the last of them decodes with fewer rows than fit."""
@@ -99,7 +99,7 @@ class TextGenerator:
             samples: responses per prompt; they are never split between two results.
         """
         size = max(1, BATCHES_PER_CALL * batch_size // samples)
-        ends = end_tokens(self.model, self.tokenizer)
+        ends = end_token_ids(self.model, self.tokenizer)
         for first in range(0, len(tokens), size):
             portion = tokens[first : first + size]
             rollout = generate(
@@ -108,12 +108,14 @@ class TextGenerator:
                 portion,
                 sampling,
                 samples=samples,
-                slots=batch_size,
-                numbers=range(first, first + len(portion)),
+                batch_size=batch_size,
+                prompt_numbers=range(first, first + len(portion)),
             )
-            texts = [self._text(response, ends) for response in rollout.tokens]
+            texts = [self._text(response, ends) for response in [one.token_ids for one in rollout]]
             given = [prompt for prompt in portion for _ in range(samples)]
-            yield Responses(given, rollout.tokens, texts, rollout.finished)
+            yield Responses(
+                given, [one.token_ids for one in rollout], texts, [one.finished for one in rollout]
+            )
 
     def _text(self, response: Sequence[int], ends: Sequence[int]) -> str:
         skip = self.skip_special_tokens
@@ -121,5 +123,5 @@ class TextGenerator:
 
     def stream(self, prompt: list[int], sampling: SamplingConfig) -> None:
         """Print the response to one prompt while it is generated."""
-        streamer = ResponseStreamer(self.tokenizer, end_tokens(self.model, self.tokenizer))
+        streamer = ResponseStreamer(self.tokenizer, end_token_ids(self.model, self.tokenizer))
         generate(self.model, self.tokenizer, [prompt], sampling, streamer=streamer)

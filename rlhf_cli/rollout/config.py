@@ -6,36 +6,38 @@ from rlhf_cli.config.schema import Above, AtLeast, AtMost, Escapes, Seed, Unit
 
 @dataclass(kw_only=True)
 class SamplingConfig:
-    """How tokens are drawn."""
+    """How tokens are sampled."""
 
     max_new_tokens: Annotated[int, AtLeast(1), Unit("tokens")] = 128
-    """Longest response."""
+    """Maximum length of a response."""
 
     min_new_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
-    """No end token is drawn before this many; a stop string still ends a response."""
+    """Number of tokens before which no end token is sampled; a stop string still ends a
+    response."""
 
     temperature: Annotated[float, AtLeast(0)] = 1.0
-    """Divides the logits; 0 is greedy."""
+    """Temperature that divides the logits; 0 is greedy decoding."""
 
     top_k: Annotated[int, AtLeast(0), Unit("tokens")] = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k most likely tokens; 0 keeps all."""
 
     top_p: Annotated[float, Above(0), AtMost(1)] = 1.0
-    """Keep the likeliest tokens up to this probability mass; 1 keeps all."""
+    """Nucleus sampling: keep the most likely tokens up to this probability mass; 1 keeps all."""
 
     min_p: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
-    """Drop tokens under this share of the likeliest one's probability; 0 drops none."""
+    """Drop tokens less likely than this fraction of the most likely token's probability; 0 drops
+    none."""
 
     stop: list[Annotated[str, Escapes()]] = field(default_factory=list)
-    r"""Strings that end a response, beside the model's own end tokens. `["\n"]` on the command line
-    is a line end."""
+    r"""Strings that end a response, in addition to the model's end tokens. `["\n"]` on the command
+    line is a line break."""
 
     seed: Seed = 0
-    """Seed of the draws."""
+    """Seed of the sampler."""
 
     cuda_graphs: bool = False
-    """Record the kernels of a decoding step once and launch them together: for few responses at
-    once on a GPU, where launches take longer than they compute. CUDA only."""
+    """Capture a decoding step as a CUDA graph and replay it. Faster for small batches on a GPU,
+    where launching a kernel takes longer than running it. CUDA only."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""

@@ -1,4 +1,7 @@
-"""Whether a model can be decoded in slots: checked once, on a few short rows, before the first."""
+"""Whether a model supports continuous batching and CUDA graphs.
+
+Checked once per model before its first rollout, on a few short responses.
+"""
 
 from __future__ import annotations
 
@@ -13,96 +16,102 @@ from torch import Tensor
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, NonFinite, first_line
 from rlhf_cli.models.quantize import is_quantized
-from rlhf_cli.rollout.batched import plain_attention
-from rlhf_cli.rollout.decode import decode, writing
-from rlhf_cli.rollout.graphs import Record
-from rlhf_cli.rollout.schedule import Row
+from rlhf_cli.rollout.continuous_batching import (
+    DecodeOptions,
+    attention_for_padding,
+    decode,
+    generation_mode,
+)
+from rlhf_cli.rollout.cuda_graphs import Recorder
+from rlhf_cli.rollout.response import Response
 
 TOLERANCE = 1e-4
-"""fp32: of the spread of the log-probs; rounding is under 1e-5."""
+"""fp32: relative to the spread of the log-probs; rounding is under 1e-5."""
 
 COARSE_TOLERANCE = 0.1
-"""bf16 and packed weights: rounding is about 1e-2, a row that sees another about 1."""
+"""bf16 and quantized weights: rounding is about 1e-2; a row that attends to another is about 1."""
 
-PROMPTS = (5, 9, 7)
-"""Lengths. There are two slots, so that a row leaves, another enters and one is moved."""
+PROMPT_LENGTHS = (5, 9, 7)
+"""Tokens. There are two slots, so that a response leaves, another enters and one is moved."""
 
-RESPONSES = (6, 2, 4)
-"""Lengths."""
+RESPONSE_LENGTHS = (6, 2, 4)
+"""Tokens."""
 
 WINDOWS = {"sliding_window": 4, "attention_chunk_size": 4}
-"""How far a token sees, under the names of configs, while it is checked: less than the rows."""
+"""Attention windows during the check, by their names in configs: shorter than the responses."""
 
-_FITS: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
-_RECORDED: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_SUPPORTED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+_GRAPH_PROBLEM: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
-def fits_slots(model: Any) -> bool:
-    """Whether decoding in slots gives the log-probs of the model's own forward pass.
+def supports_continuous_batching(model: Any) -> bool:
+    """Whether continuous batching gives the log-probs of the model's own forward pass.
 
-    Said in one line, the first time a model is asked for.
+    Prints one line the first time a model is checked.
 
     Raises:
         NonFinite: the log-probs are not finite.
     """
-    if model not in _FITS:
+    if model not in _SUPPORTED:
         problem = _problem(model)
-        _FITS[model] = not problem
+        _SUPPORTED[model] = not problem
         if problem:
-            logger.info(f"rollout: transformers' generate, not slots, which do not fit ({problem})")
+            logger.info(
+                f"rollout: transformers' generate; continuous batching does not work ({problem})"
+            )
         else:
-            logger.info("rollout: decoding in slots equals the model's own forward pass")
-    return _FITS[model]
+            logger.info("rollout: continuous batching equals the model's own forward pass")
+    return _SUPPORTED[model]
 
 
-def require_slots(model: Any, key: str, value: str, other: str) -> None:
-    """Refuse an option that only decoding in slots has, for a model that does not fit them.
+def require_continuous_batching(model: Any, key: str, value: str, other: str) -> None:
+    """Refuse an option that needs continuous batching for a model that does not support it.
 
     Args:
-        model: asked by `fits_slots`, whose line says why not.
+        model: checked by `supports_continuous_batching`, whose line says why not.
         key: the option.
-        value: what it has.
-        other: what it could have instead.
+        value: what it is set to.
+        other: the value to try instead.
 
     Raises:
-        ConfigError: the model does not fit.
+        ConfigError: the model does not support it.
     """
-    if not fits_slots(model):
+    if not supports_continuous_batching(model):
         raise ConfigError(
-            f"{key}: got {value}, but a {type(model).__name__} is not decoded in slots (see above)"
-            f"; need slots for this. Try {key}={other}"
+            f"{key}: got {value}, which needs continuous batching; a {type(model).__name__} does "
+            f"not support it (see above). Try {key}={other}"
         )
 
 
-def require_graphs(model: Any, record: Record) -> None:
-    """Refuse CUDA graphs for a model whose passes cannot be recorded, or are others when replayed.
+def require_cuda_graphs(model: Any, recorder: Recorder) -> None:
+    """Refuse CUDA graphs for a model that cannot be recorded, or whose replay differs.
 
-    Said in one line, the first time a model is asked for.
+    Prints one line the first time a model is checked.
 
     Raises:
         ConfigError: says what is wrong.
     """
-    require_slots(model, "sampling.cuda_graphs", "true", "false")
-    if model not in _RECORDED:
-        _RECORDED[model] = _problem(model, record)
-        if not _RECORDED[model]:
+    require_continuous_batching(model, "sampling.cuda_graphs", "true", "false")
+    if model not in _GRAPH_PROBLEM:
+        _GRAPH_PROBLEM[model] = _problem(model, recorder)
+        if not _GRAPH_PROBLEM[model]:
             logger.info("rollout: CUDA graphs equal the model's own forward pass")
-    if _RECORDED[model]:
+    if _GRAPH_PROBLEM[model]:
         raise ConfigError(
             f"sampling.cuda_graphs: got true, but {type(model).__name__} cannot be replayed "
-            f"({_RECORDED[model]}). Try sampling.cuda_graphs=false"
+            f"({_GRAPH_PROBLEM[model]}). Try sampling.cuda_graphs=false"
         )
 
 
-def _problem(model: Any, record: Record | None = None) -> str:
-    """What does not fit, or empty."""
-    with _narrow(model):
-        return _difference(model, record)
+def _problem(model: Any, recorder: Recorder | None = None) -> str:
+    """What does not work; empty where all does."""
+    with _narrow_windows(model):
+        return _compare(model, recorder)
 
 
 @contextmanager
-def _narrow(model: Any) -> Iterator[None]:
-    """Let windows be narrower than the rows; else one that attention is not told of goes unseen."""
+def _narrow_windows(model: Any) -> Iterator[None]:
+    """Shorten attention windows; a window that our attention ignores would not be noticed else."""
     before = [
         (holder, name, getattr(holder, name))
         for holder in (model.config.get_text_config(), *model.modules())
@@ -118,25 +127,25 @@ def _narrow(model: Any) -> Iterator[None]:
             setattr(holder, name, value)
 
 
-def _difference(model: Any, record: Record | None) -> str:
-    rows, answers = _rows(model)
+def _compare(model: Any, recorder: Recorder | None) -> str:
+    responses, answers = _random_responses(model)
     try:
-        ours = _in_slots(model, rows, answers, record)
+        ours = _decoded_logprobs(model, responses, answers, recorder)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
-    plain = torch.cat([_plain(model, row) for row in rows])
-    if plain.isnan().any():
+    expected = torch.cat([_forward_logprobs(model, response) for response in responses])
+    if expected.isnan().any():
         raise NonFinite("sampling: the model's logits are not finite; its weights are damaged")
-    off = float((ours - plain).norm() / (plain - plain.mean(1, keepdim=True)).norm())
+    off = float((ours - expected).norm() / (expected - expected.mean(1, keepdim=True)).norm())
     exact = model.dtype == torch.float32 and not is_quantized(model)
     tolerance = TOLERANCE if exact else COARSE_TOLERANCE
     return "" if off <= tolerance else f"log-probs differ by {off:.1e}, more than {tolerance:.0e}"
 
 
-def _rows(model: Any) -> tuple[list[Row], list[list[int]]]:
-    """Rows of random prompts, two of them of the same one, and what is to be written in each."""
+def _random_responses(model: Any) -> tuple[list[Response], list[list[int]]]:
+    """Empty responses to random prompts, two to the same prompt, and the tokens to fill in."""
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(0)
 
@@ -144,34 +153,37 @@ def _rows(model: Any) -> tuple[list[Row], list[list[int]]]:
         tokens: list[int] = torch.randint(0, vocabulary, (length,), generator=generator).tolist()
         return tokens
 
-    prompts = [random(length) for length in PROMPTS]
-    rows = [Row(number, number, prompt) for number, prompt in enumerate(prompts)]
-    rows.append(Row(len(prompts), len(prompts) - 1, prompts[-1]))
-    return rows, [random(length) for length in (*RESPONSES, RESPONSES[0])]
+    prompts = [random(length) for length in PROMPT_LENGTHS]
+    responses = [Response(index, index, prompt) for index, prompt in enumerate(prompts)]
+    responses.append(Response(len(prompts), len(prompts) - 1, prompts[-1]))
+    return responses, [random(length) for length in (*RESPONSE_LENGTHS, RESPONSE_LENGTHS[0])]
 
 
-def _in_slots(
-    model: Any, rows: Sequence[Row], answers: Sequence[Sequence[int]], record: Record | None
+def _decoded_logprobs(
+    model: Any,
+    responses: Sequence[Response],
+    answers: Sequence[Sequence[int]],
+    recorder: Recorder | None,
 ) -> Tensor:
-    """[n, V]: log-probs at each token of the answers, row after row."""
-    found: list[list[Tensor]] = [[] for _ in rows]
+    """[n, V]: log-probs by continuous batching at each token of the answers."""
+    found: list[list[Tensor]] = [[] for _ in responses]
 
-    def choose(logits: Tensor, live: Sequence[Row]) -> list[int]:
-        for row, logprobs in zip(live, logits.log_softmax(-1), strict=True):
-            found[row.number].append(logprobs)
-        return [answers[row.number][len(row.written)] for row in live]
+    def choose(logits: Tensor, active: Sequence[Response]) -> list[int]:
+        for response, logprobs in zip(active, logits.log_softmax(-1), strict=True):
+            found[response.index].append(logprobs)
+        return [answers[response.index][len(response.token_ids)] for response in active]
 
-    def ended(row: Row) -> bool:
-        return len(row.written) == len(answers[row.number])
+    def is_finished(response: Response) -> bool:
+        return len(response.token_ids) == len(answers[response.index])
 
-    longest = max(len(r.before) + len(a) for r, a in zip(rows, answers, strict=True))
-    decode(model, rows, 2, longest, choose, ended, record)
+    lengths = [len(one.prompt_ids) + len(a) for one, a in zip(responses, answers, strict=True)]
+    decode(model, responses, DecodeOptions(2, max(lengths), recorder), choose, is_finished)
     return torch.cat([torch.stack(each) for each in found])
 
 
-def _plain(model: Any, row: Row) -> Tensor:
-    """The same of one row, alone, whole."""
-    tokens = torch.tensor([[*row.before, *row.written]], device=model.device)
-    with writing(model, plain_attention(model)):
+def _forward_logprobs(model: Any, response: Response) -> Tensor:
+    """[n, V]: log-probs by the model's own forward pass over one response."""
+    tokens = torch.tensor([[*response.prompt_ids, *response.token_ids]], device=model.device)
+    with generation_mode(model, attention_for_padding(model)):
         logits: Tensor = model(input_ids=tokens, use_cache=False).logits[0]
-    return logits.float().log_softmax(-1)[-len(row.written) - 1 : -1]
+    return logits.float().log_softmax(-1)[-len(response.token_ids) - 1 : -1]

@@ -20,7 +20,7 @@ from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.router import tell_of_balance
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.rollout.ends import add_end_token, end_tokens
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.prepare_data import RunData, StageData
 from rlhf_cli.train.config import TrainConfig
@@ -155,7 +155,7 @@ def train_and_save(
         evaluate=None if data.held_out is None else evaluate or _evaluation_of(loss, plan, data),
         state=state or StageState(),
     )
-    return fit_and_save(plan, task, end_tokens(model.model, data.tokenizer))
+    return fit_and_save(plan, task, end_token_ids(model.model, data.tokenizer))
 
 
 def _evaluation_of(loss: Loss, plan: TrainingPlan, data: StageData) -> Evaluate:

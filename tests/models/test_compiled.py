@@ -12,7 +12,7 @@ from rlhf_cli.models import compiled
 from rlhf_cli.models.compiled import compile_layers, require_compiler, uncompiled
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import frozen_copy
-from rlhf_cli.rollout.decode import writing
+from rlhf_cli.rollout.continuous_batching import generation_mode
 from rlhf_cli.train.config import TrainConfig
 from tests.helpers import random_rows, tiny_llama
 from tests.models.test_policy import gradient, relative_error
@@ -73,7 +73,7 @@ def test_any_length_gives_the_plain_log_probs_and_gradients_without_compiling_an
         assert relative_error(ours, expected) < 1e-6
         for name, value in own.items():
             assert relative_error(found[name], value) < 1e-5, name
-    with writing(policy.model, "sdpa"):
+    with generation_mode(policy.model, "sdpa"):
         policy.model(rows.tokens[None], use_cache=False)
     assert counters["stats"]["unique_graphs"] == graphs
     assert policy.model.state_dict().keys() == tiny_policy().model.state_dict().keys()

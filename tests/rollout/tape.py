@@ -1,4 +1,4 @@
-"""What a CUDA graph does, on the CPU: operations recorded once and run again on the same memory."""
+"""A CUDA graph's stand-in on the CPU: operations recorded once, run again on the same memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlhf_cli.rollout.graphs import Run
+from rlhf_cli.rollout.cuda_graphs import StaticFunction
 
 
 class Tape(TorchDispatchMode):
-    """Keeps every operation with its own tensors; no Python of the caller runs again."""
+    """Records every operation with its tensors; a replay runs none of the caller's Python."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-def record(run: Run, made: Callable[[], object] = lambda: None) -> Run:
-    """As `graphs.capture`, which also runs once before it records."""
+def record(run: StaticFunction, made: Callable[[], object] = lambda: None) -> StaticFunction:
+    """Like `cuda_graphs.capture`, which also runs once before it records."""
     made()
     run()
     with Tape() as tape:

@@ -24,7 +24,7 @@ from rlhf_cli.evaluation.table import Result
 from rlhf_cli.rewards.function import FunctionScorer
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.scorer import check_scores
-from rlhf_cli.rollout.graphs import require_cuda
+from rlhf_cli.rollout.cuda_graphs import require_cuda
 
 
 @dataclass(frozen=True)

@@ -12,27 +12,27 @@ from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 from rlhf_cli.sweep.config import Objective
 
 GROUPED = ("grpo", "rloo")
-"""Estimators that compare responses to one prompt."""
+"""Advantage estimators that compare responses to the same prompt."""
 
 
 @dataclass(kw_only=True)
 class PPOModelConfig(ComparedModelConfig):
-    """The policy, which is held to a reference in memory."""
+    """The policy, and the reference that its KL penalty is computed from."""
 
     reference: Annotated[str, ModelPath("reference_revision", words=HELD)] = "auto"
-    """What the policy is held to: `adapter_off`, the same weights without the new adapter; `copy`,
-    a frozen copy in memory (of a continued adapter, the adapter alone); or a model folder, run
-    folder or hub id. `auto` is `adapter_off` with a new adapter, else `copy`."""
+    """Reference model of the KL penalty: `adapter_off`, the same weights without the new adapter;
+    `copy`, a frozen copy in memory (of a continued adapter, only the adapter); or a model folder,
+    run folder or hub id. `auto` is `adapter_off` with a new adapter, else `copy`."""
 
     held: ClassVar[tuple[str, ...]] = ("auto", "copy", "adapter_off")
 
 
 @dataclass(kw_only=True)
 class PPOConfig(StageConfig):
-    """Proximal policy optimization: write responses, score them, learn what scores higher.
+    """Proximal policy optimization: generate responses, score them, and raise their score.
 
-    A step is a rollout: `train.batch_size` prompts with `samples_per_prompt` responses each, and
-    `ppo_epochs` times `minibatches` moves of the optimizer.
+    A step is a rollout of `train.batch_size` prompts with `samples_per_prompt` responses each, and
+    `ppo_epochs` times `minibatches` optimizer steps.
     """
 
     default_lr: ClassVar[tuple[float, float]] = (3e-6, 1e-5)
@@ -42,118 +42,119 @@ class PPOConfig(StageConfig):
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
     template: Literal["auto", "always", "never"] = "auto"
-    """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
+    """Whether a text prompt becomes a user message in the chat template. `auto`: as in the data
     that the model was trained on."""
 
     kl_coef: Annotated[float, AtLeast(0)] = 0.05
-    """Price of a nat of KL from the reference, in points of the score."""
+    """KL penalty coefficient β: subtracted from the reward per nat of KL to the reference."""
 
     kl_in: Literal["reward", "loss"] = "reward"
-    """Where the price is paid: `reward` takes it from the reward of each token, as PPO does; `loss`
-    adds it to the loss, as GRPO's authors do."""
+    """Where the KL penalty is applied: `reward` subtracts it from the reward of each token, as in
+    PPO; `loss` adds it to the loss, as in GRPO."""
 
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Of a token's KL: the log-ratio, half its square, or the unbiased one that is never
-    negative."""
+    """Estimator of a token's KL: `k1` is the log-ratio, `k2` half its square, `k3` unbiased and
+    never negative."""
 
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` draws the KL to `kl_target` by changing `kl_coef` (arXiv:1909.08593)."""
+    """`adaptive` changes `kl_coef` so that the KL approaches `kl_target` (arXiv:1909.08593)."""
 
     kl_target: Annotated[float, Above(0), Unit("nats")] = 6.0
-    """KL of a whole response that `adaptive` holds."""
+    """Target KL of a whole response, for `kl_controller=adaptive`."""
 
     kl_horizon: Annotated[int, AtLeast(1), Unit("responses")] = 10_000
-    """Over how many responses `adaptive` reacts."""
+    """Horizon of `kl_controller=adaptive`: larger changes `kl_coef` more slowly."""
 
     kl_limit: Annotated[float, Above(0), Unit("nats")] = 100.0
-    """Stop the run where the mean KL of a rollout's responses is above this."""
+    """Stop the run when the mean KL of a rollout's responses is above this."""
 
     early_stop_kl: Annotated[float, AtLeast(0), Unit("nats")] = 0.0
-    """End a rollout's updates where the approximate KL from the policy that wrote it is above 1.5
-    times this a token; 0 never."""
+    """Skip a rollout's remaining updates when the approximate KL per token from the policy that
+    sampled it is above 1.5 times this; 0 never does."""
 
     clip_range: Annotated[float, Above(0)] = 0.2
-    """How far from 1 the ratio of new to old probability pays (arXiv:1707.06347)."""
+    """Clip range ε of the policy ratio (arXiv:1707.06347)."""
 
     value: Literal["trunk", "adapter", "model"] = "trunk"
-    """The value model: a head on the policy's own hidden states, an adapter and a head of its own
-    on the policy's base, or a whole model that starts as `value_model`."""
+    """Value model: a head on the policy's hidden states, an adapter and a head of its own on the
+    policy's base, or a separate model that starts from `value_model`."""
 
     value_model: Annotated[str, ModelPath("value_model_revision")] = ""
-    """With `value=model`: the reward model that it starts from; empty takes `reward.model`."""
+    """Reward model that `value=model` starts from; empty takes `reward.model`."""
 
     value_model_revision: str = ""
     """Branch, tag or commit of the hub id in `value_model`; empty takes its default branch."""
 
     value_clip_range: Annotated[float, AtLeast(0)] = 0.2
-    """How far a value may move from the old one before its loss stops falling."""
+    """Clip range of the value loss: a value further than this from its old value is clipped."""
 
     value_warmup_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 0
-    """First steps in which the value model alone is trained."""
+    """Number of first steps in which only the value model is trained."""
 
     vf_coef: Annotated[float, AtLeast(0)] = 0.1
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
 
     gamma: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
-    """Worth of the next token's reward."""
+    """Discount factor γ."""
 
     gae_lambda: Annotated[float, AtLeast(0), AtMost(1)] = 0.95
-    """0 trusts the values, 1 the rewards (arXiv:1506.02438)."""
+    """GAE λ: 0 uses one-step TD errors, 1 full returns (arXiv:1506.02438)."""
 
     ppo_epochs: Annotated[int, AtLeast(1)] = 4
-    """Passes over each rollout."""
+    """Epochs over each rollout."""
 
     minibatches: Annotated[int, AtLeast(1)] = 1
-    """Moves of the optimizer a pass."""
+    """Optimizer steps per epoch."""
 
     advantage: Literal["gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp"] = "gae"
-    """`gae` learns a value model. The others have none: `grpo` and `rloo` compare a response with
-    others to its prompt, `reinforce_baseline` with the whole rollout, `reinforce_pp` with none."""
+    """Advantage estimator. `gae` trains a value model; the others have none: `grpo` and `rloo`
+    compare a response with others to its prompt, `reinforce_baseline` with the whole rollout,
+    `reinforce_pp` with none."""
 
     samples_per_prompt: Annotated[int, AtLeast(1)] = 1
-    """Responses to each prompt of a step."""
+    """Responses per prompt of a step."""
 
     rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
-    """Where the log-probs of the policy that wrote come from: `recompute` computes them again as
-    the updates do, so that the first ratio is 1; `reuse` keeps those of the draws, which saves that
-    pass, and logs how far they are off."""
+    """Source of the old log-probs: `recompute` computes them again as the updates do, so that the
+    first ratio is 1; `reuse` keeps the sampler's, which saves that forward pass, and logs the
+    mismatch."""
 
     missing_eos_penalty: Annotated[float, AtLeast(0)] = 0.0
-    """Points taken from a response that did not end by itself."""
+    """Subtracted from the score of a response that did not end by itself."""
 
     whiten_rewards: bool = False
-    """Divide rewards by their deviation over the rollout; their mean stays."""
+    """Divide rewards by their standard deviation over the rollout, without shifting their mean."""
 
     whiten_advantages: bool = True
-    """With `gae` and `reinforce_pp`: shift and scale advantages to mean 0 and variance 1 over the
+    """With `gae` and `reinforce_pp`: normalize advantages to mean 0 and variance 1 over the
     rollout."""
 
     ptx_coef: Annotated[float, AtLeast(0)] = 0.0
-    """PPO-ptx (arXiv:2203.02155): weight of the language-model loss on rows of `ptx_data`."""
+    """PPO-ptx coefficient γ (arXiv:2203.02155): weight of the language-model loss on `ptx_data`."""
 
     ptx_data: Annotated[str, DataPath("ptx_revision")] = ""
-    """Text, chats or pairs of prompt and completion for `ptx_coef`."""
+    """Data of the PPO-ptx loss: text, chats or pairs of prompt and completion."""
 
     ptx_revision: str = ""
     """Branch, tag or commit of a hub id in `ptx_data`."""
 
     ptx_batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 8
-    """Of `ptx_data`, in each move of the optimizer."""
+    """Examples of `ptx_data` per optimizer step."""
 
     allow_truncated_sampling: bool = False
-    """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs that are learned
-    from are those of the whole distribution."""
+    """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs of the updates
+    are those of the whole distribution."""
 
     sample_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 10
-    """Write some responses with score and KL to the log and to `samples.jsonl` every so many steps;
-    0 never."""
+    """Log some responses with score and KL, also to `samples.jsonl`, every this many steps; 0 never
+    does."""
 
     compat: Literal["none", "trl"] = "none"
-    """`trl` puts the score behind the end token, as TRL 1.12 does; for comparisons."""
+    """`trl` puts the score after the end token, as TRL 1.12 does; for comparisons."""
 
     @property
     def usual_objective(self) -> Objective:
-        """The loss says nothing of how good responses are."""
+        """Objective of sweeps: the score, since the loss does not measure quality."""
         return Objective("eval/score", "max")
 
     @property
@@ -163,7 +164,7 @@ class PPOConfig(StageConfig):
 
     @property
     def reuses_logprobs(self) -> bool:
-        """Whether the log-probs of the draws are learned from."""
+        """Whether the sampler's log-probs are the old log-probs."""
         return self.rollout_logprobs == "reuse"
 
     @property
@@ -172,8 +173,8 @@ class PPOConfig(StageConfig):
         return self.whiten_advantages and self.advantage in ("gae", "reinforce_pp")
 
     @property
-    def updates(self) -> int:
-        """Moves of the optimizer in a step."""
+    def optimizer_steps(self) -> int:
+        """Optimizer steps per rollout."""
         return self.ppo_epochs * self.minibatches
 
     def problems(self) -> list[str]:
@@ -182,15 +183,16 @@ class PPOConfig(StageConfig):
         return found + self.step_problems() + self._rollout_problems()
 
     def step_problems(self) -> list[str]:
-        """Contradictions of what a step reads, wherever its prompts and scores come from."""
+        """Contradictions among the keys of a step, wherever its prompts and scores come from."""
         found = self._reference_problems() + self._kl_problems() + self._group_problems()
         return found + self._sampling_problems() + self._value_problems() + self._unread_problems()
 
     def _reference_problems(self) -> list[str]:
         if self.model.reference in ("stored", "none"):
             return [
-                f"model.reference: got {self.model.reference}; ppo compares responses that it "
-                "writes as it goes, so it needs one in memory. Try model.reference=auto"
+                f"model.reference: got {self.model.reference}; ppo computes the KL of responses "
+                "that it generates during the run, so it needs a reference in memory. "
+                "Try model.reference=auto"
             ]
         return self.model.reference_problems(self.adapter.kind)
 
@@ -204,7 +206,7 @@ class PPOConfig(StageConfig):
         if self.kl_in == "loss" and self.kl_coef and self.kl_estimator == "k1":
             found.append(
                 "kl_estimator: got k1 with kl_in=loss, where its gradient is 0 on average and "
-                "holds nothing; need k2 or k3. Try kl_estimator=k3"
+                "regularizes nothing; need k2 or k3. Try kl_estimator=k3"
             )
         return found
 
@@ -237,16 +239,16 @@ class PPOConfig(StageConfig):
         found, sampling = [], self.sampling
         if sampling.temperature == 0:
             found.append(
-                "sampling.temperature: got 0.0, with which every response is the same; need a "
-                "number > 0. Try temperature=0.7"
+                "sampling.temperature: got 0.0, where all responses to a prompt are the same; need "
+                "a number > 0. Try temperature=0.7"
             )
         cuts = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "min_new_tokens": 0}
-        given = [name for name, whole in cuts.items() if getattr(sampling, name) != whole]
+        given = [name for name, default in cuts.items() if getattr(sampling, name) != default]
         if given and not self.allow_truncated_sampling:
-            whole = " ".join(f"sampling.{name}={cuts[name]:g}" for name in given)
+            defaults = " ".join(f"sampling.{name}={cuts[name]:g}" for name in given)
             found.append(
-                f"sampling.{', sampling.'.join(given)}: given, but the tokens that are not drawn "
-                f"because of it have probability in the policy that is trained. Try {whole}, or "
+                f"sampling.{', sampling.'.join(given)}: given, but the tokens that it excludes "
+                f"have probability in the policy that is trained. Try {defaults}, or "
                 "allow_truncated_sampling=true"
             )
         return found
@@ -255,8 +257,8 @@ class PPOConfig(StageConfig):
         found = []
         if self.value == "adapter" and self.has_value_model and self.trains_weights:
             found.append(
-                "value: got adapter with adapter.kind=none; need an adapter on the policy for a "
-                "second one to stand beside. Try value=trunk, or adapter=lora"
+                "value: got adapter with adapter.kind=none; need an adapter on the policy, next to "
+                "which the value model gets its own. Try value=trunk, or adapter=lora"
             )
         if self.value == "model" and self.has_value_model and not self.value_start:
             found.append(
@@ -280,16 +282,16 @@ class PPOConfig(StageConfig):
 
     @property
     def value_start(self) -> str:
-        """The reward model that a whole value model starts from."""
+        """Reward model that a separate value model starts from."""
         return self.value_model or self.reward.model
 
     @property
     def value_start_revision(self) -> str:
-        """Of that model, where it is on the hub."""
+        """Hub revision of `value_start`."""
         return self.value_model_revision if self.value_model else self.reward.revision
 
     def _unread_problems(self) -> list[str]:
-        """Options that nothing of the run reads: they would change nothing, in silence."""
+        """Options that are set but have no effect in this run."""
         value_model, adaptive = self.has_value_model, self.kl_controller == "adaptive"
         read = {
             "value": value_model,

@@ -1,15 +1,22 @@
-"""What a run of ppo made, measured on held-out prompts."""
+"""Evaluation of a policy on held-out prompts: score, KL, length and end of its responses.
+
+Used during a run of PPO, and by `rlhf evaluate` on its result.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement, proportion
 from rlhf_cli.models.config import LoadConfig, ModelConfig
@@ -17,24 +24,70 @@ from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
-from rlhf_cli.rollout.ends import add_end_token
+from rlhf_cli.rollout.stopping import add_end_token
 from rlhf_cli.stages.evaluation import Evaluation, require_reference
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.held_out import answer
-from rlhf_cli.stages.ppo.learning import Teacher
-from rlhf_cli.stages.ppo.rollout import Author
+from rlhf_cli.stages.ppo.experience import ExperienceMaker
+from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 from rlhf_cli.stages.prepare_data import say_max_length
 from rlhf_cli.stages.reference import ReferenceModel
 
 
-def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
-    """Open the held-out prompts.
+@dataclass(frozen=True)
+class HeldOutMetrics:
+    """Measurements of a response to each held-out prompt: [n] each, in the order of the ranks.
 
-    Measures the score of responses to them by the run's own reward, and KL from its reference.
+    Attributes:
+        score: of the response.
+        kl: nats, of the whole response from the reference.
+        response_length: tokens.
+        eos_fraction: 1 where it ended by itself, else 0.
+    """
+
+    score: Tensor
+    kl: Tensor
+    response_length: Tensor
+    eos_fraction: Tensor
+
+
+def measure_held_out(
+    worker: RolloutWorker, experience_maker: ExperienceMaker, ranks: Ranks
+) -> HeldOutMetrics:
+    """Generate and measure responses to held-out prompts, with the same random numbers each time.
+
+    Args:
+        worker: has the held-out prompts.
+        experience_maker: computes the KL.
+        ranks: share the prompts.
+    """
+    own = range(ranks.rank, len(worker.prompts), ranks.world_size)
+    responses = worker.generate(own, own, step=0)
+    found = (
+        worker.score(responses, observe=False).total,
+        experience_maker.compute_kl(responses),
+        torch.tensor([float(len(one.token_ids)) for one in responses]),
+        torch.tensor([float(one.finished) for one in responses]),
+    )
+    return HeldOutMetrics(*(ranks.all_gather_concat(values).double() for values in found))
+
+
+def evaluate(
+    worker: RolloutWorker, experience_maker: ExperienceMaker, ranks: Ranks
+) -> dict[str, float]:
+    """Means of `measure_held_out`, and `loss`: `kl_coef` times the KL minus the score."""
+    found = measure_held_out(worker, experience_maker, ranks)
+    means = {name: float(values.mean()) for name, values in vars(found).items()}
+    return {"loss": worker.cfg.kl_coef * means["kl"] - means["score"], **means}
+
+
+def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
+    """Load the held-out prompts of a run; the result evaluates its policy on them.
+
+    Measures the score by the run's own reward, and the KL from its reference.
 
     Args:
         cfg: of the run; `model.path` is its result, `data.eval` the prompts.
-        stage: names the shipped rows, and stands in errors.
+        stage: names the shipped rows, and is used in errors.
 
     Raises:
         ConfigError: it is not known what the policy started from.
@@ -49,36 +102,37 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
         )
     as_message = becomes_message(cfg.template, cfg.model.path, cfg.model.revision, tokenizer)
-    most = cfg.data.max_length - cfg.sampling.max_new_tokens
+    max_prompt_tokens = cfg.data.max_length - cfg.sampling.max_new_tokens
     encoder = PromptEncoder(tokenizer, as_message=as_message)
-    asked = encode_prompts(prompts, encoder, most, cfg.data.truncation)
-    return partial(_measure, cfg, tokenizer, encoder, asked)
+    encoded = encode_prompts(prompts, encoder, max_prompt_tokens, cfg.data.truncation)
+    return partial(_evaluate_result, cfg, tokenizer, encoder, encoded)
 
 
-def _measure(
+def _evaluate_result(
     cfg: PPOConfig,
     tokenizer: Any,
     encoder: PromptEncoder,
-    asked: tuple[PromptSet, list[list[int]]],
+    encoded: tuple[PromptSet, list[list[int]]],
     ctx: RunContext,
 ) -> list[Measurement]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     logger.info(f"reference: {cfg.model.reference}")
-    started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
-    reference = ReferenceModel(load_frozen(Policy, started, tokenizer, ctx))
+    start = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
+    reference = ReferenceModel(load_frozen(Policy, start, tokenizer, ctx))
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
-    plain = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU that is not here
-    one = replace(
+    sampling = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU, this has none
+    single = replace(
         cfg,
-        sampling=plain,
+        sampling=sampling,
         samples_per_prompt=1,
         compat="none",
         rollout_logprobs="recompute",
     )
-    author = Author(one, *asked, policy, rewards, tokenizer, ctx.ranks)
-    found = answer(author, Teacher(one, policy, reference, ctx.ranks, MAX_TOKENS), ctx.ranks)
-    by_row = {name: values.numpy() for name, values in vars(found).items()}
-    ended = by_row.pop("eos_fraction")
-    means = [Measurement(name, (values,)) for name, values in by_row.items()]
-    return [*means, proportion("eos_fraction", ended)]
+    worker = RolloutWorker(single, *encoded, policy, rewards, tokenizer, ctx.ranks)
+    experience_maker = ExperienceMaker(single, policy, reference, ctx.ranks, MAX_TOKENS)
+    found = measure_held_out(worker, experience_maker, ctx.ranks)
+    by_metric = {name: values.numpy() for name, values in vars(found).items()}
+    finished = by_metric.pop("eos_fraction")
+    means = [Measurement(name, (values,)) for name, values in by_metric.items()]
+    return [*means, proportion("eos_fraction", finished)]

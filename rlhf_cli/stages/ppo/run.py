@@ -25,12 +25,11 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
-from rlhf_cli.rollout.ends import end_tokens
+from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.held_out import evaluate
-from rlhf_cli.stages.ppo.loss import TEXT
-from rlhf_cli.stages.ppo.memory import table
-from rlhf_cli.stages.ppo.rollout import Author
+from rlhf_cli.stages.ppo.evaluate import evaluate
+from rlhf_cli.stages.ppo.minibatches import PTX_MASK
+from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 from rlhf_cli.stages.ppo.source import RolloutSource
 from rlhf_cli.stages.ppo.training import (
     PPOLearner,
@@ -42,6 +41,7 @@ from rlhf_cli.stages.ppo.training import (
     load_ptx_data,
     open_ppo_run,
 )
+from rlhf_cli.stages.ppo.value_model import memory_table
 from rlhf_cli.stages.prepare_data import say_max_length
 from rlhf_cli.stages.training import fit_and_save, prepare_training
 from rlhf_cli.train.loop import Evaluate, TrainingTask
@@ -94,17 +94,17 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
     say_memory(models, rewards)
-    author = Author(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks)
-    source = RolloutSource(cfg, author, learner.updates, ctx)
+    worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks)
+    source = RolloutSource(cfg, worker, learner.updates, ctx)
     say_steps(cfg, source.total_steps)
     task = TrainingTask(
         policy=policy,
         source=source,
         loss=learner.loss,
         locate=partial(_locate, learner, data.prompts[0]),
-        evaluate=_evaluation(cfg, ctx, data, author, learner) if data.held_out else None,
+        evaluate=_evaluation(cfg, ctx, data, worker, learner) if data.held_out else None,
     )
-    return fit_and_save(plan, task, end_tokens(policy.model, tokenizer))
+    return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
 
 def load_prompts(cfg: PPOConfig) -> PromptFileData:
@@ -132,19 +132,25 @@ def load_prompts(cfg: PPOConfig) -> PromptFileData:
 
 
 def _evaluation(
-    cfg: PPOConfig, ctx: RunContext, data: PromptFileData, author: Author, learner: PPOLearner
+    cfg: PPOConfig,
+    ctx: RunContext,
+    data: PromptFileData,
+    worker: RolloutWorker,
+    learner: PPOLearner,
 ) -> Evaluate:
     """Evaluation on held-out prompts: one response to each."""
     assert data.held_out is not None
     one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
-    held_out = Author(one, *data.held_out, author.policy, author.rewards, data.tokenizer, ctx.ranks)
-    return lambda: evaluate(held_out, learner.teacher, ctx.ranks)
+    held_out = RolloutWorker(
+        one, *data.held_out, worker.policy, worker.rewards, data.tokenizer, ctx.ranks
+    )
+    return lambda: evaluate(held_out, learner.experience_maker, ctx.ranks)
 
 
 def _locate(learner: PPOLearner, prompts: PromptSet, rows: TokenBatch) -> str:
     """`file:line` of the prompt of some rows, or of a row of `ptx_data`."""
     number = rows.owners[0]
-    if TEXT in rows.token_columns and learner.ptx_data is not None:
+    if PTX_MASK in rows.token_columns and learner.ptx_data is not None:
         return f"ptx_data {learner.ptx_data.where(number)}"
     return prompts.places[number]
 
@@ -154,7 +160,7 @@ def say_steps(cfg: PPOConfig, total: int) -> None:
     logger.info(
         f"steps: {count(total, 'rollout')} of {count(cfg.train.batch_size, 'prompt')}, "
         f"{count(cfg.samples_per_prompt, 'response')} each; "
-        f"{count(cfg.updates, 'update')} a step"
+        f"{count(cfg.optimizer_steps, 'update')} a step"
     )
 
 
@@ -168,5 +174,5 @@ def say_memory(models: PPOModels, rewards: CombinedReward) -> None:
         model = getattr(term.scorer, "model", None)
         if isinstance(model, nn.Module):
             found[f"reward {term.name}"] = model
-    for line in table(found):
+    for line in memory_table(found):
         logger.info(line)

@@ -13,12 +13,11 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.order import Order
 from rlhf_cli.losses.reduction import Metrics
+from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.learning import Lesson
-from rlhf_cli.stages.ppo.rollout import Author
-from rlhf_cli.stages.ppo.rows import Written
-from rlhf_cli.stages.ppo.samples import ROWS, SampleFile
-from rlhf_cli.stages.ppo.updates import Updates
+from rlhf_cli.stages.ppo.experience import RolloutBatch
+from rlhf_cli.stages.ppo.rollout_worker import LOGGED_RESPONSES, RolloutWorker, SampleLog
+from rlhf_cli.stages.ppo.updates import PPOUpdater
 
 
 class RolloutSource:
@@ -26,18 +25,18 @@ class RolloutSource:
 
     Args:
         cfg: the whole configuration.
-        author: writes and scores responses with the weights that the policy has now.
+        worker: writes and scores responses with the weights that the policy has now.
         updates: makes updates of them.
         ctx: ranks share the prompts of a step.
     """
 
-    def __init__(self, cfg: PPOConfig, author: Author, updates: Updates, ctx: RunContext) -> None:
-        self.cfg, self.author, self.updates, self.ctx = cfg, author, updates, ctx
-        tokens = sum(map(len, author.tokens))
-        self.order = Order(len(author.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts")
-        self.samples = SampleFile(
-            ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full"
-        )
+    def __init__(
+        self, cfg: PPOConfig, worker: RolloutWorker, updates: PPOUpdater, ctx: RunContext
+    ) -> None:
+        self.cfg, self.worker, self.updates, self.ctx = cfg, worker, updates, ctx
+        tokens = sum(map(len, worker.prompt_ids))
+        self.order = Order(len(worker.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts")
+        self.samples = SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
         self.metrics: Metrics = {}
 
     @property
@@ -60,13 +59,13 @@ class RolloutSource:
         ranks, step = self.ctx.ranks, self.order.step
         places = ranks.shard(len(chosen))
         began = time.monotonic()
-        responses = self.author.write([chosen[place] for place in places], places, step)
+        responses = self.worker.generate([chosen[place] for place in places], places, step)
         written = time.monotonic()
-        scores = self.author.score(responses)
+        scores = self.worker.score(responses)
         scored = time.monotonic()
-        lesson = self.updates.begin(responses, scores.total, step)
-        self._show(responses, scores.total, lesson)
-        yield from self.updates.passes(lesson)
+        batch = self.updates.start_rollout(responses, scores.total, step)
+        self._show(responses, scores.total, batch)
+        yield from self.updates.minibatches(batch)
         rows = float(len(responses))
         terms = {f"score/{name}": (of.sum(), rows) for name, of in scores.by_term.items()}
         self.metrics = {**self.updates.metrics, **terms}
@@ -74,15 +73,17 @@ class RolloutSource:
             rollout=written - began, score=scored - written, update=time.monotonic() - scored
         )
 
-    def _show(self, responses: Sequence[Written], score: Tensor, lesson: Lesson) -> None:
+    def _show(self, responses: Sequence[Response], score: Tensor, batch: RolloutBatch) -> None:
         step, every = self.order.step, self.cfg.sample_steps
         if step == 1:
-            self.samples.cut(0)  # of a run that was stopped before its first checkpoint
+            self.samples.truncate(0)  # of a run that was stopped before its first checkpoint
         if every and (step % every == 0 or step in (1, self.total_steps)):
             samples = self.cfg.samples_per_prompt
-            shown = slice(0, ROWS * samples, samples)  # a response each to several prompts
+            shown = slice(
+                0, LOGGED_RESPONSES * samples, samples
+            )  # a response each to several prompts
             self.samples.add(
-                step, self.author.show(responses[shown], score[shown], lesson.kl[shown])
+                step, self.worker.make_samples(responses[shown], score[shown], batch.kl[shown])
             )
 
     def _note_times(self, **seconds: float) -> None:
@@ -95,7 +96,7 @@ class RolloutSource:
         return {
             "order": self.order.state_dict(),
             "updates": self.updates.state_dict(),
-            "rewards": self.author.rewards.state_dict(),
+            "rewards": self.worker.rewards.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -106,5 +107,5 @@ class RolloutSource:
         """
         self.order.load_state_dict(state["order"])
         self.updates.load_state_dict(state["updates"])
-        self.author.rewards.load_state_dict(state["rewards"])
-        self.samples.cut(self.order.step)
+        self.worker.rewards.load_state_dict(state["rewards"])
+        self.samples.truncate(self.order.step)

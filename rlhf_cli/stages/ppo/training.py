@@ -16,14 +16,13 @@ from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
-from rlhf_cli.rollout.ends import add_end_token
-from rlhf_cli.rollout.graphs import capture, require_cuda
-from rlhf_cli.rollout.probe import require_graphs, require_slots
+from rlhf_cli.rollout.cuda_graphs import capture, require_cuda
+from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_graphs
+from rlhf_cli.rollout.stopping import add_end_token
 from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.learning import Teacher
-from rlhf_cli.stages.ppo.loss import PPOLoss
-from rlhf_cli.stages.ppo.updates import Updates
+from rlhf_cli.stages.ppo.experience import ExperienceMaker
+from rlhf_cli.stages.ppo.updates import PPOLoss, PPOUpdater
 from rlhf_cli.stages.ppo.value_model import attach_value_model
 from rlhf_cli.stages.prepare_data import RunData
 from rlhf_cli.stages.reference import ReferenceModel, load_reference
@@ -63,14 +62,14 @@ class PPOLearner:
 
     Attributes:
         loss: of an update's micro-batches.
-        teacher: computes log-probs, values and advantages of responses.
+        experience_maker: computes log-probs, values and advantages of responses.
         updates: minibatches of a rollout, and the KL coefficient.
         ptx_data: examples of `ptx_data`, or None.
     """
 
     loss: PPOLoss
-    teacher: Teacher
-    updates: Updates
+    experience_maker: ExperienceMaker
+    updates: PPOUpdater
     ptx_data: Examples | None
 
 
@@ -99,9 +98,9 @@ def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:
     add_end_token(policy.model, data.tokenizer, data.encoder.turn_end)
     data.require_fits(policy)
     if cfg.reuses_logprobs:
-        require_slots(policy.model, "rollout_logprobs", "reuse", "recompute")
+        require_continuous_batching(policy.model, "rollout_logprobs", "reuse", "recompute")
     if cfg.sampling.cuda_graphs:
-        require_graphs(policy.model, capture)
+        require_cuda_graphs(policy.model, capture)
     reference = load_reference(cfg, policy, data, ctx)
     attach_value_model(cfg, policy, data.tokenizer, ctx)
     return PPOModels(policy, reference)
@@ -111,14 +110,16 @@ def build_learner(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOL
     """Build the loss, and what makes updates of scored responses."""
     ranks, tokens = plan.ctx.ranks, plan.micro_batch_tokens
     loss = PPOLoss(cfg, models.policy)
-    teacher = Teacher(cfg, models.policy, models.reference, ranks, tokens)
+    experience_maker = ExperienceMaker(cfg, models.policy, models.reference, ranks, tokens)
     examples = source = None
     if cfg.ptx_coef:
         examples = load_ptx_data(cfg, plan.tokenizer, cached_only=ranks.world_size > 1)
         require_embedded(examples, models.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=UNLIMITED_STEPS)
         source = ExampleSource(examples, cfg.data, train, cfg.seed, tokens, ranks)
-    return PPOLearner(loss, teacher, Updates(cfg, teacher, loss, source, ranks), examples)
+    return PPOLearner(
+        loss, experience_maker, PPOUpdater(cfg, experience_maker, loss, source, ranks), examples
+    )
 
 
 def load_ptx_data(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:

@@ -1,4 +1,4 @@
-"""The updates that scored responses give, and what goes on from one rollout to the next."""
+"""Updates of PPO: the minibatches of a rollout, epoch after epoch, and their loss."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import NonFinite
-from rlhf_cli.losses.ppo import KLController
-from rlhf_cli.losses.reduction import Metrics
+from rlhf_cli.kernels.lm_head import TokenLogprobs
+from rlhf_cli.losses.ppo import KLController, approximate_kl, kl_estimate, policy_loss, value_loss
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.value_model import SharedValueModel
+from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.learning import Lesson, Teacher
-from rlhf_cli.stages.ppo.loss import PPOLoss
-from rlhf_cli.stages.ppo.rows import Written, as_text
-from rlhf_cli.stages.ppo.signs import Signs
+from rlhf_cli.stages.ppo.experience import ExperienceMaker, RolloutBatch
+from rlhf_cli.stages.ppo.minibatches import PTX_MASK, RESPONSE_MASK, VALUE_MASK, mark_as_ptx
+from rlhf_cli.stages.ppo.reward_hacking import RewardHackingMonitor
 
-TOO_FAR = 1.5
-"""Times `early_stop_kl`, as OpenAI's PPO has it."""
+EARLY_STOP_FACTOR = 1.5
+"""Updates stop above this multiple of `early_stop_kl`, as in OpenAI's PPO."""
 
 
-class Updates:
-    """Shapes rewards and advantages of a rollout, and gives its minibatches epoch after epoch.
+class PPOUpdater:
+    """Turns scored responses into updates, and keeps the KL controller's state.
 
     Args:
         cfg: epochs, minibatches, penalties and limits.
-        teacher: measures the responses.
-        loss: of the updates; tells how far one went.
-        text: `ptx_data`, a step of which goes with each update, or none.
+        experience_maker: computes the experience of responses.
+        loss: of the updates; measures the approximate KL of each.
+        ptx: steps of `ptx_data`, one of which joins each update, or None.
         ranks: share the responses of a rollout; all call the methods together.
 
     Attributes:
@@ -41,70 +44,72 @@ class Updates:
     def __init__(
         self,
         cfg: PPOConfig,
-        teacher: Teacher,
+        experience_maker: ExperienceMaker,
         loss: PPOLoss,
-        text: ExampleSource | None,
+        ptx: ExampleSource | None,
         ranks: Ranks,
     ) -> None:
-        self.cfg, self.teacher, self.loss, self.text = cfg, teacher, loss, text
+        self.cfg, self.experience_maker, self.loss, self.ptx = cfg, experience_maker, loss, ptx
         self.ranks = ranks
         target = cfg.kl_target if cfg.kl_controller == "adaptive" else 0.0
         self.kl = KLController(cfg.kl_coef, target, cfg.kl_horizon)
-        self.signs = Signs()
+        self.monitor = RewardHackingMonitor()
         self.metrics: Metrics = {}
 
-    def begin(self, responses: Sequence[Written], score: Tensor, step: int) -> Lesson:
-        """What a rollout teaches.
+    def start_rollout(
+        self, responses: Sequence[Response], scores: Tensor, step: int
+    ) -> RolloutBatch:
+        """Make the training batch of a rollout.
 
         Args:
-            responses: of this rank, perhaps none.
-            score: [B] fp32, of each, before penalties.
+            responses: of this rank, possibly none.
+            scores: [B] fp32, of each, before penalties.
             step: number of the rollout, from 1.
 
         Raises:
-            NonFinite: the policy has left the reference far behind.
+            NonFinite: the KL from the reference is above `kl_limit`.
         """
-        open_end = torch.tensor([not one.finished for one in responses], dtype=torch.float32)
-        shown = score - self.cfg.missing_eos_penalty * open_end
-        lesson = self.teacher.teach(responses, shown, self.kl.value)
-        self._note(responses, lesson)
-        self._look(responses, score)
-        self._require_near(lesson.kl, step)
-        self.loss.begin(self.kl.value, warming=step <= self.cfg.value_warmup_steps)
-        return lesson
+        unfinished = torch.tensor([not one.finished for one in responses], dtype=torch.float32)
+        penalized = scores - self.cfg.missing_eos_penalty * unfinished
+        batch = self.experience_maker.make(responses, penalized, self.kl.value)
+        self._collect_metrics(responses, batch)
+        self._check_reward_hacking(responses, scores)
+        self._require_kl_limit(batch.kl, step)
+        self.loss.start_rollout(self.kl.value, value_warmup=step <= self.cfg.value_warmup_steps)
+        return batch
 
-    def passes(self, lesson: Lesson) -> Iterator[list[TokenBatch]]:
-        """The updates one after the other; the KL coefficient follows them."""
-        yield from self._epochs(lesson)
-        every = self.ranks.all_gather_concat(lesson.kl)
-        self.kl.update(float(every.double().mean()), len(every))
+    def minibatches(self, batch: RolloutBatch) -> Iterator[list[TokenBatch]]:
+        """The minibatches of all epochs, after which the KL controller is updated."""
+        yield from self._epochs(batch)
+        kl = self.ranks.all_gather_concat(batch.kl)
+        self.kl.update(float(kl.double().mean()), len(kl))
 
-    def _epochs(self, lesson: Lesson) -> Iterator[list[TokenBatch]]:
+    def _epochs(self, batch: RolloutBatch) -> Iterator[list[TokenBatch]]:
         for _ in range(self.cfg.ppo_epochs):
-            for minibatch in lesson.minibatches:
-                self.loss.moved = (0.0, 0)
-                yield [*minibatch, *self._next_text()]
-                self.loss.fresh = False
-                if self._went_far():
+            for minibatch in batch.minibatches:
+                self.loss.approx_kl = (0.0, 0)
+                yield [*minibatch, *self._next_ptx()]
+                self.loss.first_update = False
+                if self._kl_exceeded():
                     return
 
-    def _next_text(self) -> list[TokenBatch]:
-        if self.text is None or self.loss.warming:
+    def _next_ptx(self) -> list[TokenBatch]:
+        if self.ptx is None or self.loss.value_warmup:
             return []
-        updates = self.text.next_step()
-        assert updates is not None  # it goes on for longer than any run
-        return [as_text(rows) for rows in updates[0]]
+        updates = self.ptx.next_step()
+        assert updates is not None  # there are more steps than in any run
+        return [mark_as_ptx(rows) for rows in updates[0]]
 
-    def _went_far(self) -> bool:
-        """Whether the update that was just made ends the rollout's; the same on all ranks."""
-        most = self.cfg.early_stop_kl
-        if not most:
+    def _kl_exceeded(self) -> bool:
+        """Whether the last update ends those of the rollout; the same on all ranks."""
+        limit = self.cfg.early_stop_kl
+        if not limit:
             return False
-        total, count = self.loss.moved
-        moved = self.ranks.sum_by_name({"sum": float(total), "count": count})
-        return moved["sum"] > TOO_FAR * most * moved["count"]
+        total, count = self.loss.approx_kl
+        kl = self.ranks.sum_by_name({"sum": float(total), "count": count})
+        return kl["sum"] > EARLY_STOP_FACTOR * limit * kl["count"]
 
-    def _require_near(self, kl: Tensor, step: int) -> None:
+    def _require_kl_limit(self, kl: Tensor, step: int) -> None:
         mean = float(self.ranks.all_gather_concat(kl).double().mean())
         if not mean <= self.cfg.kl_limit:  # NaN too
             raise NonFinite(
@@ -113,45 +118,138 @@ class Updates:
                 "Lower lr, raise kl_coef, or raise kl_limit if this is wanted"
             )
 
-    def _note(self, responses: Sequence[Written], lesson: Lesson) -> None:
+    def _collect_metrics(self, responses: Sequence[Response], batch: RolloutBatch) -> None:
         rows = float(len(responses))
-        lengths = [len(one.tokens) for one in responses]
-        ended = [one.finished for one in responses]
+        lengths = [len(one.token_ids) for one in responses]
+        finished = [one.finished for one in responses]
         self.metrics = {
-            **lesson.metrics,
+            **batch.metrics,
             "tokens/response_length": (torch.tensor(float(sum(lengths))), rows),
-            "tokens/eos_fraction": (torch.tensor(float(sum(ended))), rows),
+            "tokens/eos_fraction": (torch.tensor(float(sum(finished))), rows),
             "objective/kl_coef": (torch.tensor(self.kl.value * rows, dtype=torch.float64), rows),
         }
 
-    def _look(self, responses: Sequence[Written], score: Tensor) -> None:
+    def _check_reward_hacking(self, responses: Sequence[Response], scores: Tensor) -> None:
         """Compare with earlier rollouts, over the responses of all ranks."""
-        gather = self.ranks.all_gather_json
-        entropy = sum(gather(float(self.metrics["objective/entropy"][0])))
-        own = [(len(one.tokens), one.finished, one.fingerprint) for one in responses]
-        every = [found for part in gather(own) for found in part]
-        points = self.ranks.all_gather_concat(score).double()
-        distinct = len({fingerprint for *_, fingerprint in every}) / len(every)
-        tokens = sum(length for length, *_ in every)
-        self.signs.look(
+        entropies = self.ranks.all_gather_json(float(self.metrics["objective/entropy"][0]))
+        own = [(len(one.token_ids), one.finished, one.fingerprint) for one in responses]
+        gathered = [one for part in self.ranks.all_gather_json(own) for one in part]
+        every_score = self.ranks.all_gather_concat(scores).double()
+        distinct = len({fingerprint for *_, fingerprint in gathered}) / len(gathered)
+        tokens = sum(length for length, *_ in gathered)
+        self.monitor.check(
             {
-                "score": float(points.mean()),
-                "deviation": float(points.std()) if len(points) > 1 else 1.0,
-                "length": tokens / len(every),
-                "ended": sum(ended for _, ended, _ in every) / len(every),
-                "distinct": distinct if len(every) > 3 else 1.0,
-                "entropy": entropy / tokens,
+                "score": float(every_score.mean()),
+                "deviation": float(every_score.std()) if len(every_score) > 1 else 1.0,
+                "length": tokens / len(gathered),
+                "ended": sum(finished for _, finished, _ in gathered) / len(gathered),
+                "distinct": distinct if len(gathered) > 3 else 1.0,
+                "entropy": sum(entropies) / tokens,
             }
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        text = None if self.text is None else self.text.state_dict()
-        return {"kl_coef": self.kl.value, "signs": self.signs.state_dict(), "text": text}
+        """State as JSON values."""
+        text = None if self.ptx is None else self.ptx.state_dict()
+        return {"kl_coef": self.kl.value, "signs": self.monitor.state_dict(), "text": text}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.kl.value = state["kl_coef"]
-        self.signs.load_state_dict(state["signs"])
-        if self.text is not None:
-            self.text.load_state_dict(state["text"])
+        self.monitor.load_state_dict(state["signs"])
+        if self.ptx is not None:
+            self.ptx.load_state_dict(state["text"])
+
+
+class PPOLoss:
+    """Loss of a micro-batch: clipped surrogate, value loss and KL, or likelihood of `ptx_data`.
+
+    Attributes:
+        kl_coef: KL penalty coefficient of the rollout, for `kl_in=loss`.
+        value_warmup: only the value model is trained.
+        first_update: the policy is still the one that sampled the responses.
+        approx_kl: sum and count of the approximate KL of the current update, over the tokens of
+            this rank.
+    """
+
+    def __init__(self, cfg: PPOConfig, policy: Policy) -> None:
+        self.cfg, self.policy = cfg, policy
+        self.kl_coef, self.value_warmup, self.first_update = cfg.kl_coef, False, True
+        self.approx_kl: tuple[Tensor | float, int] = (0.0, 0)
+
+    def start_rollout(self, kl_coef: float, *, value_warmup: bool) -> None:
+        """Set what holds for the updates of a rollout."""
+        self.kl_coef, self.value_warmup, self.first_update = kl_coef, value_warmup, True
+        if isinstance(self.policy.value_model, SharedValueModel):
+            self.policy.value_model.alone = value_warmup
+
+    def __call__(self, rows: TokenBatch) -> LossOutput:
+        """Compute the loss of a micro-batch."""
+        return self._ptx_loss(rows) if PTX_MASK in rows.token_columns else self._ppo_loss(rows)
+
+    def _ptx_loss(self, rows: TokenBatch) -> LossOutput:
+        nll = -self.policy(rows).logp
+        ptx = LossTerm(nll.sum(), PTX_MASK, self.cfg.ptx_coef)
+        return LossOutput({"ptx": ptx}, {"loss/ptx": _sum_and_count(nll)})
+
+    def _ppo_loss(self, rows: TokenBatch) -> LossOutput:
+        cfg = self.cfg
+        want = {"logp", "entropy"} | ({"value"} if cfg.has_value_model else set())
+        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
+        terms, metrics = self._policy_terms(out, rows)
+        if out.value is not None:
+            value, found = self._value_term(out.value, rows)
+            terms["value"] = value
+            metrics |= found
+        return LossOutput(terms, metrics)
+
+    def _policy_terms(
+        self, out: TokenLogprobs, rows: TokenBatch
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        cfg, columns, kept = self.cfg, rows.token_columns, _index(rows, RESPONSE_MASK)
+        logprobs, old = out.logp[kept], columns["old_logprobs"][kept]
+        losses = policy_loss(logprobs, old, columns["advantages"][kept], cfg.clip_range)
+        terms = {"policy": LossTerm(losses.sum(), RESPONSE_MASK)}
+        ratio, approx_kl = (logprobs - old).exp(), approximate_kl(logprobs, old).detach()
+        self.approx_kl = (self.approx_kl[0] + approx_kl.sum(), self.approx_kl[1] + len(approx_kl))
+        metrics: Metrics = {
+            "loss/policy": _sum_and_count(losses),
+            "policy/approx_kl": _sum_and_count(approx_kl),
+            "policy/ratio": _sum_and_count(ratio),
+            "policy/clip_fraction": _sum_and_count(((ratio - 1).abs() > cfg.clip_range).float()),
+        }
+        if self.first_update and cfg.reuses_logprobs:
+            metrics["rollout/mismatch"] = _sum_and_count((logprobs - old).abs())
+            metrics["rollout/mismatch_kl"] = _sum_and_count(approx_kl)
+        if out.entropy is not None:
+            metrics["policy/entropy"] = _sum_and_count(out.entropy[kept])
+        if cfg.kl_in == "loss":
+            kl = kl_estimate(logprobs, columns["ref_logprobs"][kept], cfg.kl_estimator)
+            terms["kl"] = LossTerm(kl.sum(), RESPONSE_MASK, self.kl_coef)
+        # not a weight of 0: the optimizer's weight decay acts on what has a gradient, even of zeros
+        return {} if self.value_warmup else terms, metrics
+
+    def _value_term(self, values: Tensor, rows: TokenBatch) -> tuple[LossTerm, Metrics]:
+        cfg, columns, kept = self.cfg, rows.token_columns, _index(rows, VALUE_MASK)
+        values, old = values[kept], columns["old_values"][kept]
+        losses = value_loss(values, old, columns["returns"][kept], cfg.value_clip_range)
+        clipped = (values - old).abs() > cfg.value_clip_range
+        metrics: Metrics = {
+            "loss/value": _sum_and_count(losses),
+            "value/clip_fraction": _sum_and_count(clipped.float()),
+        }
+        return LossTerm(losses.sum(), VALUE_MASK, cfg.vf_coef), metrics
+
+
+def _index(rows: TokenBatch, mask: str) -> Tensor | slice:
+    """Index of the scored tokens where a mask is True.
+
+    All of them, unless `compat=trl` scores a position after the end. Then no mask is read, because
+    that would make the host wait for the device.
+    """
+    whole = rows.count[mask] == rows.count["tokens"]
+    return slice(None) if whole else rows.token_columns[mask]
+
+
+def _sum_and_count(values: Tensor) -> tuple[Tensor, float]:
+    return values.detach().sum(), float(len(values))

@@ -1,8 +1,11 @@
-"""The value model of a run, as its configuration says."""
+"""Value model of a PPO run, and the memory of the run's models."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
@@ -26,7 +29,7 @@ from rlhf_cli.stages.ppo.config import PPOConfig
 
 
 def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> None:
-    """Put the value model of the configuration beside a policy, where it needs one.
+    """Give a policy the value model of the configuration, where it has one.
 
     Raises:
         ModelError: the model to start from cannot be loaded, or has another vocabulary.
@@ -34,7 +37,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunC
     if not cfg.has_value_model:
         logger.info(f"value model: none (advantage={cfg.advantage})")
         return
-    value_model = _make(cfg, policy, tokenizer, ctx)
+    value_model = _build(cfg, policy, tokenizer, ctx)
     policy.value_model = value_model.to(policy.device)
     own = [*value_model.parameters()]
     if cfg.value == "adapter" and policy.adapters is not None:
@@ -43,12 +46,12 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunC
     kind = {
         "trunk": "a head on the policy's hidden states",
         "adapter": "an adapter and a head on the policy's base",
-        "model": f"a model of its own, from {cfg.value_start}",
+        "model": f"a separate model, from {cfg.value_start}",
     }[cfg.value]
     logger.info(f"value model: {kind}, {count:,} parameters of its own")
 
 
-def _make(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> ValueModel:
+def _build(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> ValueModel:
     width = policy.model.config.get_text_config().hidden_size
     if cfg.value == "trunk":
         return SharedValueModel(width)
@@ -81,9 +84,41 @@ def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
         found = load_reward_model(load, tokenizer, ctx, new_head=False)
     if found.tap is None:
         raise ModelError(
-            f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "
-            "need a decoder. Try value=trunk"
+            f"value_model: {cfg.value_start} is an encoder, which cannot score each position; need "
+            "a decoder. Try value=trunk"
         )
     if cfg.train.gradient_checkpointing:
         recompute_activations(found)
     return found
+
+
+def parameter_bytes(models: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """Bytes of each model's parameters: its own, and those shared with a model before it.
+
+    Args:
+        models: by role, in the order in which they are counted.
+    """
+    seen: set[int] = set()
+    found = {}
+    for role, model in models.items():
+        own = shared = 0
+        for param in model.parameters():
+            size = param.numel() * param.element_size()
+            if param.data_ptr() in seen:
+                shared += size
+            else:
+                own += size
+                seen.add(param.data_ptr())
+        found[role] = (own, shared)
+    return found
+
+
+def memory_table(models: Mapping[str, nn.Module]) -> list[str]:
+    """Lines that show `parameter_bytes`, and their sum."""
+    found = parameter_bytes(models)
+    lines = [
+        f"  {role:16}{own / 1e6:10,.1f} MB" + (f", {shared / 1e6:,.1f} MB shared" if shared else "")
+        for role, (own, shared) in found.items()
+    ]
+    whole = sum(own for own, _ in found.values())
+    return ["models in memory:", *lines, f"  {'all':16}{whole / 1e6:10,.1f} MB"]

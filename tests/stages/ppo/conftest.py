@@ -42,7 +42,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def ppo(files: Path) -> Callable[..., list[dict[str, Any]]]:
-    """Runs PPO on a random model; gives the lines of `metrics.jsonl`."""
+    """Runs PPO on a random model and returns the lines of `metrics.jsonl`."""
 
     def run(*words: str, out: str = "run") -> list[dict[str, Any]]:
         assert cli.main(words_of(*words, out=out)) == 0
@@ -52,7 +52,7 @@ def ppo(files: Path) -> Callable[..., list[dict[str, Any]]]:
 
 
 def words_of(*words: str, out: str = "run") -> list[str]:
-    """A small run of PPO, changed by some words."""
+    """Arguments of a small run of PPO; later ones override earlier ones."""
     common = [
         "ppo", "model=tiny", "data=prompts.jsonl", "data.eval=none", "template=never",
         "reward.function=judge.py:letters", "max_new_tokens=8", "train.precision=fp32", "lr=1e-3",

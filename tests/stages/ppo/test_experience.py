@@ -1,4 +1,4 @@
-"""Rewards of tokens and advantages, against the worked example and by hand."""
+"""Token rewards and advantages against a worked example."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,34 +10,34 @@ from torch.testing import assert_close
 
 from rlhf_cli.distributed import SINGLE_PROCESS
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rollout.engine import Rollout
-from rlhf_cli.stages.ppo import rollout
+from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.ppo import rollout_worker
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.experience import Responses, shape, teaches
-from rlhf_cli.stages.ppo.rollout import Author
+from rlhf_cli.stages.ppo.experience import RolloutTensors, compute_advantages, has_signal
+from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 
 
 def table(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-SAMPLED = torch.tensor([[True, True, True, False, False], [True] * 5])
-BEHIND = torch.tensor([[True, True, True, True, False], [True] * 5])
+RESPONSE = torch.tensor([[True, True, True, False, False], [True] * 5])
+RESPONSE_AND_PAD = torch.tensor([[True, True, True, True, False], [True] * 5])
 SCORE = torch.tensor([1.0, -1.5], dtype=torch.float64)  # the second did not end: a point less
 
 
 def example(valued, **changes):
-    """The worked example; what stands behind a response must not matter."""
+    """The worked example; what comes after a response must not matter."""
     cfg = PPOConfig(reward=RewardsConfig(length_penalty=1), **changes)
-    found = Responses(
+    found = RolloutTensors(
         table([-1, -0.5, -0.2, 7, 7], [-0.3, -0.6, -0.9, -1.2, -1.5]),
         table([-1.2, -0.4, -0.5, 3, 3], [-0.5, -0.5, -1, -1, -1.4]),
         table([0.1, 0.2, 0.3, 0.4, 0.5], [0, 0.1, 0.2, 0.3, 0.4]),
-        SAMPLED,
+        RESPONSE,
         valued,
         SCORE,
     )
-    return shape(found, cfg, 0.05, SINGLE_PROCESS)
+    return compute_advantages(found, cfg, 0.05, SINGLE_PROCESS)
 
 
 def close(actual, *rows):
@@ -45,78 +45,81 @@ def close(actual, *rows):
 
 
 def test_the_worked_example():
-    found = example(SAMPLED)
-    close(found.reward, [-0.01, 0.005, 0.985, 0, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
+    found = example(RESPONSE)
+    close(found.rewards, [-0.01, 0.005, 0.985, 0, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
     close(
-        found.target,
+        found.returns,
         [0.90796, 0.95575, 0.98500, 0, 0],
         [-1.17369, -1.23020, -1.31074, -1.39025, -1.49500],
     )
     close(
-        found.advantage,
+        found.advantages,
         [1.23618, 1.19248, 1.13326, 0, 0],
         [-0.42253, -0.55353, -0.70465, -0.85491, -1.02629],
     )
     close(found.kl, [0.2, -0.1, 0.3, 0, 0], [0.2, -0.1, 0.1, -0.2, -0.1])
 
 
-def test_the_worked_example_as_trl_places_the_score():
-    found = example(BEHIND, compat="trl")
-    close(found.reward, [-0.01, 0.005, -0.015, 1, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
-    close(found.target[:1], [0.88089, 0.92725, 0.95500, 1, 0])
+def test_the_worked_example_with_compat_trl():
+    found = example(RESPONSE_AND_PAD, compat="trl")
+    close(found.rewards, [-0.01, 0.005, -0.015, 1, 0], [-0.01, 0.005, -0.005, 0.01, -1.495])
+    close(found.returns[:1], [0.88089, 0.92725, 0.95500, 1, 0])
     close(
-        found.advantage,
+        found.advantages,
         [1.23748, 1.19203, 1.13081, 0, 0],
         [-0.41865, -0.55127, -0.70424, -0.85634, -1.02983],
     )
 
 
-def test_trl_has_no_position_behind_the_longest_response(monkeypatch):
-    drawn = Rollout([[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False], [[]] * 3)
-    monkeypatch.setattr(rollout, "generate", lambda *args, **words: drawn)
+def test_the_longest_response_has_no_trailing_pad(monkeypatch):
+    ids, finished = [[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False]
+    drawn = [Response(k, k, [3], ids[k], finished[k]) for k in range(3)]
+    monkeypatch.setattr(rollout_worker, "generate", lambda *args, **words: drawn)
     cfg = PPOConfig(compat="trl", reward=RewardsConfig(length_penalty=1))
-    tokenizer: Any = SimpleNamespace(pad_token_id=0)
+    tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=1, decode=lambda *_, **__: "")
+    policy: Any = SimpleNamespace(model=None)
     nothing: Any = None
-    author = Author(cfg, nothing, [[3]] * 3, nothing, nothing, tokenizer, SINGLE_PROCESS)
-    assert [one.behind for one in author.write([0, 1, 2], [0, 1, 2], step=1)] == [0, None, None]
+    worker = RolloutWorker(cfg, nothing, [[3]] * 3, policy, nothing, tokenizer, SINGLE_PROCESS)
+    responses = worker.generate([0, 1, 2], [0, 1, 2], step=1)
+    assert [one.trailing_pad for one in responses] == [0, None, None]
 
 
 def test_the_score_appears_once_in_each_response():
-    found = example(SAMPLED, kl_in="loss")
-    close(found.reward, [0, 0, 1, 0, 0], [0, 0, 0, 0, -1.5])
+    found = example(RESPONSE, kl_in="loss")
+    close(found.rewards, [0, 0, 1, 0, 0], [0, 0, 0, 0, -1.5])
 
 
 @pytest.mark.parametrize("name", ["whiten_rewards", "whiten_advantages"])
-def test_equal_scores_divide_by_nothing(name):
-    responses = Responses(*[torch.zeros(2, 3)] * 3, *[torch.ones(2, 3) > 0] * 2, torch.ones(2))
+def test_whitening_equal_scores_is_finite(name):
+    responses = RolloutTensors(*[torch.zeros(2, 3)] * 3, *[torch.ones(2, 3) > 0] * 2, torch.ones(2))
     cfg = PPOConfig(gamma=0.0, reward=RewardsConfig(length_penalty=1), **{name: True})
-    assert shape(responses, cfg, 0.0, SINGLE_PROCESS).advantage.isfinite().all()
+    assert compute_advantages(responses, cfg, 0.0, SINGLE_PROCESS).advantages.isfinite().all()
 
 
 def grouped(advantage, scores, samples=1, **changes):
     count = len(scores)
     zero, full = torch.zeros(count, 2), torch.ones(count, 2, dtype=torch.bool)
-    found = Responses(zero, zero, zero, full, full, torch.tensor(scores), samples)
+    found = RolloutTensors(zero, zero, zero, full, full, torch.tensor(scores), samples)
     cfg = PPOConfig(advantage=advantage, samples_per_prompt=samples, **changes)
-    return shape(found, cfg, 0.05, SINGLE_PROCESS).advantage[:, 0]
+    return compute_advantages(found, cfg, 0.05, SINGLE_PROCESS).advantages[:, 0]
 
 
 @pytest.mark.parametrize("score", [0.7, 0.1, -3.3])
 @pytest.mark.parametrize("advantage", ["grpo", "rloo"])
-def test_equal_scores_have_no_advantage_to_the_last_bit(advantage, score):
+def test_equal_scores_have_exactly_zero_advantage(advantage, score):
     """Their mean rounds: three times 0.7 over 3 is not 0.7, and grpo divides by 1e-4."""
     found = grouped(advantage, [score] * 3, 3)
     assert found.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_what_teaches_is_known_where_only_scores_count():
+def test_has_signal_where_only_scores_count():
     scores = torch.tensor([1.0, 1, 0, 1])
     grpo = PPOConfig(advantage="grpo", samples_per_prompt=2)
-    assert teaches(scores, grpo, 0.0) == [False, False, True, True]
-    assert teaches(scores, grpo, 0.1) == [True] * 4
+    assert has_signal(scores, grpo, 0.0) == [False, False, True, True]
+    assert has_signal(scores, grpo, 0.1) == [True] * 4
     whitened = replace(grpo, whiten_rewards=True)
-    assert teaches(scores, whitened, 0.0) == [True] * 4
-    assert teaches(scores, PPOConfig(), 0.0) == [True] * 4
+    assert has_signal(scores, whitened, 0.0) == [True] * 4
+    assert has_signal(scores, PPOConfig(), 0.0) == [True] * 4
 
 
 def test_responses_are_compared_with_those_to_their_own_prompt():

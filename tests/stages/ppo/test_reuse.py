@@ -1,4 +1,4 @@
-"""rollout_logprobs=reuse: the log-probs of the draws in place of another pass of the policy."""
+"""rollout_logprobs=reuse: the sampler's log-probs in place of another forward pass."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.ppo import rollout
+from rlhf_cli.stages.ppo import rollout_worker
 
 GRPO = ("advantage=grpo", "samples_per_prompt=2")
 REUSE = "rollout_logprobs=reuse"
 
 
 @pytest.mark.parametrize("words", [(), GRPO, ("adapter=lora", "adapter.rank=2", "value=adapter")])
-def test_the_updates_are_those_of_recomputed_logprobs(words, ppo):
+def test_updates_equal_those_of_recomputed_logprobs(words, ppo):
     """In fp32, over the epochs and minibatches of a rollout: rounding is about 1e-6 nats.
 
     Not over several rollouts: where scores of a group are equal, rounding is divided by itself.
@@ -28,25 +28,25 @@ def test_the_updates_are_those_of_recomputed_logprobs(words, ppo):
     assert "rollout/mismatch" not in one
 
 
-def test_bf16_is_off_by_its_rounding(ppo):
+def test_bf16_mismatch_is_rounding(ppo):
     (line,) = ppo(REUSE, "train.precision=bf16", "max_steps=1", "ppo_epochs=1", "minibatches=1")
     assert 0 < line["rollout/mismatch"] < 0.05
     assert line["policy/ratio"] == pytest.approx(1, abs=0.02)
 
 
-def test_what_is_off_is_measured_before_the_first_update(ppo, monkeypatch):
-    """A sampler that is a quarter of a nat off; updates that go far do not count."""
-    real = rollout.generate
+def test_mismatch_is_measured_before_the_first_update(ppo, monkeypatch):
+    """A sampler that is off by 0.25 nats; later updates do not count."""
+    real = rollout_worker.generate
 
     def off(*args, **words):
         drawn = real(*args, **words)
-        return replace(drawn, logprobs=[[x - 0.25 for x in row] for row in drawn.logprobs])
+        return [replace(one, logprobs=[x - 0.25 for x in one.logprobs]) for one in drawn]
 
     far = ("lr=1e-1", "max_steps=1", "ppo_epochs=3")
     (good,) = ppo(REUSE, *far, out="good")
     assert good["rollout/mismatch"] < 1e-5
     assert good["policy/approx_kl"] > 1e-2
-    monkeypatch.setattr(rollout, "generate", off)
+    monkeypatch.setattr(rollout_worker, "generate", off)
     (bad,) = ppo(REUSE, *far, out="bad")
     assert bad["rollout/mismatch"] == pytest.approx(0.25, abs=1e-4)
     assert bad["rollout/mismatch_kl"] == pytest.approx(0.25**2 / 2, abs=1e-4)
@@ -54,7 +54,7 @@ def test_what_is_off_is_measured_before_the_first_update(ppo, monkeypatch):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """Names of the passes of the policy that is trained, outside its updates."""
+    """Names of the trained policy's forward passes outside its updates."""
     seen = []
 
     def count(name):
@@ -80,11 +80,11 @@ def passes(monkeypatch):
         ((REUSE, *GRPO), set()),
     ],
 )
-def test_no_pass_of_the_policy_is_made_for_what_is_known(words, kinds, ppo, passes):
+def test_the_policy_computes_only_what_is_needed(words, kinds, ppo, passes):
     ppo(*words, "max_steps=2")
     assert set(passes) == kinds
 
 
-def test_the_held_out_kl_is_computed_by_the_primitive(ppo):
+def test_the_held_out_kl_is_recomputed(ppo):
     lines = ppo(REUSE, "data.eval=prompts.jsonl", "lr=1e-9", "max_steps=1")
     assert lines[0]["eval/kl"] == 0

@@ -1,4 +1,4 @@
-"""Policy, reference, value model and reward model: on one base where they are adapters."""
+"""Policy, reference, value model and reward model, which share a base as adapters."""
 
 import re
 
@@ -17,8 +17,7 @@ from rlhf_cli.models.source import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import VALUE_ADAPTER, AdapterValueModel
 from rlhf_cli.stages.ppo import training
-from rlhf_cli.stages.ppo.memory import held
-from rlhf_cli.stages.ppo.value_model import attach_value_model
+from rlhf_cli.stages.ppo.value_model import attach_value_model, parameter_bytes
 from tests.helpers import last_of_each, rows_of
 from tests.stages.conftest import FAST
 
@@ -69,18 +68,18 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted,
     with torch.no_grad():
         assert torch.equal(shared(ROWS), shared(ROWS))
     assert not any(p.requires_grad for p in shared.parameters())
-    own, _ = held({"policy": policy.model, "reward": shared})["reward"]
+    own, _ = parameter_bytes({"policy": policy.model, "reward": shared})["reward"]
     assert own == shared.head.numel() * 4  # its adapter stands in the policy's model
 
 
-def test_a_full_policy_shares_nothing(reward_adapter, sft_run, tmp_path):
+def test_a_full_policy_shares_no_memory(reward_adapter, sft_run, tmp_path):
     cfg = LoadConfig(model=ModelConfig(path=str(sft_run)))
     ctx = create_context("fp32", 0, tmp_path)
     policy = load_policy(cfg, load_tokenizer(cfg.model), ctx)
     assert not can_share(policy, find_source(ModelConfig(path=str(reward_adapter))))
 
 
-def test_a_twin_begins_as_the_policy_and_stays_or_goes_its_own_way(adapted):
+def test_a_cloned_adapter_starts_as_the_policy_and_is_independent(adapted):
     policy, _, _ = adapted
     adapters = policy.adapters
     shake(p for p in policy.parameters() if p.requires_grad)
@@ -96,7 +95,7 @@ def test_a_twin_begins_as_the_policy_and_stays_or_goes_its_own_way(adapted):
     assert (policy(ROWS).logp - before).abs().max() > 0.1
 
 
-def test_an_adapter_value_model_learns_through_its_own_adapter_alone(adapted):
+def test_an_adapter_value_model_trains_only_its_own_adapter(adapted):
     policy, _, _ = adapted
     policy.adapters.twin(VALUE_ADAPTER, trained=True)
     policy.value_model = AdapterValueModel(policy.model.config.hidden_size)
@@ -107,7 +106,7 @@ def test_an_adapter_value_model_learns_through_its_own_adapter_alone(adapted):
     assert not any(".default." in name for name in moved)
 
 
-def test_with_adapters_four_models_stand_on_one_base(adapted, reward_adapter, ppo, sft_run, capsys):
+def test_with_adapters_four_models_share_one_base(adapted, reward_adapter, ppo, sft_run, capsys):
     words = [f"model={sft_run}", *LORA, "value=adapter", "reward.function="]
     ppo(*words, f"reward.model={reward_adapter}", "max_steps=2")
     shown = capsys.readouterr().err
@@ -134,19 +133,19 @@ def test_the_reference_of_a_continued_adapter_is_that_adapter(sft_run, ppo, file
 
 @pytest.fixture
 def whole_value_model(sft_run, files):
-    """Words for a value model that starts as a whole reward model."""
+    """Arguments for a value model that starts from a reward model."""
     words = ["reward", f"model={sft_run}", "data=tiny", "max_steps=1", "output_dir=rm", *FAST]
     assert cli.main(last_of_each(*words)) == 0
     return [f"model={sft_run}", "value=model", "reward.function=", "reward.model=rm"]
 
 
-def test_a_whole_value_model_starts_as_the_reward_model(whole_value_model, ppo, capsys):
+def test_a_separate_value_model_starts_as_the_reward_model(whole_value_model, ppo, capsys):
     lines = ppo(*whole_value_model, "max_steps=2")
-    assert "a model of its own, from " in capsys.readouterr().err
+    assert "a separate model, from " in capsys.readouterr().err
     assert lines[0]["loss/value"] > 0
 
 
-def test_a_whole_value_model_recomputes_its_activations_too(whole_value_model, ppo, monkeypatch):
+def test_a_separate_value_model_recomputes_its_activations(whole_value_model, ppo, monkeypatch):
     value_models = []
 
     def keep(cfg, policy, *loaded):

@@ -1,4 +1,4 @@
-"""What holds for every run of PPO."""
+"""Runs of PPO: invariances, resume, metrics, samples and evaluation."""
 
 import json
 import math
@@ -18,9 +18,10 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine
+from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo import training
-from rlhf_cli.stages.ppo.loss import TEXT, PPOLoss
-from rlhf_cli.stages.ppo.rows import Written, minibatches
+from rlhf_cli.stages.ppo.minibatches import PTX_MASK, make_minibatches
+from rlhf_cli.stages.ppo.updates import PPOLoss
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import without_machine
@@ -65,24 +66,24 @@ def test_every_minibatch_has_responses_of_every_rank(samples):
             for place in Ranks(rank, 8).shard(64)
             for sample in range(samples)
         ]
-        responses = [Written(0, number, [1], [2], True) for number in numbers]
-        parts = minibatches(responses, 8, 1000, torch.device("cpu"))
+        responses = [Response(number, 0, [1], [2], True) for number in numbers]
+        parts = make_minibatches(responses, 8, 1000, torch.device("cpu"))
         assert [sum(len(micro.members) for micro in part) for part in parts] == [samples] * 8
 
 
-def test_a_row_of_text_that_fails_is_named_as_such(files, monkeypatch, capsys):
+def test_a_failing_row_of_ptx_data_is_named(files, monkeypatch, capsys):
     Path("text.jsonl").write_text('{"text": "One fine day."}\n{"text": "Another."}\n')
     damaged = lambda self, rows: LossOutput(  # noqa: E731
-        {"ptx": LossTerm(self.policy(rows).logp.sum() / 0, TEXT, 1.0)}
+        {"ptx": LossTerm(self.policy(rows).logp.sum() / 0, PTX_MASK, 1.0)}
     )
-    monkeypatch.setattr(PPOLoss, "_of_text", damaged)
+    monkeypatch.setattr(PPOLoss, "_ptx_loss", damaged)
     assert cli.main(words_of("ptx_coef=1", "ptx_data=text.jsonl", "data.shuffle=false")) == 5
     shown = capsys.readouterr().err
     assert re.search(r"  ptx_data \S*text.jsonl:[12]: loss is not finite", shown)
     assert "prompts.jsonl" not in shown.partition("error: ")[2]
 
 
-def test_metrics_have_the_names_of_the_field(ppo):
+def test_metric_names(ppo):
     line = ppo("max_steps=1")[-1]
     names = {
         "objective/kl", "objective/entropy", "objective/non_score_reward", "objective/rlhf_reward",
@@ -102,7 +103,7 @@ def require_equal(expected, got):
             assert b[name] == pytest.approx(a[name], rel=most, abs=most)
 
 
-def test_how_a_rollout_is_cut_does_not_matter(ppo):
+def test_micro_batch_size_does_not_matter(ppo):
     require_equal(ppo(out="whole"), ppo("train.micro_batch_tokens=1", out="cut"))
 
 
@@ -121,7 +122,7 @@ def test_padding_does_not_matter(side, ppo, monkeypatch):
         pytest.param(("batch_size=1", "minibatches=1"), marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_are_one(words, ppo, files):
+def test_two_processes_equal_one(words, ppo, files):
     """Also where a rank has no prompt in a step."""
     one = ppo(*words, out="one")
     command = [sys.executable, "-m", "rlhf_cli"]
@@ -145,7 +146,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_run_that_goes_on_is_the_unbroken_one(case, ppo, files):
+def test_a_resumed_run_equals_an_unbroken_one(case, ppo, files):
     Path("text.jsonl").write_text("".join(f'{{"text": "Tea is {i}."}}\n' for i in range(5)))
     words = [*RESUMED[case], "max_steps=4", "train.save_steps=2", "sample_steps=1"]
     ppo(*words, out="unbroken")
@@ -174,7 +175,7 @@ def test_a_run_that_goes_on_is_the_unbroken_one(case, ppo, files):
         assert all(torch.equal(saved[0][key], saved[1][key]) for key in saved[0])
 
 
-def test_the_value_model_alone_is_trained_in_its_warmup(ppo, files):
+def test_only_the_value_model_is_trained_during_value_warmup(ppo, files):
     Path("text.jsonl").write_text('{"text": "Tea is poured from a pot."}\n' * 8)
     words = ["value_warmup_steps=3", "train.weight_decay=0.5", "ptx_coef=1", "ptx_data=text.jsonl"]
     ppo(*words, "train.save_steps=1", "train.keep_checkpoints=9")
@@ -186,13 +187,13 @@ def test_the_value_model_alone_is_trained_in_its_warmup(ppo, files):
     assert moved == {name for name in first if name.startswith("value_model.")}
 
 
-def test_text_is_learned_beside_the_reward(ppo):
+def test_the_ptx_loss_falls(ppo):
     Path("text.jsonl").write_text('{"text": "Tea is poured from a pot."}\n' * 8)
     lines = ppo("ptx_coef=1", "ptx_data=text.jsonl", "max_steps=6")
     assert lines[-1]["loss/ptx"] < 0.9 * lines[0]["loss/ptx"]
 
 
-def test_updates_end_where_the_policy_went_far(ppo, monkeypatch):
+def test_updates_stop_above_early_stop_kl(ppo, monkeypatch):
     calls = []
     real = MasterAdamW.step
     monkeypatch.setattr(MasterAdamW, "step", lambda self, lr: (calls.append(lr), real(self, lr)))
@@ -200,7 +201,7 @@ def test_updates_end_where_the_policy_went_far(ppo, monkeypatch):
     assert len(calls) == 2 * 2  # the second shows that the first went too far
 
 
-def test_samples_are_shown_and_written(ppo, files, capsys):
+def test_samples_are_logged(ppo, files, capsys):
     ppo("sample_steps=2", "max_steps=3")
     rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in rows}) == [1, 2, 3]
@@ -208,13 +209,13 @@ def test_samples_are_shown_and_written(ppo, files, capsys):
     assert "samples of step 2:" in capsys.readouterr().err
 
 
-def test_a_response_each_to_several_prompts_is_shown(ppo, files):
+def test_samples_are_of_different_prompts(ppo, files):
     ppo("advantage=grpo", "samples_per_prompt=4", "max_steps=1")
     rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) == 4
 
 
-def test_prompts_lowered_to_the_positions_of_the_model_are_said(ppo, files, capsys):
+def test_a_lowered_max_length_is_reported(ppo, files, capsys):
     line = "data.max_length: 512, the model's positions\n"
     ppo("max_steps=1", "data.eval=prompts.jsonl")
     assert capsys.readouterr().err.count(line) == 1
@@ -229,7 +230,7 @@ def test_the_progress_line_has_score_and_kl(ppo, capsys):
     assert shown.startswith(f"step 1/1  score {score}  kl {kl}  lr ")
 
 
-def test_held_out_prompts_are_scored_with_the_same_draws(ppo):
+def test_held_out_prompts_get_the_same_samples_each_time(ppo):
     lines = ppo("data.eval=prompts.jsonl", "train.eval_steps=1", "lr=1e-9", "max_steps=2")
     evaluated = [line for line in lines if "eval/score" in line]
     assert len(evaluated) == 3
@@ -237,7 +238,7 @@ def test_held_out_prompts_are_scored_with_the_same_draws(ppo):
     assert evaluated[0]["eval/kl"] == 0
 
 
-def test_where_trl_puts_the_score_is_no_part_of_the_held_out_kl(ppo):
+def test_compat_trl_does_not_change_the_held_out_kl(ppo):
     ppo("max_steps=1", out="other")
     words = ["model.reference=other", "data.eval=prompts.jsonl", "lr=1e-9", "max_steps=1"]
     ended = "sampling.stop=[e,a,o]"  # letters, for a random model hardly draws its end token
@@ -257,14 +258,14 @@ def test_the_result_is_a_plain_model_without_the_value_head(ppo, files):
     assert not report["missing_keys"]
 
 
-def test_a_run_goes_on_where_another_ended(ppo, files):
+def test_a_run_can_start_from_another_run(ppo, files):
     ppo("max_steps=1", out="one")
     ppo("max_steps=1", f"model={files / 'one'}", out="two")
     assert (files / "two" / "model" / "config.json").is_file()
 
 
 @pytest.mark.parametrize("judge", ["some", "equal"])
-def test_responses_without_slope_skip_the_backward_pass_and_nothing_else(judge, ppo, monkeypatch):
+def test_responses_without_signal_skip_only_the_backward_pass(judge, ppo, monkeypatch):
     words = ["advantage=grpo", "samples_per_prompt=2", "kl_coef=0", "max_steps=4", "minibatches=1"]
     words += [f"reward.function=judge.py:{judge}", "train.micro_batch_tokens=1"]
     passes = []
@@ -273,7 +274,7 @@ def test_responses_without_slope_skip_the_backward_pass_and_nothing_else(judge, 
     skipped = ppo(*words, out="skipped")
     fewer = len(passes)
     monkeypatch.setattr(
-        "rlhf_cli.stages.ppo.learning.teaches", lambda score, *_: [True] * len(score)
+        "rlhf_cli.stages.ppo.experience.has_signal", lambda score, *_: [True] * len(score)
     )
     whole = ppo(*words, out="whole")
     if judge == "some":  # two responses to each prompt, half of which teach nothing
@@ -284,7 +285,7 @@ def test_responses_without_slope_skip_the_backward_pass_and_nothing_else(judge, 
     require_equal(whole, skipped)
 
 
-def test_all_equal_scores_teach_nothing_and_are_told(ppo, capsys):
+def test_equal_scores_get_a_warning(ppo, capsys):
     for advantage in ("gae", "grpo"):
         words = ["samples_per_prompt=2", f"advantage={advantage}"]
         lines = ppo("reward.function=judge.py:equal", *words, out=advantage)
@@ -292,14 +293,14 @@ def test_all_equal_scores_teach_nothing_and_are_told(ppo, capsys):
         assert "all scores are 1; there is nothing to learn" in capsys.readouterr().err
 
 
-def test_an_exploding_kl_is_one_line_and_no_nan(files, capsys):
+def test_an_exploding_kl_stops_the_run_with_one_line(files, capsys):
     words = ["reward.function=judge.py:huge", "lr=1", "train.max_grad_norm=0", "kl_limit=5"]
     assert cli.main(words_of(*words, "max_steps=20")) == 5
     [line] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]
     assert "nats from the reference, more than kl_limit=5" in line
 
 
-def test_an_evaluation_is_that_of_the_run(ppo, files, sft_run, capsys):
+def test_evaluate_equals_the_evaluation_of_the_run(ppo, files, sft_run, capsys):
     words = [f"model={sft_run}", "data.eval=prompts.jsonl", "max_steps=2", "lr=1e-2"]
     last = [line for line in ppo(*words) if "eval/score" in line][-1]
     capsys.readouterr()
@@ -311,7 +312,7 @@ def test_an_evaluation_is_that_of_the_run(ppo, files, sft_run, capsys):
         assert value == pytest.approx(last[f"eval/{name}"], abs=1e-4)
 
 
-def test_a_run_with_a_gpu_is_evaluated_without_one(ppo, files, sft_run):
+def test_a_run_with_cuda_graphs_is_evaluated_on_the_cpu(ppo, files, sft_run):
     ppo(f"model={sft_run}", "data.eval=prompts.jsonl", "max_steps=1", "rollout_logprobs=reuse")
     config = files / "run" / "config.yaml"
     assert config.read_text().count("cuda_graphs: false") == 1
@@ -322,8 +323,8 @@ def test_a_run_with_a_gpu_is_evaluated_without_one(ppo, files, sft_run):
 @pytest.mark.parametrize(
     ("words", "most"), [((), 1e-5), (("train.precision=bf16", "adapter=lora"), 0.05)]
 )
-def test_recorded_passes_read_the_weights_of_each_rollout(words, most, ppo, monkeypatch):
-    """Old weights would be seen as log-probs that the updates do not find."""
+def test_recorded_steps_use_the_weights_of_each_rollout(words, most, ppo, monkeypatch):
+    """Old weights would show as a mismatch of the log-probs."""
     for module in (engine, training):
         monkeypatch.setattr(module, "capture", tape.record)
         monkeypatch.setattr(module, "require_cuda", lambda sampling, device: None)
@@ -333,7 +334,7 @@ def test_recorded_passes_read_the_weights_of_each_rollout(words, most, ppo, monk
     assert all(line["rollout/mismatch"] < most for line in lines)
 
 
-def test_samples_of_a_run_that_left_no_checkpoint_are_not_kept(ppo, files):
+def test_samples_of_a_run_without_a_checkpoint_are_removed(ppo, files):
     (files / "once.py").write_text(
         "from pathlib import Path\n"
         "def score(prompts, responses, **columns):\n"
@@ -349,8 +350,8 @@ def test_samples_of_a_run_that_left_no_checkpoint_are_not_kept(ppo, files):
     assert [json.loads(row)["step"] for row in rows] == [1] * 4 + [2] * 4
 
 
-def test_a_held_out_kl_is_of_sampled_tokens_alone(ppo):
-    """The token that stands behind an end with `compat=trl` has a value and no KL."""
+def test_the_held_out_kl_is_over_sampled_tokens_only(ppo):
+    """The trailing pad of `compat=trl` has a value and no KL."""
     words = ["data.eval=prompts.jsonl", "max_new_tokens=64", "temperature=3", "lr=1e-2", *ONCE]
     words.append("advantage=reinforce_pp")
     plain, trl = (ppo(*words, f"compat={kind}", out=kind)[-1] for kind in ("none", "trl"))

@@ -1,4 +1,4 @@
-"""PPO on a vocabulary that is padded: what has no token has no probability in a rollout."""
+"""PPO with a padded vocabulary: ids without a token have no probability."""
 
 import pytest
 from transformers import AutoTokenizer
@@ -8,9 +8,7 @@ from tests.helpers import tiny_llama
 
 
 @pytest.mark.parametrize("value", ["trunk", "adapter"])
-def test_the_first_ratio_is_1_the_first_kl_0_and_entropy_is_among_the_tokens(
-    value, ppo, files, capsys
-):
+def test_first_ratio_kl_and_entropy_with_a_padded_vocabulary(value, ppo, files, capsys):
     tokenizer = AutoTokenizer.from_pretrained(shipped_model("tiny"))
     size = len(tokenizer)
     shape = {"initializer_range": 1e-4, "tie_word_embeddings": False}  # all are as likely

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.ends import Ends, end_tokens
+from rlhf_cli.rollout.stopping import StopCriteria, end_token_ids
 
 PIECES = ["<end>", "a", "b", "END", "E", "ND", "ND of", "\n", "\nUs", "er:", ""]
 TOKENIZER = SimpleNamespace(eos_token_id=0, decode=lambda ids: "".join(PIECES[i] for i in ids))
@@ -14,13 +14,13 @@ def model(ends):
 
 
 def test_end_tokens_are_the_tokenizers_and_the_models():
-    assert end_tokens(model([5, 0]), TOKENIZER) == [0, 5]
-    assert end_tokens(model(7), TOKENIZER) == [0, 7]
-    assert end_tokens(model(None), SimpleNamespace(eos_token_id=None)) == []
+    assert end_token_ids(model([5, 0]), TOKENIZER) == [0, 5]
+    assert end_token_ids(model(7), TOKENIZER) == [0, 7]
+    assert end_token_ids(model(None), SimpleNamespace(eos_token_id=None)) == []
 
 
 @pytest.mark.parametrize(
-    ("written", "reached"),
+    ("token_ids", "expected"),
     [
         ([1, 0], True),
         ([1, 2], False),
@@ -33,9 +33,9 @@ def test_end_tokens_are_the_tokenizers_and_the_models():
         ([1, 7, 9], False),
     ],
 )
-def test_a_stop_string_is_found_wherever_tokens_divide_it(written, reached):
-    ends = Ends(model(None), TOKENIZER, SamplingConfig(stop=["END", "\nUser:"]))
-    assert ends.reached(written) == reached
+def test_a_stop_string_is_found_wherever_tokens_divide_it(token_ids, expected):
+    stop = StopCriteria(model(None), TOKENIZER, SamplingConfig(stop=["END", "\nUser:"]))
+    assert stop.is_met(token_ids) == expected
 
 
 def test_a_minimum_over_the_maximum_is_refused():

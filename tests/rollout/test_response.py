@@ -1,15 +1,15 @@
-"""Responses as text: what ends and pads them is left out, all else is seen."""
+"""Text of responses: only end and padding tokens are left out."""
 
 import pytest
 import torch
 
-from rlhf_cli.rollout.text import ResponseStreamer, response_text
+from rlhf_cli.rollout.response import ResponseStreamer, response_text
 from tests.data.test_templates import family
 
 
 @pytest.fixture
 def tokenizer():
-    """Of ChatML, with two special tokens that mean something."""
+    """A ChatML tokenizer with two more special tokens."""
     from copy import deepcopy
 
     found = deepcopy(family("chatml"))
@@ -22,7 +22,7 @@ def ids(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def test_only_ends_and_padding_are_left_out(tokenizer):
+def test_only_end_and_padding_tokens_are_left_out(tokenizer):
     tokens = ids(tokenizer, "<think>Hm.</think> Yes.<|im_end|><|pad|>")
     ends = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     assert response_text(tokenizer, tokens, ends) == "<think>Hm.</think> Yes."

@@ -1,9 +1,9 @@
-"""PPO for a loop of your own: scores from people, from a simulator, from anything."""
+"""PPO for loops of your own, with scores from people, a simulator or anything else."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,11 +15,10 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.load import context_length
-from rlhf_cli.rollout.ends import add_end_token, end_tokens
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.rollout.text import response_text
+from rlhf_cli.rollout.response import Response, response_text
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.rows import Written
 from rlhf_cli.stages.ppo.training import (
     PromptData,
     build_learner,
@@ -32,23 +31,8 @@ from rlhf_cli.train.export import save_model
 from rlhf_cli.train.loop import RunResult, TrainingLoop, TrainingTask
 
 
-@dataclass(frozen=True)
-class Response:
-    """What the policy wrote.
-
-    Attributes:
-        text: without special tokens.
-        tokens: the end token included where there is one.
-        finished: whether it ended by itself.
-    """
-
-    text: str
-    tokens: list[int]
-    finished: bool
-
-
 class _GivenUpdates:
-    """A `StepSource` of the updates that it is given, one step at a time."""
+    """A `StepSource` of the updates that `PPOTrainer.step` sets, one step at a time."""
 
     def __init__(self, steps: int) -> None:
         self.total_steps = steps
@@ -73,19 +57,18 @@ def _reuse_problems(cfg: PPOConfig) -> list[str]:
     if not cfg.reuses_logprobs:
         return []
     return [
-        "rollout_logprobs: got reuse; responses that are given to PPOTrainer.step come without "
-        "log-probs. Try rollout_logprobs=recompute"
+        "rollout_logprobs: got reuse; PPOTrainer.step accepts responses without log-probs. "
+        "Try rollout_logprobs=recompute"
     ]
 
 
 class PPOTrainer:
-    """Policy, reference and value model, and one update at a time; the code of `rlhf ppo`.
+    """PPO one update at a time, with the same code as `rlhf ppo`; one process.
 
-    One process. With `train.max_steps` the learning rate follows `train.schedule`; without, it is
-    constant.
+    With `train.max_steps` the learning rate follows `train.schedule`; without, it is constant.
 
     Args:
-        cfg: as of `rlhf ppo`; `data` and `reward` are not read.
+        cfg: configuration of `rlhf ppo`; `data` and `reward` are not read.
         out: folder for `metrics.jsonl` and `model/`.
 
     Raises:
@@ -111,7 +94,7 @@ class PPOTrainer:
         learner = build_learner(cfg, plan, models)
         self.updates = learner.updates
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
-        self.drawn = 0
+        self.generated = 0
         task = TrainingTask(
             policy=self.policy,
             source=self.source,
@@ -121,12 +104,12 @@ class PPOTrainer:
         self.loop = TrainingLoop(task, plan.train, self.ctx, plan.start.fingerprint)
 
     @property
-    def ends(self) -> list[int]:
+    def end_ids(self) -> list[int]:
         """Tokens that end a response."""
-        return end_tokens(self.policy.model, self.tokenizer)
+        return end_token_ids(self.policy.model, self.tokenizer)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Response]:
-        """A response to each prompt, drawn as `cfg.sampling` says; other draws each time.
+        """Generate a response to each prompt by `cfg.sampling`, with new random numbers each time.
 
         Args:
             prompts: text or messages, as `Message` or as in a file.
@@ -135,21 +118,20 @@ class PPOTrainer:
             DataError: a prompt is neither.
             ConfigError: prompt and response do not fit the model's positions.
         """
-        first, self.drawn = self.drawn, self.drawn + len(prompts)
-        drawn = generate(
+        first, self.generated = self.generated, self.generated + len(prompts)
+        responses = generate(
             self.policy,
             self.tokenizer,
-            [self._encode(number, prompt) for number, prompt in enumerate(prompts)],
+            [self._encode(index, prompt) for index, prompt in enumerate(prompts)],
             self.cfg.sampling,
-            numbers=range(first, first + len(prompts)),
+            prompt_numbers=range(first, first + len(prompts)),
         )
         skip = self.cfg.reward.skip_special_tokens
-        texts = [
-            response_text(self.tokenizer, ids, self.ends, skip_special_tokens=skip)
-            for ids in drawn.tokens
-        ]
-        parts = zip(texts, drawn.tokens, drawn.finished, strict=True)
-        return [Response(*part) for part in parts]
+        for response in responses:
+            response.text = response_text(
+                self.tokenizer, response.token_ids, self.end_ids, skip_special_tokens=skip
+            )
+        return responses
 
     def step(
         self,
@@ -157,39 +139,39 @@ class PPOTrainer:
         responses: Sequence[Response | str],
         scores: Sequence[float],
     ) -> dict[str, float]:
-        """Learn from scored responses: `ppo_epochs` times `minibatches` moves of the optimizer.
+        """Train on scored responses: `ppo_epochs` times `minibatches` optimizer steps.
 
         Args:
             prompts: as many as a multiple of `minibatches`; with an `advantage` that compares
                 responses to one prompt, each `samples_per_prompt` times in a row.
-            responses: to each; what `generate` gave, or a text, which gets an end token.
-            scores: of each; higher is better.
+            responses: one per prompt; from `generate`, or a text, which gets an end token.
+            scores: one per response; higher is better.
 
         Returns:
             The metrics of the step, as in `metrics.jsonl`.
 
         Raises:
             DataError: the three differ in number, or do not fit the minibatches or the model.
-            NonFinite: the policy has left the reference far behind.
+            NonFinite: the KL from the reference is above `kl_limit`.
         """
-        written = self._written(prompts, responses, scores)
+        encoded = self._encode_responses(prompts, responses, scores)
         points = torch.tensor([float(score) for score in scores])
         if not points.isfinite().all():
             raise DataError("scores: got one that is not finite; need a number for each response")
-        lesson = self.updates.begin(written, points, self.loop.step + 1)
+        batch = self.updates.start_rollout(encoded, points, self.loop.step + 1)
         self.source.metrics = self.updates.metrics
-        self.source.updates = self.updates.passes(lesson)
+        self.source.updates = self.updates.minibatches(batch)
         self.loop.train_step()
         values = self.loop.meter.read()
         self.loop.log(values)
         return values
 
-    def _written(
+    def _encode_responses(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[Response | str],
         scores: Sequence[float],
-    ) -> list[Written]:
+    ) -> list[Response]:
         count, parts = len(prompts), self.cfg.minibatches * self.cfg.samples_per_prompt
         if not count == len(responses) == len(scores):
             raise DataError(
@@ -202,48 +184,50 @@ class PPOTrainer:
                 "samples_per_prompt"
             )
         found = [
-            self._one(number, prompt, response)
-            for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+            self._encode_response(index, prompt, response)
+            for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
         ]
-        room = context_length(self.policy.model)
-        for one in found:
-            if room and len(one) > room:
+        positions = context_length(self.policy.model)
+        for response in found:
+            if positions and len(response) > positions:
                 raise DataError(
-                    f"prompts[{one.number}] and its response have {len(one)} tokens, more than the "
-                    f"model's {room} positions"
+                    f"prompts[{response.index}] and its response have {len(response)} tokens, more "
+                    f"than the model's {positions} positions"
                 )
         return found
 
-    def _one(self, number: int, prompt: Prompt, response: Response | str) -> Written:
-        before = self._encode(number, prompt)
+    def _encode_response(self, index: int, prompt: Prompt, response: Response | str) -> Response:
+        prompt_ids = self._encode(index, prompt)
         chat = self.encoder.as_message or not isinstance(prompt, str)
         self.report.templated |= chat
-        if isinstance(response, str):
-            text = self.tokenizer.encode(response, add_special_tokens=False)
-            end = (self.encoder.turn_end if chat else None) or self.ends[0]
-            response = Response(response, [*text, end], finished=True)
-        return Written(number, number, before, response.tokens, response.finished)
+        if isinstance(response, Response):
+            return Response(index, index, prompt_ids, response.token_ids, response.finished)
+        token_ids = self.tokenizer.encode(response, add_special_tokens=False)
+        end = (self.encoder.turn_end if chat else None) or self.end_ids[0]
+        return Response(index, index, prompt_ids, [*token_ids, end], finished=True)
 
-    def _encode(self, number: int, prompt: Prompt) -> list[int]:
+    def _encode(self, index: int, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str) and not all(isinstance(turn, Message) for turn in prompt):
             try:
-                prompt = messages(f"prompts[{number}]", prompt)
+                prompt = messages(f"prompts[{index}]", prompt)
             except Malformed as error:
                 raise DataError(str(error)) from error
         try:
             tokens = self.encoder.encode(prompt)
         except Refused as error:
-            raise DataError(f"prompts[{number}]: {error}") from error
+            raise DataError(f"prompts[{index}]: {error}") from error
         add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
         return tokens
 
     def save(self) -> Path:
-        """Write the policy where `from_pretrained` and every command of ours can read it.
+        """Save the policy in the format of `from_pretrained`, and return its folder.
 
         Raises:
             CheckpointError: the disk is full or read-only.
         """
         result = RunResult(self.loop.step, 0.0, [], self.loop.optimizer.masters)
         trained_on = "chat" if self.report.templated else "text"
-        save_model(self.policy, self.tokenizer, self.ends, trained_on, self.cfg, self.ctx, result)
+        save_model(
+            self.policy, self.tokenizer, self.end_ids, trained_on, self.cfg, self.ctx, result
+        )
         return self.ctx.out / "model"

@@ -1,4 +1,4 @@
-"""PPO by a loop of one's own."""
+"""PPOTrainer in a loop of one's own."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs import artifact
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.door import PPOTrainer
+from rlhf_cli.stages.ppo.trainer import PPOTrainer
 from rlhf_cli.train.config import TrainConfig
 
 PROMPTS = ["Say tea", "Say rain", "Say gold", "Say jazz"]
@@ -48,22 +48,22 @@ def test_the_score_rises_and_the_result_loads(trainer, tmp_path):
     AutoModelForCausalLM.from_pretrained(trainer.save())
 
 
-def test_a_step_is_that_of_the_command(ppo, files):
-    """The same prompts, draws and scores give the same losses as `rlhf ppo`."""
+def test_a_step_equals_that_of_the_command(ppo, files):
+    """The same prompts, responses and scores give the same losses as `rlhf ppo`."""
     once = ["max_steps=1", "ppo_epochs=1", "minibatches=1", "data.shuffle=false", "kl_coef=0.001"]
     (line,) = ppo(*once, "reward.function=judge.py:length", "lr=3e-3", "data.split=train[:4]")
     rows = (files / "prompts.jsonl").read_text().splitlines()[:4]
     prompts = [json.loads(row)["prompt"] for row in rows]
     sampling = replace(CFG.sampling, temperature=0.7)
     trainer = PPOTrainer(replace(CFG, sampling=sampling, ppo_epochs=1, minibatches=1), files / "my")
-    trainer.drawn = 4  # the command's first rollout is number 1
+    trainer.generated = 4  # the command's first rollout is number 1
     responses = trainer.generate(prompts)
     metrics = trainer.step(prompts, responses, [float(len(one.text)) for one in responses])
     for name in ("objective/scores", "tokens/response_length", "loss/value", "loss", "grad_norm"):
         assert metrics[name] == pytest.approx(line[name], rel=1e-5), name
 
 
-def test_the_loop_of_the_page_runs(tmp_path, monkeypatch):
+def test_the_loop_in_the_docs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[3] / "docs" / "ppo.md").read_text()
     [program] = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
@@ -71,7 +71,7 @@ def test_the_loop_of_the_page_runs(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "mine" / "model" / "config.json").is_file()
 
 
-def test_texts_of_people_are_taken_with_an_end_token(trainer):
+def test_text_responses_get_an_end_token(trainer):
     metrics = trainer.step(PROMPTS, ["tea"] * 4, [1.0, 0.0, 0.5, 0.2])
     assert metrics["tokens/eos_fraction"] == 1
     assert math.isfinite(metrics["loss"])
@@ -85,18 +85,18 @@ def test_texts_of_people_are_taken_with_an_end_token(trainer):
         (["a " * 600] * 4, [1.0] * 4, "more than the model's 512 positions"),
     ],
 )
-def test_what_does_not_fit_is_told_before_anything_is_learned(trainer, responses, scores, told):
+def test_bad_arguments_are_refused_before_an_update(trainer, responses, scores, told):
     with pytest.raises(DataError, match=told):
         trainer.step(PROMPTS, responses, scores)
     assert trainer.loop.step == 0
 
 
-def test_a_number_that_the_minibatches_do_not_divide_is_refused(trainer):
+def test_a_count_that_minibatches_do_not_divide_is_refused(trainer):
     with pytest.raises(DataError, match="got 3 prompts; need a multiple of 2"):
         trainer.step(PROMPTS[:3], ["a"] * 3, [1.0] * 3)
 
 
-def test_messages_are_taken_as_in_a_file_and_the_result_knows_it(trainer):
+def test_messages_are_accepted_and_recorded_in_the_artifact(trainer):
     chat = [{"role": "user", "content": "Say tea"}]
     assert len(trainer.generate([chat])) == 1
     trainer.step([chat] * 2, ["a", "b"], [1.0, 0.0])
@@ -105,11 +105,11 @@ def test_messages_are_taken_as_in_a_file_and_the_result_knows_it(trainer):
         trainer.generate([chat, [{"text": "tea"}]])
 
 
-def test_logprobs_of_draws_that_step_is_not_given_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="rollout_logprobs: got reuse; responses that are given"):
+def test_reused_logprobs_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="rollout_logprobs: got reuse; "):
         PPOTrainer(replace(CFG, rollout_logprobs="reuse"), tmp_path / "mine")
 
 
-def test_a_contradiction_is_told_before_a_model_is_loaded(tmp_path):
+def test_a_contradiction_is_refused_before_a_model_is_loaded(tmp_path):
     with pytest.raises(ConfigError, match="samples_per_prompt: got 1 with advantage=grpo"):
         PPOTrainer(replace(CFG, advantage="grpo"), tmp_path / "mine")
