@@ -18,9 +18,9 @@ from benchmarks.common import save, spread
 from benchmarks.sft import prepare
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
+from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.records.record import PromptCompletionRecord
+from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.models.compiled import compile_layers, uncompiled
 from rlhf_cli.models.config import LoadConfig, ModelConfig

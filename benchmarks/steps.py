@@ -16,9 +16,10 @@ from benchmarks.common import now
 from rlhf_cli.context import RunContext, choose_compute
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import Examples, load_examples
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import micro_batches
-from rlhf_cli.data.records.record import PreferenceRecord, PromptCompletionRecord
+from rlhf_cli.data.records.types import PreferenceRecord, PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models import attention

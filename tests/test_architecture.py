@@ -17,6 +17,7 @@ MODULES = {
 FLOORS = {
     **dict.fromkeys(("errors", "cores", "resources", "config", "command_line", "runs", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
+    **dict.fromkeys(("cache", "progress"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),
     "stages": 4,

@@ -17,8 +17,8 @@ from benchmarks.common import SCRATCH, child, data_folder, save, texts
 from benchmarks.parity import ours
 from benchmarks.parity.compare import compare
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records.record import PromptCompletionRecord
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.models.attach import attach
 from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.prompts import PromptSet, encode_all
-from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.prompts import PromptEncoder, PromptSet, becomes_message, encode_all
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer

@@ -12,11 +12,10 @@ import numpy as np
 from rlhf_cli.commands.output import writing
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.data.elo import TIE, rate
-from rlhf_cli.data.reading.files import data_files, read_rows
-from rlhf_cli.data.reading.raw import RawRow, show_value
 from rlhf_cli.data.records import fields
-from rlhf_cli.data.records.row_errors import Malformed
-from rlhf_cli.data.report import SHOWN, count
+from rlhf_cli.data.report import SHOWN, Malformed, count
+from rlhf_cli.data.sources.base import RawRow, show_value
+from rlhf_cli.data.sources.files import data_files, read_rows
 from rlhf_cli.errors import ConfigError, DataError
 
 Row = dict[str, Any]

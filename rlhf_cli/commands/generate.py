@@ -12,11 +12,10 @@ from rlhf_cli.commands.config import GenerateConfig
 from rlhf_cli.commands.output import Write, writing
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.context import RunContext, open_context, say
-from rlhf_cli.data.progress import ProgressCount
-from rlhf_cli.data.prompts import PromptSet, load_prompts
+from rlhf_cli.data.prompts import PromptEncoder, PromptSet, load_prompts
 from rlhf_cli.data.records.fields import Message, Messages, Prompt
-from rlhf_cli.data.tokens.prompts import PromptEncoder
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.progress import ProgressCount
 from rlhf_cli.rewards.rewards import open_rewards
 from rlhf_cli.rollout.graphs import require_cuda
 

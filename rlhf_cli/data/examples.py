@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from array import array
 from collections.abc import Iterable, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.context import say
-from rlhf_cli.data.cache import Entry, entry_key, load_entry, store_entry
-from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.progress import track
-from rlhf_cli.data.reading.mixture import Mixture
-from rlhf_cli.data.reading.opening import open_held_out, open_training
-from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.packing import Example
-from rlhf_cli.data.tokens.rows import RowMaker
 from rlhf_cli.errors import DataError
-from rlhf_cli.resources import cache_folder
 
 
 @dataclass(frozen=True)
@@ -66,104 +54,19 @@ class Examples:
 
 
 ARRAYS = ("tokens", "trained", "row_starts", "example_starts", "origin")
+
+
 COLUMN = "column "
 
-Loaded = tuple[Examples, DataReport]
 
-
-def load_examples(
-    cfg: DataConfig,
-    stage: str,
-    tokenizer: Any,
-    allowed: tuple[type, ...],
-    seed: int = 0,
-    *,
-    as_messages: bool = False,
-    cached_only: bool = False,
-) -> Loaded:
-    """The training examples of a stage, from the cache where it has them.
-
-    Args:
-        cfg: which rows, and how they become tokens and masks.
-        stage: names the shipped rows, and stands in errors.
-        tokenizer: a fast one.
-        allowed: the record classes that the stage takes, the preferred first.
-        seed: of the draw from sources with a weight that is no whole number.
-        as_messages: text prompts and responses become turns of the chat template; else they are
-            joined as they stand.
-        cached_only: tokenize nothing: for ranks, whose tokens were made before they started.
-
-    Raises:
-        DataError: the rows cannot be read, are not what the stage takes, or none is left.
-        ModelError: the tokenizer lacks what the rows need.
-    """
-    mixture = open_training(cfg, stage, seed)
-    role = "training"
-    return _load(mixture, role, cfg, stage, tokenizer, allowed, as_messages, cached_only)
-
-
-def load_eval_examples(
-    cfg: DataConfig,
-    stage: str,
-    tokenizer: Any,
-    allowed: tuple[type, ...],
-    *,
-    as_messages: bool = False,
-    cached_only: bool = False,
-) -> Loaded | None:
-    """The held-out examples that `data.eval` names or counts, or none; as `load_examples`."""
-    rows = open_held_out(cfg, stage)
-    if rows is None:
-        return None
-    return _load(rows, "held-out", cfg, stage, tokenizer, allowed, as_messages, cached_only)
-
-
-def _load(
-    mixture: Mixture,
-    role: str,
-    cfg: DataConfig,
-    stage: str,
-    tokenizer: Any,
-    allowed: tuple[type, ...],
-    as_messages: bool,
-    cached_only: bool,
-) -> Loaded:
-    names = tuple(name for source in mixture.sources for name in source.names)
-    shown = names[0] if len(names) == 1 else f"{len(names)} files"
-    report = DataReport(names, sha256=mixture.content)
-    maker = RowMaker(tokenizer, cfg, report, as_messages=as_messages)
-    key = entry_key(report.sha256, tokenizer, cfg, allowed, as_messages=as_messages)
-    entry = load_entry(key)
-    if entry is not None:
-        report = DataReport.from_dict(entry.facts)
-        examples = _unpack(names, entry.arrays)
-        say(f"{shown}: tokens from the cache ({key})")
-    elif cached_only:
-        raise DataError(
-            f"{shown}: its tokens are not in the cache ({cache_folder()}), where they were put "
-            "before the ranks started; set RLHF_CACHE to a folder that all processes can use"
-        )
-    else:
-        began = time.monotonic()
-        settings = [source.settings for source in mixture.sources]
-        reader = RecordReader(cfg, stage, allowed, report, settings)
-        examples = _build(mixture, names, reader, maker)
-        say(f"{shown}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
-        store_entry(key, Entry(_pack(examples), report.to_dict()))
-    report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
-    report.sources, report.held_out = mixture.facts, mixture.held_out
-    for line in report.lines(role):
-        say(line)
-    return examples, report
-
-
-def _pack(examples: Examples) -> dict[str, NDArray[Any]]:
+def examples_to_arrays(examples: Examples) -> dict[str, NDArray[Any]]:
     """All arrays by name; columns with a mark."""
     columns = {f"{COLUMN}{name}": values for name, values in examples.columns.items()}
     return {**{name: getattr(examples, name) for name in ARRAYS}, **columns}
 
 
-def _unpack(files: tuple[str, ...], arrays: Mapping[str, NDArray[Any]]) -> Examples:
+def examples_from_arrays(files: tuple[str, ...], arrays: Mapping[str, NDArray[Any]]) -> Examples:
+    """The examples that `examples_to_arrays` was given."""
     own = {name: arrays[name] for name in ARRAYS}
     columns = {
         name.removeprefix(COLUMN): values
@@ -171,21 +74,6 @@ def _unpack(files: tuple[str, ...], arrays: Mapping[str, NDArray[Any]]) -> Examp
         if name.startswith(COLUMN)
     }
     return Examples(files=files, **own, columns=columns)
-
-
-def _build(
-    mixture: Mixture, names: tuple[str, ...], reader: RecordReader, maker: RowMaker
-) -> Examples:
-    size = sum(source.size for source in mixture.sources)
-    with closing(track(mixture.rows(), size)) as rows:  # the bar goes before an error shows
-        examples = flatten(maker.examples(reader.read(rows)), names)
-    report = maker.report
-    report.require_kept()
-    report.examples = len(examples)
-    report.tokens = len(examples.tokens)
-    report.trained_tokens = int(examples.trained.sum())
-    report.measure(np.diff(examples.row_starts))
-    return examples
 
 
 def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
@@ -212,3 +100,84 @@ def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
         np.frombuffer(origin, np.int64).reshape(-1, 2),
         {"score": np.frombuffer(scores, np.float32)} if scores else {},
     )
+
+
+MOST_SHIFT = 64
+"""Examples that a response is moved on by, at most."""
+
+
+def unpair(examples: Examples) -> Examples:
+    """Preference pairs as single labelled rows: 1 for each chosen response, 0 for each rejected."""
+    rows = len(examples.row_starts) - 1
+    score = np.zeros(rows, np.float32)
+    score[examples.example_starts[:-1]] = 1.0
+    return replace(
+        examples,
+        example_starts=np.arange(rows + 1),
+        origin=np.repeat(examples.origin, np.diff(examples.example_starts), axis=0),
+        columns={**examples.columns, "score": score},
+    )
+
+
+def count_classes(examples: Examples) -> tuple[int, int]:
+    """How many rows are desirable, and how many are not."""
+    score = examples.columns["score"]
+    desirable = int((score > 0.5).sum())
+    return desirable, len(score) - desirable
+
+
+def mismatch(examples: Examples, max_length: int) -> Examples:
+    """A second row for each example: its prompt with the response of another example.
+
+    Every response is given to one other prompt: all are moved on by the same number of examples.
+    That is one, or more where it would give a prompt its own again: the rows of a pair that was
+    taken apart have the same. The second row repeats the columns of the first.
+
+    Args:
+        examples: of one row each, at least two. The response is what is trained, to the row's end.
+        max_length: tokens; the end of a response that makes a row longer is cut off.
+
+    Raises:
+        DataError: there is only one example.
+    """
+    if len(examples) < 2:
+        raise DataError(
+            f"{examples.where(0)} is the only row; need two at least, whose responses can be given "
+            "to each other's prompts"
+        )
+    bounds, response = examples.row_starts, _response_starts(examples)
+    shift = _shift(examples, response)
+    tokens: list[NDArray[np.int32]] = []
+    trained: list[NDArray[np.bool_]] = []
+    for own in range(len(examples)):
+        other = (own + shift) % len(examples)
+        prompt = slice(bounds[own], response[own])
+        answer = slice(response[other], bounds[other + 1])
+        for parts in ((slice(bounds[own], bounds[own + 1]),), (prompt, answer)):
+            tokens.append(np.concatenate([examples.tokens[p] for p in parts])[:max_length])
+            trained.append(np.concatenate([examples.trained[p] for p in parts])[:max_length])
+    lengths = [len(row) for row in tokens]
+    return replace(
+        examples,
+        tokens=np.concatenate(tokens),
+        trained=np.concatenate(trained),
+        row_starts=np.concatenate([[0], np.cumsum(lengths)]),
+        example_starts=2 * np.arange(len(examples) + 1),
+        columns={name: np.repeat(values, 2) for name, values in examples.columns.items()},
+    )
+
+
+def _response_starts(examples: Examples) -> NDArray[np.int64]:
+    """[R], index of each row's first trained token in `tokens`."""
+    trained = np.flatnonzero(examples.trained)
+    return trained[np.searchsorted(trained, examples.row_starts[:-1])]
+
+
+def _shift(examples: Examples, response: NDArray[np.int64]) -> int:
+    """The smallest shift of those that give the fewest prompts a response to themselves."""
+    ids: dict[bytes, int] = {}
+    spans = zip(examples.row_starts[:-1], response, strict=True)
+    texts = (examples.tokens[start:end].tobytes() for start, end in spans)
+    prompts = np.array([ids.setdefault(text, len(ids)) for text in texts])
+    shifts = range(1, min(len(prompts), MOST_SHIFT + 1))
+    return min(shifts, key=lambda shift: int((prompts == np.roll(prompts, -shift)).sum()))

@@ -10,8 +10,18 @@ import numpy as np
 
 from rlhf_cli.errors import DataError
 
+
+class Malformed(Exception):
+    """The row breaks its format: broken JSON, a missing column, a wrong type."""
+
+
+class Refused(Exception):
+    """The row is well formed, but there is nothing to learn from it; the message is the reason."""
+
+
 SHOWN = 5
 """Malformed rows, and reasons of refusal, that a message lists."""
+
 
 PERCENTILES = (50, 90, 99, 100)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.records.fields import flag
-from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.report import Malformed
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_cli.data.reading.raw import show_value
 from rlhf_cli.data.records.fields import Prompt, to_json
+from rlhf_cli.data.sources.base import show_value
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
-from rlhf_cli.data.progress import ProgressCount
+from rlhf_cli.data.dataset import Loaded, load_eval_examples
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
+from rlhf_cli.progress import ProgressCount
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.opening import say_max_length, say_plain_text
 from rlhf_cli.stages.session import require_context

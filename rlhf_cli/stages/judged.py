@@ -11,8 +11,9 @@ import numpy as np
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.records.types import (
     LabelledRecord,
     PreferenceRecord,
     RankedRecord,

@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rlhf_cli.context import say
-from rlhf_cli.data.arrange import count_classes, unpair
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
+from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.examples import Examples, count_classes, unpair
+from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import by_label

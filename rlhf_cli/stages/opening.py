@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import RunContext, say, silence
-from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
-from rlhf_cli.data.records.corpus import holds_chats, iter_texts
+from rlhf_cli.data.dataset import Loaded, holds_chats, iter_texts, load_eval_examples, load_examples
+from rlhf_cli.data.prompts import becomes_message
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.prompts import becomes_message
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
 from rlhf_cli.runs.contents import TOKENIZER

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.context import say
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import count
-from rlhf_cli.data.tokens.specials import turn_end
+from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
 from rlhf_cli.models.vocabulary import require_embedded

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.progress import LiveLine, clock
 from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError
+from rlhf_cli.progress import LiveLine, clock
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
 

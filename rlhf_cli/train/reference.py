@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlhf_cli.cache import Entry, load_entry, store_entry
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate, parts
 from rlhf_cli.models.policy import Policy

@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import flatten
-from rlhf_cli.data.reading.files import read_rows
-from rlhf_cli.data.reading.raw import RawRow
-from rlhf_cli.data.records.kind_reader import KINDS
-from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.reader import KINDS, RecordReader
+from rlhf_cli.data.records.types import (
     ChatRecord,
     LabelledRecord,
     PreferenceRecord,
@@ -27,7 +24,9 @@ from rlhf_cli.data.records.record import (
     TextRecord,
 )
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.rows import RowMaker
+from rlhf_cli.data.sources.base import RawRow
+from rlhf_cli.data.sources.files import read_rows
+from rlhf_cli.data.tokens.record_tokenizer import RowMaker
 from rlhf_cli.errors import DataError
 from tests.data.toy import toy_tokenizer, turns
 

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_cli.data.arrange import count_classes, mismatch, unpair
-from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.examples import Examples, count_classes, mismatch, unpair
 from rlhf_cli.data.loader import collate
 from rlhf_cli.errors import DataError
 

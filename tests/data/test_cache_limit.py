@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from rlhf_cli.data import cache
-from rlhf_cli.data.cache import ENTRY, Entry, load_entry, store_entry
+from rlhf_cli import cache
+from rlhf_cli.cache import ENTRY, Entry, load_entry, store_entry
 from rlhf_cli.resources import cache_folder
 
 

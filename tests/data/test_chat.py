@@ -5,16 +5,14 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.prompts import load_prompts
+from rlhf_cli.data.prompts import PromptEncoder, load_prompts
 from rlhf_cli.data.records.fields import Message, messages
 from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import ChatRecord, PreferenceRecord, is_chat
-from rlhf_cli.data.records.row_errors import Malformed, Refused
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.records.types import ChatRecord, PreferenceRecord, is_chat
+from rlhf_cli.data.report import DataReport, Malformed, Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
-from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.data.tokens.rows import RowMaker
-from rlhf_cli.data.tokens.specials import turn_end
+from rlhf_cli.data.tokens.chat_template import turn_end
+from rlhf_cli.data.tokens.record_tokenizer import RowMaker
 from tests.data.test_templates import family
 from tests.data.toy import write_jsonl
 
@@ -227,8 +225,8 @@ def test_the_tools_of_a_row_are_given_to_the_template(tmp_path, as_text):
 
 def run_file(path, template):
     """The report of a file of chats, and the text of each row."""
-    from rlhf_cli.data.reading.opening import open_training
     from rlhf_cli.data.records.reader import RecordReader
+    from rlhf_cli.data.sources.mixture import open_training
 
     cfg, report = DataConfig(path=str(path)), DataReport()
     mixture = open_training(cfg, "sft", 0)

@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.records.corpus import holds_chats, iter_texts
-from rlhf_cli.data.records.record import KINDS
+from rlhf_cli.data.dataset import holds_chats, iter_texts
+from rlhf_cli.data.records.types import KINDS
 from tests.data.toy import turns, write_jsonl
 
 ANY = tuple(kind.record for kind in KINDS)

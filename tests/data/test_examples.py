@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from rlhf_cli.data import cache
+from rlhf_cli import cache
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import ARRAYS, load_eval_examples, load_examples
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.dataset import load_eval_examples, load_examples
+from rlhf_cli.data.examples import ARRAYS
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import cache_folder
@@ -96,7 +97,7 @@ def test_no_row_left_is_an_error_that_says_why(tmp_path):
 def test_the_second_time_the_tokens_come_from_the_cache(rows, capsys, monkeypatch):
     examples, report = load(rows)
     assert "r.jsonl: tokenized in " in capsys.readouterr().err
-    monkeypatch.setattr("rlhf_cli.data.examples._build", None)
+    monkeypatch.setattr("rlhf_cli.data.dataset._build", None)
     again, report_again = load(rows)
     assert "r.jsonl: tokens from the cache" in capsys.readouterr().err
     assert isinstance(again.tokens, np.memmap)

@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.config import Source as NamedSource
-from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.sources.mixture import open_sources
 from rlhf_cli.errors import DataError
 from rlhf_cli.runs import hub as commits
 from tests.data.toy import write_jsonl

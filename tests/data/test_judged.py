@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
+from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.loader import collate, micro_batches
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     LabelledRecord,
     PreferenceRecord,
     RankedRecord,

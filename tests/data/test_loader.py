@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import flatten
 from rlhf_cli.data.loader import ExampleSource, collate, eval_batches, micro_batches
+from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import SourceRow
-from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import CheckpointError, DataError
 from rlhf_cli.train.config import TrainConfig

@@ -3,12 +3,12 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.data.records import fields
 from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.data.tokens.rows import RowMaker
+from rlhf_cli.data.tokens.record_tokenizer import RowMaker
 from rlhf_cli.errors import ModelError
 from tests.data.toy import (
     ASSISTANT,

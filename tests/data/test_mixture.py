@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 
 from rlhf_cli.data.config import DataConfig, Source
-from rlhf_cli.data.examples import load_eval_examples, load_examples
-from rlhf_cli.data.reading.mixture import held_out_rows, training_rows
-from rlhf_cli.data.reading.opening import open_sources
-from rlhf_cli.data.reading.splits import parse_split
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.dataset import load_eval_examples, load_examples
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.sources.base import parse_split
+from rlhf_cli.data.sources.mixture import held_out_rows, open_sources, training_rows
 from rlhf_cli.errors import ConfigError, DataError
 from tests.data.toy import LETTERS, toy_tokenizer, turns, write_jsonl
 

@@ -3,18 +3,17 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.reading.files import read_rows
+from rlhf_cli.data.records.columns import Naming
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.naming import Naming
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     ChatRecord,
     PreferenceRecord,
     PromptCompletionRecord,
     TextRecord,
 )
-from rlhf_cli.data.records.row_errors import Malformed
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.report import DataReport, Malformed
+from rlhf_cli.data.sources.files import read_rows
 from rlhf_cli.errors import ConfigError
 from tests.data.toy import turns, write_jsonl
 

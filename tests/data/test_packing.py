@@ -2,8 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import SourceRow, cut, cut_and_pack, pack
-from rlhf_cli.data.tokens.tokenize import TokenRow
 
 LENGTHS = st.lists(st.integers(2, 40), min_size=1, max_size=20)
 

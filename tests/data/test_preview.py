@@ -3,8 +3,8 @@ import pytest
 
 from rlhf_cli.data.examples import flatten
 from rlhf_cli.data.preview import preview, shorten, show_first_example
+from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import SourceRow
-from rlhf_cli.data.tokens.tokenize import TokenRow
 from tests.data.toy import EOS, A, B, C, toy_tokenizer
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.data.progress import LiveLine, ProgressCount
+from rlhf_cli.progress import LiveLine, ProgressCount
 from tests.helpers import Terminal
 
 

@@ -1,10 +1,10 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.reading.files import data_files, read_rows
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.files import data_files, read_rows
 from rlhf_cli.errors import ConfigError, DataError
 from tests.data.toy import turns, write_jsonl
 

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.reading.files import data_files, read_rows
+from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import KINDS, ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.types import KINDS, ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.files import data_files, read_rows
 from tests.data.toy import byte_tokenizer, toy_tokenizer
 
 ANY = tuple(kind.record for kind in KINDS)

@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     KINDS,
     ChatRecord,
     LabelledRecord,
@@ -13,7 +13,7 @@ from rlhf_cli.data.records.record import (
     TextRecord,
     fitting,
 )
-from rlhf_cli.data.records.row_errors import Malformed, Refused
+from rlhf_cli.data.report import Malformed, Refused
 from tests.data.toy import turns
 
 READ = {kind.name: kind.parse for kind in KINDS}

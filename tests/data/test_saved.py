@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.reading.opening import open_held_out, open_sources, open_training
+from rlhf_cli.data.sources.mixture import open_held_out, open_sources, open_training
 from rlhf_cli.errors import DataError
 from tests.data.toy import write_jsonl
 

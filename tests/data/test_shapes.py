@@ -5,10 +5,9 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.reading.files import read_rows
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     ChatRecord,
     LabelledRecord,
     PreferenceRecord,
@@ -19,6 +18,7 @@ from rlhf_cli.data.records.record import (
     TextRecord,
 )
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.files import read_rows
 from rlhf_cli.errors import DataError
 from tests.data.toy import turns, write_jsonl
 

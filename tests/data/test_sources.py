@@ -1,8 +1,7 @@
 import pytest
 
-from rlhf_cli.data.cache import fingerprint
-from rlhf_cli.data.reading.files import data_files, read_rows, resolve
-from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.report import Malformed
+from rlhf_cli.data.sources.files import data_files, fingerprint, read_rows, resolve
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import shipped
 from tests.data.toy import write_jsonl

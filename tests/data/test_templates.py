@@ -8,12 +8,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import ChatRecord
+from rlhf_cli.data.records.types import ChatRecord
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.data.tokens.rows import RowMaker
+from rlhf_cli.data.tokens.record_tokenizer import RowMaker
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -230,7 +230,7 @@ def marking(scheme):
 
 @pytest.mark.parametrize("scheme", ["legacy", "always", "first"])
 def test_a_response_goes_on_with_the_text_and_begins_none(scheme):
-    from rlhf_cli.data.records.record import PromptCompletionRecord
+    from rlhf_cli.data.records.types import PromptCompletionRecord
 
     tokenizer = marking(scheme)
     found = row((Message("user", "a"), Message("assistant", "ab")), tokenizer)

@@ -5,12 +5,11 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
+from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.reading.opening import open_sources
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     ChatRecord,
     LabelledRecord,
     PreferenceRecord,
@@ -20,6 +19,7 @@ from rlhf_cli.data.records.record import (
     TextRecord,
 )
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.mixture import open_sources
 from tests.data.toy import toy_tokenizer, write_jsonl
 
 SFT = (PromptCompletionRecord, ChatRecord)

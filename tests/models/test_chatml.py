@@ -8,9 +8,9 @@ from transformers import AutoTokenizer
 
 from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
-from rlhf_cli.data.tokens.specials import turn_end
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord
+from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.resources import shipped_model

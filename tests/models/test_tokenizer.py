@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import processors
 
-from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.encode import find_specials
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer, name_ends
 from tests.data.toy import toy_tokenizer

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from rlhf_cli.data.examples import flatten
+from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import SourceRow
-from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.models.base import fit_vocabulary, load_base, random_base

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 
 from rlhf_cli.commands.evaluate.subject import Subject, as_rows_config
-from rlhf_cli.data.records.corpus import first_held_out
-from rlhf_cli.data.records.record import PromptRecord
+from rlhf_cli.data.dataset import first_held_out
+from rlhf_cli.data.records.types import PromptRecord
 from rlhf_cli.stages import judged, likelihood
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.dpo.config import DPOConfig

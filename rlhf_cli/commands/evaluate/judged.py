@@ -13,7 +13,6 @@ from rlhf_cli.commands.answers import Answers, Author
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.subject import model_of, names
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.data.records.fields import to_json
 from rlhf_cli.errors import DataError
@@ -22,6 +21,7 @@ from rlhf_cli.evaluation.estimate import Estimate
 from rlhf_cli.evaluation.measured import Measured, share_of
 from rlhf_cli.evaluation.table import Result
 from rlhf_cli.evaluation.winrate import count_wins
+from rlhf_cli.progress import ProgressCount
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.function import FunctionScorer
 from rlhf_cli.rewards.sources.scorer import numbers

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_cli.data.records.fields import Messages
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.completeness import THOUGHT_END, MessageChecker, compact, left_out
-from rlhf_cli.data.tokens.pieces import Piece
-from rlhf_cli.data.tokens.template import ChatTemplate
+from rlhf_cli.data.report import Refused
+from rlhf_cli.data.tokens.chat_template import ChatTemplate
+from rlhf_cli.data.tokens.encode import Piece
+from rlhf_cli.data.tokens.template_checks import THOUGHT_END, MessageChecker, compact, left_out
 
 OTHER_TEMPLATE = "another chat template with model.chat_template=FILE"
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.row_errors import Refused
+from rlhf_cli.data.report import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.models.base import fit_vocabulary

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.context import RunContext, say, silence
-from rlhf_cli.data.tokens.specials import find_specials
-from rlhf_cli.data.tokens.tokenize import TokenRow
+from rlhf_cli.data.tokens.encode import TokenRow, find_specials
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy

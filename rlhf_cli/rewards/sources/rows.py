@@ -10,12 +10,11 @@ import torch
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.records.fields import Message, Prompt, Response
-from rlhf_cli.data.records.record import PromptCompletionRecord
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.scripts import Script, ScriptWriter
-from rlhf_cli.data.tokens.specials import find_specials
-from rlhf_cli.data.tokens.tokenize import TokenRow, tokenize
-from rlhf_cli.data.tokens.truncation import truncate
+from rlhf_cli.data.records.types import PromptCompletionRecord
+from rlhf_cli.data.report import Refused
+from rlhf_cli.data.tokens.encode import Script, TokenRow, find_specials, tokenize
+from rlhf_cli.data.tokens.format import ScriptWriter
+from rlhf_cli.data.tokens.packing import truncate
 from rlhf_cli.errors import DataError
 from rlhf_cli.rewards.samples import Samples
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
+from rlhf_cli.cache import Entry, load_entry, store_entry
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.checkpoint_keys import ENCODER

@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import agreement
 from rlhf_cli.models.tokenizer import load_tokenizer

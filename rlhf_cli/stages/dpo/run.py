@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.data.records.record import PreferenceRecord
+from rlhf_cli.data.records.types import PreferenceRecord
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss

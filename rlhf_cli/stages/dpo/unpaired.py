@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rlhf_cli.data.arrange import mismatch
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.examples import Examples, mismatch
 from rlhf_cli.losses.kto import kto_loss, reference_point
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy

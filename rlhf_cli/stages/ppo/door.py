@@ -10,8 +10,7 @@ import torch
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.records.fields import Message, Prompt, messages
-from rlhf_cli.data.records.row_errors import Malformed, Refused
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.report import DataReport, Malformed, Refused
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length

@@ -7,8 +7,13 @@ from functools import partial
 from typing import Any
 
 from rlhf_cli.context import RunContext, say
-from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
-from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.prompts import (
+    PromptEncoder,
+    PromptSet,
+    becomes_message,
+    encode_prompts,
+    load_held_out_prompts,
+)
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured, share_of
 from rlhf_cli.models.config import LoadConfig, ModelConfig

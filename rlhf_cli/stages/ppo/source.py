@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.order import Order
+from rlhf_cli.data.loader import Order
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Lesson

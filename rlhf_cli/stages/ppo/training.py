@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import silence
-from rlhf_cli.data.examples import Examples, load_examples
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded

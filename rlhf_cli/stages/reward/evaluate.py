@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
 from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
 from rlhf_cli.evaluation.ranking import (

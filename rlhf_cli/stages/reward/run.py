@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     LabelledRecord,
     PreferenceRecord,
     RankedRecord,

@@ -5,14 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Iterable
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import Progress
 
-from rlhf_cli.data.reading.raw import RawRow
+
+class _HasSize(Protocol):
+    @property
+    def size(self) -> int: ...
 
 
-def track(rows: Iterable[RawRow], total: int) -> Generator[RawRow, None, None]:
+Row = TypeVar("Row", bound=_HasSize)
+
+
+def track(rows: Iterable[Row], total: int) -> Generator[Row, None, None]:
     """The rows, with a bar of their bytes out of `total`."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from rlhf_cli.data.reading.raw import show_value
-from rlhf_cli.data.records.record import COLUMNS
-from rlhf_cli.data.records.row_errors import Malformed
-from rlhf_cli.data.records.shapes.adapt import SHAPE_COLUMNS
+from rlhf_cli.data.records.adapters import SHAPE_COLUMNS
+from rlhf_cli.data.records.types import COLUMNS
+from rlhf_cli.data.report import Malformed
+from rlhf_cli.data.sources.base import show_value
 from rlhf_cli.errors import ConfigError
 
 

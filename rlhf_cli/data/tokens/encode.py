@@ -1,4 +1,4 @@
-"""Scripts as tokens, with a mask of those that are trained."""
+"""Rows of text as token ids, with a mask of the tokens that are trained."""
 
 from __future__ import annotations
 
@@ -10,10 +10,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlhf_cli.data.records.fields import BREAK
-from rlhf_cli.data.tokens.pieces import Piece
-from rlhf_cli.data.tokens.scripts import Script
+from rlhf_cli.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that is tokenized by itself, so that no token reaches over its borders.
+
+    Attributes:
+        text: perhaps with `BREAK`s, over which no token reaches either.
+        trained: its tokens are targets.
+        excluded: they never are, also where all other tokens are trained.
+    """
+
+    text: str
+    trained: bool = False
+    excluded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A row before tokenization.
+
+    Attributes:
+        pieces: joined as they stand.
+        opening: token ids in front, never trained.
+        closing: token ids at the end, trained.
+        note: what is to be reported of the row; empty for nothing.
+    """
+
+    pieces: tuple[Piece, ...]
+    opening: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Token ids that are put around text.
+
+    Attributes:
+        eos: ends a response or document.
+        bos: begins a text, where the tokenizer has such a token.
+        opening: what the tokenizer itself puts in front of text.
+        closing: what it puts behind, with one end-of-sequence token.
+    """
+
+    eos: int
+    bos: int | None
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+
+    @property
+    def document_start(self) -> int:
+        """Untrained first token of a document: what its first token is predicted from."""
+        return self.eos if self.bos is None else self.bos
+
+
+def find_specials(tokenizer: Any) -> Specials:
+    """Ask a tokenizer what it puts around text.
+
+    Raises:
+        ModelError: it has no end-of-sequence token, or no `tokenizer.json`.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            "the tokenizer has no tokenizer.json, which is needed to find the trained tokens in a "
+            "text; convert it, or give another with model.tokenizer=FOLDER_OR_HUB_ID"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no end-of-sequence token, so nothing could learn to stop; set "
+            "eos_token in its tokenizer_config.json, or give another with "
+            "model.tokenizer=FOLDER_OR_HUB_ID"
+        )
+    eos = int(tokenizer.eos_token_id)
+    opening, closing = _around(tokenizer)
+    if closing[-1:] != (eos,):
+        closing = (*closing, eos)
+    return Specials(eos, tokenizer.bos_token_id, opening, closing)
+
+
+def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that the tokenizer adds in front of a letter and behind it."""
+    found = tokenizer("a", return_special_tokens_mask=True)
+    ids, added = found["input_ids"], found["special_tokens_mask"]
+    text = [index for index, special in enumerate(added) if not special]
+    if not text:  # the letter is unknown and leaves no token; an end token cannot be in front
+        end = len(ids) - ids.count(tokenizer.eos_token_id)
+        return tuple(ids[:end]), tuple(ids[end:])
+    return tuple(ids[: text[0]]), tuple(ids[text[-1] + 1 :])
+
 
 Ids = NDArray[np.int32]
+
+
 Mask = NDArray[np.bool_]
 
 

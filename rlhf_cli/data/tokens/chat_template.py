@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -10,16 +11,47 @@ from typing import Any
 
 import jinja2
 
-from rlhf_cli.data.records.fields import Message, Messages
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.escape import Escaper
+from rlhf_cli.data.records.fields import BREAK, Message, Messages
+from rlhf_cli.data.report import Refused
 from rlhf_cli.errors import ModelError
+
+
+class Escaper:
+    """Puts a BREAK into every occurrence of some tokens in a text.
+
+    Args:
+        tokens: their texts; of one character alone there is nothing to break.
+    """
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        listed = sorted({token for token in tokens if len(token) > 1}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, listed))) if listed else None
+
+    def text(self, text: str) -> str:
+        """The text, in which the tokenizer finds none of the tokens."""
+        while self._pattern is not None and self._pattern.search(text):
+            text = self._pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """The same of every text in a JSON value."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.text(str(key)): self.value(item) for key, item in value.items()}
+        return [self.value(item) for item in value] if isinstance(value, list | tuple) else value
+
 
 SAMPLE = (Message("user", "rlhfmarker0"), Message("assistant", "rlhfmarker1"))
 """A chat whose contents are found again in what a template makes of it."""
 
+
 CALLED = "rlhfmarker2"
+
+
 CALL = {"type": "function", "function": {"name": CALLED, "arguments": {"x": "y"}}}
+
+
 CALLING = Message("assistant", "", extra={"tool_calls": [CALL]})
 
 
@@ -152,3 +184,21 @@ class ChatTemplate:
                 if marker in self.render(messages):
                     return
         setattr(self, setting, options[0])
+
+
+def boundary_tokens(tokenizer: Any) -> set[int]:
+    """Tokens that stand around texts and say nothing: begin, end, padding and the ends of turns.
+
+    Other special and added tokens, such as labels and the borders of a thought, count as text.
+    """
+    named = ("bos", "eos", "pad", "sep", "cls")
+    found = {getattr(tokenizer, f"{name}_token_id", None) for name in named}
+    return {int(token) for token in {*found, turn_end(tokenizer)} if token is not None}
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """The token that the chat template writes behind what an assistant says, if there is one."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    token = ChatTemplate(tokenizer).turn_end
+    return int(tokenizer.convert_tokens_to_ids(token)) if token else None

@@ -9,22 +9,21 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.records.as_chat import as_chat
 from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import Record, TextRecord, scores_of
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.records.types import Record, TextRecord, scores_of
+from rlhf_cli.data.report import DataReport, Refused
 from rlhf_cli.data.tokens import packing
-from rlhf_cli.data.tokens.packing import Example, SourceRow
-from rlhf_cli.data.tokens.scripts import Script, ScriptWriter
-from rlhf_cli.data.tokens.specials import boundary_tokens, find_specials
-from rlhf_cli.data.tokens.together import require_different, require_one_prompt
-from rlhf_cli.data.tokens.tokenize import TokenRow, tokenize
-from rlhf_cli.data.tokens.truncation import truncate
+from rlhf_cli.data.tokens.chat_template import boundary_tokens
+from rlhf_cli.data.tokens.encode import Script, TokenRow, find_specials, tokenize
+from rlhf_cli.data.tokens.format import ScriptWriter, as_chat
+from rlhf_cli.data.tokens.packing import Example, SourceRow, Truncated, truncate
 
 CHUNK_CHARACTERS = 1 << 20
+
+
 CHUNK_ROWS = 512
 """Tokenized in one call: enough to keep every core busy, little enough to hold as lists."""
+
 
 Written = tuple[tuple[Script, ...], Located]
 
@@ -144,3 +143,33 @@ def chunks(written: Iterable[Written]) -> Iterator[list[Written]]:
             chunk, characters = [], 0
     if chunk:
         yield chunk
+
+
+def require_one_prompt(rows: Sequence[TokenRow]) -> None:
+    """All rows have the same tokens before the response.
+
+    Raises:
+        Refused: a chat template wrote the prompt otherwise before another response.
+    """
+    start = rows[0].response_start
+    prompt = rows[0].tokens[:start]
+    for row in rows[1:]:
+        if row.response_start != start or not np.array_equal(row.tokens[:start], prompt):
+            raise Refused("the chat template writes the prompt otherwise for another response")
+
+
+def require_different(rows: Sequence[TokenRow], cut: Sequence[Truncated], max_length: int) -> None:
+    """Of several responses, not all are the same: there would be nothing to choose from.
+
+    Raises:
+        Refused: they have the same tokens, in full or in what is left of them.
+    """
+    if _same(rows):
+        raise Refused("all responses have the same tokens")
+    if _same([one.row for one in cut]):
+        raise Refused(f"all responses are the same within data.max_length={max_length} tokens")
+
+
+def _same(rows: Sequence[TokenRow]) -> bool:
+    first, *others = rows
+    return bool(others) and all(np.array_equal(first.tokens, row.tokens) for row in others)

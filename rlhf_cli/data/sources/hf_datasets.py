@@ -1,4 +1,4 @@
-"""Data sets of the hub, and local folders that are laid out like one, through `datasets`."""
+"""Data sets that Hugging Face `datasets` loads: hub ids, folders like one, `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 
 from rlhf_cli.context import say
 from rlhf_cli.data.config import Source
-from rlhf_cli.data.reading.files import holds_rows
-from rlhf_cli.data.reading.raw import RawRow, RowSource, Side
-from rlhf_cli.data.reading.splits import Split
+from rlhf_cli.data.sources.base import RawRow, RowSource, Side, Split
+from rlhf_cli.data.sources.files import HELD_OUT, fingerprint, holds_rows
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.runs import hub
-from rlhf_cli.runs.data_files import lists_configs
+from rlhf_cli.runs.data_files import is_saved, lists_configs
 
 
 def is_hub_folder(path: Path, settings: Source) -> bool:
@@ -132,4 +131,64 @@ def _load(settings: Source, split: str) -> Any:
         raise DataError(
             f"{settings.path}: datasets cannot load it (data.name={settings.name or 'none'}, "
             f"data.split={split}): {first_line(error)}"
+        ) from error
+
+
+_SPLITS, _STATE = "dataset_dict.json", "state.json"
+
+
+def open_saved(settings: Source, folder: Path, split: Split, side: Side) -> RowSource:
+    """The rows of such a folder.
+
+    Raises:
+        DataError: it has no such split, or `datasets` cannot read it.
+    """
+    if settings.name:
+        raise DataError(
+            f"data.name: got {settings.name}, but {folder} was written by save_to_disk and has no "
+            "configurations; leave it out"
+        )
+    chosen = _split_folder(folder, split, side)
+    table = _load_saved(chosen)
+    start, end = split.bounds(len(table)) if split.sliced else (0, len(table))
+    label = chosen.name if chosen == folder else f"{folder.name}/{chosen.name}"
+
+    def rows() -> Iterator[RawRow]:
+        for index in range(start, end):
+            yield RawRow(label, index + 1, table[index], size=1)
+
+    written = sorted(chosen.glob("*.arrow"))
+    content = f"{fingerprint([chosen / _STATE, *written])} {settings.split if split.sliced else ''}"
+    return RowSource(settings, (label,), (), content, end - start, rows)
+
+
+def _split_folder(folder: Path, split: Split, side: Side) -> Path:
+    """The folder of one data set: of a folder of splits, that of the wanted one."""
+    if not (folder / _SPLITS).is_file():
+        if split.name not in ("", "train"):
+            raise DataError(
+                f"data.split: {folder} holds one data set and has no split {split.name}; slice its "
+                "rows, as in data.split=[:100], or leave it out"
+            )
+        return folder
+    names = sorted(child.name for child in folder.iterdir() if is_saved(child))
+    wanted = [split.name] if split.name else ["train"] if side == "train" else list(HELD_OUT)
+    found = [name for name in wanted if name in names]
+    if not found:
+        there = ", ".join(names) or "none"
+        raise DataError(
+            f"{folder}: no split {split.name or side}; save_to_disk wrote {there}. "
+            f"Try data.split={names[0] if names else 'NAME'}"
+        )
+    return folder / found[0]
+
+
+def _load_saved(folder: Path) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(str(folder))
+    except Exception as error:  # of many kinds, for damaged files and for newer versions' columns
+        raise DataError(
+            f"{folder}: datasets cannot load what save_to_disk wrote ({first_line(error)})"
         ) from error

@@ -1,8 +1,7 @@
-"""Tokenized once: arrays and a report on disk, found again by what they were made from."""
+"""Arrays on disk, found again by what they were made from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,40 +9,36 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
-import transformers
 from numpy.typing import NDArray
 
 from rlhf_cli.context import say
-from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.reading.files import reading
 from rlhf_cli.resources import cache_folder
 
-VERSION = 8
-"""Raise it when the same rows become other tokens, masks or arrays."""
-
 ENTRY = "entry.json"
+
+
 DEFAULT_GB = "20"
+
 
 RECENT_SECONDS = 3600.0
 """An entry that was used since is kept: another run may be about to open it in its ranks."""
 
+
 _own: set[Path] = set()
 """The entries that this process has stored or loaded; they are kept as long as it runs."""
 
+
 _told = threading.Event()
 """Set once it was said that the entries in use are larger than the limit."""
-Arrays = Mapping[str, NDArray[Any]]
 
-# Neither which rows are in a file nor how they are tokenized depends on these.
-# What they say about the rows is a part of the content's fingerprint.
-_IRRELEVANT = ("path", "eval", "shuffle", "name", "split", "data_dir", "format", "columns")
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -52,49 +47,6 @@ class Entry:
 
     arrays: Arrays
     facts: dict[str, Any]
-
-
-def fingerprint(files: Iterable[Path]) -> str:
-    """Changes with the files' names, order and bytes.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    whole = hashlib.sha256()
-    for file in files:
-        with reading(file), file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        whole.update(f"{file.name}\n{content}\n".encode())
-    return whole.hexdigest()
-
-
-def entry_key(
-    content: str,
-    tokenizer: Any,
-    cfg: DataConfig,
-    allowed: tuple[type, ...],
-    *,
-    as_messages: bool = False,
-) -> str:
-    """Names an entry by all that its tokens depend on.
-
-    Args:
-        content: fingerprint of the files.
-        tokenizer: vocabulary, rules, special tokens and template count.
-        cfg: all but what does not change the rows.
-        allowed: the record classes that the stage takes.
-        as_messages: text prompts and responses become turns of the chat template.
-    """
-    settings = {name: v for name, v in asdict(cfg).items() if name not in _IRRELEVANT}
-    parts = {
-        "version": [VERSION, tokenizers.__version__, transformers.__version__],
-        "content": content,
-        "tokenizer": tokenizer_state(tokenizer),
-        "config": settings,
-        "records": [record.__name__ for record in allowed],
-        "as_messages": as_messages,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def tokenizer_state(tokenizer: Any) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_cli.data.records.fields import REASONING, Message, Messages
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.template import ChatTemplate
+from rlhf_cli.data.report import Refused
+from rlhf_cli.data.tokens.chat_template import ChatTemplate
 
 THOUGHT_END = "</think>"
 """Behind a thought that stands in the content itself."""

@@ -1,12 +1,13 @@
-"""Records as pieces of text, each marked for what is trained; not yet tokens."""
+"""Records as rows of text segments, each marked for what is trained; not yet tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-from rlhf_cli.data.records.fields import Messages, Prompt, Response
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.fields import Message, Messages, Prompt, Response
+from rlhf_cli.data.records.responses import HUMAN, MARK, parts_of_response
+from rlhf_cli.data.records.types import (
     ChatRecord,
     LabelledRecord,
     PreferenceRecord,
@@ -16,28 +17,43 @@ from rlhf_cli.data.records.record import (
     ScoredRecord,
     TextRecord,
 )
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.records.transcripts import parts_of_response
+from rlhf_cli.data.report import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
-from rlhf_cli.data.tokens.pieces import Piece
-from rlhf_cli.data.tokens.specials import Specials
+from rlhf_cli.data.tokens.encode import Piece, Script, Specials
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A row before tokenization.
+def as_chat(record: Record) -> Record:
+    """The record with its text prompt as the user's message and each response as the assistant's.
 
-    Attributes:
-        pieces: joined as they stand.
-        opening: token ids in front, never trained.
-        closing: token ids at the end, trained.
-        note: what is to be reported of the row; empty for nothing.
+    Messages stay as they are, and so do documents, which have no prompt.
+
+    Raises:
+        Refused: the prompt is no single message: it is empty, or a transcript with turn marks.
     """
+    prompt = getattr(record, "prompt", None)
+    if not isinstance(prompt, str):
+        return record
+    asked = (Message("user", _message(prompt)),)
+    match record:
+        case PreferenceRecord(chosen=chosen, rejected=rejected):
+            return replace(record, prompt=asked, chosen=_said(chosen), rejected=_said(rejected))
+        case RankedRecord(responses=responses):
+            return replace(record, prompt=asked, responses=tuple(map(_said, responses)))
+        case PromptCompletionRecord() | LabelledRecord() | ScoredRecord():
+            return replace(record, prompt=asked, completion=_said(record.completion))
+    return record
 
-    pieces: tuple[Piece, ...]
-    opening: tuple[int, ...] = ()
-    closing: tuple[int, ...] = ()
-    note: str = ""
+
+def _said(response: Response) -> Messages:
+    return (Message("assistant", response),) if isinstance(response, str) else response
+
+
+def _message(prompt: str) -> str:
+    if not prompt.strip():
+        raise Refused("no prompt, of which template=always makes the user's message")
+    if HUMAN in prompt or MARK in prompt:
+        raise Refused("a transcript with turn marks, of which template=always makes one message")
+    return prompt
 
 
 class ScriptWriter:

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.data.records import fields
-from rlhf_cli.data.records.fields import Messages, Prompt, Response
-from rlhf_cli.data.records.responses import with_responses, without_shared_turns
-from rlhf_cli.data.records.row_errors import Malformed, Refused
-from rlhf_cli.data.records.tools import tools
-from rlhf_cli.data.records.transcripts import split_transcripts
+from rlhf_cli.data.records.fields import Messages, Prompt, Response, tools
+from rlhf_cli.data.records.responses import split_transcripts, with_responses, without_shared_turns
+from rlhf_cli.data.report import Malformed, Refused
 
 Columns = Mapping[str, Any]
 
@@ -266,6 +264,8 @@ KINDS = (
     Kind("prompt", PromptRecord, ("prompt",), _prompt),
     Kind("chat_prompt", PromptRecord, ("messages",), _chat_prompt),
 )
+
+
 COLUMNS = (*dict.fromkeys(name for kind in KINDS for name in kind.columns), "tools")
 
 
