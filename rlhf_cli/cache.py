@@ -1,4 +1,4 @@
-"""Arrays on disk, found again by what they were made from."""
+"""On-disk cache of arrays, with the least recently used entries removed."""
 
 from __future__ import annotations
 
@@ -21,57 +21,51 @@ from rlhf_cli.context import say
 from rlhf_cli.resources import cache_folder
 
 ENTRY = "entry.json"
-
-
 DEFAULT_GB = "20"
 
-
 RECENT_SECONDS = 3600.0
-"""An entry that was used since is kept: another run may be about to open it in its ranks."""
+"""Entries used within this time are kept: another run may be about to open them in its ranks."""
 
+_in_use: set[Path] = set()
+"""Entries that this process has stored or loaded, which are kept while it runs."""
 
-_own: set[Path] = set()
-"""The entries that this process has stored or loaded; they are kept as long as it runs."""
-
-
-_told = threading.Event()
-"""Set once it was said that the entries in use are larger than the limit."""
-
+_limit_reported = threading.Event()
+"""Set once it was reported that the entries in use exceed the limit."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What is stored: arrays by name, and JSON values beside them."""
+class CacheEntry:
+    """Arrays by name, and JSON values stored with them."""
 
     arrays: Arrays
     facts: dict[str, Any]
 
 
 def tokenizer_state(tokenizer: Any) -> list[str]:
-    """What decides the tokens of a text or chat."""
-    rules = tokenizer.backend_tokenizer
-    rules.no_truncation()  # set anew by each call; not a part of the tokenizer
-    rules.no_padding()
+    """Return all that decides the tokens of a text or chat, as text for cache keys."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()  # set by each call; not a part of the tokenizer
+    backend.no_padding()
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return [rules.to_str(), json.dumps(special, sort_keys=True), str(tokenizer.chat_template)]
+    return [backend.to_str(), json.dumps(special, sort_keys=True), str(tokenizer.chat_template)]
 
 
-def load_entry(key: str, shelf: str = "tokens") -> Entry | None:
-    """The entry of that name, its arrays mapped from disk; none if missing or damaged.
+def load_entry(key: str, kind: str = "tokens") -> CacheEntry | None:
+    """Load an entry, its arrays mapped from disk; None if it is missing or damaged.
 
     Args:
-        key: names it by all that its content depends on.
-        shelf: the part of the cache for entries of its kind.
+        key: hash of all that the content depends on.
+        kind: subfolder of the cache for this kind of entry.
     """
-    folder = cache_folder() / shelf / key
+    folder = cache_folder() / kind / key
     if not folder.is_dir():
         return None
     try:
         entry = _read(folder)
-        _own.add(folder)
-        (folder / ENTRY).touch()  # its time is that of the last use
+        _in_use.add(folder)
+        (folder / ENTRY).touch()  # its modification time is that of the last use
         return entry
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         say(f"cache: {folder} is damaged ({error}); making it anew")
@@ -79,7 +73,7 @@ def load_entry(key: str, shelf: str = "tokens") -> Entry | None:
         return None
 
 
-def _read(folder: Path) -> Entry:
+def _read(folder: Path) -> CacheEntry:
     stored = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
     arrays = {}
     for name, expected in stored["crc32"].items():
@@ -87,55 +81,58 @@ def _read(folder: Path) -> Entry:
         if _checksum(array) != expected:
             raise ValueError(f"{name}.npy has other content than was written")
         arrays[name] = array
-    return Entry(arrays, stored["facts"])
+    return CacheEntry(arrays, stored["facts"])
 
 
-def store_entry(key: str, entry: Entry, shelf: str = "tokens") -> None:
-    """Write an entry aside, then rename it into place; a run goes on if that fails."""
-    folder = cache_folder() / shelf / key
+def store_entry(key: str, entry: CacheEntry, kind: str = "tokens") -> None:
+    """Write an entry to a temporary folder and rename it; errors are reported, not raised."""
+    folder = cache_folder() / kind / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             dir=folder.parent, prefix=f".{key}.", ignore_cleanup_errors=True
         ) as parent:
-            aside = Path(parent) / key
-            aside.mkdir()
-            _write(aside, entry)
-            aside.rename(folder)
-        _own.add(folder)
+            temporary = Path(parent) / key
+            temporary.mkdir()
+            _write(temporary, entry)
+            temporary.rename(folder)
+        _in_use.add(folder)
         prune(folder.parent)
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
             say(f"cache: not written to {folder}: {error.strerror or error}")
 
 
-def prune(shelf: Path) -> None:
-    """Remove the entries that were not used for longest, until `$RLHF_CACHE_GB` hold the rest.
+def prune(folder: Path) -> None:
+    """Remove the least recently used entries until the rest fits into `$RLHF_CACHE_GB`.
 
-    Those of this process, and those used within `RECENT_SECONDS`, stay in any case.
+    Entries of this process, and those used within `RECENT_SECONDS`, are kept in any case.
+
+    Args:
+        folder: folder of one kind of entries.
     """
-    most = _most_bytes()
-    last_use = {f: (f / ENTRY).stat().st_mtime for f in shelf.iterdir() if (f / ENTRY).is_file()}
+    limit = _limit_bytes()
+    last_use = {f: (f / ENTRY).stat().st_mtime for f in folder.iterdir() if (f / ENTRY).is_file()}
     recent = time.time() - RECENT_SECONDS
-    kept = {folder for folder, used in last_use.items() if folder in _own or used > recent}
-    total = sum(_size(folder) for folder in kept)
-    if total > most and not _told.is_set():
-        _told.set()
+    kept = {entry for entry, used in last_use.items() if entry in _in_use or used > recent}
+    total = sum(_size(entry) for entry in kept)
+    if total > limit and not _limit_reported.is_set():
+        _limit_reported.set()
         say(
-            f"cache: the entries in use take {total / 1e9:.3g} GB of {shelf}, more than the limit "
-            f"(RLHF_CACHE_GB={most / 1e9:g}); they stay for now"
+            f"cache: the entries in use take {total / 1e9:.3g} GB of {folder}, more than the limit "
+            f"(RLHF_CACHE_GB={limit / 1e9:g}); they stay for now"
         )
-    for folder in sorted(last_use.keys() - kept, key=lambda folder: -last_use[folder]):
-        total += _size(folder)
-        if total > most:
-            shutil.rmtree(folder, ignore_errors=True)
+    for entry in sorted(last_use.keys() - kept, key=lambda entry: -last_use[entry]):
+        total += _size(entry)
+        if total > limit:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _most_bytes() -> float:
+def _limit_bytes() -> float:
     given = os.environ.get("RLHF_CACHE_GB") or DEFAULT_GB
     try:
         return float(given) * 1e9
@@ -144,7 +141,7 @@ def _most_bytes() -> float:
         return float(DEFAULT_GB) * 1e9
 
 
-def _write(folder: Path, entry: Entry) -> None:
+def _write(folder: Path, entry: CacheEntry) -> None:
     for name, array in entry.arrays.items():
         np.save(folder / f"{name}.npy", array)
     checksums = {name: _checksum(array) for name, array in entry.arrays.items()}

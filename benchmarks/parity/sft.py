@@ -81,7 +81,7 @@ def write_ids(file: Path, rows: Path, model: Path) -> Path:
     with file.open("w", encoding="utf-8") as target:
         for start, end in zip(examples.token_starts, examples.token_starts[1:], strict=False):
             tokens = examples.tokens[start:end].tolist()
-            mask = examples.trained[start:end].astype(int).tolist()
+            mask = examples.loss_mask[start:end].astype(int).tolist()
             target.write(json.dumps({"input_ids": tokens, "completion_mask": mask}) + "\n")
     return file
 

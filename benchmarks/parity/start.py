@@ -62,7 +62,7 @@ def our_rows(file: Path, model: Path, record: type) -> tuple[list[list[int]], li
     examples, _ = load_examples(cfg, "parity", tokenizer, (record,))
     bounds = list(zip(examples.row_starts, examples.row_starts[1:], strict=False))
     tokens = [examples.tokens[start:end].tolist() for start, end in bounds]
-    return tokens, [int(examples.trained[start:end].argmax()) for start, end in bounds]
+    return tokens, [int(examples.loss_mask[start:end].argmax()) for start, end in bounds]
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_cli.commands.answers import Answers
 from rlhf_cli.data.prompts import PromptSet
-from rlhf_cli.data.records.fields import Prompt, to_json
+from rlhf_cli.data.records.fields import Prompt, prompt_to_json
 from rlhf_cli.rewards.rewards import Rewards
 from rlhf_cli.rewards.samples import Samples
 
@@ -57,7 +57,7 @@ class PlainRows:
         self.ended += sum(answers.ended)
         each = _of_each(prompts, answers).prompts
         return [
-            {"prompt": to_json(prompt), "response": text}
+            {"prompt": prompt_to_json(prompt), "response": text}
             for prompt, text in zip(each, answers.texts, strict=True)
         ]
 
@@ -94,7 +94,9 @@ class ScoredRows(ABC):
             written = self._not_blank(scored[place * count : (place + 1) * count])
             if written:
                 self.best.add(best_of(written))
-                rows.append({"prompt": to_json(self.as_given(prompt)), **self.columns(written)})
+                rows.append(
+                    {"prompt": prompt_to_json(self.as_given(prompt)), **self.columns(written)}
+                )
         self.prompts += len(prompts)
         self.without_row += len(prompts) - len(rows)
         return rows
@@ -194,4 +196,4 @@ def samples_of(prompts: PromptSet, answers: Answers) -> Samples:
 def _of_each(prompts: PromptSet, answers: Answers) -> PromptSet:
     """The prompt of each response."""
     count = len(answers.texts) // len(prompts)
-    return prompts.part([place for place in range(len(prompts)) for _ in range(count)])
+    return prompts.select([place for place in range(len(prompts)) for _ in range(count)])

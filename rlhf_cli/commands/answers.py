@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.prompts import PromptEncoder, PromptSet, becomes_message, encode_all
+from rlhf_cli.data.prompts import PromptEncoder, PromptSet, encode_every_prompt, uses_chat_template
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -66,7 +66,7 @@ class Author:
         self.skip_special_tokens = skip_special_tokens
         self.tokenizer = load_tokenizer(cfg)
         self.model = load_generator(cfg, quant, self.tokenizer, ctx)
-        as_message = becomes_message(template, cfg.path, cfg.revision, self.tokenizer)
+        as_message = uses_chat_template(template, cfg.path, cfg.revision, self.tokenizer)
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 
     def encode(self, prompts: PromptSet) -> tuple[PromptSet, list[list[int]]]:
@@ -75,7 +75,7 @@ class Author:
         Raises:
             DataError: none is left.
         """
-        found = encode_all(prompts, self.encoder)
+        found = encode_every_prompt(prompts, self.encoder)
         add_end_token(self.model, self.tokenizer, self.encoder.turn_end)
         return found
 

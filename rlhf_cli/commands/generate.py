@@ -55,7 +55,7 @@ def with_system(system: str, prompts: PromptSet, encoder: PromptEncoder) -> Prom
         ConfigError: the model takes the text prompts as text.
         DataError: a prompt has a system message already.
     """
-    asked = [encoder.as_given(prompt) for prompt in prompts.prompts]
+    asked = [encoder.to_messages(prompt) for prompt in prompts.prompts]
     found: list[Prompt] = []
     for index, prompt in enumerate(asked):
         if isinstance(prompt, str):
@@ -65,8 +65,8 @@ def with_system(system: str, prompts: PromptSet, encoder: PromptEncoder) -> Prom
             )
         if prompt[0].role == "system":
             raise DataError(
-                f"{prompts.where(index)}: has a system message of its own beside system={system}. "
-                "Leave system out"
+                f"{prompts.location(index)}: has a system message of its own beside system="
+                f"{system}. Leave system out"
             )
         found.append((Message("system", system, tools=prompt[0].tools), *_without_tools(prompt)))
     return replace(prompts, prompts=found)
@@ -83,7 +83,7 @@ def _rows(cfg: GenerateConfig, author: Author, ctx: RunContext) -> PlainRows | S
         return PlainRows()
     rewards = open_rewards(cfg.reward, author.tokenizer, ctx)
     kind = BestRows if cfg.keep == "best" else RankedRows
-    return kind(rewards, author.encoder.as_given)
+    return kind(rewards, author.encoder.to_messages)
 
 
 def _answer_all(
@@ -128,5 +128,5 @@ def _write_all(
     for answers in author.answer(tokens, cfg.sampling, cfg.batch_size, samples):
         progress.add(len(answers.texts))
         answered = range(done, done + len(answers.texts) // samples)
-        made, done = rows.make(prompts.part(answered), answers), answered.stop
+        made, done = rows.make(prompts.select(answered), answers), answered.stop
         write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made))

@@ -1,13 +1,16 @@
-"""The data pipeline: open sources, read records, tokenize, cache."""
+"""The data pipeline: open sources, read records, tokenize, cache.
+
+`load_examples` and `load_eval_examples` run all steps; the other functions stop at the records.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from sys import maxsize
 from typing import Any
 
@@ -15,27 +18,48 @@ import numpy as np
 import tokenizers
 import transformers
 
-from rlhf_cli.cache import Entry, load_entry, store_entry, tokenizer_state
+from rlhf_cli.cache import CacheEntry, load_entry, store_entry, tokenizer_state
 from rlhf_cli.context import say
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples, examples_from_arrays, examples_to_arrays, flatten
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.reader import Located, RecordReader
+from rlhf_cli.data.records.reader import RecordReader, RecordWithSource
 from rlhf_cli.data.records.types import is_chat
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.base import RawRow
 from rlhf_cli.data.sources.mixture import (
     Mixture,
-    open_held_out,
+    mix_training_rows,
+    open_held_out_data,
     open_sources,
-    open_training,
-    training_rows,
+    open_training_data,
 )
-from rlhf_cli.data.tokens.record_tokenizer import RowMaker
+from rlhf_cli.data.tokens.record_tokenizer import RecordTokenizer
 from rlhf_cli.errors import DataError
 from rlhf_cli.progress import track
 from rlhf_cli.resources import cache_folder
 
-Loaded = tuple[Examples, DataReport]
+CACHE_VERSION = 9
+"""Version of the cached arrays; raise it when the same rows give other tokens, masks or arrays."""
+
+_NOT_IN_KEY = ("path", "eval", "shuffle", "name", "split", "data_dir", "format", "columns")
+"""Keys of `data` that do not change the tokens of a row.
+
+Those that select rows, or decide how they are read, are a part of the mixture's fingerprint.
+"""
+
+LoadedExamples = tuple[Examples, DataReport]
+
+
+@dataclass(frozen=True)
+class _Tokenization:
+    """What decides the tokens of the rows of a mixture."""
+
+    cfg: DataConfig
+    stage: str
+    tokenizer: Any
+    allowed: tuple[type, ...]
+    as_messages: bool
 
 
 def load_examples(
@@ -47,26 +71,27 @@ def load_examples(
     *,
     as_messages: bool = False,
     cached_only: bool = False,
-) -> Loaded:
-    """The training examples of a stage, from the cache where it has them.
+) -> LoadedExamples:
+    """Load the training examples of a stage, from the cache if they are there.
 
     Args:
-        cfg: which rows, and how they become tokens and masks.
-        stage: names the shipped rows, and stands in errors.
-        tokenizer: a fast one.
-        allowed: the record classes that the stage takes, the preferred first.
-        seed: of the draw from sources with a weight that is no whole number.
-        as_messages: text prompts and responses become turns of the chat template; else they are
-            joined as they stand.
-        cached_only: tokenize nothing: for ranks, whose tokens were made before they started.
+        cfg: data configuration.
+        stage: name of the stage, which selects the shipped rows and is named in errors.
+        tokenizer: fast tokenizer.
+        allowed: record classes that the stage takes, the preferred first.
+        seed: seed of the draw from sources whose weight is not a whole number.
+        as_messages: render text prompts and responses by the chat template; else they are
+            concatenated as they are.
+        cached_only: require cached tokens, as ranks do, whose rows were tokenized before they
+            started.
 
     Raises:
-        DataError: the rows cannot be read, are not what the stage takes, or none is left.
+        DataError: the rows cannot be read, the stage does not take them, or none is left.
         ModelError: the tokenizer lacks what the rows need.
     """
-    mixture = open_training(cfg, stage, seed)
-    role = "training"
-    return _load(mixture, role, cfg, stage, tokenizer, allowed, as_messages, cached_only)
+    mixture = open_training_data(cfg, stage, seed)
+    how = _Tokenization(cfg, stage, tokenizer, allowed, as_messages)
+    return _load(mixture, how, "training", cached_only)
 
 
 def load_eval_examples(
@@ -77,98 +102,82 @@ def load_eval_examples(
     *,
     as_messages: bool = False,
     cached_only: bool = False,
-) -> Loaded | None:
-    """The held-out examples that `data.eval` names or counts, or none; as `load_examples`."""
-    rows = open_held_out(cfg, stage)
-    if rows is None:
+) -> LoadedExamples | None:
+    """Load the held-out examples that `data.eval` names or counts; None if there are none.
+
+    Arguments and errors are those of `load_examples`.
+    """
+    mixture = open_held_out_data(cfg, stage)
+    if mixture is None:
         return None
-    return _load(rows, "held-out", cfg, stage, tokenizer, allowed, as_messages, cached_only)
+    how = _Tokenization(cfg, stage, tokenizer, allowed, as_messages)
+    return _load(mixture, how, "held-out", cached_only)
 
 
-def _load(
-    mixture: Mixture,
-    role: str,
-    cfg: DataConfig,
-    stage: str,
-    tokenizer: Any,
-    allowed: tuple[type, ...],
-    as_messages: bool,
-    cached_only: bool,
-) -> Loaded:
-    names = tuple(name for source in mixture.sources for name in source.names)
-    shown = names[0] if len(names) == 1 else f"{len(names)} files"
-    report = DataReport(names, sha256=mixture.content)
-    maker = RowMaker(tokenizer, cfg, report, as_messages=as_messages)
-    key = entry_key(report.sha256, tokenizer, cfg, allowed, as_messages=as_messages)
+def _load(mixture: Mixture, how: _Tokenization, role: str, cached_only: bool) -> LoadedExamples:
+    report = DataReport(mixture.files, sha256=mixture.fingerprint)
+    record_tokenizer = RecordTokenizer(
+        how.tokenizer, how.cfg, report, as_messages=how.as_messages
+    )  # checks the tokenizer, also where the tokens are cached
+    key = entry_key(report.sha256, how.tokenizer, how.cfg, how.allowed, as_messages=how.as_messages)
     entry = load_entry(key)
     if entry is not None:
         report = DataReport.from_dict(entry.facts)
-        examples = examples_from_arrays(names, entry.arrays)
-        say(f"{shown}: tokens from the cache ({key})")
+        examples = examples_from_arrays(mixture.files, entry.arrays)
+        say(f"{mixture.label}: tokens from the cache ({key})")
     elif cached_only:
         raise DataError(
-            f"{shown}: its tokens are not in the cache ({cache_folder()}), where they were put "
-            "before the ranks started; set RLHF_CACHE to a folder that all processes can use"
+            f"{mixture.label}: its tokens are not in the cache ({cache_folder()}), where they were "
+            "put before the ranks started; set RLHF_CACHE to a folder that all processes can use"
         )
     else:
-        began = time.monotonic()
-        settings = [source.settings for source in mixture.sources]
-        reader = RecordReader(cfg, stage, allowed, report, settings)
-        examples = _build(mixture, names, reader, maker)
-        say(f"{shown}: tokenized in {time.monotonic() - began:.1f} s (not in the cache)")
-        store_entry(key, Entry(examples_to_arrays(examples), report.to_dict()))
+        start = time.monotonic()
+        examples = _build(mixture, how, record_tokenizer)
+        say(f"{mixture.label}: tokenized in {time.monotonic() - start:.1f} s (not in the cache)")
+        store_entry(key, CacheEntry(examples_to_arrays(examples), report.to_dict()))
     report.skipped_files = tuple(name for source in mixture.sources for name in source.skipped)
-    report.sources, report.held_out = mixture.facts, mixture.held_out
+    report.sources, report.held_out = mixture.source_counts, mixture.held_out
     for line in report.lines(role):
         say(line)
     return examples, report
 
 
-def _build(
-    mixture: Mixture, names: tuple[str, ...], reader: RecordReader, maker: RowMaker
-) -> Examples:
+def _build(mixture: Mixture, how: _Tokenization, record_tokenizer: RecordTokenizer) -> Examples:
+    """Read, tokenize and join all rows, and complete the report."""
+    report = record_tokenizer.report
     size = sum(source.size for source in mixture.sources)
-    with closing(track(mixture.rows(), size)) as rows:  # the bar goes before an error shows
-        examples = flatten(maker.examples(reader.read(rows)), names)
-    report = maker.report
+    with closing(track(mixture.rows(), size)) as rows:  # removes the bar before an error is shown
+        records = read_records(mixture, how.cfg, how.stage, how.allowed, report, rows)
+        examples = flatten(record_tokenizer.examples(records), mixture.files)
     report.require_kept()
     report.examples = len(examples)
     report.tokens = len(examples.tokens)
-    report.trained_tokens = int(examples.trained.sum())
-    report.measure(np.diff(examples.row_starts))
+    report.trained_tokens = int(examples.loss_mask.sum())
+    report.set_length_percentiles(np.diff(examples.row_starts))
     return examples
 
 
-VERSION = 8
-"""Raise it when the same rows become other tokens, masks or arrays."""
-
-
-# Neither which rows are in a file nor how they are tokenized depends on these.
-# What they say about the rows is a part of the content's fingerprint.
-_IRRELEVANT = ("path", "eval", "shuffle", "name", "split", "data_dir", "format", "columns")
-
-
 def entry_key(
-    content: str,
+    fingerprint: str,
     tokenizer: Any,
     cfg: DataConfig,
     allowed: tuple[type, ...],
     *,
     as_messages: bool = False,
 ) -> str:
-    """Names an entry by all that its tokens depend on.
+    """Return the cache key of tokenized examples: a hash of all that their tokens depend on.
 
     Args:
-        content: fingerprint of the files.
-        tokenizer: vocabulary, rules, special tokens and template count.
-        cfg: all but what does not change the rows.
-        allowed: the record classes that the stage takes.
-        as_messages: text prompts and responses become turns of the chat template.
+        fingerprint: fingerprint of the mixture.
+        tokenizer: its vocabulary, rules, special tokens and chat template count.
+        cfg: data configuration.
+        allowed: record classes that the stage takes.
+        as_messages: render text prompts and responses by the chat template.
     """
-    settings = {name: v for name, v in asdict(cfg).items() if name not in _IRRELEVANT}
+    settings = {name: v for name, v in asdict(cfg).items() if name not in _NOT_IN_KEY}
     parts = {
-        "version": [VERSION, tokenizers.__version__, transformers.__version__],
-        "content": content,
+        "version": [CACHE_VERSION, tokenizers.__version__, transformers.__version__],
+        "content": fingerprint,
         "tokenizer": tokenizer_state(tokenizer),
         "config": settings,
         "records": [record.__name__ for record in allowed],
@@ -177,68 +186,99 @@ def entry_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def iter_texts(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> Iterator[str]:
-    """Every text of the training rows, to train a tokenizer on.
-
-    Documents, prompts, responses and the contents of messages. Rows that cannot be read are
-    passed over: they are counted where the rows become examples.
+def read_records(
+    mixture: Mixture,
+    cfg: DataConfig,
+    stage: str,
+    allowed: tuple[type, ...],
+    report: DataReport,
+    rows: Iterable[RawRow] | None = None,
+) -> Iterator[RecordWithSource]:
+    """Read the records of a mixture.
 
     Args:
-        cfg: which rows.
-        stage: whose shipped rows `tiny` means.
-        allowed: the record classes that the stage takes.
+        mixture: rows to read.
+        cfg: data configuration; `max_bad_rows` malformed rows are tolerated.
+        stage: name of the stage, for error messages.
+        allowed: record classes that the stage takes, the preferred first.
+        report: counts the rows.
+        rows: the rows of the mixture, if a progress bar tracks them.
     """
-    for located in _records(cfg, stage, allowed):
-        yield from _texts(located.record)
+    settings = [source.settings for source in mixture.sources]
+    reader = RecordReader(cfg, stage, allowed, report, settings)
+    return reader.read(mixture.rows() if rows is None else rows)
 
 
-def holds_chats(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> bool:
-    """Whether the first good row of a source is messages, so that a chat template is needed."""
+def iter_texts(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> Iterator[str]:
+    """Yield every text of the training rows, for training a tokenizer.
+
+    These are documents, prompts, responses and contents of messages. Rows that cannot be read are
+    skipped; they are counted when the rows are tokenized.
+
+    Args:
+        cfg: data configuration.
+        stage: name of the stage, which selects the shipped rows.
+        allowed: record classes that the stage takes.
+    """
+    for record in _read_training_records(cfg, stage, allowed):
+        yield from _texts_of(record.record)
+
+
+def has_chat_records(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> bool:
+    """Whether the first good row of a source has messages, which need a chat template."""
     paths = cfg.path if isinstance(cfg.path, list) else [cfg.path]
-    alone = [replace(cfg, path=[path], eval="none") for path in paths]
-    firsts = (next(_records(one, stage, allowed), None) for one in alone)
+    by_source = [replace(cfg, path=[path], eval="none") for path in paths]
+    firsts = (next(_read_training_records(one, stage, allowed), None) for one in by_source)
     return any(is_chat(first.record) for first in firsts if first)
 
 
-def first_held_out(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> type | None:
-    """The class of the first good held-out record; none where there is none.
+def first_held_out_record_type(
+    cfg: DataConfig, stage: str, allowed: tuple[type, ...]
+) -> type | None:
+    """Return the class of the first good held-out record; None if there is none.
 
     Args:
-        cfg: `eval` names or counts the rows.
-        stage: whose shipped rows `tiny` means.
-        allowed: the record classes that can be, the preferred first.
+        cfg: data configuration, whose `eval` names or counts the rows.
+        stage: name of the stage, which selects the shipped rows.
+        allowed: accepted record classes, the preferred first.
 
     Raises:
-        DataError: the rows are not there, or are of none of these classes.
+        DataError: the rows do not exist, or fit none of these classes.
     """
-    mixture = open_held_out(cfg, stage)
+    mixture = open_held_out_data(cfg, stage)
     if mixture is None:
         return None
-    settings = [source.settings for source in mixture.sources]
-    lenient = replace(cfg, max_bad_rows=maxsize)
-    reader = RecordReader(lenient, stage, allowed, DataReport(), settings)
-    first = next(reader.read(mixture.rows()), None)
+    records = read_records(mixture, _tolerant(cfg), stage, allowed, DataReport())
+    first = next(records, None)
     return type(first.record) if first else None
 
 
-def _records(cfg: DataConfig, stage: str, allowed: tuple[type, ...]) -> Iterator[Located]:
-    sources = open_sources(cfg, cfg.path, stage, "train")
-    settings = [replace(source.settings, weight=1.0) for source in sources]
-    once = [replace(s, settings=own) for s, own in zip(sources, settings, strict=True)]
+def _read_training_records(
+    cfg: DataConfig, stage: str, allowed: tuple[type, ...]
+) -> Iterator[RecordWithSource]:
+    """Read each training row once, whatever the weight of its source."""
+    sources = [
+        replace(source, settings=replace(source.settings, weight=1.0))
+        for source in open_sources(cfg, cfg.path, stage, "train")
+    ]
     held_out = cfg.eval if isinstance(cfg.eval, int | float) else 0
-    lenient = replace(cfg, max_bad_rows=maxsize)
-    reader = RecordReader(lenient, stage, allowed, DataReport(), settings)
-    return reader.read(training_rows(once, held_out, seed=0).rows())
+    mixture = mix_training_rows(sources, held_out, seed=0)
+    return read_records(mixture, _tolerant(cfg), stage, allowed, DataReport())
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _tolerant(cfg: DataConfig) -> DataConfig:
+    """Return the configuration with any number of malformed rows allowed."""
+    return replace(cfg, max_bad_rows=maxsize)
+
+
+def _texts_of(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Message):
         yield value.content
     elif isinstance(value, tuple):
         for item in value:
-            yield from _texts(item)
+            yield from _texts_of(item)
     elif is_dataclass(value):
         for part in fields(value):
-            yield from _texts(getattr(value, part.name))
+            yield from _texts_of(getattr(value, part.name))

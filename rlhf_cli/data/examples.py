@@ -1,4 +1,4 @@
-"""Tokenized examples, held flat; what the loader draws from and the cache stores."""
+"""Tokenized examples of a data set in flat arrays, and transforms of them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ from numpy.typing import NDArray
 from rlhf_cli.data.tokens.packing import Example
 from rlhf_cli.errors import DataError
 
+MAX_SHIFT = 64
+"""Maximum number of examples by which `add_mismatched_responses` shifts the responses."""
+
+ARRAYS = ("tokens", "loss_mask", "row_starts", "example_starts", "origin")
+_COLUMN = "column "
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Token rows of a whole data set. One example is one row, or several that never split.
+    """Token rows of a data set. An example is one row, or several that are never separated.
 
     Attributes:
-        tokens: [N] int32, all rows one after another.
-        trained: [N] bool, True where the token is a target. A row's first token never is.
+        tokens: [N] int32, tokens of all rows, concatenated.
+        loss_mask: [N] bool, True where the token is a target; False for a row's first token.
         row_starts: [R + 1] int64, bounds of the rows in `tokens`.
         example_starts: [E + 1] int64, bounds of the examples in the rows.
-        files: names of the files that the rows come from.
-        origin: [E, 2] int64, index into `files` and line number (1 for the first) of each example.
-        columns: name -> [R] float32, what is known of each row beside its tokens; `score` is what a
-            judge said of it.
+        files: names of the files of the rows.
+        origin: [E, 2] int64, index into `files` and line number (from 1) of each example.
+        columns: name -> [R] float32, further values of each row; `score` is its score or label.
     """
 
     tokens: NDArray[np.int32]
-    trained: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
     row_starts: NDArray[np.int64]
     example_starts: NDArray[np.int64]
     files: tuple[str, ...]
@@ -42,8 +47,8 @@ class Examples:
         """Number of examples."""
         return len(self.example_starts) - 1
 
-    def where(self, example: int) -> str:
-        """The example's `file:line`, for messages."""
+    def location(self, example: int) -> str:
+        """Return `file:line` of an example, for messages."""
         file, line = self.origin[example]
         return f"{self.files[file]}:{line}"
 
@@ -53,47 +58,40 @@ class Examples:
         return self.row_starts[self.example_starts]
 
 
-ARRAYS = ("tokens", "trained", "row_starts", "example_starts", "origin")
-
-
-COLUMN = "column "
-
-
 def examples_to_arrays(examples: Examples) -> dict[str, NDArray[Any]]:
-    """All arrays by name; columns with a mark."""
-    columns = {f"{COLUMN}{name}": values for name, values in examples.columns.items()}
+    """Return all arrays by name, for the cache."""
+    columns = {f"{_COLUMN}{name}": values for name, values in examples.columns.items()}
     return {**{name: getattr(examples, name) for name in ARRAYS}, **columns}
 
 
 def examples_from_arrays(files: tuple[str, ...], arrays: Mapping[str, NDArray[Any]]) -> Examples:
-    """The examples that `examples_to_arrays` was given."""
-    own = {name: arrays[name] for name in ARRAYS}
+    """Restore examples from `examples_to_arrays`."""
     columns = {
-        name.removeprefix(COLUMN): values
+        name.removeprefix(_COLUMN): values
         for name, values in arrays.items()
-        if name.startswith(COLUMN)
+        if name.startswith(_COLUMN)
     }
-    return Examples(files=files, **own, columns=columns)
+    return Examples(files=files, **{name: arrays[name] for name in ARRAYS}, columns=columns)
 
 
 def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
-    """Examples one after another; `origin` is where an example's first row stands."""
+    """Concatenate examples; `origin` is the location of an example's first row."""
     index = {name: i for i, name in enumerate(files)}
-    tokens, trained = bytearray(), bytearray()
+    tokens, loss_mask = bytearray(), bytearray()
     row_starts, example_starts, origin = array("q", [0]), array("q", [0]), array("q")
     scores = array("f")
     for example in examples:
-        for source in example:
-            tokens += source.row.tokens.tobytes()
-            trained += source.row.trained.tobytes()
-            row_starts.append(len(trained))
-            if source.score is not None:
-                scores.append(source.score)
+        for row in example:
+            tokens += row.row.tokens.tobytes()
+            loss_mask += row.row.loss_mask.tobytes()
+            row_starts.append(len(loss_mask))
+            if row.score is not None:
+                scores.append(row.score)
         example_starts.append(len(row_starts) - 1)
         origin.extend((index[example[0].file], example[0].line))
     return Examples(
         np.frombuffer(tokens, np.int32),
-        np.frombuffer(trained, np.bool_),
+        np.frombuffer(loss_mask, np.bool_),
         np.frombuffer(row_starts, np.int64),
         np.frombuffer(example_starts, np.int64),
         files,
@@ -102,12 +100,8 @@ def flatten(examples: Iterable[Example], files: tuple[str, ...]) -> Examples:
     )
 
 
-MOST_SHIFT = 64
-"""Examples that a response is moved on by, at most."""
-
-
-def unpair(examples: Examples) -> Examples:
-    """Preference pairs as single labelled rows: 1 for each chosen response, 0 for each rejected."""
+def unpair_examples(examples: Examples) -> Examples:
+    """Make labelled examples of preference pairs: label 1 for chosen, 0 for rejected responses."""
     rows = len(examples.row_starts) - 1
     score = np.zeros(rows, np.float32)
     score[examples.example_starts[:-1]] = 1.0
@@ -120,47 +114,48 @@ def unpair(examples: Examples) -> Examples:
 
 
 def count_classes(examples: Examples) -> tuple[int, int]:
-    """How many rows are desirable, and how many are not."""
+    """Return the number of desirable and of undesirable rows."""
     score = examples.columns["score"]
     desirable = int((score > 0.5).sum())
     return desirable, len(score) - desirable
 
 
-def mismatch(examples: Examples, max_length: int) -> Examples:
-    """A second row for each example: its prompt with the response of another example.
+def add_mismatched_responses(examples: Examples, max_length: int) -> Examples:
+    """Add a second row to each example: its prompt with the response of another example.
 
-    Every response is given to one other prompt: all are moved on by the same number of examples.
-    That is one, or more where it would give a prompt its own again: the rows of a pair that was
-    taken apart have the same. The second row repeats the columns of the first.
+    Responses are shifted by the same number of examples, so that each is used once. The shift is 1,
+    or more if that gave a prompt one of its own responses, as in the rows of unpaired pairs. The
+    second row has the same columns as the first.
 
     Args:
-        examples: of one row each, at least two. The response is what is trained, to the row's end.
-        max_length: tokens; the end of a response that makes a row longer is cut off.
+        examples: at least two examples of one row each. The response is the tokens from the first
+            target to the end of the row.
+        max_length: tokens; longer rows lose the end of the response.
 
     Raises:
         DataError: there is only one example.
     """
     if len(examples) < 2:
         raise DataError(
-            f"{examples.where(0)} is the only row; need two at least, whose responses can be given "
-            "to each other's prompts"
+            f"{examples.location(0)} is the only row; need two at least, whose responses can be "
+            "given to each other's prompts"
         )
     bounds, response = examples.row_starts, _response_starts(examples)
-    shift = _shift(examples, response)
+    shift = _choose_shift(examples, response)
     tokens: list[NDArray[np.int32]] = []
-    trained: list[NDArray[np.bool_]] = []
+    loss_mask: list[NDArray[np.bool_]] = []
     for own in range(len(examples)):
         other = (own + shift) % len(examples)
         prompt = slice(bounds[own], response[own])
         answer = slice(response[other], bounds[other + 1])
         for parts in ((slice(bounds[own], bounds[own + 1]),), (prompt, answer)):
             tokens.append(np.concatenate([examples.tokens[p] for p in parts])[:max_length])
-            trained.append(np.concatenate([examples.trained[p] for p in parts])[:max_length])
+            loss_mask.append(np.concatenate([examples.loss_mask[p] for p in parts])[:max_length])
     lengths = [len(row) for row in tokens]
     return replace(
         examples,
         tokens=np.concatenate(tokens),
-        trained=np.concatenate(trained),
+        loss_mask=np.concatenate(loss_mask),
         row_starts=np.concatenate([[0], np.cumsum(lengths)]),
         example_starts=2 * np.arange(len(examples) + 1),
         columns={name: np.repeat(values, 2) for name, values in examples.columns.items()},
@@ -168,16 +163,16 @@ def mismatch(examples: Examples, max_length: int) -> Examples:
 
 
 def _response_starts(examples: Examples) -> NDArray[np.int64]:
-    """[R], index of each row's first trained token in `tokens`."""
-    trained = np.flatnonzero(examples.trained)
-    return trained[np.searchsorted(trained, examples.row_starts[:-1])]
+    """[R], index of each row's first target in `tokens`."""
+    targets = np.flatnonzero(examples.loss_mask)
+    return targets[np.searchsorted(targets, examples.row_starts[:-1])]
 
 
-def _shift(examples: Examples, response: NDArray[np.int64]) -> int:
-    """The smallest shift of those that give the fewest prompts a response to themselves."""
+def _choose_shift(examples: Examples, response: NDArray[np.int64]) -> int:
+    """Return the smallest shift that gives the fewest prompts a response to themselves."""
     ids: dict[bytes, int] = {}
     spans = zip(examples.row_starts[:-1], response, strict=True)
     texts = (examples.tokens[start:end].tobytes() for start, end in spans)
     prompts = np.array([ids.setdefault(text, len(ids)) for text in texts])
-    shifts = range(1, min(len(prompts), MOST_SHIFT + 1))
+    shifts = range(1, min(len(prompts), MAX_SHIFT + 1))
     return min(shifts, key=lambda shift: int((prompts == np.roll(prompts, -shift)).sum()))

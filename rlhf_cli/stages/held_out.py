@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import Loaded, load_eval_examples
+from rlhf_cli.data.dataset import LoadedExamples, load_eval_examples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
@@ -33,7 +33,7 @@ Evaluation = Callable[[RunContext], list[Measured]]
 
 def open_held_out(
     cfg: StageConfig, stage: str, tokenizer: Any, records: tuple[type, ...]
-) -> Loaded:
+) -> LoadedExamples:
     """The examples of `data.eval`.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.records.types import (
     LabelledRecord,
@@ -52,7 +52,9 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: StageConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
+) -> list[Measured]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
 
     def values(rows: TokenBatch) -> RowValues:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rlhf_cli.context import say
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import Loaded
-from rlhf_cli.data.examples import Examples, count_classes, unpair
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples, count_classes, unpair_examples
 from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured
@@ -25,7 +25,7 @@ from rlhf_cli.train.sequence import row_logprobs
 RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
-def labelled(loaded: Loaded, role: str = "training") -> Examples:
+def labelled(loaded: LoadedExamples, role: str = "training") -> Examples:
     """Examples of one labelled row each; pairs are taken apart.
 
     Args:
@@ -38,13 +38,13 @@ def labelled(loaded: Loaded, role: str = "training") -> Examples:
     """
     examples, report = loaded
     require_one_kind(report.kind)
-    rows = unpair(examples) if report.kind == "preference" else examples
+    rows = unpair_examples(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
     both = desirable and undesirable
     if role == "training" and not both:
         only = "true" if desirable else "false"
         raise DataError(
-            f"{rows.where(0)} and all other rows have label {only}; need rows of both labels, "
+            f"{rows.location(0)} and all other rows have label {only}; need rows of both labels, "
             "or a file of pairs (prompt, chosen, rejected)"
         )
     ratio = f"1 to {undesirable / desirable:.2f}" if both else "one class only: no auc"

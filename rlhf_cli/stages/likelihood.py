@@ -13,7 +13,7 @@ import numpy as np
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.distributed import ALONE, Ranks
@@ -60,7 +60,7 @@ def train_likelihood(
 
     loss: Loss = balanced_loss(policy, coefficient) if coefficient else token_loss
 
-    def evaluate(held_out: Loaded) -> dict[str, float]:
+    def evaluate(held_out: LoadedExamples) -> dict[str, float]:
         return held_out_metrics(policy, held_out, run.max_tokens, run.ctx.ranks)
 
     return run.train(policy, loss, evaluate)
@@ -93,7 +93,7 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
 
 
 def held_out_metrics(
-    policy: Policy, held_out: Loaded, max_tokens: int, ranks: Ranks = ALONE
+    policy: Policy, held_out: LoadedExamples, max_tokens: int, ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """Loss a token (nats), perplexity, accuracy of the likeliest token; for text, bits per byte."""
     examples, report = held_out
@@ -116,7 +116,9 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: StageConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
+) -> list[Measured]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
     columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import RunContext, say, silence
-from rlhf_cli.data.dataset import Loaded, holds_chats, iter_texts, load_eval_examples, load_examples
-from rlhf_cli.data.prompts import becomes_message
+from rlhf_cli.data.dataset import (
+    LoadedExamples,
+    has_chat_records,
+    iter_texts,
+    load_eval_examples,
+    load_examples,
+)
+from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
@@ -32,8 +38,8 @@ class Opened:
 
     tokenizer: Any
     new_tokens: tuple[int, ...]
-    train: Loaded
-    held_out: Loaded | None
+    train: LoadedExamples
+    held_out: LoadedExamples | None
 
 
 def open_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -> Opened:
@@ -66,7 +72,7 @@ def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     tokenizer = _open_tokenizer(cfg, stage, records)
     how = {"as_messages": cfg.as_messages, "cached_only": cached_only}
     lacks = not tokenizer.chat_template
-    chats = lacks and (cfg.as_messages or holds_chats(cfg.data, stage, records))
+    chats = lacks and (cfg.as_messages or has_chat_records(cfg.data, stage, records))
     new = give_chatml(tokenizer) if chats else []
     train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **how)
     say_plain_text(cfg, tokenizer, train[1])
@@ -91,7 +97,7 @@ def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None
     if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
         return
     model = cfg.model
-    chats = becomes_message("auto", model.path, model.revision, tokenizer)
+    chats = uses_chat_template("auto", model.path, model.revision, tokenizer)
     if chats and not report.templated and not model.from_scratch:
         say(
             f"template: {model.path} has a chat template, and the rows are text, which is joined "

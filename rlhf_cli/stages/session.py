@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.context import say
-from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.loader import ExampleSource
+from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.preview import show_first_example
-from rlhf_cli.data.report import count
+from rlhf_cli.data.report import pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import Role, context_length
@@ -28,13 +28,13 @@ from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.source import StageState
 from rlhf_cli.train.update import Loss
 
-Arrange = Callable[[Loaded, str], Examples]
+Arrange = Callable[[LoadedExamples, str], Examples]
 """Called with rows and what they are for, `training` or `held-out`."""
 
-Evaluate = Callable[[Loaded], dict[str, float]]
+Evaluate = Callable[[LoadedExamples], dict[str, float]]
 
 
-def as_they_are(loaded: Loaded, role: str = "training") -> Examples:
+def as_they_are(loaded: LoadedExamples, role: str = "training") -> Examples:
     """The examples of the records."""
     return loaded[0]
 
@@ -64,7 +64,7 @@ class Session(Training):
         train, held_out = opened.train, opened.held_out
         self.examples, self.report = arrange(train, "training"), train[1]
         held = held_out and (arrange(held_out, "held-out"), held_out[1])
-        self.held_out: Loaded | None = held or None
+        self.held_out: LoadedExamples | None = held or None
         self.held_out_report = held_out[1] if held_out else None
         unchanged = self.examples is train[0]
         if cfg.log.preview:
@@ -105,7 +105,7 @@ class Session(Training):
         cfg, held_out = self.cfg, self.held_out
         if self.report.templated:
             add_end_token(model.model, self.tokenizer, turn_end(self.tokenizer))
-        source = ExampleSource(
+        source = ExampleLoader(
             self.examples, cfg.data, cfg.train, cfg.seed, self.max_tokens, self.ctx.ranks
         )
         say(
@@ -119,7 +119,7 @@ class Session(Training):
             loss,
             source,
             (lambda: evaluate(held_out)) if held_out else None,
-            where=lambda rows: self.examples.where(rows.owners[0]),
+            where=lambda rows: self.examples.location(rows.example_ids[0]),
             ends=end_tokens(model.model, self.tokenizer),
             trained_on="chat" if self.report.templated else "text",
             state=state,
@@ -152,7 +152,7 @@ def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
     if steps < FEW_STEPS and examples < FEW_STEPS * batch_size:
         smaller = max(1, examples // FEW_STEPS)
         say(
-            f"steps: {steps} only, from {count(examples, 'example')} at train.batch_size="
+            f"steps: {steps} only, from {pluralize(examples, 'example')} at train.batch_size="
             f"{batch_size}. Try train.batch_size={smaller}, or more train.epochs"
         )
 

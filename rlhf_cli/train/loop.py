@@ -215,7 +215,7 @@ class Trainer:
     def _explain(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """Name the rows; parameters are still those of the step before."""
         own = sorted(
-            (rows.owners[0], self.where(rows), what)
+            (rows.example_ids[0], self.where(rows), what)
             for rows, what in culprits(step, self.loss, self.optimizer)
         )
         found = sorted(one for of_rank in self.ranks.gather(own) for one in of_rank)

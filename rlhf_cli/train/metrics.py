@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_cli.distributed import ALONE, Ranks
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.progress import LiveLine, clock
+from rlhf_cli.progress import StatusLine, format_duration
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.files import read_json_lines, read_lines, write_text_atomic
 
@@ -126,7 +126,7 @@ class ProgressLine:
         self.first = done
         self.began = time.monotonic()
         self.shown = 0.0
-        self.line = LiveLine()
+        self.line = StatusLine()
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Show the state after `step` steps."""
@@ -139,7 +139,7 @@ class ProgressLine:
         self.line.show(
             f"step {step}/{self.total}  {_headline(values)}  lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
-            f"{values['memory_bytes'] / 1e9:.1f} GB  left {clock(left)}"
+            f"{values['memory_bytes'] / 1e9:.1f} GB  left {format_duration(left)}"
         )
 
     def close(self) -> None:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlhf_cli.cache import Entry, load_entry, store_entry
+from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.loader import collate, parts
+from rlhf_cli.data.loader import collate, group_by_tokens
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
@@ -23,7 +23,7 @@ from rlhf_cli.models.wrapper import without_dropout
 COLUMN = "reference"
 """Of `Rows.columns`: what the reference gives a row, nats."""
 
-SHELF = "reference"
+CACHE_KIND = "reference"
 CHECKED = 4
 """Examples whose stored numbers are computed again before the rest is believed."""
 
@@ -68,7 +68,7 @@ def with_reference(
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
             if ctx.ranks.main:
-                store_entry(key, Entry({COLUMN: values}, {}), SHELF)
+                store_entry(key, CacheEntry({COLUMN: values}, {}), CACHE_KIND)
     return replace(examples, columns={**examples.columns, COLUMN: values})
 
 
@@ -80,7 +80,7 @@ def _compute(
 ) -> NDArray[np.float32]:
     """The numbers of all rows; micro-batches are dealt out to the ranks."""
     say(f"reference: log-probs of {len(examples):,} examples, computed once")
-    every = list(parts(examples, np.arange(len(examples)), max_tokens))
+    every = list(group_by_tokens(examples, np.arange(len(examples)), max_tokens))
     size = ctx.ranks.size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
     found = ctx.ranks.concatenate(torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own])))
@@ -97,7 +97,7 @@ def _stored(
     ctx: RunContext,
 ) -> NDArray[np.float32] | None:
     """The numbers in the cache, if they are there and those of this model."""
-    entry = load_entry(key, SHELF)
+    entry = load_entry(key, CACHE_KIND)
     if not all(ctx.ranks.gather(entry is not None)) or entry is None:
         return None
     values: NDArray[np.float32] = entry.arrays[COLUMN]
@@ -123,7 +123,12 @@ def _rows_of(examples: Examples, chosen: list[int]) -> NDArray[np.int64]:
 def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) -> str:
     whole = hashlib.sha256(f"{settings} {ctx.compute_name}".encode())
     whole.update(f"{reference.implementation.name} {reference.flat}".encode())
-    for array in (examples.tokens, examples.trained, examples.row_starts, examples.example_starts):
+    for array in (
+        examples.tokens,
+        examples.loss_mask,
+        examples.row_starts,
+        examples.example_starts,
+    ):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
     whole.update(weights_key(reference).encode())
     return whole.hexdigest()[:32]

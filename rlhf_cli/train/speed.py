@@ -35,7 +35,7 @@ class Work:
 
     def of(self, rows: TokenBatch) -> float:
         """FLOP of a micro-batch, each row computed whole; what rows share may save some of it."""
-        pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
+        pairs = sum(length * (length + 1) / 2 for length in rows.row_lengths)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 

@@ -26,7 +26,7 @@ from rlhf_cli.data.records.types import (
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.sources.base import RawRow
 from rlhf_cli.data.sources.files import read_rows
-from rlhf_cli.data.tokens.record_tokenizer import RowMaker
+from rlhf_cli.data.tokens.record_tokenizer import RecordTokenizer
 from rlhf_cli.errors import DataError
 from tests.data.toy import toy_tokenizer, turns
 
@@ -102,7 +102,7 @@ def consume(path, allowed, kind="auto", columns=None):
         read = len(list(located))
         report.kept = read
     else:
-        flatten(RowMaker(TOKENIZER, cfg, report).examples(located), report.files)
+        flatten(RecordTokenizer(TOKENIZER, cfg, report).examples(located), report.files)
     refused = sum(found.rows for found in report.refused.values())
     assert report.rows == report.kept + report.malformed + refused
     assert json.dumps(report.to_dict()).encode()
@@ -195,17 +195,17 @@ def test_judged_rows_share_a_prompt_and_end_with_their_response(row, most, trunc
     report = DataReport(("r.jsonl",))
     cfg = DataConfig(max_bad_rows=1, max_length=most, truncation=truncation)
     raw = RawRow("r.jsonl", 1, row)
-    maker = RowMaker(toy_tokenizer(adds_bos=adds_bos), cfg, report)
+    maker = RecordTokenizer(toy_tokenizer(adds_bos=adds_bos), cfg, report)
     located = RecordReader(cfg, "test", JUDGED, report).read([raw])
     made = list(maker.examples(located))
     assert len(made) == report.kept == 1 - report.malformed - bool(report.refused)
     for example in made:
-        firsts = [int(source.row.trained.argmax()) for source in example]
+        firsts = [int(source.row.loss_mask.argmax()) for source in example]
         prompts = {source.row.tokens[: firsts[0]].tobytes() for source in example}
         assert len(prompts) == 1 <= firsts[0]
         assert len(set(firsts)) == 1
         if not report.cut:
-            assert all(source.row.trained[-1] for source in example)
+            assert all(source.row.loss_mask[-1] for source in example)
         assert max(map(len, example)) <= most
         assert len({source.row.tokens.tobytes() for source in example}) > 1 or len(example) == 1
         assert np.isfinite(flatten([example], ("r.jsonl",)).columns["score"]).all()
@@ -240,7 +240,7 @@ def test_any_cells_of_a_table(cells):
         written = sum(1 for _ in cells)
         if not written:
             return
-        rows_read = [row.found for row in read_rows([path])]
+        rows_read = [row.parsed for row in read_rows([path])]
         assert all(isinstance(found, dict) for found in rows_read)
         assert len(rows_read) == written
 

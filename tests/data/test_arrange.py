@@ -3,7 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_cli.data.examples import Examples, count_classes, mismatch, unpair
+from rlhf_cli.data.examples import (
+    Examples,
+    add_mismatched_responses,
+    count_classes,
+    unpair_examples,
+)
 from rlhf_cli.data.loader import collate
 from rlhf_cli.errors import DataError
 
@@ -32,17 +37,17 @@ PAIRS = examples_of(
 
 
 def test_pairs_are_taken_apart():
-    rows = unpair(PAIRS)
+    rows = unpair_examples(PAIRS)
     assert len(rows) == 4
     assert rows.columns["score"].tolist() == [1, 0, 1, 0]
-    assert [rows.where(i) for i in range(4)] == ["a.jsonl:1"] * 2 + ["a.jsonl:2"] * 2
+    assert [rows.location(i) for i in range(4)] == ["a.jsonl:1"] * 2 + ["a.jsonl:2"] * 2
     assert collate(rows, [1]).tokens.tolist() == [1, 2, 4, 4, 9]
     assert count_classes(rows) == (2, 2)
 
 
 def test_each_prompt_gets_the_next_response():
     single = examples_of([([1, 2], [3, 9])], [([5], [6, 6, 6, 9])], scores=[1, 0])
-    both = mismatch(single, max_length=5)
+    both = add_mismatched_responses(single, max_length=5)
     rows = collate(both, [0, 1])
     assert rows.lengths.tolist() == [4, 5, 5, 3]
     assert rows.tokens.tolist() == [1, 2, 3, 9, 1, 2, 6, 6, 6, 5, 6, 6, 6, 9, 5, 3, 9]
@@ -52,14 +57,14 @@ def test_each_prompt_gets_the_next_response():
 
 
 def test_a_pair_that_was_taken_apart_gets_responses_to_other_prompts():
-    both = mismatch(unpair(PAIRS), max_length=9)
+    both = add_mismatched_responses(unpair_examples(PAIRS), max_length=9)
     second = [collate(both, [i]).tokens[collate(both, [i]).lengths[0] :].tolist() for i in range(4)]
     assert second == [[1, 2, 6, 9], [1, 2, 7, 9], [5, 3, 9], [5, 4, 4, 9]]
 
 
 def test_with_one_prompt_for_all_rows_the_next_response_is_taken():
     same = examples_of(*([([1], [answer])] for answer in (2, 3, 4)), scores=[1, 0, 1])
-    rows = collate(mismatch(same, 9), [0, 1, 2])
+    rows = collate(add_mismatched_responses(same, 9), [0, 1, 2])
     assert rows.targets.tolist() == [2, 3, 3, 4, 4, 2]
 
 
@@ -69,7 +74,7 @@ def test_every_response_is_given_away_once_within_the_length(prompts, max_length
         *([([p + 1] * 2, [10 + i, 99, 99])] for i, p in enumerate(prompts)),
         scores=[0] * len(prompts),
     )
-    both = mismatch(single, max_length)
+    both = add_mismatched_responses(single, max_length)
     assert np.diff(both.row_starts).max() <= max_length
     rows = collate(both, range(len(prompts)))
     given_away = [int(t) for t in rows.targets if t < 99]
@@ -81,4 +86,4 @@ def test_every_response_is_given_away_once_within_the_length(prompts, max_length
 def test_one_row_is_refused():
     one = examples_of([([1], [2])], scores=[1])
     with pytest.raises(DataError, match="only row"):
-        mismatch(one, 9)
+        add_mismatched_responses(one, 9)

@@ -7,23 +7,23 @@ import numpy as np
 import pytest
 
 from rlhf_cli import cache
-from rlhf_cli.cache import ENTRY, Entry, load_entry, store_entry
+from rlhf_cli.cache import ENTRY, CacheEntry, load_entry, store_entry
 from rlhf_cli.resources import cache_folder
 
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
-    monkeypatch.setattr(cache, "_own", set())
-    cache._told.clear()
+    monkeypatch.setattr(cache, "_in_use", set())
+    cache._limit_reported.clear()
 
 
 def store(key, used, *, by_another_run=True):
     """An entry of about 1 MB, last used at that second."""
-    store_entry(key, Entry({"tokens": np.zeros(250_000, np.int32)}, {}))
+    store_entry(key, CacheEntry({"tokens": np.zeros(250_000, np.int32)}, {}))
     os.utime(cache_folder() / "tokens" / key / ENTRY, (used, used))
     if by_another_run:
-        cache._own.clear()
+        cache._in_use.clear()
 
 
 def kept():

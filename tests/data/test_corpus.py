@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.dataset import holds_chats, iter_texts
+from rlhf_cli.data.dataset import has_chat_records, iter_texts
 from rlhf_cli.data.records.types import KINDS
 from tests.data.toy import turns, write_jsonl
 
@@ -49,10 +49,10 @@ def test_a_tokenizer_is_not_trained_on_held_out_rows(tmp_path):
 )
 def test_the_first_good_row_says_whether_the_rows_are_chats(tmp_path, rows, chats):
     path = write_jsonl(tmp_path / "r.jsonl", *rows)
-    assert holds_chats(DataConfig(path=str(path)), "sft", ANY) is chats
+    assert has_chat_records(DataConfig(path=str(path)), "sft", ANY) is chats
 
 
 def test_one_source_of_chats_is_enough(tmp_path):
     texts = write_jsonl(tmp_path / "a.jsonl", {"prompt": "p", "completion": "c"})
     chats = write_jsonl(tmp_path / "b.jsonl", {"messages": turns("q", "r")})
-    assert holds_chats(DataConfig(path=[str(texts), str(chats)], eval=0.5), "sft", ANY)
+    assert has_chat_records(DataConfig(path=[str(texts), str(chats)], eval=0.5), "sft", ANY)

@@ -45,10 +45,10 @@ def same(left, right):
 def test_examples_are_flat_and_know_their_lines(rows):
     examples, _ = load(rows)
     assert examples.tokens.tolist() == [A, B, EOS, C, D, E, EOS]
-    assert examples.trained.tolist() == [False, True, True, False, False, True, True]
+    assert examples.loss_mask.tolist() == [False, True, True, False, False, True, True]
     assert examples.row_starts.tolist() == [0, 3, 7]
     assert examples.example_starts.tolist() == [0, 1, 2]
-    assert [examples.where(i) for i in range(len(examples))] == ["r.jsonl:1", "r.jsonl:3"]
+    assert [examples.location(i) for i in range(len(examples))] == ["r.jsonl:1", "r.jsonl:3"]
     assert [getattr(examples, name).dtype for name in ARRAYS] == [
         *(np.int32, np.bool_, np.int64, np.int64, np.int64)
     ]
@@ -72,7 +72,7 @@ def test_rows_of_several_files_know_their_file(tmp_path):
     write_jsonl(folder / "a.jsonl", {"prompt": "a", "completion": "b"})
     (folder / "notes.md").touch()
     examples, report = load(folder)
-    assert [examples.where(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
+    assert [examples.location(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
     assert report.lines()[-1] == "  files not read: notes.md"
 
 
@@ -203,7 +203,7 @@ def test_a_txt_file_is_cut_and_packed(tmp_path):
     cfg = DataConfig(path=str(path), packing=True, max_length=4, train_on="all")
     examples, report = load_examples(cfg, "pretrain", toy_tokenizer(bos_token=None), (TextRecord,))
     assert examples.tokens.tolist() == [EOS, A, B, C, C, D, EOS]
-    assert examples.tokens[examples.trained].tolist() == [A, B, C, D, EOS]
+    assert examples.tokens[examples.loss_mask].tolist() == [A, B, C, D, EOS]
     assert (report.kind, report.kept, report.examples) == ("text", 1, 2)
 
 

@@ -9,8 +9,8 @@ import pytest
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.records.reader import RecordReader
 from rlhf_cli.data.records.types import LabelledRecord, PromptCompletionRecord, ScoredRecord
-from rlhf_cli.data.report import DataReport, Malformed
-from rlhf_cli.data.sources.files import READERS, data_files, read_rows
+from rlhf_cli.data.report import DataReport, MalformedRow
+from rlhf_cli.data.sources.files import READERS, find_data_files, read_rows
 from rlhf_cli.errors import DataError
 
 ROWS = [
@@ -48,12 +48,12 @@ def write(path, rows):
 
 
 def read(path):
-    return [(row.line, row.found) for row in read_rows(data_files(path).read)]
+    return [(row.line, row.parsed) for row in read_rows(find_data_files(path).files)]
 
 
 def broken(path):
     """`line: what` of the rows that cannot be read."""
-    return [f"{line}: {found}" for line, found in read(path) if isinstance(found, Malformed)]
+    return [f"{line}: {found}" for line, found in read(path) if isinstance(found, MalformedRow)]
 
 
 @pytest.mark.parametrize(

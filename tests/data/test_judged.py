@@ -54,7 +54,7 @@ def rows_of(examples):
     """Each row's tokens, and the indices of the trained ones."""
     bounds = zip(examples.row_starts[:-1], examples.row_starts[1:], strict=True)
     return [
-        (examples.tokens[s:e].tolist(), np.flatnonzero(examples.trained[s:e]).tolist())
+        (examples.tokens[s:e].tolist(), np.flatnonzero(examples.loss_mask[s:e]).tolist())
         for s, e in bounds
     ]
 
@@ -75,7 +75,7 @@ def test_a_pair_is_two_rows_the_chosen_first(load):
     assert examples.columns["score"].tolist() == [0.5, 0, 0, 0]
     assert examples.columns["score"].dtype == np.float32
     assert (report.kind, report.kept, report.examples) == ("preference", 2, 2)
-    assert [examples.where(i) for i in (0, 1)] == ["r.jsonl:1", "r.jsonl:2"]
+    assert [examples.location(i) for i in (0, 1)] == ["r.jsonl:1", "r.jsonl:2"]
 
 
 def test_a_ranking_is_a_row_for_each_response_in_its_order(load):

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.records.columns import Naming
+from rlhf_cli.data.records.columns import ColumnMapping
 from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.reader import RecordReader
 from rlhf_cli.data.records.types import (
@@ -12,7 +12,7 @@ from rlhf_cli.data.records.types import (
     PromptCompletionRecord,
     TextRecord,
 )
-from rlhf_cli.data.report import DataReport, Malformed
+from rlhf_cli.data.report import DataReport, MalformedRow
 from rlhf_cli.data.sources.files import read_rows
 from rlhf_cli.errors import ConfigError
 from tests.data.toy import turns, write_jsonl
@@ -43,7 +43,7 @@ def read(tmp_path, *rows, allowed=SFT, **settings):
 )
 def test_a_text_with_columns_in_it(template, text):
     row = {"question": "q", "number": 3, "share": 0.5, "meta": {"title": "t"}, "dotted.name": "d"}
-    assert Naming({"prompt": template}).rename(row)["prompt"] == text
+    assert ColumnMapping({"prompt": template}).rename(row)["prompt"] == text
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def test_a_text_with_columns_in_it(template, text):
     ],
 )
 def test_a_row_that_does_not_fit_the_text_is_malformed(template, message):
-    with pytest.raises(Malformed) as error:
-        Naming({"prompt": template}).rename({"question": "q", "none": None, "list": [1]})
+    with pytest.raises(MalformedRow) as error:
+        ColumnMapping({"prompt": template}).rename({"question": "q", "none": None, "list": [1]})
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize("template", ["{question", "a}", "{}", "a {question!r}", "{question:>9}"])
 def test_wrong_braces_are_a_config_error(template):
     with pytest.raises(ConfigError, match=r"^data\.columns\.prompt: got .*need names of columns"):
-        Naming({"prompt": template})
+        ColumnMapping({"prompt": template})
 
 
 def test_a_text_of_columns_reads_them(tmp_path):

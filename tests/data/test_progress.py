@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.progress import LiveLine, ProgressCount
+from rlhf_cli.progress import ProgressCount, StatusLine
 from tests.helpers import Terminal
 
 
@@ -23,7 +23,7 @@ def on_terminal(monkeypatch) -> Terminal:
 
 def test_a_line_is_written_over_on_a_terminal_and_ended_once(monkeypatch):
     terminal = on_terminal(monkeypatch)
-    line = LiveLine()
+    line = StatusLine()
     line.end()
     line.show("a")
     line.show("b")
@@ -33,7 +33,7 @@ def test_a_line_is_written_over_on_a_terminal_and_ended_once(monkeypatch):
 
 
 def test_elsewhere_every_line_stands(capsys):
-    line = LiveLine()
+    line = StatusLine()
     line.show("a")
     line.show("b")
     line.end()

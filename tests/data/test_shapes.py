@@ -228,7 +228,7 @@ def test_transcripts_without_two_responses_to_one_prompt(tmp_path, form, chosen,
 def test_what_the_human_says_last_is_no_part_of_a_response(tmp_path, row):
     found, report = read(tmp_path, row, allowed=PAIRS)
     assert found == [PAIR]
-    [note] = [line for line in report.remarks() if "left out" in line]
+    [note] = [line for line in report.note_lines() if "left out" in line]
     assert note == (
         "  1 row: the turns after the assistant's last one were left out of a response; the first "
         "is r.jsonl:1"

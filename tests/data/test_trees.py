@@ -116,7 +116,7 @@ def test_to_pretrain_a_message_is_a_document(tmp_path):
     [
         (
             [MESSAGES[1], MESSAGES[1]],
-            "t.jsonl:2: message_id: got 'a'; need the name of one message",
+            "t.jsonl:2: message_id: got 'a'; need an id that no other message has",
         ),
         ([MESSAGES[1], {"text": "x"}], "t.jsonl:2: no column message_id, parent_id, role; need a"),
         ([MESSAGES[1], "{"], "t.jsonl:2: broken JSON"),

@@ -69,7 +69,7 @@ def test_the_turn_end_is_trained_and_ends_generation(tmp_path):
     tokenizer = bare()
     _, end = give_chatml(tokenizer)
     examples = loaded(tmp_path, tokenizer, {"messages": turns("How?", "Well.")})
-    assert tokenizer.decode(examples.tokens[examples.trained]) == "Well.<|im_end|>"
+    assert tokenizer.decode(examples.tokens[examples.loss_mask]) == "Well.<|im_end|>"
     assert turn_end(tokenizer) == end
 
 
@@ -77,7 +77,7 @@ def test_the_turn_end_is_trained_and_ends_generation(tmp_path):
 def test_without_pad_or_with_pad_as_end_the_end_is_trained(tmp_path, pad):
     tokenizer = bare(pad_token=pad)
     examples = loaded(tmp_path, tokenizer, {"prompt": "How?", "completion": " Well."})
-    assert tokenizer.decode(examples.tokens[examples.trained]) == " Well.<|end|>"
+    assert tokenizer.decode(examples.tokens[examples.loss_mask]) == " Well.<|end|>"
 
 
 @pytest.fixture

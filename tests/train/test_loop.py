@@ -63,7 +63,7 @@ def train(
     ctx = RunContext(CPU, compute, seed, out)
 
     def where(rows):
-        return f"pairs.jsonl:{rows.owners[0]}"
+        return f"pairs.jsonl:{rows.example_ids[0]}"
 
     run_loss = wrap(loss) if wrap else loss
     return fit(policy, source, run_loss, cfg, ctx, lr=lr, where=where, checkpoint=checkpoint)

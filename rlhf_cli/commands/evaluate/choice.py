@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from rlhf_cli.commands.evaluate.subject import Subject, as_rows_config
-from rlhf_cli.data.dataset import first_held_out
+from rlhf_cli.data.dataset import first_held_out_record_type
 from rlhf_cli.data.records.types import PromptRecord
 from rlhf_cli.stages import judged, likelihood
 from rlhf_cli.stages.config import StageConfig
@@ -39,7 +39,9 @@ def open_evaluation(subject: Subject, *, given: bool) -> Evaluation:
         return own(cfg, stage)
     records = _records(cfg, stage)
     others = [record for record in _ANY if record not in records]
-    first = first_held_out(cfg.data, stage, (*records, *others) if stage != "ppo" else _PPO)
+    first = first_held_out_record_type(
+        cfg.data, stage, (*records, *others) if stage != "ppo" else _PPO
+    )
     if first in records or first is None:
         return own(cfg, stage)
     return _any_model(first)(as_rows_config(cfg), stage)

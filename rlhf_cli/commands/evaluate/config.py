@@ -11,7 +11,7 @@ from rlhf_cli.config.schema import (
     Unit,
     no_rows,
 )
-from rlhf_cli.data.config import Columns, DataConfig, Format, Source, Sources
+from rlhf_cli.data.config import Columns, DataConfig, Format, SourceConfig, SourceList
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
@@ -27,7 +27,7 @@ _OF_THE_FILE = ("name", "revision", "split", "data_dir", "format", "columns")
 class HeldOutConfig:
     """Which rows models are measured on. What is left at `auto` is as the run had it."""
 
-    path: Annotated[str | Sources, DataPath("revision")] = ""
+    path: Annotated[str | SourceList, DataPath("revision")] = ""
     """Held-out rows: a file, a folder, a hub id, `tiny`, or a list of these. Empty takes those that
     each run held out itself (its `data.eval`)."""
 
@@ -86,7 +86,7 @@ class HeldOutConfig:
             of_file = {name: getattr(self, name) for name in _OF_THE_FILE}
             given |= of_file | {
                 "eval": [
-                    Source(path=item, **of_file) if isinstance(item, str) else item
+                    SourceConfig(path=item, **of_file) if isinstance(item, str) else item
                     for item in listed
                 ]
             }

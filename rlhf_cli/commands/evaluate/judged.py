@@ -14,7 +14,7 @@ from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.subject import model_of, names
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.prompts import PromptSet, load_prompts
-from rlhf_cli.data.records.fields import to_json
+from rlhf_cli.data.records.fields import prompt_to_json
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.bootstrap import difference
 from rlhf_cli.evaluation.estimate import Estimate
@@ -51,7 +51,7 @@ def judge(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[dict
     scorer = FunctionScorer(cfg.judge, "judge")
     read = load_prompts(cfg.prompts)
     prompts = read.prompts
-    asked = [to_json(prompt) for prompt in prompts]
+    asked = [prompt_to_json(prompt) for prompt in prompts]
     paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
     found = []
     for path, name in zip(paths, names(paths), strict=True):

@@ -1,4 +1,4 @@
-"""The kinds of record: what a row means, checked once. Everything after trusts it."""
+"""Record classes: the checked content of a row, which all later steps trust."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.data.records import fields
-from rlhf_cli.data.records.fields import Messages, Prompt, Response, tools
-from rlhf_cli.data.records.responses import split_transcripts, with_responses, without_shared_turns
-from rlhf_cli.data.report import Malformed, Refused
+from rlhf_cli.data.records.fields import Messages, Prompt, Response
+from rlhf_cli.data.records.responses import (
+    move_shared_turns_to_prompt,
+    split_prompt_and_responses,
+    split_transcripts,
+)
+from rlhf_cli.data.report import MalformedRow, RefusedRow
 
 Columns = Mapping[str, Any]
 
@@ -26,7 +30,7 @@ class TextRecord:
 
 @dataclass(frozen=True, slots=True)
 class PromptCompletionRecord:
-    """A prompt and what is to follow it."""
+    """A prompt and the completion to learn."""
 
     prompt: Prompt
     completion: Response
@@ -34,14 +38,14 @@ class PromptCompletionRecord:
 
 @dataclass(frozen=True, slots=True)
 class ChatRecord:
-    """A whole conversation, the assistant's turns among it."""
+    """A conversation with at least one assistant message."""
 
     messages: Messages
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRecord:
-    """Two responses, the first preferred; `margin` says by how much."""
+    """A preference pair; `margin` is the difference of the scores, if known."""
 
     prompt: Prompt
     chosen: Response
@@ -51,7 +55,7 @@ class PreferenceRecord:
 
 @dataclass(frozen=True, slots=True)
 class RankedRecord:
-    """Several responses with a score each; higher is better."""
+    """Several responses to one prompt, each with a score; higher is better."""
 
     prompt: Prompt
     responses: tuple[Response, ...]
@@ -60,7 +64,7 @@ class RankedRecord:
 
 @dataclass(frozen=True, slots=True)
 class LabelledRecord:
-    """A response that is desirable or not."""
+    """A response with a label: True is desirable, False undesirable."""
 
     prompt: Prompt
     completion: Response
@@ -69,7 +73,7 @@ class LabelledRecord:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRecord:
-    """A response and how good it is; higher is better."""
+    """A response with a score; higher is better."""
 
     prompt: Prompt
     completion: Response
@@ -78,7 +82,7 @@ class ScoredRecord:
 
 @dataclass(frozen=True, slots=True)
 class PromptRecord:
-    """A prompt alone."""
+    """A prompt without a response."""
 
     prompt: Prompt
 
@@ -96,17 +100,17 @@ Record = (
 
 
 def is_chat(record: Record) -> bool:
-    """Whether it has messages, which go through a chat template."""
+    """Whether the record has messages, which are rendered by a chat template."""
     values = (getattr(record, part.name) for part in dataclass_fields(record))
     return any(
         isinstance(v, tuple) and bool(v) and isinstance(v[0], fields.Message) for v in values
     )
 
 
-def scores_of(record: Record) -> tuple[float, ...] | None:
-    """What a judge said of each of a record's responses, in order; none where nobody judged.
+def response_scores(record: Record) -> tuple[float, ...] | None:
+    """Return the score of each response of a preference record; None for other records.
 
-    Scores as they are, 1 or 0 for a label, and for a pair its margin on the chosen response.
+    Scores are kept as they are; a label becomes 1 or 0, and a pair's margin the chosen score.
     """
     match record:
         case PreferenceRecord(margin=margin):
@@ -120,164 +124,191 @@ def scores_of(record: Record) -> tuple[float, ...] | None:
     return None
 
 
-def _text(columns: Columns) -> TextRecord:
-    text = fields.text("text", columns["text"])
+def _build_text(columns: Columns) -> TextRecord:
+    text = fields.parse_text("text", columns["text"])
     if not text.strip():
-        raise Refused("empty text")
+        raise RefusedRow("empty text")
     return TextRecord(text)
 
 
-def _chat(columns: Columns) -> ChatRecord:
-    return ChatRecord(fields.spoken(fields.messages("messages", columns["messages"])))
+def _build_chat(columns: Columns) -> ChatRecord:
+    messages = fields.parse_messages("messages", columns["messages"])
+    return ChatRecord(fields.require_assistant_message(messages))
 
 
-def _prompt_completion(columns: Columns) -> PromptCompletionRecord:
-    said = {"completion": columns["completion"]}
-    prompt, [completion] = with_responses(columns["prompt"], said)
+def _build_prompt_completion(columns: Columns) -> PromptCompletionRecord:
+    responses = {"completion": columns["completion"]}
+    prompt, [completion] = split_prompt_and_responses(columns["prompt"], responses)
     return PromptCompletionRecord(prompt, completion)
 
 
-def _preference(columns: Columns) -> PreferenceRecord:
+def _build_preference(columns: Columns) -> PreferenceRecord:
     margin = columns.get("margin")
-    margin = None if margin is None else fields.number("margin", margin)
-    prompt, chosen, rejected = _pair(columns)
+    margin = None if margin is None else fields.parse_number("margin", margin)
+    prompt, chosen, rejected = _split_pair(columns)
     if chosen == rejected:
-        raise Refused("chosen equals rejected")
+        raise RefusedRow("chosen equals rejected")
     return PreferenceRecord(prompt, chosen, rejected, margin)
 
 
-def _pair(columns: Columns) -> tuple[Prompt, Response, Response]:
-    said = {name: columns[name] for name in ("chosen", "rejected")}
+def _split_pair(columns: Columns) -> tuple[Prompt, Response, Response]:
+    responses = {name: columns[name] for name in ("chosen", "rejected")}
     if "prompt" in columns:
-        prompt, [chosen, rejected] = with_responses(columns["prompt"], said)
-        return without_shared_turns(prompt, chosen, rejected)
-    first, second = (fields.prompt(name, value) for name, value in said.items())
+        prompt, [chosen, rejected] = split_prompt_and_responses(columns["prompt"], responses)
+        return move_shared_turns_to_prompt(prompt, chosen, rejected)
+    first, second = (fields.parse_prompt(name, value) for name, value in responses.items())
     return split_transcripts(first, second)
 
 
-def _ranked(columns: Columns) -> RankedRecord:
-    listed = fields.some("responses", columns["responses"])
-    scored = fields.some("scores", columns["scores"])
-    if len(listed) != len(scored):
-        counts = f"{len(listed)} responses and {len(scored)} scores"
-        raise Malformed(f"scores: got {counts}; need as many")
-    said = {f"responses[{i}]": response for i, response in enumerate(listed)}
-    prompt, responses = with_responses(columns["prompt"], said)
-    scores = tuple(fields.number(f"scores[{i}]", score) for i, score in enumerate(scored))
+def _build_ranked(columns: Columns) -> RankedRecord:
+    listed = fields.parse_list("responses", columns["responses"])
+    listed_scores = fields.parse_list("scores", columns["scores"])
+    if len(listed) != len(listed_scores):
+        counts = f"{len(listed)} responses and {len(listed_scores)} scores"
+        raise MalformedRow(f"scores: got {counts}; need as many")
+    named = {f"responses[{i}]": response for i, response in enumerate(listed)}
+    prompt, responses = split_prompt_and_responses(columns["prompt"], named)
+    scores = tuple(
+        fields.parse_number(f"scores[{i}]", score) for i, score in enumerate(listed_scores)
+    )
     if len(scores) == 1:
-        raise Refused("only one response")
-    if len({*map(np.float32, scores)}) == 1:  # what differs less is a tie to the loss
-        raise Refused("all scores are equal")
+        raise RefusedRow("only one response")
+    if len({*map(np.float32, scores)}) == 1:  # smaller differences are ties for the loss
+        raise RefusedRow("all scores are equal")
     return RankedRecord(prompt, tuple(responses), scores)
 
 
-def _labelled(columns: Columns) -> LabelledRecord:
-    pair = _prompt_completion(columns)
-    return LabelledRecord(pair.prompt, pair.completion, fields.flag("label", columns["label"]))
+def _build_labelled(columns: Columns) -> LabelledRecord:
+    pair, label = _build_prompt_completion(columns), columns["label"]
+    return LabelledRecord(pair.prompt, pair.completion, fields.parse_bool("label", label))
 
 
-def _labelled_text(columns: Columns) -> LabelledRecord:
-    return LabelledRecord("", _text(columns).text, fields.flag("label", columns["label"]))
+def _build_labelled_text(columns: Columns) -> LabelledRecord:
+    text, label = _build_text(columns).text, columns["label"]
+    return LabelledRecord("", text, fields.parse_bool("label", label))
 
 
-def _scored(columns: Columns) -> ScoredRecord:
-    pair = _prompt_completion(columns)
-    return ScoredRecord(pair.prompt, pair.completion, fields.number("score", columns["score"]))
+def _build_scored(columns: Columns) -> ScoredRecord:
+    pair, score = _build_prompt_completion(columns), columns["score"]
+    return ScoredRecord(pair.prompt, pair.completion, fields.parse_number("score", score))
 
 
-def _scored_text(columns: Columns) -> ScoredRecord:
-    return ScoredRecord("", _text(columns).text, fields.number("score", columns["score"]))
+def _build_scored_text(columns: Columns) -> ScoredRecord:
+    text, score = _build_text(columns).text, columns["score"]
+    return ScoredRecord("", text, fields.parse_number("score", score))
 
 
-def _prompt(columns: Columns) -> PromptRecord:
-    return PromptRecord(fields.prompt("prompt", columns["prompt"]))
+def _build_prompt(columns: Columns) -> PromptRecord:
+    return PromptRecord(fields.parse_prompt("prompt", columns["prompt"]))
 
 
-def _chat_prompt(columns: Columns) -> PromptRecord:
-    turns = fields.messages("messages", columns["messages"])
-    asked = turns[:-1] if turns[-1].role == "assistant" else turns
-    if not asked:
-        raise Refused("no message before the assistant's")
-    return PromptRecord(asked)
+def _build_chat_prompt(columns: Columns) -> PromptRecord:
+    messages = fields.parse_messages("messages", columns["messages"])
+    prompt = messages[:-1] if messages[-1].role == "assistant" else messages
+    if not prompt:
+        raise RefusedRow("no message before the assistant's")
+    return PromptRecord(prompt)
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of record: its columns and how they are read."""
+class RecordKind:
+    """A value of `data.format`: its columns, and the function that builds its record.
+
+    Attributes:
+        name: value of `data.format`.
+        record: record class.
+        required: columns that a row must have.
+        build: builds the record from the columns.
+        optional: columns that a row may have.
+        extends: kind that the same row also fits, if it ignores some columns.
+    """
 
     name: str
     record: type[Any]
     required: tuple[str, ...]
-    read: Callable[[Columns], Record]
+    build: Callable[[Columns], Record]
     optional: tuple[str, ...] = ()
     extends: str = ""
-    """A kind that the same row can be read as too, with columns that it ignores."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Every column that the kind knows."""
+        """All required and optional columns."""
         return self.required + self.optional
 
     def parse(self, columns: Columns) -> Record:
-        """The record of a row.
+        """Build the record of a row.
 
         Raises:
-            Malformed: a column is missing or of the wrong type.
-            Refused: there is nothing to learn from it.
+            MalformedRow: a column is missing or has the wrong type.
+            RefusedRow: the row cannot be trained on.
         """
-        there = {name: value for name, value in columns.items() if value is not None}
-        missing = [name for name in self.required if name not in there]
+        present = {name: value for name, value in columns.items() if value is not None}
+        missing = [name for name in self.required if name not in present]
         if missing:
-            found = ", ".join(there) or "none"
+            found = ", ".join(present) or "none"
             nulls = ", ".join(
-                name for name in self.columns if name in columns.keys() - there.keys()
+                name for name in self.columns if name in columns.keys() - present.keys()
             )
             null = f"; null: {nulls}" if nulls else ""
-            raise Malformed(
+            raise MalformedRow(
                 f"no column {', '.join(missing)}; found {found}{null}. See rlhf docs data"
             )
-        return _with_tools(self.read(there), there)
+        return _add_tools(self.build(present), present)
 
 
-def _with_tools(record: Record, columns: Columns) -> Record:
-    """The record with the row's `tools` on its first message; a text prompt has none."""
-    listed = tools("tools", columns.get("tools"))
+def _add_tools(record: Record, columns: Columns) -> Record:
+    """Add the row's `tools` to the first message; a text prompt has none."""
+    tools = fields.parse_tools("tools", columns.get("tools"))
     name = "messages" if isinstance(record, ChatRecord) else "prompt"
     as_any: Any = record
-    asked = getattr(record, name, "")
-    if not listed or isinstance(asked, str):
+    messages = getattr(record, name, "")
+    if not tools or isinstance(messages, str):
         return record
-    found: Record = replace(as_any, **{name: (replace(asked[0], tools=listed), *asked[1:])})
-    return found
+    first, *rest = messages
+    changed: Record = replace(as_any, **{name: (replace(first, tools=tools), *rest)})
+    return changed
 
 
 KINDS = (
-    Kind("chat", ChatRecord, ("messages",), _chat),
-    Kind("preference", PreferenceRecord, ("chosen", "rejected"), _preference, ("prompt", "margin")),
-    Kind("ranked", RankedRecord, ("prompt", "responses", "scores"), _ranked),
-    Kind("labelled", LabelledRecord, ("prompt", "completion", "label"), _labelled),
-    Kind("scored", ScoredRecord, ("prompt", "completion", "score"), _scored),
-    Kind("labelled_text", LabelledRecord, ("text", "label"), _labelled_text, extends="text"),
-    Kind("scored_text", ScoredRecord, ("text", "score"), _scored_text, extends="text"),
-    Kind("prompt_completion", PromptCompletionRecord, ("prompt", "completion"), _prompt_completion),
-    Kind("text", TextRecord, ("text",), _text),
-    Kind("prompt", PromptRecord, ("prompt",), _prompt),
-    Kind("chat_prompt", PromptRecord, ("messages",), _chat_prompt),
+    RecordKind("chat", ChatRecord, ("messages",), _build_chat),
+    RecordKind(
+        "preference",
+        PreferenceRecord,
+        ("chosen", "rejected"),
+        _build_preference,
+        ("prompt", "margin"),
+    ),
+    RecordKind("ranked", RankedRecord, ("prompt", "responses", "scores"), _build_ranked),
+    RecordKind("labelled", LabelledRecord, ("prompt", "completion", "label"), _build_labelled),
+    RecordKind("scored", ScoredRecord, ("prompt", "completion", "score"), _build_scored),
+    RecordKind(
+        "labelled_text", LabelledRecord, ("text", "label"), _build_labelled_text, extends="text"
+    ),
+    RecordKind("scored_text", ScoredRecord, ("text", "score"), _build_scored_text, extends="text"),
+    RecordKind(
+        "prompt_completion",
+        PromptCompletionRecord,
+        ("prompt", "completion"),
+        _build_prompt_completion,
+    ),
+    RecordKind("text", TextRecord, ("text",), _build_text),
+    RecordKind("prompt", PromptRecord, ("prompt",), _build_prompt),
+    RecordKind("chat_prompt", PromptRecord, ("messages",), _build_chat_prompt),
 )
-
-
 COLUMNS = (*dict.fromkeys(name for kind in KINDS for name in kind.columns), "tools")
 
 
-def fitting(names: set[str]) -> list[Kind]:
-    """The kinds that a row with these columns can be.
+def match_kinds(names: set[str]) -> list[RecordKind]:
+    """Return the kinds that a row with these columns fits.
 
-    A kind whose columns are a part of another's is left out: prompt, completion and label are a
-    labelled row, and not a prompt_completion row with a column too many.
+    A kind is left out if another kind uses more of the columns: prompt, completion and label are a
+    labelled row, not a prompt_completion row with one more column.
     """
     used = {kind: names & set(kind.columns) for kind in KINDS if names >= set(kind.required)}
 
-    def beaten(kind: Kind) -> bool:
-        return any(used[kind] < own and other.extends != kind.name for other, own in used.items())
+    def dominated(kind: RecordKind) -> bool:
+        return any(
+            used[kind] < columns and other.extends != kind.name for other, columns in used.items()
+        )
 
-    return [kind for kind in used if not beaten(kind)]
+    return [kind for kind in used if not dominated(kind)]

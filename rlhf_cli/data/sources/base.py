@@ -1,4 +1,4 @@
-"""Rows as a file or data set holds them, before anything is known about their meaning."""
+"""Raw rows, the data sources that yield them, and `data.split`."""
 
 from __future__ import annotations
 
@@ -8,86 +8,87 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlhf_cli.data.config import Source
-from rlhf_cli.data.report import Malformed, Refused
+from rlhf_cli.data.config import SourceConfig
+from rlhf_cli.data.report import MalformedRow, RefusedRow
 from rlhf_cli.errors import ConfigError
 
-Side = Literal["train", "test"]
+DefaultSplit = Literal["train", "test"]
+"""Split to read if `data.split` names none: `train` of `data.path`, `test` of `data.eval`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row of a file or hub data set.
+    """One row of a file or data set, before its columns are interpreted.
 
     Attributes:
-        file: its name.
-        line: 1 for the first; in `.parquet`, `.json` and hub data the number of the row.
-        found: the columns, or why there are none to read.
+        file: file name.
+        line: line number from 1; in `.parquet`, `.json` and `datasets` data the row number.
+        parsed: columns by name, or the error that prevents reading them.
         size: bytes in the file, for the progress bar.
-        untyped: the values are text, whatever they mean, as in `.csv`.
-        source: index of the source in `data.path`.
-        copy: how often the row was drawn before, for sources of a weight above 1.
+        untyped: whether all values are text, as in `.csv`.
+        source: index of the data source in `data.path`.
+        repeat: how often the row was drawn before, for sources of a weight above 1.
     """
 
     file: str
     line: int
-    found: dict[str, Any] | Malformed | Refused
+    parsed: dict[str, Any] | MalformedRow | RefusedRow
     size: int = 0
     untyped: bool = False
     source: int = 0
-    copy: int = 0
+    repeat: int = 0
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """`file:line`, for messages."""
         return f"{self.file}:{self.line}"
 
     def columns(self) -> dict[str, Any]:
-        """The row's columns; a document has one, `text`.
+        """Return the columns by name; a document has one, `text`.
 
         Raises:
-            Malformed: the row cannot be read.
-            Refused: there is nothing to learn from it.
+            MalformedRow: the row cannot be read.
+            RefusedRow: the row cannot be trained on.
         """
-        if isinstance(self.found, Malformed | Refused):
-            raise self.found
-        return self.found
+        if isinstance(self.parsed, MalformedRow | RefusedRow):
+            raise self.parsed
+        return self.parsed
 
 
 @dataclass(frozen=True)
-class RowSource:
-    """Rows that can be read again and again.
+class DataSource:
+    """A file, folder or data set whose rows can be read repeatedly.
 
     Attributes:
-        settings: how they are to be read.
-        names: of the files.
-        skipped: names in the folder that are not read.
-        content: changes with the rows.
+        settings: how its rows are read.
+        names: file names.
+        skipped: names of files in the folder that are not read.
+        fingerprint: changes when the rows change.
         size: bytes of all files, for the progress bar.
-        rows: reads them.
+        rows: reads all rows in order.
     """
 
-    settings: Source
+    settings: SourceConfig
     names: tuple[str, ...]
     skipped: tuple[str, ...]
-    content: str
+    fingerprint: str
     size: int
     rows: Callable[[], Iterator[RawRow]]
 
 
-def show_value(value: Any) -> str:
-    """A value in a few words, for a message."""
+def describe_value(value: Any) -> str:
+    """Describe a value in a few words, for messages."""
     if isinstance(value, dict):
         return f"an object with keys {sorted(map(str, value))[:8]}"
     if isinstance(value, list):
         return f"a list of {len(value)}" if value else "an empty list"
     if isinstance(value, str):
-        value = _shortened(value)
-    return _shortened(json.dumps(value, default=str), 80)
+        value = _shorten(value)
+    return _shorten(json.dumps(value, default=str), 80)
 
 
-def _shortened(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else text[:most] + "..."
+def _shorten(text: str, max_length: int = 40) -> str:
+    return text if len(text) <= max_length else text[:max_length] + "..."
 
 
 _SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d+%?)?:(?P<end>-?\d+%?)?\])?")
@@ -95,7 +96,10 @@ _SPLIT = re.compile(r"(?P<name>[\w.-]*)(\[(?P<start>-?\d+%?)?:(?P<end>-?\d+%?)?\
 
 @dataclass(frozen=True)
 class Split:
-    """`train[10%:20%]`: name `train`, start `10%`, end `20%`; each may be empty."""
+    """A parsed `data.split`: `train[10%:20%]` has name `train`, start `10%` and end `20%`.
+
+    Each part may be empty.
+    """
 
     name: str = ""
     start: str = ""
@@ -103,21 +107,21 @@ class Split:
 
     @property
     def sliced(self) -> bool:
-        """Whether some rows may be left out."""
+        """Whether the split has a slice of rows."""
         return bool(self.start or self.end)
 
     def bounds(self, rows: int) -> tuple[int, int]:
-        """First row and the one after the last, from 0, of so many rows."""
-        start = _position(self.start, rows) if self.start else 0
-        end = _position(self.end, rows) if self.end else rows
+        """Return the slice [start, end) of a data set of `rows` rows."""
+        start = _row_index(self.start, rows) if self.start else 0
+        end = _row_index(self.end, rows) if self.end else rows
         return start, max(start, end)
 
 
 def parse_split(text: str) -> Split:
-    """Read a split as `datasets` writes it.
+    """Parse a split in the notation of `datasets`.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is not a split.
     """
     found = _SPLIT.fullmatch(text)
     if not found:
@@ -128,8 +132,7 @@ def parse_split(text: str) -> Split:
     return Split(found["name"], found["start"] or "", found["end"] or "")
 
 
-def _position(text: str, rows: int) -> int:
-    """A row number, or a share rounded to the nearest row; below 0 it counts from the end."""
-    share = text.endswith("%")
-    position = round(int(text[:-1]) * rows / 100) if share else int(text)
-    return min(max(position + rows if position < 0 else position, 0), rows)
+def _row_index(text: str, rows: int) -> int:
+    """Row index from a number or a percentage; negative values count from the end."""
+    index = round(int(text[:-1]) * rows / 100) if text.endswith("%") else int(text)
+    return min(max(index + rows if index < 0 else index, 0), rows)

@@ -1,4 +1,4 @@
-"""Local files of rows: which files a path stands for, and the rows of each format."""
+"""Local data files: find those that a path means, and read their rows."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rlhf_cli.data.report import Malformed
-from rlhf_cli.data.sources.base import RawRow, Side, show_value
+from rlhf_cli.data.report import MalformedRow
+from rlhf_cli.data.sources.base import DefaultSplit, RawRow, describe_value
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.resources import SHIPPED, shipped_rows
 from rlhf_cli.runs.data_files import METADATA
 
 BOM = b"\xef\xbb\xbf"
-
-
 BATCH_ROWS = 1024
 
 
-def suffix(file: Path) -> str:
-    """The suffix that says the format, in lower case: `.csv` for `rows.csv.gz`."""
+def format_suffix(file: Path) -> str:
+    """Return the suffix of the file format in lower case: `.csv` for `rows.csv.gz`."""
     name = file.name.lower().removesuffix(".gz")
     return Path(name).suffix
 
 
 def read_file(file: Path) -> Iterator[RawRow]:
-    """The rows of a file.
+    """Read the rows of one file, one at a time where the format allows it.
 
     Raises:
-        DataError: the file as a whole is not of its format.
-        OSError: it cannot be read.
+        DataError: the file is not of the format that its suffix names.
+        OSError: the file cannot be read.
     """
-    return READERS[suffix(file)](file)
+    return READERS[format_suffix(file)](file)
 
 
 def _open(file: Path) -> IO[bytes]:
@@ -49,89 +47,89 @@ def _open(file: Path) -> IO[bytes]:
     return cast(IO[bytes], opener(file, "rb"))
 
 
-def _documents(file: Path) -> Iterator[RawRow]:
+def _read_text(file: Path) -> Iterator[RawRow]:
     with _open(file) as stream:
         content = stream.read().removeprefix(BOM)
     if content:
-        text = _text(content, lines=True)
-        found = text if isinstance(text, Malformed) else {"text": text}
-        yield RawRow(file.name, 1, found, len(content))
+        text = _decode(content, lines=True)
+        parsed = text if isinstance(text, MalformedRow) else {"text": text}
+        yield RawRow(file.name, 1, parsed, len(content))
 
 
-def _json_lines(file: Path) -> Iterator[RawRow]:
+def _read_json_lines(file: Path) -> Iterator[RawRow]:
     with _open(file) as stream:
         for number, line in enumerate(stream, start=1):
             content = line.rstrip(b"\r\n")
             if number == 1:
                 content = content.removeprefix(BOM)
             if content.strip():
-                yield RawRow(file.name, number, _object(content), len(line))
+                yield RawRow(file.name, number, _parse_object(content), len(line))
 
 
-def _json(file: Path) -> Iterator[RawRow]:
-    """A list of objects, an object whose `data` is one, or JSON lines under another name."""
+def _read_json(file: Path) -> Iterator[RawRow]:
+    """Read a list of objects, an object whose `data` is such a list, or JSON lines."""
     with _open(file) as stream:
         content = stream.read().removeprefix(BOM)
     if not content.strip():
         return
     try:
-        value = _parsed(content)
-    except Malformed as error:
+        value = _parse_json(content)
+    except MalformedRow as error:
         first = content.lstrip().partition(b"\n")[0]
-        if isinstance(_object(first.rstrip(b"\r")), dict):
-            yield from _json_lines(file)
+        if isinstance(_parse_object(first.rstrip(b"\r")), dict):
+            yield from _read_json_lines(file)
         else:
             yield RawRow(file.name, getattr(error.__cause__, "lineno", 1), error, len(content))
         return
     listed = value.get("data") if isinstance(value, dict) else value
     rows = listed if isinstance(listed, list) else [value]
     for number, row in enumerate(rows, start=1):
-        yield RawRow(file.name, number, _as_object(row), len(content) // len(rows))
+        yield RawRow(file.name, number, _require_object(row), len(content) // len(rows))
 
 
-def _object(content: bytes) -> dict[str, Any] | Malformed:
+def _parse_object(content: bytes) -> dict[str, Any] | MalformedRow:
     try:
-        return _as_object(_parsed(content))
-    except Malformed as error:
+        return _require_object(_parse_json(content))
+    except MalformedRow as error:
         return error
 
 
-def _parsed(content: bytes) -> Any:
-    text = _text(content)
-    if isinstance(text, Malformed):
+def _parse_json(content: bytes) -> Any:
+    text = _decode(content)
+    if isinstance(text, MalformedRow):
         raise text
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise Malformed(f"broken JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # a number too long, brackets too deep
-        raise Malformed(f"broken JSON: {error}") from error
+        raise MalformedRow(f"broken JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # number too long or nesting too deep
+        raise MalformedRow(f"broken JSON: {error}") from error
 
 
-def _as_object(value: Any) -> dict[str, Any] | Malformed:
+def _require_object(value: Any) -> dict[str, Any] | MalformedRow:
     if isinstance(value, dict):
         return value
-    return Malformed(f"got {show_value(value)}; need a JSON object")
+    return MalformedRow(f"got {describe_value(value)}; need a JSON object")
 
 
-def _text(content: bytes, *, lines: bool = False) -> str | Malformed:
+def _decode(content: bytes, *, lines: bool = False) -> str | MalformedRow:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        place = f" in line {line}" if lines else ""
-        return _not_utf8(f"byte 0x{content[error.start]:02x}{place}")
+        location = f" in line {line}" if lines else ""
+        return _not_utf8(f"byte 0x{content[error.start]:02x}{location}")
 
 
-def _not_utf8(byte: str) -> Malformed:
-    return Malformed(f"not UTF-8: {byte}; save the file as UTF-8")
+def _not_utf8(byte: str) -> MalformedRow:
+    return MalformedRow(f"not UTF-8: {byte}; save the file as UTF-8")
 
 
-def _table(file: Path, delimiter: str) -> Iterator[RawRow]:
-    """Comma or tab separated values under a header; a quoted cell may hold line ends.
+def _read_table(file: Path, delimiter: str) -> Iterator[RawRow]:
+    """Read comma or tab separated values with a header; quoted cells may contain line breaks.
 
-    A carriage return alone ends no line: the text mode that the `csv` module's page advises would
-    count it as one, and cut a cell that is not quoted into two rows.
+    A lone carriage return does not end a line. The text mode that the page of `csv` advises would
+    count it as a line break, and split an unquoted cell into two rows.
     """
     csv.field_size_limit(sys.maxsize)  # 128 KB otherwise, which a document can exceed
     with (
@@ -139,37 +137,39 @@ def _table(file: Path, delimiter: str) -> Iterator[RawRow]:
         io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="\n") as lines,
     ):
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = _header(file, reader)
+        header = _read_header(file, reader)
         line = reader.line_num + 1
-        while (cells := _cells(reader)) is not None:
-            if cells:  # a blank line is no row
-                size = len(cells) if isinstance(cells, Malformed) else sum(map(len, cells))
-                yield RawRow(file.name, line, _named(header, cells), size, untyped=True)
+        while (cells := _next_cells(reader)) is not None:
+            if cells:  # skip blank lines
+                size = len(cells) if isinstance(cells, MalformedRow) else sum(map(len, cells))
+                yield RawRow(file.name, line, _name_cells(header, cells), size, untyped=True)
             line = reader.line_num + 1
 
 
-class _Broken(Malformed):
-    """A row that the format cannot tell apart; true, as a row with cells is."""
+class _BrokenCells(MalformedRow):
+    """A row that cannot be split into cells; truthy, like a row that is not blank."""
 
     def __len__(self) -> int:
         return 1
 
 
-def _cells(reader: Any) -> list[str] | _Broken | None:
-    """The next row, or none at the end."""
+def _next_cells(reader: Any) -> list[str] | _BrokenCells | None:
+    """Return the cells of the next row, or None at the end."""
     try:
         return next(reader, None)
     except csv.Error as error:
         if "new-line character" in str(error):
-            return _Broken("a carriage return outside quotes; quote the cell, end lines with \\n")
-        return _Broken(f"broken quotes: {error}")
+            return _BrokenCells(
+                "a carriage return outside quotes; quote the cell, end lines with \\n"
+            )
+        return _BrokenCells(f"broken quotes: {error}")
 
 
-def _header(file: Path, reader: Any) -> list[str]:
-    names = _cells(reader)
+def _read_header(file: Path, reader: Any) -> list[str]:
+    names = _next_cells(reader)
     if names is None:
         return []
-    if isinstance(names, Malformed):
+    if isinstance(names, MalformedRow):
         raise DataError(f"{file.name}:1: {names}; need a first line of column names")
     if not all(names) or len(set(names)) < len(names):
         raise DataError(
@@ -178,11 +178,15 @@ def _header(file: Path, reader: Any) -> list[str]:
     return names
 
 
-def _named(header: list[str], cells: list[str] | Malformed) -> dict[str, Any] | Malformed:
-    if isinstance(cells, Malformed):
+def _name_cells(
+    header: list[str], cells: list[str] | MalformedRow
+) -> dict[str, Any] | MalformedRow:
+    if isinstance(cells, MalformedRow):
         return cells
     if len(cells) != len(header):
-        return Malformed(f"{len(cells)} cells under {len(header)} columns; quote text with commas")
+        return MalformedRow(
+            f"{len(cells)} cells under {len(header)} columns; quote text with commas"
+        )
     try:
         "".join(cells).encode()
     except UnicodeEncodeError as error:
@@ -190,7 +194,7 @@ def _named(header: list[str], cells: list[str] | Malformed) -> dict[str, Any] | 
     return dict(zip(header, cells, strict=True))
 
 
-def _parquet(file: Path) -> Iterator[RawRow]:
+def _read_parquet(file: Path) -> Iterator[RawRow]:
     import pyarrow
     from pyarrow import parquet
 
@@ -199,17 +203,17 @@ def _parquet(file: Path) -> Iterator[RawRow]:
             size = file.stat().st_size // max(table.metadata.num_rows, 1)
             number = 0
             for batch in table.iter_batches(BATCH_ROWS):
-                for found in _batch(batch):
+                for parsed in _batch_rows(batch):
                     number += 1
-                    yield RawRow(file.name, number, found, size)
+                    yield RawRow(file.name, number, parsed, size)
     except pyarrow.ArrowException as error:
         raise DataError(f"{file.name}: cannot be read as parquet: {first_line(error)}") from error
 
 
-def _batch(batch: Any) -> Iterator[dict[str, Any] | Malformed]:
+def _batch_rows(batch: Any) -> Iterator[dict[str, Any] | MalformedRow]:
     try:
         yield from batch.to_pylist()
-    except UnicodeDecodeError:  # says not in which row
+    except UnicodeDecodeError:  # the error does not name the row
         for index in range(batch.num_rows):
             try:
                 yield batch.slice(index, 1).to_pylist()[0]
@@ -218,121 +222,120 @@ def _batch(batch: Any) -> Iterator[dict[str, Any] | Malformed]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
-    ".jsonl": _json_lines,
-    ".json": _json,
-    ".csv": lambda file: _table(file, ","),
-    ".tsv": lambda file: _table(file, "\t"),
-    ".parquet": _parquet,
-    ".txt": _documents,
+    ".jsonl": _read_json_lines,
+    ".json": _read_json,
+    ".csv": lambda file: _read_table(file, ","),
+    ".tsv": lambda file: _read_table(file, "\t"),
+    ".parquet": _read_parquet,
+    ".txt": _read_text,
 }
 
-
 SUFFIXES = tuple(READERS)
-
-
-NEED = (
+PATH_HELP = (
     f"need a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file, a folder of them, a hub id, "
     "or tiny (the shipped rows)"
 )
-
-
-HELD_OUT = ("test", "validation", "valid", "dev", "eval")
-
-
-_NAMED_SPLIT = re.compile(rf"(train|{'|'.join(HELD_OUT)})(?![a-z])", re.IGNORECASE)
+HELD_OUT_SPLITS = ("test", "validation", "valid", "dev", "eval")
+_SPLIT_PREFIX = re.compile(rf"(train|{'|'.join(HELD_OUT_SPLITS)})(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class DataFiles:
-    """The files that a path stands for, and the names in its folder that are left out."""
+    """The data files of a path, and the names of files in its folder that are not read."""
 
-    read: tuple[Path, ...]
+    files: tuple[Path, ...]
     skipped: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the files, for messages."""
-        return tuple(file.name for file in self.read)
+        """File names, for messages."""
+        return tuple(file.name for file in self.files)
 
 
-def resolve(path: str, stage: str, side: Side) -> Path:
-    """The file or folder that `data.path` or `data.eval` means.
+def resolve_data_path(path: str, stage: str, default_split: DefaultSplit) -> Path:
+    """Return the file or folder that `data.path` or `data.eval` names.
 
     Raises:
-        DataError: nothing is there.
+        DataError: it does not exist.
     """
     if path == SHIPPED:
-        found = shipped_rows(stage, side)
+        found = shipped_rows(stage, default_split)
         if not found.is_file():
-            raise DataError(f"tiny: no shipped {side} rows for {stage}; {NEED}")
+            raise DataError(f"tiny: no shipped {default_split} rows for {stage}; {PATH_HELP}")
         return found
     if not path:
-        raise DataError(f"data.path: none given; {NEED}. Try data=tiny")
+        raise DataError(f"data.path: none given; {PATH_HELP}. Try data=tiny")
     found = Path(path).expanduser()
     if not found.exists():
-        raise DataError(f"{path}: no such file or folder; {NEED}")
+        raise DataError(f"{path}: no such file or folder; {PATH_HELP}")
     return found
 
 
-def data_files(path: Path, split: str = "train") -> DataFiles:
-    """A file itself, or a folder's direct children in the order of their names.
+def find_data_files(path: Path, split: str = "train") -> DataFiles:
+    """Return the file itself, or the data files directly in a folder, sorted by name.
 
-    Where the names of a folder's files begin with the names of splits, `train` among them, only the
-    files of one split are read.
+    If the names of files in the folder begin with split names, `train` among them, only the files
+    of `split` are returned.
 
     Raises:
-        DataError: a file of another kind, or a folder without any that can be read.
+        DataError: the file has an unknown format, or the folder has no data files.
     """
     if not path.is_dir():
-        if suffix(path) not in SUFFIXES:
-            kind = f"a {path.suffix} file" if path.suffix else "a file without a suffix"
-            if suffix(path) == ".arrow":
-                raise DataError(
-                    f"{path.name}: an arrow file; need the folder that save_to_disk wrote. "
-                    f"Try data={path.parent}"
-                )
-            raise DataError(f"{path.name}: {kind}; {NEED}")
+        _require_known_format(path)
         return DataFiles((path,))
     children = sorted(child for child in path.iterdir() if not child.name.startswith("."))
-    read = [child for child in children if holds_rows(child)]
-    if not read:
+    files = [child for child in children if is_data_file(child)]
+    if not files:
         holds = f"holds {', '.join(c.name for c in children[:5])}" if children else "is empty"
-        raise DataError(f"{path}: the folder {holds}; {NEED}")
-    read = _of_split(path, read, split)
-    return DataFiles(tuple(read), tuple(c.name for c in children if c not in read))
+        raise DataError(f"{path}: the folder {holds}; {PATH_HELP}")
+    files = _select_split(path, files, split)
+    return DataFiles(tuple(files), tuple(c.name for c in children if c not in files))
 
 
-def holds_rows(path: Path) -> bool:
-    """Whether something in a folder is a file of rows, by its name."""
-    return path.is_file() and suffix(path) in SUFFIXES and path.name not in METADATA
+def _require_known_format(path: Path) -> None:
+    if format_suffix(path) in SUFFIXES:
+        return
+    if format_suffix(path) == ".arrow":
+        raise DataError(
+            f"{path.name}: an arrow file; need the folder that save_to_disk wrote. "
+            f"Try data={path.parent}"
+        )
+    kind = f"a {path.suffix} file" if path.suffix else "a file without a suffix"
+    raise DataError(f"{path.name}: {kind}; {PATH_HELP}")
 
 
-def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
-    splits = [_split_name(file) for file in files]
+def is_data_file(path: Path) -> bool:
+    """Whether a path is a file with the name of a data file."""
+    return path.is_file() and format_suffix(path) in SUFFIXES and path.name not in METADATA
+
+
+def _select_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    splits = [_split_of_file(file) for file in files]
     if "train" not in splits or set(splits) <= {"train", ""}:
         return files
-    wanted = [split] if split != "test" else [name for name in HELD_OUT if name in splits][:1]
+    held_out = [name for name in HELD_OUT_SPLITS if name in splits][:1]
+    wanted = held_out if split == "test" else [split]
     found = [file for file, name in zip(files, splits, strict=True) if name in wanted]
     if not found:
-        there = ", ".join(sorted(set(filter(None, splits))))
-        raise DataError(f"{folder}: no split {split}; the files' names begin with {there}")
+        present = ", ".join(sorted(set(filter(None, splits))))
+        raise DataError(f"{folder}: no split {split}; the files' names begin with {present}")
     return found
 
 
-def _split_name(file: Path) -> str:
-    found = _NAMED_SPLIT.match(file.name)
+def _split_of_file(file: Path) -> str:
+    found = _SPLIT_PREFIX.match(file.name)
     return found[1].lower() if found else ""
 
 
 def read_rows(files: Iterable[Path]) -> Iterator[RawRow]:
-    """Every row of the files, in order.
+    """Read all rows of the files in order.
 
     Raises:
         DataError: a file is empty or cannot be read.
     """
     for file in files:
         rows = 0
-        with reading(file):
+        with wrap_read_errors(file):
             for row in read_file(file):
                 rows += 1
                 yield row
@@ -341,8 +344,8 @@ def read_rows(files: Iterable[Path]) -> Iterator[RawRow]:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Says which file it was that the system would not let us read."""
+def wrap_read_errors(file: Path) -> Iterator[None]:
+    """Turn errors of the operating system into a DataError that names the file."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:  # the last two from a damaged .gz
@@ -350,15 +353,15 @@ def reading(file: Path) -> Iterator[None]:
         raise DataError(f"{file}: cannot be read: {reason}") from error
 
 
-def fingerprint(files: Iterable[Path]) -> str:
-    """Changes with the files' names, order and bytes.
+def fingerprint_files(files: Iterable[Path]) -> str:
+    """Hash the files' names, order and bytes.
 
     Raises:
         DataError: a file cannot be read.
     """
     whole = hashlib.sha256()
     for file in files:
-        with reading(file), file.open("rb") as stream:
+        with wrap_read_errors(file), file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         whole.update(f"{file.name}\n{content}\n".encode())
     return whole.hexdigest()

@@ -11,51 +11,53 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import say
-from rlhf_cli.data.config import Source
-from rlhf_cli.data.sources.base import RawRow, RowSource, Side, Split
-from rlhf_cli.data.sources.files import HELD_OUT, fingerprint, holds_rows
+from rlhf_cli.data.config import SourceConfig
+from rlhf_cli.data.sources.base import DataSource, DefaultSplit, RawRow, Split
+from rlhf_cli.data.sources.files import HELD_OUT_SPLITS, fingerprint_files, is_data_file
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.runs import hub
 from rlhf_cli.runs.data_files import is_saved, lists_configs
 
 
-def is_hub_folder(path: Path, settings: Source) -> bool:
-    """Whether a local folder is read as `datasets` reads it.
+def is_hub_folder(path: Path, settings: SourceConfig) -> bool:
+    """Whether a local folder is loaded through `datasets`, as a hub data set is.
 
-    So it is where `data.name` chooses a configuration, where its card (README.md) lists some, and
-    where its rows lie in folders below it.
+    True if `data.name` names a configuration, if its card (README.md) lists configurations, or if
+    its data files are all in subfolders.
     """
     if not path.is_dir() or settings.data_dir:
         return False
-    own = any(map(holds_rows, path.iterdir()))
-    below = not own and any(map(holds_rows, path.glob("*/*")))
-    return bool(settings.name or lists_configs(path) or below)
+    direct = any(map(is_data_file, path.iterdir()))
+    nested = not direct and any(map(is_data_file, path.glob("*/*")))
+    return bool(settings.name or lists_configs(path) or nested)
 
 
-def open_hub(settings: Source, split: Split, side: Side) -> RowSource:
-    """A data set as `datasets` loads it: downloaded once, then from its cache.
+def open_hub_dataset(
+    settings: SourceConfig, split: Split, default_split: DefaultSplit
+) -> DataSource:
+    """Open a data set through `datasets.load_dataset`: downloaded once, then from its cache.
 
     Raises:
         DataError: it cannot be reached, or has no such configuration or split.
     """
-    name = split.name or side
+    name = split.name or default_split
     wanted = f"{name}[{split.start}:{split.end}]" if split.sliced else name
-    found = _load(settings, wanted)
+    dataset = _load_from_hub(settings, wanted)
     if not Path(settings.path).expanduser().exists():
-        _keep_commit(settings, found)
+        _record_commit(settings, dataset)
     label = f"{settings.path}[{wanted}]"
 
     def rows() -> Iterator[RawRow]:
-        for number, row in enumerate(found, start=1):
+        for number, row in enumerate(dataset, start=1):
             yield RawRow(label, number, row, size=1)
 
-    content = f"{found._fingerprint} {label}"
-    return RowSource(settings, (label,), (), content, len(found), rows)
+    fingerprint = f"{dataset._fingerprint} {label}"
+    return DataSource(settings, (label,), (), fingerprint, len(dataset), rows)
 
 
 @contextmanager
-def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """Without the two lines of each of the hub's five attempts; what they come to is said once."""
+def _hide_warnings(logger: logging.Logger) -> Iterator[None]:
+    """Hide the hub's warnings about its five attempts; the final error is reported once."""
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -65,8 +67,8 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
 
 
 @contextmanager
-def _from_cache() -> Iterator[None]:
-    """Without the hub's five attempts, each later than the one before: 40 seconds in all."""
+def _hub_offline() -> Iterator[None]:
+    """Set the hub offline, which avoids its five attempts with backoff (40 seconds)."""
     import datasets
     from huggingface_hub import constants
 
@@ -78,30 +80,30 @@ def _from_cache() -> Iterator[None]:
         datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
-def _keep_commit(settings: Source, found: Any) -> None:
-    """Note the commit that rows came from, which offline `datasets` chooses by itself.
+def _record_commit(settings: SourceConfig, dataset: Any) -> None:
+    """Record the commit of the rows; offline, `datasets` chooses one by itself.
 
     Raises:
-        DataError: it is not the one that was asked for.
+        DataError: it is not the commit that was asked for.
     """
     name = hub.rows_id(settings.path)
     wanted = hub.commit_of(name, settings.revision)
     if hub.is_commit(settings.revision):
         wanted = settings.revision
-    files = " ".join(found.info.download_checksums or {})
+    files = " ".join(dataset.info.download_checksums or {})
     read = re.search(r"@([0-9a-f]{40})/", files)
     if read is None or read[1] == wanted:
         return
     if wanted:
         raise DataError(
-            f"{settings.path}: need the rows of commit {wanted}, and offline there are those of "
-            f"commit {read[1]} alone. Connect to the hub, or give data.revision={read[1]}"
+            f"{settings.path}: need the rows of commit {wanted}, and offline only those of "
+            f"commit {read[1]} are available. Connect to the hub, or give data.revision={read[1]}"
         )
     say(f"data: {settings.path} from the cache of `datasets`, commit {read[1]}")
     hub.keep_commit(name, settings.revision, read[1])
 
 
-def _load(settings: Source, split: str) -> Any:
+def _load_from_hub(settings: SourceConfig, split: str) -> Any:
     import datasets
 
     local = Path(settings.path).expanduser().exists()
@@ -111,9 +113,9 @@ def _load(settings: Source, split: str) -> Any:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        # that its commit could not be asked for has shown that the hub is not reached
-        cached = _from_cache() if unreachable else nullcontext()
-        with _quiet(logging.getLogger("huggingface_hub")), cached:
+        # no commit found: the hub did not answer, so further attempts would only take time
+        offline = _hub_offline() if unreachable else nullcontext()
+        with _hide_warnings(logging.getLogger("huggingface_hub")), offline:
             return datasets.load_dataset(
                 settings.path,
                 settings.name or None,
@@ -127,7 +129,7 @@ def _load(settings: Source, split: str) -> Any:
             f"no such data set ({first_line(error)}). Check the name; offline (HF_HUB_OFFLINE), "
             "give a local file or folder"
         ) from error
-    except Exception as error:  # datasets raises many kinds for names, splits and broken files
+    except Exception as error:  # datasets raises many types for names, splits and broken files
         raise DataError(
             f"{settings.path}: datasets cannot load it (data.name={settings.name or 'none'}, "
             f"data.split={split}): {first_line(error)}"
@@ -137,8 +139,10 @@ def _load(settings: Source, split: str) -> Any:
 _SPLITS, _STATE = "dataset_dict.json", "state.json"
 
 
-def open_saved(settings: Source, folder: Path, split: Split, side: Side) -> RowSource:
-    """The rows of such a folder.
+def open_saved_dataset(
+    settings: SourceConfig, folder: Path, split: Split, default_split: DefaultSplit
+) -> DataSource:
+    """Open a folder that `save_to_disk` wrote: one data set, or one per split.
 
     Raises:
         DataError: it has no such split, or `datasets` cannot read it.
@@ -148,7 +152,7 @@ def open_saved(settings: Source, folder: Path, split: Split, side: Side) -> RowS
             f"data.name: got {settings.name}, but {folder} was written by save_to_disk and has no "
             "configurations; leave it out"
         )
-    chosen = _split_folder(folder, split, side)
+    chosen = _select_split_folder(folder, split, default_split)
     table = _load_saved(chosen)
     start, end = split.bounds(len(table)) if split.sliced else (0, len(table))
     label = chosen.name if chosen == folder else f"{folder.name}/{chosen.name}"
@@ -157,13 +161,13 @@ def open_saved(settings: Source, folder: Path, split: Split, side: Side) -> RowS
         for index in range(start, end):
             yield RawRow(label, index + 1, table[index], size=1)
 
-    written = sorted(chosen.glob("*.arrow"))
-    content = f"{fingerprint([chosen / _STATE, *written])} {settings.split if split.sliced else ''}"
-    return RowSource(settings, (label,), (), content, end - start, rows)
+    files = [chosen / _STATE, *sorted(chosen.glob("*.arrow"))]
+    fingerprint = f"{fingerprint_files(files)} {settings.split if split.sliced else ''}"
+    return DataSource(settings, (label,), (), fingerprint, end - start, rows)
 
 
-def _split_folder(folder: Path, split: Split, side: Side) -> Path:
-    """The folder of one data set: of a folder of splits, that of the wanted one."""
+def _select_split_folder(folder: Path, split: Split, default_split: DefaultSplit) -> Path:
+    """Return the folder of one data set: the folder itself, or the subfolder of the split."""
     if not (folder / _SPLITS).is_file():
         if split.name not in ("", "train"):
             raise DataError(
@@ -172,12 +176,12 @@ def _split_folder(folder: Path, split: Split, side: Side) -> Path:
             )
         return folder
     names = sorted(child.name for child in folder.iterdir() if is_saved(child))
-    wanted = [split.name] if split.name else ["train"] if side == "train" else list(HELD_OUT)
-    found = [name for name in wanted if name in names]
+    defaults = ["train"] if default_split == "train" else list(HELD_OUT_SPLITS)
+    found = [name for name in ([split.name] if split.name else defaults) if name in names]
     if not found:
-        there = ", ".join(names) or "none"
+        present = ", ".join(names) or "none"
         raise DataError(
-            f"{folder}: no split {split.name or side}; save_to_disk wrote {there}. "
+            f"{folder}: no split {split.name or default_split}; save_to_disk wrote {present}. "
             f"Try data.split={names[0] if names else 'NAME'}"
         )
     return folder / found[0]
@@ -188,7 +192,7 @@ def _load_saved(folder: Path) -> Any:
 
     try:
         return datasets.load_from_disk(str(folder))
-    except Exception as error:  # of many kinds, for damaged files and for newer versions' columns
+    except Exception as error:  # many types, for damaged files and columns of newer versions
         raise DataError(
             f"{folder}: datasets cannot load what save_to_disk wrote ({first_line(error)})"
         ) from error

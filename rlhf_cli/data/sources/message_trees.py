@@ -1,4 +1,8 @@
-"""Trees of messages, as OpenAssistant publishes them."""
+"""Message trees, as OpenAssistant publishes them: a prompt, replies, and replies to replies.
+
+A file has one row per message or one row per tree. Messages are assembled to trees; a tree is
+expanded into several rows: its conversations, the rankings of its replies, or its prompts.
+"""
 
 from __future__ import annotations
 
@@ -7,183 +11,183 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from rlhf_cli.data.report import Malformed, Refused
-from rlhf_cli.data.sources.base import RawRow, show_value
+from rlhf_cli.data.report import MalformedRow, RefusedRow
+from rlhf_cli.data.sources.base import RawRow, describe_value
 
-COLUMNS = ("message_id", "parent_id", "role", "text")
+MESSAGE_COLUMNS = ("message_id", "parent_id", "role", "text")
+
+TreeMessage = dict[str, Any]
+Thread = list[TreeMessage]
+"""The messages from the first of a tree to one of its replies."""
+
+_PROMPTER_ROLES = ("prompter", "user", "human")
 
 
-def is_message_of_tree(row: RawRow) -> bool:
-    """Whether a row is one message that names the message it replies to."""
-    return isinstance(row.found, dict) and set(COLUMNS) <= set(row.found)
+def is_tree_message(row: RawRow) -> bool:
+    """Whether a row is one message that names its parent."""
+    return isinstance(row.parsed, dict) and set(MESSAGE_COLUMNS) <= set(row.parsed)
 
 
-def gather_trees(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """Rows as they are; or where the first one is a message of a tree, a row for each tree.
+def assemble_trees(rows: Iterator[RawRow]) -> Iterator[RawRow]:
+    """Yield one row per tree if the first row is a message of a tree, else the rows unchanged.
 
-    A tree's row has its first message as `prompt`, with `replies` in every message, and the place
-    of that message. All rows are held in memory meanwhile: the replies to a message can stand
-    anywhere.
+    The row of a tree has its first message as `prompt`, with `replies` in every message, and the
+    location of that message. All rows are held in memory: replies can be anywhere in the file.
     """
     first = next(rows, None)
     if first is None:
         return
-    if is_message_of_tree(first):
-        yield from _trees(list(chain([first], rows)))
+    if is_tree_message(first):
+        yield from _assemble(list(chain([first], rows)))
     else:
         yield first
         yield from rows
 
 
-def _trees(rows: list[RawRow]) -> Iterator[RawRow]:
-    messages: dict[Any, dict[str, Any]] = {}
-    roots: list[tuple[RawRow, dict[str, Any]]] = []
+def _assemble(rows: list[RawRow]) -> Iterator[RawRow]:
+    by_id: dict[Any, TreeMessage] = {}
+    messages: list[tuple[RawRow, TreeMessage]] = []
     for row in rows:
-        message, wrong = _message(row, messages)
-        if wrong is not None:
-            yield replace(row, found=wrong)
+        message, error = _read_message(row, by_id)
+        if error is not None:
+            yield replace(row, parsed=error)
         elif message is not None:
-            messages[message["message_id"]] = message
-            roots.append((row, message))
-    for row, message in roots:
+            by_id[message["message_id"]] = message
+            messages.append((row, message))
+    for row, message in messages:
         parent = message["parent_id"]
         if parent is None or parent == "":
             continue
-        if parent in messages:
-            messages[parent]["replies"].append(message)
+        if parent in by_id:
+            by_id[parent]["replies"].append(message)
         else:
-            yield replace(row, found=Refused("a reply to a message that is not in the data"))
-    for row, message in roots:
+            yield replace(row, parsed=RefusedRow("a reply to a message that is not in the data"))
+    for row, message in messages:
         if message["parent_id"] in (None, ""):
-            yield replace(row, found={"prompt": message}, untyped=False)
+            yield replace(row, parsed={"prompt": message}, untyped=False)
 
 
-def _message(
-    row: RawRow, known: dict[Any, dict[str, Any]]
-) -> tuple[dict[str, Any] | None, Malformed | Refused | None]:
-    """The message of a row with no replies yet, or what is wrong with the row."""
-    if not isinstance(row.found, dict):
-        return None, row.found
-    missing = [name for name in COLUMNS if name not in row.found]
+def _read_message(
+    row: RawRow, by_id: dict[Any, TreeMessage]
+) -> tuple[TreeMessage | None, MalformedRow | RefusedRow | None]:
+    """Return the message of a row, without replies yet, or the row's error."""
+    if not isinstance(row.parsed, dict):
+        return None, row.parsed
+    missing = [name for name in MESSAGE_COLUMNS if name not in row.parsed]
     if missing:
-        return None, Malformed(f"no column {', '.join(missing)}; need a message of a tree")
-    name = row.found["message_id"]
-    if not isinstance(name, str | int) or name in known:
-        return None, Malformed(f"message_id: got {name!r}; need the name of one message alone")
-    return {**row.found, "replies": []}, None
+        return None, MalformedRow(f"no column {', '.join(missing)}; need a message of a tree")
+    message_id = row.parsed["message_id"]
+    if not isinstance(message_id, str | int) or message_id in by_id:
+        return None, MalformedRow(
+            f"message_id: got {message_id!r}; need an id that no other message has"
+        )
+    return {**row.parsed, "replies": []}, None
 
 
-Message = dict[str, Any]
-
-
-Thread = list[Message]
-
-
-_PROMPTER = ("prompter", "user", "human")
-
-
-def is_tree(found: Any) -> bool:
-    """Whether a row's `prompt` is a message with replies."""
-    prompt = found.get("prompt") if isinstance(found, dict) else None
+def is_tree(columns: Any) -> bool:
+    """Whether the `prompt` of a row is a message with replies."""
+    prompt = columns.get("prompt") if isinstance(columns, dict) else None
     return isinstance(prompt, dict) and {"text", "role", "replies"} <= set(prompt)
 
 
-def unfold(row: RawRow, kinds: Sequence[str]) -> Iterable[RawRow]:
-    """The rows that a tree stands for.
+def expand_tree(row: RawRow, kinds: Sequence[str]) -> Iterable[RawRow]:
+    """Expand a tree into rows of one kind of record.
 
     Args:
-        row: its `prompt` is the tree's first message.
-        kinds: names of the kinds of record that are wanted; a ranking is preferred to a pair, and a
-            prompt to a conversation.
+        row: row whose `prompt` is the first message of a tree.
+        kinds: names of the accepted record kinds. Rankings are preferred to pairs, and prompts to
+            conversations.
     """
-    kind = next((kind for kind in _MAKERS if kind in kinds), None)
-    if kind is None or not isinstance(row.found, dict):
+    kind = next((kind for kind in _EXPANDERS if kind in kinds), None)
+    if kind is None or not isinstance(row.parsed, dict):
         return [row]
-    other = {name: value for name, value in row.found.items() if name != "prompt"}
-    make, lacks = _MAKERS[kind]
+    others = {name: value for name, value in row.parsed.items() if name != "prompt"}
+    expand, missing = _EXPANDERS[kind]
     try:
-        made = list(make(row.found["prompt"]))
-    except Malformed as error:
-        return [replace(row, found=error)]
-    if not made:
-        return [replace(row, found=Refused(f"the tree has no {lacks}"))]
-    return [replace(row, found={**other, **columns}) for columns in made]
+        expanded = list(expand(row.parsed["prompt"]))
+    except MalformedRow as error:
+        return [replace(row, parsed=error)]
+    if not expanded:
+        return [replace(row, parsed=RefusedRow(f"the tree has no {missing}"))]
+    return [replace(row, parsed={**others, **columns}) for columns in expanded]
 
 
-def _walk(root: Message) -> Iterator[tuple[Thread, list[Message]]]:
-    """Every message that was not deleted: what leads to it, itself included, and its replies.
+def _walk(root: TreeMessage) -> Iterator[tuple[Thread, list[TreeMessage]]]:
+    """Yield the thread up to every kept message, and the replies to it.
 
     Raises:
-        Malformed: a message is no object, or its replies are no list.
+        MalformedRow: a message is not an object, or its replies are not a list.
     """
-    open_threads: list[tuple[Thread, Message]] = [([], root)] if _stands(root) else []
-    while open_threads:
-        before, message = open_threads.pop()
+    stack: list[tuple[Thread, TreeMessage]] = [([], root)] if _is_kept(root) else []
+    while stack:
+        before, message = stack.pop()
         thread = [*before, message]
         replies = _replies(message)
         yield thread, replies
-        open_threads.extend((thread, reply) for reply in reversed(replies))
+        stack.extend((thread, reply) for reply in reversed(replies))
 
 
-def _replies(message: Message) -> list[Message]:
+def _replies(message: TreeMessage) -> list[TreeMessage]:
     replies = message.get("replies")
     listed = [] if replies is None else replies
     if not isinstance(listed, list) or not all(isinstance(reply, dict) for reply in listed):
-        raise Malformed(f"replies: got {show_value(replies)}; need a list of messages")
-    return [reply for reply in listed if _stands(reply)]
+        raise MalformedRow(f"replies: got {describe_value(replies)}; need a list of messages")
+    return [reply for reply in listed if _is_kept(reply)]
 
 
-def _stands(message: Message) -> bool:
-    """Whether it was neither deleted nor turned down by its reviewers."""
+def _is_kept(message: TreeMessage) -> bool:
+    """Whether a message was neither deleted nor rejected by its reviewers."""
     return message.get("deleted") is not True and message.get("review_result") is not False
 
 
-def _conversations(root: Message) -> Iterator[dict[str, Any]]:
-    """Every conversation up to the assistant's last message in it."""
+def _conversations(root: TreeMessage) -> Iterator[dict[str, Any]]:
+    """Yield every conversation up to its last assistant message."""
     for thread, replies in _walk(root):
-        goes_on = any(_replies(reply) for reply in replies)
-        if thread[-1].get("role") == "assistant" and not goes_on:
-            yield {"messages": _turns(thread)}
+        continues = any(_replies(reply) for reply in replies)
+        if thread[-1].get("role") == "assistant" and not continues:
+            yield {"messages": _to_messages(thread)}
 
 
-def _rankings(root: Message) -> Iterator[dict[str, Any]]:
-    """The ranked replies to a message; rank 0 is the best, so a score is the rank below zero."""
-    for thread, ranked in _ranked(root):
+def _rankings(root: TreeMessage) -> Iterator[dict[str, Any]]:
+    """Yield ranked replies; the score is minus the rank, because rank 0 is the best."""
+    for thread, ranked in _ranked_replies(root):
         texts = [reply.get("text") for reply in ranked]
         scores = [-reply["rank"] for reply in ranked]
-        yield {"prompt": _turns(thread), "responses": texts, "scores": scores}
+        yield {"prompt": _to_messages(thread), "responses": texts, "scores": scores}
 
 
-def _pairs(root: Message) -> Iterator[dict[str, Any]]:
-    """The best and the worst of the ranked replies to a message."""
-    for thread, ranked in _ranked(root):
+def _pairs(root: TreeMessage) -> Iterator[dict[str, Any]]:
+    """Yield the best and the worst of ranked replies as a preference pair."""
+    for thread, ranked in _ranked_replies(root):
         best, worst = ranked[0].get("text"), ranked[-1].get("text")
-        yield {"prompt": _turns(thread), "chosen": best, "rejected": worst}
+        yield {"prompt": _to_messages(thread), "chosen": best, "rejected": worst}
 
 
-def _ranked(root: Message) -> Iterator[tuple[Thread, list[Message]]]:
-    """Threads that end with a message whose replies are ranked, and these from best to worst."""
+def _ranked_replies(root: TreeMessage) -> Iterator[tuple[Thread, list[TreeMessage]]]:
+    """Yield threads that end with the prompter and have ranked replies, best reply first."""
     for thread, replies in _walk(root):
         ranked = [reply for reply in replies if type(reply.get("rank")) in (int, float)]
         ranked.sort(key=lambda reply: float(reply["rank"]))
-        if len({reply["rank"] for reply in ranked}) > 1 and thread[-1].get("role") in _PROMPTER:
+        different = len({reply["rank"] for reply in ranked}) > 1
+        if different and thread[-1].get("role") in _PROMPTER_ROLES:
             yield thread, ranked
 
 
-def _prompts(root: Message) -> Iterator[dict[str, Any]]:
-    """What led to each of the prompter's messages."""
+def _prompts(root: TreeMessage) -> Iterator[dict[str, Any]]:
+    """Yield the thread up to every message of the prompter."""
     for thread, _ in _walk(root):
-        if thread[-1].get("role") in _PROMPTER:
-            yield {"prompt": _turns(thread)}
+        if thread[-1].get("role") in _PROMPTER_ROLES:
+            yield {"prompt": _to_messages(thread)}
 
 
-def _turns(thread: Thread) -> list[dict[str, Any]]:
+def _to_messages(thread: Thread) -> list[dict[str, Any]]:
     return [{"role": turn.get("role"), "content": turn.get("text")} for turn in thread]
 
 
-_MAKERS: dict[str, tuple[Callable[[Message], Iterator[dict[str, Any]]], str]] = {
+_EXPANDERS: dict[str, tuple[Callable[[TreeMessage], Iterator[dict[str, Any]]], str]] = {
     "ranked": (_rankings, "message with ranked replies"),
     "preference": (_pairs, "message with ranked replies"),
     "prompt": (_prompts, "message of a prompter"),
     "chat": (_conversations, "message of the assistant"),
 }
+"""Record kind -> its expansion, and what a tree without such rows lacks."""

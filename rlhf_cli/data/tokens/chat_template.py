@@ -11,61 +11,29 @@ from typing import Any
 
 import jinja2
 
-from rlhf_cli.data.records.fields import BREAK, Message, Messages
-from rlhf_cli.data.report import Refused
+from rlhf_cli.data.records.fields import TOKEN_BREAK, Message, Messages
+from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.errors import ModelError
 
-
-class Escaper:
-    """Puts a BREAK into every occurrence of some tokens in a text.
-
-    Args:
-        tokens: their texts; of one character alone there is nothing to break.
-    """
-
-    def __init__(self, tokens: Iterable[str]) -> None:
-        listed = sorted({token for token in tokens if len(token) > 1}, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, listed))) if listed else None
-
-    def text(self, text: str) -> str:
-        """The text, in which the tokenizer finds none of the tokens."""
-        while self._pattern is not None and self._pattern.search(text):
-            text = self._pattern.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
-        return text
-
-    def value(self, value: Any) -> Any:
-        """The same of every text in a JSON value."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, dict):
-            return {self.text(str(key)): self.value(item) for key, item in value.items()}
-        return [self.value(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 SAMPLE = (Message("user", "rlhfmarker0"), Message("assistant", "rlhfmarker1"))
-"""A chat whose contents are found again in what a template makes of it."""
+"""A chat whose contents can be found in the rendered text."""
 
-
-CALLED = "rlhfmarker2"
-
-
-CALL = {"type": "function", "function": {"name": CALLED, "arguments": {"x": "y"}}}
-
-
-CALLING = Message("assistant", "", extra={"tool_calls": [CALL]})
+TOOL_NAME = "rlhfmarker2"
+TOOL_CALL = {"type": "function", "function": {"name": TOOL_NAME, "arguments": {"x": "y"}}}
+TOOL_CALL_MESSAGE = Message("assistant", "", extra={"tool_calls": [TOOL_CALL]})
 
 
 class ChatTemplate:
-    """Renders messages.
+    """Renders messages with the chat template of a tokenizer.
 
-    What a template expects is found by trying: contents as text or as lists of parts, and for a
-    message without text, null or an empty text.
+    What the template takes is found by trying: contents as text or as lists of parts, and null or
+    an empty text as the content of a message that only calls tools.
 
     Args:
-        tokenizer: has the template.
+        tokenizer: tokenizer with a chat template.
 
     Raises:
-        ModelError: it has none.
+        ModelError: it has no chat template.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -75,72 +43,72 @@ class ChatTemplate:
                 "give one with model.chat_template=FILE"
             )
         self.tokenizer = tokenizer
-        self._as_parts, self._empty = False, ""
-        self._try("_as_parts", (False, True), SAMPLE[:1], SAMPLE[0].content)
-        self._try("_empty", ("", None), (SAMPLE[0], CALLING), CALLED)
+        self._content_as_parts, self._empty_content = False, ""
+        self._choose("_content_as_parts", (False, True), SAMPLE[:1], SAMPLE[0].content)
+        self._choose("_empty_content", ("", None), (SAMPLE[0], TOOL_CALL_MESSAGE), TOOL_NAME)
 
     def render(self, messages: Messages, *, generation_prompt: bool = False) -> str:
-        """The text that the template makes of messages.
+        """Render messages as text.
 
         Raises:
-            Refused: the template does not take them.
+            RefusedRow: the template does not accept them.
         """
         tools = list(messages[0].tools) if messages else []
         try:
             text = self.tokenizer.apply_chat_template(
-                [self._given(message) for message in messages],
+                [self._to_template_message(message) for message in messages],
                 tools=tools or None,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise Refused(f"the chat template fails: {error}") from None
+            raise RefusedRow(f"the chat template fails: {error}") from None
         return str(text)
 
-    def escaped(self, messages: Messages) -> Messages:
-        """The messages, in which no text is a special token.
+    def escape(self, messages: Messages) -> Messages:
+        """Escape special tokens in messages, so that they are tokenized as text.
 
-        What the assistant says may hold special tokens that mean something (a thought's borders,
-        say), but none of those that stand around turns. Such a token at the end of what it says is
-        left out: the template writes it.
+        Assistant messages may contain special tokens with a meaning of their own, such as those
+        around reasoning, but not those around turns. An end token at the end of an assistant
+        message is removed, because the template writes it.
         """
         return tuple(self._escape(message) for message in messages)
 
     def _escape(self, message: Message) -> Message:
-        escaper, content = self._of_others, message.content
+        escaper, content = self._escaper, message.content
         if message.role == "assistant":
-            escaper, content = self._of_assistant, self._without_end(content)
-        extra = {key: escaper.value(value) for key, value in message.extra.items()}
-        tools = tuple(self._of_others.value(message.tools))
-        return replace(message, content=escaper.text(content), extra=extra, tools=tools)
+            escaper, content = self._assistant_escaper, self._without_end_token(content)
+        extra = {key: escaper.escape_value(value) for key, value in message.extra.items()}
+        tools = tuple(self._escaper.escape_value(message.tools))
+        return replace(message, content=escaper.escape(content), extra=extra, tools=tools)
 
-    def _without_end(self, content: str) -> str:
-        kept = content.rstrip()
+    def _without_end_token(self, content: str) -> str:
+        stripped = content.rstrip()
         ends = [end for end in (self.turn_end, self.tokenizer.eos_token) if end]
-        found = [end for end in ends if kept.endswith(end)]
-        return kept.removesuffix(found[0]) if found and kept != found[0] else content
+        found = [end for end in ends if stripped.endswith(end)]
+        return stripped.removesuffix(found[0]) if found and stripped != found[0] else content
 
     @cached_property
     def turn_end(self) -> str:
-        """The token that the template writes behind what an assistant says; empty for none."""
-        behind = self._around(SAMPLE)[-1].lstrip()
+        """Token that the template writes after an assistant message; empty for none."""
+        after = self._text_around(SAMPLE)[-1].lstrip()
         return max(
-            (token for token in self._added if behind.startswith(token)), key=len, default=""
+            (token for token in self._added_tokens if after.startswith(token)), key=len, default=""
         )
 
     @cached_property
-    def _around_turns(self) -> list[str]:
-        """Tokens that the template writes before and between the messages of a chat."""
-        # of the first turn, not of the last: templates write an empty thought before that
-        *first, _ = self._around((*SAMPLE, SAMPLE[0], replace(SAMPLE[1], content="rlhfmarker3")))
-        written = "".join(first[:2])
-        return [token for token in self._added if token in written]
+    def _turn_tokens(self) -> list[str]:
+        """Tokens that the template writes before and between messages."""
+        # around the first turn, not the last: templates write an empty thought before the last
+        chat = (*SAMPLE, SAMPLE[0], replace(SAMPLE[1], content="rlhfmarker3"))
+        before, between, *_ = self._text_around(chat)
+        return [token for token in self._added_tokens if token in before + between]
 
-    def _around(self, messages: Messages) -> list[str]:
-        """What stands before the first content, between the contents, and behind the last."""
+    def _text_around(self, messages: Messages) -> list[str]:
+        """Return the text before the first content, between contents, and after the last."""
         try:
             rest = self.render(messages)
-        except Refused:
+        except RefusedRow:
             return [""] * (len(messages) + 1)
         parts = []
         for message in messages:
@@ -149,56 +117,84 @@ class ChatTemplate:
         return [*parts, rest]
 
     @cached_property
-    def _added(self) -> list[str]:
+    def _added_tokens(self) -> list[str]:
         added = map(str, self.tokenizer.added_tokens_decoder.values())
         return list(dict.fromkeys([*added, *self.tokenizer.all_special_tokens]))
 
     @cached_property
-    def special(self) -> list[str]:
-        """The tokens that the tokenizer itself calls special."""
+    def special_tokens(self) -> list[str]:
+        """Tokens that the tokenizer marks as special."""
         found = [str(t) for t in self.tokenizer.added_tokens_decoder.values() if t.special]
         return list(dict.fromkeys([*found, *self.tokenizer.all_special_tokens]))
 
     @cached_property
-    def _of_others(self) -> Escaper:
-        return Escaper([*self.special, *self._around_turns, self.turn_end])
+    def _escaper(self) -> SpecialTokenEscaper:
+        return SpecialTokenEscaper([*self.special_tokens, *self._turn_tokens, self.turn_end])
 
     @cached_property
-    def _of_assistant(self) -> Escaper:
+    def _assistant_escaper(self) -> SpecialTokenEscaper:
         tokenizer = self.tokenizer
         named = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token]
-        return Escaper([*filter(None, named), *self._around_turns, self.turn_end])
+        return SpecialTokenEscaper([*filter(None, named), *self._turn_tokens, self.turn_end])
 
-    def _given(self, message: Message) -> dict[str, Any]:
-        """A message as the template takes it."""
-        content: Any = message.content or (self._empty if "tool_calls" in message.extra else "")
-        if self._as_parts and content is not None:
+    def _to_template_message(self, message: Message) -> dict[str, Any]:
+        empty = self._empty_content if "tool_calls" in message.extra else ""
+        content: Any = message.content or empty
+        if self._content_as_parts and content is not None:
             content = [{"type": "text", "text": content}]
         return {"role": message.role, "content": content, **message.extra}
 
-    def _try(self, setting: str, options: Sequence[Any], messages: Messages, marker: str) -> None:
-        """Take the first option with which the template writes a marker; else the first."""
+    def _choose(self, name: str, options: Sequence[Any], messages: Messages, marker: str) -> None:
+        """Set an attribute to the first option with which a marker is rendered, else the first."""
         for option in options:
-            setattr(self, setting, option)
-            with suppress(Refused):
+            setattr(self, name, option)
+            with suppress(RefusedRow):
                 if marker in self.render(messages):
                     return
-        setattr(self, setting, options[0])
+        setattr(self, name, options[0])
 
 
-def boundary_tokens(tokenizer: Any) -> set[int]:
-    """Tokens that stand around texts and say nothing: begin, end, padding and the ends of turns.
+class SpecialTokenEscaper:
+    """Puts a TOKEN_BREAK into special tokens in text, so that text cannot forge a turn's end.
 
-    Other special and added tokens, such as labels and the borders of a thought, count as text.
+    Args:
+        tokens: texts of the tokens; those of one character cannot be broken and are ignored.
     """
-    named = ("bos", "eos", "pad", "sep", "cls")
-    found = {getattr(tokenizer, f"{name}_token_id", None) for name in named}
-    return {int(token) for token in {*found, turn_end(tokenizer)} if token is not None}
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        listed = sorted({token for token in tokens if len(token) > 1}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, listed))) if listed else None
+
+    def escape(self, text: str) -> str:
+        """Return the text with every token broken."""
+        while self._pattern is not None and self._pattern.search(text):
+            text = self._pattern.sub(lambda found: found[0][0] + TOKEN_BREAK + found[0][1:], text)
+        return text
+
+    def escape_value(self, value: Any) -> Any:
+        """Escape every text in a JSON value."""
+        if isinstance(value, str):
+            return self.escape(value)
+        if isinstance(value, dict):
+            return {self.escape(str(key)): self.escape_value(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.escape_value(item) for item in value]
+        return value
 
 
 def turn_end(tokenizer: Any) -> int | None:
-    """The token that the chat template writes behind what an assistant says, if there is one."""
+    """Return the token that the chat template writes after an assistant message, if any."""
     if not getattr(tokenizer, "chat_template", None):
         return None
     token = ChatTemplate(tokenizer).turn_end
     return int(tokenizer.convert_tokens_to_ids(token)) if token else None
+
+
+def boundary_tokens(tokenizer: Any) -> set[int]:
+    """Return the tokens around text: begin, end and padding tokens, and the end of a turn.
+
+    Other special and added tokens, such as labels and those around reasoning, count as text.
+    """
+    named = ("bos", "eos", "pad", "sep", "cls")
+    found = {getattr(tokenizer, f"{name}_token_id", None) for name in named}
+    return {int(token) for token in {*found, turn_end(tokenizer)} if token is not None}

@@ -1,4 +1,4 @@
-"""Rows of text as token ids, with a mask of the tokens that are trained."""
+"""Tokenize formatted rows: text segments become token ids with a loss mask."""
 
 from __future__ import annotations
 
@@ -9,66 +9,94 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.data.records.fields import BREAK
+from rlhf_cli.data.records.fields import TOKEN_BREAK
 from rlhf_cli.errors import ModelError
+
+Ids = NDArray[np.int32]
+Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Text that is tokenized by itself, so that no token reaches over its borders.
+class Segment:
+    """Text that is tokenized by itself, so that no token crosses its borders.
 
     Attributes:
-        text: perhaps with `BREAK`s, over which no token reaches either.
-        trained: its tokens are targets.
-        excluded: they never are, also where all other tokens are trained.
+        text: text; no token crosses a `TOKEN_BREAK` in it either.
+        in_loss: its tokens are targets of the loss.
+        excluded: its tokens are never targets, not even with `data.train_on=all`.
     """
 
     text: str
-    trained: bool = False
+    in_loss: bool = False
     excluded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
-    """A row before tokenization.
+class FormattedRow:
+    """A row as text, before tokenization.
 
     Attributes:
-        pieces: joined as they stand.
-        opening: token ids in front, never trained.
-        closing: token ids at the end, trained.
-        note: what is to be reported of the row; empty for nothing.
+        segments: segments, concatenated without separators.
+        prefix: token ids in front, not in the loss.
+        suffix: token ids at the end, in the loss.
+        note: change to the row, for the report; empty for none.
     """
 
-    pieces: tuple[Piece, ...]
-    opening: tuple[int, ...] = ()
-    closing: tuple[int, ...] = ()
+    segments: tuple[Segment, ...]
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Specials:
-    """Token ids that are put around text.
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A tokenized row.
 
     Attributes:
-        eos: ends a response or document.
-        bos: begins a text, where the tokenizer has such a token.
-        opening: what the tokenizer itself puts in front of text.
-        closing: what it puts behind, with one end-of-sequence token.
+        tokens: [T] int32, token ids.
+        loss_mask: [T] bool, True where the token is a target; False for the first.
+        response_start: index of the last response's first token; the tokens before are the prompt.
+    """
+
+    tokens: Ids
+    loss_mask: Mask
+    response_start: int = 0
+
+    def up_to_response_end(self) -> TokenRow:
+        """Cut the row after its last target; `response_start` becomes the first target.
+
+        A preference row ends with its response, as a generated response does, without what a chat
+        template writes after the end of a turn.
+        """
+        targets = np.flatnonzero(self.loss_mask)
+        end = int(targets[-1]) + 1
+        return TokenRow(self.tokens[:end], self.loss_mask[:end], int(targets[0]))
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the special tokens around text.
+
+    Attributes:
+        eos: end-of-sequence token, after a response or document.
+        bos: beginning-of-sequence token, if the tokenizer has one.
+        prefix: ids that the tokenizer adds before text.
+        suffix: ids that the tokenizer adds after text, ending with one `eos`.
     """
 
     eos: int
     bos: int | None
-    opening: tuple[int, ...]
-    closing: tuple[int, ...]
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
 
     @property
     def document_start(self) -> int:
-        """Untrained first token of a document: what its first token is predicted from."""
+        """First token of a document, not in the loss, from which its first text is predicted."""
         return self.eos if self.bos is None else self.bos
 
 
-def find_specials(tokenizer: Any) -> Specials:
-    """Ask a tokenizer what it puts around text.
+def find_special_tokens(tokenizer: Any) -> SpecialTokens:
+    """Find the special tokens that a tokenizer puts around text.
 
     Raises:
         ModelError: it has no end-of-sequence token, or no `tokenizer.json`.
@@ -85,151 +113,129 @@ def find_specials(tokenizer: Any) -> Specials:
             "model.tokenizer=FOLDER_OR_HUB_ID"
         )
     eos = int(tokenizer.eos_token_id)
-    opening, closing = _around(tokenizer)
-    if closing[-1:] != (eos,):
-        closing = (*closing, eos)
-    return Specials(eos, tokenizer.bos_token_id, opening, closing)
+    prefix, suffix = _added_tokens(tokenizer)
+    if suffix[-1:] != (eos,):
+        suffix = (*suffix, eos)
+    return SpecialTokens(eos, tokenizer.bos_token_id, prefix, suffix)
 
 
-def _around(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids that the tokenizer adds in front of a letter and behind it."""
+def _added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids that the tokenizer adds before and after a letter."""
     found = tokenizer("a", return_special_tokens_mask=True)
-    ids, added = found["input_ids"], found["special_tokens_mask"]
-    text = [index for index, special in enumerate(added) if not special]
-    if not text:  # the letter is unknown and leaves no token; an end token cannot be in front
+    ids, special = found["input_ids"], found["special_tokens_mask"]
+    text = [index for index, is_special in enumerate(special) if not is_special]
+    if not text:  # the letter is unknown and gives no token; an end token cannot be in front
         end = len(ids) - ids.count(tokenizer.eos_token_id)
         return tuple(ids[:end]), tuple(ids[end:])
     return tuple(ids[: text[0]]), tuple(ids[text[-1] + 1 :])
 
 
-Ids = NDArray[np.int32]
-
-
-Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRow:
-    """A row of tokens.
-
-    Attributes:
-        tokens: [T] int32.
-        trained: [T] bool, True where the token is a target; the first never is.
-        response_start: index of the last response's first token; what is before is prompt.
-    """
-
-    tokens: Ids
-    trained: Mask
-    response_start: int = 0
-
-    def response_alone(self) -> TokenRow:
-        """The row up to its last trained token, with all of its response behind `response_start`.
-
-        What a template writes behind the end of a turn is no part of what is judged: a generated
-        response ends without it.
-        """
-        trained = np.flatnonzero(self.trained)
-        end = int(trained[-1]) + 1
-        return TokenRow(self.tokens[:end], self.trained[:end], int(trained[0]))
-
-
 def tokenize(
-    scripts: Sequence[Script], tokenizer: Any, document_start: int, *, train_all: bool
+    rows: Sequence[FormattedRow], tokenizer: Any, document_start: int, *, train_all: bool
 ) -> list[TokenRow]:
-    """One row a script; all of them in one call, which the tokenizer spreads over the cores.
+    """Tokenize rows in one call, which the tokenizer distributes over the CPU cores.
 
     Args:
-        scripts: what to tokenize.
-        tokenizer: a fast one; special tokens are written in the scripts already.
-        document_start: stands before a response that has no prompt.
-        train_all: train the prompts too.
+        rows: formatted rows, which already contain all special tokens.
+        tokenizer: fast tokenizer.
+        document_start: token before a response without a prompt.
+        train_all: include prompts in the loss.
     """
-    found = iter(PieceEncoder(tokenizer).encode([script.pieces for script in scripts]))
-    return [_join(script, next(found), document_start, train_all) for script in scripts]
+    ids = SegmentEncoder(tokenizer).encode([row.segments for row in rows])
+    return [
+        _join(row, row_ids, document_start, train_all)
+        for row, row_ids in zip(rows, ids, strict=True)
+    ]
 
 
-class PieceEncoder:
-    """Token ids of pieces of text: the first of a row begins a text, the others go on with it.
+class SegmentEncoder:
+    """Encodes text segments; the first of a row begins a text, the others continue it.
 
-    Some tokenizers put a mark in front of every text (Llama 2's `▁`), which is not to stand in the
-    middle of a row. Their later pieces are tokenized behind a line end, which is then taken away.
+    Some tokenizers put a mark before every text (Llama 2's `▁`), which must not be inside a row.
+    With those, later segments are encoded after a line break, which is then removed.
 
     Args:
-        tokenizer: a fast one.
+        tokenizer: fast tokenizer.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self.rules = tokenizer.backend_tokenizer
-        self.rules.no_truncation()
-        self.rules.no_padding()
-        self.lead = self._ids([_LEAD])[0]
-        behind, alone = self._ids([f"{_LEAD}a", "a"])
-        self.marks = behind != self.lead + alone and behind[: len(self.lead)] == self.lead
+        self.backend = tokenizer.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.lead = self._encode_texts([_LEAD])[0]
+        after_lead, alone = self._encode_texts([f"{_LEAD}a", "a"])
+        adds_mark = after_lead != self.lead + alone
+        self.marks_text_start = adds_mark and after_lead[: len(self.lead)] == self.lead
 
-    def encode(self, rows: Sequence[tuple[Piece, ...]]) -> list[list[list[int]]]:
-        """Token ids of each piece of each row."""
+    def encode(self, rows: Sequence[tuple[Segment, ...]]) -> list[list[list[int]]]:
+        """Return the token ids of each segment of each row."""
         parts = [
-            [(part, not index and not at) for at, part in enumerate(piece.text.split(BREAK))]
-            for pieces in rows
-            for index, piece in enumerate(pieces)
+            [
+                (part, not index and not at)
+                for at, part in enumerate(segment.text.split(TOKEN_BREAK))
+            ]
+            for segments in rows
+            for index, segment in enumerate(segments)
         ]
-        ids = iter(self._of_parts([part for piece in parts for part in piece]))
-        each = iter([[token for _ in piece for token in next(ids)] for piece in parts])
-        return [[next(each) for _ in pieces] for pieces in rows]
+        ids = iter(self._encode_parts([part for segment in parts for part in segment]))
+        by_segment = iter([[token for _ in segment for token in next(ids)] for segment in parts])
+        return [[next(by_segment) for _ in segments] for segments in rows]
 
-    def _of_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
-        """Token ids of texts, each with whether it begins a row."""
-        if not self.marks:
-            return self._ids([text for text, _ in parts])
-        found = self._ids([text if first else _LEAD + text for text, first in parts])
+    def _encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Return the token ids of texts, each given with whether it begins a row."""
+        if not self.marks_text_start:
+            return self._encode_texts([text for text, _ in parts])
+        found = self._encode_texts([text if first else _LEAD + text for text, first in parts])
         return [
-            ids if first else self._without_lead(ids, text)
+            ids if first else self._remove_lead(ids, text)
             for ids, (text, first) in zip(found, parts, strict=True)
         ]
 
-    def _without_lead(self, ids: list[int], text: str) -> list[int]:
+    def _remove_lead(self, ids: list[int], text: str) -> list[int]:
         if ids[: len(self.lead)] == self.lead:
             return ids[len(self.lead) :]
-        return self._ids([text])[0]  # the line end became one token with what follows it
+        return self._encode_texts([text])[0]  # the line break and the text share a token
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        found = self.rules.encode_batch_fast(texts, add_special_tokens=False)
+    def _encode_texts(self, texts: list[str]) -> list[list[int]]:
+        found = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in found]
 
 
 _LEAD = "\n"
 
 
-def opening_of(opening: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
-    """What is put in front of a text: nothing where the text begins with it, as rendered chats do.
+def missing_prefix(prefix: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
+    """Return the prefix, or nothing if the ids begin with it, as those of rendered chats do.
 
     Args:
-        opening: what the tokenizer puts in front of each text.
-        ids: of the text.
+        prefix: ids that the tokenizer adds before text.
+        ids: ids of the text.
     """
-    return () if [*ids[: len(opening)]] == [*opening] else opening
+    return () if [*ids[: len(prefix)]] == [*prefix] else prefix
 
 
-def _join(script: Script, parts: list[list[int]], document_start: int, train_all: bool) -> TokenRow:
-    """Opening, pieces, closing. Without a response there is nothing to train, its end neither."""
-    tokens = [*opening_of(script.opening, next(filter(None, parts), []))]
-    trained = [False] * len(tokens)
+def _join(
+    row: FormattedRow, ids_of_segments: list[list[int]], document_start: int, train_all: bool
+) -> TokenRow:
+    """Join prefix, segments and suffix; a row without targets gets no suffix."""
+    tokens = [*missing_prefix(row.prefix, next(filter(None, ids_of_segments), []))]
+    in_loss = [False] * len(tokens)
     excluded = [False] * len(tokens)
     response_start = 0
-    for piece, ids in zip(script.pieces, parts, strict=True):
-        if piece.trained and not tokens:  # as in a document: its first token counts too
-            tokens, trained, excluded = [document_start], [False], [False]
-        response_start = len(tokens) if piece.trained else response_start
+    for segment, ids in zip(row.segments, ids_of_segments, strict=True):
+        if segment.in_loss and not tokens:  # as in a document, the first token is a target too
+            tokens, in_loss, excluded = [document_start], [False], [False]
+        response_start = len(tokens) if segment.in_loss else response_start
         tokens += ids
-        trained += [piece.trained] * len(ids)
-        excluded += [piece.excluded] * len(ids)
-    if any(trained):
-        doubled = script.closing[-1:] == tuple(tokens[-1:])  # the text brought its own end token
-        closing = () if doubled else script.closing
-        tokens += closing
-        trained += [True] * len(closing)
+        in_loss += [segment.in_loss] * len(ids)
+        excluded += [segment.excluded] * len(ids)
+    if any(in_loss):
+        has_end = row.suffix[-1:] == tuple(tokens[-1:])  # the text contains its own end token
+        suffix = () if has_end else row.suffix
+        tokens += suffix
+        in_loss += [True] * len(suffix)
         if train_all:
-            excluded += [False] * len(closing)
-            trained = [not one for one in excluded]
-        trained[0] = False
-    return TokenRow(np.array(tokens, np.int32), np.array(trained, bool), response_start)
+            excluded += [False] * len(suffix)
+            in_loss = [not one for one in excluded]
+        in_loss[0] = False
+    return TokenRow(np.array(tokens, np.int32), np.array(in_loss, bool), response_start)

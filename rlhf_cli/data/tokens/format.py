@@ -1,4 +1,4 @@
-"""Records as rows of text segments, each marked for what is trained; not yet tokens."""
+"""Format records as rows of text segments, each in the loss or not; no tokens yet."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_cli.data.records.fields import Message, Messages, Prompt, Response
-from rlhf_cli.data.records.responses import HUMAN, MARK, parts_of_response
+from rlhf_cli.data.records.responses import has_turn_marks, split_response_turns
 from rlhf_cli.data.records.types import (
     ChatRecord,
     LabelledRecord,
@@ -17,126 +17,129 @@ from rlhf_cli.data.records.types import (
     ScoredRecord,
     TextRecord,
 )
-from rlhf_cli.data.report import Refused
+from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat import ChatRenderer
-from rlhf_cli.data.tokens.encode import Piece, Script, Specials
+from rlhf_cli.data.tokens.encode import FormattedRow, Segment, SpecialTokens
 
 
-def as_chat(record: Record) -> Record:
-    """The record with its text prompt as the user's message and each response as the assistant's.
+def to_chat_record(record: Record) -> Record:
+    """Make user and assistant messages of a record's text prompt and responses.
 
-    Messages stay as they are, and so do documents, which have no prompt.
+    Records with messages, and documents, are returned unchanged.
 
     Raises:
-        Refused: the prompt is no single message: it is empty, or a transcript with turn marks.
+        RefusedRow: the prompt is empty, or a transcript with turn marks.
     """
     prompt = getattr(record, "prompt", None)
     if not isinstance(prompt, str):
         return record
-    asked = (Message("user", _message(prompt)),)
+    messages = (Message("user", _require_one_message(prompt)),)
     match record:
         case PreferenceRecord(chosen=chosen, rejected=rejected):
-            return replace(record, prompt=asked, chosen=_said(chosen), rejected=_said(rejected))
+            return replace(
+                record, prompt=messages, chosen=_to_reply(chosen), rejected=_to_reply(rejected)
+            )
         case RankedRecord(responses=responses):
-            return replace(record, prompt=asked, responses=tuple(map(_said, responses)))
+            return replace(record, prompt=messages, responses=tuple(map(_to_reply, responses)))
         case PromptCompletionRecord() | LabelledRecord() | ScoredRecord():
-            return replace(record, prompt=asked, completion=_said(record.completion))
+            return replace(record, prompt=messages, completion=_to_reply(record.completion))
     return record
 
 
-def _said(response: Response) -> Messages:
+def _to_reply(response: Response) -> Messages:
     return (Message("assistant", response),) if isinstance(response, str) else response
 
 
-def _message(prompt: str) -> str:
+def _require_one_message(prompt: str) -> str:
     if not prompt.strip():
-        raise Refused("no prompt, of which template=always makes the user's message")
-    if HUMAN in prompt or MARK in prompt:
-        raise Refused("a transcript with turn marks, of which template=always makes one message")
+        raise RefusedRow("no prompt, of which template=always makes the user's message")
+    if has_turn_marks(prompt):
+        raise RefusedRow("a transcript with turn marks, of which template=always makes one message")
     return prompt
 
 
-class ScriptWriter:
-    """Writes records as scripts.
+class RowFormatter:
+    """Formats records as text rows with a loss mask per segment.
 
     Args:
-        tokenizer: its template is used for messages, and for messages only.
-        specials: the tokens around text.
+        tokenizer: its chat template renders messages; text is used as it is.
+        special_tokens: special tokens around text.
         train_on: `response`, `all` or `last_turn`.
     """
 
-    def __init__(self, tokenizer: Any, specials: Specials, train_on: str) -> None:
-        self.tokenizer, self.specials, self.train_on = tokenizer, specials, train_on
+    def __init__(self, tokenizer: Any, special_tokens: SpecialTokens, train_on: str) -> None:
+        self.tokenizer, self.special_tokens, self.train_on = tokenizer, special_tokens, train_on
         self._renderer: ChatRenderer | None = None
 
     @property
     def renderer(self) -> ChatRenderer:
-        """Made when the first chat comes: other rows need no template."""
+        """Chat renderer, created at the first chat: other rows need no chat template."""
         if self._renderer is None:
             self._renderer = ChatRenderer(self.tokenizer)
         return self._renderer
 
     @property
     def unwritten(self) -> list[str]:
-        """What the template did not write of messages that were taken all the same."""
+        """Parts of accepted messages that the chat template did not render."""
         return [] if self._renderer is None else self._renderer.checker.unwritten
 
     @property
     def used_template(self) -> bool:
-        """Whether any record was a chat."""
+        """Whether any record was rendered by the chat template."""
         return self._renderer is not None
 
-    def write(self, record: Record) -> tuple[Script, ...]:
-        """The scripts of a record, one for each row of its example.
+    def format(self, record: Record) -> tuple[FormattedRow, ...]:
+        """Format the rows of one record: one per response, else a single one.
 
         Raises:
-            Refused: the template does not render it in a way that shows who says what.
+            RefusedRow: the chat template does not show who says what.
         """
         match record:
             case TextRecord(text):
-                return (self._document(text),)
+                return (self._format_document(text),)
             case ChatRecord(messages):
-                return (self._chat(messages, 0),)
+                return (self._format_chat(messages, 0),)
             case (
                 PromptCompletionRecord(prompt, response)
                 | LabelledRecord(prompt, response)
                 | ScoredRecord(prompt, response)
             ):
-                return (self._answer(prompt, response),)
+                return (self._format_response(prompt, response),)
             case PreferenceRecord(prompt, chosen, rejected):
-                return (self._answer(prompt, chosen), self._answer(prompt, rejected))
+                return tuple(self._format_response(prompt, one) for one in (chosen, rejected))
             case RankedRecord(prompt, responses):
-                return tuple(self._answer(prompt, response) for response in responses)
+                return tuple(self._format_response(prompt, one) for one in responses)
         raise TypeError(f"no training example is made of a {type(record).__name__}")
 
-    def _answer(self, prompt: Prompt, response: Response) -> Script:
+    def _format_response(self, prompt: Prompt, response: Response) -> FormattedRow:
         if isinstance(prompt, str) and isinstance(response, str):
-            return self._strings(prompt, response)
-        assert isinstance(prompt, tuple)  # response has the prompt's form: fields.response
+            return self._format_text(prompt, response)
+        assert isinstance(prompt, tuple)  # fields.parse_response: both have the same form
         assert isinstance(response, tuple)
-        return self._chat(prompt + response, len(prompt))
+        return self._format_chat(prompt + response, len(prompt))
 
-    def _document(self, text: str) -> Script:
-        start, end = self.specials.document_start, self.specials.eos
-        return Script((Piece(text, True),), opening=(start,), closing=(end,))
+    def _format_document(self, text: str) -> FormattedRow:
+        start, end = self.special_tokens.document_start, self.special_tokens.eos
+        return FormattedRow((Segment(text, True),), prefix=(start,), suffix=(end,))
 
-    def _strings(self, prompt: str, completion: str) -> Script:
-        # of a response with several turns, what the human says is not trained
-        said = (Piece(text, spoken) for text, spoken in parts_of_response(prompt, completion))
-        return Script((Piece(prompt), *said), self.specials.opening, self.specials.closing)
+    def _format_text(self, prompt: str, completion: str) -> FormattedRow:
+        # the human's turns in a response are not in the loss
+        parts = split_response_turns(prompt, completion)
+        segments = (Segment(text, is_assistant) for text, is_assistant in parts)
+        special = self.special_tokens
+        return FormattedRow((Segment(prompt), *segments), special.prefix, special.suffix)
 
-    def _chat(self, messages: Messages, first: int) -> Script:
-        """A chat in which the assistant's messages from index `first` on are the responses."""
-        turns = [
+    def _format_chat(self, messages: Messages, first_response: int) -> FormattedRow:
+        """Format a chat whose responses are the assistant messages from `first_response` on."""
+        responses = [
             index
             for index, message in enumerate(messages)
-            if index >= first and message.role == "assistant" and message.weight
+            if index >= first_response and message.role == "assistant" and message.weight
         ]
-        if not turns:
-            raise Refused("no assistant message of weight 1")
-        wanted = turns[-1:] if self.train_on != "response" else turns
-        chat = self.renderer.chat(messages, wanted)
-        # a template without a token for the end of a turn would teach nothing about stopping
-        return Script(
-            chat.pieces, closing=() if chat.closed else (self.specials.eos,), note=chat.note
-        )
+        if not responses:
+            raise RefusedRow("no assistant message of weight 1")
+        in_loss = responses[-1:] if self.train_on != "response" else responses
+        chat = self.renderer.render_segments(messages, in_loss)
+        # without an end-of-turn token of the template, eos teaches the model to stop
+        suffix = () if chat.ends_turn else (self.special_tokens.eos,)
+        return FormattedRow(chat.segments, suffix=suffix, note=chat.note)

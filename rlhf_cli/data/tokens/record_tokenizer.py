@@ -1,4 +1,4 @@
-"""Records into examples of token rows; whatever is refused or cut is counted in the report."""
+"""Tokenize records into examples; refused and truncated rows are counted in the report."""
 
 from __future__ import annotations
 
@@ -9,37 +9,34 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.types import Record, TextRecord, scores_of
-from rlhf_cli.data.report import DataReport, Refused
+from rlhf_cli.data.records.reader import RecordWithSource
+from rlhf_cli.data.records.types import Record, TextRecord, response_scores
+from rlhf_cli.data.report import DataReport, RefusedRow
 from rlhf_cli.data.tokens import packing
 from rlhf_cli.data.tokens.chat_template import boundary_tokens
-from rlhf_cli.data.tokens.encode import Script, TokenRow, find_specials, tokenize
-from rlhf_cli.data.tokens.format import ScriptWriter, as_chat
-from rlhf_cli.data.tokens.packing import Example, SourceRow, Truncated, truncate
+from rlhf_cli.data.tokens.encode import FormattedRow, TokenRow, find_special_tokens, tokenize
+from rlhf_cli.data.tokens.format import RowFormatter, to_chat_record
+from rlhf_cli.data.tokens.packing import Example, ExampleRow, TruncatedRow, truncate
 
 CHUNK_CHARACTERS = 1 << 20
+CHUNK_RECORDS = 512
+"""Tokenized in one call: enough to use every core, few enough to hold as lists."""
+
+FormattedRecord = tuple[tuple[FormattedRow, ...], RecordWithSource]
 
 
-CHUNK_ROWS = 512
-"""Tokenized in one call: enough to keep every core busy, little enough to hold as lists."""
-
-
-Written = tuple[tuple[Script, ...], Located]
-
-
-class RowMaker:
-    """Makes token rows of records.
+class RecordTokenizer:
+    """Formats, tokenizes, checks, truncates and packs records.
 
     Args:
-        tokenizer: a fast one with an end-of-sequence token.
+        tokenizer: fast tokenizer with an end-of-sequence token.
         cfg: `max_length`, `truncation`, `packing` and `train_on`.
-        report: counts what is kept, refused and cut.
-        as_messages: text prompts and responses become turns of the chat template; else they are
-            joined as they stand.
+        report: counts rows that are kept, refused and truncated.
+        as_messages: render text prompts and responses by the chat template; else they are
+            concatenated as they are.
 
     Raises:
-        ModelError: the tokenizer does not do what training needs.
+        ModelError: the tokenizer cannot be used for training.
     """
 
     def __init__(
@@ -47,129 +44,134 @@ class RowMaker:
     ) -> None:
         self.tokenizer, self.cfg, self.report = tokenizer, cfg, report
         self.as_messages = as_messages
-        self.specials = find_specials(tokenizer)
-        self.no_text = np.array(sorted(boundary_tokens(tokenizer)))
-        self.writer = ScriptWriter(tokenizer, self.specials, cfg.train_on)
+        self.special_tokens = find_special_tokens(tokenizer)
+        self.boundary_tokens = np.array(sorted(boundary_tokens(tokenizer)))
+        self.formatter = RowFormatter(tokenizer, self.special_tokens, cfg.train_on)
 
-    def examples(self, records: Iterator[Located]) -> Iterator[Example]:
-        """Examples in the order of the records, all of which are of one kind."""
+    def examples(self, records: Iterator[RecordWithSource]) -> Iterator[Example]:
+        """Yield examples in the order of the records, which all have one kind."""
         first = next(records, None)
         if first is None:
             return iter(())
-        judged = scores_of(first.record) is not None
-        examples = self._rows(chain([first], records), judged)
+        scored = response_scores(first.record) is not None
+        examples = self._tokenize(chain([first], records), scored)
         if isinstance(first.record, TextRecord):
-            arrange = packing.cut_and_pack if self.cfg.packing else packing.cut
-            return arrange(chain.from_iterable(examples), self.cfg.max_length)
-        if self.cfg.packing and not judged:  # the rows that are compared stand alone
-            return packing.pack(chain.from_iterable(examples), self.cfg.max_length)
+            split = (
+                packing.split_and_pack_documents if self.cfg.packing else packing.split_documents
+            )
+            return split(chain.from_iterable(examples), self.cfg.max_length)
+        if self.cfg.packing and not scored:  # preference data are not packed
+            return packing.pack_rows(chain.from_iterable(examples), self.cfg.max_length)
         return examples
 
-    def _rows(self, records: Iterable[Located], judged: bool) -> Iterator[Example]:
-        """The rows of each record."""
-        train_all = self.cfg.train_on == "all" and not judged
-        start = self.specials.document_start
-        for chunk in chunks(self._write(records)):
-            scripts = [script for written, _ in chunk for script in written]
-            rows = iter(tokenize(scripts, self.tokenizer, start, train_all=train_all))
-            for written, located in chunk:
-                own = [next(rows) for _ in written]
+    def _tokenize(self, records: Iterable[RecordWithSource], scored: bool) -> Iterator[Example]:
+        """Yield the rows of each record."""
+        train_all = self.cfg.train_on == "all" and not scored
+        start = self.special_tokens.document_start
+        for chunk in split_into_chunks(self._format(records)):
+            formatted = [row for rows, _ in chunk for row in rows]
+            tokenized = iter(tokenize(formatted, self.tokenizer, start, train_all=train_all))
+            for formatted_rows, record in chunk:
+                rows = [next(tokenized) for _ in formatted_rows]
                 try:
-                    kept = self._fit(own, located.record)
-                except Refused as error:
-                    self._refuse(located, error)
+                    kept = self._check_and_truncate(rows, record.record)
+                except RefusedRow as error:
+                    self._count_refused(record, error)
                 else:
-                    self._count(located, written)
-                    scores = scores_of(located.record) or [None] * len(kept)
+                    self._count_kept(record, formatted_rows)
+                    scores = response_scores(record.record) or [None] * len(kept)
                     yield [
-                        SourceRow(row, located.file, located.line, score)
+                        ExampleRow(row, record.file, record.line, score)
                         for row, score in zip(kept, scores, strict=True)
                     ]
 
-    def _write(self, records: Iterable[Located]) -> Iterator[Written]:
-        for located in records:
+    def _format(self, records: Iterable[RecordWithSource]) -> Iterator[FormattedRecord]:
+        for record in records:
             try:
-                record = as_chat(located.record) if self.as_messages else located.record
-                yield self.writer.write(record), located
-            except Refused as error:
-                self._refuse(located, error)
-        self.report.templated = self.writer.used_template
-        self.report.unwritten = self.writer.unwritten
+                content = to_chat_record(record.record) if self.as_messages else record.record
+                yield self.formatter.format(content), record
+            except RefusedRow as error:
+                self._count_refused(record, error)
+        self.report.templated = self.formatter.used_template
+        self.report.unwritten = self.formatter.unwritten
 
-    def _count(self, located: Located, written: Sequence[Script]) -> None:
-        if isinstance(located.record, TextRecord):
-            self.report.text_bytes += len(located.record.text.encode())
-        if located.copy == 0:
+    def _count_kept(self, record: RecordWithSource, rows: Sequence[FormattedRow]) -> None:
+        if isinstance(record.record, TextRecord):
+            self.report.text_bytes += len(record.record.text.encode())
+        if record.repeat == 0:
             self.report.kept += 1
-            for note in dict.fromkeys(script.note for script in written if script.note):
-                self.report.add_note(located.where, note)
+            for note in dict.fromkeys(row.note for row in rows if row.note):
+                self.report.add_note(record.location, note)
 
-    def _refuse(self, located: Located, reason: Refused) -> None:
-        if located.copy == 0:
-            self.report.add_refused(located.where, str(reason))
+    def _count_refused(self, record: RecordWithSource, reason: RefusedRow) -> None:
+        if record.repeat == 0:
+            self.report.add_refused(record.location, str(reason))
 
-    def _fit(self, rows: list[TokenRow], record: Record) -> list[TokenRow]:
-        """The rows as they are trained.
+    def _check_and_truncate(self, rows: list[TokenRow], record: Record) -> list[TokenRow]:
+        """Return the rows within `data.max_length`.
 
         Raises:
-            Refused: there is nothing to learn from them.
+            RefusedRow: they cannot be trained on.
         """
         for row in rows:
-            if not row.trained.any():
-                raise Refused("no token of a response")
-            if np.isin(row.tokens[row.trained], self.no_text).all():
-                raise Refused("only end or pad tokens to train")
-        if isinstance(record, TextRecord):  # cut into several rows instead
+            if not row.loss_mask.any():
+                raise RefusedRow("no token of a response")
+            if np.isin(row.tokens[row.loss_mask], self.boundary_tokens).all():
+                raise RefusedRow("only end or pad tokens to train")
+        if isinstance(record, TextRecord):  # documents are split instead
             return rows
-        if scores_of(record) is not None:
-            rows = [row.response_alone() for row in rows]
-            require_one_prompt(rows)
-        cuts = truncate(rows, self.cfg.max_length, self.cfg.truncation, self.specials.bos)
-        require_different(rows, cuts, self.cfg.max_length)
-        self.report.add_cut("prompt start", sum(cut.prompt_start for cut in cuts))
-        self.report.add_cut("response end", sum(cut.response_end for cut in cuts))
-        return [cut.row for cut in cuts]
+        if response_scores(record) is not None:
+            rows = [row.up_to_response_end() for row in rows]
+            require_same_prompt(rows)
+        bos = self.special_tokens.bos
+        truncated = truncate(rows, self.cfg.max_length, self.cfg.truncation, bos)
+        require_different_responses(rows, truncated, self.cfg.max_length)
+        self.report.add_cut("prompt start", sum(row.prompt_start for row in truncated))
+        self.report.add_cut("response end", sum(row.response_end for row in truncated))
+        return [row.row for row in truncated]
 
 
-def chunks(written: Iterable[Written]) -> Iterator[list[Written]]:
-    """Records' scripts in groups to be tokenized in one call."""
-    chunk: list[Written] = []
+def split_into_chunks(records: Iterable[FormattedRecord]) -> Iterator[list[FormattedRecord]]:
+    """Group formatted records that are tokenized in one call."""
+    chunk: list[FormattedRecord] = []
     characters = 0
-    for scripts, located in written:
-        chunk.append((scripts, located))
-        characters += sum(len(piece.text) for script in scripts for piece in script.pieces)
-        if characters >= CHUNK_CHARACTERS or len(chunk) == CHUNK_ROWS:
+    for rows, record in records:
+        chunk.append((rows, record))
+        characters += sum(len(segment.text) for row in rows for segment in row.segments)
+        if characters >= CHUNK_CHARACTERS or len(chunk) == CHUNK_RECORDS:
             yield chunk
             chunk, characters = [], 0
     if chunk:
         yield chunk
 
 
-def require_one_prompt(rows: Sequence[TokenRow]) -> None:
-    """All rows have the same tokens before the response.
+def require_same_prompt(rows: Sequence[TokenRow]) -> None:
+    """Require that the rows of an example have the same tokens before the response.
 
     Raises:
-        Refused: a chat template wrote the prompt otherwise before another response.
+        RefusedRow: the chat template renders the prompt differently before another response.
     """
     start = rows[0].response_start
     prompt = rows[0].tokens[:start]
     for row in rows[1:]:
         if row.response_start != start or not np.array_equal(row.tokens[:start], prompt):
-            raise Refused("the chat template writes the prompt otherwise for another response")
+            raise RefusedRow("the chat template writes the prompt otherwise for another response")
 
 
-def require_different(rows: Sequence[TokenRow], cut: Sequence[Truncated], max_length: int) -> None:
-    """Of several responses, not all are the same: there would be nothing to choose from.
+def require_different_responses(
+    rows: Sequence[TokenRow], truncated: Sequence[TruncatedRow], max_length: int
+) -> None:
+    """Require that the responses of an example are not all the same.
 
     Raises:
-        Refused: they have the same tokens, in full or in what is left of them.
+        RefusedRow: they have the same tokens, before or after truncation.
     """
-    if _same(rows):
-        raise Refused("all responses have the same tokens")
-    if _same([one.row for one in cut]):
-        raise Refused(f"all responses are the same within data.max_length={max_length} tokens")
+    if _all_equal(rows):
+        raise RefusedRow("all responses have the same tokens")
+    if _all_equal([one.row for one in truncated]):
+        raise RefusedRow(f"all responses are the same within data.max_length={max_length} tokens")
 
 
-def _same(rows: Sequence[TokenRow]) -> bool:
+def _all_equal(rows: Sequence[TokenRow]) -> bool:
     first, *others = rows
     return bool(others) and all(np.array_equal(first.tokens, row.tokens) for row in others)

@@ -1,4 +1,4 @@
-"""Whether a chat template writes all that messages say: many pass over what they do not know."""
+"""Checks that a chat template renders all parts of messages: many ignore keys they do not know."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from rlhf_cli.data.records.fields import REASONING, Message, Messages
-from rlhf_cli.data.report import Refused
+from rlhf_cli.data.records.fields import REASONING_KEYS, Message, Messages
+from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat_template import ChatTemplate
 
 THOUGHT_END = "</think>"
-"""Behind a thought that stands in the content itself."""
+"""End of reasoning that is part of a message's content."""
 
-TRIES = 8
-"""Chats in which a key is looked for before it counts as one that the template does not write."""
+MAX_KEY_TRIALS = 8
+"""Number of chats in which a key is looked for before it counts as not rendered."""
 
 
-def compact(text: str) -> str:
-    """The text without white space, which templates add and take away."""
+def remove_whitespace(text: str) -> str:
+    """Remove all white space, which templates add and strip."""
     return "".join(text.split())
 
 
-def writes(text: str, value: str) -> bool:
-    """Whether a compact text holds a value, as it stands or as JSON quotes it."""
-    return compact(value) in text or compact(json.dumps(value, ensure_ascii=False)[1:-1]) in text
+def contains(text: str, value: str) -> bool:
+    """Whether a text without white space contains a value, as it is or as JSON quotes it."""
+    quoted = json.dumps(value, ensure_ascii=False)[1:-1]
+    return remove_whitespace(value) in text or remove_whitespace(quoted) in text
 
 
-def left_out(message: Message, text: str) -> str:
-    """What a trained message says and a compact text does not, in words; empty where nothing is."""
-    thoughts = [message.extra[key] for key in REASONING if isinstance(message.extra.get(key), str)]
-    if thoughts and not any(writes(text, thought) for thought in thoughts):
+def find_missing_part(message: Message, text: str) -> str:
+    """Name the part of a message that a text without white space lacks; empty for none."""
+    thoughts = [value for key in REASONING_KEYS if isinstance(value := message.extra.get(key), str)]
+    if thoughts and not any(contains(text, thought) for thought in thoughts):
         return "the assistant's reasoning"
-    if not all(writes(text, value) for value in _values(message.extra.get("tool_calls", []))):
+    if not all(contains(text, value) for value in _texts_of(message.extra.get("tool_calls", []))):
         return "the assistant's tool calls"
-    return "" if writes(text, message.content) else f"a part of the {message.role}'s message"
+    return "" if contains(text, message.content) else f"a part of the {message.role}'s message"
 
 
-def _values(tool_calls: Any) -> Iterator[str]:
-    """Names and arguments of calls, as text."""
+def _texts_of(tool_calls: Any) -> Iterator[str]:
+    """Yield names and arguments of tool calls as text."""
     for call in tool_calls:
         function = call.get("function", call)
         yield function["name"]
@@ -59,92 +60,92 @@ def _leaves(value: Any) -> Iterator[str]:
         yield str(value)
 
 
-class MessageChecker:
-    """Compares what a template writes with what it was given.
+class TemplateChecker:
+    """Compares messages with the text that a chat template renders of them.
 
     Args:
-        template: of one tokenizer.
+        template: chat template of one tokenizer.
     """
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
-        self._passed_over: dict[Any, list[int]] = {}
-        self._tried: Counter[str] = Counter()
+        self._ignored: dict[Any, list[int]] = {}
+        self._trials: Counter[str] = Counter()
         self._written: set[str] = set()
         self._dropped_thoughts = False
 
     @property
     def unwritten(self) -> list[str]:
-        """What the template did not write of messages that were taken all the same."""
-        keys = sorted({*self._tried} - self._written)
+        """Parts of accepted messages that the template did not render."""
+        keys = sorted({*self._trials} - self._written)
         return [*keys, "thoughts of earlier turns"] if self._dropped_thoughts else keys
 
-    def left_out_of_context(self, messages: Iterable[Message], text: str) -> str:
-        """What messages say that are not trained and a text does not, in words; or empty.
+    def find_missing_context(self, messages: Iterable[Message], text: str) -> str:
+        """Name the part of context messages that a text lacks; empty for none.
 
-        Thoughts aside: templates leave those of earlier turns out when a model is asked, too.
+        Reasoning may be missing: templates leave out that of earlier turns in generation, too.
         """
-        compacted = compact(text)
+        stripped = remove_whitespace(text)
         for message in messages:
-            missing = left_out(message, compacted)
+            missing = find_missing_part(message, stripped)
             if missing and message.role == "assistant":
                 self._dropped_thoughts = True
-                missing = left_out(_without_thoughts(message), compacted)
+                missing = find_missing_part(_without_thoughts(message), stripped)
             if missing:
                 return missing
         return ""
 
-    def passed_over(self, messages: Messages, *, generation_prompt: bool) -> list[int]:
-        """Indices of messages whose content the template never writes, whatever it is.
+    def find_ignored_messages(self, messages: Messages, *, generation_prompt: bool) -> list[int]:
+        """Return the indices of messages whose content the template never renders.
 
-        A short text may stand elsewhere by chance, so other contents are tried; once for all chats
-        of the same roles and keys.
+        A short text can be in the rendered text by chance, so other contents are tried, once for
+        all chats of the same roles and keys.
         """
         shape = (
             generation_prompt,
             *((m.role, bool(m.content), *sorted(m.extra)) for m in messages),
         )
-        if shape not in self._passed_over:
-            self._passed_over[shape] = self._find_passed_over(messages, generation_prompt)
-        return self._passed_over[shape]
+        if shape not in self._ignored:
+            self._ignored[shape] = self._try_markers(messages, generation_prompt)
+        return self._ignored[shape]
 
-    def _find_passed_over(self, messages: Messages, generation_prompt: bool) -> list[int]:
+    def _try_markers(self, messages: Messages, generation_prompt: bool) -> list[int]:
         markers = [f"rlhfmarker{index}x" if m.content else "" for index, m in enumerate(messages)]
         marked = (replace(m, content=mark) for m, mark in zip(messages, markers, strict=True))
         try:
             text = self.template.render(tuple(marked), generation_prompt=generation_prompt)
-        except Refused:  # it reads more in the contents than text; they are compared as they are
+        except RefusedRow:  # the template interprets contents; they are compared as they are
             return []
         return [index for index, mark in enumerate(markers) if mark not in text]
 
-    def try_keys(self, messages: Messages, text: str, *, generation_prompt: bool) -> None:
-        """Find out whether the template writes the messages' further keys.
+    def try_extra_keys(self, messages: Messages, text: str, *, generation_prompt: bool) -> None:
+        """Find out which extra keys of the messages the template renders.
 
         Args:
             messages: a chat.
-            text: what the template makes of it.
-            generation_prompt: whether `text` ends with one.
+            text: rendered text of the chat.
+            generation_prompt: whether `text` ends with a generation prompt.
         """
         keys = {key for message in messages for key in message.extra} - {"tool_calls"}
         for key in [*keys, *(["tools"] if messages[0].tools else [])]:
-            if key in self._written or self._tried[key] >= TRIES:
+            if key in self._written or self._trials[key] >= MAX_KEY_TRIALS:
                 continue
-            self._tried[key] += 1
-            without = tuple(_without(message, key) for message in messages)
+            self._trials[key] += 1
+            without = tuple(_without_key(message, key) for message in messages)
             try:
                 other = self.template.render(without, generation_prompt=generation_prompt)
-            except Refused:
+            except RefusedRow:
                 other = ""
             if other != text:
                 self._written.add(key)
 
 
 def _without_thoughts(message: Message) -> Message:
-    extra = {key: value for key, value in message.extra.items() if key not in REASONING}
+    extra = {key: value for key, value in message.extra.items() if key not in REASONING_KEYS}
     return replace(message, content=message.content.rpartition(THOUGHT_END)[2], extra=extra)
 
 
-def _without(message: Message, key: str) -> Message:
+def _without_key(message: Message, key: str) -> Message:
     if key == "tools":
         return replace(message, tools=())
     return replace(message, extra={k: v for k, v in message.extra.items() if k != key})

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.report import Refused
+from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.models.base import fit_vocabulary
@@ -97,8 +97,8 @@ class ClassifierScorer:
                 "that has one, or reads=response, which shows it the response alone"
             )
         try:
-            return self.renderer.text((*prompt, Message("assistant", response)))
-        except Refused as error:
+            return self.renderer.render((*prompt, Message("assistant", response)))
+        except RefusedRow as error:
             raise DataError(f"{self.who}: {error}, for {samples.describe(index)}") from error
 
     def _score(self, texts: list[str], *, specials: bool) -> Tensor:

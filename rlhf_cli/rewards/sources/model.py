@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.context import RunContext, say, silence
-from rlhf_cli.data.tokens.encode import TokenRow, find_specials
+from rlhf_cli.data.tokens.encode import TokenRow, find_special_tokens
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
@@ -69,7 +69,7 @@ class ModelScorer:
         with told_as(f"{key}.model", f"{key}.base"):
             require_scores(cfg)
             self.tokenizer = load_tokenizer(cfg)
-            self.specials = find_specials(self.tokenizer)
+            self.specials = find_special_tokens(self.tokenizer)
             self.model = self._open(cfg, key, ctx, policy)
             same = tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
             self.write = None if same else self._writer(source)

@@ -11,9 +11,9 @@ import torch
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.records.fields import Message, Prompt, Response
 from rlhf_cli.data.records.types import PromptCompletionRecord
-from rlhf_cli.data.report import Refused
-from rlhf_cli.data.tokens.encode import Script, TokenRow, find_specials, tokenize
-from rlhf_cli.data.tokens.format import ScriptWriter
+from rlhf_cli.data.report import RefusedRow
+from rlhf_cli.data.tokens.encode import FormattedRow, TokenRow, find_special_tokens, tokenize
+from rlhf_cli.data.tokens.format import RowFormatter
 from rlhf_cli.data.tokens.packing import truncate
 from rlhf_cli.errors import DataError
 from rlhf_cli.rewards.samples import Samples
@@ -32,8 +32,8 @@ class RowWriter:
 
     def __init__(self, tokenizer: Any, *, as_message: bool, who: str) -> None:
         self.tokenizer, self.as_message, self.who = tokenizer, as_message, who
-        self.specials = find_specials(tokenizer)
-        self.writer = ScriptWriter(tokenizer, self.specials, "response")
+        self.specials = find_special_tokens(tokenizer)
+        self.writer = RowFormatter(tokenizer, self.specials, "response")
 
     def __call__(self, samples: Samples) -> list[TokenRow]:
         """A row for each sample.
@@ -46,7 +46,7 @@ class RowWriter:
         rows = tokenize(scripts, self.tokenizer, start, train_all=False)
         return [self._whole(row) for row in rows]
 
-    def _script(self, samples: Samples, index: int) -> Script:
+    def _script(self, samples: Samples, index: int) -> FormattedRow:
         prompt: Prompt = samples.prompts[index]
         response: Response = samples.responses[index]
         if isinstance(prompt, str) and self.as_message:
@@ -59,16 +59,16 @@ class RowWriter:
                 )
             response = (Message("assistant", samples.responses[index]),)
         try:
-            [script] = self.writer.write(PromptCompletionRecord(prompt, response))
-        except Refused as error:
+            [script] = self.writer.format(PromptCompletionRecord(prompt, response))
+        except RefusedRow as error:
             raise DataError(f"{self.who}: {error}, for {samples.describe(index)}") from error
         return script
 
     def _whole(self, row: TokenRow) -> TokenRow:
         """Prompt, response and end token; nothing of what a template writes behind."""
-        if row.trained.any():
-            return row.response_alone()
-        end = np.array(self.specials.closing, np.int32)  # an empty response: its end is all of it
+        if row.loss_mask.any():
+            return row.up_to_response_end()
+        end = np.array(self.specials.suffix, np.int32)  # an empty response: its end is all of it
         return response_row(row.tokens.tolist(), end.tolist())
 
 
@@ -87,8 +87,8 @@ def fit_rows(rows: Sequence[TokenRow], limit: int, bos: int | None) -> list[list
 
 
 def _cut(row: TokenRow, limit: int, bos: int | None) -> TokenRow:
-    if not row.trained.any():  # an empty response: its score is read at the prompt's end
-        return TokenRow(row.tokens[-limit:], row.trained[-limit:], limit)
+    if not row.loss_mask.any():  # an empty response: its score is read at the prompt's end
+        return TokenRow(row.tokens[-limit:], row.loss_mask[-limit:], limit)
     [cut] = truncate([row], limit, "prompt_start", bos)
     return cut.row
 

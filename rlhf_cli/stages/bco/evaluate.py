@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -37,7 +37,7 @@ def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: BCOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
+    cfg: BCOConfig, tokenizer: Any, loaded: LoadedExamples, examples: Examples, ctx: RunContext
 ) -> list[Measured]:
     columns = compared(cfg, examples, tokenizer, ctx)
     reward = cfg.beta * (columns["logp"] - columns["reference"])

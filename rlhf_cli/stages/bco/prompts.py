@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
-from rlhf_cli.cache import Entry, load_entry, store_entry
+from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
@@ -29,7 +29,7 @@ from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.weights import load_weights
 from rlhf_cli.stages.bco.config import UDMConfig
 
-SHELF = "embeddings"
+CACHE_KIND = "embeddings"
 BATCH = 32
 """Prompts embedded at once."""
 
@@ -90,14 +90,14 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
     prompts = list(_prompts(examples))
     unique = sorted({tuple(prompt) for prompt in prompts})
     key = hashlib.sha256(repr((model_key, ctx.compute_name, unique)).encode()).hexdigest()[:32]
-    entry = load_entry(key, SHELF)
+    entry = load_entry(key, CACHE_KIND)
     found = entry.arrays["embeddings"] if entry is not None else None
     if not all(ctx.ranks.gather(found is not None)):
         say(f"udm: embedding {len(unique):,} prompts")
         parts = range(0, len(unique), BATCH)
         found = np.concatenate([embed([list(p) for p in unique[i : i + BATCH]]) for i in parts])
         if ctx.ranks.main:
-            store_entry(key, Entry({"embeddings": found}, {}), SHELF)
+            store_entry(key, CacheEntry({"embeddings": found}, {}), CACHE_KIND)
     assert found is not None
     place = {prompt: i for i, prompt in enumerate(unique)}
     vectors: Vectors = found[[place[tuple(prompt)] for prompt in prompts]]
@@ -106,7 +106,7 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
 
 def _prompts(examples: Examples) -> Iterator[list[int]]:
     for start, end in pairwise(examples.row_starts):
-        first = int(np.flatnonzero(examples.trained[start:end])[0])
+        first = int(np.flatnonzero(examples.loss_mask[start:end])[0])
         yield examples.tokens[start : start + first].tolist()
 
 

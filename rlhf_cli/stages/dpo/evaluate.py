@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.measured import Measured
 from rlhf_cli.evaluation.ranking import agreement
@@ -41,7 +41,7 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: DPOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
+    cfg: DPOConfig, tokenizer: Any, loaded: LoadedExamples, examples: Examples, ctx: RunContext
 ) -> list[Measured]:
     columns = compared(cfg, examples, tokenizer, ctx, cfg.ld_alpha)
     reward = cfg.beta * (columns["logp"] - columns["reference"])

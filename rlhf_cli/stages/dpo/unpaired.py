@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import Loaded
-from rlhf_cli.data.examples import Examples, mismatch
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples, add_mismatched_responses
 from rlhf_cli.losses.kto import kto_loss, reference_point
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.policy import Policy
@@ -15,9 +15,9 @@ from rlhf_cli.train.row_loss import RowLoss, RowValues
 from rlhf_cli.train.sequence import split_pairs
 
 
-def with_mismatched(loaded: Loaded, role: str, *, max_length: int) -> Examples:
+def with_mismatched(loaded: LoadedExamples, role: str, *, max_length: int) -> Examples:
     """Examples of two rows each: a labelled one, and its prompt with the next row's response."""
-    return mismatch(labelled(loaded, role), max_length)
+    return add_mismatched_responses(labelled(loaded, role), max_length)
 
 
 def unpaired_loss(cfg: DPOConfig, policy: Policy, reference: Reference) -> RowLoss:

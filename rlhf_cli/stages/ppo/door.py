@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.records.fields import Message, Prompt, messages
-from rlhf_cli.data.report import DataReport, Malformed, Refused
+from rlhf_cli.data.records.fields import Message, Prompt, parse_messages
+from rlhf_cli.data.report import DataReport, MalformedRow, RefusedRow
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length
@@ -117,7 +117,7 @@ class PPOTrainer:
             cfg.lr,
             self.run.ctx,
             evaluate=None,
-            where=lambda rows: f"prompts[{rows.owners[0]}]",
+            where=lambda rows: f"prompts[{rows.example_ids[0]}]",
             machinery=self.run.machinery,
         )
 
@@ -223,12 +223,12 @@ class PPOTrainer:
     def _encode(self, number: int, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str) and not all(isinstance(turn, Message) for turn in prompt):
             try:
-                prompt = messages(f"prompts[{number}]", prompt)
-            except Malformed as error:
+                prompt = parse_messages(f"prompts[{number}]", prompt)
+            except MalformedRow as error:
                 raise DataError(str(error)) from error
         try:
             tokens = self.run.encoder.encode(prompt)
-        except Refused as error:
+        except RefusedRow as error:
             raise DataError(f"prompts[{number}]: {error}") from error
         add_end_token(self.policy.model, self.tokenizer, self.run.encoder.turn_end)
         return tokens

@@ -10,9 +10,9 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.prompts import (
     PromptEncoder,
     PromptSet,
-    becomes_message,
     encode_prompts,
     load_held_out_prompts,
+    uses_chat_template,
 )
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured, share_of
@@ -53,7 +53,7 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
         raise DataError(
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
         )
-    as_message = becomes_message(cfg.template, cfg.model.path, cfg.model.revision, tokenizer)
+    as_message = uses_chat_template(cfg.template, cfg.model.path, cfg.model.revision, tokenizer)
     most = cfg.data.max_length - cfg.sampling.max_new_tokens
     encoder = PromptEncoder(tokenizer, as_message=as_message)
     asked = encode_prompts(prompts, encoder, most, cfg.data.truncation)

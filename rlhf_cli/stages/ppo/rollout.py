@@ -99,7 +99,7 @@ class Author:
             self.texts(responses),
             [list(one.before) for one in responses],
             [list(one.tokens) for one in responses],
-            self.prompts.columns_of(asked),
+            self.prompts.select_columns(asked),
         )
         return self.rewards.score(samples, observe=observe)
 

@@ -158,7 +158,7 @@ def _micro_batch(
         torch.tensor(lengths),
         torch.tensor(scored),
         torch.tensor([one.prompt for one in chosen]),
-        trains=trains,
+        needs_backward=trains,
     )
     return MicroBatch(rows.to(device), members, [len(one.scored) for one in chosen])
 

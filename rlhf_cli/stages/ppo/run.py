@@ -16,7 +16,7 @@ from rlhf_cli.data.prompts import (
     load_held_out_prompts,
     load_training_prompts,
 )
-from rlhf_cli.data.report import count
+from rlhf_cli.data.report import pluralize
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -74,10 +74,10 @@ class Rollouts(PPOTraining):
         author = Author(cfg, *self.asked, self.policy, rewards, self.tokenizer, ctx.ranks)
         source = RolloutSource(cfg, author, self.updates, ctx)
         say(
-            f"steps: {count(source.total_steps, 'rollout')} of "
-            f"{count(cfg.train.batch_size, 'prompt')}, "
-            f"{count(cfg.samples_per_prompt, 'response')} each; "
-            f"{count(cfg.updates, 'update')} a step"
+            f"steps: {pluralize(source.total_steps, 'rollout')} of "
+            f"{pluralize(cfg.train.batch_size, 'prompt')}, "
+            f"{pluralize(cfg.samples_per_prompt, 'response')} each; "
+            f"{pluralize(cfg.updates, 'update')} a step"
         )
         held_out = None
         if self.held_out:
@@ -95,10 +95,10 @@ class Rollouts(PPOTraining):
 
     def _where(self, rows: TokenBatch) -> str:
         """The file and line of the prompt of some rows, or of a row of `ptx_data`."""
-        number = rows.owners[0]
+        number = rows.example_ids[0]
         if TEXT in rows.token_columns:
-            return f"ptx_data {self.text.where(number)}"
-        return self.asked[0].places[number]
+            return f"ptx_data {self.text.location(number)}"
+        return self.asked[0].locations[number]
 
     def _tell_memory(self, rewards: Rewards) -> None:
         models: dict[str, nn.Module] = {"policy": self.policy.model}
@@ -122,7 +122,7 @@ class Rollouts(PPOTraining):
         room, new = context_length(model.model), self.cfg.sampling.max_new_tokens
         sets = [self.asked, *([self.held_out] if self.held_out else [])]
         for found, tokens in sets:
-            require_embedded_ids(tokens, model.model, found.places.__getitem__, name)
+            require_embedded_ids(tokens, model.model, found.locations.__getitem__, name)
         longest = max(len(ids) for _, tokens in sets for ids in tokens)
         if room and longest + new > room:
             raise ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.loader import Order
+from rlhf_cli.data.loader import EpochSampler
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.learning import Lesson
@@ -34,7 +34,9 @@ class RolloutSource:
     def __init__(self, cfg: PPOConfig, author: Author, updates: Updates, ctx: RunContext) -> None:
         self.cfg, self.author, self.updates, self.ctx = cfg, author, updates, ctx
         tokens = sum(map(len, author.tokens))
-        self.order = Order(len(author.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts")
+        self.order = EpochSampler(
+            len(author.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts"
+        )
         self.samples = SampleFile(ctx.out, written=ctx.ranks.main, full=cfg.log.samples == "full")
         self.metrics: Metrics = {}
 

@@ -10,8 +10,8 @@ from typing import Any
 from rlhf_cli.context import silence
 from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.loader import ExampleLoader
+from rlhf_cli.data.prompts import PromptEncoder, uses_chat_template
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
@@ -50,7 +50,7 @@ class PPOTraining(Training):
         super().__init__(cfg, out)
         require_cuda(cfg.sampling, self.ctx.device)
         self.tokenizer = load_tokenizer(cfg.model)
-        as_message = becomes_message(
+        as_message = uses_chat_template(
             cfg.template, cfg.model.path, cfg.model.revision, self.tokenizer
         )
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
@@ -81,7 +81,7 @@ class PPOTraining(Training):
         """Tokens that end a response."""
         return end_tokens(self.policy.model, self.tokenizer)
 
-    def _text(self) -> ExampleSource | None:
+    def _text(self) -> ExampleLoader | None:
         """Steps of `ptx_data`: one for each update."""
         cfg = self.cfg
         if not cfg.ptx_coef:
@@ -89,7 +89,7 @@ class PPOTraining(Training):
         self.text = load_text(cfg, self.tokenizer, cached_only=self.ctx.ranks.size > 1)
         require_embedded(self.text, self.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=ENDLESS)
-        return ExampleSource(self.text, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
+        return ExampleLoader(self.text, cfg.data, train, cfg.seed, self.max_tokens, self.ctx.ranks)
 
 
 def load_text(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examples:

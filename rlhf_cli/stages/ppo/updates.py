@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.loader import ExampleSource
+from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.losses.kl import KLController
@@ -43,7 +43,7 @@ class Updates:
         cfg: PPOConfig,
         teacher: Teacher,
         loss: PPOLoss,
-        text: ExampleSource | None,
+        text: ExampleLoader | None,
         ranks: Ranks,
     ) -> None:
         self.cfg, self.teacher, self.loss, self.text = cfg, teacher, loss, text

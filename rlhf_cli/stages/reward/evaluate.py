@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import Loaded
+from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.calibration import calibration_error, pair_confidence, reliability
 from rlhf_cli.evaluation.measured import Measured, share_of, share_of_parts
@@ -48,7 +48,9 @@ def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
     return partial(_measure, cfg, tokenizer, loaded)
 
 
-def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
+def _measure(
+    cfg: RewardConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
+) -> list[Measured]:
     examples, report = loaded
     model = load_frozen(RewardModel, cfg, tokenizer, ctx)
 
@@ -74,7 +76,7 @@ def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext)
 
 def response_lengths(examples: Examples) -> Numbers:
     """[R]: tokens of each row's response."""
-    return np.add.reduceat(examples.trained.astype(np.float64), examples.row_starts[:-1])
+    return np.add.reduceat(examples.loss_mask.astype(np.float64), examples.row_starts[:-1])
 
 
 def _of_pairs(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measured]:

@@ -34,7 +34,7 @@ Ratings = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Rated:
+class EloRatings:
     """What the games say of each item.
 
     Attributes:
@@ -48,7 +48,7 @@ class Rated:
     uncertainty: Ratings
 
 
-def rate(items: int, games: Games) -> Rated:
+def rate_items(items: int, games: Games) -> EloRatings:
     """Rate items by their games.
 
     Args:
@@ -62,7 +62,7 @@ def rate(items: int, games: Games) -> Rated:
     """
     draw = np.random.default_rng(SEED)
     resamples = draw.integers(len(games), size=(RESAMPLES, len(games)))
-    return Rated(
+    return EloRatings(
         scores=play(items, games, _orders(len(games), draw)).mean(axis=0),
         games=np.bincount(games[:, :2].ravel(), minlength=items),
         uncertainty=play(items, games, resamples).std(axis=0),

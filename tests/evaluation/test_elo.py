@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_cli.data.elo import TIE, expected, play, rate
+from rlhf_cli.evaluation.elo import TIE, expected, play, rate_items
 
 
 def scores(items, *games):
-    return rate(items, np.array(games)).scores.tolist()
+    return rate_items(items, np.array(games)).scores.tolist()
 
 
 def test_one_game_between_equals_moves_16_points():
@@ -51,8 +51,8 @@ def test_400_points_are_ten_wins_to_one_loss():
 
 
 def test_uncertainty_is_larger_where_the_games_disagree_and_none_without_games():
-    agreed = rate(3, np.array([(0, 1, 0)] * 4))
-    split = rate(3, np.array([(0, 1, 0), (0, 1, 1)] * 2))
+    agreed = rate_items(3, np.array([(0, 1, 0)] * 4))
+    split = rate_items(3, np.array([(0, 1, 0), (0, 1, 1)] * 2))
     assert agreed.uncertainty == pytest.approx([0, 0, 0], abs=1e-6)  # rounding of 1500
     assert split.uncertainty[0] > 5
     assert split.uncertainty[2] == 0
@@ -76,11 +76,11 @@ GAMES = st.integers(2, 5).flatmap(
 @given(GAMES)
 def test_points_are_only_passed_on_and_runs_repeat(drawn):
     items, games = drawn
-    rated = rate(items, np.array(games))
+    rated = rate_items(items, np.array(games))
     assert rated.scores.sum() == pytest.approx(1500 * items)
     assert rated.games.sum() == 2 * len(games)
-    again = rate(items, np.array(games))
+    again = rate_items(items, np.array(games))
     assert (again.scores == rated.scores).all()
     assert (again.uncertainty == rated.uncertainty).all()
-    swapped = rate(items, np.array([(j, i, winner) for i, j, winner in games]))
+    swapped = rate_items(items, np.array([(j, i, winner) for i, j, winner in games]))
     assert swapped.scores == pytest.approx(rated.scores)
