@@ -32,7 +32,7 @@ from tests.data.toy import toy_tokenizer, turns
 
 ANY = tuple(kind.record for kind in KINDS)
 TRAINED = (PromptCompletionRecord, ChatRecord, TextRecord)
-JUDGED = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
+PREFERENCE = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
 TOKENIZER = toy_tokenizer()
 
 texts = st.text(max_size=20) | st.sampled_from(
@@ -97,12 +97,12 @@ def consume(path, allowed, kind="auto", columns=None):
     """Read all rows and make examples of those that can be trained; every row is counted."""
     cfg = DataConfig(max_bad_rows=999, format=kind, columns=columns or {}, max_length=64)
     report = DataReport((path.name,))
-    located = RecordReader(cfg, "test", allowed, report).read(read_rows([path]))
+    records = RecordReader(cfg, "test", allowed, report).read(read_rows([path]))
     if allowed is ANY:
-        read = len(list(located))
+        read = len(list(records))
         report.kept = read
     else:
-        flatten(RecordTokenizer(TOKENIZER, cfg, report).examples(located), report.files)
+        flatten(RecordTokenizer(TOKENIZER, cfg, report).examples(records), report.files)
     refused = sum(found.rows for found in report.refused.values())
     assert report.rows == report.kept + report.malformed + refused
     assert json.dumps(report.to_dict()).encode()
@@ -131,7 +131,7 @@ def test_any_json_lines(found, allowed, kind, columns):
 
 
 replies = texts | messages
-judged = st.fixed_dictionaries(
+preference_rows = st.fixed_dictionaries(
     {},
     optional={
         "prompt": replies,
@@ -179,9 +179,9 @@ well_formed = st.one_of(
 
 
 @quick
-@given(st.lists(judged | well_formed, min_size=1, max_size=4), kinds)
-def test_any_judged_rows(found, kind):
-    check(encoded(map(json.dumps, found)), "r.jsonl", JUDGED, kind)
+@given(st.lists(preference_rows | well_formed, min_size=1, max_size=4), kinds)
+def test_any_preference_rows(found, kind):
+    check(encoded(map(json.dumps, found)), "r.jsonl", PREFERENCE, kind)
 
 
 @quick
@@ -191,13 +191,15 @@ def test_any_judged_rows(found, kind):
     st.sampled_from(["prompt_start", "response_end", "refuse"]),
     st.booleans(),
 )
-def test_judged_rows_share_a_prompt_and_end_with_their_response(row, most, truncation, adds_bos):
+def test_preference_rows_share_a_prompt_and_end_with_their_response(
+    row, most, truncation, adds_bos
+):
     report = DataReport(("r.jsonl",))
     cfg = DataConfig(max_bad_rows=1, max_length=most, truncation=truncation)
     raw = RawRow("r.jsonl", 1, row)
-    maker = RecordTokenizer(toy_tokenizer(adds_bos=adds_bos), cfg, report)
-    located = RecordReader(cfg, "test", JUDGED, report).read([raw])
-    made = list(maker.examples(located))
+    record_tokenizer = RecordTokenizer(toy_tokenizer(adds_bos=adds_bos), cfg, report)
+    records = RecordReader(cfg, "test", PREFERENCE, report).read([raw])
+    made = list(record_tokenizer.examples(records))
     assert len(made) == report.kept == 1 - report.malformed - bool(report.refused)
     for example in made:
         firsts = [int(source.row.loss_mask.argmax()) for source in example]
@@ -254,6 +256,6 @@ def test_many_json_lines(found, allowed, kind, columns):
 
 @pytest.mark.slow
 @thorough
-@given(st.lists(judged | well_formed, min_size=1, max_size=4), kinds)
-def test_many_judged_rows(found, kind):
-    check(encoded(map(json.dumps, found)), "r.jsonl", JUDGED, kind)
+@given(st.lists(preference_rows | well_formed, min_size=1, max_size=4), kinds)
+def test_many_preference_rows(found, kind):
+    check(encoded(map(json.dumps, found)), "r.jsonl", PREFERENCE, kind)

@@ -96,8 +96,8 @@ def say(role, content, **more):
 
 def made(record, template, **settings):
     report = DataReport()
-    maker = RecordTokenizer(tokenizer_of(template), DataConfig(**settings), report)
-    examples = list(maker.examples(iter([RecordWithSource(record, "r.jsonl", 1)])))
+    record_tokenizer = RecordTokenizer(tokenizer_of(template), DataConfig(**settings), report)
+    examples = list(record_tokenizer.examples(iter([RecordWithSource(record, "r.jsonl", 1)])))
     return [source.row for example in examples for source in example], report
 
 
@@ -234,8 +234,8 @@ def run_file(path, template):
     mixture = open_training_data(cfg, "sft", 0)
     reader = RecordReader(cfg, "sft", (ChatRecord,), report)
     tokenizer = tokenizer_of(template)
-    maker = RecordTokenizer(tokenizer, cfg, report)
-    examples = list(maker.examples(reader.read(mixture.rows())))
+    record_tokenizer = RecordTokenizer(tokenizer, cfg, report)
+    examples = list(record_tokenizer.examples(reader.read(mixture.rows())))
     return report, [tokenizer.decode(source.row.tokens) for [source] in examples]
 
 
@@ -414,5 +414,5 @@ def test_the_mark_that_breaks_tokens_is_no_text():
 
 def test_the_renderer_reads_a_template_once():
     renderer = ChatRenderer(tokenizer_of(CHATML))
-    pieces = renderer.render_prompt((Message("user", "Rain?"),))
-    assert "".join(piece.text for piece in pieces).endswith("<|im_start|>assistant\n")
+    segments = renderer.render_prompt((Message("user", "Rain?"),))
+    assert "".join(segment.text for segment in segments).endswith("<|im_start|>assistant\n")

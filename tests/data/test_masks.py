@@ -34,8 +34,8 @@ def turns(*said):
 
 def made(record, tokenizer=None, **settings):
     report = DataReport()
-    maker = RecordTokenizer(tokenizer or toy_tokenizer(), DataConfig(**settings), report)
-    examples = list(maker.examples(iter([RecordWithSource(record, "r.jsonl", 1)])))
+    record_tokenizer = RecordTokenizer(tokenizer or toy_tokenizer(), DataConfig(**settings), report)
+    examples = list(record_tokenizer.examples(iter([RecordWithSource(record, "r.jsonl", 1)])))
     return [source.row for example in examples for source in example], report
 
 

@@ -165,7 +165,7 @@ def test_each_source_has_its_own_columns_format_and_kind(tmp_path):
     assert [examples.location(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
 
 
-def test_files_of_the_same_name_are_told_apart(tmp_path):
+def test_files_of_the_same_name_are_distinguished(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "r.jsonl", {"prompt": "a", "completion": "b"})

@@ -20,7 +20,7 @@ def test_trained_tokens_are_in_marks_where_there_is_no_colour(capsys):
     assert lines == ["first row (r.jsonl:4), trained tokens marked:", "a b[[c <eos>]]"]
 
 
-def judged(*scores):
+def preference_examples(*scores):
     tokens, trained = np.array([A, B, EOS], np.int32), np.array([False, True, True])
     rows = [ExampleRow(TokenRow(tokens, trained), "r.jsonl", 4, score) for score in scores]
     return flatten([rows], ("r.jsonl",))
@@ -38,8 +38,8 @@ def judged(*scores):
         ((1.0, 1.0), "", ["row 1 of 2, score 1", "row 2 of 2, score 1"]),
     ],
 )
-def test_every_row_of_a_judged_example_is_shown_under_its_name(capsys, scores, kind, names):
-    show_first_example(judged(*scores), toy_tokenizer(), kind)
+def test_every_row_of_a_preference_example_is_shown_under_its_name(capsys, scores, kind, names):
+    show_first_example(preference_examples(*scores), toy_tokenizer(), kind)
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "first example (r.jsonl:4), trained tokens marked:"
     assert lines[::2] == [f"- {name}:" for name in names]

@@ -52,8 +52,8 @@ def test_transcripts_that_part_before_their_last_turn_join_to_what_they_were(rea
     report = DataReport()
     found = list(RecordReader(DataConfig(), "test", ANY, report).read(read_rows([file])))
     rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    for located, row in zip(found, rows, strict=True):
-        record = located.record
+    for read, row in zip(found, rows, strict=True):
+        record = read.record
         assert record.prompt.endswith("\n\nAssistant:")
         for name in ("chosen", "rejected"):
             response = getattr(record, name)
@@ -88,8 +88,8 @@ def test_raw_transcripts_are_split_at_the_last_turn_of_the_assistant(real_data):
     file = real_data / "preference_raw_transcripts.jsonl"
     found = RecordReader(DataConfig(), "test", ANY, DataReport()).read(read_rows([file]))
     lines = file.read_text(encoding="utf-8").splitlines()
-    for located, line in zip(found, lines, strict=True):
-        record, row = located.record, json.loads(line)
+    for read, line in zip(found, lines, strict=True):
+        record, row = read.record, json.loads(line)
         assert (record.prompt + record.chosen, record.prompt + record.rejected) == (
             row["chosen"],
             row["rejected"],

@@ -73,9 +73,11 @@ def family(name):
 
 def made(messages, tokenizer, **settings):
     report = DataReport()
-    maker = RecordTokenizer(tokenizer, DataConfig(**settings), report)
-    located = RecordWithSource(ChatRecord(messages), "r.jsonl", 1)
-    return [source.row for example in maker.examples(iter([located])) for source in example], report
+    record_tokenizer = RecordTokenizer(tokenizer, DataConfig(**settings), report)
+    record = RecordWithSource(ChatRecord(messages), "r.jsonl", 1)
+    return [
+        row.row for example in record_tokenizer.examples(iter([record])) for row in example
+    ], report
 
 
 def row(messages, tokenizer, **settings):

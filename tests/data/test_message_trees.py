@@ -79,14 +79,14 @@ def test_every_conversation_up_to_the_last_reply(path):
 
 
 def test_ranked_replies_for_a_reward_model_and_the_two_ends_for_a_pair(path):
-    judged = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
-    ranked, report = read(path, judged)
+    preference = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
+    ranked, report = read(path, preference)
     replies = (talk("", "ac")[1:], talk("", "ab")[1:])
     assert ranked == [RankedRecord(talk("q"), replies, (0.0, -1.0))]
     assert report.refused["the tree has no message with ranked replies"].rows == 1
     pairs, _ = read(path, (PreferenceRecord,))
     assert pairs == [PreferenceRecord(talk("q"), *replies)]
-    assert read(path, judged, format="preference")[0] == pairs
+    assert read(path, preference, format="preference")[0] == pairs
 
 
 def test_prompts_are_what_a_prompter_said_last(path):

@@ -24,7 +24,7 @@ from tests.data.toy import turns, write_jsonl
 
 SFT = (PromptCompletionRecord, ChatRecord)
 PAIRS = (PreferenceRecord,)
-JUDGED = (LabelledRecord, PreferenceRecord)
+PREFERENCE = (LabelledRecord, PreferenceRecord)
 SYSTEM = {"role": "system", "content": "s"}
 
 
@@ -300,15 +300,15 @@ def test_a_broken_history_is_named(tmp_path, history, message):
 
 def test_pairs_and_labels_of_an_instruction(tmp_path):
     pair = {"instruction": "q", "input": "i", "chosen": "r", "rejected": "s"}
-    [plain], report = read(tmp_path, pair, allowed=JUDGED)
+    [plain], report = read(tmp_path, pair, allowed=PREFERENCE)
     assert (plain.chosen, plain.rejected, report.ignored_columns) == ("r", "s", [])
     assert plain.prompt.endswith("### Instruction:\nq\n\n### Input:\ni\n\n### Response:")
-    [turned], _ = read(tmp_path, {**pair, "system": "s"}, allowed=JUDGED)
+    [turned], _ = read(tmp_path, {**pair, "system": "s"}, allowed=PREFERENCE)
     assert turned.prompt == (Message("system", "s"), *said("q\n\ni"))
     message = {**pair, "input": "", "chosen": spoken("", "r")[1], "rejected": spoken("", "s")[1]}
-    assert read(tmp_path, message, allowed=JUDGED)[0] == [PAIR]
+    assert read(tmp_path, message, allowed=PREFERENCE)[0] == [PAIR]
     tagged = {"instruction": "q", "output": "r", "kto_tag": False}
-    [labelled], report = read(tmp_path, tagged, allowed=JUDGED)
+    [labelled], report = read(tmp_path, tagged, allowed=PREFERENCE)
     assert (labelled.completion, labelled.label, report.ignored_columns) == ("r", False, [])
 
 
@@ -325,7 +325,7 @@ def test_pairs_and_labels_of_a_conversation(tmp_path):
     assert found == [PreferenceRecord(prompt, replies("r"), replies("s"))]
     assert report.ignored_columns == ["id"]
     tagged = {"conversations": spoken("q", "r"), "kto_tag": True}
-    found, report = read(tmp_path, tagged, allowed=JUDGED)
+    found, report = read(tmp_path, tagged, allowed=PREFERENCE)
     assert found == [LabelledRecord(said("q"), replies("r"), True)]
     assert report.ignored_columns == []
     scored = {"messages": turns("q", "r"), "score": 0.5}

@@ -233,7 +233,7 @@ def test_a_template_that_writes_another_prompt_for_a_response_is_refused(load):
         load(pair(turns("a"), one, [*one, *one]), tokenizer=toy_tokenizer(template))
 
 
-def test_judged_rows_are_never_packed_and_their_prompts_never_trained(load):
+def test_preference_data_are_never_packed_and_their_prompts_never_trained(load):
     rows = [pair("a", "b", "c"), pair("a", "d", "e")]
     plain, _ = load(*rows)
     other, _ = load(*rows, packing=True, train_on="all")
