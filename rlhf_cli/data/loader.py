@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol
@@ -211,12 +211,12 @@ def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list
 
     An example is never split; a longer one is a micro-batch of its own.
     """
-    return [collate(examples, group) for group in group_by_tokens(examples, indices, max_tokens)]
+    return [collate(examples, group) for group in group_examples(examples, indices, max_tokens)]
 
 
 def eval_batches(examples: Examples, max_tokens: int, ranks: Ranks = ALONE) -> Iterator[TokenBatch]:
     """Yield this rank's micro-batches of all examples, in an order that is always the same."""
-    groups = group_by_tokens(examples, np.arange(len(examples)), max_tokens)
+    groups = group_examples(examples, np.arange(len(examples)), max_tokens)
     for group in islice(groups, ranks.rank, None, ranks.size):
         yield collate(examples, group)
 
@@ -232,17 +232,34 @@ def rank_share(examples: Examples, indices: Indices, ranks: Ranks) -> NDArray[np
     return _sort_by_length(examples, indices)[ranks.rank :: ranks.size]
 
 
-def group_by_tokens(examples: Examples, indices: Indices, max_tokens: int) -> Iterator[list[int]]:
+def group_examples(examples: Examples, indices: Indices, max_tokens: int) -> Iterator[list[int]]:
     """Yield the indices, longest examples first, in groups of at most `max_tokens` tokens."""
+    starts = examples.token_starts
+
+    def length(index: int) -> int:
+        return int(starts[index + 1] - starts[index])
+
+    return group_by_tokens(_sort_by_length(examples, indices).tolist(), length, max_tokens)
+
+
+def group_by_tokens(
+    items: Iterable[int], length: Callable[[int], int], max_tokens: int
+) -> Iterator[list[int]]:
+    """Yield the items, in order, in groups of at most `max_tokens` tokens.
+
+    Args:
+        items: items to group.
+        length: number of tokens of an item; a longer one than `max_tokens` is a group of its own.
+        max_tokens: maximum tokens of a group.
+    """
     group: list[int] = []
     room = max_tokens
-    for index in _sort_by_length(examples, indices).tolist():
-        length = int(examples.token_starts[index + 1] - examples.token_starts[index])
-        if group and length > room:
+    for item in items:
+        if group and length(item) > room:
             yield group
             group, room = [], max_tokens
-        group.append(index)
-        room -= length
+        group.append(item)
+        room -= length(item)
     if group:
         yield group
 

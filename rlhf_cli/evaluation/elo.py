@@ -1,7 +1,7 @@
-"""Elo ratings: a score for each item, from comparisons of two at a time (Elo 1978).
+"""Elo ratings of items from pairwise comparisons (Elo 1978).
 
-A rating depends on the order of the games, and comparisons have none. So the score is the mean
-over orders, and the uncertainty says how much it would differ had the raters compared anew.
+A rating depends on the order of the games, and comparisons have no order. The score is therefore
+the mean over orders; the uncertainty is the standard deviation over bootstrap samples of the games.
 """
 
 from __future__ import annotations
@@ -14,33 +14,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 K = 32.0
-"""Points that a game moves at most."""
+"""Maximum change of a rating by one game, in points."""
 
 START = 1500.0
 SCALE = 400.0
-"""Points of difference at which the better item wins ten times as often as it loses."""
+"""Difference in points at which the odds of the better item are 10 to 1."""
 
 ORDERS = 1000
-"""A score is the mean over so many orders of the games, or over all: up to six games have fewer."""
+"""Number of orders that a score is the mean over; up to six games have fewer, and all are used."""
 
 RESAMPLES = 1000
 SEED = 0
 TIE = -1
 
 Games = NDArray[np.int64]
-"""[G, 3]: one item, another, and which of the two won, or -1 for a tie."""
+"""[G, 3]: two items and the winner of the two, or -1 for a tie."""
 
 Ratings = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class EloRatings:
-    """What the games say of each item.
+    """Ratings of all items.
 
     Attributes:
         scores: [items], points.
-        games: [items], in how many each took part.
-        uncertainty: [items], points; 0 where there were no games.
+        games: [items], number of games of each item.
+        uncertainty: [items], points; 0 for items without games.
     """
 
     scores: Ratings
@@ -53,12 +53,12 @@ def rate_items(items: int, games: Games) -> EloRatings:
 
     Args:
         items: number of items.
-        games: at least one.
+        games: at least one game.
 
     Returns:
-        Scores: the mean over orders of the games. Uncertainty: the standard deviation over
-        `RESAMPLES` seeded draws, with repetition and in any order, of as many games (bootstrap).
-        With few games it is too small: a draw has only the games that were played.
+        Scores are means over orders of the games. Uncertainties are standard deviations over
+        `RESAMPLES` seeded bootstrap samples of the games, in random order. With few games they are
+        too small, because a sample has only the games that were played.
     """
     draw = np.random.default_rng(SEED)
     resamples = draw.integers(len(games), size=(RESAMPLES, len(games)))
@@ -70,22 +70,22 @@ def rate_items(items: int, games: Games) -> EloRatings:
 
 
 def _orders(games: int, draw: np.random.Generator) -> NDArray[np.int64]:
-    """[O, G]: all orders of the games, or `ORDERS` of them."""
+    """[O, G]: all orders of the games, or `ORDERS` random ones."""
     if games < ORDERS and factorial(games) <= ORDERS:
         return np.array(list(permutations(range(games))))
     return draw.permuted(np.tile(np.arange(games), (ORDERS, 1)), axis=1)
 
 
 def play(items: int, games: Games, orders: NDArray[np.int64]) -> Ratings:
-    """Ratings after all games, for each of several orders.
+    """Compute the ratings after all games, for each of several orders.
 
     Args:
         items: number of items; all begin with `START` points.
-        games: as in `rate`.
+        games: at least one game.
         orders: [O, G], indices of the games, first to last.
 
     Returns:
-        [O, items], points. Their sum stays as it was at the start.
+        [O, items], points. Their sum is constant.
     """
     ratings = np.full((len(orders), items), START)
     every = np.arange(len(orders))
@@ -100,6 +100,6 @@ def play(items: int, games: Games, orders: NDArray[np.int64]) -> Ratings:
 
 
 def expected(rating: Ratings, other: Ratings) -> Ratings:
-    """What share of the games an item wins against another; a tie counts half."""
+    """Return the expected share of games that an item wins; a tie counts half."""
     share: Ratings = 1 / (1 + 10 ** ((other - rating) / SCALE))
     return share

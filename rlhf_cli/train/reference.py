@@ -15,7 +15,7 @@ from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.loader import collate, group_by_tokens
+from rlhf_cli.data.loader import collate, group_examples
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
@@ -80,7 +80,7 @@ def _compute(
 ) -> NDArray[np.float32]:
     """The numbers of all rows; micro-batches are dealt out to the ranks."""
     say(f"reference: log-probs of {len(examples):,} examples, computed once")
-    every = list(group_by_tokens(examples, np.arange(len(examples)), max_tokens))
+    every = list(group_examples(examples, np.arange(len(examples)), max_tokens))
     size = ctx.ranks.size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
     found = ctx.ranks.concatenate(torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own])))
