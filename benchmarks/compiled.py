@@ -18,9 +18,9 @@ from benchmarks.common import save, spread
 from benchmarks.sft import prepare
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.records.record import PromptCompletionRecord
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.loader import ExampleLoader
+from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.models.compiled import compile_layers, uncompiled
 from rlhf_cli.models.config import LoadConfig, ModelConfig
@@ -61,7 +61,7 @@ def main() -> None:
     data, load = DataConfig(path=rows), LoadConfig(model=ModelConfig(path=model))
     tokenizer = load_tokenizer(load.model)
     examples, _ = load_examples(data, "sft", tokenizer, (PromptCompletionRecord,))
-    steps = list(ExampleSource(examples, data, TrainConfig(batch_size=16), 0, 4096))
+    steps = list(ExampleLoader(examples, data, TrainConfig(batch_size=16), 0, 4096))
     found = {}
     for name, compute in PRECISIONS.items():
         with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):

@@ -18,9 +18,9 @@ from benchmarks.common import save, spread
 from benchmarks.sft import prepare
 from rlhf_cli.context import RunContext, choose_compute
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.records.record import PromptCompletionRecord
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.loader import ExampleLoader
+from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.config import LoadConfig, ModelConfig
@@ -79,7 +79,7 @@ def main() -> None:
             with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
                 ctx = RunContext(device, compute, 0, Path(out))
                 policy = load_policy(load, tokenizer, ctx).train()
-                source = ExampleSource(examples, data, cfg, 0, 4096)
+                source = ExampleLoader(examples, data, cfg, 0, 4096)
                 times[name].append(run(policy, source, cfg, ctx))
             print(name, f"{times[name][-1]:.2f} s", flush=True)
     ratios = [b / a for a, b in zip(times["bare"], times["fit"], strict=True)]

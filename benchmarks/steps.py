@@ -16,9 +16,10 @@ from benchmarks.common import now
 from rlhf_cli.context import RunContext, choose_compute
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import Examples, load_examples
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import micro_batches
-from rlhf_cli.data.records.record import PreferenceRecord, PromptCompletionRecord
+from rlhf_cli.data.records.types import PreferenceRecord, PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models import attention
@@ -158,7 +159,9 @@ def _levers(settings: Settings) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if not settings.by_length:
             stack.enter_context(
-                patch("rlhf_cli.data.loader._by_length", lambda _, indices: np.asarray(indices))
+                patch(
+                    "rlhf_cli.data.loader._sort_by_length", lambda _, indices: np.asarray(indices)
+                )
             )
         if not settings.fused:
             plain = torch.optim.AdamW
@@ -183,7 +186,7 @@ def likelihood(policy: Policy, everywhere: bool = False) -> Callable[[TokenBatch
 def at_all_positions(rows: TokenBatch) -> TokenBatch:
     """Every token but the first of each row is scored."""
     follows = torch.ones(len(rows.tokens), dtype=torch.bool)
-    follows[rows.starts + rows.lengths - 1] = False
+    follows[rows.row_starts + rows.lengths - 1] = False
     return replace(rows, scored=follows.nonzero().squeeze(1))
 
 

@@ -18,6 +18,7 @@ FLOORS = {
     **dict.fromkeys(("console", "cores", "errors", "resources"), 0),
     **dict.fromkeys(("config", "command_line", "runs", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
+    **dict.fromkeys(("cache", "progress"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),
     "stages": 4,

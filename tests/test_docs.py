@@ -77,10 +77,10 @@ def test_the_recipe_of_several_sources_composes(capsys):
 )
 def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
     from rlhf_cli.data.config import DataConfig
-    from rlhf_cli.data.reading.files import read_rows
     from rlhf_cli.data.records.reader import RecordReader
-    from rlhf_cli.data.records.record import KINDS
+    from rlhf_cli.data.records.types import KINDS
     from rlhf_cli.data.report import DataReport
+    from rlhf_cli.data.sources.files import read_rows
 
     path = tmp_path / "page.jsonl"
     path.write_text(rows)

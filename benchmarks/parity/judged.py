@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.common import SCRATCH, child, save
 from benchmarks.parity import ours, start
 from benchmarks.parity.compare import compare
-from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
+from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.common import data_folder
 from benchmarks.parity import start
 from rlhf_cli import cli
-from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.models.base import SHAPES, load_base
 from rlhf_cli.models.checkpoint_keys import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig

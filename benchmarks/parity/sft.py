@@ -17,8 +17,8 @@ from benchmarks.common import SCRATCH, child, data_folder, save, texts
 from benchmarks.parity import ours
 from benchmarks.parity.compare import compare
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records.record import PromptCompletionRecord
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.models.attach import attach
 from rlhf_cli.models.base import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
@@ -81,7 +81,7 @@ def write_ids(file: Path, rows: Path, model: Path) -> Path:
     with file.open("w", encoding="utf-8") as target:
         for start, end in zip(examples.token_starts, examples.token_starts[1:], strict=False):
             tokens = examples.tokens[start:end].tolist()
-            mask = examples.trained[start:end].astype(int).tolist()
+            mask = examples.loss_mask[start:end].astype(int).tolist()
             target.write(json.dumps({"input_ids": tokens, "completion_mask": mask}) + "\n")
     return file
 

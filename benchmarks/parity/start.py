@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.common import data_folder
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
+from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.models.base import SHAPES, load_base, random_base
 from rlhf_cli.models.checkpoint_keys import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
@@ -62,7 +62,7 @@ def our_rows(file: Path, model: Path, record: type) -> tuple[list[list[int]], li
     examples, _ = load_examples(cfg, "parity", tokenizer, (record,))
     bounds = list(zip(examples.row_starts, examples.row_starts[1:], strict=False))
     tokens = [examples.tokens[start:end].tolist() for start, end in bounds]
-    return tokens, [int(examples.trained[start:end].argmax()) for start, end in bounds]
+    return tokens, [int(examples.loss_mask[start:end].argmax()) for start, end in bounds]
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -17,8 +17,9 @@ from rlhf_cli.config.resolve import resolve
 from rlhf_cli.console import muted
 from rlhf_cli.context import create_context
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, load_eval_examples
-from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
+from rlhf_cli.data.dataset import load_eval_examples
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.models.load import load_policy, load_reward_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.registry import COMMANDS

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.config.nearest import nearest
-from rlhf_cli.data.elo import TIE, rate
-from rlhf_cli.data.reading.files import data_files, read_rows
-from rlhf_cli.data.reading.raw import RawRow, show_value
 from rlhf_cli.data.records import fields
-from rlhf_cli.data.records.row_errors import Malformed
-from rlhf_cli.data.report import SHOWN, count
+from rlhf_cli.data.report import MAX_SHOWN, MalformedRow, pluralize
+from rlhf_cli.data.sources.base import RawRow, describe_value
+from rlhf_cli.data.sources.files import find_data_files, read_rows
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.evaluation.elo import TIE, rate_items
 from rlhf_cli.runs.outputs import open_output
 
 Row = dict[str, Any]
@@ -76,15 +75,15 @@ def _rate_rows(source: Path) -> list[Row]:
         DataError: rows cannot be rated; the message names at most five.
     """
     rows, bad = [], []
-    for raw in read_rows(data_files(source).read):
+    for raw in read_rows(find_data_files(source).files):
         try:
             rows.append(_rate_row(raw))
-        except Malformed as error:
-            bad.append(f"{raw.where}: {error}")
+        except MalformedRow as error:
+            bad.append(f"{raw.location}: {error}")
     if bad:
-        more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        head = f"{len(bad)} of {count(len(rows) + len(bad), 'row')} cannot be rated"
-        raise DataError("\n".join([head, *(f"  {line}" for line in bad[:SHOWN]), *more]))
+        more = [f"  and {len(bad) - MAX_SHOWN} more"] if len(bad) > MAX_SHOWN else []
+        head = f"{len(bad)} of {pluralize(len(rows) + len(bad), 'row')} cannot be rated"
+        raise DataError("\n".join([head, *(f"  {line}" for line in bad[:MAX_SHOWN]), *more]))
     return rows
 
 
@@ -92,11 +91,11 @@ def _rate_row(raw: RawRow) -> Row:
     columns = raw.columns()
     missing = [name for name in ("responses", "comparisons") if name not in columns]
     if missing:
-        raise Malformed(f"no column {', '.join(missing)}; found {', '.join(columns) or 'none'}")
-    items = len(fields.some("responses", columns["responses"]))
-    listed = fields.some("comparisons", columns["comparisons"])
+        raise MalformedRow(f"no column {', '.join(missing)}; found {', '.join(columns) or 'none'}")
+    items = len(fields.parse_list("responses", columns["responses"]))
+    listed = fields.parse_list("comparisons", columns["comparisons"])
     games = [_check_comparison(f"comparisons[{i}]", item, items) for i, item in enumerate(listed)]
-    rated = rate(items, np.array(games))
+    rated = rate_items(items, np.array(games))
     played = rated.games > 0
     return {
         **columns,
@@ -113,15 +112,17 @@ def _check_comparison(name: str, value: Any, items: int) -> list[int]:
     """Check one comparison `[i, j, winner]`."""
     whole = isinstance(value, list) and all(type(number) is int for number in value)
     if not whole or len(value) != 3:
-        got = value if whole else show_value(value)
-        raise Malformed(f"{name}: got {got}; need [i, j, winner], three whole numbers")
+        got = value if whole else describe_value(value)
+        raise MalformedRow(f"{name}: got {got}; need [i, j, winner], three whole numbers")
     one, other, winner = value
     if one == other or not all(0 <= item < items for item in (one, other)):
-        raise Malformed(
+        raise MalformedRow(
             f"{name}: got {value}; need i and j to be two of {items} responses, 0 to {items - 1}"
         )
     if winner not in (one, other, TIE):
-        raise Malformed(f"{name}: got {value}; need the winner to be {one}, {other} or -1 (a tie)")
+        raise MalformedRow(
+            f"{name}: got {value}; need the winner to be {one}, {other} or -1 (a tie)"
+        )
     return [one, other, winner]
 
 
@@ -132,9 +133,9 @@ def _summary(rows: list[Row]) -> str:
     tied = sum(len({*row["scores"]}) == 1 for row in rows)
     unrated = len(scores) - len(spread)
     return (
-        f"{count(len(rows), 'row')}, {count(len(scores), 'response')}, "
-        f"{count(games, 'comparison')}; scores {min(scores):.0f} to {max(scores):.0f}, "
+        f"{pluralize(len(rows), 'row')}, {pluralize(len(scores), 'response')}, "
+        f"{pluralize(games, 'comparison')}; scores {min(scores):.0f} to {max(scores):.0f}, "
         f"uncertainty {np.mean(spread):.0f} in the mean"
-        + (f"; {count(unrated, 'response')} never compared" if unrated else "")
-        + (f"; {count(tied, 'row')} with equal scores, which no ranking takes" if tied else "")
+        + (f"; {pluralize(unrated, 'response')} never compared" if unrated else "")
+        + (f"; {pluralize(tied, 'row')} with equal scores, which no ranking takes" if tied else "")
     )

@@ -14,11 +14,10 @@ from rlhf_cli.commands.generator import Responses, TextGenerator
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext, create_context
-from rlhf_cli.data.progress import ProgressCount
-from rlhf_cli.data.prompts import PromptSet, load_prompts
-from rlhf_cli.data.records.fields import Message, Messages, Prompt, to_json
-from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.data.prompts import PromptEncoder, PromptSet, load_prompts
+from rlhf_cli.data.records.fields import Message, Messages, Prompt, prompt_to_json
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.progress import ProgressCount
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.cuda_graphs import require_cuda
@@ -62,7 +61,7 @@ def add_system_message(system: str, prompts: PromptSet, encoder: PromptEncoder) 
         ConfigError: the model takes the text prompts as text.
         DataError: a prompt already has a system message.
     """
-    given = [encoder.as_given(prompt) for prompt in prompts.prompts]
+    given = [encoder.to_messages(prompt) for prompt in prompts.prompts]
     found: list[Prompt] = []
     for index, prompt in enumerate(given):
         if isinstance(prompt, str):
@@ -72,8 +71,8 @@ def add_system_message(system: str, prompts: PromptSet, encoder: PromptEncoder) 
             )
         if prompt[0].role == "system":
             raise DataError(
-                f"{prompts.where(index)}: has a system message of its own beside system={system}. "
-                "Leave system out"
+                f"{prompts.location(index)}: has a system message of its own beside "
+                f"system={system}. Leave system out"
             )
         found.append((Message("system", system, tools=prompt[0].tools), *_without_tools(prompt)))
     return replace(prompts, prompts=found)
@@ -92,7 +91,7 @@ def _row_builder(
         return PlainRows()
     rewards = load_combined_reward(cfg.reward, generator.tokenizer, ctx)
     kind = BestRows if cfg.keep == "best" else RankedRows
-    return kind(rewards, generator.encoder.as_given)
+    return kind(rewards, generator.encoder.to_messages)
 
 
 def _generate_all(
@@ -131,7 +130,7 @@ def _row_lines(
     for responses in generator.generate(tokens, cfg.sampling, cfg.batch_size, samples):
         progress.add(len(responses.texts))
         batch = range(done, done + len(responses.texts) // samples)
-        built, done = rows.build(prompts.part(batch), responses), batch.stop
+        built, done = rows.build(prompts.select(batch), responses), batch.stop
         yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in built)
 
 
@@ -176,7 +175,7 @@ class PlainRows:
         self.ended += sum(responses.ended)
         each = _repeat_prompts(prompts, responses).prompts
         return [
-            {"prompt": to_json(prompt), "response": text}
+            {"prompt": prompt_to_json(prompt), "response": text}
             for prompt, text in zip(each, responses.texts, strict=True)
         ]
 
@@ -213,7 +212,9 @@ class ScoredRows(ABC):
             written = self._without_blank(scored[index * count : (index + 1) * count])
             if written:
                 self.best.add(best_of(written))
-                rows.append({"prompt": to_json(self.as_given(prompt)), **self.columns(written)})
+                rows.append(
+                    {"prompt": prompt_to_json(self.as_given(prompt)), **self.columns(written)}
+                )
         self.prompts += len(prompts)
         self.without_row += len(prompts) - len(rows)
         return rows
@@ -316,4 +317,4 @@ def samples_of(prompts: PromptSet, responses: Responses) -> Samples:
 def _repeat_prompts(prompts: PromptSet, responses: Responses) -> PromptSet:
     """The prompt of each response."""
     count = len(responses.texts) // len(prompts)
-    return prompts.part([index for index in range(len(prompts)) for _ in range(count)])
+    return prompts.select([index for index in range(len(prompts)) for _ in range(count)])

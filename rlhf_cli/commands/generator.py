@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.prompts import PromptSet, encode_all
-from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.prompts import PromptEncoder, PromptSet, encode_every_prompt, uses_chat_template
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -67,7 +66,7 @@ class TextGenerator:
         self.skip_special_tokens = skip_special_tokens
         self.tokenizer = load_tokenizer(cfg)
         self.model = load_generator(cfg, quant, self.tokenizer, ctx)
-        as_message = becomes_message(template, cfg.path, cfg.revision, self.tokenizer)
+        as_message = uses_chat_template(template, cfg.path, cfg.revision, self.tokenizer)
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 
     def encode(self, prompts: PromptSet) -> tuple[PromptSet, list[list[int]]]:
@@ -79,7 +78,7 @@ class TextGenerator:
         Raises:
             DataError: no prompt remains.
         """
-        found = encode_all(prompts, self.encoder)
+        found = encode_every_prompt(prompts, self.encoder)
         add_end_token(self.model, self.tokenizer, self.encoder.turn_end)
         return found
 

@@ -1,4 +1,4 @@
-"""The one shape in which tokens reach a model: rows one after another, flat, never padded."""
+"""Token batches: the flat, unpadded layout in which tokens reach a model."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-NUMBERS = ("sizes", "owners", "common", "count")
-"""Of `Rows`: held as Python numbers, not as tensors."""
+HOST_ATTRIBUTES = ("row_lengths", "example_ids", "shared_prefix_lengths", "count")
+"""Attributes of a TokenBatch that are Python numbers, not tensors."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """A micro-batch of token rows, flat.
+    """A micro-batch of R token rows with N tokens and S scored positions.
 
     Attributes:
-        tokens: [N] int64, the rows one after another.
-        lengths: [R] int64, > 0, summing to N.
-        scored: [S] int64, rising. Position p is scored when the token after it (same row) counts.
-        example_of_row: [R] int64, the index of the example that each row belongs to.
-        columns: name -> [R] fp32, what is known of each row beside its tokens.
-        token_columns: name -> [S] fp32 or bool, the same of each scored token. The name of a bool
-            one is a unit too: the number of its tokens that are True.
-        trains: False where the slope of the loss is known to be 0 in every row: then nothing but
-            metrics comes of them, and no backward pass.
+        tokens: [N] int64, tokens of all rows, concatenated.
+        lengths: [R] int64, tokens of each row, > 0, summing to N.
+        scored: [S] int64, rising positions p whose next token, in the same row, is a target.
+        example_of_row: [R] int64, index of the example of each row.
+        columns: name -> [R] fp32, further values of each row.
+        token_columns: name -> [S] fp32 or bool, further values of each scored position. The name of
+            a bool column is a unit too: its number of True positions.
+        needs_backward: False if the gradient of the loss is known to be 0 in every row; then the
+            batch gives only metrics, and the backward pass is skipped.
     """
 
     tokens: Tensor
@@ -36,41 +36,41 @@ class TokenBatch:
     example_of_row: Tensor
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     token_columns: Mapping[str, Tensor] = field(default_factory=dict)
-    trains: bool = True
+    needs_backward: bool = True
 
     @cached_property
-    def sizes(self) -> list[int]:
-        """`lengths` as numbers."""
+    def row_lengths(self) -> list[int]:
+        """`lengths` as Python numbers."""
         found: list[int] = self.lengths.tolist()
         return found
 
     @cached_property
-    def owners(self) -> list[int]:
-        """`example_of_row` as numbers."""
+    def example_ids(self) -> list[int]:
+        """`example_of_row` as Python numbers."""
         found: list[int] = self.example_of_row.tolist()
         return found
 
     @cached_property
-    def common(self) -> list[int]:
-        """How many tokens each row begins with that all rows of its example begin with.
+    def shared_prefix_lengths(self) -> list[int]:
+        """[R] tokens with which all rows of the same example begin.
 
-        Each row keeps a token of its own. 0 for a row that is alone in its example.
+        Each row keeps at least one token of its own. 0 for the only row of an example.
         """
-        parts = self.tokens.split(self.sizes)
+        rows = self.tokens.split(self.row_lengths)
         found: list[int] = []
-        for _, rows in groupby(self.owners):
-            count = len(list(rows))
-            found += [_alike(parts[len(found) : len(found) + count])] * count
+        for _, group in groupby(self.example_ids):
+            count = len(list(group))
+            found += [_shared_prefix_length(rows[len(found) : len(found) + count])] * count
         return found
 
     @cached_property
     def targets(self) -> Tensor:
-        """[S] int64, the token that each scored position predicts."""
+        """[S] int64, the token after each scored position."""
         return self.tokens[self.scored + 1]
 
     @cached_property
-    def starts(self) -> Tensor:
-        """[R] int64, where each row begins in `tokens`."""
+    def row_starts(self) -> Tensor:
+        """[R] int64, index of each row's first token in `tokens`."""
         return self.lengths.cumsum(0) - self.lengths
 
     @cached_property
@@ -80,9 +80,9 @@ class TokenBatch:
 
     @cached_property
     def positions(self) -> Tensor:
-        """[N] int64, counted from 0 in each row."""
+        """[N] int64, position of each token in its row, from 0."""
         index = torch.arange(len(self.tokens), device=self.tokens.device)
-        return index - self.starts[self.row_of_token]
+        return index - self.row_starts[self.row_of_token]
 
     @cached_property
     def row_of_scored(self) -> Tensor:
@@ -91,20 +91,20 @@ class TokenBatch:
 
     @cached_property
     def first_of_example(self) -> Tensor:
-        """[R] bool, True for the first row of each example: of a pair, the chosen one."""
+        """[R] bool, True for the first row of each example; in a pair, the chosen response."""
         before = self.example_of_row.roll(1)
         before[:1] = -1
         return self.example_of_row != before
 
     @cached_property
     def count(self) -> dict[str, int]:
-        """How many of each unit a loss may be divided by.
+        """Number of each unit by which a loss can be divided.
 
         `tokens` are scored positions, `chosen_tokens` those of the first row of each example.
         """
         first = self.first_of_example
         return {
-            **_count_marked(self.token_columns),
+            **_count_true(self.token_columns),
             "tokens": len(self.scored),
             "rows": len(self.lengths),
             "examples": int(first.sum()),
@@ -112,44 +112,44 @@ class TokenBatch:
         }
 
     def to(self, device: torch.device) -> TokenBatch:
-        """The same rows on another device; what is known of them as numbers goes with them.
+        """Copy the batch to another device, with its host attributes.
 
-        To ask the device for a number is to wait until it has done all it was given.
+        Reading a number from the device would wait for all work queued on it.
         """
         if device == self.tokens.device:
             return self
 
-        def moved(tensor: Tensor) -> Tensor:
+        def copy(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
         rows = replace(
             self,
-            tokens=moved(self.tokens),
-            lengths=moved(self.lengths),
-            scored=moved(self.scored),
-            example_of_row=moved(self.example_of_row),
-            columns={name: moved(values) for name, values in self.columns.items()},
-            token_columns={name: moved(values) for name, values in self.token_columns.items()},
+            tokens=copy(self.tokens),
+            lengths=copy(self.lengths),
+            scored=copy(self.scored),
+            example_of_row=copy(self.example_of_row),
+            columns={name: copy(values) for name, values in self.columns.items()},
+            token_columns={name: copy(values) for name, values in self.token_columns.items()},
         )
-        vars(rows).update({name: getattr(self, name) for name in NUMBERS})
+        vars(rows).update({name: getattr(self, name) for name in HOST_ATTRIBUTES})
         return rows
 
     def with_token_columns(self, columns: Mapping[str, Tensor]) -> TokenBatch:
-        """The rows with these token columns in place of their own, and the numbers known of them.
+        """Replace all token columns.
 
         Args:
-            columns: name -> [S] on the CPU.
+            columns: name -> [S] on the CPU, where their True positions are counted.
         """
         device = self.tokens.device
-        sent = {name: of.to(device, non_blocking=True) for name, of in columns.items()}
+        sent = {name: values.to(device, non_blocking=True) for name, values in columns.items()}
         rows = replace(self, token_columns=sent)
         count = {unit: self.count[unit] for unit in self.count if unit not in self.token_columns}
-        vars(rows).update({name: getattr(self, name) for name in NUMBERS})
-        vars(rows)["count"] = _count_marked(columns) | count
+        vars(rows).update({name: getattr(self, name) for name in HOST_ATTRIBUTES})
+        vars(rows)["count"] = _count_true(columns) | count
         return rows
 
     def split(self) -> Iterator[TokenBatch]:
-        """Each example on its own; rows of one example stay together."""
+        """Yield a batch for each example."""
         for example in self.example_of_row.unique_consecutive():
             kept = self.example_of_row == example
             tokens = kept[self.row_of_token]
@@ -166,15 +166,17 @@ class TokenBatch:
             )
 
 
-def _count_marked(columns: Mapping[str, Tensor]) -> dict[str, int]:
-    """Of each bool column, how many tokens are True."""
-    return {name: int(of.sum()) for name, of in columns.items() if of.dtype == torch.bool}
+def _count_true(columns: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of True positions of each bool column."""
+    return {
+        name: int(values.sum()) for name, values in columns.items() if values.dtype == torch.bool
+    }
 
 
-def _alike(parts: Sequence[Tensor]) -> int:
-    """How many tokens rows begin with alike, at most all but the last one of the shortest."""
-    most = min(map(len, parts)) - 1
-    if len(parts) == 1 or not most:
+def _shared_prefix_length(rows: Sequence[Tensor]) -> int:
+    """Return the number of tokens with which all rows begin, less than the shortest row's."""
+    limit = min(map(len, rows)) - 1
+    if len(rows) == 1 or not limit:
         return 0
-    begin = torch.stack([part[:most] for part in parts])
+    begin = torch.stack([row[:limit] for row in rows])
     return int((begin == begin[0]).all(0).int().cumprod(0).sum())

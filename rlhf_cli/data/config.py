@@ -22,15 +22,15 @@ Format = Literal[
 
 
 @dataclass(kw_only=True)
-class Source:
-    """One of several sources of rows; a key left out has the value of `data.KEY`."""
+class SourceConfig:
+    """One of several data sources; a key that is left out has the value of `data.KEY`."""
 
     path: Annotated[str, DataPath("revision")] = ""
-    """A file, a folder, a hub id or `tiny`."""
+    """File, folder, hub id or `tiny`."""
 
     weight: Annotated[float, Above(0)] = 1.0
-    """How many times a row is drawn an epoch: 1 is every row once, 0.5 a seeded half of them, 2
-    every row twice."""
+    """How often each row is drawn per epoch: 1 is once, 2 is twice, 0.5 a random half of the
+    rows."""
 
     name: str = ""
     revision: str = ""
@@ -40,91 +40,93 @@ class Source:
     columns: Columns = field(default_factory=dict)
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Return contradictions between keys, one line each."""
         missing = "data.path: a source without path; need one, as in [{path: a.jsonl, weight: 2}]"
         return [] if self.path else [missing]
 
 
-Sources = list[Annotated[str | Source, DataPath()]]
+SourceList = list[Annotated[str | SourceConfig, DataPath()]]
 
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Which rows, and how they become tokens and masks."""
+    """Data sources, and how their rows become tokens and loss masks."""
 
-    path: Annotated[str | Sources, DataPath("revision")] = ""
-    """A file (`.jsonl .json .csv .tsv .parquet .txt`, also `.gz`), a folder of them, a hub id
-    `org/name`, or `tiny` (the shipped rows of the stage); or a list of these, or of
+    path: Annotated[str | SourceList, DataPath("revision")] = ""
+    """Training data: a file (`.jsonl .json .csv .tsv .parquet .txt`, also `.gz`), a folder of them,
+    a hub id `org/name`, or `tiny` (the shipped rows of the stage); or a list of these, or of
     `{path: FILE, weight: 2}`."""
 
     revision: str = ""
-    """Branch, tag or commit of the hub ids in `data.path` and `data.eval`; empty takes their
-    default branches. A source in a list can have its own."""
+    """Branch, tag or commit of the hub ids in `data.path` and `data.eval`; empty is the default
+    branch. A source in a list can have its own revision."""
 
-    eval: Annotated[str | int | float | Sources, DataPath("revision")] = "auto"
-    """Held-out rows, named as in `data.path`; or how many of the training rows to hold out, as a
-    share (`0.05`) or a number (`200`); `none` for no evaluation. `auto` is the shipped test rows
-    with `data.path=tiny` and `none` with anything else."""
+    eval: Annotated[str | int | float | SourceList, DataPath("revision")] = "auto"
+    """Evaluation data, given as in `data.path`; or the training rows to hold out, as a share
+    (`0.05`) or a number (`200`); `none` for no evaluation. `auto` is the shipped test rows with
+    `data.path=tiny`, else `none`."""
 
     name: str = ""
-    """Configuration of a hub data set."""
+    """Configuration name of a hub data set."""
 
     split: str = ""
-    """Split, or slice of rows, of `data.path`: `train` (default), `train[:1%]`, `[100:200]`."""
+    """Split or slice of `data.path`: `train` (default), `train[:1%]`, `[100:200]`."""
 
     data_dir: str = ""
-    """Folder inside the data set, or inside a local folder."""
+    """Subfolder of the data set or local folder."""
 
     format: Format = "auto"
-    """Kind of record; `auto` finds it from the columns."""
+    """Record kind; `auto` finds it from the columns."""
 
     columns: Columns = field(default_factory=dict)
-    """Our column name -> the name in the file, or a text with names in braces, as in
+    """Column mapping: our name -> the name in the file, or a text with names in braces, as in
     `data.columns={prompt: question}` and `data.columns.prompt="Question: {question}"`."""
 
     max_length: Annotated[int, AtLeast(2), Unit("tokens")] = 1024
-    """Longest row; longer ones are treated by `data.truncation`, counted and shown. The default is
-    lowered to the positions of a model that has fewer."""
+    """Maximum length of a row; `data.truncation` applies to longer ones, which are counted. The
+    default is lowered to the context length of a model that has a shorter one."""
 
     truncation: Literal["prompt_start", "response_end", "refuse"] = "prompt_start"
-    """`prompt_start` drops the oldest prompt tokens and then the response's end, `response_end`
-    only the end, `refuse` leaves the row out. The responses of a pair or ranking keep one prompt.
-    Text is cut into several rows instead."""
+    """What happens to rows that are too long. `prompt_start` drops the oldest prompt tokens, then
+    the end of the response; `response_end` drops only the end of the response; `refuse` leaves the
+    row out. The responses of a pair or ranking keep the same prompt. Documents are split
+    instead."""
 
     packing: bool = False
-    """Fill each example up to `data.max_length` with several rows, kept apart by positions and
-    attention; `train.batch_size` then counts filled examples."""
+    """Pack several rows into each example, up to `data.max_length`; positions and attention keep
+    them apart. `train.batch_size` then counts packed examples."""
 
     train_on: Literal["response", "all", "last_turn"] = "response"
-    """Which tokens are trained: every response, all tokens, or the last response of a chat."""
+    """Tokens in the loss: every response, all tokens, or the last response of a chat."""
 
     shuffle: bool = True
-    """Draw a new seeded order each epoch; false keeps the file's order."""
+    """Shuffle the examples in each epoch; false keeps the order of the file."""
 
     max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
-    """Malformed rows (broken JSON, missing columns, wrong types) tolerated before the run stops."""
+    """Malformed rows (broken JSON, missing columns, wrong types) to tolerate."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """Return contradictions between keys, one line each."""
         found = self._revision_problems()
         for key, value in (("data.path", self.path), ("data.eval", self.eval)):
             if value == []:
                 found.append(f"{key}: got an empty list; need at least one source")
-        held = self.eval
-        if isinstance(held, float) and not 0 < held < 1:
+        held_out = self.eval
+        if isinstance(held_out, float) and not 0 < held_out < 1:
             found.append(
-                f"data.eval: got {held}; need a share between 0 and 1, or a whole number of rows. "
-                "Try data.eval=0.05"
+                f"data.eval: got {held_out}; need a share between 0 and 1, or a whole number of "
+                "rows. Try data.eval=0.05"
             )
-        if isinstance(held, int) and held < 1:
+        if isinstance(held_out, int) and held_out < 1:
             found.append(
-                f"data.eval: got {held}; need at least 1 row. Try data.eval=100, or data.eval=none"
+                f"data.eval: got {held_out}; need at least 1 row. "
+                "Try data.eval=100, or data.eval=none"
             )
         return found
 
     def _revision_problems(self) -> list[str]:
-        """The line for a revision where nothing is on the hub."""
-        given = [item for value in (self.path, self.eval) for item in listed(value)]
+        """Return a line if there is a revision and no hub id."""
+        given = [item for value in (self.path, self.eval) for item in list_paths(value)]
         on_hub = any(not exists(expanduser(path)) for path in given if "/" in path)
         if not self.revision or on_hub:
             return []
@@ -134,8 +136,8 @@ class DataConfig:
         ]
 
 
-def listed(value: str | float | Sources) -> list[str]:
-    """The paths in `data.path` or `data.eval`; none where that is a number of rows."""
+def list_paths(value: str | float | SourceList) -> list[str]:
+    """List the paths in `data.path` or `data.eval`; empty if that is a number of rows."""
     if isinstance(value, str):
         return [value]
     sources = value if isinstance(value, list) else []

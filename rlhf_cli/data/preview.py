@@ -1,4 +1,4 @@
-"""The first training example as the model sees it, its trained tokens marked."""
+"""Preview of the first training example as text, with the tokens in the loss marked."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from rich.text import Text
 from rlhf_cli.console import logger
 from rlhf_cli.data.examples import Examples
 
-MOST = 400
-"""Characters of one trained or untrained run that are shown."""
+MAX_CHARACTERS = 400
+"""Characters that are shown of one run of tokens in or outside the loss."""
 
-MOST_RUNS = 12
+MAX_RUNS = 12
 
 
 def show_first_example(
     examples: Examples, tokenizer: Any, kind: str = "", *, full: bool = False
 ) -> None:
-    """Print the first example on stderr: trained tokens green on a terminal, else in [[ ]].
+    """Print the first example to stderr: tokens in the loss green on a terminal, else in [[ ]].
 
     Args:
-        examples: rows that were judged are all shown; of others, the first.
-        tokenizer: decodes.
-        kind: of the records, where each is an example: names the rows.
-        full: long texts are not shortened.
+        examples: examples; of preference data all rows are shown, else the first row.
+        tokenizer: decodes the tokens.
+        kind: record kind, which names the rows; empty if the examples were transformed.
+        full: show long texts completely.
     """
     if logger.disabled:
         return
     console = Console(stderr=True)
     names = row_names(examples, kind)
     what = "example" if names else "row"
-    console.print(f"first {what} ({examples.where(0)}), trained tokens marked:", highlight=False)
+    console.print(f"first {what} ({examples.location(0)}), trained tokens marked:", highlight=False)
     for row, name in enumerate(names or [""]):
         if name:
             console.print(f"- {name}:", highlight=False)
@@ -42,7 +42,7 @@ def show_first_example(
 
 
 def row_names(examples: Examples, kind: str) -> list[str]:
-    """What each row of the first example is, where the rows were judged."""
+    """Return a name for each row of the first example of preference data; else nothing."""
     if "score" not in examples.columns:
         return []
     scores = examples.columns["score"][: examples.example_starts[1]].tolist()
@@ -56,23 +56,23 @@ def row_names(examples: Examples, kind: str) -> list[str]:
 def preview(
     examples: Examples, tokenizer: Any, row: int = 0, *, marks: bool, full: bool = False
 ) -> Text:
-    """A row in runs of trained and untrained tokens, long ones shortened unless `full`."""
+    """Return a row as runs of tokens in and outside the loss, shortened unless `full`."""
     span = slice(examples.row_starts[row], examples.row_starts[row + 1])
-    pairs = zip(examples.trained[span].tolist(), examples.tokens[span].tolist(), strict=True)
+    pairs = zip(examples.loss_mask[span].tolist(), examples.tokens[span].tolist(), strict=True)
     text = Text()
-    for number, (trained, run) in enumerate(groupby(pairs, key=lambda pair: pair[0])):
-        if number == MOST_RUNS and not full:
+    for number, (in_loss, run) in enumerate(groupby(pairs, key=lambda pair: pair[0])):
+        if number == MAX_RUNS and not full:
             return text.append(" ...")
         ids = [token for _, token in run]
-        text_of_run = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        said = shorten(text_of_run, len(text_of_run) if full else MOST)
-        marked = f"[[{said}]]" if marks else said
-        text.append(marked if trained else said, style="bold green" if trained else None)
+        decoded = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        shown = shorten(decoded, len(decoded) if full else MAX_CHARACTERS)
+        marked = f"[[{shown}]]" if marks else shown
+        text.append(marked if in_loss else shown, style="bold green" if in_loss else None)
     return text
 
 
-def shorten(text: str, most: int = MOST) -> str:
-    """A text without its middle, if it is long, and without what controls a terminal."""
-    half = most // 2
-    short = text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+def shorten(text: str, max_characters: int = MAX_CHARACTERS) -> str:
+    """Remove the middle of a long text, and escape terminal control characters."""
+    half = max_characters // 2
+    short = text if len(text) <= max_characters else f"{text[:half]} ... {text[-half:]}"
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in short)

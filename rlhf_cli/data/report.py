@@ -1,4 +1,4 @@
-"""What became of the rows: counted by reason, with an example of each."""
+"""Counts of the rows that were kept, refused, malformed or cut, and the errors that count them."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ import numpy as np
 
 from rlhf_cli.errors import DataError
 
-SHOWN = 5
-"""Malformed rows, and reasons of refusal, that a message lists."""
+
+class MalformedRow(Exception):
+    """A row that breaks its format: broken JSON, a missing column, a wrong type."""
+
+
+class RefusedRow(Exception):
+    """A well-formed row that cannot be trained on; the message is the reason."""
+
+
+MAX_SHOWN = 5
+"""Maximum number of malformed rows, and of refusal reasons, in a message."""
 
 PERCENTILES = (50, 90, 99, 100)
 
 
 @dataclass
-class Refusals:
-    """How many rows were refused or changed for one reason, and where the first stands."""
+class ReasonCount:
+    """Number of rows refused or changed for one reason, and the location of the first."""
 
     rows: int
     example: str
 
 
 @dataclass
-class Cuts:
-    """How many rows lost tokens at one end, and how many tokens."""
+class CutCount:
+    """Number of rows that lost tokens at one end, and of tokens lost."""
 
     rows: int = 0
     tokens: int = 0
@@ -34,30 +43,30 @@ class Cuts:
 
 @dataclass
 class DataReport:
-    """What was read, kept, refused and cut.
+    """Counts of what was read, kept, refused and cut; written to the manifest as `to_dict`.
 
     Attributes:
-        files: names of the files.
-        skipped_files: names in the folder that are of another kind.
-        kind: of the records.
-        sha256: of the files' names and bytes.
-        rows: all that were read.
+        files: file names.
+        skipped_files: names of files in the folder that are not data files.
+        kind: record kind.
+        sha256: fingerprint of the rows and of how they are read.
+        rows: rows read.
         kept: rows that became examples.
-        malformed: tolerated rows.
-        malformed_shown: the first of them, `file:line: what`.
-        refused: by reason.
-        unwritten: what the chat template did not write of messages.
-        cut: by the end that lost tokens.
-        ignored_columns: columns that no record of this kind has.
-        notes: what was done to rows that were kept, as what is behind a response being cut off.
-        examples: what `train.batch_size` counts.
-        tokens: of all rows.
-        trained_tokens: those that are targets.
-        templated: the rows went through the chat template.
-        held_out: training rows that were kept for evaluation (`data.eval` as a share or number).
-        sources: of each source its rows, those held out and those drawn, where they differ.
-        text_bytes: of all documents in UTF-8, for bits per byte; 0 for other records.
-        lengths: percentile -> tokens of a row.
+        malformed: malformed rows.
+        malformed_shown: the first malformed rows, each as `file:line: error`.
+        refused: reason -> count of refused rows.
+        unwritten: parts of messages that the chat template did not render.
+        cut: `prompt start` or `response end` -> count of truncated rows.
+        ignored_columns: columns that this kind of record does not use.
+        notes: note -> count of kept rows that were changed, such as a response that was shortened.
+        examples: examples, the unit of `train.batch_size`.
+        tokens: tokens of all rows.
+        trained_tokens: tokens where the loss mask is True.
+        templated: whether the rows were rendered by the chat template.
+        text_bytes: UTF-8 bytes of all documents, for bits per byte; 0 for other records.
+        held_out: training rows held out for evaluation (`data.eval` as a share or number).
+        sources: rows, held-out rows and drawn rows of each source, where these differ.
+        lengths: percentile -> tokens per row.
     """
 
     files: tuple[str, ...] = ()
@@ -68,11 +77,11 @@ class DataReport:
     kept: int = 0
     malformed: int = 0
     malformed_shown: list[str] = field(default_factory=list)
-    refused: dict[str, Refusals] = field(default_factory=dict)
+    refused: dict[str, ReasonCount] = field(default_factory=dict)
     unwritten: list[str] = field(default_factory=list)
-    cut: dict[str, Cuts] = field(default_factory=dict)
+    cut: dict[str, CutCount] = field(default_factory=dict)
     ignored_columns: list[str] = field(default_factory=list)
-    notes: dict[str, Refusals] = field(default_factory=dict)
+    notes: dict[str, ReasonCount] = field(default_factory=dict)
     examples: int = 0
     tokens: int = 0
     trained_tokens: int = 0
@@ -82,145 +91,146 @@ class DataReport:
     sources: list[dict[str, Any]] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)
 
-    def add_malformed(self, where: str, what: str) -> None:
-        """Count a row that breaks its format."""
+    def add_malformed(self, location: str, error: str) -> None:
+        """Count a malformed row."""
         self.malformed += 1
-        if len(self.malformed_shown) < SHOWN:
-            self.malformed_shown.append(writable(f"{where}: {what}"))
+        if len(self.malformed_shown) < MAX_SHOWN:
+            self.malformed_shown.append(to_utf8(f"{location}: {error}"))
 
-    def add_refused(self, where: str, reason: str) -> None:
-        """Count a row from which there is nothing to learn."""
-        self.refused.setdefault(writable(reason), Refusals(0, where)).rows += 1
+    def add_refused(self, location: str, reason: str) -> None:
+        """Count a refused row."""
+        self.refused.setdefault(to_utf8(reason), ReasonCount(0, location)).rows += 1
 
-    def add_note(self, where: str, note: str) -> None:
-        """Count a row that was kept, but not as it stands."""
-        self.notes.setdefault(writable(note), Refusals(0, where)).rows += 1
+    def add_note(self, location: str, note: str) -> None:
+        """Count a row that was kept with a change."""
+        self.notes.setdefault(to_utf8(note), ReasonCount(0, location)).rows += 1
 
     def add_cut(self, end: str, tokens: int) -> None:
-        """Count the tokens that a row lost at one end."""
+        """Count a row that lost tokens at one end."""
         if tokens:
-            cuts = self.cut.setdefault(end, Cuts())
+            cuts = self.cut.setdefault(end, CutCount())
             cuts.rows += 1
             cuts.tokens += tokens
 
     def add_ignored(self, columns: Iterable[str]) -> None:
-        """Remember columns that are not read."""
-        for name in map(writable, columns):
+        """Add columns that are not read."""
+        for name in map(to_utf8, columns):
             if name not in self.ignored_columns:
                 self.ignored_columns.append(name)
 
-    def measure(self, lengths: np.ndarray[Any, Any]) -> None:
-        """Percentiles of the rows' lengths."""
+    def set_length_percentiles(self, lengths: np.ndarray[Any, Any]) -> None:
+        """Set `lengths` to percentiles of the row lengths."""
         found = np.percentile(lengths, PERCENTILES, method="higher")
         self.lengths = {str(p): int(v) for p, v in zip(PERCENTILES, found, strict=True)}
 
-    def require_few_malformed(self, most: int) -> None:
-        """Stop where more rows are malformed than `data.max_bad_rows`.
+    def require_few_malformed(self, max_bad_rows: int) -> None:
+        """Require at most `data.max_bad_rows` malformed rows.
 
         Raises:
-            DataError: lists the first of them.
+            DataError: there are more; lists the first of them.
         """
-        if self.malformed <= most:
+        if self.malformed <= max_bad_rows:
             return
-        left = self.malformed - len(self.malformed_shown)
+        not_shown = self.malformed - len(self.malformed_shown)
         advice = "repair them, or name their columns with data.columns"
         if self.malformed < self.rows:
             advice = f"repair them, or leave them out with data.max_bad_rows={self.malformed}"
-        head = f"{self.malformed} malformed of {count(self.rows, 'row')}; {advice}"
-        more = [f"  and {left} more"] if left else []
+        head = f"{self.malformed} malformed of {pluralize(self.rows, 'row')}; {advice}"
+        more = [f"  and {not_shown} more"] if not_shown else []
         shown = [f"  {line}" for line in self.malformed_shown]
         raise DataError("\n".join([head, *shown, *more]))
 
     def require_kept(self) -> None:
-        """Stop where no row is left.
+        """Require at least one kept row.
 
         Raises:
-            DataError: says why each was left out.
+            DataError: there is none; lists the reasons.
         """
         if not self.kept:
             names = ", ".join(self.files)
-            head = f"{names}: none of {count(self.rows, 'row')} can be trained on"
-            raise DataError("\n".join([head, *self.left_out()]))
+            head = f"{names}: none of {pluralize(self.rows, 'row')} can be trained on"
+            raise DataError("\n".join([head, *self.left_out_lines()]))
 
     def lines(self, role: str = "") -> list[str]:
-        """For printing.
+        """Lines that are printed once the rows are tokenized.
 
         Args:
-            role: what the rows are for, `training` or `held-out`; empty where that is clear.
+            role: `training`, `held-out`, or empty.
         """
         p = self.lengths
-        rows = count(self.rows, f"{role} row".lstrip())
+        rows = pluralize(self.rows, f"{role} row".lstrip())
         return [
             f"{', '.join(self.files)}: {self.kept} of {rows} ({self.kind}), "
-            f"{count(self.examples, 'example')}, {count(self.tokens, 'token')}, "
+            f"{pluralize(self.examples, 'example')}, {pluralize(self.tokens, 'token')}, "
             f"{self.trained_tokens} trained; row length {p['50']} median, {p['90']} p90, "
             f"{p['99']} p99, {p['100']} longest",
-            *self.left_out(),
+            *self.left_out_lines(),
             *[
-                f"  {end} cut: {count(cuts.rows, 'row')}, {count(cuts.tokens, 'token')}"
+                f"  {end} cut: {pluralize(cuts.rows, 'row')}, {pluralize(cuts.tokens, 'token')}"
                 for end, cuts in self.cut.items()
             ],
-            *self._drawn(),
-            *self.remarks(),
-            *_named("columns not read", self.ignored_columns),
-            *_named("files not read", self.skipped_files),
+            *self._source_lines(),
+            *self.note_lines(),
+            *_list_line("columns not read", self.ignored_columns),
+            *_list_line("files not read", self.skipped_files),
         ]
 
-    def _drawn(self) -> list[str]:
+    def _source_lines(self) -> list[str]:
         return [
-            f"  {source['path']}, weight {source['weight']:g}: {count(source['drawn'], 'row')} "
+            f"  {source['path']}, weight {source['weight']:g}: {pluralize(source['drawn'], 'row')} "
             f"drawn of {source['rows']}, {source['held_out']} held out"
             for source in self.sources
         ]
 
-    def remarks(self) -> list[str]:
-        """Of rows that were kept: what was done with them, and what the template did not write."""
+    def note_lines(self) -> list[str]:
+        """Lines about kept rows: their changes, and what the chat template did not render."""
         noted = [
-            f"  {count(found.rows, 'row')}: {note}; the first is {found.example}"
+            f"  {pluralize(found.rows, 'row')}: {note}; the first is {found.example}"
             for note, found in self.notes.items()
         ]
-        return [*noted, *_named("not written by the chat template", map(writable, self.unwritten))]
+        unwritten = map(to_utf8, self.unwritten)
+        return [*noted, *_list_line("not written by the chat template", unwritten)]
 
-    def left_out(self) -> list[str]:
-        """Of refused and malformed rows: how many for each reason, and the first."""
+    def left_out_lines(self) -> list[str]:
+        """Lines about refused and malformed rows: the count and first row of each reason."""
         refused = [
-            f"  refused: {count(found.rows, 'row')}, {reason}; the first is {found.example}"
-            for reason, found in list(self.refused.items())[:SHOWN]
+            f"  refused: {pluralize(found.rows, 'row')}, {reason}; the first is {found.example}"
+            for reason, found in list(self.refused.items())[:MAX_SHOWN]
         ]
-        if len(self.refused) > SHOWN:
-            refused.append(f"  and {len(self.refused) - SHOWN} more reasons")
+        if len(self.refused) > MAX_SHOWN:
+            refused.append(f"  and {len(self.refused) - MAX_SHOWN} more reasons")
         if not self.malformed:
             return refused
         first = self.malformed_shown[0]
-        return [f"  malformed: {count(self.malformed, 'row')}; the first is {first}", *refused]
+        return [f"  malformed: {pluralize(self.malformed, 'row')}; the first is {first}", *refused]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, for the manifest and the cache."""
+        """Return JSON values, for the manifest and the cache."""
         found = asdict(self)
         return {**found, "files": list(self.files), "skipped_files": list(self.skipped_files)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataReport:
-        """The report that `to_dict` was taken of."""
+        """Restore a report from `to_dict`."""
         report = cls(**values)
         report.files, report.skipped_files = tuple(report.files), tuple(report.skipped_files)
         for name in ("refused", "notes"):
-            by_text = {text: Refusals(**found) for text, found in values[name].items()}
+            by_text = {text: ReasonCount(**found) for text, found in values[name].items()}
             setattr(report, name, by_text)
-        report.cut = {end: Cuts(**found) for end, found in values["cut"].items()}
+        report.cut = {end: CutCount(**found) for end, found in values["cut"].items()}
         return report
 
 
-def writable(text: str) -> str:
-    """Text from a file as UTF-8 can hold it: half a surrogate pair becomes its escape."""
+def to_utf8(text: str) -> str:
+    """Escape lone surrogates, which UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def count(number: int, unit: str) -> str:
-    """A number with its unit: `1 row`, `2 rows`."""
+def pluralize(number: int, unit: str) -> str:
+    """Format a number with its unit: `1 row`, `2 rows`."""
     return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
-def _named(head: str, names: Iterable[str]) -> list[str]:
+def _list_line(head: str, names: Iterable[str]) -> list[str]:
     listed = ", ".join(names)
     return [f"  {head}: {listed}"] if listed else []

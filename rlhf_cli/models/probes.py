@@ -144,7 +144,7 @@ def _compare(policy: ModelWrapper, rows: TokenBatch) -> str:
             gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
         last = row_of_value == len(rows.lengths) - 1
         apart = policy.flat and index is None
-        if apart and _sees_others(ours[last], inputs[0], int(rows.starts[-1])):
+        if apart and _sees_others(ours[last], inputs[0], int(rows.row_starts[-1])):
             return "a row sees the rows before it"
     except torch.OutOfMemoryError:
         raise
@@ -227,7 +227,7 @@ def plain_values(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor
     try:
         values: list[Tensor] = []
         gradients: list[Tensor] = []
-        for row in rows.tokens.split(rows.sizes):
+        for row in rows.tokens.split(rows.row_lengths):
             with own_layers(model), embedded(policy) as inputs:
                 found = policy.plain_values(row)
             gradients.append(gradient_at(inputs, found, first=sum(map(len, values)) + 1))

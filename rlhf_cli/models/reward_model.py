@@ -55,7 +55,7 @@ class RewardModel(ModelWrapper):
         with self.playing(role):
             if self.tap is None:
                 return self._pooled(*pad(rows, self.padding_side, self.pad_token))
-            return self.scores_at(rows, rows.starts + rows.lengths - 1)
+            return self.scores_at(rows, rows.row_starts + rows.lengths - 1)
 
     def scores_at(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         """[P] fp32: the score as it stands after each of some positions of the rows.
@@ -84,7 +84,7 @@ class RewardModel(ModelWrapper):
     def values(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
         """[R] scores and their rows."""
         scores = self(rows)
-        return scores, rows.row_of_token[rows.starts]
+        return scores, rows.row_of_token[rows.row_starts]
 
     def plain_values(self, row: Tensor) -> Tensor:
         """[1]: the score by the model's own forward pass."""

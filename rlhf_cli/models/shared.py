@@ -49,7 +49,7 @@ class SharedRewardModel(nn.Module):
         """[R], no unit, fp32: the score of each row, read at its last token."""
         [policy] = self._policy
         with policy.playing(self.role), without_dropout(policy):  # its own has some from training
-            last = policy.hidden_states(rows, rows.starts + rows.lengths - 1)
+            last = policy.hidden_states(rows, rows.row_starts + rows.lengths - 1)
         return F.linear(last.float(), self.head.float()).squeeze(1)
 
 

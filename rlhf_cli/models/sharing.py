@@ -35,13 +35,13 @@ class FlatRows:
 
 def shared_prefixes(rows: TokenBatch) -> list[int]:
     """How many tokens of each row are computed once for all rows of its example."""
-    return [common if common >= LEAST else 0 for common in rows.common]
+    return [common if common >= LEAST else 0 for common in rows.shared_prefix_lengths]
 
 
 def saved_tokens(rows: TokenBatch) -> int:
     """How many tokens of the rows are not computed, because another row begins with them."""
     shared = shared_prefixes(rows)
-    again = [owner == last for last, owner in pairwise([-1, *rows.owners])]
+    again = [owner == last for last, owner in pairwise([-1, *rows.example_ids])]
     return sum(count for count, repeated in zip(shared, again, strict=True) if repeated)
 
 
@@ -54,13 +54,13 @@ def lay_out(rows: TokenBatch, *, share: bool) -> FlatRows:
     """
     common = shared_prefixes(rows) if share else []
     if not any(common):
-        return FlatRows(rows.tokens, rows.positions, RowLayout(tuple(rows.sizes)))
+        return FlatRows(rows.tokens, rows.positions, RowLayout(tuple(rows.row_lengths)))
     bounds: list[tuple[int, int]] = []  # of each segment, in the tokens of the rows
     follows: list[int] = []
     index: list[Tensor] = []
     size = before = first = start = 0
     last = -1
-    for length, shared, owner in zip(rows.sizes, common, rows.owners, strict=True):
+    for length, shared, owner in zip(rows.row_lengths, common, rows.example_ids, strict=True):
         if shared and owner != last:
             first, before = size, len(bounds)
             bounds.append((start, start + shared))

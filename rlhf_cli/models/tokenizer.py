@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from rlhf_cli.cache import tokenizer_state
 from rlhf_cli.console import logger
-from rlhf_cli.data.cache import tokenizer_state
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.loading import loading, require_config

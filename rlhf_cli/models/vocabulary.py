@@ -91,7 +91,7 @@ def require_embedded(examples: Examples, model: Any, name: str = "model") -> Non
         return
     holding = np.unique(np.searchsorted(examples.row_starts, beyond, side="right"))
     example = int(np.searchsorted(examples.token_starts, beyond[0], side="right")) - 1
-    where, index = examples.where(example), int(examples.tokens[beyond[0]])
+    where, index = examples.location(example), int(examples.tokens[beyond[0]])
     raise _not_embedded(f"{len(holding)} rows", where, index, rows, name)
 
 

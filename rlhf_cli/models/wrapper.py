@@ -96,7 +96,7 @@ class ModelWrapper(nn.Module, ABC):
     def computed_tokens(self, rows: TokenBatch) -> int:
         """Positions that the layers compute: padding too, and what rows share but once."""
         if not self.flat:
-            return len(rows.sizes) * max(rows.sizes)
+            return len(rows.row_lengths) * max(rows.row_lengths)
         return len(rows.tokens) - (saved_tokens(rows) if self._shares_prefixes else 0)
 
     @property
@@ -155,7 +155,7 @@ def pad(
     rows: TokenBatch, side: Literal["left", "right"] = "right", token: int = 0
 ) -> tuple[Tensor, Tensor]:
     """[R, T] tokens and mask (1 keeps)."""
-    parts = rows.tokens.split(rows.sizes)
+    parts = rows.tokens.split(rows.row_lengths)
     kept = [torch.ones_like(part) for part in parts]
     tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
     return tokens, pad_sequence(kept, True, padding_side=side)
@@ -163,8 +163,8 @@ def pad(
 
 def padded_index(rows: TokenBatch, side: Literal["left", "right"]) -> Tensor:
     """[N] int64: where `pad` puts each token, in its table [R, T] taken as one sequence."""
-    width = max(rows.sizes)
-    first = torch.arange(len(rows.sizes), device=rows.tokens.device) * width
+    width = max(rows.row_lengths)
+    first = torch.arange(len(rows.row_lengths), device=rows.tokens.device) * width
     if side == "left":
         first = first + width - rows.lengths
     return first[rows.row_of_token] + rows.positions

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.row_errors import Refused
+from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.models.base import fit_vocabulary
@@ -98,8 +98,8 @@ class ClassifierScorer:
                 "that has one, or reads=response, which shows it the response alone"
             )
         try:
-            return self.renderer.text((*prompt, Message("assistant", response)))
-        except Refused as error:
+            return self.renderer.render((*prompt, Message("assistant", response)))
+        except RefusedRow as error:
             raise DataError(f"{self.origin}: {error}, for {samples.describe(index)}") from error
 
     def _score(self, texts: list[str], *, specials: bool) -> Tensor:

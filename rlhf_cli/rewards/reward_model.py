@@ -16,12 +16,11 @@ from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext, precision_name
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.records.fields import Message, Prompt, Response
-from rlhf_cli.data.records.record import PromptCompletionRecord
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.scripts import Script, ScriptWriter
-from rlhf_cli.data.tokens.specials import find_specials
-from rlhf_cli.data.tokens.tokenize import TokenRow, tokenize
-from rlhf_cli.data.tokens.truncation import truncate
+from rlhf_cli.data.records.types import PromptCompletionRecord
+from rlhf_cli.data.report import RefusedRow
+from rlhf_cli.data.tokens.encode import FormattedRow, TokenRow, find_special_tokens, tokenize
+from rlhf_cli.data.tokens.format import RowFormatter
+from rlhf_cli.data.tokens.packing import truncate
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import context_length, load_frozen
@@ -112,7 +111,7 @@ def dtype_name(module: nn.Module) -> str:
     return precision_name(found)
 
 
-class RowFormatter:
+class RewardInputFormatter:
     """Formats texts with a reward model's tokenizer and chat template, as `rlhf reward` does.
 
     Every response gets its end token: the model was trained on whole responses only.
@@ -125,8 +124,8 @@ class RowFormatter:
 
     def __init__(self, tokenizer: Any, *, as_message: bool, origin: str) -> None:
         self.tokenizer, self.as_message, self.origin = tokenizer, as_message, origin
-        self.specials = find_specials(tokenizer)
-        self.writer = ScriptWriter(tokenizer, self.specials, "response")
+        self.specials = find_special_tokens(tokenizer)
+        self.writer = RowFormatter(tokenizer, self.specials, "response")
 
     def __call__(self, samples: Samples) -> list[TokenRow]:
         """Token rows, one per sample.
@@ -139,7 +138,7 @@ class RowFormatter:
         rows = tokenize(scripts, self.tokenizer, start, train_all=False)
         return [self._response_row(row) for row in rows]
 
-    def _format(self, samples: Samples, index: int) -> Script:
+    def _format(self, samples: Samples, index: int) -> FormattedRow:
         prompt: Prompt = samples.prompts[index]
         response: Response = samples.responses[index]
         if isinstance(prompt, str) and self.as_message:
@@ -152,16 +151,16 @@ class RowFormatter:
                 )
             response = (Message("assistant", samples.responses[index]),)
         try:
-            [script] = self.writer.write(PromptCompletionRecord(prompt, response))
-        except Refused as error:
+            [script] = self.writer.format(PromptCompletionRecord(prompt, response))
+        except RefusedRow as error:
             raise DataError(f"{self.origin}: {error}, for {samples.describe(index)}") from error
         return script
 
     def _response_row(self, row: TokenRow) -> TokenRow:
         """Prompt, response and end token, without what a template adds after them."""
-        if row.trained.any():
-            return row.response_alone()
-        end = np.array(self.specials.closing, np.int32)  # an empty response is only its end token
+        if row.loss_mask.any():
+            return row.up_to_response_end()
+        end = np.array(self.specials.suffix, np.int32)  # an empty response is only its end token
         return response_row(row.tokens.tolist(), end.tolist())
 
 
@@ -181,8 +180,8 @@ def truncate_rows(rows: Sequence[TokenRow], limit: int, bos: int | None) -> list
 
 
 def _truncate(row: TokenRow, limit: int, bos: int | None) -> TokenRow:
-    if not row.trained.any():  # an empty response is scored at the prompt's end
-        return TokenRow(row.tokens[-limit:], row.trained[-limit:], limit)
+    if not row.loss_mask.any():  # an empty response is scored at the prompt's end
+        return TokenRow(row.tokens[-limit:], row.loss_mask[-limit:], limit)
     [cut] = truncate([row], limit, "prompt_start", bos)
     return cut.row
 
@@ -244,7 +243,7 @@ class RewardModelScorer:
         with with_config_key(f"{key}.model", f"{key}.base"):
             require_reward_model(model_cfg)
             self.tokenizer = load_tokenizer(model_cfg)
-            self.specials = find_specials(self.tokenizer)
+            self.specials = find_special_tokens(self.tokenizer)
             self.model = self._load(model_cfg, key, ctx, policy)
             same = tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
             self.formatter = None if same else self._build_formatter(cfg)
@@ -267,11 +266,11 @@ class RewardModelScorer:
         with muted():  # `description` is logged instead
             return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
 
-    def _build_formatter(self, cfg: ScorerConfig) -> RowFormatter:
+    def _build_formatter(self, cfg: ScorerConfig) -> RewardInputFormatter:
         folder = artifact.find_model_folder(cfg.model, cfg.revision)
         record = artifact.read(folder) if folder else {}
         as_message = bool(self.tokenizer.chat_template) and record.get("trained_on") != "text"
-        return RowFormatter(self.tokenizer, as_message=as_message, origin=self.origin)
+        return RewardInputFormatter(self.tokenizer, as_message=as_message, origin=self.origin)
 
     def __call__(self, samples: Samples) -> list[float]:
         """Scores [n], no unit: logits, or probabilities.

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.records.fields import flag
-from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.records.fields import parse_bool
+from rlhf_cli.data.report import MalformedRow
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.losses.ppo import whiten
@@ -184,8 +184,8 @@ def safety_tags(columns: Mapping[str, Sequence[Any]], count: int) -> Tensor:
     """
     values = columns.get("safety", [None] * count)
     try:
-        tags = [value is not None and flag("safety", value) for value in values]
-    except Malformed as error:
+        tags = [value is not None and parse_bool("safety", value) for value in values]
+    except MalformedRow as error:
         raise DataError(f"column {error}, or leave it out; see reward.combine=llama2") from error
     return torch.tensor(tags, dtype=torch.bool)
 

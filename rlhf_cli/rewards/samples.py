@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_cli.data.reading.raw import show_value
-from rlhf_cli.data.records.fields import Prompt, to_json
+from rlhf_cli.data.records.fields import Prompt, prompt_to_json
+from rlhf_cli.data.sources.base import describe_value
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Samples:
 
     def call_arguments(self) -> dict[str, Any]:
         """Prompts and responses as JSON lists, for a function or endpoint."""
-        prompts = [to_json(prompt) for prompt in self.prompts]
+        prompts = [prompt_to_json(prompt) for prompt in self.prompts]
         return {"prompts": prompts, "responses": list(self.responses)}
 
     def describe(self, index: int, first: int = 0) -> str:
@@ -61,4 +61,4 @@ class Samples:
         """
         prompt = self.prompts[index]
         shown = prompt if isinstance(prompt, str) else prompt[-1].content
-        return f"responses[{first + index}], whose prompt begins {show_value(shown)}"
+        return f"responses[{first + index}], whose prompt begins {describe_value(shown)}"

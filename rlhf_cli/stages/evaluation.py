@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples
-from rlhf_cli.data.progress import ProgressCount
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.dataset import LoadedExamples, load_eval_examples
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.records.types import (
     LabelledRecord,
     PreferenceRecord,
     RankedRecord,
@@ -36,6 +36,7 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
+from rlhf_cli.progress import ProgressCount
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.prepare_data import require_positions, say_max_length, say_plain_text
 from rlhf_cli.stages.unpaired import require_one_kind
@@ -51,7 +52,7 @@ Evaluation = Callable[[RunContext], list[Measurement]]
 
 def load_held_out(
     cfg: StageConfig, stage: str, tokenizer: Any, records: tuple[type, ...]
-) -> Loaded:
+) -> LoadedExamples:
     """Load the examples of `data.eval`.
 
     Raises:
@@ -196,7 +197,7 @@ def open_preference_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+    cfg: StageConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
 ) -> list[Measurement]:
     policy = load_frozen(Policy, cfg, tokenizer, ctx)
 

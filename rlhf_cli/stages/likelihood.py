@@ -13,8 +13,9 @@ import numpy as np
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion, ratio_of_sums
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
@@ -126,7 +127,7 @@ def open_likelihood_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+    cfg: StageConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
 ) -> list[Measurement]:
     examples, report = loaded
     policy = load_frozen(Policy, cfg, tokenizer, ctx)

@@ -12,11 +12,17 @@ import numpy as np
 
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.examples import Examples, Loaded, load_eval_examples, load_examples
+from rlhf_cli.data.dataset import (
+    LoadedExamples,
+    has_chat_records,
+    iter_texts,
+    load_eval_examples,
+    load_examples,
+)
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.preview import show_first_example
-from rlhf_cli.data.records.corpus import holds_chats, iter_texts
+from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.prompts import becomes_message
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.load import context_length
@@ -29,7 +35,7 @@ from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 Records = tuple[type, ...]
 """Record classes that a stage reads, the preferred first."""
 
-Transform = Callable[[Loaded, str], Examples]
+Transform = Callable[[LoadedExamples, str], Examples]
 """Makes a stage's examples of loaded rows; the second argument is `training` or `held-out`."""
 
 
@@ -88,7 +94,7 @@ class StageData(RunData):
                 require_embedded(examples, model.model, name)
 
 
-def untransformed(loaded: Loaded, role: str = "training") -> Examples:
+def untransformed(loaded: LoadedExamples, role: str = "training") -> Examples:
     """The examples as they were loaded."""
     return loaded[0]
 
@@ -143,7 +149,7 @@ def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     tokenizer = _load_tokenizer(cfg, stage, records)
     options = {"as_messages": cfg.as_messages, "cached_only": cached_only}
     needs_template = not tokenizer.chat_template and (
-        cfg.as_messages or holds_chats(cfg.data, stage, records)
+        cfg.as_messages or has_chat_records(cfg.data, stage, records)
     )
     new = give_chatml(tokenizer) if needs_template else []
     train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
@@ -176,7 +182,7 @@ def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None
     if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
         return
     model = cfg.model
-    chats = becomes_message("auto", model.path, model.revision, tokenizer)
+    chats = uses_chat_template("auto", model.path, model.revision, tokenizer)
     if chats and not report.templated and not model.from_scratch:
         logger.info(
             f"template: {model.path} has a chat template, and the rows are text, which is joined "

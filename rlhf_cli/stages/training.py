@@ -10,9 +10,9 @@ from typing import Any
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext, create_context, use_deterministic_algorithms
-from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.report import DataReport, count
-from rlhf_cli.data.tokens.specials import turn_end
+from rlhf_cli.data.loader import ExampleLoader
+from rlhf_cli.data.report import DataReport, pluralize
+from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.models.compiled import compile_layers, require_compiler
 from rlhf_cli.models.freeze import freeze
 from rlhf_cli.models.layers import require_liger
@@ -141,7 +141,7 @@ def train_and_save(
     if data.report.templated:
         add_end_token(model.model, data.tokenizer, turn_end(data.tokenizer))
     tokens, ranks = plan.micro_batch_tokens, plan.ctx.ranks
-    source = ExampleSource(examples, cfg.data, cfg.train, cfg.seed, tokens, ranks)
+    source = ExampleLoader(examples, cfg.data, cfg.train, cfg.seed, tokens, ranks)
     logger.info(
         f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass"
     )
@@ -151,7 +151,7 @@ def train_and_save(
         policy=model,
         source=source,
         loss=loss,
-        locate=lambda rows: examples.where(rows.owners[0]),
+        locate=lambda rows: examples.location(rows.example_ids[0]),
         evaluate=None if data.held_out is None else evaluate or _evaluation_of(loss, plan, data),
         state=state or StageState(),
     )
@@ -220,6 +220,6 @@ def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
     if steps < FEW_STEPS and examples < FEW_STEPS * batch_size:
         smaller = max(1, examples // FEW_STEPS)
         logger.info(
-            f"steps: {steps} only, from {count(examples, 'example')} at train.batch_size="
+            f"steps: {steps} only, from {pluralize(examples, 'example')} at train.batch_size="
             f"{batch_size}. Try train.batch_size={smaller}, or more train.epochs"
         )

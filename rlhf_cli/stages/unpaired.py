@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rlhf_cli.console import logger
-from rlhf_cli.data.arrange import count_classes, unpair
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples, count_classes, unpair_examples
+from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import metrics_by_label
@@ -24,7 +24,7 @@ from rlhf_cli.train.row_loss import RowValues, row_logprobs
 UNPAIRED_RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
-def unpaired_examples(loaded: Loaded, role: str = "training") -> Examples:
+def unpaired_examples(loaded: LoadedExamples, role: str = "training") -> Examples:
     """Make examples of one labelled row each; pairs are split in two.
 
     Args:
@@ -36,13 +36,13 @@ def unpaired_examples(loaded: Loaded, role: str = "training") -> Examples:
     """
     examples, report = loaded
     require_one_kind(report.kind)
-    rows = unpair(examples) if report.kind == "preference" else examples
+    rows = unpair_examples(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
     both = desirable and undesirable
     if role == "training" and not both:
         only = "true" if desirable else "false"
         raise DataError(
-            f"{rows.where(0)} and all other rows have label {only}; need rows of both labels, "
+            f"{rows.location(0)} and all other rows have label {only}; need rows of both labels, "
             "or a file of pairs (prompt, chosen, rejected)"
         )
     ratio = f"1 to {undesirable / desirable:.2f}" if both else "one class only: no auc"

@@ -265,7 +265,7 @@ class TrainingLoop:
     def _non_finite(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """The error that names the examples; parameters are still those of the step before."""
         own = sorted(
-            (rows.owners[0], self.task.locate(rows), what)
+            (rows.example_ids[0], self.task.locate(rows), what)
             for rows, what in find_non_finite_examples(step, self.task.loss, self.optimizer)
         )
         found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)

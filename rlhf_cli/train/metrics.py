@@ -14,9 +14,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 
 from rlhf_cli.console import logger
-from rlhf_cli.data.progress import LiveLine, clock
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
+from rlhf_cli.progress import StatusLine, format_duration
 from rlhf_cli.runs import lock, log, run_files
 from rlhf_cli.runs.run_files import read_json_lines, read_lines, write_text_atomic
 
@@ -129,7 +129,7 @@ class ProgressLine:
         self.first = done
         self.began = time.monotonic()
         self.shown = 0.0
-        self.line = LiveLine()
+        self.line = StatusLine()
 
     def show(self, step: int, values: dict[str, float]) -> None:
         """Show the values after `step` steps."""
@@ -142,7 +142,7 @@ class ProgressLine:
         self.line.show(
             f"step {step}/{self.total}  {_headline(values)}  lr {values['lr']:.2e}  "
             f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
-            f"{values['memory_bytes'] / 1e9:.1f} GB  left {clock(left)}"
+            f"{values['memory_bytes'] / 1e9:.1f} GB  left {format_duration(left)}"
         )
 
     def close(self) -> None:

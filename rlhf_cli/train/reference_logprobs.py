@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.loader import collate, parts
+from rlhf_cli.data.loader import collate, group_examples
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
@@ -69,7 +69,7 @@ def add_reference_column(
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
             if ctx.ranks.is_main:
-                store_entry(key, Entry({REFERENCE_COLUMN: values}, {}), CACHE_KIND)
+                store_entry(key, CacheEntry({REFERENCE_COLUMN: values}, {}), CACHE_KIND)
     return replace(examples, columns={**examples.columns, REFERENCE_COLUMN: values})
 
 
@@ -81,7 +81,7 @@ def _compute(
 ) -> NDArray[np.float32]:
     """Values of all rows; the ranks share the micro-batches."""
     logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
-    every = list(parts(examples, np.arange(len(examples)), max_tokens))
+    every = list(group_examples(examples, np.arange(len(examples)), max_tokens))
     size = ctx.ranks.world_size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
     found = ctx.ranks.all_gather_concat(
@@ -128,7 +128,12 @@ def _rows_of(examples: Examples, chosen: list[int]) -> NDArray[np.int64]:
 def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) -> str:
     whole = hashlib.sha256(f"{settings} {ctx.compute_name}".encode())
     whole.update(f"{reference.implementation.name} {reference.flat}".encode())
-    for array in (examples.tokens, examples.trained, examples.row_starts, examples.example_starts):
+    for array in (
+        examples.tokens,
+        examples.loss_mask,
+        examples.row_starts,
+        examples.example_starts,
+    ):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
     whole.update(hash_weights(reference).encode())
     return whole.hexdigest()[:32]

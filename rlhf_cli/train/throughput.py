@@ -100,7 +100,7 @@ class FlopCount:
 
     def of_batch(self, rows: TokenBatch) -> float:
         """FLOPs of a micro-batch if every row is computed whole; a shared prefix may save some."""
-        pairs = sum(length * (length + 1) / 2 for length in rows.sizes)
+        pairs = sum(length * (length + 1) / 2 for length in rows.row_lengths)
         return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 

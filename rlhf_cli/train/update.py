@@ -59,10 +59,10 @@ def accumulate(
     else:
         total = torch.zeros((), device=device)
         for rows in step:
-            with torch.set_grad_enabled(rows.trains):
+            with torch.set_grad_enabled(rows.needs_backward):
                 output = loss(rows)
             share = scaled_loss(output, counts)
-            if rows.trains:
+            if rows.needs_backward:
                 share.backward()
             total = total + share.detach()
             _merge(metrics, output.metrics)

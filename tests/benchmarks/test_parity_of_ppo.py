@@ -10,7 +10,7 @@ from benchmarks.parity.ppo import moved
 from benchmarks.parity.ppo_ours import Learned, learn
 from benchmarks.parity.ppo_start import Models
 from benchmarks.parity.start import small_models
-from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.data.reading.files import read_rows
-from rlhf_cli.data.records.record import KINDS, RankedRecord
+from rlhf_cli.data.records.types import KINDS, RankedRecord
+from rlhf_cli.data.sources.files import read_rows
 from tests.data.toy import write_jsonl
 
 ROW = {"id": "é", "prompt": "p", "responses": ["a", "b", "c"], "comparisons": [[0, 1, 0]]}

@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import flatten
-from rlhf_cli.data.reading.files import read_rows
-from rlhf_cli.data.reading.raw import RawRow
-from rlhf_cli.data.records.kind_reader import KINDS
-from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.reader import KINDS, RecordReader
+from rlhf_cli.data.records.types import (
     ChatRecord,
     LabelledRecord,
     PreferenceRecord,
@@ -27,13 +24,15 @@ from rlhf_cli.data.records.record import (
     TextRecord,
 )
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.rows import RowMaker
+from rlhf_cli.data.sources.base import RawRow
+from rlhf_cli.data.sources.files import read_rows
+from rlhf_cli.data.tokens.record_tokenizer import RecordTokenizer
 from rlhf_cli.errors import DataError
 from tests.data.toy import toy_tokenizer, turns
 
 ANY = tuple(kind.record for kind in KINDS)
 TRAINED = (PromptCompletionRecord, ChatRecord, TextRecord)
-JUDGED = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
+PREFERENCE = (PreferenceRecord, RankedRecord, ScoredRecord, LabelledRecord)
 TOKENIZER = toy_tokenizer()
 
 texts = st.text(max_size=20) | st.sampled_from(
@@ -98,12 +97,12 @@ def consume(path, allowed, kind="auto", columns=None):
     """Read all rows and make examples of those that can be trained; every row is counted."""
     cfg = DataConfig(max_bad_rows=999, format=kind, columns=columns or {}, max_length=64)
     report = DataReport((path.name,))
-    located = RecordReader(cfg, "test", allowed, report).read(read_rows([path]))
+    records = RecordReader(cfg, "test", allowed, report).read(read_rows([path]))
     if allowed is ANY:
-        read = len(list(located))
+        read = len(list(records))
         report.kept = read
     else:
-        flatten(RowMaker(TOKENIZER, cfg, report).examples(located), report.files)
+        flatten(RecordTokenizer(TOKENIZER, cfg, report).examples(records), report.files)
     refused = sum(found.rows for found in report.refused.values())
     assert report.rows == report.kept + report.malformed + refused
     assert json.dumps(report.to_dict()).encode()
@@ -132,7 +131,7 @@ def test_any_json_lines(found, allowed, kind, columns):
 
 
 replies = texts | messages
-judged = st.fixed_dictionaries(
+preference_rows = st.fixed_dictionaries(
     {},
     optional={
         "prompt": replies,
@@ -180,9 +179,9 @@ well_formed = st.one_of(
 
 
 @quick
-@given(st.lists(judged | well_formed, min_size=1, max_size=4), kinds)
-def test_any_judged_rows(found, kind):
-    check(encoded(map(json.dumps, found)), "r.jsonl", JUDGED, kind)
+@given(st.lists(preference_rows | well_formed, min_size=1, max_size=4), kinds)
+def test_any_preference_rows(found, kind):
+    check(encoded(map(json.dumps, found)), "r.jsonl", PREFERENCE, kind)
 
 
 @quick
@@ -192,21 +191,23 @@ def test_any_judged_rows(found, kind):
     st.sampled_from(["prompt_start", "response_end", "refuse"]),
     st.booleans(),
 )
-def test_judged_rows_share_a_prompt_and_end_with_their_response(row, most, truncation, adds_bos):
+def test_preference_rows_share_a_prompt_and_end_with_their_response(
+    row, most, truncation, adds_bos
+):
     report = DataReport(("r.jsonl",))
     cfg = DataConfig(max_bad_rows=1, max_length=most, truncation=truncation)
     raw = RawRow("r.jsonl", 1, row)
-    maker = RowMaker(toy_tokenizer(adds_bos=adds_bos), cfg, report)
-    located = RecordReader(cfg, "test", JUDGED, report).read([raw])
-    made = list(maker.examples(located))
+    record_tokenizer = RecordTokenizer(toy_tokenizer(adds_bos=adds_bos), cfg, report)
+    records = RecordReader(cfg, "test", PREFERENCE, report).read([raw])
+    made = list(record_tokenizer.examples(records))
     assert len(made) == report.kept == 1 - report.malformed - bool(report.refused)
     for example in made:
-        firsts = [int(source.row.trained.argmax()) for source in example]
+        firsts = [int(source.row.loss_mask.argmax()) for source in example]
         prompts = {source.row.tokens[: firsts[0]].tobytes() for source in example}
         assert len(prompts) == 1 <= firsts[0]
         assert len(set(firsts)) == 1
         if not report.cut:
-            assert all(source.row.trained[-1] for source in example)
+            assert all(source.row.loss_mask[-1] for source in example)
         assert max(map(len, example)) <= most
         assert len({source.row.tokens.tobytes() for source in example}) > 1 or len(example) == 1
         assert np.isfinite(flatten([example], ("r.jsonl",)).columns["score"]).all()
@@ -241,7 +242,7 @@ def test_any_cells_of_a_table(cells):
         written = sum(1 for _ in cells)
         if not written:
             return
-        rows_read = [row.found for row in read_rows([path])]
+        rows_read = [row.parsed for row in read_rows([path])]
         assert all(isinstance(found, dict) for found in rows_read)
         assert len(rows_read) == written
 
@@ -255,6 +256,6 @@ def test_many_json_lines(found, allowed, kind, columns):
 
 @pytest.mark.slow
 @thorough
-@given(st.lists(judged | well_formed, min_size=1, max_size=4), kinds)
-def test_many_judged_rows(found, kind):
-    check(encoded(map(json.dumps, found)), "r.jsonl", JUDGED, kind)
+@given(st.lists(preference_rows | well_formed, min_size=1, max_size=4), kinds)
+def test_many_preference_rows(found, kind):
+    check(encoded(map(json.dumps, found)), "r.jsonl", PREFERENCE, kind)

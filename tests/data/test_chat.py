@@ -5,16 +5,14 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.records.fields import Message, messages
-from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import ChatRecord, PreferenceRecord, is_chat
-from rlhf_cli.data.records.row_errors import Malformed, Refused
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.prompts import PromptEncoder, load_prompts
+from rlhf_cli.data.records.fields import Message, parse_messages
+from rlhf_cli.data.records.reader import RecordWithSource
+from rlhf_cli.data.records.types import ChatRecord, PreferenceRecord, is_chat
+from rlhf_cli.data.report import DataReport, MalformedRow, RefusedRow
 from rlhf_cli.data.tokens.chat import ChatRenderer
-from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.data.tokens.rows import RowMaker
-from rlhf_cli.data.tokens.specials import turn_end
+from rlhf_cli.data.tokens.chat_template import turn_end
+from rlhf_cli.data.tokens.record_tokenizer import RecordTokenizer
 from tests.data.test_templates import family
 from tests.data.toy import write_jsonl
 
@@ -89,7 +87,7 @@ def chat(*turns, **first):
     """A chat record, as from a file; keys of the first message."""
     listed = [{"role": role, "content": said, **more} for role, said, more in turns]
     listed[0] |= first
-    return ChatRecord(messages("messages", listed))
+    return ChatRecord(parse_messages("messages", listed))
 
 
 def say(role, content, **more):
@@ -98,8 +96,8 @@ def say(role, content, **more):
 
 def made(record, template, **settings):
     report = DataReport()
-    maker = RowMaker(tokenizer_of(template), DataConfig(**settings), report)
-    examples = list(maker.examples(iter([Located(record, "r.jsonl", 1)])))
+    record_tokenizer = RecordTokenizer(tokenizer_of(template), DataConfig(**settings), report)
+    examples = list(record_tokenizer.examples(iter([RecordWithSource(record, "r.jsonl", 1)])))
     return [source.row for example in examples for source in example], report
 
 
@@ -107,7 +105,7 @@ def texts(record, template, **settings):
     """Trained text and whole text of the only row, and the report."""
     [row], report = made(record, template, **settings)
     tokenizer = family("chatml")
-    return tokenizer.decode(row.tokens[row.trained]), tokenizer.decode(row.tokens), report
+    return tokenizer.decode(row.tokens[row.loss_mask]), tokenizer.decode(row.tokens), report
 
 
 def refusal(record, template, **settings):
@@ -140,7 +138,7 @@ def test_a_message_that_is_left_out_is_missed_also_where_its_text_stands_elsewhe
 
 def test_a_prompt_that_the_template_leaves_out_a_part_of_is_refused():
     encoder = PromptEncoder(tokenizer_of(KNOWN_ROLES), as_message=True)
-    with pytest.raises(Refused, match="leaves out the tool's message"):
+    with pytest.raises(RefusedRow, match="leaves out the tool's message"):
         encoder.encode((Message("user", "Rain?"), Message("tool", "Rain at nine.")))
 
 
@@ -163,7 +161,7 @@ def test_without_a_turn_of_weight_1_there_is_nothing_to_train():
 
 @pytest.mark.parametrize("weight", [0.5, True, "1"])
 def test_a_weight_is_0_or_1(weight):
-    with pytest.raises(Malformed, match=r"messages\[1\]\.weight: got .*; need 0 .* or 1"):
+    with pytest.raises(MalformedRow, match=r"messages\[1\]\.weight: got .*; need 0 .* or 1"):
         chat(say("user", "Two?"), say("assistant", "Nineteen.", weight=weight))
 
 
@@ -206,7 +204,9 @@ def test_arguments_as_text_are_given_as_the_object_that_they_are():
     as_text = {"function": {"name": "weather", "arguments": json.dumps({"at": "Graz"})}}
     record = chat(say("user", "Rain?"), say("assistant", None, tool_calls=[as_text]))
     assert record.messages[1].extra["tool_calls"][0]["function"]["arguments"] == {"at": "Graz"}
-    with pytest.raises(Malformed, match=r"tool_calls\[0\]\.function\.arguments: got .*; need JSON"):
+    with pytest.raises(
+        MalformedRow, match=r"tool_calls\[0\]\.function\.arguments: got .*; need JSON"
+    ):
         chat(say("assistant", None, tool_calls=[{"function": {"name": "f", "arguments": "{"}}]))
 
 
@@ -222,20 +222,20 @@ def test_the_tools_of_a_row_are_given_to_the_template(tmp_path, as_text):
     assert report.unwritten == []
     report, row_texts = run_file(write_jsonl(tmp_path / "r.jsonl", row), CHATML)
     assert report.unwritten == ["tools"]
-    assert any("not written by the chat template: tools" in line for line in report.remarks())
+    assert any("not written by the chat template: tools" in line for line in report.note_lines())
 
 
 def run_file(path, template):
     """The report of a file of chats, and the text of each row."""
-    from rlhf_cli.data.reading.opening import open_training
     from rlhf_cli.data.records.reader import RecordReader
+    from rlhf_cli.data.sources.mixture import open_training_data
 
     cfg, report = DataConfig(path=str(path)), DataReport()
-    mixture = open_training(cfg, "sft", 0)
+    mixture = open_training_data(cfg, "sft", 0)
     reader = RecordReader(cfg, "sft", (ChatRecord,), report)
     tokenizer = tokenizer_of(template)
-    maker = RowMaker(tokenizer, cfg, report)
-    examples = list(maker.examples(reader.read(mixture.rows())))
+    record_tokenizer = RecordTokenizer(tokenizer, cfg, report)
+    examples = list(record_tokenizer.examples(reader.read(mixture.rows())))
     return report, [tokenizer.decode(source.row.tokens) for [source] in examples]
 
 
@@ -257,7 +257,7 @@ def test_parts_are_joined_for_a_template_of_text_and_other_kinds_are_refused():
     parts = [{"type": "text", "text": "Name "}, {"type": "text", "text": "a tea."}]
     record = chat(say("user", parts), say("assistant", "Sencha."))
     assert "Name a tea." in texts(record, CHATML)[1]
-    with pytest.raises(Malformed, match="need a part of type text"):
+    with pytest.raises(MalformedRow, match="need a part of type text"):
         chat(say("user", [{"type": "image", "url": "x"}]), say("assistant", "Sencha."))
 
 
@@ -340,7 +340,7 @@ def test_a_user_who_quotes_a_special_token_closes_no_turn():
     assert ends == 2  # one a turn, written by the template
     asked = PromptEncoder(tokenizer, as_message=True).encode(quoted)
     assert row.tokens[: len(asked)].tolist() == asked
-    assert tokenizer.decode(row.tokens[row.trained]) == "It ends: <|im_end|>. So.<|im_end|>"
+    assert tokenizer.decode(row.tokens[row.loss_mask]) == "It ends: <|im_end|>. So.<|im_end|>"
 
 
 def test_a_response_that_brings_its_end_token_has_it_once():
@@ -349,7 +349,7 @@ def test_a_response_that_brings_its_end_token_has_it_once():
     [one], _ = made(with_end, CHATML)
     [other], _ = made(without, CHATML)
     assert one.tokens.tolist() == other.tokens.tolist()
-    assert one.trained.tolist() == other.trained.tolist()
+    assert one.loss_mask.tolist() == other.loss_mask.tolist()
 
 
 def test_an_added_token_that_is_not_special_is_an_answer():
@@ -358,7 +358,7 @@ def test_an_added_token_that_is_not_special_is_an_answer():
     tokenizer = tokenizer_of(CHATML)
     tokenizer.add_tokens([AddedToken("<safe>", special=False, normalized=False)])
     [row], _ = made(chat(say("user", "Two?"), say("assistant", "<safe>")), CHATML)
-    assert tokenizer.convert_ids_to_tokens(row.tokens[row.trained]) == ["<safe>", "<|im_end|>"]
+    assert tokenizer.convert_ids_to_tokens(row.tokens[row.loss_mask]) == ["<safe>", "<|im_end|>"]
     # a template without an end of turn: the answer's own token is none
     open_end = CHATML.replace("<|im_end|>", "")
     [row], _ = made(chat(say("user", "Two?"), say("assistant", "<safe>")), open_end)
@@ -379,22 +379,22 @@ def test_a_template_without_an_end_of_turn_has_none():
 
 
 def test_prompts_that_the_template_refuses_are_counted_by_file_and_line(tmp_path, capsys):
-    from rlhf_cli.data.prompts import encode_all
+    from rlhf_cli.data.prompts import encode_every_prompt
     from rlhf_cli.errors import DataError
 
     good = [{"role": "user", "content": "Rain?"}]
     bad = [*good, {"role": "tool", "content": "At nine."}]
     file = write_jsonl(tmp_path / "p.jsonl", {"prompt": good}, {"prompt": bad}, {"prompt": good})
     encoder = PromptEncoder(tokenizer_of(KNOWN_ROLES), as_message=True)
-    kept, tokens = encode_all(load_prompts(str(file)), encoder)
+    kept, tokens = encode_every_prompt(load_prompts(str(file)), encoder)
     assert len(kept) == len(tokens) == 2
-    assert kept.places == ["p.jsonl:1", "p.jsonl:3"]
+    assert kept.locations == ["p.jsonl:1", "p.jsonl:3"]
     assert "refused: 1 row, the chat template leaves out the tool's message" in (
         capsys.readouterr().err
     )
     only = load_prompts(str(write_jsonl(tmp_path / "q.jsonl", {"prompt": bad})))
     with pytest.raises(DataError, match=r"the first is q\.jsonl:1"):
-        encode_all(only, encoder)
+        encode_every_prompt(only, encoder)
 
 
 def test_messages_come_out_as_they_came_in():
@@ -402,17 +402,17 @@ def test_messages_come_out_as_they_came_in():
         {"role": "user", "content": "Rain?", "tools": [TOOL]},
         {"role": "assistant", "content": "Hm.", "tool_calls": [CALL], "weight": 0},
     ]
-    read = messages("messages", raw)
+    read = parse_messages("messages", raw)
     assert [message.to_dict() for message in read] == raw
     assert is_chat(ChatRecord(read))
 
 
 def test_the_mark_that_breaks_tokens_is_no_text():
-    with pytest.raises(Malformed, match=r"got U\+FDD0, which is no character of Unicode"):
+    with pytest.raises(MalformedRow, match=r"got U\+FDD0, which is no character of Unicode"):
         chat(say("user", "a\ufdd0b"), say("assistant", "c"))
 
 
 def test_the_renderer_reads_a_template_once():
     renderer = ChatRenderer(tokenizer_of(CHATML))
-    pieces = renderer.prompt((Message("user", "Rain?"),))
-    assert "".join(piece.text for piece in pieces).endswith("<|im_start|>assistant\n")
+    segments = renderer.render_prompt((Message("user", "Rain?"),))
+    assert "".join(segment.text for segment in segments).endswith("<|im_start|>assistant\n")

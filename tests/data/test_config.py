@@ -4,8 +4,8 @@ import pytest
 
 from rlhf_cli.command_line.words import parse
 from rlhf_cli.config.resolve import resolve
-from rlhf_cli.data.config import Source
-from rlhf_cli.data.records.naming import Naming
+from rlhf_cli.data.config import SourceConfig
+from rlhf_cli.data.records.columns import ColumnMapping
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.stages.registry import COMMANDS
 
@@ -27,7 +27,7 @@ def test_a_list_of_files_and_sources(folder):
     a, b = str(folder / "a.jsonl"), str(folder / "b.csv")
     assert data("data=[a.jsonl,b.csv]").path == [a, b]
     found = data("data=[a.jsonl,{path: b.csv, weight: 2, columns: {text: review}}]").path
-    assert found == [a, Source(path=b, weight=2.0, columns={"text": "review"})]
+    assert found == [a, SourceConfig(path=b, weight=2.0, columns={"text": "review"})]
 
 
 def test_sources_of_a_recipe_are_relative_to_it(folder, monkeypatch):
@@ -37,14 +37,17 @@ def test_sources_of_a_recipe_are_relative_to_it(folder, monkeypatch):
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     found = data("config=../r.yaml")
-    assert found.path == [str(folder / "a.jsonl"), Source(path=str(folder / "b.csv"), weight=0.5)]
+    assert found.path == [
+        str(folder / "a.jsonl"),
+        SourceConfig(path=str(folder / "b.csv"), weight=0.5),
+    ]
     assert found.eval == 0.05
 
 
 def test_a_text_of_columns_as_the_page_types_it():
     typed = r'data.columns.prompt="Question: {question}\n\nAnswer:"'
     columns = data("data=a.jsonl", typed, 'data.columns.completion=" {answer}"').columns
-    row = Naming(columns).rename({"question": "q", "answer": "a"})
+    row = ColumnMapping(columns).rename({"question": "q", "answer": "a"})
     assert (row["prompt"], row["completion"]) == ("Question: q\n\nAnswer:", " a")
 
 

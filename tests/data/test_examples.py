@@ -1,212 +1,89 @@
-"""The one door: from a path to examples, with the cache in between."""
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlhf_cli.data import cache
-from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import ARRAYS, load_eval_examples, load_examples
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.examples import (
+    Examples,
+    add_mismatched_responses,
+    count_classes,
+    unpair_examples,
+)
+from rlhf_cli.data.loader import collate
 from rlhf_cli.errors import DataError
-from rlhf_cli.resources import cache_folder
-from tests.data.toy import CHATML, EOS, A, B, C, D, E, toy_tokenizer, turns, write_jsonl
-
-SFT = (PromptCompletionRecord, ChatRecord)
 
 
-@pytest.fixture(autouse=True)
-def _empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def rows(tmp_path):
-    """Three rows, one of them without a response."""
-    return write_jsonl(
-        tmp_path / "r.jsonl",
-        {"prompt": "a", "completion": "b", "id": 1},
-        {"prompt": "a", "completion": "", "id": 2},
-        {"prompt": "cd", "completion": "e", "id": 3},
+def examples_of(*examples, scores):
+    """Each example a list of rows; a row is (prompt ids, response ids)."""
+    rows = [row for example in examples for row in example]
+    tokens = [token for prompt, response in rows for token in prompt + response]
+    trained = [flag for p, r in rows for flag in [False] * len(p) + [True] * len(r)]
+    return Examples(
+        np.array(tokens, np.int32),
+        np.array(trained),
+        np.cumsum([0, *(len(p) + len(r) for p, r in rows)]),
+        np.cumsum([0, *map(len, examples)]),
+        ("a.jsonl",),
+        np.array([[0, line] for line in range(1, len(examples) + 1)]),
+        {"score": np.array(scores, np.float32)},
     )
 
 
-def load(path, tokenizer=None, **settings):
-    return load_examples(
-        DataConfig(path=str(path), **settings), "sft", tokenizer or toy_tokenizer(), SFT
+PAIRS = examples_of(
+    [([1, 2], [3, 9]), ([1, 2], [4, 4, 9])],
+    [([5], [6, 9]), ([5], [7, 9])],
+    scores=[0.7, 0.0, 0.0, 0.0],
+)
+
+
+def test_pairs_are_taken_apart():
+    rows = unpair_examples(PAIRS)
+    assert len(rows) == 4
+    assert rows.columns["score"].tolist() == [1, 0, 1, 0]
+    assert [rows.location(i) for i in range(4)] == ["a.jsonl:1"] * 2 + ["a.jsonl:2"] * 2
+    assert collate(rows, [1]).tokens.tolist() == [1, 2, 4, 4, 9]
+    assert count_classes(rows) == (2, 2)
+
+
+def test_each_prompt_gets_the_next_response():
+    single = examples_of([([1, 2], [3, 9])], [([5], [6, 6, 6, 9])], scores=[1, 0])
+    both = add_mismatched_responses(single, max_length=5)
+    rows = collate(both, [0, 1])
+    assert rows.lengths.tolist() == [4, 5, 5, 3]
+    assert rows.tokens.tolist() == [1, 2, 3, 9, 1, 2, 6, 6, 6, 5, 6, 6, 6, 9, 5, 3, 9]
+    assert rows.columns["score"].tolist() == [1, 1, 0, 0]
+    assert rows.example_of_row.tolist() == [0, 0, 1, 1]
+    assert rows.targets.tolist() == [3, 9, 6, 6, 6, 6, 6, 6, 9, 3, 9]
+
+
+def test_a_pair_that_was_taken_apart_gets_responses_to_other_prompts():
+    both = add_mismatched_responses(unpair_examples(PAIRS), max_length=9)
+    second = [collate(both, [i]).tokens[collate(both, [i]).lengths[0] :].tolist() for i in range(4)]
+    assert second == [[1, 2, 6, 9], [1, 2, 7, 9], [5, 3, 9], [5, 4, 4, 9]]
+
+
+def test_with_one_prompt_for_all_rows_the_next_response_is_taken():
+    same = examples_of(*([([1], [answer])] for answer in (2, 3, 4)), scores=[1, 0, 1])
+    rows = collate(add_mismatched_responses(same, 9), [0, 1, 2])
+    assert rows.targets.tolist() == [2, 3, 3, 4, 4, 2]
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(3, 6))
+def test_every_response_is_given_away_once_within_the_length(prompts, max_length):
+    single = examples_of(
+        *([([p + 1] * 2, [10 + i, 99, 99])] for i, p in enumerate(prompts)),
+        scores=[0] * len(prompts),
     )
+    both = add_mismatched_responses(single, max_length)
+    assert np.diff(both.row_starts).max() <= max_length
+    rows = collate(both, range(len(prompts)))
+    given_away = [int(t) for t in rows.targets if t < 99]
+    own, others = given_away[::2], given_away[1::2]
+    assert own == sorted(others) == [10 + i for i in range(len(prompts))]
+    assert not set(zip(own, others, strict=True)) & {(i, i) for i in own}
 
 
-def same(left, right):
-    return all(np.array_equal(getattr(left, name), getattr(right, name)) for name in ARRAYS)
-
-
-def test_examples_are_flat_and_know_their_lines(rows):
-    examples, _ = load(rows)
-    assert examples.tokens.tolist() == [A, B, EOS, C, D, E, EOS]
-    assert examples.trained.tolist() == [False, True, True, False, False, True, True]
-    assert examples.row_starts.tolist() == [0, 3, 7]
-    assert examples.example_starts.tolist() == [0, 1, 2]
-    assert [examples.where(i) for i in range(len(examples))] == ["r.jsonl:1", "r.jsonl:3"]
-    assert [getattr(examples, name).dtype for name in ARRAYS] == [
-        *(np.int32, np.bool_, np.int64, np.int64, np.int64)
-    ]
-
-
-def test_the_report_counts_what_was_read_kept_and_refused(rows):
-    _, report = load(rows)
-    assert report.lines() == [
-        "r.jsonl: 2 of 3 rows (prompt_completion), 2 examples, 7 tokens, 4 trained; "
-        "row length 4 median, 4 p90, 4 p99, 4 longest",
-        "  refused: 1 row, empty response; the first is r.jsonl:2",
-        "  columns not read: id",
-    ]
-    assert DataReport.from_dict(report.to_dict()) == report
-
-
-def test_rows_of_several_files_know_their_file(tmp_path):
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    write_jsonl(folder / "b.jsonl", {"prompt": "c", "completion": "d"})
-    write_jsonl(folder / "a.jsonl", {"prompt": "a", "completion": "b"})
-    (folder / "notes.md").touch()
-    examples, report = load(folder)
-    assert [examples.where(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
-    assert report.lines()[-1] == "  files not read: notes.md"
-
-
-def test_packing_puts_several_rows_into_an_example(rows):
-    examples, report = load(rows, packing=True, max_length=7)
-    assert examples.example_starts.tolist() == [0, 2]
-    assert (report.kept, report.examples) == (2, 1)
-
-
-def test_no_row_left_is_an_error_that_says_why(tmp_path):
-    path = write_jsonl(tmp_path / "r.jsonl", {"prompt": "a", "completion": ""}, "{")
-    with pytest.raises(DataError) as error:
-        load(path, max_bad_rows=1)
-    assert str(error.value).splitlines() == [
-        "r.jsonl: none of 2 rows can be trained on",
-        "  malformed: 1 row; the first is r.jsonl:2: broken JSON: Expecting property name enclosed "
-        "in double quotes at column 2",
-        "  refused: 1 row, empty response; the first is r.jsonl:1",
-    ]
-
-
-def test_the_second_time_the_tokens_come_from_the_cache(rows, capsys, monkeypatch):
-    examples, report = load(rows)
-    assert "r.jsonl: tokenized in " in capsys.readouterr().err
-    monkeypatch.setattr("rlhf_cli.data.examples._build", None)
-    again, report_again = load(rows)
-    assert "r.jsonl: tokens from the cache" in capsys.readouterr().err
-    assert isinstance(again.tokens, np.memmap)
-    assert same(again, examples)
-    assert (again.files, report_again) == (examples.files, report)
-
-
-def chat_without_line_end():
-    return toy_tokenizer(CHATML.replace("\n", ""))
-
-
-def two_end_tokens():
-    return toy_tokenizer(eos_token="<turn>")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"max_length": 7},
-        {"train_on": "all"},
-        {"packing": True},
-        {"truncation": "refuse"},
-        {"tokenizer": chat_without_line_end()},
-        {"tokenizer": two_end_tokens()},
-        {"tokenizer": toy_tokenizer(adds_bos=True)},
-    ],
-)
-def test_what_changes_the_tokens_misses_the_cache(rows, capsys, change):
-    load(rows)
-    capsys.readouterr()
-    load(rows, **change)
-    assert "tokenized in" in capsys.readouterr().err
-
-
-def test_changed_content_misses_the_cache(rows, capsys):
-    load(rows)
-    rows.write_text(rows.read_text().replace('"e"', '"d"'))
-    examples, _ = load(rows)
-    assert capsys.readouterr().err.count("tokenized in") == 2
-    assert examples.tokens.tolist()[-2:] == [D, EOS]
-
-
-def test_what_does_not_change_the_tokens_does_not_miss_the_cache(rows, capsys):
-    load(rows)
-    load(rows, shuffle=False, eval="none")
-    assert capsys.readouterr().err.count("tokenized in") == 1
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "removed", "no report"])
-def test_a_damaged_entry_is_made_anew(rows, capsys, damage):
-    examples, _ = load(rows)
-    (tokens,) = cache_folder().rglob("tokens.npy")
-    content = tokens.read_bytes()
-    match damage:
-        case "cut":
-            tokens.write_bytes(content[:-4])
-        case "flipped":
-            tokens.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        case "removed":
-            tokens.unlink()
-        case "no report":
-            (tokens.parent / cache.ENTRY).write_text("{}")
-    again, _ = load(rows)
-    assert "is damaged" in capsys.readouterr().err
-    assert same(again, examples)
-    load(rows)
-    assert "tokens from the cache" in capsys.readouterr().err
-
-
-def test_a_cache_that_cannot_be_written_does_not_stop_the_run(rows, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "file"))
-    examples, _ = load(rows)
-    assert len(examples) == 2
-    assert "cache: not written to" in capsys.readouterr().err
-
-
-def test_nothing_is_left_beside_the_entry(rows):
-    load(rows)
-    assert len(list((cache_folder() / "tokens").iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("path", "held_out", "files"),
-    [
-        ("tiny", "auto", ("sft_test.jsonl",)),
-        ("tiny", "none", None),
-        ("FILE", "auto", None),
-        ("FILE", "tiny", ("sft_test.jsonl",)),
-        ("tiny", "FILE", ("r.jsonl",)),
-    ],
-)
-def test_held_out_rows(rows, path, held_out, files):
-    named = [name.replace("FILE", str(rows)) for name in (path, held_out)]
-    cfg = DataConfig(path=named[0], eval=named[1])
-    found = load_eval_examples(cfg, "sft", toy_tokenizer(), SFT)
-    assert (found and found[0].files) == files
-
-
-def test_a_txt_file_is_cut_and_packed(tmp_path):
-    path = tmp_path / "d.txt"
-    path.write_text("abcd")
-    cfg = DataConfig(path=str(path), packing=True, max_length=4, train_on="all")
-    examples, report = load_examples(cfg, "pretrain", toy_tokenizer(bos_token=None), (TextRecord,))
-    assert examples.tokens.tolist() == [EOS, A, B, C, C, D, EOS]
-    assert examples.tokens[examples.trained].tolist() == [A, B, C, D, EOS]
-    assert (report.kind, report.kept, report.examples) == ("text", 1, 2)
-
-
-def test_chats_are_loaded(tmp_path):
-    path = write_jsonl(tmp_path / "r.jsonl", {"messages": turns("a", "b")})
-    _, report = load(path)
-    assert (report.kind, report.trained_tokens) == ("chat", 2)
+def test_one_row_is_refused():
+    one = examples_of([([1], [2])], scores=[1])
+    with pytest.raises(DataError, match="only row"):
+        add_mismatched_responses(one, 9)

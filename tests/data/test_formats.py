@@ -7,12 +7,10 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.reading.files import data_files, read_rows
-from rlhf_cli.data.reading.formats import READERS
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import LabelledRecord, PromptCompletionRecord, ScoredRecord
-from rlhf_cli.data.records.row_errors import Malformed
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.records.types import LabelledRecord, PromptCompletionRecord, ScoredRecord
+from rlhf_cli.data.report import DataReport, MalformedRow
+from rlhf_cli.data.sources.files import READERS, find_data_files, read_rows
 from rlhf_cli.errors import DataError
 
 ROWS = [
@@ -50,12 +48,12 @@ def write(path, rows):
 
 
 def read(path):
-    return [(row.line, row.found) for row in read_rows(data_files(path).read)]
+    return [(row.line, row.parsed) for row in read_rows(find_data_files(path).files)]
 
 
 def broken(path):
     """`line: what` of the rows that cannot be read."""
-    return [f"{line}: {found}" for line, found in read(path) if isinstance(found, Malformed)]
+    return [f"{line}: {found}" for line, found in read(path) if isinstance(found, MalformedRow)]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,7 @@ def test_a_damaged_file_is_an_error(tmp_path, name):
 
 
 def test_parquet_rows_are_counted_over_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf_cli.data.reading.formats.BATCH_ROWS", 2)
+    monkeypatch.setattr("rlhf_cli.data.sources.files.BATCH_ROWS", 2)
     path = write(tmp_path / "a.parquet", [{"text": str(i)} for i in range(5)])
     assert read(path) == [(i + 1, {"text": str(i)}) for i in range(5)]
 

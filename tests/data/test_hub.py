@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.config import Source as NamedSource
-from rlhf_cli.data.reading.opening import open_sources
+from rlhf_cli.data.config import SourceConfig as NamedSource
+from rlhf_cli.data.sources.mixture import open_sources
 from rlhf_cli.errors import DataError
 from rlhf_cli.runs import hub as commits
 from tests.data.toy import write_jsonl
@@ -41,14 +41,14 @@ def hub(tmp_path):
 def texts(path, side="train", **settings):
     cfg = DataConfig(path=path, **settings)
     [source] = open_sources(cfg, cfg.path, "pretrain", side)
-    return [row.found["text"] for row in source.rows()], source
+    return [row.parsed["text"] for row in source.rows()], source
 
 
 def test_a_folder_whose_card_lists_configurations(hub):
     found, source = texts(hub)
     assert found == [f"train {i}" for i in range(10)]
     assert source.names == (f"{hub}[train]",)
-    assert [row.where for row in source.rows()][1] == f"{hub}[train]:2"
+    assert [row.location for row in source.rows()][1] == f"{hub}[train]:2"
 
 
 def test_held_out_rows_are_the_test_split(hub):
@@ -151,7 +151,8 @@ def test_a_run_that_goes_on_reads_the_rows_it_began_with(on_hub):
 def test_rows_of_another_commit_than_the_one_asked_for_are_refused(on_hub):
     _, load = on_hub
     load.has = SECOND  # as offline, where `datasets` takes what it has
-    with pytest.raises(DataError, match=f"need the rows of commit {FIRST}, and offline there are"):
+    advice = rf"need the rows of commit {FIRST}, .* data\.revision={SECOND}$"
+    with pytest.raises(DataError, match=advice):
         texts("org/set", revision="v1")
 
 

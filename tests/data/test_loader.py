@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import flatten
-from rlhf_cli.data.loader import ExampleSource, collate, eval_batches, micro_batches
-from rlhf_cli.data.tokens.packing import SourceRow
-from rlhf_cli.data.tokens.tokenize import TokenRow
+from rlhf_cli.data.loader import ExampleLoader, collate, eval_batches, micro_batches
+from rlhf_cli.data.tokens.encode import TokenRow
+from rlhf_cli.data.tokens.packing import ExampleRow
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import CheckpointError, DataError
 from rlhf_cli.train.config import TrainConfig
@@ -21,7 +21,7 @@ def examples_of(*examples, trained_from=1):
 
     def source(tokens, line):
         trained = np.arange(len(tokens)) >= trained_from
-        return SourceRow(TokenRow(np.array(tokens, np.int32), trained), "r.jsonl", line)
+        return ExampleRow(TokenRow(np.array(tokens, np.int32), trained), "r.jsonl", line)
 
     made = ([source(row, line) for row in rows] for line, rows in enumerate(examples, start=1))
     return flatten(made, ("r.jsonl",))
@@ -35,7 +35,7 @@ def source(count=7, *, seed=3, shuffle=True, **train):
     train = {"batch_size": 3, **train}
     data = DataConfig(shuffle=shuffle)
     examples = of_lengths(*[2] * count)
-    return ExampleSource(examples, data, TrainConfig(**train), seed, micro_batch_tokens=100)
+    return ExampleLoader(examples, data, TrainConfig(**train), seed, micro_batch_tokens=100)
 
 
 def drawn(steps):
@@ -51,7 +51,7 @@ def test_collate_puts_rows_one_after_another():
     assert rows.scored.tolist() == [0, 2, 3, 5, 6]
     assert rows.targets.tolist() == [5, 7, 8, 2, 3]
     assert rows.example_of_row.tolist() == [1, 1, 0]
-    assert examples.where(1) == "r.jsonl:2"
+    assert examples.location(1) == "r.jsonl:2"
 
 
 def test_the_position_before_a_trained_token_is_scored():
@@ -127,7 +127,7 @@ def test_a_resumed_run_needs_the_data_and_batch_size_of_its_checkpoint():
 
 def test_no_example_is_an_error():
     with pytest.raises(DataError, match="no examples to train on"):
-        ExampleSource(flatten([], ()), DataConfig(), TrainConfig(), 0, 10)
+        ExampleLoader(flatten([], ()), DataConfig(), TrainConfig(), 0, 10)
 
 
 @given(
@@ -141,7 +141,7 @@ def test_ranks_deal_out_the_step_of_one_process(lengths, size, batch_size):
     def steps(ranks):
         train = TrainConfig(batch_size=batch_size)
         examples = of_lengths(*lengths)
-        return list(ExampleSource(examples, DataConfig(), train, 3, 40, ranks))
+        return list(ExampleLoader(examples, DataConfig(), train, 3, 40, ranks))
 
     whole = drawn(steps(Ranks()))
     dealt = [steps(Ranks(rank, size)) for rank in range(size)]

@@ -3,12 +3,12 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.data.records import fields
-from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.reader import RecordWithSource
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.data.tokens.rows import RowMaker
+from rlhf_cli.data.tokens.record_tokenizer import RecordTokenizer
 from rlhf_cli.errors import ModelError
 from tests.data.toy import (
     ASSISTANT,
@@ -29,13 +29,13 @@ from tests.data.toy import turns as raw_turns
 
 
 def turns(*said):
-    return fields.messages("messages", raw_turns(*said))
+    return fields.parse_messages("messages", raw_turns(*said))
 
 
 def made(record, tokenizer=None, **settings):
     report = DataReport()
-    maker = RowMaker(tokenizer or toy_tokenizer(), DataConfig(**settings), report)
-    examples = list(maker.examples(iter([Located(record, "r.jsonl", 1)])))
+    record_tokenizer = RecordTokenizer(tokenizer or toy_tokenizer(), DataConfig(**settings), report)
+    examples = list(record_tokenizer.examples(iter([RecordWithSource(record, "r.jsonl", 1)])))
     return [source.row for example in examples for source in example], report
 
 
@@ -44,7 +44,7 @@ def row(record, tokenizer=None, **settings):
     rows, report = made(record, tokenizer, **settings)
     assert report.refused == {}
     assert len(rows) == 1
-    return rows[0].tokens.tolist(), rows[0].trained.nonzero()[0].tolist()
+    return rows[0].tokens.tolist(), rows[0].loss_mask.nonzero()[0].tolist()
 
 
 def refusal(record, tokenizer=None, **settings):
@@ -90,7 +90,7 @@ def test_of_a_text_with_several_turns_the_assistants_are_trained():
 
 def test_a_mark_in_text_that_is_no_transcript_is_trained():
     rows, _ = made(PromptCompletionRecord("a", "b\n\nHuman:c"))
-    assert rows[0].trained.tolist() == [False] + [True] * (len(rows[0].tokens) - 1)
+    assert rows[0].loss_mask.tolist() == [False] + [True] * (len(rows[0].tokens) - 1)
 
 
 def test_an_end_token_in_the_text_is_not_doubled():
@@ -194,7 +194,7 @@ def test_of_a_template_that_rewrites_earlier_turns_the_last_is_trained_and_the_r
     tokenizer = toy_tokenizer(template)
     for train_on, noted in (("last_turn", 0), ("response", 1)):
         [found], report = made(CHAT, tokenizer, train_on=train_on)
-        assert found.tokens[found.trained].tolist() == [E, E, TURN]
+        assert found.tokens[found.loss_mask].tolist() == [E, E, TURN]
         assert len(report.notes) == noted
     [note] = report.notes
     assert note == (
@@ -264,7 +264,7 @@ LONG = PromptCompletionRecord("abc", "dddd")  # 8 tokens with the end
 )
 def test_truncation(policy, max_length, bos, ids, trained, cut):
     rows, report = made(LONG, toy_tokenizer(adds_bos=bos), max_length=max_length, truncation=policy)
-    assert (rows[0].tokens.tolist(), rows[0].trained.nonzero()[0].tolist()) == (ids, trained)
+    assert (rows[0].tokens.tolist(), rows[0].loss_mask.nonzero()[0].tolist()) == (ids, trained)
     assert {end: (cuts.rows, cuts.tokens) for end, cuts in report.cut.items()} == {
         end: (1, tokens) for end, tokens in cut.items()
     }

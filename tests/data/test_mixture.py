@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from rlhf_cli.data.config import DataConfig, Source
-from rlhf_cli.data.examples import load_eval_examples, load_examples
-from rlhf_cli.data.reading.mixture import held_out_rows, training_rows
-from rlhf_cli.data.reading.opening import open_sources
-from rlhf_cli.data.reading.splits import parse_split
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.config import DataConfig, SourceConfig
+from rlhf_cli.data.dataset import load_eval_examples, load_examples
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.sources.base import parse_split
+from rlhf_cli.data.sources.mixture import mix_training_rows, open_sources, select_held_out_rows
 from rlhf_cli.errors import ConfigError, DataError
 from tests.data.toy import LETTERS, toy_tokenizer, turns, write_jsonl
 
@@ -33,7 +32,8 @@ def opened(path, **settings):
 
 def drawn(path, held_out=0, seed=0, **settings):
     return [
-        row.found["text"] for row in training_rows(opened(path, **settings), held_out, seed).rows()
+        row.parsed["text"]
+        for row in mix_training_rows(opened(path, **settings), held_out, seed).rows()
     ]
 
 
@@ -71,11 +71,11 @@ def test_several_sources_follow_one_another(letters, digits):
 
 
 def test_a_whole_weight_draws_every_row_so_often(digits):
-    assert drawn([Source(path=digits, weight=3)]) == list("0123456789") * 3
+    assert drawn([SourceConfig(path=digits, weight=3)]) == list("0123456789") * 3
 
 
 def test_a_half_weight_draws_half_of_the_rows_by_seed(letters):
-    half = [Source(path=letters, weight=0.5)]
+    half = [SourceConfig(path=letters, weight=0.5)]
     first = drawn(half)
     assert (len(first), len(set(first))) == (10, 10)
     assert first == sorted(first) == drawn(half)
@@ -83,20 +83,23 @@ def test_a_half_weight_draws_half_of_the_rows_by_seed(letters):
 
 
 def test_a_weight_of_two_and_a_half(letters):
-    rows = drawn([Source(path=letters, weight=2.5)])
+    rows = drawn([SourceConfig(path=letters, weight=2.5)])
     assert sorted({rows.count(c) for c in LETTERS[:20]}) == [2, 3]
     assert len(rows) == 50
 
 
 def test_weights_that_draw_nothing_are_an_error(letters):
     with pytest.raises(DataError, match=r"^data\.path: no row is drawn; the weights are too small"):
-        drawn([Source(path=letters, weight=0.01)])
+        drawn([SourceConfig(path=letters, weight=0.01)])
 
 
 @pytest.mark.parametrize(("held_out", "rows"), [(0.1, 3), (0.001, 1), (7, 7)])
 def test_held_out_rows_and_training_rows_are_all_rows_once(letters, digits, held_out, rows):
     kept = drawn([letters, digits], held_out)
-    out = [row.found["text"] for row in held_out_rows(opened([letters, digits]), held_out).rows()]
+    out = [
+        row.parsed["text"]
+        for row in select_held_out_rows(opened([letters, digits]), held_out).rows()
+    ]
     assert len(out) == rows
     assert sorted(kept + out) == sorted(LETTERS[:20] + "0123456789")
 
@@ -104,7 +107,7 @@ def test_held_out_rows_and_training_rows_are_all_rows_once(letters, digits, held
 def test_held_out_rows_do_not_depend_on_seed_or_weight(letters):
     kept = drawn(letters, 0.25)
     assert drawn(letters, 0.25, seed=9) == kept
-    assert set(drawn([Source(path=letters, weight=2)], 0.25)) == set(kept)
+    assert set(drawn([SourceConfig(path=letters, weight=2)], 0.25)) == set(kept)
 
 
 @pytest.mark.parametrize("held_out", [20, 500, 0.99])
@@ -146,7 +149,7 @@ def test_copies_are_trained_but_counted_once(tmp_path):
         {"prompt": "a", "completion": ""},
         "{",
     )
-    cfg = DataConfig(path=[Source(path=str(path), weight=2)], max_bad_rows=1)
+    cfg = DataConfig(path=[SourceConfig(path=str(path), weight=2)], max_bad_rows=1)
     examples, report = load_examples(cfg, "sft", toy_tokenizer(), SFT)
     assert len(examples) == 2
     assert (report.rows, report.kept, report.malformed) == (3, 1, 1)
@@ -156,19 +159,19 @@ def test_copies_are_trained_but_counted_once(tmp_path):
 def test_each_source_has_its_own_columns_format_and_kind(tmp_path):
     one = write_jsonl(tmp_path / "a.jsonl", {"q": "a", "r": "b"})
     two = write_jsonl(tmp_path / "b.jsonl", {"messages": turns("c", "d")})
-    sources = [Source(path=str(one), columns={"prompt": "q", "completion": "r"}), str(two)]
+    sources = [SourceConfig(path=str(one), columns={"prompt": "q", "completion": "r"}), str(two)]
     examples, report = load_examples(DataConfig(path=sources), "sft", toy_tokenizer(), SFT)
     assert (len(examples), report.kind) == (2, "prompt_completion, chat")
-    assert [examples.where(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
+    assert [examples.location(i) for i in (0, 1)] == ["a.jsonl:1", "b.jsonl:1"]
 
 
-def test_files_of_the_same_name_are_told_apart(tmp_path):
+def test_files_of_the_same_name_are_distinguished(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_jsonl(tmp_path / name / "r.jsonl", {"prompt": "a", "completion": "b"})
     cfg = DataConfig(path=[str(tmp_path / "one" / "r.jsonl"), str(tmp_path / "two")])
     examples, _ = load_examples(cfg, "sft", toy_tokenizer(), SFT)
-    assert [examples.where(i) for i in (0, 1)] == [
+    assert [examples.location(i) for i in (0, 1)] == [
         f"{tmp_path}/one/r.jsonl:1",
         f"{tmp_path}/two/r.jsonl:1",
     ]
@@ -177,7 +180,7 @@ def test_files_of_the_same_name_are_told_apart(tmp_path):
 def test_a_source_that_is_read_otherwise_misses_the_cache(tmp_path, capsys):
     path = str(write_jsonl(tmp_path / "r.jsonl", {"prompt": "a", "completion": "b", "other": "c"}))
     for completion in ("completion", "other", "other"):
-        source = Source(path=path, columns={"completion": completion})
+        source = SourceConfig(path=path, columns={"completion": completion})
         load_examples(DataConfig(path=[source]), "sft", toy_tokenizer(), SFT)
     assert capsys.readouterr().err.count("tokenized in") == 2
 

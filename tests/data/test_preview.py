@@ -3,15 +3,15 @@ import pytest
 
 from rlhf_cli.data.examples import flatten
 from rlhf_cli.data.preview import preview, shorten, show_first_example
-from rlhf_cli.data.tokens.packing import SourceRow
-from rlhf_cli.data.tokens.tokenize import TokenRow
+from rlhf_cli.data.tokens.encode import TokenRow
+from rlhf_cli.data.tokens.packing import ExampleRow
 from tests.data.toy import EOS, A, B, C, toy_tokenizer
 
 
 def examples():
     tokens = np.array([A, B, C, EOS], np.int32)
     row = TokenRow(tokens, np.array([False, False, True, True]))
-    return flatten([[SourceRow(row, "r.jsonl", 4)], [SourceRow(row, "r.jsonl", 5)]], ("r.jsonl",))
+    return flatten([[ExampleRow(row, "r.jsonl", 4)], [ExampleRow(row, "r.jsonl", 5)]], ("r.jsonl",))
 
 
 def test_trained_tokens_are_in_marks_where_there_is_no_colour(capsys):
@@ -20,9 +20,9 @@ def test_trained_tokens_are_in_marks_where_there_is_no_colour(capsys):
     assert lines == ["first row (r.jsonl:4), trained tokens marked:", "a b[[c <eos>]]"]
 
 
-def judged(*scores):
+def preference_examples(*scores):
     tokens, trained = np.array([A, B, EOS], np.int32), np.array([False, True, True])
-    rows = [SourceRow(TokenRow(tokens, trained), "r.jsonl", 4, score) for score in scores]
+    rows = [ExampleRow(TokenRow(tokens, trained), "r.jsonl", 4, score) for score in scores]
     return flatten([rows], ("r.jsonl",))
 
 
@@ -38,8 +38,8 @@ def judged(*scores):
         ((1.0, 1.0), "", ["row 1 of 2, score 1", "row 2 of 2, score 1"]),
     ],
 )
-def test_every_row_of_a_judged_example_is_shown_under_its_name(capsys, scores, kind, names):
-    show_first_example(judged(*scores), toy_tokenizer(), kind)
+def test_every_row_of_a_preference_example_is_shown_under_its_name(capsys, scores, kind, names):
+    show_first_example(preference_examples(*scores), toy_tokenizer(), kind)
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "first example (r.jsonl:4), trained tokens marked:"
     assert lines[::2] == [f"- {name}:" for name in names]
@@ -52,8 +52,8 @@ def test_trained_tokens_are_green_on_a_terminal():
 
 
 def test_long_text_loses_its_middle():
-    assert shorten("abcdefghij", most=4) == "ab ... ij"
-    assert shorten("abcd", most=4) == "abcd"
+    assert shorten("abcdefghij", max_characters=4) == "ab ... ij"
+    assert shorten("abcd", max_characters=4) == "abcd"
 
 
 def test_text_cannot_control_the_terminal():
@@ -63,7 +63,7 @@ def test_text_cannot_control_the_terminal():
 def test_long_texts_are_whole_where_that_is_asked_for(capsys):
     tokens = np.array([A] * 600 + [B, EOS], np.int32)
     row = TokenRow(tokens, np.arange(602) >= 600)
-    long = flatten([[SourceRow(row, "r.jsonl", 4)]], ("r.jsonl",))
+    long = flatten([[ExampleRow(row, "r.jsonl", 4)]], ("r.jsonl",))
     for full in (True, False):
         show_first_example(long, toy_tokenizer(), full=full)
         assert (capsys.readouterr().err.count("a ") > 590) == full

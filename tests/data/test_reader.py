@@ -1,10 +1,10 @@
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.reading.files import data_files, read_rows
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.files import find_data_files, read_rows
 from rlhf_cli.errors import ConfigError, DataError
 from tests.data.toy import turns, write_jsonl
 
@@ -15,13 +15,13 @@ GOOD = {"prompt": "p", "completion": "c"}
 def read(path, *, stage="sft", allowed=SFT, **settings):
     report = DataReport(files=(path.name,))
     reader = RecordReader(DataConfig(**settings), stage, allowed, report)
-    return list(reader.read(read_rows(data_files(path).read))), report
+    return list(reader.read(read_rows(find_data_files(path).files))), report
 
 
 def test_records_know_where_they_stand_and_other_columns_are_named_once(tmp_path):
     path = write_jsonl(tmp_path / "r.jsonl", {**GOOD, "id": 1}, "", {**GOOD, "id": 2, "kind": "x"})
     found, report = read(path)
-    assert [(item.record, item.where) for item in found] == [
+    assert [(item.record, item.location) for item in found] == [
         (PromptCompletionRecord("p", "c"), "r.jsonl:1"),
         (PromptCompletionRecord("p", "c"), "r.jsonl:3"),
     ]

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.reading.files import data_files, read_rows
+from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.records.reader import RecordReader
-from rlhf_cli.data.records.record import KINDS, ChatRecord, PromptCompletionRecord, TextRecord
+from rlhf_cli.data.records.types import KINDS, ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.files import find_data_files, read_rows
 from tests.data.toy import byte_tokenizer, toy_tokenizer
 
 ANY = tuple(kind.record for kind in KINDS)
@@ -40,7 +40,7 @@ MATH = {"prompt": "question", "completion": "solution"}
 def test_every_row_is_read_or_refused_for_its_reason(real_data, name, kind, columns):
     report = DataReport()
     reader = RecordReader(DataConfig(columns=columns), "test", ANY, report)
-    found = list(reader.read(read_rows(data_files(real_data / name).read)))
+    found = list(reader.read(read_rows(find_data_files(real_data / name).files)))
     assert (report.kind, report.malformed) == (kind, 0)
     tied = [refusal.rows for refusal in report.refused.values()]  # rankings without an order
     assert len(found) + sum(tied) == report.rows
@@ -52,8 +52,8 @@ def test_transcripts_that_part_before_their_last_turn_join_to_what_they_were(rea
     report = DataReport()
     found = list(RecordReader(DataConfig(), "test", ANY, report).read(read_rows([file])))
     rows = [json.loads(line) for line in file.read_bytes().splitlines()]
-    for located, row in zip(found, rows, strict=True):
-        record = located.record
+    for read, row in zip(found, rows, strict=True):
+        record = read.record
         assert record.prompt.endswith("\n\nAssistant:")
         for name in ("chosen", "rejected"):
             response = getattr(record, name)
@@ -88,8 +88,8 @@ def test_raw_transcripts_are_split_at_the_last_turn_of_the_assistant(real_data):
     file = real_data / "preference_raw_transcripts.jsonl"
     found = RecordReader(DataConfig(), "test", ANY, DataReport()).read(read_rows([file]))
     lines = file.read_text(encoding="utf-8").splitlines()
-    for located, line in zip(found, lines, strict=True):
-        record, row = located.record, json.loads(line)
+    for read, line in zip(found, lines, strict=True):
+        record, row = read.record, json.loads(line)
         assert (record.prompt + record.chosen, record.prompt + record.rejected) == (
             row["chosen"],
             row["rejected"],
@@ -125,7 +125,7 @@ def test_a_corpus_loses_no_token(real_data):
     examples, report = load_examples(cfg, "pretrain", tokenizer, (TextRecord,))
     text = (real_data / "text_speeches.txt").read_text(encoding="utf-8")
     ids = [*tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id]
-    assert examples.tokens[examples.trained].tolist() == ids
+    assert examples.tokens[examples.loss_mask].tolist() == ids
     assert report.trained_tokens == len(ids)
 
 
@@ -137,4 +137,4 @@ def test_every_reply_of_a_chat_is_trained(real_data):
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     replies = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
     expected = [tokenizer(f"{reply}<turn>")["input_ids"] for reply in replies]
-    assert examples.tokens[examples.trained].tolist() == [i for ids in expected for i in ids]
+    assert examples.tokens[examples.loss_mask].tolist() == [i for ids in expected for i in ids]

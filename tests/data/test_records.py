@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.record import (
+from rlhf_cli.data.records.types import (
     KINDS,
     ChatRecord,
     LabelledRecord,
@@ -11,9 +11,9 @@ from rlhf_cli.data.records.record import (
     RankedRecord,
     ScoredRecord,
     TextRecord,
-    fitting,
+    match_kinds,
 )
-from rlhf_cli.data.records.row_errors import Malformed, Refused
+from rlhf_cli.data.report import MalformedRow, RefusedRow
 from tests.data.toy import turns
 
 READ = {kind.name: kind.parse for kind in KINDS}
@@ -168,7 +168,7 @@ def test_a_row_becomes_its_record(kind, columns, record):
     ],
 )
 def test_a_malformed_row_says_column_and_value(kind, columns, message):
-    with pytest.raises(Malformed) as error:
+    with pytest.raises(MalformedRow) as error:
         READ[kind](columns)
     assert str(error.value).startswith(message)
 
@@ -216,7 +216,7 @@ def test_a_malformed_row_says_column_and_value(kind, columns, message):
     ],
 )
 def test_a_row_with_nothing_to_learn_is_refused(kind, columns, reason):
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RefusedRow) as error:
         READ[kind](columns)
     assert str(error.value) == reason
 
@@ -246,7 +246,7 @@ def test_a_label_that_can_only_mean_one_thing_is_read(label, said):
     ],
 )
 def test_any_other_label_is_named(label, shown):
-    with pytest.raises(Malformed) as error:
+    with pytest.raises(MalformedRow) as error:
         READ["labelled"]({"prompt": "p", "completion": "c", "label": label})
     assert str(error.value) == f"label: got {shown}; need true or false, yes or no, 1 or 0"
 
@@ -264,7 +264,7 @@ def test_any_other_label_is_named(label, shown):
 )
 @pytest.mark.parametrize("kind", ["scored", "scored_text"])
 def test_a_score_is_a_finite_number(kind, score, message):
-    with pytest.raises(Malformed) as error:
+    with pytest.raises(MalformedRow) as error:
         READ[kind]({"prompt": "p", "completion": "c", "text": "t", "score": score})
     assert str(error.value) == message
 
@@ -289,4 +289,4 @@ def test_a_score_is_a_finite_number(kind, score, message):
     ],
 )
 def test_the_kind_is_found_from_the_columns(columns, kinds):
-    assert [kind.name for kind in fitting(set(columns.split()))] == kinds
+    assert [kind.name for kind in match_kinds(set(columns.split()))] == kinds

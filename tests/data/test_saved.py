@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.prompts import load_prompts
-from rlhf_cli.data.reading.opening import open_held_out, open_sources, open_training
+from rlhf_cli.data.sources.mixture import open_held_out_data, open_sources, open_training_data
 from rlhf_cli.errors import DataError
 from tests.data.toy import write_jsonl
 
@@ -31,13 +31,13 @@ def folder(tmp_path_factory):
 def texts(path, side="train", **settings):
     cfg = DataConfig(path=str(path), **settings)
     [source] = open_sources(cfg, cfg.path, "pretrain", side)
-    return [row.found["text"] for row in source.rows()], source
+    return [row.parsed["text"] for row in source.rows()], source
 
 
 def test_one_data_set_and_several_splits(folder):
     alone, source = texts(folder / "alone")
     assert alone == [f"train {i}" for i in range(10)]
-    assert [row.where for row in source.rows()][1] == "alone:2"
+    assert [row.location for row in source.rows()][1] == "alone:2"
     found, source = texts(folder / "splits")
     assert (found, source.names) == (alone, ("splits/train",))
     assert texts(folder / "splits" / "train")[0] == alone
@@ -50,22 +50,24 @@ def test_splits_and_slices(folder):
     found, source = texts(folder / "alone", split="[80%:]")
     assert found == ["train 8", "train 9"]
     assert [row.line for row in source.rows()] == [9, 10]
-    contents = {texts(folder / "alone", split=split)[1].content for split in ("", "[1:]", "[2:]")}
+    contents = {
+        texts(folder / "alone", split=split)[1].fingerprint for split in ("", "[1:]", "[2:]")
+    }
     assert len(contents) == 3
 
 
 def test_held_out_rows(folder):
     cfg = DataConfig(path=str(folder / "splits"), eval=str(folder / "splits"))
-    held_out = [row.found["text"] for row in open_held_out(cfg, "pretrain").rows()]
+    held_out = [row.parsed["text"] for row in open_held_out_data(cfg, "pretrain").rows()]
     assert held_out == ["validation 0", "validation 1"]
     share = DataConfig(path=str(folder / "alone"), eval=0.2)
-    sides = open_training(share, "pretrain", 0), open_held_out(share, "pretrain")
+    sides = open_training_data(share, "pretrain", 0), open_held_out_data(share, "pretrain")
     assert [len(list(side.rows())) for side in sides] == [8, 2]
 
 
 def test_several_sources(folder):
     cfg = DataConfig(path=[str(folder / "alone"), str(folder / "splits")])
-    assert len(list(open_training(cfg, "pretrain", 0).rows())) == 20
+    assert len(list(open_training_data(cfg, "pretrain", 0).rows())) == 20
 
 
 def test_prompts_of_a_saved_set(folder, tmp_path):

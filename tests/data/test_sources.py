@@ -1,15 +1,19 @@
 import pytest
 
-from rlhf_cli.data.cache import fingerprint
-from rlhf_cli.data.reading.files import data_files, read_rows, resolve
-from rlhf_cli.data.records.row_errors import Malformed
+from rlhf_cli.data.report import MalformedRow
+from rlhf_cli.data.sources.files import (
+    find_data_files,
+    fingerprint_files,
+    read_rows,
+    resolve_data_path,
+)
 from rlhf_cli.errors import DataError
 from rlhf_cli.resources import shipped_folder
 from tests.data.toy import write_jsonl
 
 
 def rows(path):
-    return [(row.file, row.line, row.columns()) for row in read_rows(data_files(path).read)]
+    return [(row.file, row.line, row.columns()) for row in read_rows(find_data_files(path).files)]
 
 
 def test_a_jsonl_file_has_a_row_a_line_and_blank_lines_are_none(tmp_path):
@@ -41,7 +45,7 @@ def test_a_folder_is_its_direct_children_in_the_order_of_their_names(tmp_path):
     (tmp_path / ".hidden.txt").write_text("no")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "c.txt").write_text("3")
-    found = data_files(tmp_path)
+    found = find_data_files(tmp_path)
     assert found.names == ("a.txt", "b.jsonl")
     assert found.skipped == ("README.md", "more")
     assert [row[2]["text"] for row in rows(tmp_path)] == ["1", "2"]
@@ -60,7 +64,7 @@ def test_a_folder_is_its_direct_children_in_the_order_of_their_names(tmp_path):
 )
 def test_a_line_that_is_no_json_object_is_malformed(tmp_path, line, message):
     path = write_jsonl(tmp_path / "r.jsonl", line)
-    with pytest.raises(Malformed) as error:
+    with pytest.raises(MalformedRow) as error:
         rows(path)
     assert str(error.value).startswith(message)
 
@@ -68,9 +72,11 @@ def test_a_line_that_is_no_json_object_is_malformed(tmp_path, line, message):
 def test_what_is_not_utf_8_is_malformed_and_says_where(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo \xe9\n")
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "\xe9"}\n')
-    with pytest.raises(Malformed, match=r"not UTF-8: byte 0xe9 in line 2; save the file as UTF-8"):
+    with pytest.raises(
+        MalformedRow, match=r"not UTF-8: byte 0xe9 in line 2; save the file as UTF-8"
+    ):
         rows(tmp_path / "a.txt")
-    with pytest.raises(Malformed, match=r"not UTF-8: byte 0xe9; save the file as UTF-8"):
+    with pytest.raises(MalformedRow, match=r"not UTF-8: byte 0xe9; save the file as UTF-8"):
         rows(tmp_path / "a.jsonl")
 
 
@@ -85,33 +91,33 @@ def test_a_file_of_another_kind_is_an_error_that_names_the_known_ones(tmp_path):
     path = tmp_path / "a.docx"
     path.touch()
     with pytest.raises(DataError, match=r"^a\.docx: a \.docx file; need a \.jsonl, \.json, "):
-        data_files(path)
+        find_data_files(path)
 
 
 def test_a_folder_without_data_is_an_error_that_names_what_it_holds(tmp_path):
     with pytest.raises(DataError, match="the folder is empty; need"):
-        data_files(tmp_path)
+        find_data_files(tmp_path)
     (tmp_path / "a.docx").touch()
     with pytest.raises(DataError, match=r"the folder holds a\.docx; need a \.jsonl"):
-        data_files(tmp_path)
+        find_data_files(tmp_path)
 
 
 def test_a_file_that_the_system_does_not_open_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read: No such file"):
         list(read_rows([tmp_path / "gone.txt"]))
     with pytest.raises(DataError, match=r"gone\.txt: cannot be read: No such file"):
-        fingerprint([tmp_path / "gone.txt"])
+        fingerprint_files([tmp_path / "gone.txt"])
 
 
 def test_a_path_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"^nowhere\.jsonl: no such file or folder; need a \.jsonl"):
-        resolve("nowhere.jsonl", "sft", "train")
+        resolve_data_path("nowhere.jsonl", "sft", "train")
     with pytest.raises(DataError, match=r"^data\.path: none given"):
-        resolve("", "sft", "train")
+        resolve_data_path("", "sft", "train")
 
 
 def test_tiny_is_the_shipped_file_of_stage_and_split():
     folder = shipped_folder("recipes") / "tiny" / "data"
-    assert resolve("tiny", "sft", "test") == folder / "sft_test.jsonl"
+    assert resolve_data_path("tiny", "sft", "test") == folder / "sft_test.jsonl"
     with pytest.raises(DataError, match=r"^tiny: no shipped train rows for cook"):
-        resolve("tiny", "cook", "train")
+        resolve_data_path("tiny", "cook", "train")

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.data.records.fields import Message
-from rlhf_cli.data.records.reader import Located
-from rlhf_cli.data.records.record import ChatRecord
+from rlhf_cli.data.records.reader import RecordWithSource
+from rlhf_cli.data.records.types import ChatRecord
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.data.tokens.rows import RowMaker
+from rlhf_cli.data.tokens.record_tokenizer import RecordTokenizer
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -73,9 +73,11 @@ def family(name):
 
 def made(messages, tokenizer, **settings):
     report = DataReport()
-    maker = RowMaker(tokenizer, DataConfig(**settings), report)
-    located = Located(ChatRecord(messages), "r.jsonl", 1)
-    return [source.row for example in maker.examples(iter([located])) for source in example], report
+    record_tokenizer = RecordTokenizer(tokenizer, DataConfig(**settings), report)
+    record = RecordWithSource(ChatRecord(messages), "r.jsonl", 1)
+    return [
+        row.row for example in record_tokenizer.examples(iter([record])) for row in example
+    ], report
 
 
 def row(messages, tokenizer, **settings):
@@ -87,7 +89,7 @@ def row(messages, tokenizer, **settings):
 def trained_texts(found, tokenizer):
     """Each run of trained tokens as text."""
     runs, before = [], False
-    for token, trained in zip(found.tokens.tolist(), found.trained.tolist(), strict=True):
+    for token, trained in zip(found.tokens.tolist(), found.loss_mask.tolist(), strict=True):
         if trained and not before:
             runs.append([])
         if trained:
@@ -124,8 +126,8 @@ def test_the_tokens_before_a_response_are_those_of_its_prompt(name, turn):
     prompt = encoder.encode(CHAT[:turn])
     found = row(CHAT, tokenizer)
     assert found.tokens[: len(prompt)].tolist() == prompt
-    assert found.trained[len(prompt)]
-    assert not found.trained[len(prompt) - 1]
+    assert found.loss_mask[len(prompt)]
+    assert not found.loss_mask[len(prompt) - 1]
 
 
 def test_without_a_cut_the_line_ends_of_prompt_and_response_would_be_one_token():
@@ -187,7 +189,7 @@ def test_a_reply_that_is_the_text_of_a_special_token_is_trained_as_text():
     found = row((CHAT[0], Message("assistant", "<|im_start|>")), tokenizer)
     assert trained_texts(found, tokenizer) == ["<|im_start|><|im_end|>"]
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert start not in found.tokens[found.trained].tolist()
+    assert start not in found.tokens[found.loss_mask].tolist()
 
 
 def test_a_generation_prompt_that_ends_with_a_space():
@@ -230,13 +232,13 @@ def marking(scheme):
 
 @pytest.mark.parametrize("scheme", ["legacy", "always", "first"])
 def test_a_response_goes_on_with_the_text_and_begins_none(scheme):
-    from rlhf_cli.data.records.record import PromptCompletionRecord
+    from rlhf_cli.data.records.types import PromptCompletionRecord
 
     tokenizer = marking(scheme)
     found = row((Message("user", "a"), Message("assistant", "ab")), tokenizer)
-    assert tokenizer.convert_ids_to_tokens(found.tokens[found.trained]) == ["ab", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(found.tokens[found.loss_mask]) == ["ab", "</s>"]
 
-    record = Located(PromptCompletionRecord("a:", " b"), "r.jsonl", 1)
-    [[source]] = RowMaker(tokenizer, DataConfig(), DataReport()).examples(iter([record]))
+    record = RecordWithSource(PromptCompletionRecord("a:", " b"), "r.jsonl", 1)
+    [[source]] = RecordTokenizer(tokenizer, DataConfig(), DataReport()).examples(iter([record]))
     tokens = tokenizer.convert_ids_to_tokens(source.row.tokens)
     assert tokens == ["▁a", ":", "▁b", "</s>"]

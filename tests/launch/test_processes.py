@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.records.record import TextRecord
+from rlhf_cli.data.records.types import TextRecord
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.launch import launcher

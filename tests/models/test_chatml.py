@@ -8,9 +8,9 @@ from transformers import AutoTokenizer
 
 from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
-from rlhf_cli.data.tokens.specials import turn_end
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord
+from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.resources import shipped_model
@@ -69,7 +69,7 @@ def test_the_turn_end_is_trained_and_ends_generation(tmp_path):
     tokenizer = bare()
     _, end = give_chatml(tokenizer)
     examples = loaded(tmp_path, tokenizer, {"messages": turns("How?", "Well.")})
-    assert tokenizer.decode(examples.tokens[examples.trained]) == "Well.<|im_end|>"
+    assert tokenizer.decode(examples.tokens[examples.loss_mask]) == "Well.<|im_end|>"
     assert turn_end(tokenizer) == end
 
 
@@ -77,7 +77,7 @@ def test_the_turn_end_is_trained_and_ends_generation(tmp_path):
 def test_without_pad_or_with_pad_as_end_the_end_is_trained(tmp_path, pad):
     tokenizer = bare(pad_token=pad)
     examples = loaded(tmp_path, tokenizer, {"prompt": "How?", "completion": " Well."})
-    assert tokenizer.decode(examples.tokens[examples.trained]) == " Well.<|end|>"
+    assert tokenizer.decode(examples.tokens[examples.loss_mask]) == " Well.<|end|>"
 
 
 @pytest.fixture

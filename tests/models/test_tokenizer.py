@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import processors
 
-from rlhf_cli.data.tokens.specials import find_specials
+from rlhf_cli.data.tokens.encode import find_special_tokens
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer, name_ends
 from tests.data.toy import toy_tokenizer
@@ -25,9 +25,9 @@ def test_the_tokens_of_an_encoder_around_a_text_begin_and_end_it(tmp_path, capsy
     bert().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     tokenizer = load_tokenizer(ModelConfig(path=str(tmp_path)))
-    specials = find_specials(tokenizer)
+    specials = find_special_tokens(tokenizer)
     assert (specials.bos, specials.eos) == (CLS, SEP)
-    assert (specials.opening, specials.closing) == ((CLS,), (SEP,))
+    assert (specials.prefix, specials.suffix) == ((CLS,), (SEP,))
     assert "tokenizer: <assistant> ends a text" in capsys.readouterr().err
 
 

@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from rlhf_cli.data.examples import flatten
-from rlhf_cli.data.tokens.packing import SourceRow
-from rlhf_cli.data.tokens.tokenize import TokenRow
+from rlhf_cli.data.tokens.encode import TokenRow
+from rlhf_cli.data.tokens.packing import ExampleRow
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.models.base import fit_vocabulary, load_base, random_base
@@ -68,7 +68,7 @@ def test_rows_are_added_for_new_tokens_each_the_mean_of_the_others(tied):
 def test_rows_of_data_without_an_embedding_are_named_by_file_and_line():
     def example(line, *rows):
         made = [TokenRow(np.array(row, np.int32), np.arange(len(row)) > 0) for row in rows]
-        return [SourceRow(row, "pairs.jsonl", line) for row in made]
+        return [ExampleRow(row, "pairs.jsonl", line) for row in made]
 
     examples = flatten(
         [example(1, [3, 4], [3, 5]), example(7, [3, 4], [3, 98, 97]), example(9, [97, 1])],

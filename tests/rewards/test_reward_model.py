@@ -9,9 +9,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_cli import cli
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.examples import load_examples
-from rlhf_cli.data.records.record import PreferenceRecord
-from rlhf_cli.data.tokens.prompts import PromptEncoder
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.prompts import PromptEncoder
+from rlhf_cli.data.records.types import PreferenceRecord
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.rewards.config import RewardsConfig

@@ -293,7 +293,11 @@ def test_logprobs_are_normalized_over_ids_with_a_token(known):
     excluded = [index for index in range(97) if index not in known]
     model.set_attn_implementation("sdpa")
     for prompt, one, ours in zip((2, 3), got, again, strict=True):
-        row = rows.tokens[: rows.sizes[0]] if prompt == 2 else rows.tokens[rows.sizes[0] :]
+        row = (
+            rows.tokens[: rows.row_lengths[0]]
+            if prompt == 2
+            else rows.tokens[rows.row_lengths[0] :]
+        )
         logits = model(input_ids=row[None], use_cache=False).logits[0].detach()
         logits[:, excluded] = -torch.inf
         plain = (logits / 0.7).log_softmax(-1)[prompt - 1 : -1]

@@ -66,7 +66,7 @@ def train(
         policy=policy,
         source=source,
         loss=wrap(loss) if wrap else loss,
-        locate=lambda rows: f"pairs.jsonl:{rows.owners[0]}",
+        locate=lambda rows: f"pairs.jsonl:{rows.example_ids[0]}",
     )
     return fit(task, cfg, ctx, StartPoint(checkpoint))
 

@@ -11,7 +11,7 @@ from rlhf_cli.config.schema import (
     Unit,
     no_rows,
 )
-from rlhf_cli.data.config import Columns, DataConfig, Format, Source, Sources
+from rlhf_cli.data.config import Columns, DataConfig, Format, SourceConfig, SourceList
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
@@ -27,7 +27,7 @@ _FILE_OPTIONS = ("name", "revision", "split", "data_dir", "format", "columns")
 class HeldOutConfig:
     """Rows that models are evaluated on. Options left at `auto` are those of the run."""
 
-    path: Annotated[str | Sources, DataPath("revision")] = ""
+    path: Annotated[str | SourceList, DataPath("revision")] = ""
     """Held-out rows: a file, a folder, a hub id, `tiny`, or a list of these. Empty takes the rows
     that each run held out itself (its `data.eval`)."""
 
@@ -85,7 +85,7 @@ class HeldOutConfig:
             of_file = {name: getattr(self, name) for name in _FILE_OPTIONS}
             given |= of_file | {
                 "eval": [
-                    Source(path=item, **of_file) if isinstance(item, str) else item
+                    SourceConfig(path=item, **of_file) if isinstance(item, str) else item
                     for item in listed
                 ]
             }

@@ -14,13 +14,13 @@ from rlhf_cli.commands.evaluate.targets import short_names, target_model
 from rlhf_cli.commands.generator import Responses, TextGenerator
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.progress import ProgressCount
 from rlhf_cli.data.prompts import PromptSet, load_prompts
-from rlhf_cli.data.records.fields import to_json
+from rlhf_cli.data.records.fields import prompt_to_json
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Estimate, Measurement, mean_difference, proportion
 from rlhf_cli.evaluation.metrics import count_wins
 from rlhf_cli.evaluation.table import Result
+from rlhf_cli.progress import ProgressCount
 from rlhf_cli.rewards.function import FunctionScorer
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.scorer import check_scores
@@ -50,7 +50,7 @@ def judge_models(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], li
     scorer = FunctionScorer(cfg.judge, "judge")
     read = load_prompts(cfg.prompts)
     prompts = read.prompts
-    asked = [to_json(prompt) for prompt in prompts]
+    asked = [prompt_to_json(prompt) for prompt in prompts]
     paths = [*cfg.models, *([cfg.baseline] if cfg.baseline else [])]
     found = []
     for path, name in zip(paths, short_names(paths), strict=True):

@@ -15,8 +15,8 @@ from rlhf_cli.commands.evaluate.targets import Target, load_targets, to_response
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext, create_context
-from rlhf_cli.data.records.corpus import first_held_out
-from rlhf_cli.data.records.record import PromptRecord
+from rlhf_cli.data.dataset import first_held_out_record_type
+from rlhf_cli.data.records.types import PromptRecord
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, format_table, to_json
 from rlhf_cli.runs import hub
@@ -128,7 +128,9 @@ def open_evaluation(target: Target, *, given: bool) -> Evaluation:
         return own(cfg, stage)
     records = _stage_records(cfg, stage)
     others = [record for record in _ANY if record not in records]
-    first = first_held_out(cfg.data, stage, (*records, *others) if stage != "ppo" else _PPO)
+    first = first_held_out_record_type(
+        cfg.data, stage, (*records, *others) if stage != "ppo" else _PPO
+    )
     if first in records or first is None:
         return own(cfg, stage)
     is_judged = first in PREFERENCE_RECORDS

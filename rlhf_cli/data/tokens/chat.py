@@ -1,4 +1,4 @@
-"""Messages rendered by the tokenizer's template, and where the assistant speaks in the result."""
+"""Render chats by the chat template, and find the assistant's text in the result."""
 
 from __future__ import annotations
 
@@ -7,46 +7,51 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_cli.data.records.fields import Messages
-from rlhf_cli.data.records.row_errors import Refused
-from rlhf_cli.data.tokens.completeness import THOUGHT_END, MessageChecker, compact, left_out
-from rlhf_cli.data.tokens.pieces import Piece
-from rlhf_cli.data.tokens.template import ChatTemplate
+from rlhf_cli.data.report import RefusedRow
+from rlhf_cli.data.tokens.chat_template import ChatTemplate
+from rlhf_cli.data.tokens.encode import Segment
+from rlhf_cli.data.tokens.template_checks import (
+    THOUGHT_END,
+    TemplateChecker,
+    find_missing_part,
+    remove_whitespace,
+)
 
 OTHER_TEMPLATE = "another chat template with model.chat_template=FILE"
 
 
-class Rewritten(Refused):
-    """A whole chat is not what the model is given when it is to respond to its beginning.
+class InconsistentTemplate(RefusedRow):
+    """The template renders a turn of a whole chat otherwise than when the model generates it.
 
     Attributes:
-        what: is different; a clause.
+        difference: what differs; a clause.
     """
 
-    def __init__(self, what: str) -> None:
-        super().__init__(f"{what} (give {OTHER_TEMPLATE})")
-        self.what = what
+    def __init__(self, difference: str) -> None:
+        super().__init__(f"{difference} (give {OTHER_TEMPLATE})")
+        self.difference = difference
 
 
 @dataclass(frozen=True)
-class ChatText:
-    """A chat as text.
+class RenderedChat:
+    """A rendered chat in segments.
 
     Attributes:
-        pieces: the trained ones are what the assistant says, with the token that ends its turn.
-        closed: whether the last trained one has such a token.
-        note: what is to be reported of the row; empty for nothing.
+        segments: those in the loss are the assistant's text with the token that ends its turn.
+        ends_turn: whether the last segment in the loss has such a token.
+        note: change to the row, for the report; empty for none.
     """
 
-    pieces: tuple[Piece, ...]
-    closed: bool
+    segments: tuple[Segment, ...]
+    ends_turn: bool
     note: str = ""
 
 
 class ChatRenderer:
-    """Renders chats and finds the assistant's turns in them.
+    """Renders chats and finds the assistant's turns in the text.
 
     Args:
-        tokenizer: its template is used.
+        tokenizer: tokenizer with a chat template.
 
     Raises:
         ModelError: the tokenizer has no chat template.
@@ -54,200 +59,205 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.template = ChatTemplate(tokenizer)
-        self.checker = MessageChecker(self.template)
+        self.checker = TemplateChecker(self.template)
 
-    def prompt(self, messages: Messages) -> tuple[Piece, ...]:
-        """What the model is given when it is to respond to a chat.
+    def render_prompt(self, messages: Messages) -> tuple[Segment, ...]:
+        """Render a chat with the generation prompt for the next response.
 
         Raises:
-            Refused: the template does not take the messages, or leaves out a part of them.
+            RefusedRow: the template does not accept the messages, or leaves out a part of them.
         """
-        messages = self.template.escaped(messages)
-        return self._context(messages)[1]
+        return self._render_context(self.template.escape(messages))[1]
 
-    def text(self, messages: Messages) -> str:
-        """A whole chat as the template writes it.
+    def render(self, messages: Messages) -> str:
+        """Render a whole chat as text.
 
         Raises:
-            Refused: the template does not take the messages, or leaves out a part of them.
+            RefusedRow: the template does not accept the messages, or leaves out a part of them.
         """
         text = self.template.render(messages)
         self._require_context(messages, text, (), generation_prompt=False)
         return text
 
-    def chat(self, messages: Messages, trained: Sequence[int]) -> ChatText:
-        """A whole chat, cut where the assistant begins and ends to speak.
+    def render_segments(self, messages: Messages, in_loss: Sequence[int]) -> RenderedChat:
+        """Render a chat in segments, split where the assistant's text begins and ends.
 
-        Where the template writes responses otherwise once others follow (it drops their thoughts,
-        say), or what is asked otherwise once it is answered, only the last response is trained,
-        behind the prompt that the model would be given.
+        If the template renders responses differently once other turns follow (it drops their
+        reasoning, for example), or the prompt differently once it is answered, only the last
+        response is in the loss, after the prompt that the model would be given.
 
         Args:
             messages: the whole chat.
-            trained: indices of the assistant's messages that are trained, in order.
+            in_loss: indices of the assistant messages in the loss, rising.
 
         Raises:
-            Refused: the template does not take the messages, or leaves out a part of them.
+            RefusedRow: the template does not accept the messages, or leaves out a part of them.
         """
-        messages = self.template.escaped(messages)
+        messages = self.template.escape(messages)
         try:
-            return self._whole(messages, trained)
-        except Rewritten as reason:
-            last = self._last(messages[: trained[-1] + 1])
-            if len(trained) == 1:
+            return self._render_whole(messages, in_loss)
+        except InconsistentTemplate as reason:
+            last = self._render_last(messages[: in_loss[-1] + 1])
+            if len(in_loss) == 1:
                 return last
-            return replace(last, note=f"{_LAST_ALONE}, because {reason.what} ({_TO_TRAIN_ALL})")
+            note = f"{_LAST_ALONE}, because {reason.difference} ({_TO_TRAIN_ALL})"
+            return replace(last, note=note)
 
-    def _whole(self, messages: Messages, trained: Sequence[int]) -> ChatText:
+    def _render_whole(self, messages: Messages, in_loss: Sequence[int]) -> RenderedChat:
         text = self.template.render(messages)
-        self._require_context(messages, text, trained, generation_prompt=False)
-        pieces = self._pieces(messages, text, trained)
-        goes_on = trained[-1] < len(messages) - 1
-        return ChatText(pieces, goes_on or self._closed(text))
+        self._require_context(messages, text, in_loss, generation_prompt=False)
+        segments = self._split(messages, text, in_loss)
+        continues = in_loss[-1] < len(messages) - 1
+        return RenderedChat(segments, continues or self._ends_turn(text))
 
-    def _last(self, messages: Messages) -> ChatText:
-        """The last message as the response to those before."""
-        prompt, context = self._context(messages[:-1])
-        response = self._response(messages, prompt)
-        return ChatText((*context, Piece(response, True)), self._closed(response))
+    def _render_last(self, messages: Messages) -> RenderedChat:
+        """Render the last message as the response to the messages before."""
+        prompt, context = self._render_context(messages[:-1])
+        response = self._render_response(messages, prompt)
+        return RenderedChat((*context, Segment(response, True)), self._ends_turn(response))
 
-    def _context(self, messages: Messages) -> tuple[str, tuple[Piece, ...]]:
-        """The prompt that messages make, as text and in pieces."""
+    def _render_context(self, messages: Messages) -> tuple[str, tuple[Segment, ...]]:
+        """Render messages with a generation prompt, as text and in segments."""
         text = self.template.render(messages, generation_prompt=True)
         self._require_context(messages, text, (), generation_prompt=True)
-        return text, self._pieces(messages, text, ())
+        return text, self._split(messages, text, ())
 
     def _require_context(
-        self, messages: Messages, text: str, trained: Collection[int], *, generation_prompt: bool
+        self, messages: Messages, text: str, in_loss: Collection[int], *, generation_prompt: bool
     ) -> None:
-        """Refuse a text in which a part of the messages is missing, trained ones aside."""
-        self.checker.try_keys(messages, text, generation_prompt=generation_prompt)
-        passed_over = self.checker.passed_over(messages, generation_prompt=generation_prompt)
-        for index in passed_over:
-            raise Rewritten(f"{_LEAVES_OUT} the {messages[index].role}'s message")
-        context = [message for index, message in enumerate(messages) if index not in trained]
-        if missing := self.checker.left_out_of_context(context, text):
-            raise Rewritten(f"{_LEAVES_OUT} {missing}")
+        """Require that a text contains all parts of the messages that are not in the loss."""
+        self.checker.try_extra_keys(messages, text, generation_prompt=generation_prompt)
+        ignored = self.checker.find_ignored_messages(messages, generation_prompt=generation_prompt)
+        for index in ignored:
+            raise InconsistentTemplate(f"{_LEAVES_OUT} the {messages[index].role}'s message")
+        context = [message for index, message in enumerate(messages) if index not in in_loss]
+        if missing := self.checker.find_missing_context(context, text):
+            raise InconsistentTemplate(f"{_LEAVES_OUT} {missing}")
 
-    def _pieces(self, messages: Messages, text: str, trained: Collection[int]) -> tuple[Piece, ...]:
-        """A rendered chat, cut where the assistant begins and ends to speak.
+    def _split(
+        self, messages: Messages, text: str, in_loss: Collection[int]
+    ) -> tuple[Segment, ...]:
+        """Split a rendered chat where the assistant's text begins and ends.
 
-        A response begins where the prompt of its turn would end, and no token reaches over a cut:
-        so the tokens before a response are those that the model is given when it is to respond.
+        A response begins where the generation prompt of its turn would end. No token crosses a
+        segment border, so the tokens before a response are those that the model is given.
 
         Raises:
-            Refused: a trained turn is rendered otherwise than within the whole.
+            RefusedRow: a turn in the loss is rendered differently within the whole chat.
         """
-        pieces, at = [], 0
+        segments, at = [], 0
         for turn, message in enumerate(messages):
             if message.role != "assistant":
                 continue
             try:
-                start, end = self._span(messages, text, turn)
-            except Refused:
-                if turn in trained:
+                start, end = self._find_turn(messages, text, turn)
+            except RefusedRow:
+                if turn in in_loss:
                     raise
-                continue  # of a turn that is only context, the borders do not matter
-            spoken = Piece(text[start:end], turn in trained, excluded=message.weight == 0)
-            pieces += [Piece(text[at:start]), spoken]
+                continue  # the borders of a context turn do not matter
+            response = Segment(text[start:end], turn in in_loss, excluded=message.weight == 0)
+            segments += [Segment(text[at:start]), response]
             at = end
-        pieces.append(Piece(text[at:]))
-        return tuple(piece for piece in pieces if piece.text)
+        segments.append(Segment(text[at:]))
+        return tuple(segment for segment in segments if segment.text)
 
-    def _span(self, messages: Messages, text: str, turn: int) -> tuple[int, int]:
-        """Characters [start, end) of what the assistant says, with the token that ends the turn.
+    def _find_turn(self, messages: Messages, text: str, turn: int) -> tuple[int, int]:
+        """Return the characters [start, end) of an assistant turn, its end token included.
 
-        Found by rendering the chat up to the turn: whatever the template puts after the prompt is
-        said by the assistant.
+        The chat is rendered up to the turn: what the template writes after the generation prompt is
+        the assistant's text.
         """
         if turn == 0:
-            raise Refused("the chat begins with the assistant, so its first turn has no prompt")
+            raise RefusedRow("the chat begins with the assistant, so its first turn has no prompt")
         before = self.template.render(messages[:turn], generation_prompt=True)
         after = self.template.render(messages[: turn + 1])
         if not after.startswith(before):
-            raise Rewritten(_OTHER_PROMPT)
-        end = self._end(messages[: turn + 1], after, len(before))
+            raise InconsistentTemplate(_OTHER_PROMPT)
+        end = self._find_turn_end(messages[: turn + 1], after, len(before))
         if not text.startswith(after[:end]):
-            raise Rewritten("the chat template writes a turn otherwise once others follow it")
-        if missing := left_out(messages[turn], compact(after[len(before) : end])):
-            raise Rewritten(f"{_LEAVES_OUT} {missing}")
+            raise InconsistentTemplate(
+                "the chat template writes a turn otherwise once others follow it"
+            )
+        response = remove_whitespace(after[len(before) : end])
+        if missing := find_missing_part(messages[turn], response):
+            raise InconsistentTemplate(f"{_LEAVES_OUT} {missing}")
         return len(before), end
 
-    def _response(self, messages: Messages, prompt: str) -> str:
-        """What the assistant says in the last message, as it follows the prompt before.
+    def _render_response(self, messages: Messages, prompt: str) -> str:
+        """Render the last message as it follows the prompt of the messages before.
 
         Raises:
-            Refused: it cannot be written so.
+            RefusedRow: the template cannot render it so.
         """
         after = self.template.render(messages)
         if after.startswith(prompt):
-            response = after[len(prompt) : self._end(messages, after, len(prompt))]
-            if not left_out(messages[-1], compact(response)):
+            response = after[len(prompt) : self._find_turn_end(messages, after, len(prompt))]
+            if not find_missing_part(messages[-1], remove_whitespace(response)):
                 return response
-        return self._continuation(messages, prompt)
+        return self._continue_prompt(messages, prompt)
 
-    def _continuation(self, messages: Messages, prompt: str) -> str:
-        """The last message as the model would have generated it.
+    def _continue_prompt(self, messages: Messages, prompt: str) -> str:
+        """Return the last message as the model would have generated it.
 
-        Serving templates cut thoughts out of finished turns, and some open one in the prompt; then
-        what the assistant says is put between what the template writes before and behind it.
+        Templates for serving remove reasoning from finished turns, and some begin it in the
+        generation prompt. The content is put between what the template writes before and after it.
         """
         *context, message = messages
         marked = self.template.render((*context, replace(message, content=_MARKER)))
         head, found, tail = marked.partition(_MARKER)
         asked = context[-1].content.strip()
         if not found or not asked or asked not in head:
-            raise Rewritten(_OTHER_PROMPT)
-        if missing := left_out(replace(message, content=""), compact(marked)):
-            raise Rewritten(f"{_LEAVES_OUT} {missing}")
+            raise InconsistentTemplate(_OTHER_PROMPT)
+        if missing := find_missing_part(replace(message, content=""), remove_whitespace(marked)):
+            raise InconsistentTemplate(f"{_LEAVES_OUT} {missing}")
         opening, expected = head.rpartition(asked)[2], prompt.rpartition(asked)[2]
         end = self.template.turn_end
         closing = tail[: tail.find(end) + len(end)] if end in tail else tail
         if opening.startswith(expected):
             return opening[len(expected) :] + message.content + closing
         if not expected.startswith(opening):
-            raise Rewritten(_OTHER_PROMPT)
-        return _behind(expected.removeprefix(opening), message.content) + closing
+            raise InconsistentTemplate(_OTHER_PROMPT)
+        return _continue_opened(expected.removeprefix(opening), message.content) + closing
 
-    def _closed(self, text: str) -> bool:
-        """Whether a rendered turn ends with a token that ends turns, white space aside."""
-        return text.rstrip().endswith(self._ends)
+    def _ends_turn(self, text: str) -> bool:
+        """Whether a rendered turn ends with an end token, ignoring white space."""
+        return text.rstrip().endswith(self._end_tokens)
 
     @property
-    def _ends(self) -> tuple[str, ...]:
+    def _end_tokens(self) -> tuple[str, ...]:
         named = (self.template.turn_end, self.template.tokenizer.eos_token)
         return tuple(token for token in named if token)
 
-    def _end(self, messages: Messages, text: str, start: int) -> int:
-        """Behind the token that ends the last turn.
+    def _find_turn_end(self, messages: Messages, text: str, start: int) -> int:
+        """Return the index after the end token of the last turn.
 
-        White space and other special tokens behind it belong to the template: Phi-3's ends the
-        text with one more, whoever spoke last.
+        White space and other special tokens after it are not the assistant's: Phi-3's template ends
+        the text with one more token, whoever spoke last.
         """
         message = messages[-1]
-        said = message.content.strip()
-        found = -1 if "tool_calls" in message.extra else text.find(said, start)
+        content = message.content.strip()
+        found = -1 if "tool_calls" in message.extra else text.find(content, start)
         if found >= 0:
-            rest = text[found + len(said) :].lstrip()
-            ends = [token for token in self._ends if rest.startswith(token)]
+            rest = text[found + len(content) :].lstrip()
+            ends = [token for token in self._end_tokens if rest.startswith(token)]
             if ends:
                 return len(text) - len(rest) + max(map(len, ends))
-        closers = (*self._ends, *self.template.special)
-        return len(text.rstrip()) if text.rstrip().endswith(closers) else len(text)
+        special = (*self._end_tokens, *self.template.special_tokens)
+        return len(text.rstrip()) if text.rstrip().endswith(special) else len(text)
 
 
-def _behind(opened: str, content: str) -> str:
-    """What follows of a response behind what the prompt has opened already, a thought say.
+def _continue_opened(opened: str, content: str) -> str:
+    """Return the rest of a response after what the generation prompt already began of it.
 
     Raises:
-        Refused: it neither begins with that nor goes on with it.
+        RefusedRow: the content neither begins with that nor continues it.
     """
-    mark, said = opened.strip(), content.lstrip()
-    if said.startswith(mark):
-        return said.removeprefix(mark).removeprefix(opened[len(opened.rstrip()) :])
-    if THOUGHT_END in said:  # as the model itself writes it, behind that prompt
+    mark, stripped = opened.strip(), content.lstrip()
+    if stripped.startswith(mark):
+        return stripped.removeprefix(mark).removeprefix(opened[len(opened.rstrip()) :])
+    if THOUGHT_END in stripped:  # the content continues reasoning that the prompt began
         return content
-    raise Refused(
+    raise RefusedRow(
         f"the chat template's generation prompt ends with {mark}, with which the response does not "
         f"begin (begin it so, or give {OTHER_TEMPLATE})"
     )

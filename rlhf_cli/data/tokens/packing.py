@@ -1,45 +1,100 @@
-"""Rows into examples: several that fill an example, or documents cut into pieces.
+"""Fit rows into `data.max_length`: truncate rows, pack rows, split documents.
 
-Where a document is cut, the next piece repeats the last token as context, so that every token of
-the document but its first is trained exactly once.
+Where a document is split, the next piece repeats the last token as context, so that every token of
+the document but its first is a target exactly once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rlhf_cli.data.tokens.tokenize import TokenRow
+import numpy as np
+
+from rlhf_cli.data.report import RefusedRow
+from rlhf_cli.data.tokens.encode import TokenRow
 
 MIN_PIECE = 2
-"""Tokens: one to predict from and one to predict."""
+"""Fewest tokens of a piece of a document: one as context and one target."""
 
 
 @dataclass(frozen=True, slots=True)
-class SourceRow:
-    """A row, where its record stands, and what a judge said of it."""
+class TruncatedRow:
+    """A row within the maximum length, and the number of tokens it lost at each end."""
+
+    row: TokenRow
+    prompt_start: int = 0
+    response_end: int = 0
+
+
+def truncate(
+    rows: Sequence[TokenRow], max_length: int, policy: str, bos: int | None
+) -> list[TruncatedRow]:
+    """Truncate the rows of one example to at most `max_length` tokens each.
+
+    The rows keep a common prompt: each loses as much of it as the longest row needs.
+
+    Args:
+        rows: rows of any length with the same prompt.
+        max_length: tokens, at least 2.
+        policy: `data.truncation`. `prompt_start` keeps a leading `bos` token, and at least one
+            token of the prompt, from which the response's first token is predicted.
+        bos: beginning-of-sequence token, if there is one.
+
+    Raises:
+        RefusedRow: the policy is `refuse`, or a row has no target left.
+    """
+    excess = max(len(row.tokens) for row in rows) - max_length
+    if excess <= 0:
+        return [TruncatedRow(row) for row in rows]
+    if policy == "refuse":
+        raise RefusedRow(f"longer than data.max_length={max_length} (data.truncation=refuse)")
+    start, head = rows[0].response_start, 0
+    from_prompt = 0
+    if policy == "prompt_start":
+        head = 1 if start and rows[0].tokens[0] == bos else 0
+        from_prompt = max(0, min(excess, start - max(head, 1)))
+    return [_truncate_row(row, head, from_prompt, max_length) for row in rows]
+
+
+def _truncate_row(row: TokenRow, head: int, from_prompt: int, max_length: int) -> TruncatedRow:
+    kept = np.ones(len(row.tokens), bool)
+    kept[head : head + from_prompt] = False
+    from_response = max(0, len(kept) - from_prompt - max_length)
+    kept[len(kept) - from_response :] = False
+    tokens, loss_mask = row.tokens[kept], row.loss_mask[kept]
+    loss_mask[0] = False
+    if not loss_mask.any():
+        raise RefusedRow(f"no response within data.max_length={max_length} tokens")
+    start = min(row.response_start - from_prompt, len(tokens))
+    return TruncatedRow(TokenRow(tokens, loss_mask, start), from_prompt, from_response)
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleRow:
+    """A row of an example, with the location of its record and the score of its response."""
 
     row: TokenRow
     file: str
     line: int
     score: float | None = None
 
-    def piece(self, start: int, end: int) -> SourceRow:
-        """Tokens [start, end) as a row of their own, the first only as context."""
-        trained = self.row.trained[start:end].copy()
-        trained[0] = False
-        return SourceRow(TokenRow(self.row.tokens[start:end], trained), self.file, self.line)
+    def piece(self, start: int, end: int) -> ExampleRow:
+        """Return tokens [start, end) as a row; its first token is only context."""
+        loss_mask = self.row.loss_mask[start:end].copy()
+        loss_mask[0] = False
+        return ExampleRow(TokenRow(self.row.tokens[start:end], loss_mask), self.file, self.line)
 
     def __len__(self) -> int:
         """Number of tokens."""
         return len(self.row.tokens)
 
 
-Example = list[SourceRow]
+Example = list[ExampleRow]
 
 
-def pack(rows: Iterable[SourceRow], max_length: int) -> Iterator[Example]:
-    """Whole rows, in order, as many as fit into each example."""
+def pack_rows(rows: Iterable[ExampleRow], max_length: int) -> Iterator[Example]:
+    """Fill each example with as many whole rows, in order, as fit."""
     example: Example = []
     room = max_length
     for row in rows:
@@ -52,8 +107,8 @@ def pack(rows: Iterable[SourceRow], max_length: int) -> Iterator[Example]:
         yield example
 
 
-def cut(documents: Iterable[SourceRow], max_length: int) -> Iterator[Example]:
-    """Every document in pieces of at most `max_length` tokens, each an example."""
+def split_documents(documents: Iterable[ExampleRow], max_length: int) -> Iterator[Example]:
+    """Split every document into pieces of at most `max_length` tokens, each an example."""
     for document in documents:
         start = 0
         while len(document) - start >= MIN_PIECE:
@@ -61,11 +116,11 @@ def cut(documents: Iterable[SourceRow], max_length: int) -> Iterator[Example]:
             start += max_length - 1
 
 
-def cut_and_pack(documents: Iterable[SourceRow], max_length: int) -> Iterator[Example]:
-    """Documents in order, cut where an example is full.
+def split_and_pack_documents(documents: Iterable[ExampleRow], max_length: int) -> Iterator[Example]:
+    """Fill each example with documents, in order, and split the last where it is full.
 
-    An example has `max_length` tokens, or one less where a single token would have been left: it
-    could train nothing. The last is as long as what remains.
+    An example has `max_length` tokens, or one less if a single token would remain, which has no
+    target. The last example has the remaining tokens.
     """
     example: Example = []
     room = max_length

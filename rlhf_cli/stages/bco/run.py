@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.losses.unpaired import RewardShift
 from rlhf_cli.models.load import load_policy
@@ -67,7 +68,7 @@ def open_evaluation(cfg: BCOConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: BCOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
+    cfg: BCOConfig, tokenizer: Any, loaded: LoadedExamples, examples: Examples, ctx: RunContext
 ) -> list[Measurement]:
     columns = evaluate_against_reference(cfg, examples, tokenizer, ctx)
     reward = cfg.beta * (columns["logp"] - columns["reference"])

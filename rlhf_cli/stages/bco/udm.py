@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
+from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
 from rlhf_cli.losses.unpaired import density_ratio
@@ -109,7 +109,7 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
             [embed([list(p) for p in unique[i : i + BATCH_SIZE]]) for i in parts]
         )
         if ctx.ranks.is_main:
-            store_entry(key, Entry({"embeddings": found}, {}), CACHE_KIND)
+            store_entry(key, CacheEntry({"embeddings": found}, {}), CACHE_KIND)
     assert found is not None
     index = {prompt: i for i, prompt in enumerate(unique)}
     vectors: Vectors = found[[index[tuple(prompt)] for prompt in prompts]]
@@ -118,7 +118,7 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
 
 def _prompts(examples: Examples) -> Iterator[list[int]]:
     for start, end in pairwise(examples.row_starts):
-        first = int(np.flatnonzero(examples.trained[start:end])[0])
+        first = int(np.flatnonzero(examples.loss_mask[start:end])[0])
         yield examples.tokens[start : start + first].tolist()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.arrange import mismatch
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples, add_mismatched_responses
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_divergence, wpo_weight
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
@@ -107,9 +107,9 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
     return means
 
 
-def kto_examples(loaded: Loaded, role: str, *, max_length: int) -> Examples:
+def kto_examples(loaded: LoadedExamples, role: str, *, max_length: int) -> Examples:
     """Make KTO's examples of two rows: a labelled one, and its prompt with another response."""
-    return mismatch(unpaired_examples(loaded, role), max_length)
+    return add_mismatched_responses(unpaired_examples(loaded, role), max_length)
 
 
 def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> RowLoss:

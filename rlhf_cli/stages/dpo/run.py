@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.examples import Examples, Loaded
-from rlhf_cli.data.records.record import PreferenceRecord
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.records.types import PreferenceRecord
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import preference_accuracy
 from rlhf_cli.models.load import load_policy
@@ -79,7 +80,7 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: DPOConfig, tokenizer: Any, loaded: Loaded, examples: Examples, ctx: RunContext
+    cfg: DPOConfig, tokenizer: Any, loaded: LoadedExamples, examples: Examples, ctx: RunContext
 ) -> list[Measurement]:
     columns = evaluate_against_reference(cfg, examples, tokenizer, ctx, cfg.ld_alpha)
     reward = cfg.beta * (columns["logp"] - columns["reference"])

@@ -14,8 +14,13 @@ from torch import Tensor
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.prompts import PromptSet, encode_prompts, load_held_out_prompts
-from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.prompts import (
+    PromptEncoder,
+    PromptSet,
+    encode_prompts,
+    load_held_out_prompts,
+    uses_chat_template,
+)
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement, proportion
@@ -101,7 +106,7 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
         raise DataError(
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
         )
-    as_message = becomes_message(cfg.template, cfg.model.path, cfg.model.revision, tokenizer)
+    as_message = uses_chat_template(cfg.template, cfg.model.path, cfg.model.revision, tokenizer)
     max_prompt_tokens = cfg.data.max_length - cfg.sampling.max_new_tokens
     encoder = PromptEncoder(tokenizer, as_message=as_message)
     encoded = encode_prompts(prompts, encoder, max_prompt_tokens, cfg.data.truncation)

@@ -135,7 +135,7 @@ def _micro_batch(
         torch.tensor(lengths),
         torch.tensor(scored),
         torch.tensor([response.prompt_index for response in chosen]),
-        trains=needs_backward,
+        needs_backward=needs_backward,
     )
     return MicroBatch(rows.to(device), members, [len(one.scored_ids) for one in chosen])
 

@@ -124,7 +124,7 @@ class RolloutWorker:
             [response.text for response in responses],
             [list(response.prompt_ids) for response in responses],
             [list(response.token_ids) for response in responses],
-            self.prompts.columns_of(indices),
+            self.prompts.select_columns(indices),
         )
         return self.rewards.score(samples, observe=observe)
 

@@ -18,7 +18,7 @@ from rlhf_cli.data.prompts import (
     load_held_out_prompts,
     load_training_prompts,
 )
-from rlhf_cli.data.report import count
+from rlhf_cli.data.report import pluralize
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -69,7 +69,7 @@ class PromptFileData(PromptData):
         room, new = context_length(model.model), self.max_new_tokens
         sets = [self.prompts, *([self.held_out] if self.held_out else [])]
         for found, tokens in sets:
-            require_embedded_ids(tokens, model.model, found.places.__getitem__, name)
+            require_embedded_ids(tokens, model.model, found.locations.__getitem__, name)
         longest = max(len(ids) for _, tokens in sets for ids in tokens)
         if room and longest + new > room:
             raise ConfigError(
@@ -149,18 +149,18 @@ def _evaluation(
 
 def _locate(learner: PPOLearner, prompts: PromptSet, rows: TokenBatch) -> str:
     """`file:line` of the prompt of some rows, or of a row of `ptx_data`."""
-    number = rows.owners[0]
+    number = rows.example_ids[0]
     if PTX_MASK in rows.token_columns and learner.ptx_data is not None:
-        return f"ptx_data {learner.ptx_data.where(number)}"
-    return prompts.places[number]
+        return f"ptx_data {learner.ptx_data.location(number)}"
+    return prompts.locations[number]
 
 
 def say_steps(cfg: PPOConfig, total: int) -> None:
     """Print how many steps the run has, and what a step is."""
     logger.info(
-        f"steps: {count(total, 'rollout')} of {count(cfg.train.batch_size, 'prompt')}, "
-        f"{count(cfg.samples_per_prompt, 'response')} each; "
-        f"{count(cfg.optimizer_steps, 'update')} a step"
+        f"steps: {pluralize(total, 'rollout')} of {pluralize(cfg.train.batch_size, 'prompt')}, "
+        f"{pluralize(cfg.samples_per_prompt, 'response')} each; "
+        f"{pluralize(cfg.optimizer_steps, 'update')} a step"
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.order import Order
+from rlhf_cli.data.loader import EpochSampler
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -35,7 +35,9 @@ class RolloutSource:
     ) -> None:
         self.cfg, self.worker, self.updates, self.ctx = cfg, worker, updates, ctx
         tokens = sum(map(len, worker.prompt_ids))
-        self.order = Order(len(worker.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts")
+        self.order = EpochSampler(
+            len(worker.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts"
+        )
         self.samples = SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
         self.metrics: Metrics = {}
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.records.fields import Message, Prompt, messages
-from rlhf_cli.data.records.row_errors import Malformed, Refused
-from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.records.fields import Message, Prompt, parse_messages
+from rlhf_cli.data.report import DataReport, MalformedRow, RefusedRow
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.load import context_length
@@ -99,7 +98,7 @@ class PPOTrainer:
             policy=self.policy,
             source=self.source,
             loss=learner.loss,
-            locate=lambda rows: f"prompts[{rows.owners[0]}]",
+            locate=lambda rows: f"prompts[{rows.example_ids[0]}]",
         )
         self.loop = TrainingLoop(task, plan.train, self.ctx, plan.start.fingerprint)
 
@@ -209,12 +208,12 @@ class PPOTrainer:
     def _encode(self, index: int, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str) and not all(isinstance(turn, Message) for turn in prompt):
             try:
-                prompt = messages(f"prompts[{index}]", prompt)
-            except Malformed as error:
+                prompt = parse_messages(f"prompts[{index}]", prompt)
+            except MalformedRow as error:
                 raise DataError(str(error)) from error
         try:
             tokens = self.encoder.encode(prompt)
-        except Refused as error:
+        except RefusedRow as error:
             raise DataError(f"prompts[{index}]: {error}") from error
         add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
         return tokens

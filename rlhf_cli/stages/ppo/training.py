@@ -9,9 +9,10 @@ from typing import Any
 
 from rlhf_cli.console import muted
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.examples import Examples, load_examples
-from rlhf_cli.data.loader import ExampleSource
-from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
+from rlhf_cli.data.dataset import load_examples
+from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.loader import ExampleLoader
+from rlhf_cli.data.prompts import PromptEncoder, uses_chat_template
 from rlhf_cli.models.load import load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -83,7 +84,7 @@ def open_ppo_run(cfg: PPOConfig, out: Path) -> RunContext:
 def load_encoder(cfg: PPOConfig) -> PromptEncoder:
     """Load the tokenizer, in the encoder of prompts."""
     tokenizer, model = load_tokenizer(cfg.model), cfg.model
-    as_message = becomes_message(cfg.template, model.path, model.revision, tokenizer)
+    as_message = uses_chat_template(cfg.template, model.path, model.revision, tokenizer)
     return PromptEncoder(tokenizer, as_message=as_message)
 
 
@@ -116,7 +117,7 @@ def build_learner(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOL
         examples = load_ptx_data(cfg, plan.tokenizer, cached_only=ranks.world_size > 1)
         require_embedded(examples, models.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=UNLIMITED_STEPS)
-        source = ExampleSource(examples, cfg.data, train, cfg.seed, tokens, ranks)
+        source = ExampleLoader(examples, cfg.data, train, cfg.seed, tokens, ranks)
     return PPOLearner(
         loss, experience_maker, PPOUpdater(cfg, experience_maker, loss, source, ranks), examples
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.loader import ExampleSource
+from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.kernels.lm_head import TokenLogprobs
@@ -46,7 +46,7 @@ class PPOUpdater:
         cfg: PPOConfig,
         experience_maker: ExperienceMaker,
         loss: PPOLoss,
-        ptx: ExampleSource | None,
+        ptx: ExampleLoader | None,
         ranks: Ranks,
     ) -> None:
         self.cfg, self.experience_maker, self.loss, self.ptx = cfg, experience_maker, loss, ptx

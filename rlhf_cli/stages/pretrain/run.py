@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.data.records.record import TextRecord
+from rlhf_cli.data.records.types import TextRecord
 from rlhf_cli.stages.likelihood import train_likelihood
 from rlhf_cli.stages.prepare_data import prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig

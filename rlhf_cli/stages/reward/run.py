@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.examples import Examples, Loaded
+from rlhf_cli.data.dataset import LoadedExamples
+from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.intervals import Measurement, pooled_proportion, proportion
 from rlhf_cli.evaluation.metrics import (
     accuracy_by_quantile,
@@ -76,7 +77,7 @@ def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
 
 
 def _measure(
-    cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext
+    cfg: RewardConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
 ) -> list[Measurement]:
     examples, report = loaded
     model = load_frozen(RewardModel, cfg, tokenizer, ctx)
@@ -103,7 +104,7 @@ def _measure(
 
 def response_lengths(examples: Examples) -> Numbers:
     """[R]: number of tokens of each row's response."""
-    return np.add.reduceat(examples.trained.astype(np.float64), examples.row_starts[:-1])
+    return np.add.reduceat(examples.loss_mask.astype(np.float64), examples.row_starts[:-1])
 
 
 def _pair_metrics(scores: Numbers, margin: Numbers, length: Numbers) -> Iterator[Measurement]:
