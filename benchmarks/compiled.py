@@ -22,11 +22,11 @@ from rlhf_cli.data.examples import load_examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
-from rlhf_cli.models.compiled import compile_layers, uncompiled
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
-from rlhf_cli.models.precision import lower
+from rlhf_cli.models.parameters import lower
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.torch_compile import compile_layers, uncompiled
 from rlhf_cli.train.config import TrainConfig
 
 

@@ -109,7 +109,7 @@ def load(role: str, model: Any, tokenizer: Any, ctx: Any) -> list[Tensor]:
     """Every tensor that stays in memory for a role."""
     from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
     from rlhf_cli.models.load import load_generator, load_policy
-    from rlhf_cli.models.precision import frozen_copy
+    from rlhf_cli.models.parameters import frozen_copy
     from rlhf_cli.train.config import TrainConfig
     from rlhf_cli.train.optim import MasterAdamW
 

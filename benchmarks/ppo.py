@@ -64,8 +64,8 @@ def prepare(count: int, shape: str) -> tuple[str, str, str, float]:
 
 def make_reward_model(model: Path, reward: Path, tokenizer: Any) -> None:
     """The policy's layers with a score of random weights."""
-    from rlhf_cli.models.base import SHAPES, load_base
-    from rlhf_cli.models.checkpoint_keys import NEW_SCORER
+    from rlhf_cli.models.base_model import SHAPES, load_base
+    from rlhf_cli.models.checks import NEW_SCORER
     from rlhf_cli.models.config import ModelConfig
 
     if not reward.exists():

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import save, spread
 from rlhf_cli.context import settle_cpu
-from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
+from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
 from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.ends import Ends

@@ -24,8 +24,8 @@ from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models import attention
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss

@@ -8,8 +8,8 @@ from benchmarks.common import data_folder
 from benchmarks.parity import start
 from rlhf_cli import cli
 from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.models.base import SHAPES, load_base
-from rlhf_cli.models.checkpoint_keys import NEW_SCORER
+from rlhf_cli.models.base_model import SHAPES, load_base
+from rlhf_cli.models.checks import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.files import read_json_lines

@@ -19,10 +19,10 @@ from benchmarks.parity.compare import compare
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
 from rlhf_cli.data.records.record import PromptCompletionRecord
-from rlhf_cli.models.attach import attach
-from rlhf_cli.models.base import random_base
+from rlhf_cli.models.attach_adapters import attach
+from rlhf_cli.models.base_model import random_base
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import Source
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.files import read_json_lines
 

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.common import data_folder
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
-from rlhf_cli.models.base import SHAPES, load_base, random_base
-from rlhf_cli.models.checkpoint_keys import NEW_SCORER
+from rlhf_cli.models.base_model import SHAPES, load_base, random_base
+from rlhf_cli.models.checks import NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.files import read_json_lines

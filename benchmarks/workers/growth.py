@@ -16,9 +16,9 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.chunked import TILE_BYTES
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention import PRODUCT_LENGTH
+from rlhf_cli.models.batch_layout import lay_out
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.sharing import lay_out
-from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
+from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
 from rlhf_cli.train import budget
 from rlhf_cli.train.speed import Work, measure_peak, work_of
 

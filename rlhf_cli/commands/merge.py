@@ -14,13 +14,12 @@ from torch import Tensor
 from rlhf_cli.commands.config import MergeConfig
 from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.base import SHAPES, load_base, scorer_fit
+from rlhf_cli.models.base_model import SHAPES, load_base, scorer_fit
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.quantize import quantization, to_eval
+from rlhf_cli.models.resolve import Source, find_source
 from rlhf_cli.models.reward_model import name_pad_token
-from rlhf_cli.models.source import Source, find_source
-from rlhf_cli.models.tokenization import RECORD, tokenization_hash
-from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.tokenizer import RECORD, load_tokenizer, tokenization_hash
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.files import unwritable, write_json_atomic
 
@@ -99,7 +98,7 @@ def run(cfg: MergeConfig) -> None:
 
 def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[Any, str]:
     """The merged model in its type, and that type, after a comparison with what it was made of."""
-    from rlhf_cli.models.merge import load_unmerged, merge
+    from rlhf_cli.models.local_base import load_unmerged, merge
 
     unmerged = load_unmerged(cfg.model, source, tokenizer)
     check = _check(cfg, source, tokenizer, unmerged)
@@ -154,7 +153,7 @@ def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> C
 
 def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
     """What `dtype` says, or the base's own type where it is one of ours."""
-    from rlhf_cli.models.merge import base_dtype
+    from rlhf_cli.models.local_base import base_dtype
 
     if cfg.dtype != "auto":
         return cfg.dtype
@@ -164,7 +163,7 @@ def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
 
 def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float:
     """Round a merged model in place; its error as a share of what the adapter changes."""
-    from rlhf_cli.models.merge import round_weights
+    from rlhf_cli.models.local_base import round_weights
 
     if dtype != "fp32":
         round_weights(merged, DTYPES[dtype])
@@ -175,7 +174,7 @@ def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float
 def _on_packed_base(
     cfg: MergeConfig, source: Source, tokenizer: Any, prompts: list[Tensor]
 ) -> Tensor:
-    from rlhf_cli.models.attach import attach
+    from rlhf_cli.models.attach_adapters import attach
 
     cpu = torch.device("cpu")
     packed = quantization(

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import Source
 
 TRAINED = "default"
 """PEFT's name for the adapter that stands in a folder itself, not below it."""

@@ -2,6 +2,8 @@
 
 Registered with transformers under `ATTENTION`; no mask function stands under that name, so the
 model builds no mask and hands `RowLayout` through as a keyword.
+
+Which attention a model computes with: refused, set, probed, and told.
 """
 
 from __future__ import annotations
@@ -13,13 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-from rlhf_cli.models.varlen import obstacle, varlen_attention
+from rlhf_cli.context import RunContext
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.attention_kernels import (
+    matmul_attention,
+    obstacle,
+    sdpa_attention,
+    varlen_attention,
+)
+from rlhf_cli.models.config import FLASH, ModelConfig
 
 ATTENTION = "rlhf_per_row"
+
 
 PRODUCT_LENGTH = 512
 """On a CPU, bf16 rows under this length take plain matrix products: up to six times as fast as
@@ -136,7 +146,7 @@ def per_row_attention(
     for number, group in enumerate(row_layout.groups):
         start = sizes[group.follows] if group.follows >= 0 else 0
         products = softcap or _products_are_faster(query, start + max(group.lengths))
-        attend, step = (_products, STEP) if products else (_sdpa, 1)
+        attend, step = (matmul_attention, STEP) if products else (sdpa_attention, 1)
         q = _by_head(queries[number], group.lengths, step)
         k, v = (_seen(parts, number, group, step) for parts in (keys, values))
         if repeats > 1:
@@ -186,63 +196,42 @@ def _flat(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
     return torch.cat([row[:length] for row, length in zip(rows.unbind(), group, strict=True)])
 
 
-def _products(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: int,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
-    rows, heads, length, _ = q.shape
-    mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[start : start + length]
-    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
-    if softcap is None:
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
-    else:
-        scores = softcap * torch.tanh(q @ k.transpose(1, 2) * (scale / softcap)) + mask
-    average: Tensor = scores.softmax(-1) @ v
-    return average.view(rows, heads, *average.shape[1:])
-
-
-def _sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: int,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """SDPA, the fused kernel, which never holds the scores of a long row."""
-    length, seen = q.shape[2], k.shape[2]
-    if window is not None and window < seen:
-        mask = _causal_mask(seen, window, q.dtype, q.device)[start:]
-    elif start:
-        mask = causal_lower_right(length, seen)  # by which CUDA's fused kernels need no mask
-    else:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-_MASKS: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
-
-
-def _causal_mask(
-    length: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """[length, length], 0 where key <= query (and within the window), else -inf. Kept and grown."""
-    kept = _MASKS.get((window, dtype, device))
-    if kept is None or len(kept) < length:
-        size = max(length, PRODUCT_LENGTH)
-        index = torch.arange(size, device=device)
-        distance = index[:, None] - index[None, :]
-        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        kept = torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-        _MASKS[(window, dtype, device)] = kept
-    return kept[:length, :length]
-
-
 AttentionInterface.register(ATTENTION, per_row_attention)
+
+
+PADDED = ("sdpa", "eager")
+"""Attention by which rows are padded; any other keeps flat rows apart."""
+
+
+def require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
+    """Refuse an attention that the model, the device or the compute type does not allow.
+
+    Raises:
+        ModelError: says which of them.
+    """
+    asked, reason = cfg.attention, ""
+    if asked not in ("auto", *PADDED) and not flat:
+        reason = f"keeps the rows of decoders apart, and {cfg.path} is an encoder"
+    elif asked not in ("auto", "per_row", *PADDED) and ctx.device.type != "cuda":
+        reason = f"is trained with on CUDA alone, and this runs on {ctx.device.type}"
+    elif asked in FLASH and ctx.compute == torch.float32:
+        reason = "has no kernels for fp32, which train.precision=fp32 asks for"
+    if reason:
+        raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
+
+
+def padded_attention(model: Any) -> str:
+    """The attention for padded rows: torch's fused one where the architecture allows it."""
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+def describe_attention(model: Any, device: torch.device, compute: torch.dtype) -> str:
+    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
+    config = model.config.get_text_config()
+    name: str = model.config._attn_implementation
+    if name != ATTENTION or device.type != "cuda":
+        return name.removeprefix("rlhf_")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    reason = obstacle(device, compute, width)
+    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
+    return f"per_row ({calls})"

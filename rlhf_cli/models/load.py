@@ -10,12 +10,13 @@ from torch import nn
 
 from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attention_choice import (
+from rlhf_cli.models.attention import (
     PADDED,
+    describe_attention,
+    padded_attention,
     require_attention,
-    set_attention,
 )
-from rlhf_cli.models.base import (
+from rlhf_cli.models.base_model import (
     SHAPES,
     adopt_ends,
     describe,
@@ -24,24 +25,23 @@ from rlhf_cli.models.base import (
     reads_forward,
     scorer_fit,
 )
-from rlhf_cli.models.checkpoint_keys import LANGUAGE_MODEL, Fit
+from rlhf_cli.models.checks import LANGUAGE_MODEL, Fit
 from rlhf_cli.models.config import (
     AdapterConfig,
     LoadConfig,
     ModelConfig,
     QuantConfig,
 )
-from rlhf_cli.models.heads import read_head
-from rlhf_cli.models.layers import take_layers
-from rlhf_cli.models.modalities import freeze_other_parts
-from rlhf_cli.models.own_base import make_base
+from rlhf_cli.models.liger import take_layers
+from rlhf_cli.models.local_base import make_base
+from rlhf_cli.models.parameters import as_computed, freeze_other_parts, lower, without_own_gradients
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import lower
+from rlhf_cli.models.probes import probe
 from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
+from rlhf_cli.models.resolve import Source, find_source
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.vocabulary import find_support
-from rlhf_cli.models.wrapper import ModelWrapper, describe_attention, padded_attention
+from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
 
 Role = TypeVar("Role", Policy, RewardModel)
 
@@ -136,7 +136,9 @@ def _prepare(
     take_layers(model, cfg.kernels, ctx.device)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":
-        from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
+        from rlhf_cli.models.attach_adapters import (
+            attach,  # PEFT: a second that others need not wait for
+        )
 
         adapters = attach(model, source, cfg.adapter, ctx.seed, new_tokens)
     packed = packed_weight(model.get_output_embeddings()) is not None
@@ -158,7 +160,7 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
     source = Source("") if cfg.from_scratch else find_source(cfg)
     model = _weights(Policy, cfg, quant, source, tokenizer, ctx, (), ctx.compute, LANGUAGE_MODEL)
     if source.adapters:
-        from rlhf_cli.models.attach import attach
+        from rlhf_cli.models.attach_adapters import attach
 
         adopt_ends(model, source)
         model = attach(model, source, AdapterConfig(), ctx.seed).model
@@ -218,7 +220,7 @@ def _tell(policy: ModelWrapper, name: str, compute: torch.dtype) -> None:
         kind = policy.adapters.describe()
         held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
     layout = "flat rows" if policy.flat else "padded rows"
-    attention = describe_attention(policy, compute)
+    attention = describe_attention(policy.model, policy.device, compute)
     said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
     say(f"{said}: {name}, {held}, {layout}, attention {attention}")
 
@@ -261,3 +263,21 @@ def _first_position(model: Any) -> int:
         ):
             return int(module.padding_idx) + 1
     return 0
+
+
+def set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:
+    """Let a model compute with the attention that is asked for, and probe it.
+
+    Raises:
+        KernelError: with the layers that are asked for, it does not give what it gives by itself.
+        ModelError: nor with the attention that is.
+    """
+    attention = cfg.model.attention
+    if attention not in ("auto", "per_row"):
+        loaded.model.set_attn_implementation(attention)
+    with without_dropout(loaded), as_computed(loaded, compute), without_own_gradients(loaded):
+        probe(
+            loaded,
+            may_fall_back=attention == "auto",
+            may_drop_layers=cfg.kernels == "auto",
+        )

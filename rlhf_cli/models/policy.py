@@ -13,10 +13,9 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Routed, TokenLogprobs
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.logprobs import token_logprobs
-from rlhf_cli.models.heads import Tap, read_head
 from rlhf_cli.models.router import routed
 from rlhf_cli.models.value_model import ValueModel
-from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.models.wrapper import ModelWrapper, Tap, read_head
 
 
 class Policy(ModelWrapper):

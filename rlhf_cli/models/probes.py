@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from rlhf_cli.context import precision_name, say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import KernelError, ModelError, first_line
-from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.layers import drop_layers, own_layers, taken
+from rlhf_cli.models.attention import ATTENTION, describe_attention, padded_attention
+from rlhf_cli.models.batch_layout import LEAST, lay_out, pad
+from rlhf_cli.models.liger import drop_layers, own_layers, taken
 from rlhf_cli.models.quantize import is_quantized
-from rlhf_cli.models.sharing import LEAST, lay_out
-from rlhf_cli.models.wrapper import ModelWrapper, describe_attention, pad, padded_attention
+from rlhf_cli.models.wrapper import ModelWrapper
 
 TOLERANCE = 1e-4
 """fp32, of `_distance`; rounding is under 1e-5."""
@@ -63,7 +63,8 @@ def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = 
             f"({problem}), so it cannot be trained{advice}"
         )
     dtype = policy.model.get_input_embeddings().weight.dtype
-    said = f"{precision_name(dtype)} with attention {describe_attention(policy, dtype)}"
+    attention = describe_attention(policy.model, policy.device, dtype)
+    said = f"{precision_name(dtype)} with attention {attention}"
     say(f"probe: {policy.gives} and gradients equal the model's own in {said}; rows kept apart")
     policy.shares = _shares(policy)
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.models.heads import Tap
+from rlhf_cli.models.batch_layout import pad
 from rlhf_cli.models.vocabulary import embedding_rows
-from rlhf_cli.models.wrapper import ModelWrapper, pad
+from rlhf_cli.models.wrapper import ModelWrapper, Tap
 
 HEAD = "score"
 """What transformers calls the layer that scores each position of a decoder."""

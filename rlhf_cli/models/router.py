@@ -16,7 +16,7 @@ from rlhf_cli.context import say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.head import Routed
-from rlhf_cli.models.wrapper import TokenIndex
+from rlhf_cli.models.batch_layout import TokenIndex
 
 
 def balance_coefficient(model: Any) -> float:

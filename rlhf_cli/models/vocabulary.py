@@ -4,19 +4,31 @@ A tokenizer can have tokens for which a model has no embedding (a `[PAD]` that w
 trained), and a model can have rows for which the tokenizer has no token (a vocabulary padded to a
 round size). Both are fine as long as no row of the data holds the first and none of the second is
 drawn.
+
+Embeddings in the file of an adapter: whole ones, and the rows of single tokens.
+
+PEFT writes the input embeddings and the output layer beside the adapter's matrices where the
+vocabulary was resized before training, or where they were trained whole. The base is shorter then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
+from rlhf_cli.context import forked_rng, say
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.errors import DataError, ModelError
+from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.kernels.support import Support
+from rlhf_cli.models.resolve import ADAPTER_WEIGHTS
+from rlhf_cli.runs import artifact
 
 NAMED = 3
 """Tokens that a message lists by name."""
@@ -149,3 +161,105 @@ def _not_embedded(what: str, where: str, index: int, rows: int, name: str) -> Da
         "such ids. Take the token out of the rows or the chat template, or give the tokenizer "
         "that the model was trained with (model.tokenizer=FOLDER_OR_HUB_ID)"
     )
+
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's parameters."""
+
+SUFFIXES = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
+"""Of a layer as it is, with matrices on it, and with rows of single tokens."""
+
+
+def whole_embeddings(folder: Path, model: Any) -> dict[str, int]:
+    """Name in the file of an adapter -> rows, of input embeddings and output layer saved whole.
+
+    Args:
+        folder: of the adapter.
+        model: a transformers model, without adapters.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        return {}
+    names = whole_keys(model)
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            held = names & {*file.keys()}
+            return {key: int(file.get_slice(key).get_shape()[0]) for key in sorted(held)}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"model.path: the adapter in {folder} cannot be put on this base ({first_line(error)})"
+        ) from error
+
+
+def rows_of(folder: Path, model: Any) -> int:
+    """How many rows a base must embed for an adapter; 0 where the adapter has no embeddings.
+
+    Args:
+        folder: of the adapter.
+        model: a transformers model, without adapters.
+    """
+    single = [index + 1 for ids in trained_rows(folder).values() for index in ids]
+    return max([*whole_embeddings(folder, model).values(), *single], default=0)
+
+
+def whole_keys(model: Any) -> set[str]:
+    """Names that whole embeddings can have in the file of an adapter.
+
+    Args:
+        model: a transformers model, perhaps with adapters on it.
+    """
+    names = embedding_names(model)
+    return {f"{PREFIX}{name}.{suffix}" for name in names for suffix in SUFFIXES}
+
+
+def embedding_names(model: Any) -> list[str]:
+    """Names of the input embeddings and of the output layer, where a model has one."""
+    layers = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    return [name for name, module in model.named_modules() if module in layers]
+
+
+def trained_rows(folder: Path) -> Mapping[str, list[int]]:
+    """Layer -> ids of the tokens whose rows an adapter has of its own, by its description."""
+    file = folder / artifact.ADAPTER
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    return found if isinstance(found, dict) else {"": found}
+
+
+def fit_vocabulary(
+    model: Any, tokenizer: Any, new_tokens: Sequence[int] = (), adapters: Sequence[Path] = ()
+) -> None:
+    """Make room for new tokens and for the embeddings of adapters; say which tokens have no room.
+
+    Tokens that are neither have no embedding, like a `[PAD]` that was added and never trained. That
+    is no fault as long as no row holds one, which is looked at where rows are known.
+
+    Args:
+        model: changed in place. Each row that is added, and that of each new token, is the mean of
+            the others.
+        tokenizer: of the model.
+        new_tokens: ids that the model has not seen.
+        adapters: folders of the adapters that will be put on it.
+    """
+    size = embedding_rows(model)
+    saved = [rows_of(folder, model) for folder in adapters]
+    needed = max([size, *(token + 1 for token in new_tokens), *saved])
+    if needed > size:
+        with forked_rng():
+            model.resize_token_embeddings(needed, mean_resizing=False)
+    untrained = sorted({*new_tokens, *range(size, needed)})
+    if untrained:
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
+            _fill_with_mean(layer.weight.data, untrained)
+    without = describe_without_row(tokenizer, needed)
+    if without:
+        say(f"tokenizer: {without}; rows that hold none of them are fine")
+
+
+def _fill_with_mean(weight: torch.Tensor, rows: list[int]) -> None:
+    known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    known[rows] = False
+    weight[rows] = weight[known].mean(0)

@@ -1,25 +1,28 @@
-"""A transformers model that is given rows: what every role of a model has in common."""
+"""A transformers model that is given rows: what every role of a model has in common.
+
+Where a model's hidden states become logits: the tap, and the scales around the output layer.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.registry import Implementation
-from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.sharing import lay_out, saved_tokens
-from rlhf_cli.models.varlen import obstacle
+from rlhf_cli.models.attention import ATTENTION, padded_attention
+from rlhf_cli.models.batch_layout import TokenIndex, lay_out, pad, padded_index, saved_tokens
 
 if TYPE_CHECKING:
     from rlhf_cli.models.adapters import Adapters
+
+from rlhf_cli.kernels.head import Head
+from rlhf_cli.models.quantize import packed_weight
 
 
 class ModelWrapper(nn.Module, ABC):
@@ -129,64 +132,6 @@ class ModelWrapper(nn.Module, ABC):
         return output, TokenIndex(padded_index(rows, self.padding_side))
 
 
-@dataclass(frozen=True)
-class TokenIndex:
-    """Where the tokens of rows are in what a model computes of them.
-
-    Attributes:
-        index: [N], where each token of the rows is, batch and sequence counted as one; none where
-            flat rows have no tokens in common, and each token has its own place.
-    """
-
-    index: Tensor | None = None
-
-    def take(self, values: Tensor, positions: Tensor) -> Tensor:
-        """[P, ...]: the values of the tokens at some positions of the rows.
-
-        Args:
-            values: [1, n, ...] of flat rows, or [R, T, ...] of padded ones.
-            positions: [P] int64, indices of `Rows.tokens`.
-        """
-        flat = values.flatten(0, 1)
-        return flat.index_select(0, positions if self.index is None else self.index[positions])
-
-
-def pad(
-    rows: TokenBatch, side: Literal["left", "right"] = "right", token: int = 0
-) -> tuple[Tensor, Tensor]:
-    """[R, T] tokens and mask (1 keeps)."""
-    parts = rows.tokens.split(rows.sizes)
-    kept = [torch.ones_like(part) for part in parts]
-    tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
-    return tokens, pad_sequence(kept, True, padding_side=side)
-
-
-def padded_index(rows: TokenBatch, side: Literal["left", "right"]) -> Tensor:
-    """[N] int64: where `pad` puts each token, in its table [R, T] taken as one sequence."""
-    width = max(rows.sizes)
-    first = torch.arange(len(rows.sizes), device=rows.tokens.device) * width
-    if side == "left":
-        first = first + width - rows.lengths
-    return first[rows.row_of_token] + rows.positions
-
-
-def padded_attention(model: Any) -> str:
-    """The attention for padded rows: torch's fused one where the architecture allows it."""
-    return "sdpa" if model._supports_sdpa else "eager"
-
-
-def describe_attention(policy: ModelWrapper, compute: torch.dtype) -> str:
-    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
-    config = policy.model.config.get_text_config()
-    name: str = policy.model.config._attn_implementation
-    if name != ATTENTION or policy.device.type != "cuda":
-        return name.removeprefix("rlhf_")
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    reason = obstacle(policy.device, compute, width)
-    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
-    return f"per_row ({calls})"
-
-
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
     """No dropout inside.
@@ -202,3 +147,75 @@ def without_dropout(module: nn.Module) -> Iterator[None]:
     finally:
         for dropout in switched:
             dropout.train()
+
+
+class Tap:
+    """Catches the hidden states on their way into a model's last layer.
+
+    The top-level model is called, so wrappers and adapters keep working. Right for 129 of 130
+    causal classes tried, against 112 for calling the inner model.
+
+    Args:
+        layer: given hidden states [B, T, d].
+        through: the positions that the layer is let compute.
+    """
+
+    def __init__(self, layer: nn.Module, through: slice) -> None:
+        self.layer, self.through = layer, through
+        self._hidden: Tensor | None = None
+
+    @property
+    def caught(self) -> Tensor:
+        """[B, T, d]: the last input of the layer while open."""
+        if self._hidden is None:
+            raise RuntimeError("the model did not call its output layer")
+        return self._hidden
+
+    @contextmanager
+    def open(self) -> Iterator[Tap]:
+        """While open, hidden states are caught."""
+        forward = self.layer.forward
+        before = vars(self.layer).get("forward")  # a wrapper may have set one of its own
+
+        def keep(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._hidden = hidden
+            return forward(hidden[:, self.through], *args, **kwargs)
+
+        self.layer.forward = keep
+        try:
+            yield self
+        finally:
+            if before is None:
+                del self.layer.forward
+            else:
+                self.layer.forward = before
+            self._hidden = None
+
+
+def read_head(model: Any) -> Head:
+    """The live output layer with its config's scales; call it anew for each forward pass."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    rows = getattr(layer, "token_adapter", None)  # PEFT's, where single tokens are trained
+    layer = layer if rows is None else rows.base_layer
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    packed = packed_weight(layer)
+    plain = _effective_weight(layer) if packed is None else packed
+    return Head(
+        weight=plain if rows is None else rows.get_merged_weights(rows.active_adapters),
+        bias=getattr(layer, "bias", None),
+        scale=float(scale),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _effective_weight(layer: Any) -> Tensor:
+    """The weight with the active low-rank adapters on it: PEFT's `layer.weight` is the base's."""
+    weight: Tensor = layer.weight
+    adapters = getattr(layer, "lora_A", {})
+    for name in layer.active_adapters if adapters else ():
+        if name in adapters:
+            delta = layer.lora_B[name].weight @ adapters[name].weight
+            weight = weight + layer.scaling[name] * delta
+    return weight

@@ -12,8 +12,7 @@ from transformers import GenerationConfig
 
 from rlhf_cli.context import forked_rng
 from rlhf_cli.kernels.support import Support
-from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.wrapper import padded_attention
+from rlhf_cli.models.attention import ATTENTION, padded_attention
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.decode import writing
 from rlhf_cli.rollout.ends import Ends

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from rlhf_cli.kernels.eager import logits
 from rlhf_cli.kernels.support import Support
-from rlhf_cli.models.compiled import uncompiled
-from rlhf_cli.models.heads import read_head
-from rlhf_cli.models.wrapper import without_dropout
+from rlhf_cli.models.torch_compile import uncompiled
+from rlhf_cli.models.wrapper import read_head, without_dropout
 from rlhf_cli.rollout.forward import Forward
 from rlhf_cli.rollout.graphs import Record, StaticStep
 from rlhf_cli.rollout.schedule import Row, Schedule, Turn

@@ -13,10 +13,9 @@ from torch import Tensor
 from rlhf_cli.context import say
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.kernels.support import Support
-from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.vocabulary import find_support, require_embedded_ids
-from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.models.wrapper import ModelWrapper, read_head
 from rlhf_cli.rollout.batched import generate_batched
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.decode import decode

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_cli.models.heads import Tap
+from rlhf_cli.models.wrapper import Tap
 from rlhf_cli.rollout.slots import Pass, SlotCache
 
 

@@ -12,8 +12,7 @@ from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.records.corpus import holds_chats, iter_texts
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.prompts import becomes_message
-from rlhf_cli.models.chatml import give_chatml
-from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
+from rlhf_cli.models.tokenizer import give_chatml, load_tokenizer, trains_tokenizer
 from rlhf_cli.runs.contents import TOKENIZER
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from rlhf_cli.context import say, silence
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import describe
+from rlhf_cli.models.base_model import describe
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.parameters import frozen_copy, lower
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy, lower
-from rlhf_cli.models.source import other_model
+from rlhf_cli.models.resolve import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_shared_rows
 from rlhf_cli.models.wrapper import without_dropout

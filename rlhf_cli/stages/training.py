@@ -14,13 +14,12 @@ import torch
 from rlhf_cli.context import open_context, say, use_deterministic_algorithms
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.models.compiled import compile_layers, require_compiler
-from rlhf_cli.models.freeze import freeze
-from rlhf_cli.models.layers import require_liger, taken
+from rlhf_cli.models.liger import require_liger, taken
 from rlhf_cli.models.load import Role, recompute_activations
-from rlhf_cli.models.precision import as_computed
+from rlhf_cli.models.parameters import as_computed, freeze
 from rlhf_cli.models.router import tell_of_balance
 from rlhf_cli.models.tokenizer import tokenizer_hash
+from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.train.artifact import save_model

@@ -13,10 +13,9 @@ from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.resolve import fingerprint
 from rlhf_cli.models.reward_model import name_pad_token
-from rlhf_cli.models.source import fingerprint
-from rlhf_cli.models.tokenization import RECORD, tokenization_hash
-from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
+from rlhf_cli.models.tokenizer import RECORD, template_hash, tokenization_hash, tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs import artifact, contents, hub, lock
 from rlhf_cli.runs.files import write_json_atomic

@@ -16,8 +16,8 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate, parts
+from rlhf_cli.models.parameters import as_computed
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
 
 COLUMN = "reference"

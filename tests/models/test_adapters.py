@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attach import attach
+from rlhf_cli.models.attach_adapters import attach
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.models.load import recompute_activations
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.source import Source, find_source, fingerprint
+from rlhf_cli.models.resolve import Source, find_source, fingerprint
 from tests.helpers import random_rows, tiny_llama
 
 LORA = AdapterConfig(kind="lora", rank=4)

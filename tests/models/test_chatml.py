@@ -11,8 +11,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
 from rlhf_cli.data.records.record import ChatRecord, PromptCompletionRecord
 from rlhf_cli.data.tokens.specials import turn_end
-from rlhf_cli.models.chatml import give_chatml
-from rlhf_cli.models.tokenizer import train_tokenizer
+from rlhf_cli.models.tokenizer import give_chatml, train_tokenizer
 from rlhf_cli.resources import shipped_model
 from tests.data.toy import turns, write_jsonl
 from tests.stages.conftest import FAST

@@ -12,12 +12,12 @@ from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.losses.likelihood import load_balancing_loss
-from rlhf_cli.models.attach import attach
+from rlhf_cli.models.attach_adapters import attach
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.merge import merge
+from rlhf_cli.models.local_base import merge
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.resolve import Source
 from rlhf_cli.models.router import balance_coefficient, tell_of_balance
-from rlhf_cli.models.source import Source
 from rlhf_cli.stages.likelihood import balanced_loss
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW

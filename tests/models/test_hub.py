@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from rlhf_cli import cli
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.source import find_source
+from rlhf_cli.models.resolve import find_source
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.runs import hub as commits

@@ -5,11 +5,11 @@ import torch
 from transformers import AutoTokenizer
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.models import weights
+from rlhf_cli.models import base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_frozen, load_generator, load_policy
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
@@ -40,12 +40,13 @@ def setting(folder, tmp_path):
 def asked(monkeypatch):
     """The types that weights are read in."""
     found = []
+    load_weights = base_model.load_weights
 
     def spy(*args, dtype, **options):
         found.append(dtype)
-        return weights.load_weights(*args, dtype=dtype, **options)
+        return load_weights(*args, dtype=dtype, **options)
 
-    monkeypatch.setattr("rlhf_cli.models.base.load_weights", spy)
+    monkeypatch.setattr("rlhf_cli.models.base_model.load_weights", spy)
     return found
 
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.base import reads_forward
+from rlhf_cli.models.base_model import reads_forward
 from rlhf_cli.models.load import context_length, disable_dropout
 from rlhf_cli.models.probes import plain_values, probe
 from rlhf_cli.models.reward_model import RewardModel

@@ -8,8 +8,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.tokenization import RECORD, from_pretrained, tokenization_hash
-from rlhf_cli.models.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_cli.models.tokenizer import (
+    RECORD,
+    from_pretrained,
+    load_tokenizer,
+    tokenization_hash,
+    train_tokenizer,
+)
 from tests.data.toy import toy_tokenizer
 
 TEXTS = ["print(add(2, 40))\n", "def add(a, b):\n    return a + b\n", "It's 2024-05-06, isn't it?"]

@@ -13,12 +13,13 @@ from rlhf_cli.data.tokens.packing import SourceRow
 from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.kernels.support import Support
-from rlhf_cli.models.base import fit_vocabulary, load_base, random_base
+from rlhf_cli.models.base_model import load_base, random_base
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.vocabulary import (
     embedding_rows,
     find_support,
+    fit_vocabulary,
     require_embedded,
     require_shared_rows,
 )

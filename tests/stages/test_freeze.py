@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from rlhf_cli import cli
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.freeze import freeze
+from rlhf_cli.models.parameters import freeze
 from tests.helpers import last_of_each, tiny_llama
 from tests.stages.conftest import FAST
 

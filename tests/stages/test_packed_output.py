@@ -11,13 +11,13 @@ from transformers import AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import load_base
+from rlhf_cli.models.base_model import load_base
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
-from rlhf_cli.models.heads import read_head
 from rlhf_cli.models.load import load_frozen, load_generator, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import plain_values
 from rlhf_cli.models.quantize import packed_weight, quantization, require_packed_output, to_eval
+from rlhf_cli.models.wrapper import read_head
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, random_rows, tiny_llama

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import Source
 from rlhf_cli.stages.dpo.moving import MovingReference
 from rlhf_cli.stages.reference import hold_reference
 from tests.helpers import random_rows

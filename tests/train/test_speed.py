@@ -1,10 +1,10 @@
 import torch
 
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attach import attach
+from rlhf_cli.models.attach_adapters import attach
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import Source
 from rlhf_cli.train.speed import measure_peak, work_of
 from tests.helpers import random_rows, tiny_llama
 

@@ -15,15 +15,13 @@ from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
-from rlhf_cli.models.base import fit_vocabulary
-from rlhf_cli.models.checkpoint_keys import SCORER
-from rlhf_cli.models.heads import Tap
-from rlhf_cli.models.loading import loading, require_config, require_safe_weights
+from rlhf_cli.models.base_model import load_weights
+from rlhf_cli.models.checks import SCORER, loading, require_config, require_safe_weights
+from rlhf_cli.models.resolve import locate
 from rlhf_cli.models.reward_model import score_layer
-from rlhf_cli.models.source import locate
-from rlhf_cli.models.tokenization import from_pretrained
-from rlhf_cli.models.vocabulary import embedding_rows, require_embedded_ids
-from rlhf_cli.models.weights import load_weights
+from rlhf_cli.models.tokenizer import from_pretrained
+from rlhf_cli.models.vocabulary import embedding_rows, fit_vocabulary, require_embedded_ids
+from rlhf_cli.models.wrapper import Tap
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as

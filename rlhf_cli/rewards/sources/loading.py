@@ -13,10 +13,10 @@ from transformers import AutoConfig
 
 from rlhf_cli.context import precision_name
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.checks import loading, require_one_stack
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.loading import loading, require_one_stack
-from rlhf_cli.models.source import Source, find_source
+from rlhf_cli.models.resolve import Source, find_source
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.labels import labels_of
 

@@ -13,9 +13,9 @@ from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.resolve import find_source
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.shared import SharedRewardModel, can_share
-from rlhf_cli.models.source import find_source
+from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share
 from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.samples import Samples

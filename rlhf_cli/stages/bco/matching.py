@@ -13,8 +13,8 @@ from rlhf_cli.context import say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.losses.bco import density_ratio
+from rlhf_cli.models.parameters import as_computed
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.prompts import (

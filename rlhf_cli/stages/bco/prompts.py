@@ -19,14 +19,12 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.checkpoint_keys import ENCODER
+from rlhf_cli.models.base_model import load_weights
+from rlhf_cli.models.checks import ENCODER, loading
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.loading import loading
-from rlhf_cli.models.source import locate
-from rlhf_cli.models.tokenization import from_pretrained
-from rlhf_cli.models.tokenizer import require_tokenizer
+from rlhf_cli.models.resolve import locate
+from rlhf_cli.models.tokenizer import from_pretrained, require_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
-from rlhf_cli.models.weights import load_weights
 from rlhf_cli.stages.bco.config import UDMConfig
 
 SHELF = "embeddings"

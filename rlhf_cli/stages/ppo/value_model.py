@@ -7,8 +7,8 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import load_reward_model, recompute_activations
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.resolve import other_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import (
     VALUE_ADAPTER,

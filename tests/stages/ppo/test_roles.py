@@ -11,9 +11,9 @@ from rlhf_cli.context import open_context, own_device
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen, load_policy
+from rlhf_cli.models.resolve import find_source
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.shared import SharedRewardModel, can_share
-from rlhf_cli.models.source import find_source
+from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import VALUE_ADAPTER, AdapterValueModel
 from rlhf_cli.stages.ppo import training

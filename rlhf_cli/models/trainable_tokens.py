@@ -17,7 +17,7 @@ from peft.utils import TrainableTokensWrapper
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.adapters import TOKEN_ROWS
-from rlhf_cli.models.saved_embeddings import (
+from rlhf_cli.models.vocabulary import (
     PREFIX,
     SUFFIXES,
     embedding_names,

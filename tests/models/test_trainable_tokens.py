@@ -8,10 +8,11 @@ from torch.testing import assert_close
 from transformers import GPTJConfig, GPTJForCausalLM, LlamaForSequenceClassification
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.attach import attach, new_adapter
-from rlhf_cli.models.base import fit_vocabulary
+from rlhf_cli.models.attach_adapters import attach
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.lora_config import new_adapter
+from rlhf_cli.models.resolve import Source
+from rlhf_cli.models.vocabulary import fit_vocabulary
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import random_rows, tiny_llama, tokenizer_of

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.attention import RowLayout
@@ -80,3 +82,44 @@ def lay_out(rows: TokenBatch, *, share: bool) -> FlatRows:
         RowLayout(segments, tuple(follows)),
         torch.cat(index).to(device, non_blocking=True),
     )
+
+
+@dataclass(frozen=True)
+class TokenIndex:
+    """Where the tokens of rows are in what a model computes of them.
+
+    Attributes:
+        index: [N], where each token of the rows is, batch and sequence counted as one; none where
+            flat rows have no tokens in common, and each token has its own place.
+    """
+
+    index: Tensor | None = None
+
+    def take(self, values: Tensor, positions: Tensor) -> Tensor:
+        """[P, ...]: the values of the tokens at some positions of the rows.
+
+        Args:
+            values: [1, n, ...] of flat rows, or [R, T, ...] of padded ones.
+            positions: [P] int64, indices of `Rows.tokens`.
+        """
+        flat = values.flatten(0, 1)
+        return flat.index_select(0, positions if self.index is None else self.index[positions])
+
+
+def pad(
+    rows: TokenBatch, side: Literal["left", "right"] = "right", token: int = 0
+) -> tuple[Tensor, Tensor]:
+    """[R, T] tokens and mask (1 keeps)."""
+    parts = rows.tokens.split(rows.sizes)
+    kept = [torch.ones_like(part) for part in parts]
+    tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
+    return tokens, pad_sequence(kept, True, padding_side=side)
+
+
+def padded_index(rows: TokenBatch, side: Literal["left", "right"]) -> Tensor:
+    """[N] int64: where `pad` puts each token, in its table [R, T] taken as one sequence."""
+    width = max(rows.sizes)
+    first = torch.arange(len(rows.sizes), device=rows.tokens.device) * width
+    if side == "left":
+        first = first + width - rows.lengths
+    return first[rows.row_of_token] + rows.positions

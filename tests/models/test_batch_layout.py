@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.models.batch_layout import LEAST, lay_out
 from rlhf_cli.models.load import recompute_activations
-from rlhf_cli.models.sharing import LEAST, lay_out
 from tests.models.test_policy import ARCHITECTURES, gradient, make_policy, relative_error
 
 

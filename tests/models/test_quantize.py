@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rlhf_cli.models.quantize import quantization
-from rlhf_cli.models.unpacking import _is_right
+from rlhf_cli.models.quantize import _is_right, quantization
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 

@@ -10,6 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 WIDEST = 256
 """Of a head, in flash attention."""
@@ -138,3 +139,66 @@ def _plain(rows: Sequence[Sequence[Tensor]], row: int, before: int, window: int 
     q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))
     k, v = (tensor.expand(len(q), -1, -1) for tensor in (k, v))
     return F.scaled_dot_product_attention(q, k, v, seen.to(query.device)).transpose(0, 1)
+
+
+LEAST_MASK = 512
+"""Queries that a kept mask has at least, so that it seldom grows."""
+
+
+def matmul_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
+    rows, heads, length, _ = q.shape
+    mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[start : start + length]
+    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
+    if softcap is None:
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
+    else:
+        scores = softcap * torch.tanh(q @ k.transpose(1, 2) * (scale / softcap)) + mask
+    average: Tensor = scores.softmax(-1) @ v
+    return average.view(rows, heads, *average.shape[1:])
+
+
+def sdpa_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    start: int,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """SDPA, the fused kernel, which never holds the scores of a long row."""
+    length, seen = q.shape[2], k.shape[2]
+    if window is not None and window < seen:
+        mask = _causal_mask(seen, window, q.dtype, q.device)[start:]
+    elif start:
+        mask = causal_lower_right(length, seen)  # by which CUDA's fused kernels need no mask
+    else:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+_MASKS: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
+
+
+def _causal_mask(
+    length: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[length, length], 0 where key <= query (and within the window), else -inf. Kept and grown."""
+    kept = _MASKS.get((window, dtype, device))
+    if kept is None or len(kept) < length:
+        size = max(length, LEAST_MASK)
+        index = torch.arange(size, device=device)
+        distance = index[:, None] - index[None, :]
+        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+        kept = torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+        _MASKS[(window, dtype, device)] = kept
+    return kept[:length, :length]

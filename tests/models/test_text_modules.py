@@ -12,7 +12,7 @@ from transformers import (
 
 from rlhf_cli import cli
 from rlhf_cli.context import forked_rng
-from rlhf_cli.models.modalities import language_parts, other_parts
+from rlhf_cli.models.parameters import language_parts, other_parts
 from rlhf_cli.resources import shipped_model
 from tests.helpers import tiny_llama
 

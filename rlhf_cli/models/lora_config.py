@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from peft import LoraConfig
 from peft.utils import TrainableTokensWrapper
 from peft.utils import transformers_weight_conversion as conversion
 from torch import nn
@@ -13,10 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from rlhf_cli.context import say
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.modalities import others_pattern
-from rlhf_cli.models.named import modules_named
+from rlhf_cli.models.parameters import modules_named, others_pattern
 from rlhf_cli.models.quantize import packed_weight
 from rlhf_cli.models.reward_model import score_layer
+from rlhf_cli.models.trainable_tokens import token_rows
 
 Targets = tuple[str | list[str], list[str]]
 """What PEFT is to find modules by, and parameters."""
@@ -129,3 +131,63 @@ def _require_own_output(model: Any, cfg: AdapterConfig, name: str) -> None:
             f"adapter.targets: got {name}, the output layer; {reason}. "
             "Try adapter.targets=all-linear, which leaves it out"
         )
+
+
+def new_adapter(model: Any, cfg: AdapterConfig, new_tokens: Sequence[int] = ()) -> LoraConfig:
+    """PEFT's description of the adapter that the config asks for.
+
+    Args:
+        model: the base, perhaps with other adapters on it.
+        cfg: what is asked for.
+        new_tokens: ids whose rows are trained beside the matrices.
+
+    Raises:
+        ModelError: a target is no layer of the model, or is tied to the embeddings.
+    """
+    targets, parameters = find_targets(model, cfg)
+    whole = _trained_whole(model, cfg)
+    transposed = any(isinstance(module, Conv1D) for module in model.modules())
+    return LoraConfig(
+        task_type=peft_task(model),
+        r=cfg.rank,
+        lora_alpha=cfg.alpha,
+        lora_dropout=cfg.dropout,
+        target_modules=targets,
+        target_parameters=parameters or None,
+        use_dora=cfg.kind == "dora",
+        use_rslora=cfg.kind == "rslora",
+        modules_to_save=whole or None,
+        trainable_token_indices=token_rows(model, new_tokens, targets, whole) or None,
+        fan_in_fan_out=transposed,
+        exclude_modules=others_pattern(model),
+    )
+
+
+def peft_task(model: Any) -> str:
+    """PEFT's word for what stands on the layers; a classifier's head is trained and saved too."""
+    return "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
+
+
+def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
+    """Whole names of layers that are trained and saved beside the adapter's matrices.
+
+    Whole, because PEFT takes every layer whose name ends so: `norm` would mean each `layernorm`.
+    """
+    found: list[str] = []
+    others = re.compile(others_pattern(model) or "(?!)")
+    modules = {n: module for n, module in model.named_modules() if not others.fullmatch(n)}
+    shared = {model.get_input_embeddings(), model.get_output_embeddings()}
+    for name in cfg.modules_to_save:
+        for full, module in modules_named("adapter.modules_to_save", name, modules).items():
+            if module in shared and model.config.get_text_config().tie_word_embeddings:
+                raise ModelError(
+                    f"adapter.modules_to_save: got {name}; input embeddings and output layer share "
+                    "their weights, and of a copy only one would be trained. Leave it out"
+                )
+            if not all(param.is_floating_point() for param in module.parameters()):
+                raise ModelError(
+                    f"adapter.modules_to_save: got {name}, whose weights are packed and have no "
+                    "gradient. Try quant=none, or leave it out"
+                )
+            found.append(full)
+    return found

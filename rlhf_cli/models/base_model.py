@@ -1,9 +1,13 @@
-"""Whole weights: from a folder or the hub, or at random; with the tokenizer's vocabulary."""
+"""Whole weights: from a folder or the hub, or at random; with the tokenizer's vocabulary.
+
+Loading weights: all that a checkpoint holds, under its own names, and nothing else.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,30 +21,33 @@ from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
 )
+from transformers.utils import logging
 
 from rlhf_cli.context import forked_rng, say
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.checkpoint_keys import (
+from rlhf_cli.models.checks import (
     HEADLESS,
     LANGUAGE_MODEL,
     NEW_SCORER,
     SCORER,
+    WRAPPERS,
     Fit,
-)
-from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.loading import (
+    listed,
     loading,
     require_config,
+    require_fit,
     require_one_stack,
     require_safe_weights,
     require_whole_weights,
 )
+from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.quantize import packs_output, require_own_output, require_packed_output
+from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, DEFAULT_ARCHITECTURE, Source, locate
 from rlhf_cli.models.reward_model import score_layer
-from rlhf_cli.models.saved_embeddings import rows_of
-from rlhf_cli.models.source import ADAPTER_WEIGHTS, DEFAULT_ARCHITECTURE, Source, locate
-from rlhf_cli.models.vocabulary import describe_without_row, embedding_rows, vocabulary_size
-from rlhf_cli.models.weights import load_weights
+from rlhf_cli.models.vocabulary import (
+    fit_vocabulary,
+    vocabulary_size,
+)
 
 
 @dataclass(frozen=True)
@@ -214,45 +221,98 @@ def _embedded_padding(config: Any) -> dict[str, None]:
     return {"pad_token_id": None} if beyond else {}
 
 
-def fit_vocabulary(
-    model: Any, tokenizer: Any, new_tokens: Sequence[int] = (), adapters: Sequence[Path] = ()
-) -> None:
-    """Make room for new tokens and for the embeddings of adapters; say which tokens have no room.
-
-    Tokens that are neither have no embedding, like a `[PAD]` that was added and never trained. That
-    is no fault as long as no row holds one, which is looked at where rows are known.
-
-    Args:
-        model: changed in place. Each row that is added, and that of each new token, is the mean of
-            the others.
-        tokenizer: of the model.
-        new_tokens: ids that the model has not seen.
-        adapters: folders of the adapters that will be put on it.
-    """
-    size = embedding_rows(model)
-    saved = [rows_of(folder, model) for folder in adapters]
-    needed = max([size, *(token + 1 for token in new_tokens), *saved])
-    if needed > size:
-        with forked_rng():
-            model.resize_token_embeddings(needed, mean_resizing=False)
-    untrained = sorted({*new_tokens, *range(size, needed)})
-    if untrained:
-        for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
-            _fill_with_mean(layer.weight.data, untrained)
-    without = describe_without_row(tokenizer, needed)
-    if without:
-        say(f"tokenizer: {without}; rows that hold none of them are fine")
-
-
-def _fill_with_mean(weight: torch.Tensor, rows: list[int]) -> None:
-    known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
-    known[rows] = False
-    weight[rows] = weight[known].mean(0)
-
-
 def describe(cfg: ModelConfig) -> str:
     """Where the weights come from, in words."""
     if not cfg.from_scratch:
         return cfg.path
     kind = (cfg.architecture or DEFAULT_ARCHITECTURE)["model_type"]
     return f"random weights in the shape of {cfg.path or kind}"
+
+
+logging.disable_progress_bar()  # one line of ours says what was loaded
+
+
+def load_weights(auto: Any, source: str, fit: Fit, *, key: str, **options: Any) -> Any:
+    """A transformers model, all parameters of which come from a checkpoint.
+
+    Args:
+        auto: a transformers auto class.
+        source: folder or hub id.
+        fit: what may differ between the checkpoint and the class.
+        key: what the user set, for messages.
+        options: of `from_pretrained`.
+
+    Raises:
+        ModelError: weights are missing, left out, or of another shape; it names them.
+    """
+    with _quiet():
+        model, report = auto.from_pretrained(
+            source,
+            key_mapping=dict(WRAPPERS),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `require_fit` names them, with their shapes
+            use_safetensors=True,
+            **options,
+        )
+    _forget_wrappers(model, source)
+    missing = set(report["missing_keys"]) - _tie_missing_output(model, source, report)
+    require_fit(f"{key}: {source}", model, report, missing, fit)
+    _untie_own_output(model, source)
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of missing and unexpected weights."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _forget_wrappers(model: Any, source: str) -> None:
+    """Keep `save_pretrained` from putting the removed parts of names back."""
+    conversions = getattr(model, "_weight_conversions", None) or []
+    kept = [entry for entry in conversions if entry.source_patterns[0] not in WRAPPERS]
+    model._weight_conversions = kept
+    if len(kept) < len(conversions):
+        say(f"weights: names in {source} carry the prefixes of a wrapper; they were removed")
+
+
+def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> set[str]:
+    """Tie an output layer that the file does not hold; gives the names that were tied."""
+    missing = set(report["missing_keys"])
+    if type(model).__name__ not in (model.config.architectures or ()):
+        return set()  # a classifier's or a bare model's checkpoint: its output layer is elsewhere
+    pairs = (getattr(model, "_tied_weights_keys", None) or {}).items()
+    found = {target for target, tied_to in pairs if target in missing and tied_to not in missing}
+    if found:
+        _set_tied(model, True)
+        model.tie_weights()
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+        say(
+            f"weights: {source} has no {listed(found)}, though its config says that it is not "
+            "tied; it is tied to the input embeddings, and so it is in the result"
+        )
+    return found
+
+
+def _untie_own_output(model: Any, source: str) -> None:
+    """Let the config agree where the file holds an output layer that is not the embeddings."""
+    output = model.get_output_embeddings()
+    if output is None or not getattr(model, "_tied_weights_keys", None):
+        return
+    tied = output.weight is model.get_input_embeddings().weight
+    if model.config.get_text_config().tie_word_embeddings and not tied:
+        _set_tied(model, False)
+        say(
+            f"weights: the config of {source} ties the output layer to the input embeddings, but "
+            "the file holds other values for it; they are used, and the result is not tied"
+        )
+
+
+def _set_tied(model: Any, tied: bool) -> None:
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = tied

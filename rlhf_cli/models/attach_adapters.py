@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,32 +16,25 @@ from peft.utils import (
     set_peft_model_state_dict,
 )
 from safetensors.torch import load_file
-from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.context import forked_rng
-from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.adapters import TOKEN_ROWS, TRAINED, Adapters, own_name
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.adapters import TOKEN_ROWS, TRAINED, Adapters
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.modalities import others_pattern
-from rlhf_cli.models.named import modules_named
+from rlhf_cli.models.lora_config import new_adapter, peft_task
 from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, STACKED, Source
 from rlhf_cli.models.reward_model import HEAD
-from rlhf_cli.models.source import ADAPTER_WEIGHTS, STACKED, Source
-from rlhf_cli.models.targets import find_targets
-from rlhf_cli.models.token_rows import (
+from rlhf_cli.models.trainable_tokens import (
     add_token_rows,
     mend_rows,
     require_rows_tied,
     saved_whole,
-    token_rows,
     with_rows_of_base,
 )
 from rlhf_cli.runs.model_files import unlike_adapter
 
 State = Mapping[str, torch.Tensor]
-
-HEADS = (HEAD, "classifier")
-"""What PEFT trains whole beside the adapter of a classifier, where a model has it."""
 
 
 def attach(
@@ -85,105 +77,6 @@ def attach(
     return Adapters(wrapped, source, roles, whole_embeddings=bool(whole))
 
 
-def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
-    """Put the adapter of a reward model on the base of a policy, for a role of its own.
-
-    Args:
-        adapters: on the base that the reward model's adapter was trained on.
-        role: a new one.
-        folder: of the reward model's adapter.
-
-    Returns:
-        [1, d], the weight of its head.
-
-    Raises:
-        ModelError: it does not fit the base.
-    """
-    stored = load_file(folder / ADAPTER_WEIGHTS)
-    heads = [key for key in stored if key.endswith(f".{HEAD}.weight")]
-    config = PeftConfig.from_pretrained(folder)
-    config.task_type = "CAUSAL_LM"
-    whole = config.modules_to_save or ()
-    config.modules_to_save = [name for name in whole if name not in HEADS] or None
-    try:
-        adapters.add(role, [own_name(role)], config, trained=False)
-    except ValueError as error:  # as where its experts are others than the policy's
-        raise ModelError(
-            f"model.path: the adapter in {folder} cannot stand beside the policy's "
-            f"({first_line(error)})"
-        ) from error
-    layers = {key: value for key, value in stored.items() if key not in heads}
-    expected = get_peft_model_state_dict(adapters.model, adapter_name=own_name(role))
-    shapes = {key: value.shape for key, value in expected.items()}
-    if len(heads) != 1 or {key: value.shape for key, value in layers.items()} != shapes:
-        raise ModelError(
-            f"model.path: the adapter in {folder} is not that of a reward model on this base"
-        )
-    set_peft_model_state_dict(adapters.model, layers, adapter_name=own_name(role))
-    head: torch.Tensor = stored[heads[0]]
-    return head
-
-
-def new_adapter(model: Any, cfg: AdapterConfig, new_tokens: Sequence[int] = ()) -> LoraConfig:
-    """PEFT's description of the adapter that the config asks for.
-
-    Args:
-        model: the base, perhaps with other adapters on it.
-        cfg: what is asked for.
-        new_tokens: ids whose rows are trained beside the matrices.
-
-    Raises:
-        ModelError: a target is no layer of the model, or is tied to the embeddings.
-    """
-    targets, parameters = find_targets(model, cfg)
-    whole = _trained_whole(model, cfg)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    return LoraConfig(
-        task_type=_task(model),
-        r=cfg.rank,
-        lora_alpha=cfg.alpha,
-        lora_dropout=cfg.dropout,
-        target_modules=targets,
-        target_parameters=parameters or None,
-        use_dora=cfg.kind == "dora",
-        use_rslora=cfg.kind == "rslora",
-        modules_to_save=whole or None,
-        trainable_token_indices=token_rows(model, new_tokens, targets, whole) or None,
-        fan_in_fan_out=transposed,
-        exclude_modules=others_pattern(model),
-    )
-
-
-def _task(model: Any) -> str:
-    """PEFT's word for what stands on the layers; a classifier's head is trained and saved too."""
-    return "CAUSAL_LM" if model.can_generate() else "SEQ_CLS"
-
-
-def _trained_whole(model: Any, cfg: AdapterConfig) -> list[str]:
-    """Whole names of layers that are trained and saved beside the adapter's matrices.
-
-    Whole, because PEFT takes every layer whose name ends so: `norm` would mean each `layernorm`.
-    """
-    found: list[str] = []
-    others = re.compile(others_pattern(model) or "(?!)")
-    modules = {n: module for n, module in model.named_modules() if not others.fullmatch(n)}
-    shared = {model.get_input_embeddings(), model.get_output_embeddings()}
-    for name in cfg.modules_to_save:
-        for full, module in modules_named("adapter.modules_to_save", name, modules).items():
-            if module in shared and model.config.get_text_config().tie_word_embeddings:
-                raise ModelError(
-                    f"adapter.modules_to_save: got {name}; input embeddings and output layer share "
-                    "their weights, and of a copy only one would be trained. Leave it out"
-                )
-            if not all(param.is_floating_point() for param in module.parameters()):
-                raise ModelError(
-                    f"adapter.modules_to_save: got {name}, whose weights are packed and have no "
-                    "gradient. Try quant=none, or leave it out"
-                )
-            found.append(full)
-    return found
-
-
 def _beside(wrapped: Any, config: LoraConfig) -> LoraConfig:
     """A new adapter as it can stand on others: on the same experts, which PEFT asks for."""
     below = wrapped.peft_config.values() if wrapped is not None else ()
@@ -223,7 +116,9 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path, new_tokens: Sequenc
         )
     try:
         config = PeftConfig.from_pretrained(folder)
-        config.task_type = _task(model)  # a reward model can start from a language model's adapter
+        config.task_type = peft_task(
+            model
+        )  # a reward model can start from a language model's adapter
         add_token_rows(config, model, new_tokens)
         wrapped = _add(model, wrapped, name, config)
         _require_whole_output(model, folder)

@@ -15,10 +15,9 @@ from transformers import (
 )
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import SHAPES, load_base
-from rlhf_cli.models.checkpoint_keys import ENCODER, NEW_SCORER
+from rlhf_cli.models.base_model import SHAPES, load_base, load_weights
+from rlhf_cli.models.checks import ENCODER, NEW_SCORER
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.weights import load_weights
 from tests.helpers import tiny_llama, tokenizer_of
 
 TOKENIZER = tokenizer_of(range(97))
