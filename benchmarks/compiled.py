@@ -24,7 +24,7 @@ from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_policy
-from rlhf_cli.models.parameters import lower
+from rlhf_cli.models.parameters import cast_params
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.torch_compile import compile_layers, uncompiled
 from rlhf_cli.train.config import TrainConfig
@@ -67,7 +67,7 @@ def main() -> None:
         with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
             ctx = RunContext(torch.device("cpu"), compute, 0, Path(out))
             policy = load_policy(load, tokenizer, ctx).train()
-            lower(policy.parameters(), compute)
+            cast_params(policy.parameters(), compute)
             found[name] = compare(policy, steps, options.rounds)
         compiling = f"{found[name]['compile_seconds']:.0f} s to compile"
         print(f"{name}: plain / compiled {spread(found[name]['ratios'])}; {compiling}", flush=True)

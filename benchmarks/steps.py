@@ -134,7 +134,7 @@ def open_step(settings: Settings) -> Step:
         records = (PreferenceRecord if kind == "dpo" else PromptCompletionRecord,)
         examples, _ = load_examples(DataConfig(path=file), kind, tokenizer, records)
         policy = load_policy(load, tokenizer, RunContext(device, compute, 0, Path())).train()
-        policy.shares = settings.shares
+        policy.shares_prefixes = settings.shares
         if settings.stage == "samples":
             rows = samples(examples, settings)
         else:

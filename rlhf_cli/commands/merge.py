@@ -14,12 +14,12 @@ from torch import Tensor
 from rlhf_cli.commands.config import MergeConfig
 from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.base_model import SHAPES, load_base, scorer_fit
+from rlhf_cli.models.base_model import AUTO_CLASSES, allowed_reward_mismatch, load_base_model
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.quantize import quantization, to_eval
-from rlhf_cli.models.resolve import Source, find_source
+from rlhf_cli.models.quantize import quantization_config, set_eval_mode
+from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import name_pad_token
-from rlhf_cli.models.tokenizer import RECORD, load_tokenizer, tokenization_hash
+from rlhf_cli.models.tokenizer import TOKENIZATION_KEY, load_tokenizer, tokenization_hash
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.files import unwritable, write_json_atomic
 
@@ -81,7 +81,7 @@ def run(cfg: MergeConfig) -> None:
         ModelError: the model is no adapter, the adapter changes nothing, or the merged model says
             something else.
     """
-    source = find_source(cfg.model)
+    source = resolve_model(cfg.model)
     if not source.adapters:
         raise ModelError(
             f"model.path: {cfg.model.path} is no adapter run, so there is nothing to merge; "
@@ -96,13 +96,13 @@ def run(cfg: MergeConfig) -> None:
         _push(target, cfg.push_to_hub)
 
 
-def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[Any, str]:
+def _merge_checked(cfg: MergeConfig, source: ModelSource, tokenizer: Any) -> tuple[Any, str]:
     """The merged model in its type, and that type, after a comparison with what it was made of."""
-    from rlhf_cli.models.local_base import load_unmerged, merge
+    from rlhf_cli.models.local_base import load_with_adapters, merge_adapters
 
-    unmerged = load_unmerged(cfg.model, source, tokenizer)
+    unmerged = load_with_adapters(cfg.model, source, tokenizer)
     check = _check(cfg, source, tokenizer, unmerged)
-    merged = merge(unmerged)
+    merged = merge_adapters(unmerged)
     drift = check.drift(merged, "fp32")
     if not drift <= check.limit:
         raise ModelError(
@@ -120,7 +120,7 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[An
     say(f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it")
     # rounded in place, and let go before the exact weights are made anew: no second copy is held
     del merged, unmerged
-    return merge(load_unmerged(cfg.model, source, tokenizer)), "fp32"
+    return merge_adapters(load_with_adapters(cfg.model, source, tokenizer)), "fp32"
 
 
 def _require_finite(cost: float, dtype: str) -> None:
@@ -130,7 +130,7 @@ def _require_finite(cost: float, dtype: str) -> None:
         )
 
 
-def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> Check:
+def _check(cfg: MergeConfig, source: ModelSource, tokenizer: Any, unmerged: Any) -> Check:
     """What the merged model has to say, and how far that is from the base."""
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
     expected = _said(unmerged, prompts)
@@ -151,7 +151,7 @@ def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> C
     return Check(prompts, expected, float((expected - base).abs().mean()))
 
 
-def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
+def _chosen_dtype(cfg: MergeConfig, source: ModelSource) -> str:
     """What `dtype` says, or the base's own type where it is one of ours."""
     from rlhf_cli.models.local_base import base_dtype
 
@@ -172,26 +172,26 @@ def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float
 
 
 def _on_packed_base(
-    cfg: MergeConfig, source: Source, tokenizer: Any, prompts: list[Tensor]
+    cfg: MergeConfig, source: ModelSource, tokenizer: Any, prompts: list[Tensor]
 ) -> Tensor:
-    from rlhf_cli.models.attach_adapters import attach
+    from rlhf_cli.models.attach_adapters import attach_adapters
 
     cpu = torch.device("cpu")
-    packed = quantization(
+    packed = quantization_config(
         source.quant, source.double, torch.float32, output_layer=source.output_layer
     )
-    model = load_base(
+    model = load_base_model(
         cfg.model,
         source.folder,
         tokenizer,
-        SHAPES[source.kind],
+        AUTO_CLASSES[source.kind],
         adapters=source.adapters,
         quantized=packed,
         device=cpu,
-        fit=scorer_fit(source) if source.kind == "reward_model" else None,
+        fit=allowed_reward_mismatch(source) if source.kind == "reward_model" else None,
     )
-    adapted = attach(model, source, AdapterConfig(), 0).model
-    to_eval(adapted)
+    adapted = attach_adapters(model, source, AdapterConfig(), 0).model
+    set_eval_mode(adapted)
     return _said(adapted, prompts)
 
 
@@ -232,7 +232,7 @@ def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
                 "base": cfg.model.path,
                 "adapters": [],
                 "dtype": dtype,
-                RECORD: tokenization_hash(tokenizer),
+                TOKENIZATION_KEY: tokenization_hash(tokenizer),
             },
         )
         partial.rename(target)

@@ -1,9 +1,8 @@
-"""Attention over flat rows that never see each other, without padding the model's input.
+"""Attention of a model: which implementation computes it, and our own, `per_row`.
 
-Registered with transformers under `ATTENTION`; no mask function stands under that name, so the
-model builds no mask and hands `RowLayout` through as a keyword.
-
-Which attention a model computes with: refused, set, probed, and told.
+`per_row` attends within the rows of a flat sequence, without padding the model's input. It is
+registered with transformers under `ATTENTION`; no mask function has that name, so the model builds
+no mask and passes `RowLayout` through as a keyword.
 """
 
 from __future__ import annotations
@@ -22,37 +21,40 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.attention_kernels import (
     matmul_attention,
-    obstacle,
     sdpa_attention,
+    unavailable_reason,
     varlen_attention,
 )
-from rlhf_cli.models.config import FLASH, ModelConfig
+from rlhf_cli.models.config import FLASH_PACKAGES, ModelConfig
 
 ATTENTION = "rlhf_per_row"
+"""Name of `per_row` attention in transformers."""
 
+PADDED = ("sdpa", "eager")
+"""Implementations that need padded rows; all others keep flat rows apart."""
 
 PRODUCT_LENGTH = 512
-"""On a CPU, bf16 rows under this length take plain matrix products: up to six times as fast as
-SDPA, whose bf16 backward pass is slow. In fp32 SDPA is faster (python -m benchmarks.attention)."""
+"""On a CPU, bf16 rows shorter than this use plain matrix products: up to six times as fast as SDPA,
+whose bf16 backward pass is slow. In fp32 SDPA is faster (python -m benchmarks.attention)."""
 
 STEP = 32
 """Rows in plain products are padded to a multiple of this. oneDNN compiles a kernel for each new
-size, which takes longer than a short row's product, and keeps only so many of them."""
+size, which takes longer than the product of a short row, and caches a limited number of them."""
 
 GROUP_LENGTH = 128
 """Rows up to this length are computed together, padded on the right, to save dispatches."""
 
 GROUP_WASTE = 1.3
-"""Longest over shortest row of such a group."""
+"""Largest ratio of the longest to the shortest row of such a group."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows next to each other that are computed together.
+    """Consecutive rows that are computed together.
 
     Attributes:
         lengths: of the rows, > 0.
-        follows: the group, of one row, that all of them go on from; -1 where they begin themselves.
+        follows: index of the one-row group that all of them continue; -1 where there is none.
     """
 
     lengths: tuple[int, ...]
@@ -61,12 +63,12 @@ class Group:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Bounds of the rows in a flat sequence, and which of them are computed together.
+    """Borders of the rows in a flat sequence, and which rows continue another.
 
     Attributes:
         lengths: of the rows, > 0.
-        follows: the row before each row that it goes on from, so that it sees that one's tokens
-            too; -1 where it begins by itself. Empty where all do.
+        follows: index of the earlier row that each row continues, whose tokens it sees too; -1
+            where there is none. Empty where no row continues another.
     """
 
     lengths: tuple[int, ...]
@@ -74,26 +76,27 @@ class RowLayout:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The rows, in order: short ones of like length together, and rows others go on from alone.
+        """The rows in order, short rows of similar length grouped.
 
-        Rows that go on from the same row are together where their own lengths are alike.
+        A row that others continue is a group of its own. Rows that continue the same row are
+        grouped where their lengths are similar.
         """
         follows = self.follows or (-1,) * len(self.lengths)
-        begun = {row for row in follows if row >= 0}
+        continued = {row for row in follows if row >= 0}
         groups: list[list[int]] = []
         for row, length in enumerate(self.lengths):
             last = groups[-1] if groups else []
             sizes = [*(self.lengths[other] for other in last), length]
-            alike = max(sizes) <= GROUP_WASTE * min(sizes)
+            similar = max(sizes) <= GROUP_WASTE * min(sizes)
             short = max(sizes) <= GROUP_LENGTH or follows[row] >= 0
-            same = bool(last) and follows[row] == follows[last[0]] and not begun & {row, *last}
-            if same and alike and short:
+            same = bool(last) and follows[row] == follows[last[0]] and not continued & {row, *last}
+            if same and similar and short:
                 last.append(row)
             else:
                 groups.append([row])
-        place = {group[0]: number for number, group in enumerate(groups)}
+        number_of = {group[0]: number for number, group in enumerate(groups)}
         return tuple(
-            Group(tuple(self.lengths[row] for row in group), place.get(follows[group[0]], -1))
+            Group(tuple(self.lengths[row] for row in group), number_of.get(follows[group[0]], -1))
             for group in groups
         )
 
@@ -110,29 +113,29 @@ def per_row_attention(
     row_layout: RowLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row of a flat sequence.
+    """Compute causal attention within each row of a flat sequence.
 
     Args:
-        module: the attention layer that calls.
+        module: the calling attention layer.
         query: [1, H, N, D].
         key: [1, K, N, D]; each key head serves H / K query heads.
         value: [1, K, N, D].
-        attention_mask: must be none; the rows say what is seen.
+        attention_mask: must be none; the rows define what is visible.
         scaling: factor on the scores, by default D^-1/2.
         softcap: c of c · tanh(scores / c).
-        sliding_window: how many tokens, itself included, a token sees.
+        sliding_window: number of tokens, itself included, that a token sees.
         row_layout: the rows; their lengths add up to N.
 
     Returns:
-        [1, N, H, D], and none for the weights.
+        [1, N, H, D], and none in place of the attention weights.
 
     Raises:
-        ValueError: called without rows, as by a padded batch or a decoding step.
+        ValueError: called without rows, as for a padded batch or a decoding step.
     """
     if row_layout is None or attention_mask is not None:
         raise ValueError("per-row attention needs row_layout and no attention_mask")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if softcap is None and not obstacle(query.device, query.dtype, query.shape[-1]):
+    if softcap is None and not unavailable_reason(query.device, query.dtype, query.shape[-1]):
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         lengths, follows = row_layout.lengths, row_layout.follows
         found = varlen_attention(q, k, v, lengths, follows, scale, sliding_window)
@@ -157,7 +160,7 @@ def per_row_attention(
 
 
 def _seen(parts: tuple[Tensor, ...], number: int, group: Group, step: int) -> Tensor:
-    """[R, H, K, D]: keys or values of a group's rows, behind those of what they go on from."""
+    """Keys or values [R, H, K, D] of a group's rows, after those of the row they continue."""
     own = _by_head(parts[number], group.lengths, step)
     if group.follows < 0:
         return own
@@ -178,7 +181,7 @@ def _products_are_faster(tensor: Tensor, length: int) -> bool:
 
 
 def _by_head(tensor: Tensor, group: tuple[int, ...], step: int) -> Tensor:
-    """[n, H, D] of a group of rows -> [R, H, T, D], padded on the right to a multiple of a step."""
+    """Reshape a group's [n, H, D] to [R, H, T, D], padded on the right to a multiple of a step."""
     size = _round_up(max(group), step)
     if min(group) == size:
         return tensor.view(len(group), size, *tensor.shape[1:]).transpose(1, 2)
@@ -189,7 +192,7 @@ def _by_head(tensor: Tensor, group: tuple[int, ...], step: int) -> Tensor:
 
 
 def _flat(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
-    """[R, H, T, D] -> [n, H, D], without the padding."""
+    """Reshape [R, H, T, D] to [n, H, D], without the padding."""
     rows = tensor.transpose(1, 2)
     if min(group) == rows.shape[1]:
         return rows.flatten(0, 1)
@@ -199,39 +202,35 @@ def _flat(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
 AttentionInterface.register(ATTENTION, per_row_attention)
 
 
-PADDED = ("sdpa", "eager")
-"""Attention by which rows are padded; any other keeps flat rows apart."""
-
-
 def require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
-    """Refuse an attention that the model, the device or the compute type does not allow.
+    """Refuse an attention that the model, the device or the compute type does not support.
 
     Raises:
-        ModelError: says which of them.
+        ModelError: names which of them.
     """
     asked, reason = cfg.attention, ""
     if asked not in ("auto", *PADDED) and not flat:
         reason = f"keeps the rows of decoders apart, and {cfg.path} is an encoder"
     elif asked not in ("auto", "per_row", *PADDED) and ctx.device.type != "cuda":
         reason = f"is trained with on CUDA alone, and this runs on {ctx.device.type}"
-    elif asked in FLASH and ctx.compute == torch.float32:
+    elif asked in FLASH_PACKAGES and ctx.compute == torch.float32:
         reason = "has no kernels for fp32, which train.precision=fp32 asks for"
     if reason:
         raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
 
 
 def padded_attention(model: Any) -> str:
-    """The attention for padded rows: torch's fused one where the architecture allows it."""
+    """Return the attention for padded rows: torch's fused one where the model supports it."""
     return "sdpa" if model._supports_sdpa else "eager"
 
 
 def describe_attention(model: Any, device: torch.device, compute: torch.dtype) -> str:
-    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
+    """Name the attention; on CUDA also say whether `per_row` takes all rows in one call."""
     config = model.config.get_text_config()
     name: str = model.config._attn_implementation
     if name != ATTENTION or device.type != "cuda":
         return name.removeprefix("rlhf_")
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    reason = obstacle(device, compute, width)
+    reason = unavailable_reason(device, compute, width)
     calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
     return f"per_row ({calls})"

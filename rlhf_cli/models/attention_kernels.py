@@ -1,4 +1,4 @@
-"""All rows of a flat sequence in one attention call, on CUDA: flash attention's varlen kernel."""
+"""Attention kernels for flat rows: flash attention's varlen kernel, plain products, and SDPA."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-WIDEST = 256
-"""Of a head, in flash attention."""
+MAX_HEAD_WIDTH = 256
+"""Of flash attention."""
 
-MOST_OFF = 0.05
-"""Of the check's values, whose deviation is about 1: bf16 rounds by 0.4 %."""
+MAX_ERROR = 0.05
+"""Largest absolute error that the check accepts; its values have a deviation of about 1, and bf16
+rounds by 0.4 %."""
+
+MIN_MASK_LENGTH = 512
+"""Least number of queries of a cached mask, so that it seldom grows."""
+
+_MASKS: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
 
 
 @lru_cache
-def obstacle(device: torch.device, dtype: torch.dtype, width: int) -> str:
-    """Why rows of heads of this width are not computed here in one call, or empty.
+def unavailable_reason(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """Say why heads of this width cannot use the varlen kernel here; empty where they can.
 
-    What seems to run is tried once on a few rows: a kernel that took the positions of rows that go
-    on from others in another way would give other numbers, in silence.
+    The kernel is tried once on a few rows: one that aligned the rows that continue others in
+    another way would silently give other numbers.
     """
     if device.type != "cuda":
         return "needs CUDA"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"has no kernel for {str(dtype).removeprefix('torch.')}"
-    if width > WIDEST or width % 8:
+    if width > MAX_HEAD_WIDTH or width % 8:
         return f"has no kernel for heads of {width}"
     try:
         from torch.nn.attention.varlen import varlen_attn
@@ -39,10 +45,10 @@ def obstacle(device: torch.device, dtype: torch.dtype, width: int) -> str:
     if not {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():
         return f"has neither windows nor shared heads in torch {torch.__version__}"
     try:
-        off = error(device, dtype, width)
+        off = max_error(device, dtype, width)
     except (RuntimeError, NotImplementedError) as reason:  # a GPU before Ampere
         return f"does not run here ({str(reason).splitlines()[0]})"
-    return "" if off <= MOST_OFF else f"is off by {off:.1e} here"
+    return "" if off <= MAX_ERROR else f"is off by {off:.1e} here"
 
 
 def varlen_attention(
@@ -54,17 +60,16 @@ def varlen_attention(
     scale: float,
     window: int | None,
 ) -> Tensor:
-    """Causal attention within each row, and to the row that it goes on from.
+    """Compute causal attention within each row, and to the row that it continues, in one call.
 
     Args:
         query: [N, H, D], the rows one after another.
         key: [N, K, D]; each key head serves H / K query heads.
         value: [N, K, D].
         lengths: of the rows, > 0, adding up to N.
-        follows: the row before each row that it goes on from, or -1; empty where all begin
-            themselves.
+        follows: index of the earlier row that each row continues, or -1; empty where none does.
         scale: factor on the scores.
-        window: how many tokens, itself included, a token sees; none: all before it.
+        window: number of tokens, itself included, that a token sees; none for all before it.
 
     Returns:
         [N, H, D].
@@ -77,7 +82,7 @@ def varlen_attention(
             length + (lengths[before] if before >= 0 else 0)
             for length, before in zip(lengths, follows, strict=True)
         ]
-        key, value = (_behind(tensor, lengths, follows) for tensor in (key, value))
+        key, value = (_prepend_prefixes(tensor, lengths, follows) for tensor in (key, value))
     found = varlen_attn(
         query,
         key,
@@ -94,10 +99,10 @@ def varlen_attention(
     return found
 
 
-def _behind(tensor: Tensor, lengths: Sequence[int], follows: Sequence[int]) -> Tensor:
-    """Each row behind the one that it goes on from.
+def _prepend_prefixes(tensor: Tensor, lengths: Sequence[int], follows: Sequence[int]) -> Tensor:
+    """Concatenate each row after the one that it continues.
 
-    Of slices: the gradients of an index would be added up in any order.
+    From slices: the gradients of an index would be added up in no fixed order.
     """
     rows = tensor.split(list(lengths))
     parts: list[Tensor] = []
@@ -108,13 +113,13 @@ def _behind(tensor: Tensor, lengths: Sequence[int], follows: Sequence[int]) -> T
 
 @lru_cache(maxsize=8)
 def _bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
-    """[R + 1] int32; all layers of a pass ask for the same."""
+    """Compute the row borders [R + 1], int32; cached because all layers of a pass need them."""
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
     return bounds.to(device, non_blocking=True)
 
 
-def error(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Largest difference from plain attention in fp32, of rows two of which go on from a third."""
+def max_error(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Compute the largest difference from fp32 attention; two of the rows continue a third."""
     lengths, follows, window = (9, 4, 6, 5), (-1, 0, 0, -1), 7
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(3, sum(lengths), 2, width, generator=generator).to(device, dtype)
@@ -130,7 +135,7 @@ def error(device: torch.device, dtype: torch.dtype, width: int) -> float:
 
 
 def _plain(rows: Sequence[Sequence[Tensor]], row: int, before: int, window: int | None) -> Tensor:
-    """[T, H, D]: one row, by its mask."""
+    """Compute the attention [T, H, D] of one row with a mask."""
     query = rows[0][row]
     together = [row] if before < 0 else [before, row]
     key, value = (torch.cat([part[one] for one in together]) for part in rows[1:])
@@ -139,10 +144,6 @@ def _plain(rows: Sequence[Sequence[Tensor]], row: int, before: int, window: int 
     q, k, v = (tensor.transpose(0, 1) for tensor in (query, key, value))
     k, v = (tensor.expand(len(q), -1, -1) for tensor in (k, v))
     return F.scaled_dot_product_attention(q, k, v, seen.to(query.device)).transpose(0, 1)
-
-
-LEAST_MASK = 512
-"""Queries that a kept mask has at least, so that it seldom grows."""
 
 
 def matmul_attention(
@@ -154,7 +155,10 @@ def matmul_attention(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
+    """Compute attention by plain products: scores, softmax, average.
+
+    Padding on the right comes after every real query, so that causality hides it.
+    """
     rows, heads, length, _ = q.shape
     mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[start : start + length]
     q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
@@ -175,27 +179,27 @@ def sdpa_attention(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """SDPA, the fused kernel, which never holds the scores of a long row."""
+    """Compute attention by SDPA, the fused kernel, which never stores the scores of a long row."""
     length, seen = q.shape[2], k.shape[2]
     if window is not None and window < seen:
         mask = _causal_mask(seen, window, q.dtype, q.device)[start:]
     elif start:
-        mask = causal_lower_right(length, seen)  # by which CUDA's fused kernels need no mask
+        mask = causal_lower_right(length, seen)  # CUDA's fused kernels need no mask for it
     else:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
-_MASKS: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
-
-
 def _causal_mask(
     length: int, window: int | None, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """[length, length], 0 where key <= query (and within the window), else -inf. Kept and grown."""
+    """Build a mask [length, length]: 0 where key <= query and within the window, else -inf.
+
+    The largest one is cached.
+    """
     kept = _MASKS.get((window, dtype, device))
     if kept is None or len(kept) < length:
-        size = max(length, LEAST_MASK)
+        size = max(length, MIN_MASK_LENGTH)
         index = torch.arange(size, device=device)
         distance = index[:, None] - index[None, :]
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)

@@ -26,23 +26,32 @@ from transformers.utils import logging
 from rlhf_cli.context import forked_rng, say
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.checks import (
-    HEADLESS,
-    LANGUAGE_MODEL,
-    NEW_SCORER,
-    SCORER,
+    CAUSAL_LM,
+    NEW_REWARD_HEAD,
+    REWARD_HEAD_IN_ADAPTER,
+    REWARD_MODEL,
     WRAPPERS,
-    Fit,
-    listed,
-    loading,
-    require_config,
-    require_fit,
-    require_one_stack,
-    require_safe_weights,
-    require_whole_weights,
+    AllowedMismatch,
+    convert_load_errors,
+    refuse_encoder_decoder,
+    require_matching_keys,
+    require_model_folder,
+    require_safetensors,
+    require_unquantized,
+    summarize_names,
 )
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.quantize import packs_output, require_own_output, require_packed_output
-from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, DEFAULT_ARCHITECTURE, Source, locate
+from rlhf_cli.models.quantize import (
+    quantizes_output_layer,
+    require_quantizable_output,
+    require_quantized_output,
+)
+from rlhf_cli.models.resolve import (
+    ADAPTER_WEIGHTS,
+    DEFAULT_ARCHITECTURE,
+    ModelSource,
+    resolve_folder,
+)
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.vocabulary import (
     fit_vocabulary,
@@ -51,34 +60,34 @@ from rlhf_cli.models.vocabulary import (
 
 
 @dataclass(frozen=True)
-class Shape:
+class AutoClass:
     """What stands on the layers: a transformers auto class, and what it is to be told."""
 
     auto: Any
     options: Mapping[str, Any]
 
 
-SHAPES = {
-    "causal_lm": Shape(AutoModelForCausalLM, {}),
-    "reward_model": Shape(AutoModelForSequenceClassification, {"num_labels": 1}),
+AUTO_CLASSES = {
+    "causal_lm": AutoClass(AutoModelForCausalLM, {}),
+    "reward_model": AutoClass(AutoModelForSequenceClassification, {"num_labels": 1}),
 }
 """By the kind of an artifact."""
 
-LANGUAGE = SHAPES["causal_lm"]
+LANGUAGE = AUTO_CLASSES["causal_lm"]
 
 
-def load_base(
+def load_base_model(
     cfg: ModelConfig,
     base: str,
     tokenizer: Any,
-    shape: Shape = LANGUAGE,
+    shape: AutoClass = LANGUAGE,
     *,
     new_tokens: Sequence[int] = (),
     adapters: Sequence[Path] = (),
     quantized: BitsAndBytesConfig | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
-    fit: Fit | None = None,
+    fit: AllowedMismatch | None = None,
     seed: int = 0,
 ) -> Any:
     """A transformers model with the weights of a folder.
@@ -99,19 +108,19 @@ def load_base(
     Raises:
         ModelError: it cannot be loaded.
     """
-    require_config(base)
-    require_safe_weights(Path(base))
-    allowed = fit or (LANGUAGE_MODEL if shape is LANGUAGE else SCORER)
-    with loading("model.path", base), forked_rng():
+    require_model_folder(base)
+    require_safetensors(Path(base))
+    allowed = fit or (CAUSAL_LM if shape is LANGUAGE else REWARD_MODEL)
+    with convert_load_errors("model.path", base), forked_rng():
         config = AutoConfig.from_pretrained(base, trust_remote_code=cfg.trust_remote_code)
-        require_one_stack(base, config)
-        require_whole_weights(base, config)
+        refuse_encoder_decoder(base, config)
+        require_unquantized(base, config)
         if shape is not LANGUAGE:
             _require_one_score(base, config)
-        if packs_output(quantized):
-            require_own_output(base, config, new_tokens)
+        if quantizes_output_layer(quantized):
+            require_quantizable_output(base, config, new_tokens)
         torch.manual_seed(seed)
-        model = load_weights(
+        model = load_checkpoint(
             shape.auto,
             base,
             allowed,
@@ -123,10 +132,10 @@ def load_base(
             **shape.options,
             **_embedded_padding(config),
         )
-    if packs_output(quantized):
-        require_own_output(base, model.config, new_tokens)  # which may have been tied
-        require_packed_output(base, model)
-    forget_sampling(model)
+    if quantizes_output_layer(quantized):
+        require_quantizable_output(base, model.config, new_tokens)  # which may have been tied
+        require_quantized_output(base, model)
+    reset_generation_config(model)
     fit_vocabulary(model, tokenizer, new_tokens, adapters)
     return model
 
@@ -145,16 +154,18 @@ def _require_one_score(base: str, config: Any) -> None:
         )
 
 
-def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANGUAGE) -> Any:
+def build_random_model(
+    cfg: ModelConfig, tokenizer: Any, seed: int, shape: AutoClass = LANGUAGE
+) -> Any:
     """Random fp32 weights in the shape that the config says, with the tokenizer's size and ids.
 
     Raises:
         ModelError: there is no such shape.
     """
     key = "model.path" if cfg.path else "model.architecture"
-    with loading(key, cfg.path or describe(cfg)), forked_rng():
+    with convert_load_errors(key, cfg.path or describe_weights(cfg)), forked_rng():
         config = _config(cfg)
-        require_one_stack(describe(cfg), config)
+        refuse_encoder_decoder(describe_weights(cfg), config)
         config.vocab_size = vocabulary_size(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
@@ -164,21 +175,21 @@ def random_base(cfg: ModelConfig, tokenizer: Any, seed: int, shape: Shape = LANG
         model = shape.auto.from_config(
             config, dtype=torch.float32, trust_remote_code=cfg.trust_remote_code
         )
-    forget_sampling(model)
+    reset_generation_config(model)
     return model
 
 
 def _config(cfg: ModelConfig) -> Any:
     """The transformers config of a model that starts from nothing."""
     if cfg.path:
-        source = locate("model.path", cfg.path, cfg.revision)
-        require_config(source)
+        source = resolve_folder("model.path", cfg.path, cfg.revision)
+        require_model_folder(source)
         return AutoConfig.from_pretrained(source, trust_remote_code=cfg.trust_remote_code)
     fields = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def scorer_fit(source: Source, *, new_head: bool = False) -> Fit:
+def allowed_reward_mismatch(source: ModelSource, *, new_head: bool = False) -> AllowedMismatch:
     """What the base of a reward model may lack: a head that an adapter on it brings, or a new one.
 
     Args:
@@ -188,16 +199,16 @@ def scorer_fit(source: Source, *, new_head: bool = False) -> Fit:
     for folder in source.adapters:
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
             if any(re.search(r"\.(score|classifier)\.", key) for key in file.keys()):  # noqa: SIM118
-                return HEADLESS
-    return NEW_SCORER if new_head else SCORER
+                return REWARD_HEAD_IN_ADAPTER
+    return NEW_REWARD_HEAD if new_head else REWARD_MODEL
 
 
-def reads_forward(model: Any) -> bool:
+def is_causal(model: Any) -> bool:
     """Whether each position sees only those before it: a decoder, not an encoder."""
     return model.can_generate() or score_layer(model) is not None
 
 
-def forget_sampling(model: Any) -> None:
+def reset_generation_config(model: Any) -> None:
     """Keep the end tokens alone: a penalty or top-k that came with it would change the sampling."""
     if not model.can_generate():
         return
@@ -205,7 +216,7 @@ def forget_sampling(model: Any) -> None:
     model.generation_config = GenerationConfig(eos_token_id=ends)
 
 
-def adopt_ends(model: Any, source: Source) -> None:
+def adopt_stop_tokens(model: Any, source: ModelSource) -> None:
     """Let a response end where it does for the adapter, if its folder says where."""
     if not model.can_generate():
         return
@@ -221,7 +232,7 @@ def _embedded_padding(config: Any) -> dict[str, None]:
     return {"pad_token_id": None} if beyond else {}
 
 
-def describe(cfg: ModelConfig) -> str:
+def describe_weights(cfg: ModelConfig) -> str:
     """Where the weights come from, in words."""
     if not cfg.from_scratch:
         return cfg.path
@@ -232,7 +243,9 @@ def describe(cfg: ModelConfig) -> str:
 logging.disable_progress_bar()  # one line of ours says what was loaded
 
 
-def load_weights(auto: Any, source: str, fit: Fit, *, key: str, **options: Any) -> Any:
+def load_checkpoint(
+    auto: Any, source: str, fit: AllowedMismatch, *, key: str, **options: Any
+) -> Any:
     """A transformers model, all parameters of which come from a checkpoint.
 
     Args:
@@ -256,7 +269,7 @@ def load_weights(auto: Any, source: str, fit: Fit, *, key: str, **options: Any) 
         )
     _forget_wrappers(model, source)
     missing = set(report["missing_keys"]) - _tie_missing_output(model, source, report)
-    require_fit(f"{key}: {source}", model, report, missing, fit)
+    require_matching_keys(f"{key}: {source}", model, report, missing, fit)
     _untie_own_output(model, source)
     return model
 
@@ -293,8 +306,8 @@ def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> s
         model.tie_weights()
         model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
         say(
-            f"weights: {source} has no {listed(found)}, though its config says that it is not "
-            "tied; it is tied to the input embeddings, and so it is in the result"
+            f"weights: {source} has no {summarize_names(found)}, though its config says that it is "
+            "not tied; it is tied to the input embeddings, and so it is in the result"
         )
     return found
 

@@ -1,10 +1,8 @@
-"""What a model's folder must hold, and what is said where one cannot be loaded.
-
-The names of a checkpoint's weights: what wrappers add is removed, all others must fit.
+"""Checks of a checkpoint: what its folder must hold, and which weight names may differ.
 
 transformers fills every parameter that it finds no weight for with random numbers, and leaves out
-every weight that it finds no parameter for. Here both are refused by name, save where the role of
-the model says that it does not need them.
+every weight that it finds no parameter for. Here both are refused by name, except where the role of
+the model does not need them. Prefixes that wrappers add to names are removed.
 """
 
 from __future__ import annotations
@@ -25,9 +23,59 @@ from rlhf_cli.errors import ModelError, RlhfError, first_line
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.checks import encoder_decoder
 
+WRAPPERS = {
+    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.)+": "",
+    r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+": "",
+    r"\.base_layer\.": ".",
+}
+"""Parts of names that torch.compile, DDP, FSDP and PEFT add; transformers' `key_mapping`."""
 
-def require_config(source: str) -> None:
-    """Refuse a local folder that is no model.
+HEADS = (
+    r"^(lm_head|embed_out|final_logits_bias|lm_loss|pred_layer|cls|predictions"
+    r"|vocab_(transform|layer_norm|projector)|(generator|discriminator)_predictions"
+    r"|generator_lm_head|score|classifier|pre_classifier|classification_head|qa_outputs)(\.|$)"
+    r"|^(decoder\.(weight|bias)|head\.(dense|norm)\..*)$"  # ModernBERT's
+    r"|(^|\.)pooler\."
+)
+"""Output layers for language modeling and classification, none of which changes hidden states."""
+
+NON_TEXT = (
+    r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
+    r"|embed_audio)\.|^mtp\."
+)
+"""Modules that no text passes through, and that a text class does not have."""
+
+ADAPTER = r"\.(lora_\w+|modules_to_save|original_module)\."
+VALUE_HEAD = r"(^|\.)(v_head|value_head|q_heads?)\."
+
+MAX_LISTED = 3
+"""Number of names that a message lists."""
+
+
+@dataclass(frozen=True)
+class AllowedMismatch:
+    """What may differ between a checkpoint and the class that it is loaded as.
+
+    Attributes:
+        new_head: the class's output layer may be missing; it is then initialized randomly.
+        missing: regular expression of parameters that the checkpoint may lack: they are not used.
+        unused: regular expression of weights that the class may leave out.
+    """
+
+    new_head: bool = False
+    missing: str = r"^$"
+    unused: str = NON_TEXT
+
+
+CAUSAL_LM = AllowedMismatch()
+REWARD_MODEL = AllowedMismatch(unused=f"{HEADS}|{NON_TEXT}")
+NEW_REWARD_HEAD = AllowedMismatch(new_head=True, unused=REWARD_MODEL.unused)
+REWARD_HEAD_IN_ADAPTER = AllowedMismatch(missing=HEADS, unused=REWARD_MODEL.unused)
+ENCODER = AllowedMismatch(missing=r"(^|\.)pooler\.", unused=REWARD_MODEL.unused)
+
+
+def require_model_folder(source: str) -> None:
+    """Refuse a local folder that holds no model.
 
     Raises:
         ModelError: it has no config.
@@ -41,12 +89,12 @@ def require_config(source: str) -> None:
 
 
 @contextmanager
-def loading(key: str, source: str) -> Iterator[None]:
-    """Tell what could not be loaded in one line; libraries raise all kinds of exceptions here.
+def convert_load_errors(key: str, source: str) -> Iterator[None]:
+    """Convert exceptions of libraries, of any type, to a ModelError of one line.
 
     Args:
-        key: what the user set.
-        source: what it was set to.
+        key: config key, for the message.
+        source: its value.
 
     Raises:
         ModelError: names the key, the source and the library's reason.
@@ -61,35 +109,35 @@ def loading(key: str, source: str) -> Iterator[None]:
                 f"{key}: {source} brings Python code of its own, which is run when it is loaded. "
                 "Read it, and if you trust it try model.trust_remote_code=true"
             ) from error
-        reason = textwrap.shorten(first_line(error), 300)  # some name every architecture there is
+        reason = textwrap.shorten(first_line(error), 300)  # some list every architecture
         raise ModelError(f"{key}: cannot load {source}: {reason}") from error
 
 
-def require_whole_weights(source: str, config: Any) -> None:
-    """Refuse a checkpoint that is packed already.
+def require_unquantized(source: str, config: Any) -> None:
+    """Refuse a checkpoint that is quantized already.
 
     Args:
-        source: where it is.
+        source: folder or hub id, for the message.
         config: of transformers.
 
     Raises:
-        ModelError: names how it is packed.
+        ModelError: names the quantization method.
     """
-    packed = getattr(config, "quantization_config", None)
-    if packed is not None:
-        fields = packed if isinstance(packed, dict) else packed.to_dict()
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
         raise ModelError(
-            f"model.path: {source} has weights that are packed already "
-            f"({fields.get('quant_method', 'quantization_config')}); need whole ones, bf16 or "
-            "fp32, which quant=nf4 or quant=int8 packs as it loads them"
+            f"model.path: {source} has weights that are quantized already "
+            f"({fields.get('quant_method', 'quantization_config')}); need bf16 or fp32 weights, "
+            "which quant=nf4 or quant=int8 quantizes as it loads them"
         )
 
 
-def require_one_stack(source: str, config: Any) -> None:
-    """Refuse an encoder-decoder; of its two stacks a class for decoders would load one.
+def refuse_encoder_decoder(source: str, config: Any) -> None:
+    """Refuse an encoder-decoder; a class for decoders would load one of its two stacks.
 
     Args:
-        source: where it is.
+        source: folder or hub id, for the message.
         config: of transformers.
 
     Raises:
@@ -99,21 +147,13 @@ def require_one_stack(source: str, config: Any) -> None:
         raise ModelError(encoder_decoder("model.path", source, config.to_dict()))
 
 
-def require_safe_weights(folder: Path) -> None:
+def require_safetensors(folder: Path) -> None:
     """Refuse a local folder without all of its safetensors weights.
 
     Raises:
-        ModelError: it has only a pickle, or a part, or nothing.
+        ModelError: it has only a pickle, only some shards, or no weights.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing = sorted(name for name in shards if not (folder / name).is_file())
-        if missing:
-            raise ModelError(
-                f"model.path: {folder} is not whole: {len(missing)} of {len(shards)} files of "
-                f"weights are missing, {missing[0]} among them. Copy or fetch it again"
-            )
+    _require_all_shards(folder)
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for file in folder.glob("*.bin")) + sorted(
@@ -131,85 +171,49 @@ def require_safe_weights(folder: Path) -> None:
     )
 
 
-WRAPPERS = {
-    r"^(?:(?:module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.)+": "",
-    r"(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+": "",
-    r"\.base_layer\.": ".",
-}
-"""Parts of names that torch.compile, DDP, FSDP and PEFT add; transformers' `key_mapping`."""
-
-HEADS = (
-    r"^(lm_head|embed_out|final_logits_bias|lm_loss|pred_layer|cls|predictions"
-    r"|vocab_(transform|layer_norm|projector)|(generator|discriminator)_predictions"
-    r"|generator_lm_head|score|classifier|pre_classifier|classification_head|qa_outputs)(\.|$)"
-    r"|^(decoder\.(weight|bias)|head\.(dense|norm)\..*)$"  # ModernBERT's
-    r"|(^|\.)pooler\."
-)
-"""Output layers for language modelling and classification, none of which changes hidden states."""
-
-OTHER_PARTS = (
-    r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
-    r"|embed_audio)\.|^mtp\."
-)
-"""Parts that text alone does not pass through, of which a class for text has none."""
-
-ADAPTER = r"\.(lora_\w+|modules_to_save|original_module)\."
-VALUE_HEAD = r"(^|\.)(v_head|value_head|q_heads?)\."
-
-SHOWN = 3
-"""Names that a message gives."""
+def _require_all_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    missing = sorted(name for name in shards if not (folder / name).is_file())
+    if missing:
+        raise ModelError(
+            f"model.path: {folder} is not whole: {len(missing)} of {len(shards)} files of "
+            f"weights are missing, {missing[0]} among them. Copy or fetch it again"
+        )
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What may differ between a checkpoint and the class that it is loaded as.
-
-    Attributes:
-        new_head: the class's output layer may be missing; it is then new and random.
-        unread: regular expression of parameters that may be missing because nothing reads them.
-        unused: regular expression of weights that the class may leave out.
-    """
-
-    new_head: bool = False
-    unread: str = r"^$"
-    unused: str = OTHER_PARTS
-
-
-LANGUAGE_MODEL = Fit()
-SCORER = Fit(unused=f"{HEADS}|{OTHER_PARTS}")
-NEW_SCORER = Fit(new_head=True, unused=SCORER.unused)
-HEADLESS = Fit(unread=HEADS, unused=SCORER.unused)
-"""The base of a reward model whose head comes with an adapter."""
-
-ENCODER = Fit(unread=r"(^|\.)pooler\.", unused=SCORER.unused)
-
-
-def require_fit(
-    where: str, model: Any, report: Mapping[str, Any], missing: set[str], fit: Fit
+def require_matching_keys(
+    where: str,
+    model: Any,
+    report: Mapping[str, Any],
+    missing: set[str],
+    allowed: AllowedMismatch,
 ) -> None:
-    """Refuse a model whose parameters are not what its checkpoint holds; tell what else differs.
+    """Refuse a model whose parameters are not those of its checkpoint; print what else differs.
 
     Args:
-        where: the key and the checkpoint, as messages begin.
+        where: config key and checkpoint, as messages begin.
         model: as it was loaded.
         report: transformers' `output_loading_info`.
         missing: names of its parameters that no weight was found for.
-        fit: what may differ.
+        allowed: what may differ.
 
     Raises:
         ModelError: weights are missing, left out, or of another shape; it names them.
     """
     _require_shapes(where, model, report["mismatched_keys"])
-    _require_used(where, model, report["unexpected_keys"], missing, fit)
-    _require_whole(where, model, missing, fit)
-    _tell_differences(model, report["unexpected_keys"], missing, fit)
+    _require_used(where, model, report["unexpected_keys"], missing, allowed)
+    _require_complete(where, model, missing, allowed)
+    _report_differences(model, report["unexpected_keys"], missing, allowed)
 
 
 def _require_shapes(where: str, model: Any, mismatched: Iterable[Any]) -> None:
     """Refuse weights of another shape.
 
     Raises:
-        ModelError: says which, and both shapes.
+        ModelError: names one, and both shapes.
     """
     for name, has, needs in sorted(mismatched):
         raise ModelError(
@@ -219,20 +223,20 @@ def _require_shapes(where: str, model: Any, mismatched: Iterable[Any]) -> None:
 
 
 def _require_used(
-    where: str, model: Any, unexpected: Iterable[str], missing: set[str], fit: Fit
+    where: str, model: Any, unexpected: Iterable[str], missing: set[str], allowed: AllowedMismatch
 ) -> None:
     """Refuse weights that the class has no parameter for and that change what it computes.
 
     Raises:
-        ModelError: names them, and those that are missing in their place.
+        ModelError: names them, and the missing ones.
     """
-    extra = {name for name in unexpected if not re.search(fit.unused, name)}
+    extra = {name for name in unexpected if not re.search(allowed.unused, name)}
     if not extra:
         return
-    lacks = f" and none for {listed(missing)}" if missing else ""
+    lacks = f" and none for {summarize_names(missing)}" if missing else ""
     raise ModelError(
-        f"{where} has weights that {type(model).__name__} has no place for: {listed(extra)}"
-        f"{lacks}; {_advice(extra)}"
+        f"{where} has weights that {type(model).__name__} has no place for: "
+        f"{summarize_names(extra)}{lacks}; {_advice(extra)}"
     )
 
 
@@ -247,53 +251,57 @@ def _advice(extra: set[str]) -> str:
             "a value head is no part of this model. Save the model without it "
             "(TRL: model.pretrained_model.save_pretrained)"
         )
-    return "need names as transformers saves them. Convert the checkpoint, or mend its config.json"
+    return "need names as transformers saves them. Convert the checkpoint, or fix its config.json"
 
 
-def _require_whole(where: str, model: Any, missing: set[str], fit: Fit) -> None:
+def _require_complete(where: str, model: Any, missing: set[str], allowed: AllowedMismatch) -> None:
     """Refuse a model of which some parameters would be random.
 
     Raises:
         ModelError: names them.
     """
-    lacks = {name for name in missing if not _may_lack(name, model, fit)}
+    lacks = {name for name in missing if not _may_lack(name, model, allowed)}
     if not lacks:
         return
-    if fit is SCORER and all(_is_head(name, model) for name in lacks):
+    if allowed is REWARD_MODEL and all(_is_head(name, model) for name in lacks):
         advice = "need a model with a trained head. Try a run of rlhf reward"
     else:
-        advice = "they would be random. Copy or fetch the checkpoint again, or mend its config.json"
+        advice = "they would be random. Copy or fetch the checkpoint again, or fix its config.json"
     raise ModelError(
-        f"{where} has no weights for {listed(lacks)} of {type(model).__name__}; {advice}"
+        f"{where} has no weights for {summarize_names(lacks)} of {type(model).__name__}; {advice}"
     )
 
 
-def _may_lack(name: str, model: Any, fit: Fit) -> bool:
-    if fit.new_head and _is_head(name, model):
+def _may_lack(name: str, model: Any, allowed: AllowedMismatch) -> bool:
+    if allowed.new_head and _is_head(name, model):
         return True
-    decoder = fit is ENCODER and model.config.is_encoder_decoder and name.startswith("decoder.")
-    return decoder or bool(re.search(fit.unread, name))
+    is_encoder = allowed is ENCODER and model.config.is_encoder_decoder
+    decoder = is_encoder and name.startswith("decoder.")
+    return decoder or bool(re.search(allowed.missing, name))
 
 
 def _is_head(name: str, model: Any) -> bool:
-    """Whether a parameter stands behind the layers that a base model and its heads share."""
-    trunk = model.base_model_prefix
+    """Return whether a parameter comes after the layers that a base model and its heads share."""
+    base = model.base_model_prefix
     pooled = re.search(r"(^|\.)pooler\.", name) is not None
-    return pooled or (hasattr(model, trunk) and not name.startswith(f"{trunk}."))
+    return pooled or (hasattr(model, base) and not name.startswith(f"{base}."))
 
 
-def _tell_differences(model: Any, unexpected: Iterable[str], missing: set[str], fit: Fit) -> None:
-    """One line for what is new and one for what is left out, where that is no fault."""
+def _report_differences(
+    model: Any, unexpected: Iterable[str], missing: set[str], allowed: AllowedMismatch
+) -> None:
+    """Print allowed differences: one line for what is new, and one for what is left out."""
     unused = set(unexpected)
-    new = {name for name in missing if fit.new_head and _is_head(name, model)}
+    new = {name for name in missing if allowed.new_head and _is_head(name, model)}
     if new:
-        say(f"weights: the checkpoint has no {listed(new)}; this head is new and random")
+        say(f"weights: the checkpoint has no {summarize_names(new)}; this head is new and random")
     if unused:
-        say(f"weights: {type(model).__name__} does not use {listed(unused)} of the checkpoint")
+        name = type(model).__name__
+        say(f"weights: {name} does not use {summarize_names(unused)} of the checkpoint")
 
 
-def listed(names: Iterable[str]) -> str:
-    """A few names, and how many more there are."""
+def summarize_names(names: Iterable[str]) -> str:
+    """List a few names, and count the others."""
     ordered = sorted(names)
-    more = len(ordered) - SHOWN
-    return ", ".join(ordered[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(ordered) - MAX_LISTED
+    return ", ".join(ordered[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,7 +1,7 @@
 """liger-kernel's layers in place of a model's own: RMSNorm, SwiGLU or GeGLU, and RoPE in Triton.
 
-One pass over memory each, where PyTorch takes several and keeps what lies between for the backward
-pass (arXiv:2410.10989). Its losses are left out: ours are not those of its heads.
+Each reads memory once, where PyTorch makes several passes and keeps what lies between for the
+backward pass (arXiv:2410.10989). liger's losses are left out: they differ from ours.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from rlhf_cli.context import say
 from rlhf_cli.errors import ConfigError, KernelError
-from rlhf_cli.kernels.triton.obstacle import obstacle as triton_obstacle
+from rlhf_cli.kernels.triton.obstacle import obstacle as triton_unavailable
 from rlhf_cli.models.config import LIGER, LIGER_MODULE
 
 TYPES = (
@@ -34,10 +34,10 @@ NAMES = {
     "LigerPhi3SwiGLUMLP": "SwiGLU",
     "LigerGEGLUMLP": "GeGLU",
 }
-"""Of what liger puts in place of a layer, by the name that the layer has then."""
+"""Kind of each liger replacement, keyed by the class name that a replaced layer reports."""
 
 ROPE = "apply_rotary_pos_emb"
-"""What transformers calls the function that turns queries and keys; a global of each model."""
+"""Name in transformers of the rotary embedding of queries and keys; a global of each model."""
 
 MARK = "liger"
 """Attribute of a layer that liger computes: which of `KINDS` it is."""
@@ -46,52 +46,52 @@ KINDS = (*dict.fromkeys(NAMES.values()), "RoPE")
 
 
 def require_liger(setting: str | Sequence[str], device: torch.device) -> None:
-    """Refuse liger by name where the device has no use for it.
+    """Refuse `kernels=[liger]` where the device cannot run it.
 
     Raises:
         ConfigError: says why.
     """
-    obstacle = _device_obstacle(device)
-    if LIGER in setting and obstacle:
-        raise ConfigError(_refusal(obstacle))
+    reason = _unavailable_reason(device)
+    if LIGER in setting and reason:
+        raise ConfigError(_refusal(reason))
 
 
-def take_layers(model: Any, setting: str | Sequence[str], device: torch.device) -> None:
-    """Let liger compute layers where `kernels` allows it and it can; say what was taken and why.
+def apply_liger(model: Any, setting: str | Sequence[str], device: torch.device) -> None:
+    """Replace layers by liger's where `kernels` allows it and they can run; print the choice.
 
     Args:
-        model: a transformers model without adapters; only this one is changed.
+        model: a transformers model without adapters; no other model is changed.
         setting: `kernels`.
-        device: where it will compute.
+        device: where the model will compute.
 
     Raises:
-        KernelError: liger is asked for by name and cannot run here, or not this model.
+        KernelError: `kernels` names liger, and it cannot run here or has no layers of this model.
     """
     kind = model.config.model_type
-    obstacle = _device_obstacle(device) or ("" if kind in TYPES else f"has no layers of {kind}")
-    if LIGER in setting and obstacle:
-        raise KernelError(_refusal(obstacle))
+    reason = _unavailable_reason(device) or ("" if kind in TYPES else f"has no layers of {kind}")
+    if LIGER in setting and reason:
+        raise KernelError(_refusal(reason))
     if setting != "auto" and LIGER not in setting:
         listed = setting if isinstance(setting, str) else f"[{', '.join(setting)}]"
         say(f"layers: the model's own (kernels={listed})")
-    elif obstacle:
-        say(f"layers: the model's own (liger: {obstacle})")
+    elif reason:
+        say(f"layers: the model's own (liger: {reason})")
     else:
-        _take(model)
-        say(f"layers: liger's {taken(model)}")
+        _replace_layers(model)
+        say(f"layers: liger's {liger_layers(model)}")
 
 
-def taken(model: nn.Module) -> str:
-    """Which layers liger computes, as in `RMSNorm, SwiGLU, RoPE`; empty where none."""
+def liger_layers(model: nn.Module) -> str:
+    """Name the kinds of layers that liger computes, as `RMSNorm, SwiGLU, RoPE`, or empty."""
     found = {vars(module)[MARK] for module in _marked(model)}
     return ", ".join(kind for kind in KINDS if kind in found)
 
 
 @contextmanager
-def own_layers(model: nn.Module) -> Iterator[None]:
-    """Let a model compute with its own layers inside."""
-    computed = [module for module in _marked(model) if "forward" in vars(module)]
-    forwards = [(module, vars(module).pop("forward")) for module in computed]
+def without_liger(model: nn.Module) -> Iterator[None]:
+    """Compute with the model's own layers inside the context."""
+    replaced = [module for module in _marked(model) if "forward" in vars(module)]
+    forwards = [(module, vars(module).pop("forward")) for module in replaced]
     try:
         yield
     finally:
@@ -99,8 +99,8 @@ def own_layers(model: nn.Module) -> Iterator[None]:
             module.forward = forward
 
 
-def drop_layers(model: nn.Module) -> None:
-    """Let a model compute with its own layers from here on."""
+def remove_liger(model: nn.Module) -> None:
+    """Compute with the model's own layers from now on."""
     for module in _marked(model):
         del module.forward
         delattr(module, MARK)
@@ -110,28 +110,28 @@ def _marked(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if MARK in vars(module)]
 
 
-def _device_obstacle(device: torch.device) -> str:
-    obstacle = triton_obstacle(device)
-    if not obstacle and find_spec(LIGER_MODULE) is None:
+def _unavailable_reason(device: torch.device) -> str:
+    reason = triton_unavailable(device)
+    if not reason and find_spec(LIGER_MODULE) is None:
         return "not installed (pip install 'rlhf-cli[kernels]')"
-    return obstacle
+    return reason
 
 
-def _refusal(obstacle: str) -> str:
-    return f"kernels: got liger, which cannot run here ({obstacle}). Try kernels=auto"
+def _refusal(reason: str) -> str:
+    return f"kernels: got liger, which cannot run here ({reason}). Try kernels=auto"
 
 
-def _take(model: Any) -> None:
-    """Bind liger's forwards to the layers of one model.
+def _replace_layers(model: Any) -> None:
+    """Bind liger's forward methods to the layers of one model.
 
-    liger also puts its own into transformers' module, for models to come; that is undone, since the
-    next may be another's reference, or on a CPU. RoPE is a function of that module, not a layer, so
-    each attention gets a forward of its own that finds liger's under the name.
+    liger also replaces names in transformers' module, for models to come. That is undone, since the
+    next model may be a reference, or on a CPU. RoPE is a function of that module, not a layer, so
+    each attention layer gets a forward that finds liger's function under its name.
     """
     modeling = vars(sys.modules[type(model).__module__])
     before = dict(modeling)
     try:
-        _apply(model)
+        _patch_instance(model)
         rope = modeling[ROPE]
     finally:
         modeling.update(before)
@@ -140,25 +140,30 @@ def _take(model: Any) -> None:
         if name:
             setattr(module, MARK, name)
     for module in model.modules():
-        if ROPE in _names_read(type(module).forward):
-            module.forward = MethodType(_with_global(type(module).forward, ROPE, rope), module)
+        if ROPE in _global_names(type(module).forward):
+            module.forward = MethodType(_replace_global(type(module).forward, ROPE, rope), module)
             setattr(module, MARK, "RoPE")
 
 
-def _apply(model: Any) -> None:
-    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it tells which backends it lacks
-    from liger_kernel.transformers import _apply_liger_kernel_to_instance as apply
+def _patch_instance(model: Any) -> None:
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it lists the backends it lacks
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance as patch
 
-    apply(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    patch(model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
-def _names_read(function: Any) -> tuple[str, ...]:
+def _global_names(function: Any) -> tuple[str, ...]:
     code = getattr(function, "__code__", None)
     return code.co_names if code else ()
 
 
-def _with_global(function: FunctionType, name: str, value: Any) -> FunctionType:
-    """The same function with something else under the name of one of its globals."""
+def _replace_global(function: FunctionType, name: str, value: Any) -> FunctionType:
+    """Copy a function so that it finds another value under the name of one of its globals.
+
+    transformers' attention layers call RoPE by a global name, with no argument or attribute to
+    replace it by. To set the global itself would change every model of the type in this process,
+    a reference among them; a copy of the forward method would have to follow each version.
+    """
     read = {**function.__globals__, name: value}
     changed = FunctionType(
         function.__code__, read, function.__name__, function.__defaults__, function.__closure__

@@ -17,28 +17,38 @@ from rlhf_cli.models.attention import (
     require_attention,
 )
 from rlhf_cli.models.base_model import (
-    SHAPES,
-    adopt_ends,
-    describe,
-    load_base,
-    random_base,
-    reads_forward,
-    scorer_fit,
+    AUTO_CLASSES,
+    adopt_stop_tokens,
+    allowed_reward_mismatch,
+    build_random_model,
+    describe_weights,
+    is_causal,
+    load_base_model,
 )
-from rlhf_cli.models.checks import LANGUAGE_MODEL, Fit
+from rlhf_cli.models.checks import CAUSAL_LM, AllowedMismatch
 from rlhf_cli.models.config import (
     AdapterConfig,
     LoadConfig,
     ModelConfig,
     QuantConfig,
 )
-from rlhf_cli.models.liger import take_layers
-from rlhf_cli.models.local_base import make_base
-from rlhf_cli.models.parameters import as_computed, freeze_other_parts, lower, without_own_gradients
+from rlhf_cli.models.liger import apply_liger
+from rlhf_cli.models.local_base import prepare_base
+from rlhf_cli.models.parameters import (
+    cast_for_compute,
+    cast_params,
+    freeze_non_text_modules,
+    without_parameter_gradients,
+)
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
-from rlhf_cli.models.resolve import Source, find_source
+from rlhf_cli.models.quantize import (
+    is_quantized,
+    quantization_config,
+    quantized_weight,
+    set_eval_mode,
+)
+from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
@@ -50,7 +60,7 @@ def load_policy(
     cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
 ) -> Policy:
     """The language model that is trained; as `load_trained`."""
-    return load_trained(Policy, cfg, tokenizer, ctx, new_tokens)
+    return load_trainable(Policy, cfg, tokenizer, ctx, new_tokens)
 
 
 def load_reward_model(
@@ -62,10 +72,10 @@ def load_reward_model(
     new_head: bool = True,
 ) -> RewardModel:
     """The reward model that is trained, with a new head on what is not one yet if that may be."""
-    return load_trained(RewardModel, cfg, tokenizer, ctx, new_tokens, new_head=new_head)
+    return load_trainable(RewardModel, cfg, tokenizer, ctx, new_tokens, new_head=new_head)
 
 
-def load_trained(
+def load_trainable(
     role: type[Role],
     cfg: LoadConfig,
     tokenizer: Any,
@@ -89,34 +99,34 @@ def load_trained(
     Raises:
         ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
     """
-    source = make_base(cfg, tokenizer, ctx)
+    source = prepare_base(cfg, tokenizer, ctx)
     adapted = bool(source.adapters) or cfg.adapter.kind != "none"
     dtype = ctx.compute if adapted else torch.float32
-    fit = scorer_fit(source, new_head=new_head) if role is RewardModel else LANGUAGE_MODEL
+    fit = allowed_reward_mismatch(source, new_head=new_head) if role is RewardModel else CAUSAL_LM
     model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new_tokens, dtype, fit)
     loaded = _prepare(role, model, cfg, source, tokenizer, ctx, new_tokens)
     for param in loaded.parameters():
         if param.requires_grad:  # PEFT copies layers that are trained whole in the base's type
             param.data = param.data.float()
-    lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
+    cast_params((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
     set_attention(loaded, cfg, ctx.compute)
-    _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
+    _tell(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
     return loaded
 
 
 def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
     """A model that is only measured: all of it frozen and in the compute type, and probed."""
-    source = make_base(cfg, tokenizer, ctx)
-    fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
+    source = prepare_base(cfg, tokenizer, ctx)
+    fit = allowed_reward_mismatch(source) if role is RewardModel else CAUSAL_LM
     model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, (), ctx.compute, fit)
     with silence():  # of training it
         loaded = _prepare(role, model, cfg, source, tokenizer, ctx)
-        lower(loaded.requires_grad_(False).parameters(), ctx.compute)
+        cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
         set_attention(loaded, cfg, ctx.compute)
-    to_eval(loaded)
+    set_eval_mode(loaded)
     count = sum(p.numel() for p in loaded.parameters())
     layout = "flat rows" if loaded.flat else "padded rows"
-    say(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
+    say(f"model: {describe_weights(cfg.model)}, {count:,} parameters, {layout}")
     return loaded
 
 
@@ -124,28 +134,26 @@ def _prepare(
     role: type[Role],
     model: Any,
     cfg: LoadConfig,
-    source: Source,
+    source: ModelSource,
     tokenizer: Any,
     ctx: RunContext,
     new_tokens: Sequence[int] = (),
 ) -> Role:
     """A model in its role, on the device, in train mode, with its adapters in fp32."""
-    adopt_ends(model, source)
+    adopt_stop_tokens(model, source)
     disable_dropout(model)
-    freeze_other_parts(model)
-    take_layers(model, cfg.kernels, ctx.device)
+    freeze_non_text_modules(model)
+    apply_liger(model, cfg.kernels, ctx.device)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":
-        from rlhf_cli.models.attach_adapters import (
-            attach,  # PEFT: a second that others need not wait for
-        )
+        from rlhf_cli.models.attach_adapters import attach_adapters
 
-        adapters = attach(model, source, cfg.adapter, ctx.seed, new_tokens)
-    packed = packed_weight(model.get_output_embeddings()) is not None
+        adapters = attach_adapters(model, source, cfg.adapter, ctx.seed, new_tokens)
+    packed = quantized_weight(model.get_output_embeddings()) is not None
     implementation, reason = choose(cfg.kernels, ctx.device, packed=packed)
     if role is Policy:
         say(f"logprobs: {implementation.name} ({reason})")
-    flat = cfg.model.attention not in PADDED and reads_forward(model)
+    flat = cfg.model.attention not in PADDED and is_causal(model)
     require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
@@ -157,18 +165,18 @@ def _prepare(
 
 def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
     """A model that only writes: in the compute type, in eval mode, with padded attention."""
-    source = Source("") if cfg.from_scratch else find_source(cfg)
-    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, (), ctx.compute, LANGUAGE_MODEL)
+    source = ModelSource("") if cfg.from_scratch else resolve_model(cfg)
+    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, (), ctx.compute, CAUSAL_LM)
     if source.adapters:
-        from rlhf_cli.models.attach_adapters import attach
+        from rlhf_cli.models.attach_adapters import attach_adapters
 
-        adopt_ends(model, source)
-        model = attach(model, source, AdapterConfig(), ctx.seed).model
+        adopt_stop_tokens(model, source)
+        model = attach_adapters(model, source, AdapterConfig(), ctx.seed).model
     model = model.to(ctx.device).requires_grad_(False)
-    to_eval(model)
-    lower(model.parameters(), ctx.compute)
+    set_eval_mode(model)
+    cast_params(model.parameters(), ctx.compute)
     model.set_attn_implementation(padded_attention(model))
-    say(f"model: {source.describe() or describe(cfg)}")
+    say(f"model: {source.describe() or describe_weights(cfg)}")
     return model
 
 
@@ -176,24 +184,26 @@ def _weights(
     role: type[ModelWrapper],
     cfg: ModelConfig,
     quant: QuantConfig,
-    source: Source,
+    source: ModelSource,
     tokenizer: Any,
     ctx: RunContext,
     new_tokens: Sequence[int],
     dtype: torch.dtype,
-    fit: Fit,
+    fit: AllowedMismatch,
 ) -> Any:
     """The base in a type, packed as the configuration or the adapter on it says."""
-    shape = SHAPES[role.kind]
+    shape = AUTO_CLASSES[role.kind]
     if not source.base:
-        return random_base(cfg, tokenizer, ctx.seed, shape)
+        return build_random_model(cfg, tokenizer, ctx.seed, shape)
     kind = source.quant if quant.kind == "auto" else quant.kind
     double = source.double if quant.kind == "auto" else quant.double
     output = source.output_layer if quant.kind == "auto" else quant.output_layer
     output = output and role is Policy  # a reward model has none
     compute = ctx.compute
-    packed = None if kind == "none" else quantization(kind, double, compute, output_layer=output)
-    return load_base(
+    packed = (
+        None if kind == "none" else quantization_config(kind, double, compute, output_layer=output)
+    )
+    return load_base_model(
         cfg,
         source.folder,
         tokenizer,
@@ -225,7 +235,7 @@ def _tell(policy: ModelWrapper, name: str, compute: torch.dtype) -> None:
     say(f"{said}: {name}, {held}, {layout}, attention {attention}")
 
 
-def recompute_activations(policy: ModelWrapper) -> None:
+def enable_activation_checkpointing(policy: ModelWrapper) -> None:
     """Keep one vector a layer and token for the backward pass and compute the rest again."""
     model = policy.model
     arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients
@@ -275,7 +285,11 @@ def set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -
     attention = cfg.model.attention
     if attention not in ("auto", "per_row"):
         loaded.model.set_attn_implementation(attention)
-    with without_dropout(loaded), as_computed(loaded, compute), without_own_gradients(loaded):
+    with (
+        without_dropout(loaded),
+        cast_for_compute(loaded, compute),
+        without_parameter_gradients(loaded),
+    ):
         probe(
             loaded,
             may_fall_back=attention == "auto",

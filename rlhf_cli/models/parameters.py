@@ -1,14 +1,4 @@
-"""Modules of a model by the names that users give them.
-
-The parts of a model that read text, and those that read images or sound, which stay as they are.
-
-A class such as Gemma3ForConditionalGeneration holds a language model beside a vision tower. Rows
-are text alone here, so the tower has no gradient: with weight decay it would still change.
-
-Layers that stay as they are while the rest of a model is trained.
-
-The types that parameters are held in.
-"""
+"""A model's parameters: find modules by name, freeze them, and cast them to another type."""
 
 from __future__ import annotations
 
@@ -16,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,27 +14,28 @@ from torch import nn
 from rlhf_cli.config.nearest import nearest
 from rlhf_cli.context import say
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.policy import Policy
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def modules_named(
+def find_modules(
     key: str,
     name: str,
     modules: Mapping[str, nn.Module],
     kind: str = "layer",
     otherwise: str = "[]",
 ) -> dict[str, nn.Module]:
-    """The modules whose name is this one, or ends with it behind a dot; by their whole names.
+    """Find the modules whose full name is `name`, or ends with it after a dot.
 
     Args:
-        key: what the user set.
-        name: what it was set to.
-        modules: whole name -> module.
-        kind: what the modules are, in words.
-        otherwise: what to advise where no name is near.
+        key: config key, for the message.
+        name: its value.
+        modules: full name -> module.
+        kind: noun for the modules.
+        otherwise: value to suggest where no name is near.
 
     Raises:
-        ModelError: there is none; it names the key, the modules and the nearest.
+        ModelError: there is none; it names the key, the modules and the nearest name.
     """
     found = {n: module for n, module in modules.items() if n == name or n.endswith(f".{name}")}
     if not found:
@@ -58,8 +49,8 @@ def modules_named(
     return found
 
 
-def language_parts(model: Any) -> list[nn.Module]:
-    """The modules that a text goes through; the model itself where it reads nothing but text."""
+def text_modules(model: Any) -> list[nn.Module]:
+    """List the modules that text passes through; the model itself where it reads text only."""
     text = model.config.get_text_config()
     if text is model.config:
         return [model]
@@ -68,9 +59,9 @@ def language_parts(model: Any) -> list[nn.Module]:
     return [decoder, *(head for head in heads if head is not None)]
 
 
-def other_parts(model: Any) -> list[str]:
-    """Names of the outermost modules that no text goes through, as `model.vision_tower`."""
-    kept = {id(module) for part in language_parts(model) for module in part.modules()}
+def non_text_modules(model: Any) -> list[str]:
+    """List the outermost modules that no text passes through, as `model.vision_tower`."""
+    kept = {id(module) for part in text_modules(model) for module in part.modules()}
     found: list[str] = []
 
     def visit(module: nn.Module, name: str) -> None:
@@ -88,36 +79,39 @@ def other_parts(model: Any) -> list[str]:
     return found
 
 
-def freeze_other_parts(model: Any) -> None:
-    """Train the language model alone; one line where there is anything else."""
-    names = other_parts(model)
-    for name in names:
-        model.get_submodule(name).requires_grad_(False)
-    if names:
-        say(f"text alone is read: {', '.join(names)} stay as they are")
-
-
-def others_pattern(model: Any) -> str | None:
-    """A regular expression of the names of all modules that no text goes through, for PEFT."""
-    names = other_parts(model)
+def non_text_pattern(model: Any) -> str | None:
+    """Build a regular expression for the names of all modules that no text passes through."""
+    names = non_text_modules(model)
     whole = "|".join(re.escape(name) for name in names)
     return rf"({whole})(\..*)?" if names else None
 
 
-def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
-    """Freeze the layers of these names, and hold them in the compute type.
+def freeze_non_text_modules(model: Any) -> None:
+    """Freeze vision and audio modules, as in Gemma3ForConditionalGeneration; print their names.
+
+    Rows are text only, so that these modules have no gradient, but weight decay would change them.
+    """
+    names = non_text_modules(model)
+    for name in names:
+        model.get_submodule(name).requires_grad_(False)
+    if names:
+        say(f"text alone is read: {', '.join(names)} are not trained")
+
+
+def freeze_modules(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
+    """Freeze the modules of these names, and cast them to the compute type.
 
     Args:
-        model: all of it is trained.
-        names: of modules, whole or from a dot on: `layers.0` is `model.layers.0`.
-        dtype: of the forward passes.
+        model: trained fully.
+        names: of modules, in full or from a dot on: `layers.0` is `model.layers.0`.
+        dtype: compute type.
 
     Raises:
-        ModelError: a name is no layer's, or nothing would be trained.
+        ModelError: no module has the name, or nothing would be trained.
     """
     modules = dict(model.named_modules())
     for name in names:
-        for module in modules_named("model.freeze", name, modules).values():
+        for module in find_modules("model.freeze", name, modules).values():
             module.requires_grad_(False)
     params = list(model.parameters())
     frozen = [param for param in params if not param.requires_grad]
@@ -136,12 +130,19 @@ def freeze(model: nn.Module, names: Sequence[str], dtype: torch.dtype) -> None:
     )
 
 
+def cast_params(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Cast parameters in place, except quantized ones, which are integers."""
+    for param in params:
+        if param.is_floating_point():
+            param.data = param.data.to(dtype)
+
+
 @contextmanager
-def as_computed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold trained parameters in the compute type inside, as the forward passes of training do."""
+def cast_for_compute(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Cast trained parameters to the compute type inside the context, as training does."""
     trained = [p for p in module.parameters() if p.requires_grad and p.is_floating_point()]
     before = [p.data for p in trained]
-    lower(trained, dtype)
+    cast_params(trained, dtype)
     try:
         yield
     finally:
@@ -150,8 +151,8 @@ def as_computed(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def without_own_gradients(module: nn.Module) -> Iterator[None]:
-    """Compute gradients of inputs alone inside, none of parameters: it takes less memory."""
+def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
+    """Compute gradients of inputs only inside the context, which takes less memory."""
     trained = [param for param in module.parameters() if param.requires_grad]
     for param in trained:
         param.requires_grad_(False)
@@ -162,21 +163,14 @@ def without_own_gradients(module: nn.Module) -> Iterator[None]:
             param.requires_grad_(True)
 
 
-def frozen_copy(policy: Policy, dtype: torch.dtype) -> Policy:
-    """The same model as it is now, for good: in the compute type, without gradients.
+def frozen_copy(module: Module, dtype: torch.dtype) -> Module:
+    """Copy a module as it is now, frozen and in the compute type.
 
     Parameters are copied into that type one by one, so that no copy exists in another.
     """
     copies: dict[int, object] = {}
-    for param in policy.parameters():
+    for param in module.parameters():
         if param.is_floating_point():
             values = param.detach().to(dtype, copy=True)
             copies[id(param)] = nn.Parameter(values, requires_grad=False)
-    return copy.deepcopy(policy, copies).requires_grad_(False)
-
-
-def lower(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
-    """Hold parameters in another type, save those that are packed in integers."""
-    for param in params:
-        if param.is_floating_point():
-            param.data = param.data.to(dtype)
+    return copy.deepcopy(module, copies).requires_grad_(False)

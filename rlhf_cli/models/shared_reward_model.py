@@ -1,4 +1,4 @@
-"""A reward model whose base is the policy's: an adapter of its own on it, and a head."""
+"""`SharedRewardModel`: a reward model as an adapter and a head on the policy's base."""
 
 from __future__ import annotations
 
@@ -14,67 +14,67 @@ from torch.nn import functional as F
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.adapters import Adapters, own_name
-from rlhf_cli.models.parameters import lower
+from rlhf_cli.models.adapters import Adapters, adapter_name
+from rlhf_cli.models.parameters import cast_params
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.quantize import is_quantized
-from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, Source
+from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, ModelSource
 from rlhf_cli.models.reward_model import HEAD
-from rlhf_cli.models.vocabulary import rows_of
+from rlhf_cli.models.vocabulary import rows_needed_by_adapter
 from rlhf_cli.models.wrapper import without_dropout
+
+HEADS = (HEAD, "classifier")
+"""Layers that PEFT trains whole beside the adapter of a classifier, where the model has them."""
 
 
 class SharedRewardModel(nn.Module):
-    """Scores rows with the policy's base; as `RewardModel`, without the base in memory again.
+    """Scores rows as `RewardModel` does, without a second copy of the base in memory.
 
     Args:
         policy: its adapters stand on the base that the reward model was trained on.
-        role: of the reward model on it; a new one.
+        role: new role for the reward model's adapter.
         folder: of the reward model's adapter.
-        dtype: to compute in.
+        dtype: compute type.
     """
 
     def __init__(self, policy: Policy, role: str, folder: Path, dtype: torch.dtype) -> None:
         super().__init__()
         assert policy.adapters is not None
         self.role, self.flat = role, policy.flat
-        self._policy = (policy,)  # not a part of this module, whose parameters are its own alone
-        head = attach_scorer(policy.adapters, role, folder)
-        self.own = nn.ParameterList(policy.adapters.params_of(role))
-        lower(self.own, dtype)
+        self._policy = (policy,)  # in a tuple, so that its parameters are not this module's
+        head = attach_reward_adapter(policy.adapters, role, folder)
+        self.own = nn.ParameterList(policy.adapters.adapter_params(role))
+        cast_params(self.own, dtype)
         self.head = nn.Parameter(head.to(policy.device, dtype), requires_grad=False)
 
     @property
     def model(self) -> Any:
-        """The transformers model that computes."""
+        """The policy's transformers model."""
         return self._policy[0].model
 
     def forward(self, rows: TokenBatch) -> Tensor:
-        """[R], no unit, fp32: the score of each row, read at its last token."""
+        """Compute the score [R], fp32, no unit, of each row at its last token."""
         [policy] = self._policy
-        with policy.playing(self.role), without_dropout(policy):  # its own has some from training
+        # the adapter has the dropout that it was trained with
+        with policy.use_adapters(self.role), without_dropout(policy):
             last = policy.hidden_states(rows, rows.starts + rows.lengths - 1)
         return F.linear(last.float(), self.head.float()).squeeze(1)
 
 
-def can_share(policy: Policy, source: Source) -> bool:
-    """Whether a reward model is one adapter on the base that the policy's adapters stand on."""
-    mine: Adapters | None = policy.adapters
-    if mine is None or len(source.adapters) != 1 or mine.whole_embeddings:
+def can_share_base(policy: Policy, source: ModelSource) -> bool:
+    """Return whether a reward model is one adapter on the base of the policy's adapters."""
+    own: Adapters | None = policy.adapters
+    if own is None or len(source.adapters) != 1 or own.whole_embeddings:
         return False
-    if rows_of(source.adapters[0], policy.model.get_base_model()):
-        return False  # its embeddings are not the policy's
-    packed = is_quantized(policy.model)
-    held_alike = mine.source.quant == source.quant or not (packed or source.quant != "none")
-    return held_alike and Path(mine.source.folder).resolve() == Path(source.folder).resolve()
+    if rows_needed_by_adapter(source.adapters[0], policy.model.get_base_model()):
+        return False  # its embeddings differ from the policy's
+    quantized = is_quantized(policy.model)
+    same_quant = own.source.quant == source.quant or not (quantized or source.quant != "none")
+    return same_quant and Path(own.source.folder).resolve() == Path(source.folder).resolve()
 
 
-HEADS = (HEAD, "classifier")
-"""What PEFT trains whole beside the adapter of a classifier, where a model has it."""
-
-
-def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
-    """Put the adapter of a reward model on the base of a policy, for a role of its own.
+def attach_reward_adapter(adapters: Adapters, role: str, folder: Path) -> Tensor:
+    """Put a reward model's adapter on the policy's base, under a role of its own.
 
     Args:
         adapters: on the base that the reward model's adapter was trained on.
@@ -93,20 +93,21 @@ def attach_scorer(adapters: Adapters, role: str, folder: Path) -> torch.Tensor:
     config.task_type = "CAUSAL_LM"
     whole = config.modules_to_save or ()
     config.modules_to_save = [name for name in whole if name not in HEADS] or None
+    name = adapter_name(role)
     try:
-        adapters.add(role, [own_name(role)], config, trained=False)
-    except ValueError as error:  # as where its experts are others than the policy's
+        adapters.add(role, [name], config, trained=False)
+    except ValueError as error:  # for example, the two adapt different experts
         raise ModelError(
             f"model.path: the adapter in {folder} cannot stand beside the policy's "
             f"({first_line(error)})"
         ) from error
     layers = {key: value for key, value in stored.items() if key not in heads}
-    expected = get_peft_model_state_dict(adapters.model, adapter_name=own_name(role))
+    expected = get_peft_model_state_dict(adapters.model, adapter_name=name)
     shapes = {key: value.shape for key, value in expected.items()}
     if len(heads) != 1 or {key: value.shape for key, value in layers.items()} != shapes:
         raise ModelError(
             f"model.path: the adapter in {folder} is not that of a reward model on this base"
         )
-    set_peft_model_state_dict(adapters.model, layers, adapter_name=own_name(role))
-    head: torch.Tensor = stored[heads[0]]
+    set_peft_model_state_dict(adapters.model, layers, adapter_name=name)
+    head: Tensor = stored[heads[0]]
     return head

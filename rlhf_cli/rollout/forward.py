@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_cli.models.wrapper import Tap
+from rlhf_cli.models.wrapper import HiddenStateHook
 from rlhf_cli.rollout.slots import Pass, SlotCache
 
 
@@ -21,7 +21,7 @@ class Forward:
     def __init__(self, model: Any, cache: SlotCache) -> None:
         self.device, self.cache = model.device, cache
         self._model = model
-        self._tap = Tap(model.get_output_embeddings(), through=slice(0))
+        self._hook = HiddenStateHook(model.get_output_embeddings(), keep=slice(0))
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: Pass) -> Tensor:
         """[N, d]: what the output layer would be given.
@@ -31,11 +31,11 @@ class Forward:
             positions: [N], of each in its row.
             step: where they go, and what they see.
         """
-        with self._tap.open():
+        with self._hook.open():
             self._model(
                 input_ids=tokens[None],
                 position_ids=positions[None],
                 use_cache=False,
                 slot_pass=step,
             )
-            return self._tap.caught[0]
+            return self._hook.hidden[0]

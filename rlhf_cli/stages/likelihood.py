@@ -22,7 +22,7 @@ from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models.load import load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.router import balance_coefficient
+from rlhf_cli.models.router import balancing_loss_coef
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.held_out import Columns, Evaluation, numbers_of_rows, open_held_out
@@ -51,7 +51,7 @@ def train_likelihood(
     """
     run = Session(cfg, out, stage, records)
     policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
-    coefficient = balance_coefficient(policy.model)
+    coefficient = balancing_loss_coef(policy.model)
 
     def token_loss(rows: TokenBatch) -> LossOutput:
         nll = nll_loss(policy(rows).logp)

@@ -12,7 +12,7 @@ from rlhf_cli.data.examples import Loaded, load_eval_examples, load_examples
 from rlhf_cli.data.records.corpus import holds_chats, iter_texts
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.prompts import becomes_message
-from rlhf_cli.models.tokenizer import give_chatml, load_tokenizer, trains_tokenizer
+from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer, trains_tokenizer
 from rlhf_cli.runs.contents import TOKENIZER
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 
@@ -67,7 +67,7 @@ def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     how = {"as_messages": cfg.as_messages, "cached_only": cached_only}
     lacks = not tokenizer.chat_template
     chats = lacks and (cfg.as_messages or holds_chats(cfg.data, stage, records))
-    new = give_chatml(tokenizer) if chats else []
+    new = add_chatml(tokenizer) if chats else []
     train = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **how)
     say_plain_text(cfg, tokenizer, train[1])
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **how)

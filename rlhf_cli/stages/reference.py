@@ -13,14 +13,14 @@ from torch import Tensor
 from rlhf_cli.context import say, silence
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base_model import describe
+from rlhf_cli.models.base_model import describe_weights
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
 from rlhf_cli.models.load import load_frozen
-from rlhf_cli.models.parameters import frozen_copy, lower
+from rlhf_cli.models.parameters import cast_params, frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.resolve import other_model
+from rlhf_cli.models.resolve import config_for_other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
-from rlhf_cli.models.vocabulary import require_shared_rows
+from rlhf_cli.models.vocabulary import require_policy_vocabulary
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.session import Session
 from rlhf_cli.stages.training import Training
@@ -50,7 +50,7 @@ class Held:
     def params_of(self, policy: Policy) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Name of each parameter that a policy trains -> what is held in its place, and itself."""
         if self.policy is policy and policy.adapters is not None:
-            return policy.adapters.twins_of(self.role)
+            return policy.adapters.cloned_params(self.role)
         own = dict(self.policy.named_parameters())
         return {n: (own[n], p) for n, p in policy.named_parameters() if p.requires_grad}
 
@@ -150,8 +150,8 @@ def _copy(model: ComparedModelConfig, policy: Policy, run: Training) -> Held:
         say(f"reference: a frozen copy of {_start(model, policy)}")
         return Held(frozen_copy(policy, run.ctx.compute))
     say(f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base")
-    policy.adapters.twin("start", trained=False)
-    lower(policy.adapters.params_of("start"), run.ctx.compute)
+    policy.adapters.clone_adapter("start", trained=False)
+    cast_params(policy.adapters.adapter_params("start"), run.ctx.compute)
     return Held(policy, "start")
 
 
@@ -171,12 +171,12 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
             "model.reference: got adapter_off, but the adapter at model.path is trained on, so "
             "what is below it is not what training starts from. Try model.reference=auto"
         )
-    return model.reference if model.reference in model.held else "path"
+    return model.reference if model.reference in model.reference_choices else "path"
 
 
 def _start(model: ComparedModelConfig, policy: Policy) -> str:
     """What training starts from, in words; of an adapter run, its base and that adapter."""
-    return policy.adapters.source.describe() if policy.adapters else describe(model)
+    return policy.adapters.source.describe() if policy.adapters else describe_weights(model)
 
 
 def _frozen(of: Any, held: Policy, rows: TokenBatch, role: str) -> Tensor:
@@ -193,7 +193,7 @@ def _load(model: ComparedModelConfig, policy: Policy, run: Training) -> Policy:
         ConfigError: rows are longer than its positions.
     """
     path = model.reference
-    plain = other_model(model, path, model.reference_revision)
+    plain = config_for_other_model(model, path, model.reference_revision)
     cfg = LoadConfig(
         model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=run.cfg.kernels
     )
@@ -207,7 +207,7 @@ def _load(model: ComparedModelConfig, policy: Policy, run: Training) -> Policy:
                 f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
             )
         reference = load_frozen(Policy, cfg, run.tokenizer, run.ctx)
-    require_shared_rows(reference.model, policy.model, run.tokenizer, "model.reference", path)
+    require_policy_vocabulary(reference.model, policy.model, run.tokenizer, "model.reference", path)
     run.require_positions(reference, "reference")
     return reference
 

@@ -14,10 +14,10 @@ import torch
 from rlhf_cli.context import open_context, say, use_deterministic_algorithms
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.models.liger import require_liger, taken
-from rlhf_cli.models.load import Role, recompute_activations
-from rlhf_cli.models.parameters import as_computed, freeze
-from rlhf_cli.models.router import tell_of_balance
+from rlhf_cli.models.liger import liger_layers, require_liger
+from rlhf_cli.models.load import Role, enable_activation_checkpointing
+from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
+from rlhf_cli.models.router import report_balancing_loss
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
@@ -65,12 +65,12 @@ class Training(ABC):
             CheckpointError: the run cannot be continued here.
         """
         if self.cfg.model.freeze:
-            freeze(model.model, self.cfg.model.freeze, self.ctx.compute)
-        tell_of_balance(model.model, added=self.cfg.balances_experts)
+            freeze_modules(model.model, self.cfg.model.freeze, self.ctx.compute)
+        report_balancing_loss(model.model, added=self.cfg.balances_experts)
         if self.cfg.train.gradient_checkpointing:
-            recompute_activations(model)
+            enable_activation_checkpointing(model)
         if self.cfg.train.compile:
-            with as_computed(model, self.ctx.compute):
+            with cast_for_compute(model, self.ctx.compute):
                 compile_layers(model)
         self.checkpoint = find_checkpoint(self.ctx.out, self.cfg.resume)
         self.machinery = agree_with(self.checkpoint, self._machinery(model))
@@ -154,7 +154,7 @@ class Training(ABC):
             "threads": torch.get_num_threads(),
             "attention": model.model.config._attn_implementation,
             "logprobs": model.implementation.name,
-            "layers": taken(model.model) or "own",
+            "layers": liger_layers(model.model) or "own",
             "compute": ctx.compute_name,
             "tokenizer": tokenizer_hash(self.tokenizer),
             "data": self.report.sha256,

@@ -33,7 +33,9 @@ class MasterAdamW:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
         self._rounded = compute != torch.float32
-        kept = {name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "undecayed")}
+        kept = {
+            name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "no_weight_decay")
+        }
         decayed = [master for name, master in self.masters.items() if name not in kept]
         plain = [master for name, master in self.masters.items() if name in kept]
         self._adamw = _adamw(decayed, plain, cfg)

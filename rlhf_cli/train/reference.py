@@ -16,7 +16,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate, parts
-from rlhf_cli.models.parameters import as_computed
+from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.wrapper import without_dropout
 
@@ -56,7 +56,7 @@ def with_reference(
         max_tokens: of a micro-batch.
         ctx: compute type, and the ranks that share the work.
     """
-    with torch.no_grad(), without_dropout(reference), as_computed(reference, ctx.compute):
+    with torch.no_grad(), without_dropout(reference), cast_for_compute(reference, ctx.compute):
 
         def compute(chosen: list[int]) -> NDArray[np.float32]:
             rows = collate(examples, chosen).to(reference.device)

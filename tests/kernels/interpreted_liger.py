@@ -61,7 +61,7 @@ def _like_a_gpu(monkeypatch):
     monkeypatch.setattr(interpreter, "_implicit_cvt", convert_float)
     monkeypatch.setattr(rms_norm, "rsqrt", rsqrt)
     monkeypatch.setattr(geglu, "tanh", tanh)
-    monkeypatch.setattr(liger, "triton_obstacle", lambda device: "")
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: "")
 
 
 def config_of(kind, **changes):
@@ -69,7 +69,7 @@ def config_of(kind, **changes):
 
 
 def take(policy):
-    liger.take_layers(policy.model, LIGER, CPU)
+    liger.apply_liger(policy.model, LIGER, CPU)
     return policy
 
 
@@ -81,9 +81,9 @@ def test_logprobs_and_gradients_are_those_of_the_models_own_layers(kind):
     rows = random_rows([7, 1, 4])
     own = make_policy(config_of(kind), flat=True)
     other = take(make_policy(config_of(kind), flat=True))
-    assert liger.taken(own.model) == ""
+    assert liger.liger_layers(own.model) == ""
     gated = "GeGLU" if kind.startswith("gemma") else "SwiGLU"
-    assert liger.taken(other.model) == f"RMSNorm, {gated}, RoPE"
+    assert liger.liger_layers(other.model) == f"RMSNorm, {gated}, RoPE"
     ours, expected = other(rows).logp, own(rows).logp
     assert relative_error(ours, expected) < 1e-6
     assert not torch.equal(ours, expected)
@@ -117,7 +117,7 @@ def test_a_loaded_model_gives_what_it_does_with_its_own_layers(tmp_path, capsys,
     own = load(tmp_path, load_one, "none", adapter=adapter)
     assert "layers: the model's own (kernels=none)\n" in capsys.readouterr().err
     rows = random_rows([7, 12, 5])
-    (ours, _), (expected, _) = loaded.values(rows), own.values(rows)
+    (ours, _), (expected, _) = loaded.probe_outputs(rows), own.probe_outputs(rows)
     assert relative_error(ours, expected) < 1e-6
     ours.sum().backward()
     expected.sum().backward()
@@ -134,7 +134,7 @@ def test_a_frozen_copy_computes_with_its_own_weights():
     with torch.no_grad():
         for param in policy.parameters():
             param.mul_(1.5)
-    assert liger.taken(copied) == liger.taken(policy)
+    assert liger.liger_layers(copied) == liger.liger_layers(policy)
     assert torch.equal(copied(rows).logp, before)
     assert not torch.equal(policy(rows).logp, before)
 
@@ -144,17 +144,17 @@ def test_wrong_layers_are_dropped_or_refused(tmp_path, capsys, monkeypatch):
     relu = {"hidden_act": "relu"}
     with pytest.raises(KernelError, match="liger's RMSNorm, SwiGLU, RoPE are not exact here"):
         load(tmp_path, changes=relu)
-    monkeypatch.setattr(liger, "triton_obstacle", lambda device: "needs CUDA")
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: "needs CUDA")
     with pytest.raises(KernelError, match="needs CUDA"):
         load(tmp_path, changes=relu)
-    monkeypatch.setattr(liger, "_device_obstacle", lambda device: "")
+    monkeypatch.setattr(liger, "_unavailable_reason", lambda device: "")
     capsys.readouterr()
     policy = load(tmp_path, kernels="auto", changes=relu)
     said = capsys.readouterr().err
     assert "probe: liger's RMSNorm, SwiGLU, RoPE are not exact (log-probs differ by" in said
     assert "; the model's own instead\n" in said
     assert policy.flat
-    assert liger.taken(policy) == ""
+    assert liger.liger_layers(policy) == ""
 
 
 def test_other_models_of_the_process_keep_their_layers(monkeypatch):

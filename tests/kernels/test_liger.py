@@ -39,26 +39,26 @@ def test_interpreted(which):
 def test_a_models_own_layers_are_kept_and_why(
     setting, device_obstacle, reason, monkeypatch, capsys
 ):
-    monkeypatch.setattr(liger, "triton_obstacle", lambda device: device_obstacle)
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: device_obstacle)
     model = make_policy(ARCHITECTURES["gpt2"], flat=True).model
-    liger.take_layers(model, setting, CUDA)
+    liger.apply_liger(model, setting, CUDA)
     assert capsys.readouterr().err == f"layers: the model's own ({reason})\n"
-    assert liger.taken(model) == ""
+    assert liger.liger_layers(model) == ""
 
 
 def test_liger_by_name_is_refused_where_it_cannot_run(monkeypatch):
     with pytest.raises(KernelError, match=r"got liger, which cannot run here \(needs CUDA\)"):
-        liger.take_layers(tiny_llama(), ["liger"], CPU)
+        liger.apply_liger(tiny_llama(), ["liger"], CPU)
     with pytest.raises(ConfigError, match=r"needs CUDA.*Try kernels=auto"):
         liger.require_liger(["liger", "triton"], CPU)
     liger.require_liger(["triton"], CPU)
     liger.require_liger("auto", CPU)
-    monkeypatch.setattr(liger, "triton_obstacle", lambda device: "")
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: "")
     with pytest.raises(KernelError, match="has no layers of gpt2"):
-        liger.take_layers(make_policy(ARCHITECTURES["gpt2"], flat=True).model, ["liger"], CUDA)
+        liger.apply_liger(make_policy(ARCHITECTURES["gpt2"], flat=True).model, ["liger"], CUDA)
     monkeypatch.setattr(liger, "find_spec", lambda name: None)
     with pytest.raises(KernelError, match="not installed"):
-        liger.take_layers(tiny_llama(), ["liger"], CUDA)
+        liger.apply_liger(tiny_llama(), ["liger"], CUDA)
 
 
 def test_liger_that_is_not_installed_is_refused_before_anything_is_loaded(monkeypatch):
@@ -83,11 +83,11 @@ def test_liger_on_a_gpu(tmp_path: Path):
     cfg = LoadConfig(model=ModelConfig(path="tiny"), kernels=["liger"])
     ctx, tokenizer = RunContext(CUDA, torch.float32, 0, tmp_path), load_tokenizer(cfg.model)
     policy = load_policy(cfg, tokenizer, ctx)
-    assert liger.taken(policy) == "RMSNorm, SwiGLU, RoPE"
+    assert liger.liger_layers(policy) == "RMSNorm, SwiGLU, RoPE"
     rows = random_rows([7, 120, 33]).to(CUDA)
     ours = policy(rows).logp
     found = gradient(policy, ours)
-    with liger.own_layers(policy):
+    with liger.without_liger(policy):
         expected = policy(rows).logp
         own = gradient(policy, expected)
     assert relative_error(ours, expected) < 1e-5

@@ -11,7 +11,7 @@ from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, choose
 from rlhf_cli.logprobs import WANTS
-from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.quantize import quantized_weight
 from tests.kernels.packing import KINDS, packed_layer, unpacked
 from tests.stages.test_memory import Largest
 
@@ -27,7 +27,9 @@ def problem(kind, tokens, width, vocab, seed=0):
     hidden = torch.randn(tokens, width, generator=generator) / width**0.5
     bias = torch.randn(vocab, generator=generator)
     targets = torch.randint(0, vocab, (tokens,), generator=generator)
-    heads = [Head(weight, bias, softcap=9.0) for weight in (packed_weight(layer), unpacked(layer))]
+    heads = [
+        Head(weight, bias, softcap=9.0) for weight in (quantized_weight(layer), unpacked(layer))
+    ]
     return hidden, *heads, targets
 
 
@@ -63,7 +65,7 @@ def test_equals_the_weight_unpacked_whole(implementation, kind, tokens, blocks, 
 def test_rows_come_in_the_compute_type(kind):
     width = 37 if kind == "int8" else 64
     layer = packed_layer(kind, torch.randn(130, width))
-    rows = packed_weight(layer).rows(3, 70, torch.bfloat16)
+    rows = quantized_weight(layer).rows(3, 70, torch.bfloat16)
     assert_close(rows, unpacked(layer)[3:70].bfloat16(), rtol=2**-7, atol=0)  # one bit of bf16
 
 

@@ -8,7 +8,7 @@ from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.head import Head
 from rlhf_cli.kernels.support import Support
 from rlhf_cli.logprobs import token_logprobs
-from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.quantize import quantized_weight
 from tests.kernels.packing import KINDS, packed_layer, unpacked
 
 WANT = ("logp", "entropy", "lse", "sum_sq", "top1")
@@ -62,7 +62,7 @@ def test_logits_for_draws_are_minus_infinity_at_what_is_excluded(support):
 def test_a_packed_weight_is_cut_as_it_is_packed(kind, support):
     layer = packed_layer(kind, torch.randn(13, 64))
     hidden, targets = torch.randn(3, 64), torch.tensor([1, 3, 8])
-    packed, whole = Head(packed_weight(layer)), Head(unpacked(layer))
+    packed, whole = Head(quantized_weight(layer)), Head(unpacked(layer))
     for implementation in (eager, chunked):
         found = [
             token_logprobs(hidden, *support.compact(head, targets), want=WANT,

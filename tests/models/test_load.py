@@ -40,13 +40,13 @@ def setting(folder, tmp_path):
 def asked(monkeypatch):
     """The types that weights are read in."""
     found = []
-    load_weights = base_model.load_weights
+    load_weights = base_model.load_checkpoint
 
     def spy(*args, dtype, **options):
         found.append(dtype)
         return load_weights(*args, dtype=dtype, **options)
 
-    monkeypatch.setattr("rlhf_cli.models.base_model.load_weights", spy)
+    monkeypatch.setattr("rlhf_cli.models.base_model.load_checkpoint", spy)
     return found
 
 

@@ -275,7 +275,9 @@ def test_merge_keeps_the_type_of_the_base_where_that_costs_little(
 
 
 def test_a_merge_that_leaves_the_adapter_out_is_refused(lora_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rlhf_cli.models.local_base.merge", lambda unmerged: unmerged.unload())
+    monkeypatch.setattr(
+        "rlhf_cli.models.local_base.merge_adapters", lambda unmerged: unmerged.unload()
+    )
     assert cli.main(["merge", str(lora_run), f"output_dir={tmp_path / 'whole'}"]) == 1
     assert "merged, " in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "whole").exists()

@@ -11,12 +11,17 @@ from transformers import AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base_model import load_base
+from rlhf_cli.models.base_model import load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.load import load_frozen, load_generator, load_policy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.probes import plain_values
-from rlhf_cli.models.quantize import packed_weight, quantization, require_packed_output, to_eval
+from rlhf_cli.models.probes import plain_outputs
+from rlhf_cli.models.quantize import (
+    quantization_config,
+    quantized_weight,
+    require_quantized_output,
+    set_eval_mode,
+)
 from rlhf_cli.models.wrapper import read_head
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.metrics import read_metrics
@@ -83,14 +88,14 @@ def test_a_chain_on_a_packed_output_layer(untied, tmp_path, capsys, kind):
 def test_log_probs_are_those_of_the_packed_model_itself(untied, tmp_path, quant):
     policy = load_policy(config(untied, quant), tokenizer_of(untied), context(tmp_path))
     layer = policy.output_layer
-    assert packed_weight(layer) is not None
+    assert quantized_weight(layer) is not None
     rows = random_rows([9])
     hidden = policy.hidden_states(rows, rows.scored)
     logits = torch.nn.functional.linear(hidden, unpacked(layer))
     expected = logits.log_softmax(-1).gather(1, rows.targets[:, None]).squeeze(1)
     assert_close(policy(rows).logp, expected, rtol=1e-5, atol=1e-5)
     if quant == "nf4":  # in 8 bits a model's own pass packs hidden states too
-        assert_close(plain_values(policy, rows)[0], expected, rtol=1e-4, atol=1e-4)
+        assert_close(plain_outputs(policy, rows)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_only_writes_reads_its_rows_as_they_were_packed(untied, tmp_path):
@@ -109,16 +114,16 @@ def test_a_model_that_only_writes_reads_its_rows_as_they_were_packed(untied, tmp
 
 
 def test_rows_that_were_packed_anew_are_not_read(untied):
-    model = load_base(
+    model = load_base_model(
         ModelConfig(),
         str(untied),
         tokenizer_of(untied),
-        quantized=quantization("nf4", True, torch.float32, output_layer=True),
+        quantized=quantization_config("nf4", True, torch.float32, output_layer=True),
         device=CPU,
     )
-    to_eval(model)
+    set_eval_mode(model)
     model.lm_head.weight.quant_state.packing_format_for_cpu = True
-    with pytest.raises(RuntimeError, match="packed anew"):
+    with pytest.raises(RuntimeError, match="repacked"):
         read_head(model)
 
 
@@ -132,8 +137,8 @@ def test_what_cannot_be_packed_is_refused(untied, tmp_path):
     load_policy(config(narrow, "int8"), tokenizer_of(narrow), context(tmp_path))
     with pytest.raises(ModelError, match=r"has 2 new tokens to learn"):
         load_policy(config(untied), tokenizer_of(untied), context(tmp_path), (7, 8))
-    with pytest.raises(ModelError, match=r"is none that bitsandbytes packs \(Linear\)"):
-        require_packed_output("model", tiny_llama())  # as if bitsandbytes had left it whole
+    with pytest.raises(ModelError, match=r"is none that bitsandbytes quantizes \(Linear\)"):
+        require_quantized_output("model", tiny_llama())  # as if bitsandbytes had left it whole
 
 
 def test_no_adapter_stands_on_a_packed_output_layer(untied, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig
-from rlhf_cli.models.resolve import Source
+from rlhf_cli.models.resolve import ModelSource
 from rlhf_cli.stages.dpo.moving import MovingReference
 from rlhf_cli.stages.reference import hold_reference
 from tests.helpers import random_rows
@@ -26,7 +26,7 @@ def continued(tmp_path):
     """A policy whose adapter is that of an earlier run, trained on."""
     first = policy_with(LORA)
     disturb(first)
-    return policy_with(AdapterConfig(), Source("x", (saved(first, tmp_path / "model"),)))
+    return policy_with(AdapterConfig(), ModelSource("x", (saved(first, tmp_path / "model"),)))
 
 
 @pytest.mark.parametrize("kind", ["auto", "copy"])

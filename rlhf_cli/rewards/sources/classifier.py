@@ -15,13 +15,18 @@ from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.records.row_errors import Refused
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
-from rlhf_cli.models.base_model import load_weights
-from rlhf_cli.models.checks import SCORER, loading, require_config, require_safe_weights
-from rlhf_cli.models.resolve import locate
+from rlhf_cli.models.base_model import load_checkpoint
+from rlhf_cli.models.checks import (
+    REWARD_MODEL,
+    convert_load_errors,
+    require_model_folder,
+    require_safetensors,
+)
+from rlhf_cli.models.resolve import resolve_folder
 from rlhf_cli.models.reward_model import score_layer
-from rlhf_cli.models.tokenizer import from_pretrained
-from rlhf_cli.models.vocabulary import embedding_rows, fit_vocabulary, require_embedded_ids
-from rlhf_cli.models.wrapper import Tap
+from rlhf_cli.models.tokenizer import load_pretrained_tokenizer
+from rlhf_cli.models.vocabulary import fit_vocabulary, num_embeddings, require_embedded_ids
+from rlhf_cli.models.wrapper import HiddenStateHook
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.sources.config import RewardSource, label_problem
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
@@ -52,7 +57,7 @@ class ClassifierScorer:
         self.index = index
         self.limit = longest_text(self.model, self.tokenizer)
         layer = score_layer(self.model)
-        self.tap = None if layer is None else Tap(layer, through=slice(None))
+        self.hook = None if layer is None else HiddenStateHook(layer, keep=slice(None))
         self.nbytes = nbytes(self.model)
         self.described = (
             f"{source.classifier}, {source.output} of {labels[index]} ({dtype_name(self.model)})"
@@ -123,14 +128,14 @@ class ClassifierScorer:
 
     def _logits(self, inputs: Any) -> Tensor:
         """[B, labels]; a decoder's at the last token, be that the pad token or not."""
-        if self.tap is None:
+        if self.hook is None:
             logits: Tensor = self.model(**inputs).logits
             return logits
-        with self.tap.open() as tap:
+        with self.hook.open() as hook:
             self.model(**inputs, use_cache=False)
-            hidden = tap.caught
+            hidden = hook.hidden
         last = inputs["attention_mask"].sum(1) - 1
-        at: Tensor = self.tap.layer(hidden[torch.arange(len(last)), last])
+        at: Tensor = self.hook.layer(hidden[torch.arange(len(last)), last])
         return at
 
     def _tell_of_cuts(self, mask: Tensor) -> None:
@@ -152,15 +157,15 @@ def _load(source: RewardSource, ctx: RunContext) -> tuple[Any, Any]:
         ModelError: it is not there, or has no trained head.
     """
     path = source.classifier
-    place = locate("model.path", path, source.revision, weights=True)
-    require_config(place)
-    require_safe_weights(Path(place))
-    with loading("model.path", path):
-        tokenizer = from_pretrained(place)
-        model = load_weights(
+    place = resolve_folder("model.path", path, source.revision, weights=True)
+    require_model_folder(place)
+    require_safetensors(Path(place))
+    with convert_load_errors("model.path", path):
+        tokenizer = load_pretrained_tokenizer(place)
+        model = load_checkpoint(
             AutoModelForSequenceClassification,
             place,
-            SCORER,
+            REWARD_MODEL,
             key="model.path",
             dtype=ctx.compute,
             device_map={"": str(ctx.device)},
@@ -176,7 +181,7 @@ def _prepare_padding(path: str, tokenizer: Any, model: Any) -> None:
     if score_layer(model) is not None:
         tokenizer.padding_side = "right"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # read by position
-        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= num_embeddings(model):
             tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token_id is None:

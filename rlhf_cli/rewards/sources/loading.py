@@ -13,10 +13,10 @@ from transformers import AutoConfig
 
 from rlhf_cli.context import precision_name
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.checks import loading, require_one_stack
+from rlhf_cli.models.checks import convert_load_errors, refuse_encoder_decoder
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.resolve import Source, find_source
+from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.labels import labels_of
 
@@ -48,13 +48,13 @@ def require_scores(cfg: ModelConfig) -> None:
     Raises:
         ModelError: it writes text, or has several labels.
     """
-    source = find_source(cfg)
+    source = resolve_model(cfg)
     if source.adapters:
         _require_scoring_adapter(cfg.path, source)
         return
-    with loading("model.path", cfg.path):
+    with convert_load_errors("model.path", cfg.path):
         config = AutoConfig.from_pretrained(source.folder)
-    require_one_stack(cfg.path, config)
+    refuse_encoder_decoder(cfg.path, config)
     classes = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in classes):
         raise ModelError(f"model.path: {cfg.path} {_no_scores(', '.join(classes))}")
@@ -66,7 +66,7 @@ def require_scores(cfg: ModelConfig) -> None:
         )
 
 
-def _require_scoring_adapter(path: str, source: Source) -> None:
+def _require_scoring_adapter(path: str, source: ModelSource) -> None:
     task = artifact.settings(source.adapters[-1], artifact.ADAPTER).get("task_type")
     if source.kind != "reward_model" and task != "SEQ_CLS":
         raise ModelError(f"model.path: {path} {_no_scores(f'an adapter for {task}')}")

@@ -13,9 +13,9 @@ from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import load_frozen
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.resolve import find_source
+from rlhf_cli.models.resolve import resolve_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share
+from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share_base
 from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.samples import Samples
@@ -86,8 +86,8 @@ class ModelScorer:
     def _open(
         self, cfg: ModelConfig, key: str, ctx: RunContext, policy: Policy | None
     ) -> RewardModel | SharedRewardModel:
-        found = find_source(cfg)
-        if policy is not None and can_share(policy, found):
+        found = resolve_model(cfg)
+        if policy is not None and can_share_base(policy, found):
             role = re.sub(r"\W+", "_", key)
             return SharedRewardModel(policy, role, found.adapters[0], ctx.compute)
         with silence():  # `described` tells of it

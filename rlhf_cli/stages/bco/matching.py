@@ -13,7 +13,7 @@ from rlhf_cli.context import say
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.losses.bco import density_ratio
-from rlhf_cli.models.parameters import as_computed
+from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.bco.config import BCOConfig
@@ -43,7 +43,7 @@ def match_prompts(cfg: BCOConfig, policy: Policy, run: Session) -> PromptClassif
     """
     if cfg.udm.embedding_model == "none":
         return None
-    with torch.no_grad(), without_dropout(policy), as_computed(policy, run.ctx.compute):
+    with torch.no_grad(), without_dropout(policy), cast_for_compute(policy, run.ctx.compute):
         embed, name = _embedder(cfg, policy, run)
         classifier = None
         if run.checkpoint is not None:

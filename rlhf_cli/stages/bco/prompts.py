@@ -19,11 +19,11 @@ from rlhf_cli.context import RunContext, say
 from rlhf_cli.data.cache import Entry, load_entry, store_entry
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base_model import load_weights
-from rlhf_cli.models.checks import ENCODER, loading
+from rlhf_cli.models.base_model import load_checkpoint
+from rlhf_cli.models.checks import ENCODER, convert_load_errors
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.resolve import locate
-from rlhf_cli.models.tokenizer import from_pretrained, require_tokenizer
+from rlhf_cli.models.resolve import resolve_folder
+from rlhf_cli.models.tokenizer import load_pretrained_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.stages.bco.config import UDMConfig
 
@@ -127,11 +127,11 @@ class Embedder:
             cfg.embedding_model,
             cfg.embedding_model_revision,
         )
-        place = locate(key, path, revision, weights=True)
+        place = resolve_folder(key, path, revision, weights=True)
         require_tokenizer(key, path, revision, "Need the model's own beside it")
-        with loading(key, path):
-            self.own = from_pretrained(place)
-            model = load_weights(
+        with convert_load_errors(key, path):
+            self.own = load_pretrained_tokenizer(place)
+            model = load_checkpoint(
                 AutoModel,
                 place,
                 ENCODER,

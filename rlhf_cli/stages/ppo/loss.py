@@ -43,7 +43,7 @@ class PPOLoss:
         """Take in what holds for the updates of a rollout."""
         self.kl_coef, self.warming, self.fresh = kl_coef, warming, True
         if isinstance(self.policy.value_model, SharedValueModel):
-            self.policy.value_model.alone = warming
+            self.policy.value_model.detach_hidden = warming
 
     def __call__(self, rows: TokenBatch) -> LossOutput:
         """The loss of these rows."""
