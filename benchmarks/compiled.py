@@ -23,7 +23,7 @@ from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.records.record import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.parameters import cast_params
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.torch_compile import compile_layers, uncompiled
@@ -66,7 +66,7 @@ def main() -> None:
     for name, compute in PRECISIONS.items():
         with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
             ctx = RunContext(torch.device("cpu"), compute, 0, Path(out))
-            policy = load_policy(load, tokenizer, ctx).train()
+            policy = load_policy(load, LoadInputs(tokenizer, ctx)).train()
             cast_params(policy.parameters(), compute)
             found[name] = compare(policy, steps, options.rounds)
         compiling = f"{found[name]['compile_seconds']:.0f} s to compile"

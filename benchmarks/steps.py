@@ -23,7 +23,7 @@ from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
 from rlhf_cli.models import attention
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -133,7 +133,9 @@ def open_step(settings: Settings) -> Step:
         tokenizer = load_tokenizer(load.model)
         records = (PreferenceRecord if kind == "dpo" else PromptCompletionRecord,)
         examples, _ = load_examples(DataConfig(path=file), kind, tokenizer, records)
-        policy = load_policy(load, tokenizer, RunContext(device, compute, 0, Path())).train()
+        policy = load_policy(
+            load, LoadInputs(tokenizer, RunContext(device, compute, 0, Path()))
+        ).train()
         policy.shares_prefixes = settings.shares
         if settings.stage == "samples":
             rows = samples(examples, settings)

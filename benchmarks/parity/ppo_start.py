@@ -8,7 +8,7 @@ from benchmarks.common import data_folder
 from benchmarks.parity import start
 from rlhf_cli import cli
 from rlhf_cli.data.tokens.prompts import PromptEncoder
-from rlhf_cli.models.base_model import AUTO_CLASSES, load_base_model
+from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.checks import NEW_REWARD_HEAD
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -47,9 +47,8 @@ def make_models(folder: Path) -> Models:
 def _scorer(policy: Path, out: Path, seed: int) -> Path:
     model = ModelConfig(path=str(policy))
     tokenizer = load_tokenizer(model)
-    found = load_base_model(
-        model, str(policy), tokenizer, AUTO_CLASSES["reward_model"], fit=NEW_REWARD_HEAD, seed=seed
-    )
+    options = BaseOptions(kind="reward_model", allowed=NEW_REWARD_HEAD, seed=seed)
+    found = load_base_model(model, str(policy), tokenizer, options)
     found.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.common import data_folder
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import load_examples
-from rlhf_cli.models.base_model import AUTO_CLASSES, build_random_model, load_base_model
+from rlhf_cli.models.base_model import BaseOptions, build_random_model, load_base_model
 from rlhf_cli.models.checks import NEW_REWARD_HEAD
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -33,10 +33,9 @@ def small_models(folder: Path) -> tuple[Path, Path]:
     tokenizer = load_tokenizer(ModelConfig(path="tiny"))
     language, reward = folder / "language", folder / "reward"
     build_random_model(ModelConfig(architecture=SMALL), tokenizer, seed=0).save_pretrained(language)
-    start, shape = ModelConfig(path=str(language)), AUTO_CLASSES["reward_model"]
-    load_base_model(
-        start, str(language), tokenizer, shape, fit=NEW_REWARD_HEAD, seed=0
-    ).save_pretrained(reward)
+    options = BaseOptions(kind="reward_model", allowed=NEW_REWARD_HEAD)
+    start = ModelConfig(path=str(language))
+    load_base_model(start, str(language), tokenizer, options).save_pretrained(reward)
     for place in (language, reward):
         tokenizer.save_pretrained(place)
     return language, reward

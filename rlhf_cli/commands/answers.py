@@ -9,7 +9,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptSet, encode_all
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.models.config import ModelConfig, QuantConfig
-from rlhf_cli.models.load import load_generator
+from rlhf_cli.models.load import LoadInputs, load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
@@ -66,7 +66,7 @@ class Author:
     ) -> None:
         self.skip_special_tokens = skip_special_tokens
         self.tokenizer = load_tokenizer(cfg)
-        self.model = load_generator(cfg, quant, self.tokenizer, ctx)
+        self.model = load_generator(cfg, quant, LoadInputs(self.tokenizer, ctx))
         as_message = becomes_message(template, cfg.path, cfg.revision, self.tokenizer)
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 

@@ -14,9 +14,6 @@ from torch import Tensor
 from rlhf_cli.commands.config import MergeConfig
 from rlhf_cli.context import PRECISIONS, open_context, say
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.base_model import AUTO_CLASSES, allowed_reward_mismatch, load_base_model
-from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.quantize import quantization_config, set_eval_mode
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.tokenizer import TOKENIZATION_KEY, load_tokenizer, tokenization_hash
@@ -143,7 +140,10 @@ def _check(cfg: MergeConfig, source: ModelSource, tokenizer: Any, unmerged: Any)
         )
     say(f"adapter against base: {_difference(expected, base)}")
     if source.quant != "none":
-        trained = _on_packed_base(cfg, source, tokenizer, prompts)
+        from rlhf_cli.models.local_base import load_with_adapters
+
+        quantized = load_with_adapters(cfg.model, source, tokenizer, quantized=True)
+        trained = _said(quantized, prompts)
         say(
             f"whole base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
@@ -169,30 +169,6 @@ def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float
         round_weights(merged, DTYPES[dtype])
         drift = check.drift(merged, dtype)
     return drift / check.effect
-
-
-def _on_packed_base(
-    cfg: MergeConfig, source: ModelSource, tokenizer: Any, prompts: list[Tensor]
-) -> Tensor:
-    from rlhf_cli.models.attach_adapters import attach_adapters
-
-    cpu = torch.device("cpu")
-    packed = quantization_config(
-        source.quant, source.double, torch.float32, output_layer=source.output_layer
-    )
-    model = load_base_model(
-        cfg.model,
-        source.folder,
-        tokenizer,
-        AUTO_CLASSES[source.kind],
-        adapters=source.adapters,
-        quantized=packed,
-        device=cpu,
-        fit=allowed_reward_mismatch(source) if source.kind == "reward_model" else None,
-    )
-    adapted = attach_adapters(model, source, AdapterConfig(), 0).model
-    set_eval_mode(adapted)
-    return _said(adapted, prompts)
 
 
 def _said(model: Any, prompts: list[Tensor]) -> Tensor:

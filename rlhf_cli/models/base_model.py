@@ -1,7 +1,4 @@
-"""Whole weights: from a folder or the hub, or at random; with the tokenizer's vocabulary.
-
-Loading weights: all that a checkpoint holds, under its own names, and nothing else.
-"""
+"""Base models: weights from a folder or the hub, or random ones, fitted to a tokenizer."""
 
 from __future__ import annotations
 
@@ -42,6 +39,7 @@ from rlhf_cli.models.checks import (
 )
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.quantize import (
+    quantization_config,
     quantizes_output_layer,
     require_quantizable_output,
     require_quantized_output,
@@ -53,148 +51,190 @@ from rlhf_cli.models.resolve import (
     resolve_folder,
 )
 from rlhf_cli.models.reward_model import score_layer
-from rlhf_cli.models.vocabulary import (
-    fit_vocabulary,
-    vocabulary_size,
-)
+from rlhf_cli.models.vocabulary import fit_vocabulary, vocabulary_size
+
+logging.disable_progress_bar()  # one line of ours says what was loaded
 
 
 @dataclass(frozen=True)
 class AutoClass:
-    """What stands on the layers: a transformers auto class, and what it is to be told."""
+    """A transformers auto class, and the config options that it needs."""
 
     auto: Any
     options: Mapping[str, Any]
+    allowed: AllowedMismatch
 
 
 AUTO_CLASSES = {
-    "causal_lm": AutoClass(AutoModelForCausalLM, {}),
-    "reward_model": AutoClass(AutoModelForSequenceClassification, {"num_labels": 1}),
+    "causal_lm": AutoClass(AutoModelForCausalLM, {}, CAUSAL_LM),
+    "reward_model": AutoClass(AutoModelForSequenceClassification, {"num_labels": 1}, REWARD_MODEL),
 }
-"""By the kind of an artifact."""
-
-LANGUAGE = AUTO_CLASSES["causal_lm"]
+"""Model class for each artifact kind."""
 
 
-def load_base_model(
-    cfg: ModelConfig,
-    base: str,
-    tokenizer: Any,
-    shape: AutoClass = LANGUAGE,
-    *,
-    new_tokens: Sequence[int] = (),
-    adapters: Sequence[Path] = (),
-    quantized: BitsAndBytesConfig | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | None = None,
-    fit: AllowedMismatch | None = None,
-    seed: int = 0,
-) -> Any:
-    """A transformers model with the weights of a folder.
+@dataclass(frozen=True, kw_only=True)
+class BaseOptions:
+    """How the weights of a base model are read.
+
+    Attributes:
+        kind: of the artifact, a key of `AUTO_CLASSES`.
+        new_tokens: ids that the model has not seen; their embeddings are set to the mean of all.
+        adapters: folders of adapters that will be attached, and may need more embedding rows.
+        quantization: transformers' config for quantized loading; none for plain weights.
+        dtype: type that each weight is converted to as it is read.
+        device: that each weight is read to.
+        allowed: what the weights may lack; by default that of the kind.
+        seed: of a head that they lack.
+    """
+
+    kind: str = "causal_lm"
+    new_tokens: Sequence[int] = ()
+    adapters: Sequence[Path] = ()
+    quantization: BitsAndBytesConfig | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+    allowed: AllowedMismatch | None = None
+    seed: int = 0
+
+
+def load_base_model(cfg: ModelConfig, folder: str, tokenizer: Any, options: BaseOptions) -> Any:
+    """Load a transformers model without adapters, and fit it to a tokenizer.
 
     Args:
-        cfg: how it is loaded.
-        base: folder of the weights; `Source.folder`.
-        tokenizer: of the model; what of it has no embedding is said.
-        shape: its last layer.
-        new_tokens: ids that the model has not seen; the mean of all embeddings stands for each.
-        adapters: folders of the adapters that will be put on it, for whose embeddings room is made.
-        quantized: how the weights of linear layers are packed.
-        dtype: that each weight is converted to as it is read.
-        device: that each weight is read to; the CPU by default.
-        fit: what the weights may lack; by default nothing.
-        seed: of a last layer that they lack.
+        cfg: of the model.
+        folder: of the weights; `ModelSource.folder`.
+        tokenizer: of the model; tokens without an embedding are printed.
+        options: how the weights are read.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    require_model_folder(base)
-    require_safetensors(Path(base))
-    allowed = fit or (CAUSAL_LM if shape is LANGUAGE else REWARD_MODEL)
-    with convert_load_errors("model.path", base), forked_rng():
-        config = AutoConfig.from_pretrained(base, trust_remote_code=cfg.trust_remote_code)
-        refuse_encoder_decoder(base, config)
-        require_unquantized(base, config)
-        if shape is not LANGUAGE:
-            _require_one_score(base, config)
-        if quantizes_output_layer(quantized):
-            require_quantizable_output(base, config, new_tokens)
-        torch.manual_seed(seed)
+    require_model_folder(folder)
+    require_safetensors(Path(folder))
+    auto = AUTO_CLASSES[options.kind]
+    with convert_load_errors("model.path", folder), forked_rng():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=cfg.trust_remote_code)
+        _require_loadable(folder, config, options)
+        torch.manual_seed(options.seed)
         model = load_checkpoint(
-            shape.auto,
-            base,
-            allowed,
+            auto.auto,
+            folder,
+            options.allowed or auto.allowed,
             key="model.path",
-            dtype=dtype,
-            device_map={"": str(device or "cpu")},
-            quantization_config=quantized,
+            dtype=options.dtype,
+            device_map={"": str(options.device)},
+            quantization_config=options.quantization,
             trust_remote_code=cfg.trust_remote_code,
-            **shape.options,
+            **auto.options,
             **_embedded_padding(config),
         )
-    if quantizes_output_layer(quantized):
-        require_quantizable_output(base, model.config, new_tokens)  # which may have been tied
-        require_quantized_output(base, model)
+    if quantizes_output_layer(options.quantization):
+        # again, since a missing output layer is tied while it is loaded
+        require_quantizable_output(folder, model.config, options.new_tokens)
+        require_quantized_output(folder, model)
     reset_generation_config(model)
-    fit_vocabulary(model, tokenizer, new_tokens, adapters)
+    fit_vocabulary(model, tokenizer, options.new_tokens, options.adapters)
     return model
 
 
-def _require_one_score(base: str, config: Any) -> None:
-    """Refuse a classifier whose head gives several numbers.
+def _require_loadable(folder: str, config: Any, options: BaseOptions) -> None:
+    """Refuse a checkpoint that its config shows to be of another kind.
 
     Raises:
-        ModelError: says how many.
+        ModelError: says why.
     """
+    refuse_encoder_decoder(folder, config)
+    require_unquantized(folder, config)
+    if options.kind == "reward_model":
+        _require_one_label(folder, config)
+    if quantizes_output_layer(options.quantization):
+        require_quantizable_output(folder, config, options.new_tokens)
+
+
+def _require_one_label(folder: str, config: Any) -> None:
     classifies = any("SequenceClassification" in name for name in config.architectures or ())
     if classifies and config.num_labels != 1:
         raise ModelError(
-            f"model.path: {base} is a classifier of {config.num_labels} labels; need a reward "
+            f"model.path: {folder} is a classifier of {config.num_labels} labels; need a reward "
             "model, which has one, or a model without a head"
         )
 
 
-def build_random_model(
-    cfg: ModelConfig, tokenizer: Any, seed: int, shape: AutoClass = LANGUAGE
-) -> Any:
-    """Random fp32 weights in the shape that the config says, with the tokenizer's size and ids.
+def _embedded_padding(config: Any) -> dict[str, None]:
+    """Unset a padding id beyond the last embedding, which torch would refuse."""
+    padding, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    beyond = padding is not None and size is not None and padding >= size
+    return {"pad_token_id": None} if beyond else {}
+
+
+def base_quantization(source: ModelSource, compute: torch.dtype) -> BitsAndBytesConfig | None:
+    """Build the config that quantizes a base as its source says; none for plain weights.
+
+    Args:
+        source: names the quantization.
+        compute: type of the products with dequantized weights.
+    """
+    if source.quant == "none":
+        return None
+    return quantization_config(
+        source.quant, source.double, compute, output_layer=source.output_layer
+    )
+
+
+def build_random_model(cfg: ModelConfig, tokenizer: Any, seed: int, kind: str = "causal_lm") -> Any:
+    """Build a model with random fp32 weights, sized for a tokenizer.
+
+    Args:
+        cfg: names the architecture.
+        tokenizer: gives the vocabulary size and the ids of BOS, EOS and padding.
+        seed: of the weights.
+        kind: of the artifact.
 
     Raises:
-        ModelError: there is no such shape.
+        ModelError: there is no such architecture.
     """
     key = "model.path" if cfg.path else "model.architecture"
+    auto = AUTO_CLASSES[kind]
     with convert_load_errors(key, cfg.path or describe_weights(cfg)), forked_rng():
-        config = _config(cfg)
+        config = _read_config(cfg)
         refuse_encoder_decoder(describe_weights(cfg), config)
         config.vocab_size = vocabulary_size(tokenizer)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, name, getattr(tokenizer, name))
-        for name, value in shape.options.items():
+        for name, value in auto.options.items():
             setattr(config, name, value)
         torch.manual_seed(seed)
-        model = shape.auto.from_config(
+        model = auto.auto.from_config(
             config, dtype=torch.float32, trust_remote_code=cfg.trust_remote_code
         )
     reset_generation_config(model)
     return model
 
 
-def _config(cfg: ModelConfig) -> Any:
-    """The transformers config of a model that starts from nothing."""
+def _read_config(cfg: ModelConfig) -> Any:
+    """Read transformers' config of a model with random weights."""
     if cfg.path:
-        source = resolve_folder("model.path", cfg.path, cfg.revision)
-        require_model_folder(source)
-        return AutoConfig.from_pretrained(source, trust_remote_code=cfg.trust_remote_code)
+        folder = resolve_folder("model.path", cfg.path, cfg.revision)
+        require_model_folder(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=cfg.trust_remote_code)
     fields = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
+def describe_weights(cfg: ModelConfig) -> str:
+    """Name the origin of the weights."""
+    if not cfg.from_scratch:
+        return cfg.path
+    kind = (cfg.architecture or DEFAULT_ARCHITECTURE)["model_type"]
+    return f"random weights in the shape of {cfg.path or kind}"
+
+
 def allowed_reward_mismatch(source: ModelSource, *, new_head: bool = False) -> AllowedMismatch:
-    """What the base of a reward model may lack: a head that an adapter on it brings, or a new one.
+    """Decide what the base of a reward model may lack: a head, if an adapter has it or it is new.
 
     Args:
         source: the base and its adapters.
-        new_head: a head that is nowhere may be new.
+        new_head: a head that is nowhere may be new and random.
     """
     for folder in source.adapters:
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
@@ -204,12 +244,12 @@ def allowed_reward_mismatch(source: ModelSource, *, new_head: bool = False) -> A
 
 
 def is_causal(model: Any) -> bool:
-    """Whether each position sees only those before it: a decoder, not an encoder."""
+    """Return whether each position sees only those before it, as in a decoder."""
     return model.can_generate() or score_layer(model) is not None
 
 
 def reset_generation_config(model: Any) -> None:
-    """Keep the end tokens alone: a penalty or top-k that came with it would change the sampling."""
+    """Keep only the end tokens: a penalty or top-k from the hub would change the sampling."""
     if not model.can_generate():
         return
     ends = model.generation_config.eos_token_id
@@ -217,7 +257,7 @@ def reset_generation_config(model: Any) -> None:
 
 
 def adopt_stop_tokens(model: Any, source: ModelSource) -> None:
-    """Let a response end where it does for the adapter, if its folder says where."""
+    """Use the end tokens that the last adapter was trained with, if its folder names them."""
     if not model.can_generate():
         return
     if source.adapters and (source.adapters[-1] / "generation_config.json").is_file():
@@ -225,58 +265,40 @@ def adopt_stop_tokens(model: Any, source: ModelSource) -> None:
         model.generation_config.eos_token_id = learned.eos_token_id
 
 
-def _embedded_padding(config: Any) -> dict[str, None]:
-    """No padding id, where the config names one behind the last embedding: torch refuses that."""
-    padding, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
-    beyond = padding is not None and size is not None and padding >= size
-    return {"pad_token_id": None} if beyond else {}
-
-
-def describe_weights(cfg: ModelConfig) -> str:
-    """Where the weights come from, in words."""
-    if not cfg.from_scratch:
-        return cfg.path
-    kind = (cfg.architecture or DEFAULT_ARCHITECTURE)["model_type"]
-    return f"random weights in the shape of {cfg.path or kind}"
-
-
-logging.disable_progress_bar()  # one line of ours says what was loaded
-
-
 def load_checkpoint(
-    auto: Any, source: str, fit: AllowedMismatch, *, key: str, **options: Any
+    auto: Any, source: str, allowed: AllowedMismatch, *, key: str, **options: Any
 ) -> Any:
-    """A transformers model, all parameters of which come from a checkpoint.
+    """Load a transformers model whose parameters all come from a checkpoint.
 
     Args:
         auto: a transformers auto class.
         source: folder or hub id.
-        fit: what may differ between the checkpoint and the class.
-        key: what the user set, for messages.
+        allowed: what may differ between the checkpoint and the class.
+        key: config key of the source, for messages.
         options: of `from_pretrained`.
 
     Raises:
         ModelError: weights are missing, left out, or of another shape; it names them.
     """
-    with _quiet():
+    with _without_warnings():
         model, report = auto.from_pretrained(
             source,
             key_mapping=dict(WRAPPERS),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # `require_fit` names them, with their shapes
+            ignore_mismatched_sizes=True,  # `require_matching_keys` names them, with their shapes
             use_safetensors=True,
             **options,
         )
     _forget_wrappers(model, source)
     missing = set(report["missing_keys"]) - _tie_missing_output(model, source, report)
-    require_matching_keys(f"{key}: {source}", model, report, missing, fit)
+    require_matching_keys(f"{key}: {source}", model, report, missing, allowed)
     _untie_own_output(model, source)
     return model
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of missing and unexpected weights."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress transformers' table of missing and unexpected weights."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -286,7 +308,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _forget_wrappers(model: Any, source: str) -> None:
-    """Keep `save_pretrained` from putting the removed parts of names back."""
+    """Keep `save_pretrained` from restoring the removed prefixes."""
     conversions = getattr(model, "_weight_conversions", None) or []
     kept = [entry for entry in conversions if entry.source_patterns[0] not in WRAPPERS]
     model._weight_conversions = kept
@@ -295,10 +317,10 @@ def _forget_wrappers(model: Any, source: str) -> None:
 
 
 def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> set[str]:
-    """Tie an output layer that the file does not hold; gives the names that were tied."""
+    """Tie an output layer that the file does not hold; return the names that were tied."""
     missing = set(report["missing_keys"])
     if type(model).__name__ not in (model.config.architectures or ()):
-        return set()  # a classifier's or a bare model's checkpoint: its output layer is elsewhere
+        return set()  # a classifier's or a headless checkpoint has no output layer
     pairs = (getattr(model, "_tied_weights_keys", None) or {}).items()
     found = {target for target, tied_to in pairs if target in missing and tied_to not in missing}
     if found:
@@ -313,7 +335,7 @@ def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> s
 
 
 def _untie_own_output(model: Any, source: str) -> None:
-    """Let the config agree where the file holds an output layer that is not the embeddings."""
+    """Correct the config where the file holds an output layer that differs from the embeddings."""
     output = model.get_output_embeddings()
     if output is None or not getattr(model, "_tied_weights_keys", None):
         return

@@ -1,8 +1,12 @@
-"""Load a model for its role, and say what was loaded and how."""
+"""Load a model by its role: policy, reward model, frozen model or generator.
+
+Quantization, adapters, types and attention are decided here, and printed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -17,21 +21,17 @@ from rlhf_cli.models.attention import (
     require_attention,
 )
 from rlhf_cli.models.base_model import (
-    AUTO_CLASSES,
+    BaseOptions,
     adopt_stop_tokens,
     allowed_reward_mismatch,
+    base_quantization,
     build_random_model,
     describe_weights,
     is_causal,
     load_base_model,
 )
-from rlhf_cli.models.checks import CAUSAL_LM, AllowedMismatch
-from rlhf_cli.models.config import (
-    AdapterConfig,
-    LoadConfig,
-    ModelConfig,
-    QuantConfig,
-)
+from rlhf_cli.models.checks import AllowedMismatch
+from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.liger import apply_liger
 from rlhf_cli.models.local_base import prepare_base
 from rlhf_cli.models.parameters import (
@@ -42,12 +42,7 @@ from rlhf_cli.models.parameters import (
 )
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.quantize import (
-    is_quantized,
-    quantization_config,
-    quantized_weight,
-    set_eval_mode,
-)
+from rlhf_cli.models.quantize import is_quantized, quantized_weight, set_eval_mode
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.vocabulary import find_support
@@ -56,119 +51,115 @@ from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
 Role = TypeVar("Role", Policy, RewardModel)
 
 
-def load_policy(
-    cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
-) -> Policy:
-    """The language model that is trained; as `load_trained`."""
-    return load_trainable(Policy, cfg, tokenizer, ctx, new_tokens)
+@dataclass(frozen=True)
+class LoadInputs:
+    """What a model is loaded with beside its config.
+
+    Attributes:
+        tokenizer: gives the size of random weights, and of an extended vocabulary.
+        ctx: device, compute type and seed; a base that the run makes is written to its folder.
+        new_tokens: ids that were added to the tokenizer, whose embeddings are to be learned.
+    """
+
+    tokenizer: Any
+    ctx: RunContext
+    new_tokens: Sequence[int] = ()
 
 
-def load_reward_model(
-    cfg: LoadConfig,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int] = (),
-    *,
-    new_head: bool = True,
-) -> RewardModel:
-    """The reward model that is trained, with a new head on what is not one yet if that may be."""
-    return load_trainable(RewardModel, cfg, tokenizer, ctx, new_tokens, new_head=new_head)
+def load_policy(cfg: LoadConfig, inputs: LoadInputs) -> Policy:
+    """Load the language model that is trained; see `load_trainable`."""
+    return load_trainable(Policy, cfg, inputs)
+
+
+def load_reward_model(cfg: LoadConfig, inputs: LoadInputs, *, new_head: bool = True) -> RewardModel:
+    """Load the reward model that is trained; see `load_trainable`.
+
+    Args:
+        cfg: of the model.
+        inputs: tokenizer and run.
+        new_head: add a random head to a model without one.
+    """
+    return load_trainable(RewardModel, cfg, inputs, new_head=new_head)
 
 
 def load_trainable(
-    role: type[Role],
-    cfg: LoadConfig,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int] = (),
-    *,
-    new_head: bool = False,
+    role: type[Role], cfg: LoadConfig, inputs: LoadInputs, *, new_head: bool = False
 ) -> Role:
-    """A model to train: on the device, dropout off, probed.
+    """Load a model to train: on the device, without dropout, probed.
 
-    What is trained is fp32; what is frozen is read in the compute type, or in fewer bits.
+    Trained parameters are fp32; frozen ones are read in the compute type, or quantized.
 
     Args:
-        role: what it is to give.
-        cfg: which weights, what is trained beside them, how frozen ones are held.
-        tokenizer: decides the size of random weights, and of a grown vocabulary.
-        ctx: device, compute type, seed; the run's own base is in its folder.
-        new_tokens: ids that were added to the tokenizer and have to be learned.
+        role: class of the result.
+        cfg: the weights, the adapters, and the quantization of frozen weights.
+        inputs: tokenizer and run.
         new_head: a reward model's head may be missing; it is then random.
 
     Raises:
         ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
     """
-    source = prepare_base(cfg, tokenizer, ctx)
+    ctx = inputs.ctx
+    source = prepare_base(cfg, inputs.tokenizer, ctx)
     adapted = bool(source.adapters) or cfg.adapter.kind != "none"
     dtype = ctx.compute if adapted else torch.float32
-    fit = allowed_reward_mismatch(source, new_head=new_head) if role is RewardModel else CAUSAL_LM
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new_tokens, dtype, fit)
-    loaded = _prepare(role, model, cfg, source, tokenizer, ctx, new_tokens)
+    allowed = allowed_reward_mismatch(source, new_head=new_head) if role is RewardModel else None
+    quantized = _choose_quantization(source, cfg.quant, role.kind)
+    model = _load_weights(role.kind, cfg.model, quantized, inputs, dtype, allowed)
+    loaded = _wrap(role, model, cfg, source, inputs)
     for param in loaded.parameters():
-        if param.requires_grad:  # PEFT copies layers that are trained whole in the base's type
+        if param.requires_grad:  # PEFT copies fully trained layers in the base's type
             param.data = param.data.float()
     cast_params((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
-    set_attention(loaded, cfg, ctx.compute)
-    _tell(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
+    _set_attention(loaded, cfg, ctx.compute)
+    _report(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
     return loaded
 
 
-def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
-    """A model that is only measured: all of it frozen and in the compute type, and probed."""
-    source = prepare_base(cfg, tokenizer, ctx)
-    fit = allowed_reward_mismatch(source) if role is RewardModel else CAUSAL_LM
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, (), ctx.compute, fit)
-    with silence():  # of training it
-        loaded = _prepare(role, model, cfg, source, tokenizer, ctx)
+def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
+    """Load a model that is only evaluated: frozen, in the compute type, probed.
+
+    Args:
+        role: class of the result.
+        cfg: the weights, and their quantization.
+        inputs: tokenizer and run; its new tokens are left out, since nothing learns them here.
+
+    Raises:
+        ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
+    """
+    inputs = replace(inputs, new_tokens=())
+    ctx = inputs.ctx
+    source = prepare_base(cfg, inputs.tokenizer, ctx)
+    allowed = allowed_reward_mismatch(source) if role is RewardModel else None
+    quantized = _choose_quantization(source, cfg.quant, role.kind)
+    model = _load_weights(role.kind, cfg.model, quantized, inputs, ctx.compute, allowed)
+    with silence():  # lines about training
+        loaded = _wrap(role, model, cfg, source, inputs)
         cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
-        set_attention(loaded, cfg, ctx.compute)
+        _set_attention(loaded, cfg, ctx.compute)
     set_eval_mode(loaded)
     count = sum(p.numel() for p in loaded.parameters())
-    layout = "flat rows" if loaded.flat else "padded rows"
-    say(f"model: {describe_weights(cfg.model)}, {count:,} parameters, {layout}")
+    say(f"model: {describe_weights(cfg.model)}, {count:,} parameters, {_layout(loaded)}")
     return loaded
 
 
-def _prepare(
-    role: type[Role],
-    model: Any,
-    cfg: LoadConfig,
-    source: ModelSource,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int] = (),
-) -> Role:
-    """A model in its role, on the device, in train mode, with its adapters in fp32."""
-    adopt_stop_tokens(model, source)
-    disable_dropout(model)
-    freeze_non_text_modules(model)
-    apply_liger(model, cfg.kernels, ctx.device)
-    adapters = None
-    if source.adapters or cfg.adapter.kind != "none":
-        from rlhf_cli.models.attach_adapters import attach_adapters
+def load_generator(cfg: ModelConfig, quant: QuantConfig, inputs: LoadInputs) -> Any:
+    """Load a transformers model that only generates: in the compute type, with padded attention.
 
-        adapters = attach_adapters(model, source, cfg.adapter, ctx.seed, new_tokens)
-    packed = quantized_weight(model.get_output_embeddings()) is not None
-    implementation, reason = choose(cfg.kernels, ctx.device, packed=packed)
-    if role is Policy:
-        say(f"logprobs: {implementation.name} ({reason})")
-    flat = cfg.model.attention not in PADDED and is_causal(model)
-    require_attention(cfg.model, ctx, flat=flat)
-    wrapped = model if adapters is None else adapters.model
-    loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
-    if isinstance(loaded, Policy):
-        loaded.support = find_support(tokenizer, len(read_head(loaded.model).weight))
-    # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
-    return loaded.train()
+    Args:
+        cfg: of the model.
+        quant: quantization of its base.
+        inputs: tokenizer and run; its new tokens are left out.
 
-
-def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
-    """A model that only writes: in the compute type, in eval mode, with padded attention."""
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    inputs = replace(inputs, new_tokens=())
+    ctx = inputs.ctx
     source = ModelSource("") if cfg.from_scratch else resolve_model(cfg)
-    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, (), ctx.compute, CAUSAL_LM)
+    quantized = _choose_quantization(source, quant, Policy.kind)
+    model = _load_weights(Policy.kind, cfg, quantized, inputs, ctx.compute)
     if source.adapters:
-        from rlhf_cli.models.attach_adapters import attach_adapters
+        from rlhf_cli.models.attach_adapters import attach_adapters  # PEFT: a second to import
 
         adopt_stop_tokens(model, source)
         model = attach_adapters(model, source, AdapterConfig(), ctx.seed).model
@@ -180,107 +171,76 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: Ru
     return model
 
 
-def _weights(
-    role: type[ModelWrapper],
+def _choose_quantization(source: ModelSource, quant: QuantConfig, kind: str) -> ModelSource:
+    """Return the source with the quantization of the config; `auto` keeps the source's own."""
+    if quant.kind != "auto":
+        source = replace(
+            source, quant=quant.kind, double=quant.double, output_layer=quant.output_layer
+        )
+    # a reward model has no output layer
+    return replace(source, output_layer=source.output_layer and kind == Policy.kind)
+
+
+def _load_weights(
+    kind: str,
     cfg: ModelConfig,
-    quant: QuantConfig,
     source: ModelSource,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int],
+    inputs: LoadInputs,
     dtype: torch.dtype,
-    fit: AllowedMismatch,
+    allowed: AllowedMismatch | None = None,
 ) -> Any:
-    """The base in a type, packed as the configuration or the adapter on it says."""
-    shape = AUTO_CLASSES[role.kind]
+    """Load the base of a source, quantized as the source says, or build random weights."""
+    ctx = inputs.ctx
     if not source.base:
-        return build_random_model(cfg, tokenizer, ctx.seed, shape)
-    kind = source.quant if quant.kind == "auto" else quant.kind
-    double = source.double if quant.kind == "auto" else quant.double
-    output = source.output_layer if quant.kind == "auto" else quant.output_layer
-    output = output and role is Policy  # a reward model has none
-    compute = ctx.compute
-    packed = (
-        None if kind == "none" else quantization_config(kind, double, compute, output_layer=output)
-    )
-    return load_base_model(
-        cfg,
-        source.folder,
-        tokenizer,
-        shape,
-        new_tokens=new_tokens,
+        return build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+    options = BaseOptions(
+        kind=kind,
+        new_tokens=inputs.new_tokens,
         adapters=source.adapters,
-        quantized=packed,
+        quantization=base_quantization(source, ctx.compute),
         dtype=dtype,
         device=ctx.device,
-        fit=fit,
+        allowed=allowed,
         seed=ctx.seed,
     )
+    return load_base_model(cfg, source.folder, inputs.tokenizer, options)
 
 
-def _tell(policy: ModelWrapper, name: str, compute: torch.dtype) -> None:
-    """One line: what is trained, what is frozen, and how much memory each takes."""
-    params = list(policy.parameters())
-    trained = [p for p in params if p.requires_grad]
-    frozen = sum(p.numel() * p.element_size() for p in params if not p.requires_grad)
-    count = sum(p.numel() for p in trained)
-    held = f"{count:,} parameters trained"
-    if policy.adapters is not None:
-        packed = " (quantized)" if is_quantized(policy.model) else ""
-        kind = policy.adapters.describe()
-        held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
-    layout = "flat rows" if policy.flat else "padded rows"
-    attention = describe_attention(policy.model, policy.device, compute)
-    said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
-    say(f"{said}: {name}, {held}, {layout}, attention {attention}")
+def _wrap(
+    role: type[Role], model: Any, cfg: LoadConfig, source: ModelSource, inputs: LoadInputs
+) -> Role:
+    """Wrap a model for its role: on the device, in train mode, with adapters in fp32."""
+    ctx = inputs.ctx
+    adopt_stop_tokens(model, source)
+    disable_dropout(model)
+    freeze_non_text_modules(model)
+    apply_liger(model, cfg.kernels, ctx.device)
+    adapters = None
+    if source.adapters or cfg.adapter.kind != "none":
+        from rlhf_cli.models.attach_adapters import attach_adapters  # PEFT: a second to import
+
+        adapters = attach_adapters(model, source, cfg.adapter, ctx.seed, inputs.new_tokens)
+    quantized = quantized_weight(model.get_output_embeddings()) is not None
+    implementation, reason = choose(cfg.kernels, ctx.device, packed=quantized)
+    if role is Policy:
+        say(f"logprobs: {implementation.name} ({reason})")
+    flat = cfg.model.attention not in PADDED and is_causal(model)
+    require_attention(cfg.model, ctx, flat=flat)
+    wrapped = model if adapters is None else adapters.model
+    loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
+    if isinstance(loaded, Policy):
+        loaded.support = find_support(inputs.tokenizer, len(read_head(loaded.model).weight))
+    # before any pass: in eval mode bitsandbytes repacks 4-bit weights for a kernel without
+    # gradients
+    return loaded.train()
 
 
-def enable_activation_checkpointing(policy: ModelWrapper) -> None:
-    """Keep one vector a layer and token for the backward pass and compute the rest again."""
-    model = policy.model
-    arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients
-    if policy.adapters is not None:
-        arguments["context_fn"] = policy.adapters.recompute_context
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
-    else:  # transformers before 5.20
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Off everywhere: the same rows then always give the same log-probs."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):  # Llama's attention_dropout
-                setattr(module, name, 0.0)
-
-
-def context_length(model: Any) -> int | None:
-    """Longest row that the model's positions allow, where its config says."""
-    config = model.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return int(length) - _first_position(model) if length and length > 0 else None  # XLNet: -1
-
-
-def _first_position(model: Any) -> int:
-    """RoBERTa and its kin count positions from behind that of padding."""
-    for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return int(module.padding_idx) + 1
-    return 0
-
-
-def set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:
-    """Let a model compute with the attention that is asked for, and probe it.
+def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:
+    """Set the attention that the config asks for, and probe the model.
 
     Raises:
-        KernelError: with the layers that are asked for, it does not give what it gives by itself.
-        ModelError: nor with the attention that is.
+        KernelError: the layers that `kernels` asks for are not exact.
+        ModelError: the attention is not exact.
     """
     attention = cfg.model.attention
     if attention not in ("auto", "per_row"):
@@ -295,3 +255,63 @@ def set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -
             may_fall_back=attention == "auto",
             may_drop_layers=cfg.kernels == "auto",
         )
+
+
+def _report(loaded: ModelWrapper, name: str, compute: torch.dtype) -> None:
+    """Print what is trained, what is frozen and its size, the layout and the attention."""
+    params = list(loaded.parameters())
+    trained = [p for p in params if p.requires_grad]
+    frozen = sum(p.numel() * p.element_size() for p in params if not p.requires_grad)
+    count = sum(p.numel() for p in trained)
+    summary = f"{count:,} parameters trained"
+    if loaded.adapters is not None:
+        quantized = " (quantized)" if is_quantized(loaded.model) else ""
+        kind = loaded.adapters.describe()
+        summary += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{quantized}"
+    attention = describe_attention(loaded.model, loaded.device, compute)
+    role = loaded.kind.replace("causal_lm", "policy").replace("_", " ")
+    say(f"{role}: {name}, {summary}, {_layout(loaded)}, attention {attention}")
+
+
+def _layout(loaded: ModelWrapper) -> str:
+    return "flat rows" if loaded.flat else "padded rows"
+
+
+def enable_activation_checkpointing(policy: ModelWrapper) -> None:
+    """Keep one vector a layer and token for the backward pass, and recompute the rest."""
+    model = policy.model
+    arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients
+    if policy.adapters is not None:
+        arguments["context_fn"] = policy.adapters.recompute_context
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=arguments)
+    else:  # transformers before 5.20
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, so that the same rows always give the same log-probs."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):  # Llama's attention_dropout
+                setattr(module, name, 0.0)
+
+
+def context_length(model: Any) -> int | None:
+    """Return the longest row that the model's positions allow, where its config says."""
+    config = model.config.get_text_config()
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) - _first_position(model) if length and length > 0 else None  # XLNet: -1
+
+
+def _first_position(model: Any) -> int:
+    """Return the first position; RoBERTa and its relatives count from the padding id + 1."""
+    for name, module in model.named_modules():
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
+            return int(module.padding_idx) + 1
+    return 0

@@ -12,7 +12,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.held_out import Columns, numbers_of_rows
@@ -69,7 +69,7 @@ def require_reference(cfg: StageConfig) -> ComparedModelConfig:
 def _log_probs(
     cfg: StageConfig, examples: Examples, tokenizer: Any, ctx: RunContext, ld_alpha: float
 ) -> Columns:
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
 
     def values(rows: TokenBatch) -> RowValues:
         out = policy(rows)

@@ -21,7 +21,7 @@ from rlhf_cli.data.records.record import (
 from rlhf_cli.evaluation.bootstrap import Values
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
 from rlhf_cli.evaluation.ranking import agreement, by_label, ranking_agreement, spearman
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
@@ -52,7 +52,7 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
 
 
 def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
 
     def values(rows: TokenBatch) -> RowValues:
         return {"logp": row_logprobs(policy(rows), rows), "tokens": row_tokens(rows)}

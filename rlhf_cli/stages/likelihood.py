@@ -20,7 +20,7 @@ from rlhf_cli.evaluation.bootstrap import Values, ratio
 from rlhf_cli.evaluation.measured import Measured, share_of_parts
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
 from rlhf_cli.losses.reduce import LossOutput, Term
-from rlhf_cli.models.load import load_frozen, load_policy
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import balancing_loss_coef
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -50,7 +50,7 @@ def train_likelihood(
         What the manifest tells of the run.
     """
     run = Session(cfg, out, stage, records)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
+    policy = run.use(load_policy(cfg, LoadInputs(run.tokenizer, run.ctx, run.new_tokens)))
     coefficient = balancing_loss_coef(policy.model)
 
     def token_loss(rows: TokenBatch) -> LossOutput:
@@ -117,7 +117,7 @@ def open_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
 
 def _measure(cfg: StageConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
     examples, report = loaded
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
     columns = numbers_of_rows(token_sums(policy), policy, examples, cfg, ctx)
     size = text_bytes(examples, report.text_bytes, tokenizer)
     return likelihood(columns, size)

@@ -15,7 +15,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base_model import describe_weights
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.parameters import cast_params, frozen_copy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import config_for_other_model
@@ -206,7 +206,7 @@ def _load(model: ComparedModelConfig, policy: Policy, run: Training) -> Policy:
                 f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "
                 f"the policy {len(run.tokenizer)}); need a model with the policy's tokenizer"
             )
-        reference = load_frozen(Policy, cfg, run.tokenizer, run.ctx)
+        reference = load_frozen(Policy, cfg, LoadInputs(run.tokenizer, run.ctx))
     require_policy_vocabulary(reference.model, policy.model, run.tokenizer, "model.reference", path)
     run.require_positions(reference, "reference")
     return reference

@@ -24,7 +24,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.errors import KernelError
 from rlhf_cli.models import liger
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy, load_reward_model
+from rlhf_cli.models.load import LoadInputs, load_policy, load_reward_model
 from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from tests.helpers import random_rows
@@ -102,7 +102,8 @@ def load(out, load_one=load_policy, kernels=LIGER, changes=None, adapter="none")
     shape = {**LLAMA, **SMALL, **(changes or {})}
     model = ModelConfig(init="scratch", architecture=shape, tokenizer="tiny")
     cfg = LoadConfig(model=model, kernels=kernels, adapter=AdapterConfig(kind=adapter))
-    return load_one(cfg, load_tokenizer(model), RunContext(CPU, torch.float32, 0, out))
+    ctx = RunContext(CPU, torch.float32, 0, out)
+    return load_one(cfg, LoadInputs(load_tokenizer(model), ctx))
 
 
 @pytest.mark.parametrize(

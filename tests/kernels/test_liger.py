@@ -11,7 +11,7 @@ from rlhf_cli.errors import ConfigError, KernelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models import liger
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from tests.helpers import random_rows, tiny_llama
 from tests.kernels.interpreted import run_interpreted
@@ -82,7 +82,7 @@ def test_liger_on_a_gpu(tmp_path: Path):
     """fp32: the probe at load has compared it too; 1e-4 leaves room for another order of sums."""
     cfg = LoadConfig(model=ModelConfig(path="tiny"), kernels=["liger"])
     ctx, tokenizer = RunContext(CUDA, torch.float32, 0, tmp_path), load_tokenizer(cfg.model)
-    policy = load_policy(cfg, tokenizer, ctx)
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
     assert liger.liger_layers(policy) == "RMSNorm, SwiGLU, RoPE"
     rows = random_rows([7, 120, 33]).to(CUDA)
     ours = policy(rows).logp

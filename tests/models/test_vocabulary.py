@@ -13,7 +13,7 @@ from rlhf_cli.data.tokens.packing import SourceRow
 from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.kernels.support import Support
-from rlhf_cli.models.base_model import build_random_model, load_base_model
+from rlhf_cli.models.base_model import BaseOptions, build_random_model, load_base_model
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.vocabulary import (
@@ -105,7 +105,7 @@ def test_a_config_whose_padding_has_no_embedding_is_loaded(tmp_path):
     with pytest.raises(AssertionError):
         AutoModelForCausalLM.from_pretrained(tmp_path)
     loaded = load_base_model(
-        ModelConfig(path=str(tmp_path)), str(tmp_path), tokenizer_of(range(98))
+        ModelConfig(path=str(tmp_path)), str(tmp_path), tokenizer_of(range(98)), BaseOptions()
     )
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.models.config import ModelConfig, QuantConfig
-from rlhf_cli.models.load import load_generator
+from rlhf_cli.models.load import LoadInputs, load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each
@@ -55,7 +55,7 @@ def our_logits(path: Path) -> torch.Tensor:
     """What the result says, loaded as `model=PATH`."""
     cfg, ctx = ModelConfig(path=str(path)), RunContext(torch.device("cpu"), torch.float32, 0, path)
     with torch.no_grad():
-        model = load_generator(cfg, QuantConfig(), load_tokenizer(cfg), ctx)
+        model = load_generator(cfg, QuantConfig(), LoadInputs(load_tokenizer(cfg), ctx))
         return model(input_ids=TOKENS, use_cache=False).logits
 
 

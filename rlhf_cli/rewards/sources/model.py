@@ -11,7 +11,7 @@ from rlhf_cli.context import RunContext, say, silence
 from rlhf_cli.data.tokens.specials import find_specials
 from rlhf_cli.data.tokens.tokenize import TokenRow
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import resolve_model
 from rlhf_cli.models.reward_model import RewardModel
@@ -91,7 +91,7 @@ class ModelScorer:
             role = re.sub(r"\W+", "_", key)
             return SharedRewardModel(policy, role, found.adapters[0], ctx.compute)
         with silence():  # `described` tells of it
-            return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
+            return load_frozen(RewardModel, LoadConfig(model=cfg), LoadInputs(self.tokenizer, ctx))
 
     def _writer(self, source: RewardSource) -> RowWriter:
         folder = artifact.local_folder(source.model, source.revision)

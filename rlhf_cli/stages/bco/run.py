@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.losses.bco import Delta
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.loss import BCOState, labelled_loss
 from rlhf_cli.stages.bco.matching import match_prompts
@@ -24,7 +24,7 @@ def prepare(cfg: BCOConfig, out: Path) -> None:
 def run(cfg: BCOConfig, out: Path) -> dict[str, Any]:
     """Learn from responses with a label, good or bad."""
     run = Session(cfg, out, "bco", RECORDS, labelled)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
+    policy = run.use(load_policy(cfg, LoadInputs(run.tokenizer, run.ctx, run.new_tokens)))
     reference = open_reference(cfg, policy, run)
     state = BCOState(Delta(cfg.delta, cfg.delta_decay), match_prompts(cfg, policy, run))
     loss = labelled_loss(cfg, policy, reference, state.delta)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.data.records.record import PreferenceRecord
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss
 from rlhf_cli.stages.dpo.moving import MovingReference
@@ -33,7 +33,7 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     mismatched = partial(with_mismatched, max_length=cfg.data.max_length)
     arrange = mismatched if cfg.unpaired else as_they_are
     run = Session(cfg, out, "dpo", records_of(cfg), arrange)
-    policy = run.use(load_policy(cfg, run.tokenizer, run.ctx, run.new_tokens))
+    policy = run.use(load_policy(cfg, LoadInputs(run.tokenizer, run.ctx, run.new_tokens)))
     reference = open_reference(cfg, policy, run, cfg.ld_alpha)
     make = unpaired_loss if cfg.unpaired else preference_loss
     loss = make(cfg, policy, reference)

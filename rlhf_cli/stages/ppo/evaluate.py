@@ -12,7 +12,7 @@ from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.measured import Measured, share_of
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, open_rewards
@@ -62,11 +62,11 @@ def _measure(
     asked: tuple[PromptSet, list[list[int]]],
     ctx: RunContext,
 ) -> list[Measured]:
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     say(f"reference: {cfg.model.reference}")
     started = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
-    reference = Held(load_frozen(Policy, started, tokenizer, ctx))
+    reference = Held(load_frozen(Policy, started, LoadInputs(tokenizer, ctx)))
     rewards = open_rewards(cfg.reward, tokenizer, ctx)
     plain = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU that is not here
     one = replace(

@@ -11,7 +11,7 @@ from rlhf_cli.context import silence
 from rlhf_cli.data.examples import Examples, load_examples
 from rlhf_cli.data.loader import ExampleSource
 from rlhf_cli.data.tokens.prompts import PromptEncoder, becomes_message
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.ends import add_end_token, end_tokens
@@ -61,7 +61,7 @@ class PPOTraining(Training):
             ModelError: one cannot be loaded, or does not fit the others.
         """
         cfg, ctx = self.cfg, self.ctx
-        self.policy = load_policy(cfg, self.tokenizer, ctx)
+        self.policy = load_policy(cfg, LoadInputs(self.tokenizer, ctx))
         add_end_token(self.policy.model, self.tokenizer, self.encoder.turn_end)
         self.require_positions(self.policy)
         if cfg.reuses_logprobs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_cli.context import say, silence
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import enable_activation_checkpointing, load_reward_model
+from rlhf_cli.models.load import LoadInputs, enable_activation_checkpointing, load_reward_model
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import config_for_other_model
 from rlhf_cli.models.reward_model import RewardModel
@@ -76,7 +76,7 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
                 f"policy {len(run.tokenizer)}); need a reward model with the policy's tokenizer. "
                 "Try value=trunk"
             )
-        found = load_reward_model(load, run.tokenizer, run.ctx, new_head=False)
+        found = load_reward_model(load, LoadInputs(run.tokenizer, run.ctx), new_head=False)
     if found.hook is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "

@@ -24,7 +24,7 @@ from rlhf_cli.evaluation.ranking import (
     ranking_agreement,
     spearman,
 )
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.held_out import Evaluation, numbers_of_rows, open_held_out
@@ -49,7 +49,7 @@ def open_evaluation(cfg: RewardConfig, stage: str) -> Evaluation:
 
 def _measure(cfg: RewardConfig, tokenizer: Any, loaded: Loaded, ctx: RunContext) -> list[Measured]:
     examples, report = loaded
-    model = load_frozen(RewardModel, cfg, tokenizer, ctx)
+    model = load_frozen(RewardModel, cfg, LoadInputs(tokenizer, ctx))
 
     def values(rows: TokenBatch) -> RowValues:
         return {"score": model(rows)}

@@ -10,7 +10,7 @@ from rlhf_cli import cli
 from rlhf_cli.context import open_context, own_device
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_frozen, load_policy
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy
 from rlhf_cli.models.resolve import resolve_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share_base
@@ -44,7 +44,7 @@ def adapted(sft_run, tmp_path):
     )
     ctx = open_context("fp32", 0, tmp_path)
     tokenizer = load_tokenizer(cfg.model)
-    return load_policy(cfg, tokenizer, ctx), tokenizer, ctx
+    return load_policy(cfg, LoadInputs(tokenizer, ctx)), tokenizer, ctx
 
 
 def shake(params):
@@ -56,7 +56,7 @@ def shake(params):
 def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted, reward_adapter):
     policy, tokenizer, ctx = adapted
     cfg = LoadConfig(model=ModelConfig(path=str(reward_adapter)))
-    whole = load_frozen(RewardModel, cfg, tokenizer, ctx)
+    whole = load_frozen(RewardModel, cfg, LoadInputs(tokenizer, ctx))
     source = resolve_model(cfg.model)
     assert can_share_base(policy, source)
     shared = SharedRewardModel(policy, "reward", source.adapters[0], torch.float32)
@@ -76,7 +76,7 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted,
 def test_a_full_policy_shares_nothing(reward_adapter, sft_run, tmp_path):
     cfg = LoadConfig(model=ModelConfig(path=str(sft_run)))
     ctx = open_context("fp32", 0, tmp_path)
-    policy = load_policy(cfg, load_tokenizer(cfg.model), ctx)
+    policy = load_policy(cfg, LoadInputs(load_tokenizer(cfg.model), ctx))
     assert not can_share_base(policy, resolve_model(ModelConfig(path=str(reward_adapter))))
 
 
