@@ -140,6 +140,22 @@ def per_row_attention(
         lengths, follows = row_layout.lengths, row_layout.follows
         found = varlen_attention(q, k, v, lengths, follows, scale, sliding_window)
         return found.unsqueeze(0), None
+    options = (scale, softcap, sliding_window)
+    return _attend_by_group(query, key, value, row_layout, options).unsqueeze(0), None
+
+
+def _attend_by_group(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_layout: RowLayout,
+    options: tuple[float, float | None, int | None],
+) -> Tensor:
+    """Compute attention [N, H, D] of one group of rows after another.
+
+    `options` are scaling, softcap and sliding window.
+    """
+    scale, softcap, window = options
     repeats = query.shape[1] // key.shape[1]
     sizes = [sum(group.lengths) for group in row_layout.groups]
     queries, keys, values = (
@@ -154,9 +170,9 @@ def per_row_attention(
         k, v = (_seen(parts, number, group, step) for parts in (keys, values))
         if repeats > 1:
             k, v = (tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v))
-        found = attend(q, k, v, start, scale, softcap, sliding_window)
+        found = attend(q, k, v, start, scale, softcap, window)
         outputs.append(_flat(found, group.lengths))
-    return torch.cat(outputs).unsqueeze(0), None
+    return torch.cat(outputs)
 
 
 def _seen(parts: tuple[Tensor, ...], number: int, group: Group, step: int) -> Tensor:

@@ -122,8 +122,8 @@ def max_error(device: torch.device, dtype: torch.dtype, width: int) -> float:
     """Compute the largest difference from fp32 attention; two of the rows continue a third."""
     lengths, follows, window = (9, 4, 6, 5), (-1, 0, 0, -1), 7
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(3, sum(lengths), 2, width, generator=generator).to(device, dtype)
-    query, key, value = drawn[0], drawn[1, :, :1], drawn[2, :, :1]
+    random = torch.randn(3, sum(lengths), 2, width, generator=generator).to(device, dtype)
+    query, key, value = random[0], random[1, :, :1], random[2, :, :1]
     scale = width**-0.5
     found = []
     for limit in (None, window):

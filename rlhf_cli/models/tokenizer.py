@@ -95,13 +95,13 @@ def _from_pretrained(cfg: ModelConfig) -> Any:
         key, source, revision = "model.tokenizer", cfg.tokenizer, cfg.tokenizer_revision
     else:
         key, source, revision = "model.path", cfg.path, cfg.revision
-    place = resolve_folder(key, source, revision)
+    folder = resolve_folder(key, source, revision)
     if not cfg.tokenizer:
-        require_model_folder(place)
+        require_model_folder(folder)
     require_tokenizer(key, source, revision, "Try model.tokenizer=FOLDER_OR_HUB_ID")
     with convert_load_errors(key, source):
-        found = load_pretrained_tokenizer(place, trust_remote_code=cfg.trust_remote_code)
-    require_same_tokenization(key, source, place, found)
+        found = load_pretrained_tokenizer(folder, trust_remote_code=cfg.trust_remote_code)
+    require_same_tokenization(key, source, folder, found)
     return found
 
 
@@ -201,32 +201,32 @@ def add_chatml(tokenizer: Any) -> list[int]:
 
 
 def load_pretrained_tokenizer(
-    place: str, *, revision: str = "main", trust_remote_code: bool = False
+    folder: str, *, revision: str = "main", trust_remote_code: bool = False
 ) -> Any:
     """Load a tokenizer that splits text by the rules of its file.
 
     Args:
-        place: folder or hub id.
+        folder: of the tokenizer, or a hub id.
         revision: of the hub id.
         trust_remote_code: run Python code that comes with it.
     """
     settings: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    found = AutoTokenizer.from_pretrained(place, **settings)
+    found = AutoTokenizer.from_pretrained(folder, **settings)
     file = cached_file(
-        place, TOKENIZER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
+        folder, TOKENIZER_FILE, revision=revision, _raise_exceptions_for_missing_entries=False
     )
     if file is None or not getattr(found, "is_fast", False):
         return found
     rules = Tokenizer.from_file(file)
     if not _differs(found, rules):
         return found
-    followed = PreTrainedTokenizerFast.from_pretrained(place, **settings)
+    followed = PreTrainedTokenizerFast.from_pretrained(folder, **settings)
     _copy_special_tokens(followed, found)
     name = type(found).__name__
     if _differs(followed, rules):
         raise ModelError(
-            f"{place} splits text in transformers ({name}) otherwise than by its {TOKENIZER_FILE}, "
-            "and transformers offers no way to follow the file. Repair that or "
+            f"{folder} splits text in transformers ({name}) otherwise than by its "
+            f"{TOKENIZER_FILE}, and transformers offers no way to follow the file. Repair that or "
             "tokenizer_config.json"
         )
     say(f"tokenizer: text is split by {TOKENIZER_FILE}; {name} of transformers would differ")
@@ -239,19 +239,19 @@ def tokenization_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]
 
 
-def require_same_tokenization(key: str, source: str, place: str, tokenizer: Any) -> None:
+def require_same_tokenization(key: str, source: str, folder: str, tokenizer: Any) -> None:
     """Refuse the tokenizer of a run where it splits text otherwise than during training.
 
     Args:
         key: config key, for the message.
         source: its value, a folder or hub id.
-        place: folder of the model; only that of a run has a recorded hash.
+        folder: of the model; only that of a run has a recorded hash.
         tokenizer: loaded from there.
 
     Raises:
         ModelError: names the versions to compare.
     """
-    recorded = artifact.read(Path(place)).get(TOKENIZATION_KEY)
+    recorded = artifact.read(Path(folder)).get(TOKENIZATION_KEY)
     if recorded and recorded != tokenization_hash(tokenizer):
         raise ModelError(
             f"{key}: the tokenizer of {source} splits text otherwise than when the model was "
