@@ -22,11 +22,11 @@ from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
-from rlhf_cli.models.compiled import compile_layers, uncompiled
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
-from rlhf_cli.models.precision import lower
+from rlhf_cli.models.load import LoadInputs, load_policy
+from rlhf_cli.models.parameters import cast_params
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.torch_compile import compile_layers, uncompiled
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -66,8 +66,8 @@ def main() -> None:
     for name, compute in PRECISIONS.items():
         with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
             ctx = RunContext(torch.device("cpu"), compute, 0, Path(out))
-            policy = load_policy(load, tokenizer, ctx).train()
-            lower(policy.parameters(), compute)
+            policy = load_policy(load, LoadInputs(tokenizer, ctx)).train()
+            cast_params(policy.parameters(), compute)
             found[name] = compare(policy, steps, options.rounds)
         compiling = f"{found[name]['compile_seconds']:.0f} s to compile"
         print(f"{name}: plain / compiled {spread(found[name]['ratios'])}; {compiling}", flush=True)

@@ -78,7 +78,7 @@ def worker(role: str, folder: str, check: str) -> None:
     tokenizer = load_tokenizer(model)
     load(role, ModelConfig(path="tiny"), tokenizer, ctx)  # imports and buffers of libraries
     if check == "unchecked":
-        loading.set_attention = lambda *_: None  # type: ignore[assignment]
+        loading._set_attention = lambda *_: None  # type: ignore[assignment]
     with Sampler() as sampler:
         kept = load(role, model, tokenizer, ctx)
     sizes = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in kept}
@@ -108,17 +108,17 @@ def count(config: dict[str, Any]) -> int:
 def load(role: str, model: Any, tokenizer: Any, ctx: Any) -> list[Tensor]:
     """Every tensor that stays in memory for a role."""
     from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
-    from rlhf_cli.models.load import load_generator, load_policy
-    from rlhf_cli.models.precision import frozen_copy
+    from rlhf_cli.models.load import LoadInputs, load_generator, load_policy
+    from rlhf_cli.models.parameters import frozen_copy
     from rlhf_cli.train.config import TrainConfig
     from rlhf_cli.train.optim import MasterAdamW
 
     if role == "generate":
-        return list(tensors(load_generator(model, QuantConfig(), tokenizer, ctx)))
+        return list(tensors(load_generator(model, QuantConfig(), LoadInputs(tokenizer, ctx))))
     adapter = AdapterConfig(kind="lora" if role.startswith("LoRA") else "none")
     quant = QuantConfig(kind="nf4" if role.endswith("nf4") else "none")
     cfg = LoadConfig(model=model, adapter=adapter, quant=quant)
-    policy = load_policy(cfg, tokenizer, ctx)
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
     reference = frozen_copy(policy, ctx.compute) if role.endswith("copy") else None
     optimizer = MasterAdamW(policy, TrainConfig(), ctx.compute)
     KEPT.append((policy, reference, optimizer))

@@ -24,7 +24,7 @@ from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.loop import TrainingTask, fit
@@ -78,7 +78,7 @@ def main() -> None:
         for name, run in (("bare", bare), ("fit", whole)):
             with TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
                 ctx = RunContext(device, compute, 0, Path(out))
-                policy = load_policy(load, tokenizer, ctx).train()
+                policy = load_policy(load, LoadInputs(tokenizer, ctx)).train()
                 source = ExampleLoader(examples, data, cfg, 0, 4096)
                 times[name].append(run(policy, source, cfg, ctx))
             print(name, f"{times[name][-1]:.2f} s", flush=True)

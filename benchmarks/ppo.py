@@ -64,15 +64,14 @@ def prepare(count: int, shape: str) -> tuple[str, str, str, float]:
 
 def make_reward_model(model: Path, reward: Path, tokenizer: Any) -> None:
     """The policy's layers with a score of random weights."""
-    from rlhf_cli.models.base import SHAPES, load_base
-    from rlhf_cli.models.checkpoint_keys import NEW_SCORER
+    from rlhf_cli.models.base_model import BaseOptions, load_base_model
+    from rlhf_cli.models.checks import NEW_REWARD_HEAD
     from rlhf_cli.models.config import ModelConfig
 
     if not reward.exists():
         cfg = ModelConfig(path=str(model))
-        found = load_base(
-            cfg, str(model), tokenizer, SHAPES["reward_model"], fit=NEW_SCORER, seed=0
-        )
+        options = BaseOptions(kind="reward_model", allowed=NEW_REWARD_HEAD)
+        found = load_base_model(cfg, str(model), tokenizer, options)
         found.save_pretrained(reward)
         tokenizer.save_pretrained(reward)
 

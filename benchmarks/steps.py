@@ -24,9 +24,9 @@ from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models import attention
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss
@@ -134,8 +134,10 @@ def open_step(settings: Settings) -> Step:
         tokenizer = load_tokenizer(load.model)
         records = (PreferenceRecord if kind == "dpo" else PromptCompletionRecord,)
         examples, _ = load_examples(DataConfig(path=file), kind, tokenizer, records)
-        policy = load_policy(load, tokenizer, RunContext(device, compute, 0, Path())).train()
-        policy.shares = settings.shares
+        policy = load_policy(
+            load, LoadInputs(tokenizer, RunContext(device, compute, 0, Path()))
+        ).train()
+        policy.shares_prefixes = settings.shares
         if settings.stage == "samples":
             rows = samples(examples, settings)
         else:

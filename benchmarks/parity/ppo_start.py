@@ -8,8 +8,8 @@ from benchmarks.common import data_folder
 from benchmarks.parity import start
 from rlhf_cli import cli
 from rlhf_cli.data.prompts import PromptEncoder
-from rlhf_cli.models.base import SHAPES, load_base
-from rlhf_cli.models.checkpoint_keys import NEW_SCORER
+from rlhf_cli.models.base_model import BaseOptions, load_base_model
+from rlhf_cli.models.checks import NEW_REWARD_HEAD
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.run_files import read_json_lines
@@ -47,9 +47,8 @@ def make_models(folder: Path) -> Models:
 def _scorer(policy: Path, out: Path, seed: int) -> Path:
     model = ModelConfig(path=str(policy))
     tokenizer = load_tokenizer(model)
-    found = load_base(
-        model, str(policy), tokenizer, SHAPES["reward_model"], fit=NEW_SCORER, seed=seed
-    )
+    options = BaseOptions(kind="reward_model", allowed=NEW_REWARD_HEAD, seed=seed)
+    found = load_base_model(model, str(policy), tokenizer, options)
     found.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return out

@@ -19,10 +19,10 @@ from benchmarks.parity.compare import compare
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.records.types import PromptCompletionRecord
-from rlhf_cli.models.attach import attach
-from rlhf_cli.models.base import random_base
+from rlhf_cli.models.attach_adapters import attach_adapters
+from rlhf_cli.models.base_model import build_random_model
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import ModelSource
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.run_files import read_json_lines
 
@@ -49,12 +49,12 @@ def starting_points(folder: Path) -> tuple[Path, Path]:
     """A small Llama with random weights, and an adapter on it that is no longer zero."""
     cfg = ModelConfig(path="tiny")
     tokenizer = load_tokenizer(cfg)
-    base = random_base(cfg, tokenizer, seed=0)
+    base = build_random_model(cfg, tokenizer, seed=0)
     for target in (folder / "model", folder / "adapter"):
         tokenizer.save_pretrained(target)
     base.save_pretrained(folder / "model")
-    source = Source(str((folder / "model").absolute()))
-    adapters = attach(base, source, AdapterConfig(kind="lora", rank=8), seed=0)
+    source = ModelSource(str((folder / "model").absolute()))
+    adapters = attach_adapters(base, source, AdapterConfig(kind="lora", rank=8), seed=0)
     generator = torch.Generator().manual_seed(0)
     for param in adapters.model.parameters():
         if param.requires_grad:

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.common import data_folder
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.dataset import load_examples
-from rlhf_cli.models.base import SHAPES, load_base, random_base
-from rlhf_cli.models.checkpoint_keys import NEW_SCORER
+from rlhf_cli.models.base_model import BaseOptions, build_random_model, load_base_model
+from rlhf_cli.models.checks import NEW_REWARD_HEAD
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.runs.run_files import read_json_lines
@@ -32,11 +32,10 @@ def small_models(folder: Path) -> tuple[Path, Path]:
     """A small Llama with random weights, and a reward model on the same layers."""
     tokenizer = load_tokenizer(ModelConfig(path="tiny"))
     language, reward = folder / "language", folder / "reward"
-    random_base(ModelConfig(architecture=SMALL), tokenizer, seed=0).save_pretrained(language)
-    start, shape = ModelConfig(path=str(language)), SHAPES["reward_model"]
-    load_base(start, str(language), tokenizer, shape, fit=NEW_SCORER, seed=0).save_pretrained(
-        reward
-    )
+    build_random_model(ModelConfig(architecture=SMALL), tokenizer, seed=0).save_pretrained(language)
+    options = BaseOptions(kind="reward_model", allowed=NEW_REWARD_HEAD)
+    start = ModelConfig(path=str(language))
+    load_base_model(start, str(language), tokenizer, options).save_pretrained(reward)
     for place in (language, reward):
         tokenizer.save_pretrained(place)
     return language, reward

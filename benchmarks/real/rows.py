@@ -20,7 +20,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.dataset import load_eval_examples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
-from rlhf_cli.models.load import load_policy, load_reward_model
+from rlhf_cli.models.load import LoadInputs, load_policy, load_reward_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.train.evaluation import compute_row_values
@@ -61,7 +61,9 @@ def judge(run: Path, stage: str) -> Judged:
         examples = loaded[0]
 
         def scores(load: Any, path: str) -> Values:
-            model = load(replace(cfg, model=replace(cfg.model, path=path)), tokenizer, ctx)
+            model = load(
+                replace(cfg, model=replace(cfg.model, path=path)), LoadInputs(tokenizer, ctx)
+            )
             if load is load_reward_model:
                 return _per_row(model, examples)
             return _per_row(lambda rows: row_logprobs(model(rows), rows), examples)

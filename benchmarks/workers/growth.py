@@ -16,9 +16,9 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.chunked import TILE_BYTES
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention import PRODUCT_LENGTH
+from rlhf_cli.models.batch_layout import build_flat_batch
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.sharing import lay_out
-from rlhf_cli.models.source import DEFAULT_ARCHITECTURE
+from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
 from rlhf_cli.train import throughput
 from rlhf_cli.train.throughput import FlopCount, count_flops, measure_peak
 
@@ -102,7 +102,7 @@ def make_rows(point: Point, count: int) -> TokenBatch:
 
 def flop(work: FlopCount, rows: TokenBatch) -> float:
     """Of a micro-batch, what rows share counted once."""
-    layout = lay_out(rows, share=True).layout
+    layout = build_flat_batch(rows, share=True).layout
     lengths = layout.lengths
     follows = layout.follows or (-1,) * len(lengths)
     before = [lengths[row] if row >= 0 else 0 for row in follows]
@@ -123,7 +123,7 @@ def memory(policy: Policy, rows: list[TokenBatch], point: Point, dtype: torch.dt
     config = policy.model.config
     with patch.object(throughput, "PRODUCT_LENGTH", point.tokens if products else 0):
         a_token = throughput.bytes_per_token(config, dtype.itemsize, recompute=False)
-    most = max(sum(lay_out(part, share=True).layout.lengths) for part in rows)
+    most = max(sum(build_flat_batch(part, share=True).layout.lengths) for part in rows)
     copies = dtype.itemsize if dtype != torch.float32 else 0
     head = point.vocab * config.hidden_size * dtype.itemsize + TILE_BYTES["cpu"]
     return (16 + copies) * count + a_token * most + head

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptEncoder, PromptSet, encode_every_prompt, uses_chat_template
 from rlhf_cli.models.config import ModelConfig, QuantConfig
-from rlhf_cli.models.load import load_generator
+from rlhf_cli.models.load import LoadInputs, load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
@@ -65,7 +65,7 @@ class TextGenerator:
     ) -> None:
         self.skip_special_tokens = skip_special_tokens
         self.tokenizer = load_tokenizer(cfg)
-        self.model = load_generator(cfg, quant, self.tokenizer, ctx)
+        self.model = load_generator(cfg, quant, LoadInputs(self.tokenizer, ctx))
         as_message = uses_chat_template(template, cfg.path, cfg.revision, self.tokenizer)
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
 

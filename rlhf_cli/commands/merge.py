@@ -15,13 +15,9 @@ from rlhf_cli.commands.config import MergeConfig
 from rlhf_cli.console import logger
 from rlhf_cli.context import PRECISIONS, create_context
 from rlhf_cli.errors import ModelError, first_line
-from rlhf_cli.models.base import SHAPES, load_base, scorer_fit
-from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.quantize import quantization, to_eval
+from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import name_pad_token
-from rlhf_cli.models.source import Source, find_source
-from rlhf_cli.models.tokenization import RECORD, tokenization_hash
-from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.models.tokenizer import TOKENIZATION_KEY, load_tokenizer, tokenization_hash
 from rlhf_cli.runs import artifact
 from rlhf_cli.runs.run_files import write_error, write_json_atomic
 
@@ -83,7 +79,7 @@ def run(cfg: MergeConfig) -> None:
         ModelError: the model is no adapter, the adapter changes nothing, or the merged model has
             other outputs.
     """
-    source = find_source(cfg.model)
+    source = resolve_model(cfg.model)
     if not source.adapters:
         raise ModelError(
             f"model.path: {cfg.model.path} is no adapter run, so there is nothing to merge; "
@@ -98,13 +94,13 @@ def run(cfg: MergeConfig) -> None:
         _push(target, cfg.push_to_hub)
 
 
-def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[Any, str]:
+def _merge_checked(cfg: MergeConfig, source: ModelSource, tokenizer: Any) -> tuple[Any, str]:
     """Merge, and compare with base and adapter; returns the model in its dtype, and the dtype."""
-    from rlhf_cli.models.merge import load_unmerged, merge
+    from rlhf_cli.models.local_base import load_with_adapters, merge_adapters
 
-    unmerged = load_unmerged(cfg.model, source, tokenizer)
+    unmerged = load_with_adapters(cfg.model, source, tokenizer)
     check = _check(cfg, source, tokenizer, unmerged)
-    merged = merge(unmerged)
+    merged = merge_adapters(unmerged)
     drift = check.drift(merged, "fp32")
     if not drift <= check.limit:
         raise ModelError(
@@ -124,7 +120,7 @@ def _merge_checked(cfg: MergeConfig, source: Source, tokenizer: Any) -> tuple[An
     )
     # it was rounded in place: freed before the exact weights are loaded again
     del merged, unmerged
-    return merge(load_unmerged(cfg.model, source, tokenizer)), "fp32"
+    return merge_adapters(load_with_adapters(cfg.model, source, tokenizer)), "fp32"
 
 
 def _require_finite(cost: float, dtype: str) -> None:
@@ -134,7 +130,7 @@ def _require_finite(cost: float, dtype: str) -> None:
         )
 
 
-def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> Check:
+def _check(cfg: MergeConfig, source: ModelSource, tokenizer: Any, unmerged: Any) -> Check:
     """Compute the expected outputs, and how far they are from those of the base."""
     prompts = [tokenizer(text, return_tensors="pt")["input_ids"] for text in PROMPTS]
     expected = _outputs(unmerged, prompts)
@@ -147,7 +143,10 @@ def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> C
         )
     logger.info(f"adapter against base: {_difference(expected, base)}")
     if source.quant != "none":
-        trained = _outputs_on_quantized_base(cfg, source, tokenizer, prompts)
+        from rlhf_cli.models.local_base import load_with_adapters
+
+        quantized = load_with_adapters(cfg.model, source, tokenizer, quantized=True)
+        trained = _outputs(quantized, prompts)
         logger.info(
             f"whole base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
@@ -155,9 +154,9 @@ def _check(cfg: MergeConfig, source: Source, tokenizer: Any, unmerged: Any) -> C
     return Check(prompts, expected, float((expected - base).abs().mean()))
 
 
-def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
+def _chosen_dtype(cfg: MergeConfig, source: ModelSource) -> str:
     """The dtype of the config, or that of the base if it is one of ours; else fp32."""
-    from rlhf_cli.models.merge import base_dtype
+    from rlhf_cli.models.local_base import base_dtype
 
     if cfg.dtype != "auto":
         return cfg.dtype
@@ -167,36 +166,12 @@ def _chosen_dtype(cfg: MergeConfig, source: Source) -> str:
 
 def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float:
     """Round the merged model in place; returns its error as a share of the adapter's effect."""
-    from rlhf_cli.models.merge import round_weights
+    from rlhf_cli.models.local_base import round_weights
 
     if dtype != "fp32":
         round_weights(merged, DTYPES[dtype])
         drift = check.drift(merged, dtype)
     return drift / check.effect
-
-
-def _outputs_on_quantized_base(
-    cfg: MergeConfig, source: Source, tokenizer: Any, prompts: list[Tensor]
-) -> Tensor:
-    from rlhf_cli.models.attach import attach
-
-    cpu = torch.device("cpu")
-    quantized = quantization(
-        source.quant, source.double, torch.float32, output_layer=source.output_layer
-    )
-    model = load_base(
-        cfg.model,
-        source.folder,
-        tokenizer,
-        SHAPES[source.kind],
-        adapters=source.adapters,
-        quantized=quantized,
-        device=cpu,
-        fit=scorer_fit(source) if source.kind == "reward_model" else None,
-    )
-    adapted = attach(model, source, AdapterConfig(), 0).model
-    to_eval(adapted)
-    return _outputs(adapted, prompts)
 
 
 def _outputs(model: Any, prompts: list[Tensor]) -> Tensor:
@@ -236,7 +211,7 @@ def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
                 "base": cfg.model.path,
                 "adapters": [],
                 "dtype": dtype,
-                RECORD: tokenization_hash(tokenizer),
+                TOKENIZATION_KEY: tokenization_hash(tokenizer),
             },
         )
         partial.rename(target)

@@ -1,8 +1,8 @@
-"""The adapters on a base: which are active for which role. Nothing else switches them.
+"""`Adapters`: the adapters on a base model, and which of them are active for each role.
 
-PEFT's own `set_adapter` between a forward and a backward pass turns off the gradients of the
-adapters it leaves, in silence. Here only the list of active names changes, never `requires_grad`,
-and recomputed activations see the list of their first pass.
+PEFT's own `set_adapter` between a forward and a backward pass silently turns off the gradients of
+the adapters that it deactivates. Here only the list of active names changes, never `requires_grad`,
+and recomputed activations use the list of their first pass. No other code switches adapters.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import ModelSource
 
-TRAINED = "default"
-"""PEFT's name for the adapter that stands in a folder itself, not below it."""
+TRAINED_ADAPTER = "default"
+"""PEFT's name for the adapter that is saved in a folder itself, not in a folder below it."""
 
-TOKEN_ROWS = ".trainable_tokens_delta"
-"""In the names of what PEFT trains of single tokens: their rows of an embedding or output layer."""
+TOKEN_ROWS_KEY = ".trainable_tokens_delta"
+"""Part of the names of the embedding rows that PEFT trains for single tokens."""
 
 
 class Adapters:
-    """The adapters on one base, and which of them are active for each role.
+    """The adapters on one base, by role.
 
     Attributes:
         model: the PEFT model around the base.
-        source: the base, and what stood on it.
-        roles: role -> names of its adapters, in order; none at all is the base alone.
+        source: the base, and the adapters that were loaded on it.
+        roles: role -> names of its adapters, in order; an empty list is the base alone.
         whole_embeddings: one of the adapters came with whole input embeddings or a whole output
-            layer, which took the place of the base's and are saved again.
+            layer, which replaced the base's and are saved again.
     """
 
     def __init__(
         self,
         model: Any,
-        source: Source,
+        source: ModelSource,
         roles: Mapping[str, Sequence[str]],
         *,
         whole_embeddings: bool = False,
@@ -49,52 +49,50 @@ class Adapters:
         self.roles, self.whole_embeddings = dict(roles), whole_embeddings
         self._find_layers()
         for name, param in model.named_parameters():
-            param.requires_grad_(f".{TRAINED}." in f"{name}.")
-            if TOKEN_ROWS in name:  # whole embeddings of tokens, not a change that decay makes less
+            param.requires_grad_(f".{TRAINED_ADAPTER}." in f"{name}.")
+            if TOKEN_ROWS_KEY in name:  # whole embeddings, not a difference that decay can shrink
                 param.no_weight_decay = True
         self._activate(self.roles["policy"])
 
     @contextmanager
-    def using(self, role: str) -> Iterator[None]:
-        """Let a role's adapters be active, then those that were before."""
-        before = self._active
-        self._activate(self.roles[role])
-        try:
+    def use(self, role: str) -> Iterator[None]:
+        """Activate the adapters of a role inside the context."""
+        with self._activated(self.roles[role]):
             yield
-        finally:
-            self._activate(before)
 
-    def twin(self, role: str, *, trained: bool) -> None:
-        """Give a role adapters of its own, which are now what the policy's trained one is.
+    def clone_adapter(self, role: str, *, trained: bool) -> None:
+        """Give a role a copy of the policy's trained adapter as it is now.
 
         Args:
             role: a new one.
-            trained: train the twin too; else it stays as it is.
+            trained: train the copy too; else it is frozen.
         """
-        names = [own_name(role) if n == TRAINED else n for n in self.roles["policy"]]
-        self.add(role, names, copy.deepcopy(self.model.peft_config[TRAINED]), trained=trained)
-        for own, policy in self.twins_of(role).values():
-            own.data = policy.data.clone()
+        names = [adapter_name(role) if n == TRAINED_ADAPTER else n for n in self.roles["policy"]]
+        config = copy.deepcopy(self.model.peft_config[TRAINED_ADAPTER])
+        self.add(role, names, config, trained=trained)
+        for clone, original in self.cloned_params(role).values():
+            clone.data = original.data.clone()
 
-    def twins_of(self, role: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """Name of each parameter of the trained adapter -> its twin's, and itself."""
+    def cloned_params(self, role: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+        """Map the name of each trained parameter to the role's copy of it, and itself."""
         params = dict(self.model.named_parameters())
-        twins = {name: name.replace(f".{TRAINED}", f".{own_name(role)}") for name in params}
-        return {n: (params[twin], params[n]) for n, twin in twins.items() if twin != n}
+        own = f".{adapter_name(role)}"
+        clones = {name: name.replace(f".{TRAINED_ADAPTER}", own) for name in params}
+        return {n: (params[clone], params[n]) for n, clone in clones.items() if clone != n}
 
     def add(self, role: str, names: Sequence[str], config: Any, *, trained: bool) -> None:
-        """Give a role a new adapter, called `own_name(role)`.
+        """Give a role a new adapter, named `adapter_name(role)`.
 
         Args:
             role: a new one.
-            names: the adapters that are active for it, in order; the new one among them.
-            config: PEFT's description of the new one.
+            names: its active adapters, in order, the new one among them.
+            config: PEFT's config of the new one.
             trained: whether it is trained.
         """
         before = {name: param.requires_grad for name, param in self.model.named_parameters()}
-        self.model.add_adapter(own_name(role), config)
+        self.model.add_adapter(adapter_name(role), config)
         for name, param in self.model.named_parameters():
-            param.requires_grad_(before.get(name, trained))  # adding one changes those of others
+            param.requires_grad_(before.get(name, trained))  # PEFT changes those of others too
         self._find_layers()
         self.roles[role] = list(names)
         self._activate(self._active)
@@ -106,19 +104,19 @@ class Adapters:
         self._layers = [m for m in modules if isinstance(m, BaseTunerLayer) and m not in own]
         self._whole = [m for m in modules if isinstance(m, ModulesToSaveWrapper)]
 
-    def params_of(self, role: str) -> list[nn.Parameter]:
-        """The parameters of the adapter that a role has of its own."""
+    def adapter_params(self, role: str) -> list[nn.Parameter]:
+        """List the parameters of the adapter named after a role."""
         named = self.model.named_parameters()
-        return [param for name, param in named if f".{own_name(role)}." in f"{name}."]
+        return [param for name, param in named if f".{adapter_name(role)}." in f"{name}."]
 
     def recompute_context(
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """For activation checkpointing: what surrounds a forward pass and its recomputation."""
-        return nullcontext(), self._restored(self._active)
+        """Build the contexts of a forward pass and of its recomputation, for checkpointing."""
+        return nullcontext(), self._activated(self._active)
 
     @contextmanager
-    def _restored(self, names: Sequence[str]) -> Iterator[None]:
+    def _activated(self, names: Sequence[str]) -> Iterator[None]:
         before = self._active
         self._activate(names)
         try:
@@ -130,42 +128,44 @@ class Adapters:
         self._active = list(names)
         for layer in self._layers:
             layer._active_adapter = list(names)
-        for layer in self._whole:  # of several copies the last one counts; of none, the original
+        for layer in self._whole:  # the last of several copies counts; without one, the original
             copies = [name for name in names if name in layer.modules_to_save]
             layer._active_adapter = copies[-1] if copies else []
-        for wrapper in self._rows:  # rows of different tokens; PEFT knows no adapter without rows
+        for wrapper in self._rows:  # PEFT fails on an adapter without rows
             having = [name for name in names if name in wrapper.token_adapter.token_indices]
             wrapper._active_adapter = wrapper.token_adapter._active_adapter = having
 
     def describe(self) -> str:
-        """The trained adapter in words."""
-        config = self.model.peft_config[TRAINED]
-        count = sum(TRAINED in layer.lora_A for layer in self._layers)
-        ids = {i for w in self._rows for i in w.token_adapter.token_indices.get(TRAINED, ())}
+        """Describe the trained adapter: kind, rank, number of layers and of token rows."""
+        config = self.model.peft_config[TRAINED_ADAPTER]
+        count = sum(TRAINED_ADAPTER in layer.lora_A for layer in self._layers)
+        indices = [w.token_adapter.token_indices.get(TRAINED_ADAPTER, ()) for w in self._rows]
+        ids = {index for found in indices for index in found}
         rows = f" and the embeddings of {len(ids)} tokens" if ids else ""
-        return f"{kind_of(config)} of rank {config.r} on {count} layers{rows}"
+        return f"{adapter_kind(config)} of rank {config.r} on {count} layers{rows}"
 
     def folders(self) -> list[str]:
-        """Where in a run folder each of the policy's adapters is saved, in order."""
-        return ["model" if n == TRAINED else f"model/{n}" for n in self.roles["policy"]]
+        """List the folders, relative to a run, that the policy's adapters are saved in."""
+        names = self.roles["policy"]
+        return ["model" if name == TRAINED_ADAPTER else f"model/{name}" for name in names]
 
     def save(self, folder: Path) -> None:
-        """Write the policy's adapters as PEFT reads them, the trained one in the folder itself."""
+        """Write the policy's adapters in PEFT's format, the trained one in the folder itself."""
         names = list(self.roles["policy"])
         for name in names:
             self.model.peft_config[name].base_model_name_or_path = self.source.base
             self.model.peft_config[name].revision = self.source.commit or None
-        # not PEFT's "auto", which saves all of them where there is room for new tokens
+        # PEFT's "auto" would save whole embeddings whenever tokens were added
         self.model.save_pretrained(
             folder, selected_adapters=names, save_embedding_layers=self.whole_embeddings
         )
 
 
-def own_name(role: str) -> str:
-    """PEFT's name for the adapter that a role has of its own."""
+def adapter_name(role: str) -> str:
+    """Return PEFT's name for the adapter that belongs to a role alone."""
     return f"for_{role}"
 
 
-def kind_of(config: Any) -> str:
-    """`lora`, `dora` or `rslora`: what PEFT's description of an adapter amounts to."""
+def adapter_kind(config: Any) -> str:
+    """Return `lora`, `dora` or `rslora` for PEFT's config of an adapter."""
     return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"

@@ -1,7 +1,8 @@
-"""Attention over flat rows that never see each other, without padding the model's input.
+"""Attention of a model: which implementation computes it, and our own, `per_row`.
 
-Registered with transformers under `ATTENTION`; no mask function stands under that name, so the
-model builds no mask and hands `RowLayout` through as a keyword.
+`per_row` attends within the rows of a flat sequence, without padding the model's input. It is
+registered with transformers under `ATTENTION`; no mask function has that name, so the model builds
+no mask and passes `RowLayout` through as a keyword.
 """
 
 from __future__ import annotations
@@ -13,36 +14,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
-from rlhf_cli.models.varlen import obstacle, varlen_attention
+from rlhf_cli.context import RunContext
+from rlhf_cli.errors import ModelError
+from rlhf_cli.models.attention_kernels import (
+    matmul_attention,
+    sdpa_attention,
+    unavailable_reason,
+    varlen_attention,
+)
+from rlhf_cli.models.config import FLASH_PACKAGES, ModelConfig
 
 ATTENTION = "rlhf_per_row"
+"""Name of `per_row` attention in transformers."""
+
+PADDED = ("sdpa", "eager")
+"""Implementations that need padded rows; all others keep flat rows apart."""
 
 PRODUCT_LENGTH = 512
-"""On a CPU, bf16 rows under this length take plain matrix products: up to six times as fast as
-SDPA, whose bf16 backward pass is slow. In fp32 SDPA is faster (python -m benchmarks.attention)."""
+"""On a CPU, bf16 rows shorter than this use plain matrix products: up to six times as fast as SDPA,
+whose bf16 backward pass is slow. In fp32 SDPA is faster (python -m benchmarks.attention)."""
 
 STEP = 32
 """Rows in plain products are padded to a multiple of this. oneDNN compiles a kernel for each new
-size, which takes longer than a short row's product, and keeps only so many of them."""
+size, which takes longer than the product of a short row, and caches a limited number of them."""
 
 GROUP_LENGTH = 128
 """Rows up to this length are computed together, padded on the right, to save dispatches."""
 
 GROUP_WASTE = 1.3
-"""Longest over shortest row of such a group."""
+"""Largest ratio of the longest to the shortest row of such a group."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows next to each other that are computed together.
+    """Consecutive rows that are computed together.
 
     Attributes:
         lengths: of the rows, > 0.
-        follows: the group, of one row, that all of them go on from; -1 where they begin themselves.
+        follows: index of the one-row group that all of them continue; -1 where there is none.
     """
 
     lengths: tuple[int, ...]
@@ -51,12 +63,12 @@ class Group:
 
 @dataclass(frozen=True)
 class RowLayout:
-    """Bounds of the rows in a flat sequence, and which of them are computed together.
+    """Borders of the rows in a flat sequence, and which rows continue another.
 
     Attributes:
         lengths: of the rows, > 0.
-        follows: the row before each row that it goes on from, so that it sees that one's tokens
-            too; -1 where it begins by itself. Empty where all do.
+        follows: index of the earlier row that each row continues, whose tokens it sees too; -1
+            where there is none. Empty where no row continues another.
     """
 
     lengths: tuple[int, ...]
@@ -64,26 +76,27 @@ class RowLayout:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """The rows, in order: short ones of like length together, and rows others go on from alone.
+        """The rows in order, short rows of similar length grouped.
 
-        Rows that go on from the same row are together where their own lengths are alike.
+        A row that others continue is a group of its own. Rows that continue the same row are
+        grouped where their lengths are similar.
         """
         follows = self.follows or (-1,) * len(self.lengths)
-        begun = {row for row in follows if row >= 0}
+        continued = {row for row in follows if row >= 0}
         groups: list[list[int]] = []
         for row, length in enumerate(self.lengths):
             last = groups[-1] if groups else []
             sizes = [*(self.lengths[other] for other in last), length]
-            alike = max(sizes) <= GROUP_WASTE * min(sizes)
+            similar = max(sizes) <= GROUP_WASTE * min(sizes)
             short = max(sizes) <= GROUP_LENGTH or follows[row] >= 0
-            same = bool(last) and follows[row] == follows[last[0]] and not begun & {row, *last}
-            if same and alike and short:
+            same = bool(last) and follows[row] == follows[last[0]] and not continued & {row, *last}
+            if same and similar and short:
                 last.append(row)
             else:
                 groups.append([row])
-        place = {group[0]: number for number, group in enumerate(groups)}
+        number_of = {group[0]: number for number, group in enumerate(groups)}
         return tuple(
-            Group(tuple(self.lengths[row] for row in group), place.get(follows[group[0]], -1))
+            Group(tuple(self.lengths[row] for row in group), number_of.get(follows[group[0]], -1))
             for group in groups
         )
 
@@ -100,33 +113,49 @@ def per_row_attention(
     row_layout: RowLayout | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row of a flat sequence.
+    """Compute causal attention within each row of a flat sequence.
 
     Args:
-        module: the attention layer that calls.
+        module: the calling attention layer.
         query: [1, H, N, D].
         key: [1, K, N, D]; each key head serves H / K query heads.
         value: [1, K, N, D].
-        attention_mask: must be none; the rows say what is seen.
+        attention_mask: must be none; the rows define what is visible.
         scaling: factor on the scores, by default D^-1/2.
         softcap: c of c · tanh(scores / c).
-        sliding_window: how many tokens, itself included, a token sees.
+        sliding_window: number of tokens, itself included, that a token sees.
         row_layout: the rows; their lengths add up to N.
 
     Returns:
-        [1, N, H, D], and none for the weights.
+        [1, N, H, D], and none in place of the attention weights.
 
     Raises:
-        ValueError: called without rows, as by a padded batch or a decoding step.
+        ValueError: called without rows, as for a padded batch or a decoding step.
     """
     if row_layout is None or attention_mask is not None:
         raise ValueError("per-row attention needs row_layout and no attention_mask")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if softcap is None and not obstacle(query.device, query.dtype, query.shape[-1]):
+    if softcap is None and not unavailable_reason(query.device, query.dtype, query.shape[-1]):
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         lengths, follows = row_layout.lengths, row_layout.follows
         found = varlen_attention(q, k, v, lengths, follows, scale, sliding_window)
         return found.unsqueeze(0), None
+    options = (scale, softcap, sliding_window)
+    return _attend_by_group(query, key, value, row_layout, options).unsqueeze(0), None
+
+
+def _attend_by_group(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    row_layout: RowLayout,
+    options: tuple[float, float | None, int | None],
+) -> Tensor:
+    """Compute attention [N, H, D] of one group of rows after another.
+
+    `options` are scaling, softcap and sliding window.
+    """
+    scale, softcap, window = options
     repeats = query.shape[1] // key.shape[1]
     sizes = [sum(group.lengths) for group in row_layout.groups]
     queries, keys, values = (
@@ -136,18 +165,18 @@ def per_row_attention(
     for number, group in enumerate(row_layout.groups):
         start = sizes[group.follows] if group.follows >= 0 else 0
         products = softcap or _products_are_faster(query, start + max(group.lengths))
-        attend, step = (_products, STEP) if products else (_sdpa, 1)
+        attend, step = (matmul_attention, STEP) if products else (sdpa_attention, 1)
         q = _by_head(queries[number], group.lengths, step)
         k, v = (_seen(parts, number, group, step) for parts in (keys, values))
         if repeats > 1:
             k, v = (tensor.repeat_interleave(repeats, dim=1) for tensor in (k, v))
-        found = attend(q, k, v, start, scale, softcap, sliding_window)
+        found = attend(q, k, v, start, scale, softcap, window)
         outputs.append(_flat(found, group.lengths))
-    return torch.cat(outputs).unsqueeze(0), None
+    return torch.cat(outputs)
 
 
 def _seen(parts: tuple[Tensor, ...], number: int, group: Group, step: int) -> Tensor:
-    """[R, H, K, D]: keys or values of a group's rows, behind those of what they go on from."""
+    """Keys or values [R, H, K, D] of a group's rows, after those of the row they continue."""
     own = _by_head(parts[number], group.lengths, step)
     if group.follows < 0:
         return own
@@ -168,7 +197,7 @@ def _products_are_faster(tensor: Tensor, length: int) -> bool:
 
 
 def _by_head(tensor: Tensor, group: tuple[int, ...], step: int) -> Tensor:
-    """[n, H, D] of a group of rows -> [R, H, T, D], padded on the right to a multiple of a step."""
+    """Reshape a group's [n, H, D] to [R, H, T, D], padded on the right to a multiple of a step."""
     size = _round_up(max(group), step)
     if min(group) == size:
         return tensor.view(len(group), size, *tensor.shape[1:]).transpose(1, 2)
@@ -179,70 +208,45 @@ def _by_head(tensor: Tensor, group: tuple[int, ...], step: int) -> Tensor:
 
 
 def _flat(tensor: Tensor, group: tuple[int, ...]) -> Tensor:
-    """[R, H, T, D] -> [n, H, D], without the padding."""
+    """Reshape [R, H, T, D] to [n, H, D], without the padding."""
     rows = tensor.transpose(1, 2)
     if min(group) == rows.shape[1]:
         return rows.flatten(0, 1)
     return torch.cat([row[:length] for row, length in zip(rows.unbind(), group, strict=True)])
 
 
-def _products(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: int,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """Scores, softmax, average. Padding on the right lies after every real query: never seen."""
-    rows, heads, length, _ = q.shape
-    mask = _causal_mask(k.shape[2], window, q.dtype, q.device)[start : start + length]
-    q, k, v = (tensor.flatten(0, 1) for tensor in (q, k, v))
-    if softcap is None:
-        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
-    else:
-        scores = softcap * torch.tanh(q @ k.transpose(1, 2) * (scale / softcap)) + mask
-    average: Tensor = scores.softmax(-1) @ v
-    return average.view(rows, heads, *average.shape[1:])
-
-
-def _sdpa(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    start: int,
-    scale: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """SDPA, the fused kernel, which never holds the scores of a long row."""
-    length, seen = q.shape[2], k.shape[2]
-    if window is not None and window < seen:
-        mask = _causal_mask(seen, window, q.dtype, q.device)[start:]
-    elif start:
-        mask = causal_lower_right(length, seen)  # by which CUDA's fused kernels need no mask
-    else:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-
-
-_MASKS: dict[tuple[int | None, torch.dtype, torch.device], Tensor] = {}
-
-
-def _causal_mask(
-    length: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """[length, length], 0 where key <= query (and within the window), else -inf. Kept and grown."""
-    kept = _MASKS.get((window, dtype, device))
-    if kept is None or len(kept) < length:
-        size = max(length, PRODUCT_LENGTH)
-        index = torch.arange(size, device=device)
-        distance = index[:, None] - index[None, :]
-        hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-        kept = torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
-        _MASKS[(window, dtype, device)] = kept
-    return kept[:length, :length]
-
-
 AttentionInterface.register(ATTENTION, per_row_attention)
+
+
+def require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
+    """Refuse an attention that the model, the device or the compute type does not support.
+
+    Raises:
+        ModelError: names which of them.
+    """
+    asked, reason = cfg.attention, ""
+    if asked not in ("auto", *PADDED) and not flat:
+        reason = f"keeps the rows of decoders apart, and {cfg.path} is an encoder"
+    elif asked not in ("auto", "per_row", *PADDED) and ctx.device.type != "cuda":
+        reason = f"is trained with on CUDA alone, and this runs on {ctx.device.type}"
+    elif asked in FLASH_PACKAGES and ctx.compute == torch.float32:
+        reason = "has no kernels for fp32, which train.precision=fp32 asks for"
+    if reason:
+        raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
+
+
+def padded_attention(model: Any) -> str:
+    """Return the attention for padded rows: torch's fused one where the model supports it."""
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+def describe_attention(model: Any, device: torch.device, compute: torch.dtype) -> str:
+    """Name the attention; on CUDA also say whether `per_row` takes all rows in one call."""
+    config = model.config.get_text_config()
+    name: str = model.config._attn_implementation
+    if name != ATTENTION or device.type != "cuda":
+        return name.removeprefix("rlhf_")
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    reason = unavailable_reason(device, compute, width)
+    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
+    return f"per_row ({calls})"

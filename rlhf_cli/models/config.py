@@ -1,3 +1,5 @@
+"""Config classes of models: weights and tokenizer, adapters, and quantization."""
+
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from os.path import isdir
@@ -17,27 +19,27 @@ from rlhf_cli.runs.model_checks import (
 )
 
 MIN_VOCAB_SIZE = 256 + 5
-"""Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
+"""Smallest vocabulary of a trained tokenizer: every byte, and tokens for end, padding and roles."""
 
 Attention = Literal[
     "auto", "per_row", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"
 ]
 
-FLASH = {
+FLASH_PACKAGES = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn"),
     "flash_attention_3": ("flash_attn_interface", "the hopper folder of Dao-AILab/flash-attention"),
 }
-"""The module that each is in, and where that comes from."""
+"""Module of each flash attention, and how to install it."""
 
 LIGER = "liger"
-"""In `kernels`: liger-kernel's layers in place of the model's own."""
+"""Value in `kernels`: liger-kernel's layers in place of the model's own."""
 
 LIGER_MODULE = "liger_kernel"
 
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Which model, which tokenizer, and how its weights are held."""
+    """Model weights, tokenizer, types and attention."""
 
     path: Annotated[str, ModelPath("revision", "base")] = ""
     """Model folder, run folder, hub id, or `tiny` (shipped, random weights)."""
@@ -46,27 +48,27 @@ class ModelConfig:
     """Branch, tag or commit of the hub id at `path`; empty takes its default branch."""
 
     base: Annotated[str, ModelPath("base_revision")] = ""
-    """With an adapter at `path`: the model it stands on, where that is no longer where the adapter
-    says."""
+    """With an adapter at `path`: its base model, where that is not found where the adapter names
+    it."""
 
     base_revision: str = ""
-    """Branch, tag or commit of the adapter's base; empty takes the one it was trained on."""
+    """Branch, tag or commit of the adapter's base; empty takes the one that it was trained on."""
 
     init: Literal["auto", "pretrained", "scratch"] = "auto"
-    """`pretrained` needs weights at `path`, `scratch` draws random ones from its config; `auto` is
-    `scratch` for `tiny` and `pretrained` for everything else."""
+    """`pretrained` loads the weights at `path`, `scratch` initializes random ones by its config;
+    `auto` is `scratch` for `tiny` and `pretrained` for everything else."""
 
     architecture: dict[str, Any] = field(default_factory=dict)
-    """With `init=scratch` and no `path`: a transformers config as keys, `model_type` first. Empty
-    takes an 8 M parameter Llama."""
+    """With `init=scratch` and no `path`: keys of a transformers config, `model_type` among them.
+    Empty takes a Llama of 8 M parameters."""
 
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the weights in the result folder; `auto` is the type they were computed in."""
+    """Type of the saved weights; `auto` is the compute type."""
 
     attention: Attention = "auto"
-    """`per_row` keeps flat rows apart without padding, and so do `flash_attention_2`,
-    `flash_attention_3` (where installed) and `flex_attention`, all on CUDA; `sdpa` and `eager`
-    pad. `auto` takes `per_row` where the load probe finds it exact, else `sdpa`."""
+    """Attention implementation. `per_row` computes concatenated rows without padding, and so do
+    `flash_attention_2`, `flash_attention_3` (where installed) and `flex_attention`, all on CUDA;
+    `sdpa` and `eager` pad. `auto` is `per_row` where a probe finds it exact, else `sdpa`."""
 
     tokenizer: Annotated[str, ModelPath("tokenizer_revision")] = ""
     """Tokenizer folder or hub id; empty takes the one at `path`."""
@@ -75,8 +77,8 @@ class ModelConfig:
     """Branch, tag or commit of the hub id at `tokenizer`."""
 
     tokenizer_vocab_size: Annotated[int, AtLeast(0)] = 0
-    """Train a byte-level BPE of this many tokens on the training text; needs `init=scratch` and at
-    least 261. 0 trains none, save that `init=scratch` without any tokenizer takes 8192."""
+    """Train a byte-level BPE tokenizer of this size on the training text; needs `init=scratch` and
+    at least 261. 0 trains none, except that `init=scratch` without any tokenizer takes 8192."""
 
     chat_template: Annotated[str, FilePath()] = ""
     """Jinja file that replaces the tokenizer's chat template."""
@@ -86,11 +88,11 @@ class ModelConfig:
 
     @property
     def from_scratch(self) -> bool:
-        """Whether the weights are drawn at random."""
+        """Whether the weights are initialized randomly."""
         return self.init == "scratch" or (self.init == "auto" and self.path == SHIPPED)
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """List contradictions, one line each."""
         found = check_revision("model.path", self.path, self.revision)
         if self.architecture and self.path:
             found.append(
@@ -125,7 +127,7 @@ class ModelConfig:
         found += check_not_encoder_decoder("model.path", self.path, self.revision)
         found += check_base_revision("model", self.path, self.base, self.base_revision)
         found += check_revision("model.tokenizer", self.tokenizer, self.tokenizer_revision)
-        module, origin = FLASH.get(self.attention, ("", ""))
+        module, origin = FLASH_PACKAGES.get(self.attention, ("", ""))
         if module and find_spec(module) is None:
             found.append(
                 f"model.attention: got {self.attention}, but {module} is not installed "
@@ -135,16 +137,16 @@ class ModelConfig:
 
     @property
     def positions(self) -> int | None:
-        """Longest row that the model takes, where that is known here."""
+        """Context length of the model, where it is known before loading."""
         config = model_checks.read_base_config(self.path, self.revision, self.base)
         return model_checks.max_positions(config or self.architecture)
 
     def not_a_language_model(self) -> list[str]:
-        """The line for a model that gives scores where one that writes is needed."""
+        """List the problem of a reward model where a language model is needed."""
         return check_not_reward_model("model.path", self.path, self.revision)
 
     def missing(self) -> list[str]:
-        """The line for a model that is not named and not made from nothing."""
+        """List the problem of a run without a model."""
         if self.path or self.init == "scratch":
             return []
         return [
@@ -155,35 +157,35 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class TrainedModelConfig(ModelConfig):
-    """A model that is trained."""
+    """Config of a model that is trained."""
 
     freeze: list[str] = field(default_factory=list)
-    """In full training: layers that stay as they are, as in `[embed_tokens, layers.0]`. They are
-    held and saved in the compute type."""
+    """In full training: modules that are not trained, as in `[embed_tokens, layers.0]`. They are
+    kept and saved in the compute type."""
 
 
-HELD = ("auto", "copy", "adapter_off", "stored", "none")
-"""What `model.reference` says of the model itself."""
+REFERENCE_CHOICES = ("auto", "copy", "adapter_off", "stored", "none")
+"""Values of `model.reference` that are not a path."""
 
 
 @dataclass(kw_only=True)
 class ComparedModelConfig(TrainedModelConfig):
-    """A model that is compared with a reference."""
+    """Config of a policy with a reference model."""
 
-    reference: Annotated[str, ModelPath("reference_revision", words=HELD)] = "auto"
-    """What the policy is held to: `copy`, a frozen copy in memory; `adapter_off`, the same weights
-    without the new adapter; `stored`, the model as it starts, its log-probs computed once; `none`;
-    or a model folder, run folder or hub id. `auto` is `adapter_off` with a new adapter, else
-    `stored`."""
+    reference: Annotated[str, ModelPath("reference_revision", words=REFERENCE_CHOICES)] = "auto"
+    """Reference model: `copy` is a frozen copy of the initial policy; `adapter_off` is the policy
+    without its new adapter; `stored` computes the initial policy's log-probs once; `none`
+    uses no reference; or a model folder, run folder or hub id. `auto` is `adapter_off` with a new
+    adapter, else `stored`."""
 
     reference_revision: str = ""
     """Branch, tag or commit of the hub id at `reference`."""
 
-    held: ClassVar[tuple[str, ...]] = HELD
-    """What `reference` says of the model itself; anything else is a path."""
+    reference_choices: ClassVar[tuple[str, ...]] = REFERENCE_CHOICES
+    """Values of `reference` that are not a path."""
 
     def reference_problems(self, adapter: str) -> list[str]:
-        """Contradictions of `reference`, one line each.
+        """List contradictions of `reference`, one line each.
 
         Args:
             adapter: `adapter.kind`.
@@ -193,53 +195,53 @@ class ComparedModelConfig(TrainedModelConfig):
                 "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
                 "take away. Try model.reference=auto"
             ]
-        meant = nearest(self.reference, self.held, 0.7)
-        if self.reference not in self.held and not isdir(self.reference) and meant:
+        meant = nearest(self.reference, self.reference_choices, 0.7)
+        if self.reference not in self.reference_choices and not isdir(self.reference) and meant:
             return [
                 f"model.reference: got {self.reference}, which is no folder here; need "
-                f"{', '.join(self.held)} or a model. Try model.reference={meant}"
+                f"{', '.join(self.reference_choices)} or a model. Try model.reference={meant}"
             ]
         if self.reference == SHIPPED:
             return [
                 f"model.reference: got {SHIPPED}, a shape with random weights; need a trained "
                 "model. Try model.reference=auto"
             ]
-        path = "" if self.reference in self.held else self.reference
+        path = "" if self.reference in self.reference_choices else self.reference
         return check_language_model("model.reference", path, self.reference_revision)
 
 
 @dataclass(kw_only=True)
 class AdapterConfig:
-    """Adapters: a few small trained matrices beside frozen weights."""
+    """LoRA adapters: small trained matrices beside frozen weights."""
 
     kind: Literal["none", "lora", "dora", "rslora"] = "none"
-    """`lora` is arXiv:2106.09685, `dora` adds magnitudes (arXiv:2402.09353), `rslora` scales by
-    alpha / sqrt(rank) (arXiv:2312.03732). `none` trains every weight, or goes on with the adapter
-    at `model.path`."""
+    """Kind of a new adapter: `lora` (arXiv:2106.09685), `dora` with trained magnitudes
+    (arXiv:2402.09353), or `rslora`, scaled by alpha / sqrt(rank) (arXiv:2312.03732). `none` trains
+    every weight, or continues the adapter at `model.path`."""
 
     rank: Annotated[int, AtLeast(1)] = 16
-    """Inner width of the matrices."""
+    """Rank r of the adapter's matrices."""
 
     alpha: Annotated[float, Above(0)] = 32.0
-    """The adapter's output is scaled by alpha / rank."""
+    """LoRA α: the adapter's output is scaled by alpha / rank."""
 
     dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
-    """Share of the adapter's inputs that are dropped in training. Above 0 the result depends on how
-    a step is cut into micro-batches."""
+    """Dropout rate of the adapter's inputs. Above 0 the result depends on the division of a step
+    into micro-batches."""
 
     targets: str | list[str] = "all-linear"
-    """Names of the layers that get one, as in `[q_proj, v_proj]`; `all-linear` takes every linear
-    layer but the output layer."""
+    """Names of the layers that are adapted, as in `[q_proj, v_proj]`; `all-linear` adapts every
+    linear layer but the output layer."""
 
     modules_to_save: list[str] = field(default_factory=list)
-    """Layers that are trained whole and saved beside the adapter, as in `[embed_tokens, norm]`."""
+    """Layers that are trained fully and saved beside the adapter, as in `[embed_tokens, norm]`."""
 
     start: Literal["continue", "stack", "merge"] = "continue"
-    """What becomes of the adapter that `model.path` brings: `continue` trains it on, `stack`
-    freezes it under a new one, `merge` adds it to the weights first."""
+    """Use of an adapter at `model.path`: `continue` trains it further, `stack` freezes it under a
+    new one, `merge` merges it into the base first."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """List contradictions, one line each."""
         if self.kind != "none":
             return [] if self.targets else [_NO_TARGETS]
         default = AdapterConfig()
@@ -260,81 +262,81 @@ _NO_TARGETS = (
 
 @dataclass(kw_only=True)
 class QuantConfig:
-    """Frozen weights in 4 or 8 bits, under a trained adapter (needs the extra `quant`)."""
+    """Quantization of frozen weights to 4 or 8 bits, under an adapter (needs the extra `quant`)."""
 
     kind: Literal["auto", "none", "nf4", "int8"] = "auto"
-    """`nf4` is QLoRA's 4-bit type (arXiv:2305.14314), `int8` is LLM.int8 (arXiv:2208.07339);
-    `auto` takes what the adapter at `model.path` was trained on, else `none`."""
+    """`nf4` is QLoRA's 4-bit type (arXiv:2305.14314), `int8` is LLM.int8 (arXiv:2208.07339); `auto`
+    is the quantization that the adapter at `model.path` was trained with, else `none`."""
 
     double: bool = True
-    """With `nf4`: quantize the scales too, which saves 0.4 bits a weight."""
+    """With `nf4`: quantize the scales too (double quantization), which saves 0.4 bits a weight."""
 
     output_layer: bool = False
-    """Pack the output layer too, which log-probs then unpack a tile at a time. Not where it shares
-    its weights with the input embeddings. With `quant.kind=auto` it is as the adapter at
-    `model.path` was trained."""
+    """Quantize the output layer too; log-probs dequantize it tile by tile. Not possible where it is
+    tied to the input embeddings. With `quant.kind=auto` it follows the adapter at
+    `model.path`."""
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """List contradictions, one line each."""
         if not self.output_layer or self.kind in ("nf4", "int8"):
             return []
         return [
-            f"quant.output_layer: got true with quant.kind={self.kind}; need what to pack it to, "
-            "nf4 or int8. Try quant=nf4"
+            f"quant.output_layer: got true with quant.kind={self.kind}; need nf4 or "
+            "int8. Try quant=nf4"
         ]
 
     def not_of_scores(self) -> list[str]:
-        """The line for what a reward model does not have."""
+        """List the problem of a setting that a reward model does not have."""
         if not self.output_layer:
             return []
         return [
             "quant.output_layer: got true for a reward model, whose output layer is one row and "
-            "stays whole. Try quant.output_layer=false"
+            "is not quantized. Try quant.output_layer=false"
         ]
 
 
 @dataclass(kw_only=True)
 class LoadConfig:
-    """What every command has that trains a model."""
+    """Config of loading a model to train; shared by all stages."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
 
     kernels: Literal["auto", "none"] | list[Literal["triton", "chunked", "eager", "liger"]] = "auto"
-    """What computes log-probs: `auto` takes the first of triton (CUDA), chunked and eager that runs
-    here; a list, as in `[chunked]`, allows only some of them; `none` is `[eager]`. And what
-    computes norms, gated activations and rotary positions: `auto` takes liger-kernel's (CUDA, extra
-    `kernels`) where it knows the model; a list with `liger` insists on it; `none` and other lists
-    take the model's own."""
+    """Kernels of log-probs: `auto` is the first of triton (CUDA), chunked and eager that runs; a
+    list, as in `[chunked]`, allows only those; `none` is `[eager]`. Kernels of norms, gated
+    activations and rotary embeddings: `auto` is liger-kernel's (CUDA, extra `kernels`) where it
+    supports the model; a list with `liger` requires it; `none` and other lists use the model's
+    own."""
 
     scores: ClassVar[bool] = False
-    """Whether the model gives scores, not text."""
+    """Whether the model is a reward model."""
 
     @property
     def brings_adapter(self) -> bool:
-        """Whether `model.path` is known here to be an adapter."""
+        """Whether `model.path` is known to be an adapter."""
         return is_adapter(self.model.path, self.model.revision)
 
     @property
     def may_bring_adapter(self) -> bool:
-        """Whether it is one, or on the hub and not known here."""
+        """Whether `model.path` is an adapter, or may be one on the hub."""
         return may_be_adapter(self.model.path, self.model.revision)
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether the weights themselves stay as they are."""
+        """Whether an adapter is trained on frozen weights."""
         kept = self.brings_adapter and self.adapter.start != "merge"
         return self.adapter.kind != "none" or kept
 
     @property
     def trains_weights(self) -> bool:
-        """Whether it is known here that no adapter is trained."""
+        """Whether it is known that no adapter is trained."""
         kept = self.may_bring_adapter and self.adapter.start != "merge"
         return self.adapter.kind == "none" and not kept
 
     def problems(self) -> list[str]:
-        """Contradictions, one line each."""
+        """List contradictions, one line each."""
         found = self.model.missing()
         if self.kernels == []:
             found.append("kernels: got []; need at least one. Try kernels=auto")
@@ -356,8 +358,8 @@ class LoadConfig:
             )
         if self.quant.kind in ("nf4", "int8") and self.trains_weights:
             found.append(
-                f"quant.kind: got {self.quant.kind} with full training, and packed weights have no "
-                "gradient; need an adapter. Try adapter=lora"
+                f"quant.kind: got {self.quant.kind} with full training, and quantized weights have "
+                "no gradient; need an adapter. Try adapter=lora"
             )
         if self.scores:
             found += self.quant.not_of_scores()

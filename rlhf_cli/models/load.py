@@ -1,8 +1,12 @@
-"""Load a model for its role, and say what was loaded and how."""
+"""Load a model by its role: policy, reward model, frozen model or generator.
+
+Quantization, adapters, types and attention are decided here, and printed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -11,221 +15,271 @@ from torch import nn
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attention_choice import (
+from rlhf_cli.models.attention import (
     PADDED,
+    describe_attention,
+    padded_attention,
     require_attention,
-    set_attention,
 )
-from rlhf_cli.models.base import (
-    SHAPES,
-    adopt_ends,
-    describe,
-    load_base,
-    random_base,
-    reads_forward,
-    scorer_fit,
+from rlhf_cli.models.base_model import (
+    BaseOptions,
+    adopt_stop_tokens,
+    allowed_reward_mismatch,
+    base_quantization,
+    build_random_model,
+    describe_weights,
+    is_causal,
+    load_base_model,
 )
-from rlhf_cli.models.checkpoint_keys import LANGUAGE_MODEL, Fit
-from rlhf_cli.models.config import (
-    AdapterConfig,
-    LoadConfig,
-    ModelConfig,
-    QuantConfig,
+from rlhf_cli.models.checks import AllowedMismatch
+from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
+from rlhf_cli.models.liger import apply_liger
+from rlhf_cli.models.local_base import prepare_base
+from rlhf_cli.models.parameters import (
+    cast_for_compute,
+    cast_params,
+    freeze_non_text_modules,
+    without_parameter_gradients,
 )
-from rlhf_cli.models.heads import read_head
-from rlhf_cli.models.layers import take_layers
-from rlhf_cli.models.modalities import freeze_other_parts
-from rlhf_cli.models.own_base import make_base
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import lower
-from rlhf_cli.models.quantize import is_quantized, packed_weight, quantization, to_eval
+from rlhf_cli.models.probes import probe
+from rlhf_cli.models.quantize import is_quantized, quantized_weight, set_eval_mode
+from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.source import Source, find_source
 from rlhf_cli.models.vocabulary import find_support
-from rlhf_cli.models.wrapper import ModelWrapper, describe_attention, padded_attention
+from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
 
 Role = TypeVar("Role", Policy, RewardModel)
 
 
-def load_policy(
-    cfg: LoadConfig, tokenizer: Any, ctx: RunContext, new_tokens: Sequence[int] = ()
-) -> Policy:
-    """The language model that is trained; as `load_trained`."""
-    return load_trained(Policy, cfg, tokenizer, ctx, new_tokens)
+@dataclass(frozen=True)
+class LoadInputs:
+    """What a model is loaded with beside its config.
+
+    Attributes:
+        tokenizer: gives the size of random weights, and of an extended vocabulary.
+        ctx: device, compute type and seed; a base that the run makes is written to its folder.
+        new_tokens: ids that were added to the tokenizer, whose embeddings are to be learned.
+    """
+
+    tokenizer: Any
+    ctx: RunContext
+    new_tokens: Sequence[int] = ()
 
 
-def load_reward_model(
-    cfg: LoadConfig,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int] = (),
-    *,
-    new_head: bool = True,
-) -> RewardModel:
-    """The reward model that is trained, with a new head on what is not one yet if that may be."""
-    return load_trained(RewardModel, cfg, tokenizer, ctx, new_tokens, new_head=new_head)
+def load_policy(cfg: LoadConfig, inputs: LoadInputs) -> Policy:
+    """Load the language model that is trained; see `load_trainable`."""
+    return load_trainable(Policy, cfg, inputs)
 
 
-def load_trained(
-    role: type[Role],
-    cfg: LoadConfig,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int] = (),
-    *,
-    new_head: bool = False,
-) -> Role:
-    """A model to train: on the device, dropout off, probed.
-
-    What is trained is fp32; what is frozen is read in the compute type, or in fewer bits.
+def load_reward_model(cfg: LoadConfig, inputs: LoadInputs, *, new_head: bool = True) -> RewardModel:
+    """Load the reward model that is trained; see `load_trainable`.
 
     Args:
-        role: what it is to give.
-        cfg: which weights, what is trained beside them, how frozen ones are held.
-        tokenizer: decides the size of random weights, and of a grown vocabulary.
-        ctx: device, compute type, seed; the run's own base is in its folder.
-        new_tokens: ids that were added to the tokenizer and have to be learned.
+        cfg: of the model.
+        inputs: tokenizer and run.
+        new_head: add a random head to a model without one.
+    """
+    return load_trainable(RewardModel, cfg, inputs, new_head=new_head)
+
+
+def load_trainable(
+    role: type[Role], cfg: LoadConfig, inputs: LoadInputs, *, new_head: bool = False
+) -> Role:
+    """Load a model to train: on the device, without dropout, probed.
+
+    Trained parameters are fp32; frozen ones are read in the compute type, or quantized.
+
+    Args:
+        role: class of the result.
+        cfg: the weights, the adapters, and the quantization of frozen weights.
+        inputs: tokenizer and run.
         new_head: a reward model's head may be missing; it is then random.
 
     Raises:
         ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
     """
-    source = make_base(cfg, tokenizer, ctx)
+    ctx = inputs.ctx
+    source = prepare_base(cfg, inputs.tokenizer, ctx)
     adapted = bool(source.adapters) or cfg.adapter.kind != "none"
     dtype = ctx.compute if adapted else torch.float32
-    fit = scorer_fit(source, new_head=new_head) if role is RewardModel else LANGUAGE_MODEL
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, new_tokens, dtype, fit)
-    loaded = _prepare(role, model, cfg, source, tokenizer, ctx, new_tokens)
+    allowed = allowed_reward_mismatch(source, new_head=new_head) if role is RewardModel else None
+    quantized = _choose_quantization(source, cfg.quant, role.kind)
+    model = _load_weights(role.kind, cfg.model, quantized, inputs, dtype, allowed)
+    loaded = _wrap(role, model, cfg, source, inputs)
     for param in loaded.parameters():
-        if param.requires_grad:  # PEFT copies layers that are trained whole in the base's type
+        if param.requires_grad:  # PEFT copies fully trained layers in the base's type
             param.data = param.data.float()
-    lower((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
-    set_attention(loaded, cfg, ctx.compute)
-    _tell(loaded, source.describe() or describe(cfg.model), ctx.compute)
+    cast_params((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
+    _set_attention(loaded, cfg, ctx.compute)
+    _report(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
     return loaded
 
 
-def load_frozen(role: type[Role], cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> Role:
-    """A model that is only measured: all of it frozen and in the compute type, and probed."""
-    source = make_base(cfg, tokenizer, ctx)
-    fit = scorer_fit(source) if role is RewardModel else LANGUAGE_MODEL
-    model = _weights(role, cfg.model, cfg.quant, source, tokenizer, ctx, (), ctx.compute, fit)
-    with muted():  # of training it
-        loaded = _prepare(role, model, cfg, source, tokenizer, ctx)
-        lower(loaded.requires_grad_(False).parameters(), ctx.compute)
-        set_attention(loaded, cfg, ctx.compute)
-    to_eval(loaded)
+def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
+    """Load a model that is only evaluated: frozen, in the compute type, probed.
+
+    Args:
+        role: class of the result.
+        cfg: the weights, and their quantization.
+        inputs: tokenizer and run; its new tokens are left out, since nothing learns them here.
+
+    Raises:
+        ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
+    """
+    inputs = replace(inputs, new_tokens=())
+    ctx = inputs.ctx
+    source = prepare_base(cfg, inputs.tokenizer, ctx)
+    allowed = allowed_reward_mismatch(source) if role is RewardModel else None
+    quantized = _choose_quantization(source, cfg.quant, role.kind)
+    model = _load_weights(role.kind, cfg.model, quantized, inputs, ctx.compute, allowed)
+    with muted():  # lines about training
+        loaded = _wrap(role, model, cfg, source, inputs)
+        cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
+        _set_attention(loaded, cfg, ctx.compute)
+    set_eval_mode(loaded)
     count = sum(p.numel() for p in loaded.parameters())
-    layout = "flat rows" if loaded.flat else "padded rows"
-    logger.info(f"model: {describe(cfg.model)}, {count:,} parameters, {layout}")
+    logger.info(f"model: {describe_weights(cfg.model)}, {count:,} parameters, {_layout(loaded)}")
     return loaded
 
 
-def _prepare(
-    role: type[Role],
-    model: Any,
-    cfg: LoadConfig,
-    source: Source,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int] = (),
+def load_generator(cfg: ModelConfig, quant: QuantConfig, inputs: LoadInputs) -> Any:
+    """Load a transformers model that only generates: in the compute type, with padded attention.
+
+    Args:
+        cfg: of the model.
+        quant: quantization of its base.
+        inputs: tokenizer and run; its new tokens are left out.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    inputs = replace(inputs, new_tokens=())
+    ctx = inputs.ctx
+    source = ModelSource("") if cfg.from_scratch else resolve_model(cfg)
+    quantized = _choose_quantization(source, quant, Policy.kind)
+    model = _load_weights(Policy.kind, cfg, quantized, inputs, ctx.compute)
+    if source.adapters:
+        from rlhf_cli.models.attach_adapters import attach_adapters  # PEFT: a second to import
+
+        adopt_stop_tokens(model, source)
+        model = attach_adapters(model, source, AdapterConfig(), ctx.seed).model
+    model = model.to(ctx.device).requires_grad_(False)
+    set_eval_mode(model)
+    cast_params(model.parameters(), ctx.compute)
+    model.set_attn_implementation(padded_attention(model))
+    logger.info(f"model: {source.describe() or describe_weights(cfg)}")
+    return model
+
+
+def _choose_quantization(source: ModelSource, quant: QuantConfig, kind: str) -> ModelSource:
+    """Return the source with the quantization of the config; `auto` keeps the source's own."""
+    if quant.kind != "auto":
+        source = replace(
+            source, quant=quant.kind, double=quant.double, output_layer=quant.output_layer
+        )
+    # a reward model has no output layer
+    return replace(source, output_layer=source.output_layer and kind == Policy.kind)
+
+
+def _load_weights(
+    kind: str,
+    cfg: ModelConfig,
+    source: ModelSource,
+    inputs: LoadInputs,
+    dtype: torch.dtype,
+    allowed: AllowedMismatch | None = None,
+) -> Any:
+    """Load the base of a source, quantized as the source says, or build random weights."""
+    ctx = inputs.ctx
+    if not source.base:
+        return build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+    options = BaseOptions(
+        kind=kind,
+        new_tokens=inputs.new_tokens,
+        adapters=source.adapters,
+        quantization=base_quantization(source, ctx.compute),
+        dtype=dtype,
+        device=ctx.device,
+        allowed=allowed,
+        seed=ctx.seed,
+    )
+    return load_base_model(cfg, source.folder, inputs.tokenizer, options)
+
+
+def _wrap(
+    role: type[Role], model: Any, cfg: LoadConfig, source: ModelSource, inputs: LoadInputs
 ) -> Role:
-    """A model in its role, on the device, in train mode, with its adapters in fp32."""
-    adopt_ends(model, source)
+    """Wrap a model for its role: on the device, in train mode, with adapters in fp32."""
+    ctx = inputs.ctx
+    adopt_stop_tokens(model, source)
     disable_dropout(model)
-    freeze_other_parts(model)
-    take_layers(model, cfg.kernels, ctx.device)
+    freeze_non_text_modules(model)
+    apply_liger(model, cfg.kernels, ctx.device)
     adapters = None
     if source.adapters or cfg.adapter.kind != "none":
-        from rlhf_cli.models.attach import attach  # PEFT: a second that others need not wait for
+        from rlhf_cli.models.attach_adapters import attach_adapters  # PEFT: a second to import
 
-        adapters = attach(model, source, cfg.adapter, ctx.seed, new_tokens)
-    packed = packed_weight(model.get_output_embeddings()) is not None
-    implementation, reason = choose(cfg.kernels, ctx.device, quantized=packed)
+        adapters = attach_adapters(model, source, cfg.adapter, ctx.seed, inputs.new_tokens)
+    quantized = quantized_weight(model.get_output_embeddings()) is not None
+    implementation, reason = choose(cfg.kernels, ctx.device, quantized=quantized)
     if role is Policy:
         logger.info(f"logprobs: {implementation.name} ({reason})")
-    flat = cfg.model.attention not in PADDED and reads_forward(model)
+    flat = cfg.model.attention not in PADDED and is_causal(model)
     require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
     if isinstance(loaded, Policy):
-        loaded.support = find_support(tokenizer, len(read_head(loaded.model).weight))
-    # before any pass: in eval mode bitsandbytes packs 4-bit weights for a kernel without gradients
+        loaded.support = find_support(inputs.tokenizer, len(read_head(loaded.model).weight))
+    # before any pass: in eval mode bitsandbytes repacks 4-bit weights for a kernel without
+    # gradients
     return loaded.train()
 
 
-def load_generator(cfg: ModelConfig, quant: QuantConfig, tokenizer: Any, ctx: RunContext) -> Any:
-    """A model that only writes: in the compute type, in eval mode, with padded attention."""
-    source = Source("") if cfg.from_scratch else find_source(cfg)
-    model = _weights(Policy, cfg, quant, source, tokenizer, ctx, (), ctx.compute, LANGUAGE_MODEL)
-    if source.adapters:
-        from rlhf_cli.models.attach import attach
+def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:
+    """Set the attention that the config asks for, and probe the model.
 
-        adopt_ends(model, source)
-        model = attach(model, source, AdapterConfig(), ctx.seed).model
-    model = model.to(ctx.device).requires_grad_(False)
-    to_eval(model)
-    lower(model.parameters(), ctx.compute)
-    model.set_attn_implementation(padded_attention(model))
-    logger.info(f"model: {source.describe() or describe(cfg)}")
-    return model
-
-
-def _weights(
-    role: type[ModelWrapper],
-    cfg: ModelConfig,
-    quant: QuantConfig,
-    source: Source,
-    tokenizer: Any,
-    ctx: RunContext,
-    new_tokens: Sequence[int],
-    dtype: torch.dtype,
-    fit: Fit,
-) -> Any:
-    """The base in a type, packed as the configuration or the adapter on it says."""
-    shape = SHAPES[role.kind]
-    if not source.base:
-        return random_base(cfg, tokenizer, ctx.seed, shape)
-    kind = source.quant if quant.kind == "auto" else quant.kind
-    double = source.double if quant.kind == "auto" else quant.double
-    output = source.output_layer if quant.kind == "auto" else quant.output_layer
-    output = output and role is Policy  # a reward model has none
-    compute = ctx.compute
-    packed = None if kind == "none" else quantization(kind, double, compute, output_layer=output)
-    return load_base(
-        cfg,
-        source.folder,
-        tokenizer,
-        shape,
-        new_tokens=new_tokens,
-        adapters=source.adapters,
-        quantized=packed,
-        dtype=dtype,
-        device=ctx.device,
-        fit=fit,
-        seed=ctx.seed,
-    )
+    Raises:
+        KernelError: the layers that `kernels` asks for are not exact.
+        ModelError: the attention is not exact.
+    """
+    attention = cfg.model.attention
+    if attention not in ("auto", "per_row"):
+        loaded.model.set_attn_implementation(attention)
+    with (
+        without_dropout(loaded),
+        cast_for_compute(loaded, compute),
+        without_parameter_gradients(loaded),
+    ):
+        probe(
+            loaded,
+            may_fall_back=attention == "auto",
+            may_drop_layers=cfg.kernels == "auto",
+        )
 
 
-def _tell(policy: ModelWrapper, name: str, compute: torch.dtype) -> None:
-    """One line: what is trained, what is frozen, and how much memory each takes."""
-    params = list(policy.parameters())
+def _report(loaded: ModelWrapper, name: str, compute: torch.dtype) -> None:
+    """Print what is trained, what is frozen and its size, the layout and the attention."""
+    params = list(loaded.parameters())
     trained = [p for p in params if p.requires_grad]
     frozen = sum(p.numel() * p.element_size() for p in params if not p.requires_grad)
     count = sum(p.numel() for p in trained)
-    held = f"{count:,} parameters trained"
-    if policy.adapters is not None:
-        packed = " (quantized)" if is_quantized(policy.model) else ""
-        kind = policy.adapters.describe()
-        held += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{packed}"
-    layout = "flat rows" if policy.flat else "padded rows"
-    attention = describe_attention(policy, compute)
-    said = policy.kind.replace("causal_lm", "policy").replace("_", " ")
-    logger.info(f"{said}: {name}, {held}, {layout}, attention {attention}")
+    summary = f"{count:,} parameters trained"
+    if loaded.adapters is not None:
+        quantized = " (quantized)" if is_quantized(loaded.model) else ""
+        kind = loaded.adapters.describe()
+        summary += f" as {kind}, {frozen / 1e6:,.1f} MB frozen{quantized}"
+    attention = describe_attention(loaded.model, loaded.device, compute)
+    role = loaded.kind.replace("causal_lm", "policy").replace("_", " ")
+    logger.info(f"{role}: {name}, {summary}, {_layout(loaded)}, attention {attention}")
 
 
-def recompute_activations(policy: ModelWrapper) -> None:
-    """Keep one vector a layer and token for the backward pass and compute the rest again."""
+def _layout(loaded: ModelWrapper) -> str:
+    return "flat rows" if loaded.flat else "padded rows"
+
+
+def enable_activation_checkpointing(policy: ModelWrapper) -> None:
+    """Keep one vector a layer and token for the backward pass, and recompute the rest."""
     model = policy.model
     arguments: dict[str, Any] = {"use_reentrant": False}  # the other kind loses adapters' gradients
     if policy.adapters is not None:
@@ -237,7 +291,7 @@ def recompute_activations(policy: ModelWrapper) -> None:
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Off everywhere: the same rows then always give the same log-probs."""
+    """Set every dropout rate to 0, so that the same rows always give the same log-probs."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -247,14 +301,14 @@ def disable_dropout(model: nn.Module) -> None:
 
 
 def context_length(model: Any) -> int | None:
-    """Longest row that the model's positions allow, where its config says."""
+    """Return the longest row that the model's positions allow, where its config says."""
     config = model.config.get_text_config()
     length = getattr(config, "max_position_embeddings", None)
     return int(length) - _first_position(model) if length and length > 0 else None  # XLNet: -1
 
 
 def _first_position(model: Any) -> int:
-    """RoBERTa and its kin count positions from behind that of padding."""
+    """Return the first position; RoBERTa and its relatives count from the padding id + 1."""
     for name, module in model.named_modules():
         if (
             name.endswith("position_embeddings")

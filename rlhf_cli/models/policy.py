@@ -1,4 +1,4 @@
-"""A language model by the log-probabilities it gives to tokens."""
+"""The policy: a causal language model as a function from rows to token log-probabilities."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.lm_head import RouterLoad, Support, TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
-from rlhf_cli.models.heads import Tap, read_head
-from rlhf_cli.models.router import routed
+from rlhf_cli.models.router import routing_sums
 from rlhf_cli.models.value_model import ValueModel
-from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.models.wrapper import HiddenStateHook, ModelWrapper, read_head
 
 
 class Policy(ModelWrapper):
-    """A causal language model seen as a function from rows to token log-probabilities.
+    """A causal language model that computes log-probabilities of tokens.
 
     Attributes:
-        value_model: the value model beside it, where the policy is trained with one.
-        support: the ids that it can draw, where the tokenizer has no token for some rows of the
-            output layer; else none.
+        value_model: trained beside the policy in PPO; else none.
+        support: token ids that sampling can give, where the tokenizer has no token for some rows of
+            the output layer; else none.
     """
 
     kind = "causal_lm"
-    gives = "log-probs"
+    output_name = "log-probs"
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
-        self.tap = Tap(self.output_layer, through=slice(0))  # logits of a whole batch never exist
+        # keeps no position: the logits of a whole batch are never computed
+        self.hook = HiddenStateHook(self.output_layer, keep=slice(0))
         self.value_model: ValueModel | None = None
         self.support: Support | None = None
 
     @property
     def output_layer(self) -> nn.Module:
-        """The layer whose outputs are logits."""
+        """The layer that maps hidden states to logits."""
         layer = self.model.get_output_embeddings()
         if layer is None:
             name = type(self.model).__name__
@@ -55,17 +55,16 @@ class Policy(ModelWrapper):
         temperature: float = 1.0,
         sampled: bool = False,
     ) -> TokenLogprobs:
-        """Log-probability of each scored token of the rows.
+        """Compute the log-probability of each scored token.
 
         Args:
             rows: on this policy's device.
-            role: `policy`, or a role whose adapters stand on the same base.
-            want: as in `token_logprobs`, `value` for the value model's values, and `router` for how
-                the rows were routed to experts.
+            role: `policy`, or another role with adapters on the same base.
+            want: as in `token_logprobs`; also `value` for the value model's values and `router` for
+                the routing of the rows' tokens to experts.
             temperature: > 0; divides the logits.
-            sampled: under the distribution that responses are drawn from, in which ids without a
-                token have no probability. Else under that of all rows of the output layer, which is
-                what a model is trained and measured with.
+            sampled: normalize over the ids that sampling can give (`support`), not over all rows of
+                the output layer. Training and evaluation use all rows.
 
         Returns:
             [S] values, one for each of `rows.scored`.
@@ -75,8 +74,8 @@ class Policy(ModelWrapper):
             ValueError: `value` is wanted of a policy without value model.
         """
         wanted = set(want)
-        with self.playing(role):
-            hidden, router = self._pass(rows, rows.scored, "router" in wanted)
+        with self.use_adapters(role):
+            hidden, router = self._run_to_hidden(rows, rows.scored, "router" in wanted)
             head, targets = read_head(self.model), rows.targets
             if sampled and self.support is not None:
                 head, targets = self.support.compact(head, targets)
@@ -93,43 +92,49 @@ class Policy(ModelWrapper):
             return found
         if self.value_model is None:
             raise ValueError("want: got value of a policy without value model")
-        return replace(found, value=self.value_model(self, rows, lambda: hidden))
 
-    def expected(self, rows: TokenBatch) -> Tensor:
-        """[S] fp32: the values at the scored positions, without the output layer.
+        def hidden_states(adapters: str) -> Tensor:
+            return hidden if adapters == "policy" else self._role_hidden_states(adapters, rows)
 
-        The `value` of `forward`; the policy's layers run only for a value model that reads them.
+        return replace(found, value=self.value_model(rows, hidden_states))
+
+    def values(self, rows: TokenBatch) -> Tensor:
+        """Compute the values [S], fp32, of the scored positions, without the output layer.
+
+        They are the `value` of `forward`. The policy's layers run only for a value model that uses
+        their hidden states.
 
         Raises:
             ValueError: the policy has no value model.
         """
         if self.value_model is None:
-            raise ValueError("expected: asked of a policy without value model")
-        with self.playing("policy"):
-            found: Tensor = self.value_model(
-                self, rows, lambda: self.hidden_states(rows, rows.scored)
-            )
+            raise ValueError("values: asked of a policy without value model")
+        found: Tensor = self.value_model(rows, lambda role: self._role_hidden_states(role, rows))
         return found
 
     def hidden_states(self, rows: TokenBatch, positions: Tensor) -> Tensor:
-        """[P, d]: what the output layer would be given at some positions of the rows."""
-        return self._pass(rows, positions, routes=False)[0]
+        """Compute the inputs [P, d] of the output layer at some positions of the rows."""
+        return self._run_to_hidden(rows, positions, routing=False)[0]
 
-    def _pass(
-        self, rows: TokenBatch, positions: Tensor, routes: bool
+    def _role_hidden_states(self, role: str, rows: TokenBatch) -> Tensor:
+        with self.use_adapters(role):
+            return self.hidden_states(rows, rows.scored)
+
+    def _run_to_hidden(
+        self, rows: TokenBatch, positions: Tensor, routing: bool
     ) -> tuple[Tensor, RouterLoad | None]:
-        """Hidden states at some positions of the rows, and how their tokens were routed."""
-        with self.tap.open() as tap:
-            output, place = self._run(rows)
-            hidden = place.take(tap.caught, positions)
-        return hidden, routed(output, place, rows, self.model) if routes else None
+        """Compute hidden states at some positions, and the routing of the rows' tokens."""
+        with self.hook.open() as hook:
+            output, index = self._run(rows)
+            hidden = index.take(hook.hidden, positions)
+        return hidden, routing_sums(output, index, rows, self.model) if routing else None
 
-    def values(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
-        """[S] log-probs, nats, and their rows."""
+    def probe_outputs(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Compute log-probs [S], nats, and the row of each."""
         return self(rows).logp, rows.row_of_scored
 
-    def plain_values(self, row: Tensor) -> Tensor:
-        """[T - 1] log-probs, nats, of a row's tokens but the first."""
+    def plain_outputs(self, row: Tensor) -> Tensor:
+        """Compute log-probs [T - 1], nats, of a row's tokens but the first, by transformers."""
         logits = self.model(input_ids=row[None], use_cache=False).logits[0]
         logprobs: Tensor = logits.float().log_softmax(-1)[:-1]
         return logprobs.gather(1, row[1:, None]).squeeze(1)

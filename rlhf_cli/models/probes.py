@@ -1,8 +1,8 @@
-"""Checks at load: our own path through the model against the model's plain forward pass.
+"""Probes at load: compare a `ModelWrapper` with the model's own forward pass in transformers.
 
-A few short rows before training, in the type and with the attention kernel that will run. What
-fails is refused by name or falls back with the reason: some architectures ignore the row layout and
-let rows see each other in silence.
+They compute a few short rows in the type and with the attention that training will use. A model
+that fails is refused, or falls back with the reason printed: some architectures ignore the row
+layout and silently let rows see each other.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import precision_name
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import KernelError, ModelError, first_line
-from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.layers import drop_layers, own_layers, taken
+from rlhf_cli.models.attention import ATTENTION, describe_attention, padded_attention
+from rlhf_cli.models.batch_layout import MIN_SHARED_TOKENS, build_flat_batch, pad
+from rlhf_cli.models.liger import liger_layers, remove_liger, without_liger
 from rlhf_cli.models.quantize import is_quantized
-from rlhf_cli.models.sharing import LEAST, lay_out
-from rlhf_cli.models.wrapper import ModelWrapper, describe_attention, pad, padded_attention
+from rlhf_cli.models.wrapper import ModelWrapper
 
 TOLERANCE = 1e-4
-"""fp32, of `_distance`; rounding is under 1e-5."""
+"""Largest `_distance` in fp32, where rounding is under 1e-5."""
 
 ROUNDED_TOLERANCE = 0.15
-"""bf16 and packed weights, of `_distance`: the same rows in another order round anew.
+"""Largest `_distance` in bf16 or with quantized weights, where another order rounds anew.
 
-Rounding is under 0.015 in models of 2 layers and under 0.05 in one of 30. A softmax whose scale is
-off by a fifth is 0.17 in log-probs and 0.4 in gradients, a row that sees another 0.3 to 1.
+Rounding is under 0.015 in models of 2 layers and under 0.05 in one of 30. A softmax scale that is
+off by a fifth gives 0.17 in log-probs and 0.4 in gradients, a row that sees another 0.3 to 1.
 """
 
-LEAST_SPREAD = 0.01
-"""Of the size of log-probs: what they differ by, at least; a model can give all tokens the same."""
+MIN_SPREAD = 0.01
+"""Least spread of log-probs, as a share of their norm; a model can give all tokens the same."""
 
 
 def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = True) -> None:
-    """Compare what the model gives here, and gradients, with the plain model; print one line.
+    """Compare outputs and gradients with the plain model's; print one line.
 
     Args:
         policy: its parameters are in the types of the forward passes to come.
-        may_fall_back: pad instead where flat rows are not exact.
-        may_drop_layers: take the model's own layers instead where liger's are not exact.
+        may_fall_back: pad the rows where flat rows are not exact.
+        may_drop_layers: use the model's own layers where liger's are not exact.
 
     Raises:
-        KernelError: what liger's layers give is not what the model's own do.
-        ModelError: what the model gives cannot be reproduced.
+        KernelError: liger's layers are not exact, and may not be dropped.
+        ModelError: the outputs differ from the plain model's.
     """
     rows = probe_rows(policy.model.config.get_text_config().vocab_size, policy.device)
     problem = _compare_layers(policy, rows, may_drop=may_drop_layers)
@@ -60,19 +60,19 @@ def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = 
         name = type(policy.model).__name__
         advice = "" if may_fall_back else ". Try model.attention=auto"
         raise ModelError(
-            f"model.path: {name} gives other {policy.gives} here than in its own forward pass "
-            f"({problem}), so it cannot be trained{advice}"
+            f"model.path: {name} gives other {policy.output_name} here than in its own forward "
+            f"pass ({problem}), so it cannot be trained{advice}"
         )
     dtype = policy.model.get_input_embeddings().weight.dtype
-    said = f"{precision_name(dtype)} with attention {describe_attention(policy, dtype)}"
-    logger.info(
-        f"probe: {policy.gives} and gradients equal the model's own in {said}; rows kept apart"
-    )
-    policy.shares = _shares(policy)
+    attention = describe_attention(policy.model, policy.device, dtype)
+    said = f"{precision_name(dtype)} with attention {attention}"
+    outputs = f"{policy.output_name} and gradients"
+    logger.info(f"probe: {outputs} equal the model's own in {said}; rows kept apart")
+    policy.shares_prefixes = _can_share_prefixes(policy)
 
 
-def _shares(policy: ModelWrapper) -> bool:
-    """Whether what the rows of an example begin with alike can be computed once; told where not."""
+def _can_share_prefixes(policy: ModelWrapper) -> bool:
+    """Probe whether a shared prefix can be computed once; print a reason where it cannot."""
     config = policy.model.config.get_text_config()
     pair = probe_pair(config.vocab_size, policy.device)
     room = getattr(config, "max_position_embeddings", None) or len(pair.tokens)
@@ -88,7 +88,7 @@ def _shares(policy: ModelWrapper) -> bool:
 
 
 def probe_rows(vocab_size: int, device: torch.device) -> TokenBatch:
-    """Three short rows of different lengths, every position scored."""
+    """Build three short rows of different lengths, every position scored."""
     lengths = torch.tensor([5, 9, 7])
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocab_size, (int(lengths.sum()),), generator=generator)
@@ -99,46 +99,53 @@ def probe_rows(vocab_size: int, device: torch.device) -> TokenBatch:
 
 
 def probe_pair(vocab_size: int, device: torch.device) -> TokenBatch:
-    """Two rows of one example that begin alike, every position scored."""
+    """Build two rows of one example with a shared prefix, every position scored."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocab_size, (LEAST + 11,), generator=generator)
-    first, second = tokens[: LEAST + 4], torch.cat([tokens[:LEAST], tokens[LEAST + 4 :]])
+    tokens = torch.randint(0, vocab_size, (MIN_SHARED_TOKENS + 11,), generator=generator)
+    first, second = (
+        tokens[: MIN_SHARED_TOKENS + 4],
+        torch.cat([tokens[:MIN_SHARED_TOKENS], tokens[MIN_SHARED_TOKENS + 4 :]]),
+    )
     lengths = torch.tensor([len(first), len(second)])
-    scored = torch.cat([torch.arange(LEAST + 3), torch.arange(LEAST + 6) + LEAST + 4])
+    scored = torch.cat(
+        [
+            torch.arange(MIN_SHARED_TOKENS + 3),
+            torch.arange(MIN_SHARED_TOKENS + 6) + MIN_SHARED_TOKENS + 4,
+        ]
+    )
     rows = TokenBatch(torch.cat([first, second]), lengths, scored, torch.zeros(2, dtype=torch.long))
     return rows.to(device)
 
 
 def _compare_layers(policy: ModelWrapper, rows: TokenBatch, *, may_drop: bool) -> str:
-    """What differs, or empty; where it is liger's doing, its layers are dropped.
+    """Compare outputs; drop liger's layers where they alone differ. Return the problem, or empty.
 
     Raises:
-        KernelError: it is, and they may not be.
+        KernelError: liger's layers differ and may not be dropped.
     """
     problem = _compare(policy, rows)
-    if not problem or not taken(policy.model):
+    if not problem or not liger_layers(policy.model):
         return problem
-    with own_layers(policy.model):
+    with without_liger(policy.model):
         if _compare(policy, rows):
             return problem
     if not may_drop:
         raise KernelError(
-            f"kernels: liger's {taken(policy.model)} are not exact here ({problem}). "
+            f"kernels: liger's {liger_layers(policy.model)} are not exact here ({problem}). "
             "Try kernels=auto"
         )
-    logger.info(
-        f"probe: liger's {taken(policy.model)} are not exact ({problem}); the model's own instead"
-    )
-    drop_layers(policy.model)
+    replaced = liger_layers(policy.model)
+    logger.info(f"probe: liger's {replaced} are not exact ({problem}); the model's own instead")
+    remove_liger(policy.model)
     return ""
 
 
 def _compare(policy: ModelWrapper, rows: TokenBatch) -> str:
-    """What differs, or empty."""
-    index = lay_out(rows, share=True).index
+    """Compare outputs and gradients of rows; return what differs, or empty."""
+    index = build_flat_batch(rows, share=True).index
     try:
         with embedded(policy) as inputs:
-            ours, row_of_value = policy.values(rows)
+            ours, row_of_value = policy.probe_outputs(rows)
         gradient = gradient_at(inputs, ours, retain=True)
         if not policy.flat:
             gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
@@ -150,25 +157,25 @@ def _compare(policy: ModelWrapper, rows: TokenBatch) -> str:
         raise
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         return f"{type(error).__name__}: {first_line(error)}"
-    ours = ours.detach()  # and with it the activations, before the plain pass makes its own
-    plain, whole = plain_values(policy, rows)
-    if index is not None:  # what is computed once has the gradients of all that follows it
+    ours = ours.detach()  # frees the activations before the plain pass makes its own
+    plain, whole = plain_outputs(policy, rows)
+    if index is not None:  # a shared prefix has the gradients of all rows that continue it
         whole = torch.zeros_like(gradient).index_add_(0, index, whole)
-    return unlike((ours, gradient), (plain, whole), policy.gives, tolerance(policy))
+    return unlike((ours, gradient), (plain, whole), policy.output_name, tolerance(policy))
 
 
 def tolerance(policy: ModelWrapper) -> float:
-    """How far values may be apart, relative to their size, for the types they are computed in."""
+    """Return the largest relative difference that the model's types allow."""
     layer = policy.model.get_input_embeddings()
     rounded = is_quantized(policy.model) or layer.weight.dtype != torch.float32
     return ROUNDED_TOLERANCE if rounded else TOLERANCE
 
 
 def unlike(
-    ours: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor], gives: str, tolerance: float
+    ours: tuple[Tensor, Tensor], plain: tuple[Tensor, Tensor], output_name: str, tolerance: float
 ) -> str:
-    """What differs of values and gradients, or empty."""
-    for name, got, expected in zip((gives, "gradient"), ours, plain, strict=True):
+    """Compare outputs and gradients; return what differs, or empty."""
+    for name, got, expected in zip((output_name, "gradient"), ours, plain, strict=True):
         off = _distance(got.detach(), expected.detach(), around_mean=name == "log-probs")
         if not off <= tolerance:
             return f"{name} differ by {off:.1e}, more than {tolerance:g}"
@@ -176,23 +183,23 @@ def unlike(
 
 
 def _distance(got: Tensor, expected: Tensor, *, around_mean: bool) -> float:
-    """The norm of the difference, relative to that of what is expected.
+    """Compute the norm of the difference, relative to that of the expected values.
 
     Args:
         got: any shape.
         expected: the same shape.
-        around_mean: relative to how much the values differ among themselves. Log-probs of a model
-            that knows little all lie near -ln V, which no fault of the layers moves.
+        around_mean: relative to the spread of the expected values. Log-probs of an untrained model
+            all lie near -ln V, which no error of the layers changes.
     """
     size = expected.norm()
     if around_mean:
-        size = torch.maximum((expected - expected.mean()).norm(), LEAST_SPREAD * size)
+        size = torch.maximum((expected - expected.mean()).norm(), MIN_SPREAD * size)
     return float((got - expected).norm() / size.clamp(min=1e-12))
 
 
 @contextmanager
 def embedded(policy: ModelWrapper) -> Iterator[list[Tensor]]:
-    """The embedded tokens of each forward pass inside, as inputs that have a gradient."""
+    """Collect the embedded tokens of each forward pass inside the context, as leaf tensors."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
@@ -207,18 +214,19 @@ def embedded(policy: ModelWrapper) -> Iterator[list[Tensor]]:
 
 
 def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
-    """Whether the last row's values have any gradient at tokens before its start.
+    """Return whether the last row's outputs have a gradient at tokens before its start.
 
-    Exact where values are not: with random weights a leak can be smaller than the tolerance.
+    Exact where outputs are not: with random weights a leak can be smaller than the tolerance.
     """
     (gradient,) = torch.autograd.grad(values.sum(), embedded)
     return bool(gradient[0, :start].any())
 
 
-def plain_values(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:
-    """Values and gradients of each row alone, by the model's own forward pass.
+def plain_outputs(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:
+    """Compute outputs and gradients of each row alone, by the model's own forward pass.
 
-    Its own attention and layers compute. Each row's activations are freed before the next.
+    It uses transformers' attention and the model's own layers. The activations of each row are
+    freed before the next.
     """
     model = policy.model
     attention = model.config._attn_implementation
@@ -228,8 +236,8 @@ def plain_values(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor
         values: list[Tensor] = []
         gradients: list[Tensor] = []
         for row in rows.tokens.split(rows.row_lengths):
-            with own_layers(model), embedded(policy) as inputs:
-                found = policy.plain_values(row)
+            with without_liger(model), embedded(policy) as inputs:
+                found = policy.plain_outputs(row)
             gradients.append(gradient_at(inputs, found, first=sum(map(len, values)) + 1))
             values.append(found.detach())
         return torch.cat(values), torch.cat(gradients)
@@ -240,13 +248,13 @@ def plain_values(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor
 def gradient_at(
     embedded: list[Tensor], values: Tensor, *, first: int = 1, retain: bool = False
 ) -> Tensor:
-    """[N, d]: of a weighted sum, so that errors of different rows do not cancel.
+    """Compute the gradient [N, d] of a weighted sum, so that errors of rows do not cancel.
 
     Args:
         embedded: inputs [B, T, d].
-        values: [V].
-        first: weight of the first value; each later one weighs one more.
-        retain: the graph is needed once more.
+        values: outputs [V].
+        first: weight of the first output; each later one weighs one more.
+        retain: keep the graph for another backward pass.
     """
     weights = torch.arange(first, first + len(values), device=values.device, dtype=values.dtype)
     gradients = torch.autograd.grad((values * weights).sum(), embedded, retain_graph=retain)

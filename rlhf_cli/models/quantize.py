@@ -1,9 +1,12 @@
-"""Frozen weights in 4 or 8 bits, by bitsandbytes."""
+"""Quantized base weights, 4-bit NF4 and 8-bit LLM.int8, by bitsandbytes."""
 
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,22 +16,24 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.lm_head import EightBitWeight, FourBitWeight, QuantizedWeight
-from rlhf_cli.models.unpacking import mend_unpacking
 
-# It tells at every product that int8 casts its inputs, and that faster kernels could be fetched.
+# It warns at every product that int8 casts its inputs, and that faster kernels could be downloaded.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+DEQUANTIZE_OP = "bitsandbytes::dequantize_4bit"
+LIBRARY = torch.library.Library("bitsandbytes", "IMPL")
 
-def quantization(
+
+def quantization_config(
     kind: str, double: bool, compute: torch.dtype, *, output_layer: bool = False
 ) -> BitsAndBytesConfig:
-    """What transformers is told to quantize a model with.
+    """Build transformers' config for quantized loading.
 
     Args:
         kind: `nf4` or `int8`.
-        double: pack the scales of 4-bit weights too.
-        compute: type of the products with 4-bit weights, which are unpacked for each.
-        output_layer: pack the output layer too; else it stays as it is.
+        double: quantize the scales of 4-bit weights too.
+        compute: type of the products with 4-bit weights, which are dequantized for each.
+        output_layer: quantize the output layer too.
 
     Raises:
         ModelError: bitsandbytes is not installed.
@@ -37,78 +42,81 @@ def quantization(
         raise ModelError(
             f"quant.kind: got {kind}, which needs bitsandbytes. Try pip install 'rlhf-cli[quant]'"
         )
-    mend_unpacking()
+    patch_dequantize()
     return BitsAndBytesConfig(
         load_in_4bit=kind == "nf4",
         load_in_8bit=kind == "int8",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=compute,
-        llm_int8_skip_modules=[] if output_layer else None,  # none given: what transformers skips
+        llm_int8_skip_modules=[] if output_layer else None,  # None: transformers' own choice
     )
 
 
-def packs_output(config: BitsAndBytesConfig | None) -> bool:
-    """Whether a model is to be quantized with its output layer."""
+def quantizes_output_layer(config: BitsAndBytesConfig | None) -> bool:
+    """Return whether a config quantizes the output layer too."""
     return config is not None and config.llm_int8_skip_modules == []
 
 
-def require_own_output(base: str, config: Any, new_tokens: Sequence[int]) -> None:
-    """Refuse a model whose output layer is not its own, or is to be trained, before it is loaded.
+def require_quantizable_output(base: str, config: Any, new_tokens: Sequence[int]) -> None:
+    """Refuse an output layer that is tied to the embeddings or trained, before loading.
 
     Args:
-        base: where it is.
+        base: folder or hub id, for the message.
         config: of transformers.
         new_tokens: ids whose rows of the output layer are trained beside an adapter.
 
     Raises:
-        ModelError: says why it cannot be packed.
+        ModelError: says why it cannot be quantized.
     """
     if config.get_text_config().tie_word_embeddings:
-        raise _unpackable(base, "shares its weights with the input embeddings, which stay whole")
+        raise _unquantizable(
+            base, "shares its weights with the input embeddings, which are not quantized"
+        )
     if new_tokens:
-        raise _unpackable(base, f"has {len(new_tokens)} new tokens to learn, so it is trained")
+        raise _unquantizable(base, f"has {len(new_tokens)} new tokens to learn, so it is trained")
 
 
-def require_packed_output(base: str, model: Any) -> None:
-    """Refuse a model whose output layer bitsandbytes has left whole, or packed across its rows.
+def require_quantized_output(base: str, model: Any) -> None:
+    """Refuse an output layer that bitsandbytes did not quantize, or not row by row.
 
     Raises:
-        ModelError: says what is in the way.
+        ModelError: says why.
     """
     layer = model.get_output_embeddings()
     state = getattr(getattr(layer, "weight", None), "quant_state", None)
     if state is not None and state.shape[-1] % state.blocksize:
         width, block = state.shape[-1], state.blocksize
-        raise _unpackable(base, f"is {width} wide; 4 bits need a multiple of {block}")
-    if packed_weight(layer) is None:
-        raise _unpackable(base, f"is none that bitsandbytes packs ({type(layer).__name__})")
+        raise _unquantizable(base, f"is {width} wide; 4 bits need a multiple of {block}")
+    if quantized_weight(layer) is None:
+        raise _unquantizable(base, f"is none that bitsandbytes quantizes ({type(layer).__name__})")
 
 
-def _unpackable(base: str, reason: str) -> ModelError:
+def _unquantizable(base: str, reason: str) -> ModelError:
     return ModelError(
         f"quant.output_layer: got true, and the output layer of {base} {reason}. "
         "Try quant.output_layer=false"
     )
 
 
-def packed_weight(layer: Any) -> QuantizedWeight | None:
-    """The weight of a layer that bitsandbytes has packed; none of any other layer."""
+def quantized_weight(layer: Any) -> QuantizedWeight | None:
+    """Return the weight of a layer that bitsandbytes has quantized; none for any other layer."""
     weight: Any = getattr(layer, "weight", None)
     state = getattr(weight, "quant_state", None)
     if state is not None:
         if getattr(state, "packing_format_for_cpu", False):
-            raise RuntimeError("the output layer was packed anew for the CPU; see `to_eval`")
+            raise RuntimeError("the output layer was repacked for the CPU; see `set_eval_mode`")
         values = weight.data.view(torch.uint8).view(state.shape[0], -1)
         return FourBitWeight(values, _scales(state).view(len(values), -1), state.quant_type)
     if getattr(weight, "dtype", None) == torch.int8:
-        held = layer.state if weight.SCB is None else weight  # it moves in the first forward pass
-        return EightBitWeight(weight.data, held.SCB)
+        # the scales move from the weight to the state in the first forward pass
+        owner = layer.state if weight.SCB is None else weight
+        return EightBitWeight(weight.data, owner.SCB)
     return None
 
 
 def _scales(state: Any) -> Tensor:
-    """[blocks] fp32; one for 64 values, so they are all unpacked at once."""
+    """Dequantize all scales [blocks], fp32, at once; there is one for each 64 values."""
     from bitsandbytes.functional import dequantize_blockwise  # an extra, and slow to import
 
     scales: Tensor = state.absmax
@@ -118,15 +126,15 @@ def _scales(state: Any) -> Tensor:
 
 
 def is_quantized(model: Any) -> bool:
-    """Whether any weight is held in fewer bits than it is computed in."""
+    """Return whether any weight is quantized."""
     return bool(getattr(model, "is_quantized", False))
 
 
-def to_eval(model: nn.Module) -> None:
-    """Put a model that is not trained in eval mode, where 4-bit weights are repacked for the CPU.
+def set_eval_mode(model: nn.Module) -> None:
+    """Put a model that is not trained in eval mode, where bitsandbytes repacks 4-bit CPU weights.
 
-    Rows of weights that are no whole number of blocks stay as they are: bitsandbytes fails to
-    repack them. So does an output layer, whose rows are read as they were packed first.
+    Two kinds of layers stay in train mode: those whose rows are no multiple of a block, which
+    bitsandbytes fails to repack, and the output layer, whose rows are read in the first format.
     """
     model.eval()
     wholes = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
@@ -135,3 +143,49 @@ def to_eval(model: nn.Module) -> None:
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         if state is not None and (state.shape[-1] % state.blocksize or module in outputs):
             module.train()
+
+
+@cache
+def patch_dequantize() -> None:
+    """Work around a bug of bitsandbytes 0.50: dequantize 4-bit CPU weights of any width.
+
+    64 consecutive values share a scale, across the borders of rows. The CPU kernel starts a new
+    scale with each row, so that rows of 288 get the scales of other values: silently twice the
+    error of 4 bits. As one long row it dequantizes them right.
+    """
+    import bitsandbytes  # noqa: F401  (it registers the operation)
+
+    if _dequantizes_any_width():
+        return
+    kernel = torch.library.get_kernel(DEQUANTIZE_OP, "CPU")
+
+    def dequantize(
+        keys: Any,
+        quantized: Tensor,
+        scales: Tensor,
+        block: int,
+        kind: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        whole = [1, math.prod(shape)] if shape[-1] % block else shape
+        found: Tensor = kernel.call_boxed(keys, quantized, scales, block, kind, whole, dtype)
+        return found.view(*shape)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a kernel is replaced
+        LIBRARY.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
+
+
+def _dequantizes_any_width() -> bool:
+    """Return whether two rows of one and a half blocks come back as one row of three does."""
+    from bitsandbytes.functional import quantize_4bit
+
+    weight = torch.linspace(-1, 1, 192).square().view(2, 96)
+    quantized, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    dequantize = torch.ops.bitsandbytes.dequantize_4bit.default
+    rows, row = (
+        dequantize(quantized, state.absmax, 64, "nf4", shape, torch.float32)
+        for shape in ([2, 96], [1, 192])
+    )
+    return bool(torch.equal(rows.flatten(), row.flatten()))

@@ -1,7 +1,7 @@
-"""How evenly the routers of a mixture of experts spread a row's tokens over the experts.
+"""The router of a mixture of experts: sums for its load balancing loss.
 
-The loss that keeps them even (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6) multiplies two means
-over all tokens of a batch, so it is made of sums of rows, which can be added up over a whole step.
+The loss (Fedus et al. 2021, arXiv:2101.03961, eq. 4 to 6) multiplies two means over all tokens of a
+batch, so it is computed from sums by row, which add up over a whole optimizer step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.lm_head import RouterLoad
-from rlhf_cli.models.wrapper import TokenIndex
+from rlhf_cli.models.batch_layout import TokenIndex
 
 
-def balance_coefficient(model: Any) -> float:
-    """Weight of the balancing loss that a model's config asks for; 0 where it asks for none.
+def balancing_loss_coef(model: Any) -> float:
+    """Return the coefficient of the balancing loss that a model's config asks for, or 0.
 
-    It does so by `output_router_logits` and `router_aux_loss_coef`, and the formula is the one that
-    transformers has for the class.
+    The config asks by `output_router_logits` and `router_aux_loss_coef`. The formula is the one
+    that transformers has for the class.
     """
     config = model.config.get_text_config()
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -32,18 +32,18 @@ def balance_coefficient(model: Any) -> float:
     return float(getattr(config, "router_aux_loss_coef", None) or 0.0) if asked else 0.0
 
 
-def tell_of_balance(model: Any, *, added: bool) -> None:
-    """Say of a mixture of experts whether its balancing loss is trained, and why where it is not.
+def report_balancing_loss(model: Any, *, added: bool) -> None:
+    """Print for a mixture of experts whether its balancing loss is trained, or why not.
 
     Args:
-        model: any.
-        added: the stage adds it where the config asks for it.
+        model: any transformers model.
+        added: the stage adds the loss where the config asks for it.
     """
     config = model.config.get_text_config()
     asked = getattr(config, "router_aux_loss_coef", None)
     if not asked:
         return
-    coefficient = balance_coefficient(model)
+    coefficient = balancing_loss_coef(model)
     if coefficient and added:
         logger.info(
             f"router: its balancing loss is added, times {coefficient:g} (router_aux_loss_coef)"
@@ -57,17 +57,17 @@ def tell_of_balance(model: Any, *, added: bool) -> None:
     logger.info(f"router: its balancing loss is not added ({reason})")
 
 
-def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> RouterLoad:
-    """What a forward pass tells of the routers.
+def routing_sums(output: Any, index: TokenIndex, rows: TokenBatch, model: Any) -> RouterLoad:
+    """Sum the routers' choices and probabilities over the tokens of each row.
 
     Args:
-        output: of the model; with the logits of each router, [tokens, E].
-        place: where the tokens of the rows are in it.
-        rows: that were given to it.
-        model: its config says how many experts each token has.
+        output: of the model, with the logits [tokens, E] of each router.
+        index: of the rows' tokens in the output.
+        rows: input of the model.
+        model: its config has the number of experts for each token.
 
     Raises:
-        ModelError: the class does not give the routers' logits.
+        ModelError: the class does not return router logits.
     """
     if getattr(output, "router_logits", None) is None:
         raise ModelError(
@@ -79,15 +79,15 @@ def routed(output: Any, place: TokenIndex, rows: TokenBatch, model: Any) -> Rout
     count = len(rows.lengths)
     chosen, share = [], []
     for logits in output.router_logits:
-        own = place.take(logits[None], every).float().softmax(-1)
-        picked = torch.zeros_like(own).scatter_(1, own.topk(top_k, dim=-1).indices, 1.0)
-        chosen.append(_by_row(picked.detach(), rows, count))
-        share.append(_by_row(own, rows, count))
+        probs = index.take(logits[None], every).float().softmax(-1)
+        picked = torch.zeros_like(probs).scatter_(1, probs.topk(top_k, dim=-1).indices, 1.0)
+        chosen.append(_sum_by_row(picked.detach(), rows, count))
+        share.append(_sum_by_row(probs, rows, count))
     tokens = rows.lengths.float() * len(share)
     return RouterLoad(torch.stack(chosen).sum(0), torch.stack(share).sum(0), tokens)
 
 
-def _by_row(values: Tensor, rows: TokenBatch, count: int) -> Tensor:
-    """[R, E]: sums over the tokens of each row."""
+def _sum_by_row(values: Tensor, rows: TokenBatch, count: int) -> Tensor:
+    """Sum values over the tokens of each row; [R, E]."""
     found = values.new_zeros(count, values.shape[1])
     return found.index_add(0, rows.row_of_token, values)

@@ -1,29 +1,28 @@
-"""What is expected of a response from a token on: the value model beside a policy."""
+"""Value models: the expected return from each response token on, predicted beside a policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf_cli.data.batches import TokenBatch
-
-if TYPE_CHECKING:
-    from rlhf_cli.models.policy import Policy
-    from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.reward_model import RewardModel
 
 VALUE_ADAPTER = "value"
-"""Of the adapters that a value model has on the policy's base."""
+"""Role of the adapters that a value model has on the policy's base."""
+
+HiddenStates = Callable[[str], Tensor]
+"""Role of adapters on the policy's base -> its hidden states [S, d] at the scored positions."""
 
 
 class ValueHead(nn.Module):
-    """One number for each hidden state, 0 everywhere before the first update.
+    """Linear layer from a hidden state to its value; 0 everywhere before the first update.
 
     Args:
-        width: of the hidden states.
+        width: size d of a hidden state.
     """
 
     def __init__(self, width: int) -> None:
@@ -32,58 +31,54 @@ class ValueHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[S] fp32, of hidden states [S, d]."""
+        """Compute the values [S], fp32, of hidden states [S, d]."""
         # in fp32: the head is small, and bf16 would keep 3 digits of a value
         return F.linear(hidden.float(), self.weight.float(), self.bias.float()).squeeze(1)
 
 
 class SharedValueModel(nn.Module):
-    """A head on the hidden states of the policy, whose forward pass serves both.
+    """Value head on the policy's own hidden states: one forward pass serves both.
 
     Attributes:
-        alone: the head learns, and the hidden states do not learn from it.
+        detach_hidden: train the head alone; no gradient reaches the hidden states.
     """
 
-    alone = False
+    detach_hidden = False
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.head = ValueHead(width)
 
-    def forward(self, policy: Policy, rows: TokenBatch, hidden: Callable[[], Tensor]) -> Tensor:
-        """[S] fp32, no unit: what is expected behind each scored position.
+    def forward(self, rows: TokenBatch, hidden_states: HiddenStates) -> Tensor:
+        """Compute the value [S], fp32, no unit, of each scored position.
 
         Args:
-            policy: that wrote the rows.
-            rows: on its device.
-            hidden: gives [S, d], the policy's hidden states at the scored positions; asked only by
-                a value model that reads them.
+            rows: on the policy's device.
+            hidden_states: computes the hidden states; called only by a value model that needs them.
         """
-        found = hidden()
-        values: Tensor = self.head(found.detach() if self.alone else found)
+        hidden = hidden_states("policy")
+        values: Tensor = self.head(hidden.detach() if self.detach_hidden else hidden)
         return values
 
 
 class AdapterValueModel(SharedValueModel):
-    """A head on hidden states that adapters of its own make on the policy's base."""
+    """Value head on the hidden states that adapters of its own give on the policy's base."""
 
-    def forward(self, policy: Policy, rows: TokenBatch, hidden: Callable[[], Tensor]) -> Tensor:
-        """As `SharedValueModel`; the policy's hidden states are not read."""
-        with policy.playing(VALUE_ADAPTER):
-            own = policy.hidden_states(rows, rows.scored)
-        values: Tensor = self.head(own)
+    def forward(self, rows: TokenBatch, hidden_states: HiddenStates) -> Tensor:
+        """Compute values as `SharedValueModel`, from the hidden states of its own adapters."""
+        values: Tensor = self.head(hidden_states(VALUE_ADAPTER))
         return values
 
 
 class SeparateValueModel(nn.Module):
-    """A whole model of its own, which begins as a reward model."""
+    """A whole model of its own, initialized from a reward model."""
 
     def __init__(self, model: RewardModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, policy: Policy, rows: TokenBatch, hidden: Callable[[], Tensor]) -> Tensor:
-        """As `SharedValueModel`; the policy's hidden states are not read."""
+    def forward(self, rows: TokenBatch, hidden_states: HiddenStates) -> Tensor:
+        """Compute values as `SharedValueModel`; the policy's hidden states are not used."""
         return self.model.scores_at(rows, rows.scored)
 
 

@@ -1,29 +1,47 @@
-"""Which ids a tokenizer and a model have in common.
+"""Compare the ids of a tokenizer with the embedding rows of models and of saved adapters.
 
-A tokenizer can have tokens for which a model has no embedding (a `[PAD]` that was added and never
-trained), and a model can have rows for which the tokenizer has no token (a vocabulary padded to a
-round size). Both are fine as long as no row of the data holds the first and none of the second is
-drawn.
+A tokenizer can have tokens that a model has no embedding for (a `[PAD]` that was added and never
+trained), and a model can have rows that the tokenizer has no token for (a vocabulary padded to a
+round size). Both are allowed as long as no row of the data holds the first and none of the second
+is sampled.
+
+PEFT writes the input embeddings and the output layer beside an adapter's matrices where the
+vocabulary was resized before training, or where they were trained fully. The base has fewer rows
+then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
+from rlhf_cli.console import logger
+from rlhf_cli.context import forked_rng
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.errors import DataError, ModelError
+from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.kernels.lm_head import Support
+from rlhf_cli.models.resolve import ADAPTER_WEIGHTS
+from rlhf_cli.runs import artifact
 
-NAMED = 3
-"""Tokens that a message lists by name."""
+MAX_LISTED = 3
+"""Number of tokens that a message names."""
+
+PREFIX = "base_model.model."
+"""Prefix that PEFT puts before the names of a model's parameters."""
+
+SUFFIXES = ("weight", "base_layer.weight", "token_adapter.base_layer.weight")
+"""Names of an embedding's weight: plain, with low-rank matrices, and with rows of single tokens."""
 
 
-def embedding_rows(model: Any) -> int:
-    """How many ids a model embeds."""
+def num_embeddings(model: Any) -> int:
+    """Return the number of ids that a model embeds."""
     layer = model.get_input_embeddings()
     # PEFT's wrappers keep the layer as `original_module`, its adapter layers as `base_layer`
     layer = getattr(layer, "original_module", layer)
@@ -31,17 +49,17 @@ def embedding_rows(model: Any) -> int:
 
 
 def vocabulary_size(tokenizer: Any) -> int:
-    """One behind the largest id; `len(tokenizer)` is less where ids are left out."""
+    """Return the largest id + 1; `len(tokenizer)` is less where ids are left out."""
     ids: dict[str, int] = tokenizer.get_vocab()
     return 1 + max(ids.values())
 
 
 def find_support(tokenizer: Any, rows: int) -> Support | None:
-    """The ids that responses are drawn from, or none where every row has a token.
+    """Find the ids that responses are sampled from; none where every row has a token.
 
     Args:
         tokenizer: of the model.
-        rows: of the model's output layer.
+        rows: number of rows of the model's output layer.
     """
     known = set(tokenizer.get_vocab().values())
     tokens = [index for index in range(rows) if index in known]
@@ -52,47 +70,83 @@ def find_support(tokenizer: Any, rows: int) -> Support | None:
 
 
 def tokens_without_row(tokenizer: Any, rows: int) -> list[str]:
-    """The tokens whose ids a model does not embed, by their ids.
+    """List the tokens that a model does not embed, in the order of their ids.
 
     Args:
         tokenizer: perhaps larger than the model.
-        rows: that the model embeds.
+        rows: number of ids that the model embeds.
     """
     found = {index: token for token, index in tokenizer.get_vocab().items() if index >= rows}
     return [found[index] for index in sorted(found)]
 
 
 def describe_without_row(tokenizer: Any, rows: int) -> str:
-    """How many tokens a model does not embed, and the first of them; empty where it embeds all."""
+    """Describe the tokens that a model does not embed; empty where it embeds all."""
     missing = tokens_without_row(tokenizer, rows)
     if not missing:
         return ""
-    named = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+    named = ", ".join(missing[:MAX_LISTED]) + (", ..." if len(missing) > MAX_LISTED else "")
     return (
         f"{len(missing)} of {len(tokenizer.get_vocab())} tokens ({named}) have no embedding in the "
         f"model, which has {rows}"
     )
 
 
-def require_embedded(examples: Examples, model: Any, name: str = "model") -> None:
-    """Refuse rows that hold an id that a model does not embed.
+def fit_vocabulary(
+    model: Any, tokenizer: Any, new_tokens: Sequence[int] = (), adapters: Sequence[Path] = ()
+) -> None:
+    """Resize the embeddings for new tokens and for adapters; print which tokens have no row.
+
+    A token without a row is an error only where a row of the data holds it, which is checked when
+    the rows are known.
 
     Args:
-        examples: of a whole data set.
-        model: a transformers model that is given their rows.
+        model: changed in place. Each added row, and that of each new token, is set to the mean of
+            the others.
+        tokenizer: of the model.
+        new_tokens: ids that the model has not seen.
+        adapters: folders of the adapters that will be attached.
+    """
+    size = num_embeddings(model)
+    saved = [rows_needed_by_adapter(folder, model) for folder in adapters]
+    needed = max([size, *(token + 1 for token in new_tokens), *saved])
+    if needed > size:
+        with forked_rng():
+            model.resize_token_embeddings(needed, mean_resizing=False)
+    untrained = sorted({*new_tokens, *range(size, needed)})
+    if untrained:
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
+            _fill_with_mean(layer.weight.data, untrained)
+    without = describe_without_row(tokenizer, needed)
+    if without:
+        logger.info(f"tokenizer: {without}; rows that hold none of them are fine")
+
+
+def _fill_with_mean(weight: torch.Tensor, rows: list[int]) -> None:
+    known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    known[rows] = False
+    weight[rows] = weight[known].mean(0)
+
+
+def require_embedded(examples: Examples, model: Any, name: str = "model") -> None:
+    """Refuse a data set with an id that a model does not embed.
+
+    Args:
+        examples: of the whole data set.
+        model: a transformers model that takes its rows.
         name: of the model in the message.
 
     Raises:
-        DataError: says how many rows there are, and names the first by file and line.
+        DataError: counts the rows, and names the first by file and line.
     """
-    rows = embedding_rows(model)
+    rows = num_embeddings(model)
     beyond: NDArray[np.int64] = np.flatnonzero(examples.tokens >= rows)
     if not len(beyond):
         return
-    holding = np.unique(np.searchsorted(examples.row_starts, beyond, side="right"))
+    affected = np.unique(np.searchsorted(examples.row_starts, beyond, side="right"))
     example = int(np.searchsorted(examples.token_starts, beyond[0], side="right")) - 1
     where, index = examples.location(example), int(examples.tokens[beyond[0]])
-    raise _not_embedded(f"{len(holding)} rows", where, index, rows, name)
+    raise _not_embedded(f"{len(affected)} rows", where, index, rows, name)
 
 
 def require_embedded_ids(
@@ -102,44 +156,44 @@ def require_embedded_ids(
     name: str = "model",
     what: str = "prompts",
 ) -> None:
-    """Refuse prompts, or other texts, that hold an id that a model does not embed.
+    """Refuse prompts, or other texts, with an id that a model does not embed.
 
     Args:
         texts: token ids of each.
-        model: a transformers model that is given them.
-        where: the place of a text -> what it is called in a message.
+        model: a transformers model that takes them.
+        where: index of a text -> its location in a message.
         name: of the model in the message.
-        what: the texts are, in the plural.
+        what: plural noun for the texts.
 
     Raises:
-        DataError: says how many there are, and names the first.
+        DataError: counts the texts, and names the first.
     """
-    rows = embedding_rows(model)
-    holding = [place for place, ids in enumerate(texts) if max(ids, default=0) >= rows]
-    if holding:
-        first = next(index for index in texts[holding[0]] if index >= rows)
-        raise _not_embedded(f"{len(holding)} {what}", where(holding[0]), first, rows, name)
+    rows = num_embeddings(model)
+    affected = [number for number, ids in enumerate(texts) if max(ids, default=0) >= rows]
+    if affected:
+        first = next(index for index in texts[affected[0]] if index >= rows)
+        raise _not_embedded(f"{len(affected)} {what}", where(affected[0]), first, rows, name)
 
 
-def require_shared_rows(model: Any, policy: Any, tokenizer: Any, key: str, path: str) -> None:
-    """Refuse a model that is given a policy's responses and does not embed all that it can write.
+def require_policy_vocabulary(model: Any, policy: Any, tokenizer: Any, key: str, path: str) -> None:
+    """Refuse a model that takes a policy's responses but does not embed all of the policy's ids.
 
     Args:
         model: a transformers model.
-        policy: a transformers model; writes.
+        policy: a transformers model that generates.
         tokenizer: of both.
-        key: that `path` was given under.
+        key: config key of `path`.
         path: of the model.
 
     Raises:
         ModelError: says how many tokens it embeds.
     """
-    needed = min(embedding_rows(policy), vocabulary_size(tokenizer))
-    if embedding_rows(model) < needed:
-        missing = describe_without_row(tokenizer, embedding_rows(model))
+    needed = min(num_embeddings(policy), vocabulary_size(tokenizer))
+    if num_embeddings(model) < needed:
+        missing = describe_without_row(tokenizer, num_embeddings(model))
         raise ModelError(
             f"{key}: {path} does not fit its tokenizer: {missing}; the policy has {needed}. Need a "
-            "model that embeds what the policy writes"
+            "model that embeds every token that the policy can generate"
         )
 
 
@@ -149,3 +203,62 @@ def _not_embedded(what: str, where: str, index: int, rows: int, name: str) -> Da
         "such ids. Take the token out of the rows or the chat template, or give the tokenizer "
         "that the model was trained with (model.tokenizer=FOLDER_OR_HUB_ID)"
     )
+
+
+def whole_embeddings(folder: Path, model: Any) -> dict[str, int]:
+    """Find input embeddings and output layer in an adapter's file: name there -> number of rows.
+
+    Args:
+        folder: of the adapter.
+        model: a transformers model, without adapters.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        return {}
+    names = whole_keys(model)
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as file:
+            found = names & {*file.keys()}
+            return {key: int(file.get_slice(key).get_shape()[0]) for key in sorted(found)}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"model.path: the adapter in {folder} cannot be put on this base ({first_line(error)})"
+        ) from error
+
+
+def rows_needed_by_adapter(folder: Path, model: Any) -> int:
+    """Return the number of rows that a base must embed for an adapter; 0 for one without rows.
+
+    Args:
+        folder: of the adapter.
+        model: a transformers model, without adapters.
+    """
+    single = [index + 1 for ids in saved_token_indices(folder).values() for index in ids]
+    return max([*whole_embeddings(folder, model).values(), *single], default=0)
+
+
+def whole_keys(model: Any) -> set[str]:
+    """List the names that whole embeddings can have in an adapter's file.
+
+    Args:
+        model: a transformers model, perhaps with adapters on it.
+    """
+    names = embedding_names(model)
+    return {f"{PREFIX}{name}.{suffix}" for name in names for suffix in SUFFIXES}
+
+
+def embedding_names(model: Any) -> list[str]:
+    """List the names of the input embeddings and of the output layer, where a model has one."""
+    layers = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    return [name for name, module in model.named_modules() if module in layers]
+
+
+def saved_token_indices(folder: Path) -> Mapping[str, list[int]]:
+    """Read from an adapter's config: layer -> ids of the tokens that it has rows for."""
+    file = folder / artifact.ADAPTER_CONFIG
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_text(encoding="utf-8")).get("trainable_token_indices") or {}
+    return found if isinstance(found, dict) else {"": found}

@@ -1,52 +1,58 @@
-"""A transformers model that is given rows: what every role of a model has in common."""
+"""`ModelWrapper`: what policies and reward models have in common around a transformers model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import Implementation
-from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.sharing import lay_out, saved_tokens
-from rlhf_cli.models.varlen import obstacle
+from rlhf_cli.models.attention import ATTENTION, padded_attention
+from rlhf_cli.models.batch_layout import (
+    TokenIndex,
+    build_flat_batch,
+    pad,
+    padded_index,
+    saved_tokens,
+)
+from rlhf_cli.models.quantize import quantized_weight
 
 if TYPE_CHECKING:
-    from rlhf_cli.models.adapters import Adapters
+    from rlhf_cli.models.adapters import Adapters  # PEFT: a second to import
 
 
 class ModelWrapper(nn.Module, ABC):
-    """The only way to a model's parameters in training.
+    """A transformers model that takes a `TokenBatch`; the only access to parameters in training.
 
-    Every caller goes through `forward`: what wraps a module (autocast, ranks, adapters) is passed
-    by in silence when an inner model is called directly.
+    Every caller goes through `forward`: autocast, data parallelism and adapters wrap a module, and
+    a direct call of an inner model would bypass them silently.
 
     Attributes:
         model: a transformers model.
         implementation: of the log-prob primitive.
-        flat: rows go in one after another and attention keeps them apart; else they are padded.
-        shares: what the rows of an example begin with alike is computed once; needs our attention.
-        adapters: what is trained beside frozen weights, or none where the weights themselves are.
+        flat: rows are concatenated, and attention keeps them apart; else they are padded.
+        shares_prefixes: compute a prefix that rows of an example have in common once; needs
+            `per_row` attention.
+        adapters: trained beside frozen weights; none where the weights themselves are trained.
         padding_side: of padded rows; no effect on the result.
-        pad_token: fills padded rows up; no effect on the result.
+        pad_token: id that fills padded rows; no effect on the result.
     """
 
     kind: ClassVar[str]
-    """In `artifact.json`."""
+    """Value of `kind` in artifact.json."""
 
-    gives: ClassVar[str]
-    """What `forward` gives, in words."""
+    output_name: ClassVar[str]
+    """What `forward` computes, for messages."""
 
     padding_side: Literal["left", "right"] = "right"
     pad_token: int = 0
-    shares: bool = True
+    shares_prefixes: bool = True
 
     def __init__(
         self,
@@ -65,60 +71,60 @@ class ModelWrapper(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.parameters()).device
 
     @property
     @abstractmethod
     def output_layer(self) -> nn.Module | None:
-        """The last layer, which is given hidden states."""
+        """The last layer, whose input is the hidden states."""
 
     @abstractmethod
-    def values(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
-        """What `forward` gives as one tensor [V], and the row [V] of each value; for the probe."""
+    def probe_outputs(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
+        """Compute the outputs [V] of `forward` as one tensor, and the row [V] of each."""
 
     @abstractmethod
-    def plain_values(self, row: Tensor) -> Tensor:
-        """The same values of one row of tokens [T], by the model's own forward pass."""
+    def plain_outputs(self, row: Tensor) -> Tensor:
+        """Compute the same outputs for one row of tokens [T] by transformers' own forward pass."""
 
-    def playing(self, role: str) -> AbstractContextManager[None]:
-        """Let the adapters of a role be active inside.
+    def use_adapters(self, role: str) -> AbstractContextManager[None]:
+        """Activate the adapters of a role inside the context.
 
         Raises:
             KeyError: the base has no such role.
         """
         if self.adapters is not None:
-            return self.adapters.using(role)
+            return self.adapters.use(role)
         if role != "policy":
             raise KeyError(role)
         return nullcontext()
 
     def computed_tokens(self, rows: TokenBatch) -> int:
-        """Positions that the layers compute: padding too, and what rows share but once."""
+        """Count the positions that the layers compute: padding too, shared prefixes once."""
         if not self.flat:
             return len(rows.row_lengths) * max(rows.row_lengths)
-        return len(rows.tokens) - (saved_tokens(rows) if self._shares_prefixes else 0)
+        return len(rows.tokens) - (saved_tokens(rows) if self._can_share_prefixes else 0)
 
     @property
-    def _shares_prefixes(self) -> bool:
-        return self.shares and self._own_attention
+    def _can_share_prefixes(self) -> bool:
+        return self.shares_prefixes and self._per_row_attention
 
     @property
-    def _own_attention(self) -> bool:
+    def _per_row_attention(self) -> bool:
         return bool(self.model.config._attn_implementation == ATTENTION)
 
     def _run(self, rows: TokenBatch) -> tuple[Any, TokenIndex]:
-        """The model's output for the rows, and where each token of the rows is in it."""
-        # A cache would make packed rows see each other and costs memory.
+        """Run the model; return its output and the index of the rows' tokens in it."""
+        # no cache: it would let flat rows see each other, and it costs memory
         if self.flat:
-            flat = lay_out(rows, share=self._shares_prefixes)
-            # transformers' backends for flat rows find their borders in the positions
-            rows_apart = {"row_layout": flat.layout} if self._own_attention else {}
+            flat = build_flat_batch(rows, share=self._can_share_prefixes)
+            # transformers' backends for flat rows find the row borders in the positions
+            layout = {"row_layout": flat.layout} if self._per_row_attention else {}
             output = self.model(
                 input_ids=flat.tokens[None],
                 position_ids=flat.positions[None],
                 use_cache=False,
-                **rows_apart,
+                **layout,
             )
             return output, TokenIndex(flat.index)
         tokens, mask = pad(rows, self.padding_side, self.pad_token)
@@ -129,70 +135,84 @@ class ModelWrapper(nn.Module, ABC):
         return output, TokenIndex(padded_index(rows, self.padding_side))
 
 
-@dataclass(frozen=True)
-class TokenIndex:
-    """Where the tokens of rows are in what a model computes of them.
+class HiddenStateHook:
+    """Keeps the hidden states that a model gives to its last layer.
 
-    Attributes:
-        index: [N], where each token of the rows is, batch and sequence counted as one; none where
-            flat rows have no tokens in common, and each token has its own place.
+    The top-level model is called, so wrappers and adapters keep working. Right for 129 of 130
+    causal classes tried, against 112 for a call of the inner model.
+
+    Args:
+        layer: its input is hidden states [B, T, d].
+        keep: slice of the positions that the layer still computes.
     """
 
-    index: Tensor | None = None
+    def __init__(self, layer: nn.Module, keep: slice) -> None:
+        self.layer, self.keep = layer, keep
+        self._hidden: Tensor | None = None
 
-    def take(self, values: Tensor, positions: Tensor) -> Tensor:
-        """[P, ...]: the values of the tokens at some positions of the rows.
+    @property
+    def hidden(self) -> Tensor:
+        """Last input [B, T, d] of the layer; only inside `open`."""
+        if self._hidden is None:
+            raise RuntimeError("the model did not call its output layer")
+        return self._hidden
 
-        Args:
-            values: [1, n, ...] of flat rows, or [R, T, ...] of padded ones.
-            positions: [P] int64, indices of `Rows.tokens`.
-        """
-        flat = values.flatten(0, 1)
-        return flat.index_select(0, positions if self.index is None else self.index[positions])
+    @contextmanager
+    def open(self) -> Iterator[HiddenStateHook]:
+        """Keep hidden states inside the context."""
+        forward = self.layer.forward
+        before = vars(self.layer).get("forward")  # a wrapper may have set one of its own
 
+        def capture(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._hidden = hidden
+            return forward(hidden[:, self.keep], *args, **kwargs)
 
-def pad(
-    rows: TokenBatch, side: Literal["left", "right"] = "right", token: int = 0
-) -> tuple[Tensor, Tensor]:
-    """[R, T] tokens and mask (1 keeps)."""
-    parts = rows.tokens.split(rows.row_lengths)
-    kept = [torch.ones_like(part) for part in parts]
-    tokens = pad_sequence(list(parts), True, padding_value=token, padding_side=side)
-    return tokens, pad_sequence(kept, True, padding_side=side)
-
-
-def padded_index(rows: TokenBatch, side: Literal["left", "right"]) -> Tensor:
-    """[N] int64: where `pad` puts each token, in its table [R, T] taken as one sequence."""
-    width = max(rows.row_lengths)
-    first = torch.arange(len(rows.row_lengths), device=rows.tokens.device) * width
-    if side == "left":
-        first = first + width - rows.lengths
-    return first[rows.row_of_token] + rows.positions
-
-
-def padded_attention(model: Any) -> str:
-    """The attention for padded rows: torch's fused one where the architecture allows it."""
-    return "sdpa" if model._supports_sdpa else "eager"
+        self.layer.forward = capture
+        try:
+            yield self
+        finally:
+            if before is None:
+                del self.layer.forward
+            else:
+                self.layer.forward = before
+            self._hidden = None
 
 
-def describe_attention(policy: ModelWrapper, compute: torch.dtype) -> str:
-    """The attention by name; on CUDA also whether ours takes all rows at once, or why not."""
-    config = policy.model.config.get_text_config()
-    name: str = policy.model.config._attn_implementation
-    if name != ATTENTION or policy.device.type != "cuda":
-        return name.removeprefix("rlhf_")
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    reason = obstacle(policy.device, compute, width)
-    calls = f"a call for each row: varlen {reason}" if reason else "all rows in one call"
-    return f"per_row ({calls})"
+def read_head(model: Any) -> LMHead:
+    """Read the output layer with its config's scales; call it anew for each forward pass."""
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    rows = getattr(layer, "token_adapter", None)  # PEFT's, where single tokens are trained
+    layer = layer if rows is None else rows.base_layer
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    quantized = quantized_weight(layer)
+    plain = _effective_weight(layer) if quantized is None else quantized
+    return LMHead(
+        weight=plain if rows is None else rows.get_merged_weights(rows.active_adapters),
+        bias=getattr(layer, "bias", None),
+        scale=float(scale),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _effective_weight(layer: Any) -> Tensor:
+    """Add the active low-rank adapters to the base's weight, which `layer.weight` is in PEFT."""
+    weight: Tensor = layer.weight
+    adapters = getattr(layer, "lora_A", {})
+    for name in layer.active_adapters if adapters else ():
+        if name in adapters:
+            delta = layer.lora_B[name].weight @ adapters[name].weight
+            weight = weight + layer.scaling[name] * delta
+    return weight
 
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """No dropout inside.
+    """Switch dropout off inside the context, and nothing else.
 
-    Nothing but dropout is switched: in eval mode bitsandbytes packs 4-bit weights for a kernel that
-    has no gradients, and keeps them so.
+    In eval mode bitsandbytes would repack 4-bit weights for a kernel without gradients, and keep
+    them so.
     """
     switched = [m for m in module.modules() if isinstance(m, nn.Dropout) and m.training]
     for dropout in switched:

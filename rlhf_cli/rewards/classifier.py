@@ -16,15 +16,18 @@ from rlhf_cli.data.records.fields import Message
 from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
-from rlhf_cli.models.base import fit_vocabulary
-from rlhf_cli.models.checkpoint_keys import SCORER
-from rlhf_cli.models.heads import Tap
-from rlhf_cli.models.loading import loading, require_config, require_safe_weights
+from rlhf_cli.models.base_model import load_checkpoint
+from rlhf_cli.models.checks import (
+    REWARD_MODEL,
+    convert_load_errors,
+    require_model_folder,
+    require_safetensors,
+)
+from rlhf_cli.models.resolve import resolve_folder
 from rlhf_cli.models.reward_model import score_layer
-from rlhf_cli.models.source import locate
-from rlhf_cli.models.tokenization import from_pretrained
-from rlhf_cli.models.vocabulary import embedding_rows, require_embedded_ids
-from rlhf_cli.models.weights import load_weights
+from rlhf_cli.models.tokenizer import load_pretrained_tokenizer
+from rlhf_cli.models.vocabulary import fit_vocabulary, num_embeddings, require_embedded_ids
+from rlhf_cli.models.wrapper import HiddenStateHook
 from rlhf_cli.rewards.config import ScorerConfig, label_problem
 from rlhf_cli.rewards.reward_model import dtype_name, max_tokens_of, nbytes, with_config_key
 from rlhf_cli.rewards.samples import Samples
@@ -55,7 +58,7 @@ class ClassifierScorer:
         self.index = index
         self.limit = max_tokens_of(self.model, self.tokenizer)
         layer = score_layer(self.model)
-        self.tap = None if layer is None else Tap(layer, through=slice(None))
+        self.hook = None if layer is None else HiddenStateHook(layer, keep=slice(None))
         self.nbytes = nbytes(self.model)
         self.description = (
             f"{cfg.classifier}, {cfg.output} of {labels[index]} ({dtype_name(self.model)})"
@@ -126,14 +129,14 @@ class ClassifierScorer:
 
     def _logits(self, inputs: Any) -> Tensor:
         """Logits [B, labels]; for a decoder at the last token, even if that is the pad token."""
-        if self.tap is None:
+        if self.hook is None:
             logits: Tensor = self.model(**inputs).logits
             return logits
-        with self.tap.open() as tap:
+        with self.hook.open() as hook:
             self.model(**inputs, use_cache=False)
-            hidden = tap.caught
+            hidden = hook.hidden
         last = inputs["attention_mask"].sum(1) - 1
-        pooled: Tensor = self.tap.layer(hidden[torch.arange(len(last)), last])
+        pooled: Tensor = self.hook.layer(hidden[torch.arange(len(last)), last])
         return pooled
 
     def _log_truncation(self, mask: Tensor) -> None:
@@ -156,15 +159,15 @@ def _load(cfg: ScorerConfig, ctx: RunContext) -> tuple[Any, Any]:
         ModelError: it is missing, or has no trained head.
     """
     path = cfg.classifier
-    folder = locate("model.path", path, cfg.revision, weights=True)
-    require_config(folder)
-    require_safe_weights(Path(folder))
-    with loading("model.path", path):
-        tokenizer = from_pretrained(folder)
-        model = load_weights(
+    folder = resolve_folder("model.path", path, cfg.revision, weights=True)
+    require_model_folder(folder)
+    require_safetensors(Path(folder))
+    with convert_load_errors("model.path", path):
+        tokenizer = load_pretrained_tokenizer(folder)
+        model = load_checkpoint(
             AutoModelForSequenceClassification,
             folder,
-            SCORER,
+            REWARD_MODEL,
             key="model.path",
             dtype=ctx.compute,
             device_map={"": str(ctx.device)},
@@ -180,7 +183,7 @@ def _prepare_padding(path: str, tokenizer: Any, model: Any) -> None:
     if score_layer(model) is not None:
         tokenizer.padding_side = "right"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # read by position
-        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= embedding_rows(model):
+        if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= num_embeddings(model):
             tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token_id is None:

@@ -22,13 +22,13 @@ from rlhf_cli.data.tokens.encode import FormattedRow, TokenRow, find_special_tok
 from rlhf_cli.data.tokens.format import RowFormatter
 from rlhf_cli.data.tokens.packing import truncate
 from rlhf_cli.errors import DataError, ModelError
+from rlhf_cli.models.checks import convert_load_errors, refuse_encoder_decoder
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import context_length, load_frozen
-from rlhf_cli.models.loading import loading, require_one_stack
+from rlhf_cli.models.load import LoadInputs, context_length, load_frozen
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.shared import SharedRewardModel, can_share
-from rlhf_cli.models.source import Source, find_source
+from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share_base
 from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.rewards.config import ScorerConfig
@@ -64,13 +64,13 @@ def require_reward_model(cfg: ModelConfig) -> None:
     Raises:
         ModelError: it is a language model, or has several labels.
     """
-    source = find_source(cfg)
+    source = resolve_model(cfg)
     if source.adapters:
         _require_scoring_adapter(cfg.path, source)
         return
-    with loading("model.path", cfg.path):
+    with convert_load_errors("model.path", cfg.path):
         config = AutoConfig.from_pretrained(source.folder)
-    require_one_stack(cfg.path, config)
+    refuse_encoder_decoder(cfg.path, config)
     classes = config.architectures or []
     if not any(name.endswith("ForSequenceClassification") for name in classes):
         raise ModelError(f"model.path: {cfg.path} {_no_scores(', '.join(classes))}")
@@ -82,7 +82,7 @@ def require_reward_model(cfg: ModelConfig) -> None:
         )
 
 
-def _require_scoring_adapter(path: str, source: Source) -> None:
+def _require_scoring_adapter(path: str, source: ModelSource) -> None:
     task = artifact.read_model_json(source.adapters[-1], artifact.ADAPTER_CONFIG).get("task_type")
     if source.kind != "reward_model" and task != "SEQ_CLS":
         raise ModelError(f"model.path: {path} {_no_scores(f'an adapter for {task}')}")
@@ -259,12 +259,12 @@ class RewardModelScorer:
     def _load(
         self, cfg: ModelConfig, key: str, ctx: RunContext, policy: Policy | None
     ) -> RewardModel | SharedRewardModel:
-        source = find_source(cfg)
-        if policy is not None and can_share(policy, source):
+        source = resolve_model(cfg)
+        if policy is not None and can_share_base(policy, source):
             role = re.sub(r"\W+", "_", key)
             return SharedRewardModel(policy, role, source.adapters[0], ctx.compute)
         with muted():  # `description` is logged instead
-            return load_frozen(RewardModel, LoadConfig(model=cfg), self.tokenizer, ctx)
+            return load_frozen(RewardModel, LoadConfig(model=cfg), LoadInputs(self.tokenizer, ctx))
 
     def _build_formatter(self, cfg: ScorerConfig) -> RewardInputFormatter:
         folder = artifact.find_model_folder(cfg.model, cfg.revision)

@@ -16,10 +16,9 @@ from torch import Tensor
 
 from rlhf_cli.kernels.eager import compute_logits
 from rlhf_cli.kernels.lm_head import Support
-from rlhf_cli.models.attention import ATTENTION
-from rlhf_cli.models.compiled import uncompiled
-from rlhf_cli.models.heads import read_head
-from rlhf_cli.models.wrapper import padded_attention, without_dropout
+from rlhf_cli.models.attention import ATTENTION, padded_attention
+from rlhf_cli.models.torch_compile import uncompiled
+from rlhf_cli.models.wrapper import read_head, without_dropout
 from rlhf_cli.rollout.cuda_graphs import Recorder, StaticDecodeStep
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.rollout.slot_cache import (

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from rlhf_cli.models.attention import RowLayout, per_row_attention
-from rlhf_cli.models.heads import Tap
+from rlhf_cli.models.wrapper import HiddenStateHook
 
 SLOT_ATTENTION = "rlhf_slots"
 """Name of the attention in transformers' registry."""
@@ -242,7 +242,7 @@ class DecodeModel:
     def __init__(self, model: Any, cache: SlotCache) -> None:
         self.device, self.cache = model.device, cache
         self._model = model
-        self._tap = Tap(model.get_output_embeddings(), through=slice(0))
+        self._hook = HiddenStateHook(model.get_output_embeddings(), keep=slice(0))
 
     def __call__(self, tokens: Tensor, positions: Tensor, step: DecodeStep) -> Tensor:
         """[N, d]: input of the output layer.
@@ -252,14 +252,14 @@ class DecodeModel:
             positions: [N], position of each token in its response.
             step: where the tokens are written, and what they attend to.
         """
-        with self._tap.open():
+        with self._hook.open():
             self._model(
                 input_ids=tokens[None],
                 position_ids=positions[None],
                 use_cache=False,
                 decode_step=step,
             )
-            return self._tap.caught[0]
+            return self._hook.hidden[0]
 
 
 AttentionInterface.register(SLOT_ATTENTION, slot_attention)

@@ -31,7 +31,7 @@ from rlhf_cli.evaluation.metrics import (
     spearman,
 )
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
@@ -157,7 +157,7 @@ def require_reference(cfg: StageConfig) -> ComparedModelConfig:
 def _log_probs(
     cfg: StageConfig, examples: Examples, tokenizer: Any, ctx: RunContext, ld_alpha: float
 ) -> Columns:
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
 
     def values(rows: TokenBatch) -> RowValues:
         out = policy(rows)
@@ -199,7 +199,7 @@ def open_preference_evaluation(cfg: StageConfig, stage: str) -> Evaluation:
 def _measure(
     cfg: StageConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
 ) -> list[Measurement]:
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
 
     def values(rows: TokenBatch) -> RowValues:
         return {"logp": row_logprobs(policy(rows), rows), "tokens": row_tokens(rows)}

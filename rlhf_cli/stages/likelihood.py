@@ -20,9 +20,9 @@ from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion, ratio_of_sums
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
-from rlhf_cli.models.load import load_frozen, load_policy
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.router import balance_coefficient
+from rlhf_cli.models.router import balancing_loss_coef
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.evaluation import Columns, Evaluation, evaluate_rows, load_held_out
@@ -51,10 +51,10 @@ def train_likelihood(
     """
     ctx = open_run(cfg, out)
     data = load_stage_data(cfg, ctx, stage, records)
-    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    policy = load_policy(cfg, LoadInputs(data.tokenizer, ctx, data.new_tokens))
     data.require_fits(policy)
     plan = prepare_training(cfg, ctx, policy, data)
-    coefficient = balance_coefficient(policy.model)
+    coefficient = balancing_loss_coef(policy.model)
     loss = balanced_loss(policy, coefficient) if coefficient else likelihood_loss(policy)
 
     def evaluate() -> dict[str, float]:
@@ -130,7 +130,7 @@ def _measure(
     cfg: StageConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
 ) -> list[Measurement]:
     examples, report = loaded
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
     columns = evaluate_rows(token_sums(policy), policy, examples, cfg, ctx)
     size = text_bytes(examples, report.text_bytes, tokenizer)
     return likelihood(columns, size)

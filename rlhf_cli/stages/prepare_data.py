@@ -24,9 +24,8 @@ from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
+from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer, trains_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs.run_files import TOKENIZER
@@ -151,7 +150,7 @@ def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     needs_template = not tokenizer.chat_template and (
         cfg.as_messages or has_chat_records(cfg.data, stage, records)
     )
-    new = give_chatml(tokenizer) if needs_template else []
+    new = add_chatml(tokenizer) if needs_template else []
     train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
     say_plain_text(cfg, tokenizer, report)
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **options)

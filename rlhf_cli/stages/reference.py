@@ -14,14 +14,14 @@ from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import describe
+from rlhf_cli.models.base_model import describe_weights
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
+from rlhf_cli.models.parameters import cast_params, frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy, lower
-from rlhf_cli.models.source import other_model
+from rlhf_cli.models.resolve import config_for_other_model
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
-from rlhf_cli.models.vocabulary import require_shared_rows
+from rlhf_cli.models.vocabulary import require_policy_vocabulary
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.prepare_data import RunData, StageData
 from rlhf_cli.stages.training import TrainingPlan
@@ -51,7 +51,7 @@ class ReferenceModel:
     def params_of(self, policy: Policy) -> Mapping[str, tuple[Tensor, Tensor]]:
         """Name of each trained parameter of a policy -> the reference's tensor and its own."""
         if self.policy is policy and policy.adapters is not None:
-            return policy.adapters.twins_of(self.role)
+            return policy.adapters.cloned_params(self.role)
         own = dict(self.policy.named_parameters())
         return {n: (own[n], p) for n, p in policy.named_parameters() if p.requires_grad}
 
@@ -174,8 +174,8 @@ def _copy(model: ComparedModelConfig, policy: Policy, ctx: RunContext) -> Refere
     logger.info(
         f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base"
     )
-    policy.adapters.twin("start", trained=False)
-    lower(policy.adapters.params_of("start"), ctx.compute)
+    policy.adapters.clone_adapter("start", trained=False)
+    cast_params(policy.adapters.adapter_params("start"), ctx.compute)
     return ReferenceModel(policy, "start")
 
 
@@ -195,12 +195,12 @@ def _kind(model: ComparedModelConfig, policy: Policy) -> str:
             "model.reference: got adapter_off, but the adapter at model.path is trained on, so "
             "what is below it is not what training starts from. Try model.reference=auto"
         )
-    return model.reference if model.reference in model.held else "path"
+    return model.reference if model.reference in model.reference_choices else "path"
 
 
 def _start(model: ComparedModelConfig, policy: Policy) -> str:
     """Name of the weights that training starts from; of an adapter run, base and adapter."""
-    return policy.adapters.source.describe() if policy.adapters else describe(model)
+    return policy.adapters.source.describe() if policy.adapters else describe_weights(model)
 
 
 def _load_other(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> Policy:
@@ -211,7 +211,7 @@ def _load_other(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContex
         ConfigError: rows are longer than its positions.
     """
     path, tokenizer = cfg.model.reference, data.tokenizer
-    plain = other_model(cfg.model, path, cfg.model.reference_revision)
+    plain = config_for_other_model(cfg.model, path, cfg.model.reference_revision)
     load = LoadConfig(
         model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=cfg.kernels
     )
@@ -224,8 +224,8 @@ def _load_other(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContex
                 f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "
                 f"the policy {len(tokenizer)}); need a model with the policy's tokenizer"
             )
-        reference = load_frozen(Policy, load, tokenizer, ctx)
-    require_shared_rows(reference.model, policy.model, tokenizer, "model.reference", path)
+        reference = load_frozen(Policy, load, LoadInputs(tokenizer, ctx))
+    require_policy_vocabulary(reference.model, policy.model, tokenizer, "model.reference", path)
     data.require_fits(reference, "reference")
     return reference
 

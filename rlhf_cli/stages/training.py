@@ -13,12 +13,11 @@ from rlhf_cli.context import RunContext, create_context, use_deterministic_algor
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
-from rlhf_cli.models.compiled import compile_layers, require_compiler
-from rlhf_cli.models.freeze import freeze
-from rlhf_cli.models.layers import require_liger
-from rlhf_cli.models.load import recompute_activations
-from rlhf_cli.models.precision import as_computed
-from rlhf_cli.models.router import tell_of_balance
+from rlhf_cli.models.liger import require_liger
+from rlhf_cli.models.load import enable_activation_checkpointing
+from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
+from rlhf_cli.models.router import report_balancing_loss
+from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.config import StageConfig
@@ -100,12 +99,12 @@ def prepare_training(
         CheckpointError: the run cannot be continued here.
     """
     if cfg.model.freeze:
-        freeze(model.model, cfg.model.freeze, ctx.compute)
-    tell_of_balance(model.model, added=cfg.balances_experts)
+        freeze_modules(model.model, cfg.model.freeze, ctx.compute)
+    report_balancing_loss(model.model, added=cfg.balances_experts)
     if cfg.train.gradient_checkpointing:
-        recompute_activations(model)
+        enable_activation_checkpointing(model)
     if cfg.train.compile:
-        with as_computed(model, ctx.compute):
+        with cast_for_compute(model, ctx.compute):
             compile_layers(model)
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report

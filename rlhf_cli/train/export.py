@@ -12,11 +12,15 @@ import torch
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.quantize import quantized_weight
+from rlhf_cli.models.resolve import weights_fingerprint
 from rlhf_cli.models.reward_model import name_pad_token
-from rlhf_cli.models.source import fingerprint
-from rlhf_cli.models.tokenization import RECORD, tokenization_hash
-from rlhf_cli.models.tokenizer import template_hash, tokenizer_hash
+from rlhf_cli.models.tokenizer import (
+    TOKENIZATION_KEY,
+    template_hash,
+    tokenization_hash,
+    tokenizer_hash,
+)
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs import artifact, hub, lock, run_files
 from rlhf_cli.runs.run_files import write_json_atomic
@@ -98,11 +102,11 @@ def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:
         **commits,
         "base": source.base,
         "base_commit": source.commit,
-        "base_fingerprint": fingerprint(Path(source.folder)),
+        "base_fingerprint": weights_fingerprint(Path(source.folder)),
         "adapters": policy.adapters.folders(),
         "quant": quant.kind if own else source.quant,
         "quant_double": quant.double if own else source.double,
-        "quant_output_layer": packed_weight(policy.output_layer) is not None,
+        "quant_output_layer": quantized_weight(policy.output_layer) is not None,
     }
 
 
@@ -124,7 +128,7 @@ def _commits(model: ModelConfig) -> dict[str, str]:
 def _tokens(tokenizer: Any) -> dict[str, Any]:
     return {
         "tokenizer_sha256": tokenizer_hash(tokenizer),
-        RECORD: tokenization_hash(tokenizer),
+        TOKENIZATION_KEY: tokenization_hash(tokenizer),
         "template_sha256": template_hash(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,

@@ -17,8 +17,8 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate, group_examples
+from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.wrapper import without_dropout
 
 REFERENCE_COLUMN = "reference"
@@ -57,7 +57,7 @@ def add_reference_column(
         max_tokens: tokens of a micro-batch.
         ctx: compute type, and the ranks that share the work.
     """
-    with torch.no_grad(), without_dropout(reference), as_computed(reference, ctx.compute):
+    with torch.no_grad(), without_dropout(reference), cast_for_compute(reference, ctx.compute):
 
         def compute(chosen: list[int]) -> NDArray[np.float32]:
             rows = collate(examples, chosen).to(reference.device)

@@ -11,7 +11,7 @@ import torch
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.models.layers import taken
+from rlhf_cli.models.liger import liger_layers
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.train.checkpoint import latest_checkpoint, read_state
@@ -55,7 +55,7 @@ def run_fingerprint(
         "threads": torch.get_num_threads(),
         "attention": model.model.config._attn_implementation,
         "logprobs": model.implementation.name,
-        "layers": taken(model.model) or "own",
+        "layers": liger_layers(model.model) or "own",
         "compute": ctx.compute_name,
         "tokenizer": tokenizer_hash(tokenizer),
         "data": report.sha256,

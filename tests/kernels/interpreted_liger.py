@@ -22,10 +22,10 @@ from triton.runtime import interpreter
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import KernelError
-from rlhf_cli.models import layers
+from rlhf_cli.models import liger
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy, load_reward_model
-from rlhf_cli.models.precision import frozen_copy
+from rlhf_cli.models.load import LoadInputs, load_policy, load_reward_model
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from tests.helpers import random_rows
 from tests.models.test_policy import SHAPE, gradient, make_policy, relative_error
@@ -61,7 +61,7 @@ def _like_a_gpu(monkeypatch):
     monkeypatch.setattr(interpreter, "_implicit_cvt", convert_float)
     monkeypatch.setattr(rms_norm, "rsqrt", rsqrt)
     monkeypatch.setattr(geglu, "tanh", tanh)
-    monkeypatch.setattr(layers, "triton_obstacle", lambda device: "")
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: "")
 
 
 def config_of(kind, **changes):
@@ -69,21 +69,21 @@ def config_of(kind, **changes):
 
 
 def take(policy):
-    layers.take_layers(policy.model, LIGER, CPU)
+    liger.apply_liger(policy.model, LIGER, CPU)
     return policy
 
 
 @pytest.mark.parametrize(
-    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in layers.TYPES]
+    "kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in liger.TYPES]
 )
 def test_logprobs_and_gradients_are_those_of_the_models_own_layers(kind):
     """To 1e-6 of the largest log-prob, 1e-5 of the largest gradient: fp32 rounding."""
     rows = random_rows([7, 1, 4])
     own = make_policy(config_of(kind), flat=True)
     other = take(make_policy(config_of(kind), flat=True))
-    assert layers.taken(own.model) == ""
+    assert liger.liger_layers(own.model) == ""
     gated = "GeGLU" if kind.startswith("gemma") else "SwiGLU"
-    assert layers.taken(other.model) == f"RMSNorm, {gated}, RoPE"
+    assert liger.liger_layers(other.model) == f"RMSNorm, {gated}, RoPE"
     ours, expected = other(rows).logp, own(rows).logp
     assert relative_error(ours, expected) < 1e-6
     assert not torch.equal(ours, expected)
@@ -102,7 +102,8 @@ def load(out, load_one=load_policy, kernels=LIGER, changes=None, adapter="none")
     shape = {**LLAMA, **SMALL, **(changes or {})}
     model = ModelConfig(init="scratch", architecture=shape, tokenizer="tiny")
     cfg = LoadConfig(model=model, kernels=kernels, adapter=AdapterConfig(kind=adapter))
-    return load_one(cfg, load_tokenizer(model), RunContext(CPU, torch.float32, 0, out))
+    ctx = RunContext(CPU, torch.float32, 0, out)
+    return load_one(cfg, LoadInputs(load_tokenizer(model), ctx))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_a_loaded_model_gives_what_it_does_with_its_own_layers(tmp_path, capsys,
     own = load(tmp_path, load_one, "none", adapter=adapter)
     assert "layers: the model's own (kernels=none)\n" in capsys.readouterr().err
     rows = random_rows([7, 12, 5])
-    (ours, _), (expected, _) = loaded.values(rows), own.values(rows)
+    (ours, _), (expected, _) = loaded.probe_outputs(rows), own.probe_outputs(rows)
     assert relative_error(ours, expected) < 1e-6
     ours.sum().backward()
     expected.sum().backward()
@@ -134,7 +135,7 @@ def test_a_frozen_copy_computes_with_its_own_weights():
     with torch.no_grad():
         for param in policy.parameters():
             param.mul_(1.5)
-    assert layers.taken(copied) == layers.taken(policy)
+    assert liger.liger_layers(copied) == liger.liger_layers(policy)
     assert torch.equal(copied(rows).logp, before)
     assert not torch.equal(policy(rows).logp, before)
 
@@ -144,17 +145,17 @@ def test_wrong_layers_are_dropped_or_refused(tmp_path, capsys, monkeypatch):
     relu = {"hidden_act": "relu"}
     with pytest.raises(KernelError, match="liger's RMSNorm, SwiGLU, RoPE are not exact here"):
         load(tmp_path, changes=relu)
-    monkeypatch.setattr(layers, "triton_obstacle", lambda device: "needs CUDA")
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: "needs CUDA")
     with pytest.raises(KernelError, match="needs CUDA"):
         load(tmp_path, changes=relu)
-    monkeypatch.setattr(layers, "_device_obstacle", lambda device: "")
+    monkeypatch.setattr(liger, "_unavailable_reason", lambda device: "")
     capsys.readouterr()
     policy = load(tmp_path, kernels="auto", changes=relu)
     said = capsys.readouterr().err
     assert "probe: liger's RMSNorm, SwiGLU, RoPE are not exact (log-probs differ by" in said
     assert "; the model's own instead\n" in said
     assert policy.flat
-    assert layers.taken(policy) == ""
+    assert liger.liger_layers(policy) == ""
 
 
 def test_other_models_of_the_process_keep_their_layers(monkeypatch):

@@ -9,9 +9,9 @@ import torch
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ConfigError, KernelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models import layers
+from rlhf_cli.models import liger
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from tests.helpers import random_rows, tiny_llama
 from tests.kernels.interpreted import run_interpreted
@@ -39,26 +39,26 @@ def test_interpreted(which):
 def test_a_models_own_layers_are_kept_and_why(
     setting, device_obstacle, reason, monkeypatch, capsys
 ):
-    monkeypatch.setattr(layers, "triton_obstacle", lambda device: device_obstacle)
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: device_obstacle)
     model = make_policy(ARCHITECTURES["gpt2"], flat=True).model
-    layers.take_layers(model, setting, CUDA)
+    liger.apply_liger(model, setting, CUDA)
     assert capsys.readouterr().err == f"layers: the model's own ({reason})\n"
-    assert layers.taken(model) == ""
+    assert liger.liger_layers(model) == ""
 
 
 def test_liger_by_name_is_refused_where_it_cannot_run(monkeypatch):
     with pytest.raises(KernelError, match=r"got liger, which cannot run here \(needs CUDA\)"):
-        layers.take_layers(tiny_llama(), ["liger"], CPU)
+        liger.apply_liger(tiny_llama(), ["liger"], CPU)
     with pytest.raises(ConfigError, match=r"needs CUDA.*Try kernels=auto"):
-        layers.require_liger(["liger", "triton"], CPU)
-    layers.require_liger(["triton"], CPU)
-    layers.require_liger("auto", CPU)
-    monkeypatch.setattr(layers, "triton_obstacle", lambda device: "")
+        liger.require_liger(["liger", "triton"], CPU)
+    liger.require_liger(["triton"], CPU)
+    liger.require_liger("auto", CPU)
+    monkeypatch.setattr(liger, "triton_unavailable", lambda device: "")
     with pytest.raises(KernelError, match="has no layers of gpt2"):
-        layers.take_layers(make_policy(ARCHITECTURES["gpt2"], flat=True).model, ["liger"], CUDA)
-    monkeypatch.setattr(layers, "find_spec", lambda name: None)
+        liger.apply_liger(make_policy(ARCHITECTURES["gpt2"], flat=True).model, ["liger"], CUDA)
+    monkeypatch.setattr(liger, "find_spec", lambda name: None)
     with pytest.raises(KernelError, match="not installed"):
-        layers.take_layers(tiny_llama(), ["liger"], CUDA)
+        liger.apply_liger(tiny_llama(), ["liger"], CUDA)
 
 
 def test_liger_that_is_not_installed_is_refused_before_anything_is_loaded(monkeypatch):
@@ -82,12 +82,12 @@ def test_liger_on_a_gpu(tmp_path: Path):
     """fp32: the probe at load has compared it too; 1e-4 leaves room for another order of sums."""
     cfg = LoadConfig(model=ModelConfig(path="tiny"), kernels=["liger"])
     ctx, tokenizer = RunContext(CUDA, torch.float32, 0, tmp_path), load_tokenizer(cfg.model)
-    policy = load_policy(cfg, tokenizer, ctx)
-    assert layers.taken(policy) == "RMSNorm, SwiGLU, RoPE"
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
+    assert liger.liger_layers(policy) == "RMSNorm, SwiGLU, RoPE"
     rows = random_rows([7, 120, 33]).to(CUDA)
     ours = policy(rows).logp
     found = gradient(policy, ours)
-    with layers.own_layers(policy):
+    with liger.without_liger(policy):
         expected = policy(rows).logp
         own = gradient(policy, expected)
     assert relative_error(ours, expected) < 1e-5

@@ -11,7 +11,7 @@ from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import LINEAR_LOGPROBS, choose
 from rlhf_cli.logprobs import WANTS
-from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.quantize import quantized_weight
 from tests.kernels.quantized_layers import KINDS, dequantized, quantized_layer
 from tests.stages.test_memory import Largest
 
@@ -28,7 +28,8 @@ def problem(kind, tokens, width, vocab, seed=0):
     bias = torch.randn(vocab, generator=generator)
     targets = torch.randint(0, vocab, (tokens,), generator=generator)
     heads = [
-        LMHead(weight, bias, softcap=9.0) for weight in (packed_weight(layer), dequantized(layer))
+        LMHead(weight, bias, softcap=9.0)
+        for weight in (quantized_weight(layer), dequantized(layer))
     ]
     return hidden, *heads, targets
 
@@ -65,7 +66,7 @@ def test_equals_the_dequantized_weight(implementation, kind, tokens, blocks, voc
 def test_rows_come_in_the_compute_type(kind):
     width = 37 if kind == "int8" else 64
     layer = quantized_layer(kind, torch.randn(130, width))
-    rows = packed_weight(layer).dequantize(3, 70, torch.bfloat16)
+    rows = quantized_weight(layer).dequantize(3, 70, torch.bfloat16)
     assert_close(rows, dequantized(layer)[3:70].bfloat16(), rtol=2**-7, atol=0)  # one bit of bf16
 
 

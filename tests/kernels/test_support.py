@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from rlhf_cli.kernels import chunked, eager
 from rlhf_cli.kernels.lm_head import LMHead, Support
 from rlhf_cli.logprobs import token_logprobs
-from rlhf_cli.models.quantize import packed_weight
+from rlhf_cli.models.quantize import quantized_weight
 from tests.kernels.quantized_layers import KINDS, dequantized, quantized_layer
 
 WANT = ("logp", "entropy", "lse", "sum_sq", "top1")
@@ -61,7 +61,7 @@ def test_logits_for_draws_are_minus_infinity_at_what_is_excluded(support):
 def test_a_quantized_weight_is_cut_while_quantized(kind, support):
     layer = quantized_layer(kind, torch.randn(13, 64))
     hidden, targets = torch.randn(3, 64), torch.tensor([1, 3, 8])
-    packed, whole = LMHead(packed_weight(layer)), LMHead(dequantized(layer))
+    packed, whole = LMHead(quantized_weight(layer)), LMHead(dequantized(layer))
     for implementation in (eager, chunked):
         found = [
             token_logprobs(hidden, *support.compact(head, targets), want=WANT,

@@ -9,11 +9,11 @@ from torch.testing import assert_close
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attach import attach
+from rlhf_cli.models.attach_adapters import attach_adapters
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
-from rlhf_cli.models.load import recompute_activations
+from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.source import Source, find_source, fingerprint
+from rlhf_cli.models.resolve import ModelSource, resolve_model, weights_fingerprint
 from tests.helpers import random_rows, tiny_llama
 
 LORA = AdapterConfig(kind="lora", rank=4)
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def policy_with(adapter, source=None, *, new_tokens=(), flat=True, **shape):
     model = tiny_llama(**shape)
-    adapters = attach(model, source or Source("somewhere"), adapter, 0, new_tokens)
+    adapters = attach_adapters(model, source or ModelSource("somewhere"), adapter, 0, new_tokens)
     return Policy(adapters.model.train(), choose("auto", CPU)[0], flat=flat, adapters=adapters)
 
 
@@ -36,7 +36,7 @@ def disturb(policy, seed=1):
 
 def saved(policy, folder, base=None):
     """The adapter in a folder, as a run leaves it."""
-    policy.adapters.source = Source(str(base or folder.parent))
+    policy.adapters.source = ModelSource(str(base or folder.parent))
     policy.adapters.save(folder)
     return folder
 
@@ -64,7 +64,7 @@ def test_a_reference_pass_between_forward_and_backward_changes_no_gradient(recom
         policy = policy_with(LORA)
         disturb(policy)
         if recompute:
-            recompute_activations(policy)
+            enable_activation_checkpointing(policy)
         logp = policy(rows).logp
         if between:
             policy(rows, role="reference")
@@ -130,7 +130,7 @@ def test_layers_trained_whole_are_saved_with_the_adapter_merged_and_read_by_plai
     disturb(policy)
     rows = random_rows([7, 12])
     folder = saved(policy, tmp_path / "model")
-    again = policy_with(AdapterConfig(), Source("x", (folder,)), tie_word_embeddings=False)
+    again = policy_with(AdapterConfig(), ModelSource("x", (folder,)), tie_word_embeddings=False)
     assert torch.equal(again(rows).logp, policy(rows).logp)
     row = rows.tokens[None, :7]
     policy.model.set_attn_implementation("sdpa")
@@ -157,7 +157,7 @@ def test_a_saved_adapter_comes_back_and_is_trained_on(tmp_path):
     disturb(first)
     rows = random_rows([7, 12])
     folder = saved(first, tmp_path / "model")
-    again = policy_with(AdapterConfig(), Source("x", (folder,)))
+    again = policy_with(AdapterConfig(), ModelSource("x", (folder,)))
     assert torch.equal(again(rows).logp, first(rows).logp)
     assert again.adapters.roles["policy"] == ["default"]
     assert any(p.requires_grad for p in again.parameters())
@@ -168,7 +168,7 @@ def test_a_stacked_adapter_is_frozen_and_is_the_reference(tmp_path):
     disturb(first)
     rows = random_rows([7, 12])
     expected = first(rows).logp
-    below = Source("x", (saved(first, tmp_path / "model"),))
+    below = ModelSource("x", (saved(first, tmp_path / "model"),))
     second = policy_with(AdapterConfig(kind="rslora", rank=2, start="stack"), below)
     assert torch.equal(second(rows).logp, expected)
     disturb(second)
@@ -178,13 +178,13 @@ def test_a_stacked_adapter_is_frozen_and_is_the_reference(tmp_path):
     both = saved(second, tmp_path / "two")
     assert (both / "stacked_0" / "adapter_config.json").is_file()
     cfg = ModelConfig(path=str(both), base=str(base_folder(tmp_path)))
-    third = policy_with(AdapterConfig(), find_source(cfg))
+    third = policy_with(AdapterConfig(), resolve_model(cfg))
     assert torch.equal(third(rows).logp, second(rows).logp)
 
 
 def test_layers_that_have_an_adapter_can_be_named_for_a_second_one(tmp_path):
     named = AdapterConfig(kind="lora", rank=4, targets=["q_proj"])
-    below = Source("x", (saved(policy_with(named), tmp_path / "model"),))
+    below = ModelSource("x", (saved(policy_with(named), tmp_path / "model"),))
     again = AdapterConfig(kind="lora", rank=2, targets=["q_proj", "v_proj"], start="stack")
     trained = [n for n, p in policy_with(again, below).named_parameters() if p.requires_grad]
     assert {n.split(".lora_")[0].rpartition(".")[2] for n in trained} == {"q_proj", "v_proj"}
@@ -216,9 +216,9 @@ def test_an_output_layer_takes_plain_adapters_only(settings):
 def test_an_adapter_of_other_shapes_is_refused(tmp_path):
     folder = saved(policy_with(LORA), tmp_path / "model")
     with pytest.raises(ModelError, match=r"made for another base: .* is .* and this base needs"):
-        policy_with(AdapterConfig(), Source("x", (folder,)), hidden_size=16)
+        policy_with(AdapterConfig(), ModelSource("x", (folder,)), hidden_size=16)
     with pytest.raises(ModelError, match=r"made for another base: .* needs no such"):
-        policy_with(AdapterConfig(), Source("x", (folder,)), num_hidden_layers=1)
+        policy_with(AdapterConfig(), ModelSource("x", (folder,)), num_hidden_layers=1)
 
 
 def test_a_damaged_or_pickled_adapter_is_refused(tmp_path):
@@ -226,14 +226,14 @@ def test_a_damaged_or_pickled_adapter_is_refused(tmp_path):
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ModelError, match="cannot be put on this base"):
-        policy_with(AdapterConfig(), Source("x", (folder,)))
+        policy_with(AdapterConfig(), ModelSource("x", (folder,)))
     weights.rename(folder / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"A pickle .* is not read"):
-        policy_with(AdapterConfig(), Source("x", (folder,)))
+        policy_with(AdapterConfig(), ModelSource("x", (folder,)))
 
 
 def test_another_shape_than_that_of_the_adapter_is_refused(tmp_path):
-    source = Source("x", (saved(policy_with(LORA), tmp_path / "model"),))
+    source = ModelSource("x", (saved(policy_with(LORA), tmp_path / "model"),))
     with pytest.raises(ModelError, match=r"adapter.rank: got 8, but .* has 4.*start=stack"):
         policy_with(AdapterConfig(kind="lora", rank=8), source)
     with pytest.raises(ModelError, match=r"adapter.kind: got dora, but .* has lora"):
@@ -253,22 +253,22 @@ def base_folder(tmp_path):
 def test_a_base_that_moved_can_be_named(tmp_path):
     base = base_folder(tmp_path)
     folder = saved(policy_with(LORA), tmp_path / "run" / "model", base)
-    assert find_source(ModelConfig(path=str(folder))).base == str(base)
+    assert resolve_model(ModelConfig(path=str(folder))).base == str(base)
     moved = base.rename(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match=r"whose base .*weights is not there.*model.base="):
-        find_source(ModelConfig(path=str(folder)))
-    assert find_source(ModelConfig(path=str(folder), base=str(moved))).base == str(moved)
+        resolve_model(ModelConfig(path=str(folder)))
+    assert resolve_model(ModelConfig(path=str(folder), base=str(moved))).base == str(moved)
 
 
 def test_other_weights_in_the_place_of_the_base_are_refused(tmp_path):
     base = base_folder(tmp_path)
     folder = saved(policy_with(LORA), tmp_path / "run" / "model", base)
-    facts = {"base_fingerprint": fingerprint(base)}
+    facts = {"base_fingerprint": weights_fingerprint(base)}
     (tmp_path / "run" / "artifact.json").write_text(json.dumps(facts))
-    assert find_source(ModelConfig(path=str(folder))).adapters == (folder,)
+    assert resolve_model(ModelConfig(path=str(folder))).adapters == (folder,)
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"] += 1.0
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="is an adapter of another base"):
-        find_source(ModelConfig(path=str(folder)))
+        resolve_model(ModelConfig(path=str(folder)))
     shutil.rmtree(base)

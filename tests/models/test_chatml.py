@@ -11,8 +11,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord
 from rlhf_cli.data.tokens.chat_template import turn_end
-from rlhf_cli.models.chatml import give_chatml
-from rlhf_cli.models.tokenizer import train_tokenizer
+from rlhf_cli.models.tokenizer import add_chatml, train_tokenizer
 from rlhf_cli.resources import shipped_model
 from tests.data.toy import turns, write_jsonl
 from tests.stages.conftest import FAST
@@ -33,7 +32,7 @@ def bare(**changes):
 def test_the_template_and_its_missing_tokens_are_added(capsys):
     tokenizer = bare()
     size = len(tokenizer)
-    assert give_chatml(tokenizer) == [size, size + 1]
+    assert add_chatml(tokenizer) == [size, size + 1]
     assert len(tokenizer) == size + 2
     assert "adding <|im_start|> and <|im_end|>" in capsys.readouterr().err
     chat = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "Well."}]
@@ -45,13 +44,13 @@ def test_the_template_and_its_missing_tokens_are_added(capsys):
 def test_tokens_that_are_there_are_not_added_again(capsys):
     tokenizer = bare()
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
-    assert give_chatml(tokenizer) == []
+    assert add_chatml(tokenizer) == []
     assert "adding" not in capsys.readouterr().err
 
 
 def test_a_saved_tokenizer_has_both(tmp_path):
     tokenizer = bare()
-    _, end = give_chatml(tokenizer)
+    _, end = add_chatml(tokenizer)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again.chat_template == tokenizer.chat_template
@@ -67,7 +66,7 @@ def loaded(tmp_path, tokenizer, *rows):
 
 def test_the_turn_end_is_trained_and_ends_generation(tmp_path):
     tokenizer = bare()
-    _, end = give_chatml(tokenizer)
+    _, end = add_chatml(tokenizer)
     examples = loaded(tmp_path, tokenizer, {"messages": turns("How?", "Well.")})
     assert tokenizer.decode(examples.tokens[examples.loss_mask]) == "Well.<|im_end|>"
     assert turn_end(tokenizer) == end

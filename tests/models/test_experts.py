@@ -12,12 +12,12 @@ from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.losses.likelihood import load_balancing_loss
-from rlhf_cli.models.attach import attach
+from rlhf_cli.models.attach_adapters import attach_adapters
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.merge import merge
+from rlhf_cli.models.local_base import merge_adapters
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.router import balance_coefficient, tell_of_balance
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import ModelSource
+from rlhf_cli.models.router import balancing_loss_coef, report_balancing_loss
 from rlhf_cli.stages.likelihood import balanced_loss
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
@@ -44,7 +44,7 @@ def policy_of(model, *, flat=True):
 
 
 def adapted(cfg=LORA, source=None, model=None):
-    return attach(model or mixture(), source or Source("x"), cfg, 0)
+    return attach_adapters(model or mixture(), source or ModelSource("x"), cfg, 0)
 
 
 def shake(adapters):
@@ -69,9 +69,9 @@ def test_all_linear_means_the_experts_too(tmp_path):
         plain = mixture()(input_ids=tokens).logits
         adapters.save(tmp_path)
         again = PeftModel.from_pretrained(mixture(), tmp_path)(input_ids=tokens).logits
-        ours = adapted(AdapterConfig(), Source("x", (tmp_path,))).model
+        ours = adapted(AdapterConfig(), ModelSource("x", (tmp_path,))).model
         loaded = ours(input_ids=tokens).logits
-        merged = merge(ours)(input_ids=tokens).logits
+        merged = merge_adapters(ours)(input_ids=tokens).logits
     assert not torch.allclose(plain, expected, atol=1e-2)
     assert_close(again, expected)
     assert_close(loaded, expected)
@@ -82,14 +82,14 @@ def test_an_adapter_on_experts_stands_on_another(tmp_path):
     below = adapted()
     shake(below)
     below.save(tmp_path)
-    both = adapted(AdapterConfig(kind="lora", rank=4, start="stack"), Source("x", (tmp_path,)))
+    both = adapted(AdapterConfig(kind="lora", rank=4, start="stack"), ModelSource("x", (tmp_path,)))
     tokens = torch.arange(9)[None]
     with torch.no_grad():
         expected = below.model(input_ids=tokens).logits
         assert_close(both.model(input_ids=tokens).logits, expected)
         shake(both)
         assert not torch.allclose(both.model(input_ids=tokens).logits, expected, atol=1e-2)
-        with both.using("reference"):
+        with both.use("reference"):
             changed = [n for n, _ in both.model.named_parameters() if "stacked_0" in n]
             assert changed
     trained = {name for name, param in both.model.named_parameters() if param.requires_grad}
@@ -162,6 +162,6 @@ def test_the_loss_does_not_depend_on_how_a_step_is_cut():
 )  # fmt: skip
 def test_it_is_said_whether_the_loss_is_added(changes, added, line, capsys):
     model = mixture(**changes)
-    tell_of_balance(model, added=added)
+    report_balancing_loss(model, added=added)
     assert line in capsys.readouterr().err
-    assert balance_coefficient(model) == (0 if changes else 0.1)
+    assert balancing_loss_coef(model) == (0 if changes else 0.1)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from rlhf_cli import cli
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.source import find_source
+from rlhf_cli.models.resolve import resolve_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.runs import hub as commits
@@ -96,7 +96,7 @@ def test_later_stages_load_the_base_that_the_adapter_was_trained_on(hub, models,
     assert read(tmp_path / "dpo/artifact.json")["base_commit"] == FIRST
     assert read(tmp_path / "dpo/manifest.json")["hub"] == {f"org/model@{FIRST}": FIRST}
     commits.set_commits({})
-    assert find_source(ModelConfig(path="sft")).commit == FIRST
+    assert resolve_model(ModelConfig(path="sft")).commit == FIRST
 
 
 def test_a_run_that_goes_on_keeps_the_commit_it_began_with(hub, models, tmp_path):
@@ -122,15 +122,15 @@ def test_the_revision_is_that_of_the_model_alone(hub, models, adapter, tmp_path)
     config = read(adapter / "adapter_config.json") | {"base_model_name_or_path": "org/base"}
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(config))
     hub.publish("org/adapter", tmp_path / "adapter", SECOND, "v2")
-    source = find_source(ModelConfig(path="org/adapter", revision="v2"))
+    source = resolve_model(ModelConfig(path="org/adapter", revision="v2"))
     assert (source.folder, source.commit) == (str(base), FIRST)
-    source = find_source(ModelConfig(path="org/adapter", revision="v2", base_revision="better"))
+    source = resolve_model(ModelConfig(path="org/adapter", revision="v2", base_revision="better"))
     assert source.commit == SECOND
     (tmp_path / "adapter/adapter_config.json").write_text(
         json.dumps({**config, "revision": "better"})
     )
     hub.publish("org/other", tmp_path / "adapter", SECOND)
-    assert find_source(ModelConfig(path="org/other")).commit == SECOND
+    assert resolve_model(ModelConfig(path="org/other")).commit == SECOND
 
 
 def test_the_tokenizer_has_a_revision_of_its_own(hub, models, tmp_path):

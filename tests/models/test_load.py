@@ -5,11 +5,11 @@ import torch
 from transformers import AutoTokenizer
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.models import weights
+from rlhf_cli.models import base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
-from rlhf_cli.models.load import load_frozen, load_generator, load_policy
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_generator, load_policy
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
@@ -40,12 +40,13 @@ def setting(folder, tmp_path):
 def asked(monkeypatch):
     """The types that weights are read in."""
     found = []
+    load_weights = base_model.load_checkpoint
 
     def spy(*args, dtype, **options):
         found.append(dtype)
-        return weights.load_weights(*args, dtype=dtype, **options)
+        return load_weights(*args, dtype=dtype, **options)
 
-    monkeypatch.setattr("rlhf_cli.models.base.load_weights", spy)
+    monkeypatch.setattr("rlhf_cli.models.base_model.load_checkpoint", spy)
     return found
 
 
@@ -55,15 +56,15 @@ def types(module):
 
 def test_what_generates_or_is_measured_is_read_in_the_compute_type(setting, asked):
     cfg, tokenizer, ctx = setting
-    assert types(load_generator(cfg.model, QuantConfig(), tokenizer, ctx)) == {BF16}
-    assert types(load_frozen(Policy, cfg, tokenizer, ctx)) == {BF16}
+    assert types(load_generator(cfg.model, QuantConfig(), LoadInputs(tokenizer, ctx))) == {BF16}
+    assert types(load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))) == {BF16}
     assert asked == [BF16, BF16]
 
 
 def test_under_an_adapter_the_base_is_read_in_the_compute_type(setting, asked):
     cfg, tokenizer, ctx = setting
     cfg.adapter = AdapterConfig(kind="lora", modules_to_save=["norm"])
-    policy = load_policy(cfg, tokenizer, ctx)
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
     assert asked == [BF16]
     trained = {param.dtype for param in policy.parameters() if param.requires_grad}
     frozen = {param.dtype for param in policy.parameters() if not param.requires_grad}
@@ -72,7 +73,7 @@ def test_under_an_adapter_the_base_is_read_in_the_compute_type(setting, asked):
 
 def test_what_is_trained_is_read_in_fp32_and_becomes_its_own_master(setting, asked):
     cfg, tokenizer, ctx = setting
-    policy = load_policy(cfg, tokenizer, ctx)
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
     assert asked == [FP32]
     assert types(policy) == {FP32}
     held = {name: param.data_ptr() for name, param in policy.named_parameters()}
@@ -83,7 +84,7 @@ def test_what_is_trained_is_read_in_fp32_and_becomes_its_own_master(setting, ask
 
 def test_a_frozen_copy_has_values_of_its_own_in_the_compute_type(setting):
     cfg, tokenizer, ctx = setting
-    policy = load_policy(cfg, tokenizer, ctx)
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
     copied = frozen_copy(policy, BF16)
     assert types(copied) == {BF16}
     assert types(policy) == {FP32}
@@ -97,7 +98,7 @@ def test_a_frozen_copy_has_values_of_its_own_in_the_compute_type(setting):
 def test_the_check_says_what_it_ran_with(setting, capsys, compute):
     cfg, tokenizer, ctx = setting
     dtype = {"bf16": BF16, "fp32": FP32}[compute]
-    policy = load_policy(cfg, tokenizer, RunContext(ctx.device, dtype, 0, ctx.out))
+    policy = load_policy(cfg, LoadInputs(tokenizer, RunContext(ctx.device, dtype, 0, ctx.out)))
     said = f"equal the model's own in {compute} with attention per_row"
     assert said in capsys.readouterr().err
     assert all(param.requires_grad for param in policy.parameters())

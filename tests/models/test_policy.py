@@ -214,13 +214,13 @@ def test_probe_catches_a_missing_soft_cap(monkeypatch):
 
 
 def test_recomputed_activations_give_the_same_gradient():
-    from rlhf_cli.models.load import recompute_activations
+    from rlhf_cli.models.load import enable_activation_checkpointing
 
     rows = random_rows([9, 14])
     plain = Policy(tiny_llama().train(), choose("auto", CPU)[0], flat=True)
     expected = gradient(plain, plain(rows).logp)
     saving = Policy(tiny_llama().train(), choose("auto", CPU)[0], flat=True)
-    recompute_activations(saving)
+    enable_activation_checkpointing(saving)
     got = gradient(saving, saving(rows).logp)
     for name, value in expected.items():
         assert_close(got[name], value, rtol=1e-6, atol=1e-6)

@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.base import reads_forward
+from rlhf_cli.models.base_model import is_causal
 from rlhf_cli.models.load import context_length, disable_dropout
-from rlhf_cli.models.probes import plain_values, probe
+from rlhf_cli.models.probes import plain_outputs, probe
 from rlhf_cli.models.reward_model import RewardModel
 from tests.helpers import random_rows, rows_of
 
@@ -49,7 +49,7 @@ def make(config):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(config)
     disable_dropout(model)
-    return RewardModel(model, choose("auto", CPU)[0], flat=reads_forward(model))
+    return RewardModel(model, choose("auto", CPU)[0], flat=is_causal(model))
 
 
 @pytest.mark.parametrize("config", {**DECODERS, **ENCODERS}.values(), ids={**DECODERS, **ENCODERS})
@@ -57,7 +57,7 @@ def test_scores_are_those_of_each_row_alone(config):
     model = make(config)
     probe(model, may_fall_back=True)
     rows = random_rows([7, 3, 20, 1])
-    assert_close(model(rows), plain_values(model, rows)[0], atol=1e-5, rtol=1e-4)
+    assert_close(model(rows), plain_outputs(model, rows)[0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])

@@ -8,8 +8,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.tokenization import RECORD, from_pretrained, tokenization_hash
-from rlhf_cli.models.tokenizer import load_tokenizer, train_tokenizer
+from rlhf_cli.models.tokenizer import (
+    TOKENIZATION_KEY,
+    load_pretrained_tokenizer,
+    load_tokenizer,
+    tokenization_hash,
+    train_tokenizer,
+)
 from tests.data.toy import toy_tokenizer
 
 TEXTS = ["print(add(2, 40))\n", "def add(a, b):\n    return a + b\n", "It's 2024-05-06, isn't it?"]
@@ -57,13 +62,15 @@ def test_the_file_is_followed_and_what_is_saved_is_cut_the_same_way(folder, tmp_
     assert cuts(AutoTokenizer.from_pretrained(folder)) != expected
     found = load_tokenizer(ModelConfig(path=str(folder)))
     assert cuts(found) == expected
-    assert "tokenizer: text is cut as tokenizer.json says" in capsys.readouterr().err
+    assert "tokenizer: text is split by tokenizer.json" in capsys.readouterr().err
     plain = AutoTokenizer.from_pretrained(folder)
     assert found.special_tokens_map.items() >= plain.special_tokens_map.items()
     assert (found.chat_template, found.get_vocab()) == (plain.chat_template, plain.get_vocab())
     found.save_pretrained(tmp_path / "saved")
     assert cuts(AutoTokenizer.from_pretrained(tmp_path / "saved")) == expected
-    assert tokenization_hash(from_pretrained(str(tmp_path / "saved"))) == tokenization_hash(found)
+    assert tokenization_hash(
+        load_pretrained_tokenizer(str(tmp_path / "saved"))
+    ) == tokenization_hash(found)
     assert "tokenizer: " not in capsys.readouterr().err
 
 
@@ -71,7 +78,7 @@ def test_a_tokenizer_that_agrees_with_its_file_is_taken_as_it_is(tmp_path, capsy
     for name, made in (("toy", toy_tokenizer()), ("own", train_tokenizer(TEXTS, 300))):
         made.save_pretrained(tmp_path / name)
         capsys.readouterr()
-        again = from_pretrained(str(tmp_path / name))
+        again = load_pretrained_tokenizer(str(tmp_path / name))
         assert tokenization_hash(again) == tokenization_hash(made)
         assert type(again) is type(AutoTokenizer.from_pretrained(tmp_path / name))
         assert "tokenizer: " not in capsys.readouterr().err
@@ -90,10 +97,12 @@ def test_a_run_whose_tokenizer_cuts_otherwise_now_is_refused(changed, tmp_path):
     made = train_tokenizer(TEXTS, 300)
     made.save_pretrained(model)
     (model / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "run" / "artifact.json").write_text(json.dumps({RECORD: tokenization_hash(made)}))
+    (tmp_path / "run" / "artifact.json").write_text(
+        json.dumps({TOKENIZATION_KEY: tokenization_hash(made)})
+    )
     load_tokenizer(ModelConfig(path=str(model)))
     edit(model / "tokenizer.json", **changed)
-    with pytest.raises(ModelError, match=r"^model.path: the tokenizer of .* cuts text otherwise"):
+    with pytest.raises(ModelError, match=r"^model.path: the tokenizer of .* splits text otherwise"):
         load_tokenizer(ModelConfig(path=str(model)))
 
 

@@ -5,7 +5,7 @@ from tokenizers import processors
 
 from rlhf_cli.data.tokens.encode import find_special_tokens
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.tokenizer import load_tokenizer, name_ends
+from rlhf_cli.models.tokenizer import load_tokenizer, set_encoder_ends
 from tests.data.toy import toy_tokenizer
 
 CLS, SEP = 2, 3
@@ -40,5 +40,5 @@ def test_the_tokens_of_an_encoder_around_a_text_begin_and_end_it(tmp_path, capsy
     ],
 )
 def test_no_other_end_is_taken(tokenizer, end):
-    name_ends(tokenizer)
+    set_encoder_ends(tokenizer)
     assert tokenizer.eos_token == end

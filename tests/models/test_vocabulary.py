@@ -13,14 +13,15 @@ from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import ExampleRow
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.kernels.lm_head import Support
-from rlhf_cli.models.base import fit_vocabulary, load_base, random_base
+from rlhf_cli.models.base_model import BaseOptions, build_random_model, load_base_model
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.vocabulary import (
-    embedding_rows,
     find_support,
+    fit_vocabulary,
+    num_embeddings,
     require_embedded,
-    require_shared_rows,
+    require_policy_vocabulary,
 )
 from tests.data.toy import toy_tokenizer
 from tests.helpers import tiny_llama, tokenizer_of
@@ -81,11 +82,11 @@ def test_rows_of_data_without_an_embedding_are_named_by_file_and_line():
 
 def test_a_model_that_reads_what_the_policy_writes_embeds_as_much():
     policy, tokenizer = tiny_llama(), tokenizer_of(range(97))
-    require_shared_rows(tiny_llama(vocab_size=120), policy, tokenizer, "value_model", "x")
+    require_policy_vocabulary(tiny_llama(vocab_size=120), policy, tokenizer, "value_model", "x")
     padded = tiny_llama(vocab_size=120)  # rows without a token are never drawn
-    require_shared_rows(policy, padded, tokenizer, "value_model", "x")
+    require_policy_vocabulary(policy, padded, tokenizer, "value_model", "x")
     with pytest.raises(ModelError, match=r"^value_model: x does not fit .* 7 of 97 tokens \(<90>,"):
-        require_shared_rows(tiny_llama(vocab_size=90), policy, tokenizer, "value_model", "x")
+        require_policy_vocabulary(tiny_llama(vocab_size=90), policy, tokenizer, "value_model", "x")
 
 
 def test_random_weights_have_a_row_for_each_id_where_ids_are_left_out():
@@ -93,7 +94,7 @@ def test_random_weights_have_a_row_for_each_id_where_ids_are_left_out():
     tokenizer.get_vocab = lambda: {"a": 0, "b": 50}
     shape = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1,
              "num_attention_heads": 1, "intermediate_size": 8}  # fmt: skip
-    assert embedding_rows(random_base(ModelConfig(architecture=shape), tokenizer, 0)) == 51
+    assert num_embeddings(build_random_model(ModelConfig(architecture=shape), tokenizer, 0)) == 51
 
 
 def test_a_config_whose_padding_has_no_embedding_is_loaded(tmp_path):
@@ -103,7 +104,9 @@ def test_a_config_whose_padding_has_no_embedding_is_loaded(tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(AssertionError):
         AutoModelForCausalLM.from_pretrained(tmp_path)
-    loaded = load_base(ModelConfig(path=str(tmp_path)), str(tmp_path), tokenizer_of(range(98)))
+    loaded = load_base_model(
+        ModelConfig(path=str(tmp_path)), str(tmp_path), tokenizer_of(range(98)), BaseOptions()
+    )
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 

@@ -15,7 +15,12 @@ from rlhf_cli.data.records.types import PreferenceRecord
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.models.tokenizer import train_tokenizer
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rewards.reward_model import RowFormatter, micro_batches, response_row, truncate_rows
+from rlhf_cli.rewards.reward_model import (
+    RewardInputFormatter,
+    micro_batches,
+    response_row,
+    truncate_rows,
+)
 from rlhf_cli.rewards.rewards import load_combined_reward
 from rlhf_cli.rewards.samples import Samples
 from tests.data.toy import (
@@ -105,7 +110,7 @@ def test_rows_are_written_as_the_reward_stage_trains_on_them(tmp_path, own_token
     cfg = DataConfig(path=str(path))
     examples, _ = load_examples(cfg, "reward", own_tokenizer, (PreferenceRecord,), 0)
     trained = examples.tokens[: examples.row_starts[1]].tolist()
-    writer = RowFormatter(own_tokenizer, as_message=False, origin="reward.model: x")
+    writer = RewardInputFormatter(own_tokenizer, as_message=False, origin="reward.model: x")
     given = samples((user("Tea?"), "Yes.") if chat else ("Tea?", " Yes."))
     [written] = writer(given)
     assert written.tokens.tolist() == trained
@@ -114,7 +119,9 @@ def test_rows_are_written_as_the_reward_stage_trains_on_them(tmp_path, own_token
 
 def written(*pairs, **settings):
     tokenizer = toy_tokenizer(**settings)
-    rows = RowFormatter(tokenizer, as_message=False, origin="reward.model: x")(samples(*pairs))
+    rows = RewardInputFormatter(tokenizer, as_message=False, origin="reward.model: x")(
+        samples(*pairs)
+    )
     return [row.tokens.tolist() for row in rows]
 
 
@@ -128,7 +135,7 @@ def test_text_is_joined_as_it_stands_and_ends_with_the_end_token():
 
 
 def test_a_text_prompt_is_a_message_for_a_model_trained_on_chats():
-    [row] = RowFormatter(toy_tokenizer(), as_message=True, origin="x")(samples(("ab", "c")))
+    [row] = RewardInputFormatter(toy_tokenizer(), as_message=True, origin="x")(samples(("ab", "c")))
     assert row.tokens.tolist() == [USER, A, B, TURN, NEWLINE, ASSISTANT, C, TURN]
 
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from rlhf_cli.errors import ConfigError, DataError, NonFinite
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.load import recompute_activations
+from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.rollout.config import SamplingConfig
@@ -225,7 +225,7 @@ def test_a_lora_policy_in_training_generates_as_the_merged_model():
 
 def test_a_policy_in_training_is_restored():
     policy = Policy(tiny_llama().train(), choose("auto", torch.device("cpu"))[0], flat=True)
-    recompute_activations(policy)
+    enable_activation_checkpointing(policy)
     rows = random_rows([9, 14])
 
     def state():

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.models.config import ModelConfig, QuantConfig
-from rlhf_cli.models.load import load_generator
+from rlhf_cli.models.load import LoadInputs, load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each
@@ -55,7 +55,7 @@ def our_logits(path: Path) -> torch.Tensor:
     """What the result says, loaded as `model=PATH`."""
     cfg, ctx = ModelConfig(path=str(path)), RunContext(torch.device("cpu"), torch.float32, 0, path)
     with torch.no_grad():
-        model = load_generator(cfg, QuantConfig(), load_tokenizer(cfg), ctx)
+        model = load_generator(cfg, QuantConfig(), LoadInputs(load_tokenizer(cfg), ctx))
         return model(input_ids=TOKENS, use_cache=False).logits
 
 
@@ -275,7 +275,9 @@ def test_merge_keeps_the_type_of_the_base_where_that_costs_little(
 
 
 def test_a_merge_that_leaves_the_adapter_out_is_refused(lora_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("rlhf_cli.models.merge.merge", lambda unmerged: unmerged.unload())
+    monkeypatch.setattr(
+        "rlhf_cli.models.local_base.merge_adapters", lambda unmerged: unmerged.unload()
+    )
     assert cli.main(["merge", str(lora_run), f"output_dir={tmp_path / 'whole'}"]) == 1
     assert "merged, " in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "whole").exists()

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_is_packed_already(told, sft_run, tmp_path):
     packed = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     file.write_text(json.dumps(json.loads(file.read_text()) | packed))
     code, error = told("sft", "model=gptq", "data=tiny", "adapter=lora")
-    assert (code, "packed already (gptq); need whole ones" in error) == (1, True), error
+    assert (code, "quantized already (gptq)" in error) == (1, True), error
 
 
 def test_code_that_a_model_brings_runs_with_consent_alone(told, sft_run, tmp_path):

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from rlhf_cli import cli
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.freeze import freeze
+from rlhf_cli.models.parameters import freeze_modules
 from tests.helpers import last_of_each, tiny_llama
 from tests.stages.conftest import FAST
 
@@ -21,7 +21,7 @@ from tests.stages.conftest import FAST
 )
 def test_the_layers_of_these_names_are_frozen(names, expected, capsys):
     model = tiny_llama()
-    freeze(model, names, torch.bfloat16)
+    freeze_modules(model, names, torch.bfloat16)
     frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
     assert frozen == {
         name
@@ -43,7 +43,7 @@ def test_the_layers_of_these_names_are_frozen(names, expected, capsys):
 )
 def test_names_of_nothing_or_of_everything_are_refused(names, line):
     with pytest.raises(ModelError, match=line):
-        freeze(tiny_llama(), names, torch.float32)
+        freeze_modules(tiny_llama(), names, torch.float32)
 
 
 def test_a_run_leaves_frozen_layers_as_they_were(sft_run, tmp_path):

@@ -238,13 +238,13 @@ def our_scores(path, out, rows):
     """On the CPU; computed wherever the model is."""
     from rlhf_cli.context import create_context
     from rlhf_cli.models.config import LoadConfig, ModelConfig
-    from rlhf_cli.models.load import load_frozen
+    from rlhf_cli.models.load import LoadInputs, load_frozen
     from rlhf_cli.models.reward_model import RewardModel
     from rlhf_cli.models.tokenizer import load_tokenizer
 
     cfg = LoadConfig(model=ModelConfig(path=str(path)))
     ctx = create_context("fp32", 0, out)
-    model = load_frozen(RewardModel, cfg, load_tokenizer(cfg.model), ctx)
+    model = load_frozen(RewardModel, cfg, LoadInputs(load_tokenizer(cfg.model), ctx))
     with torch.no_grad():
         return model(rows.to(ctx.device)).cpu()
 

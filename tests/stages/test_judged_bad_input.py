@@ -207,7 +207,10 @@ def test_a_reference_with_fewer_embeddings_than_tokens(run, rows, small_model, t
     code, error = run("bco", f"data={rows(PAIR)}", "model.reference=short")
     assert (code, error.startswith("model.reference: ")) == (1, True), error
     assert "short does not fit its tokenizer: 24 of 1024 tokens" in error
-    assert "the policy has 1024. Need a model that embeds what the policy writes" in error
+    assert (
+        "the policy has 1024. Need a model that embeds every token that the policy can generate"
+        in error
+    )
 
 
 def test_a_reference_without_a_tokenizer(run, rows, small_model, tmp_path):

@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from rlhf_cli import cli
 from rlhf_cli.kernels.registry import choose
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy
 from rlhf_cli.stages.dpo.loss import MovingReference
 from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.train.metrics import read_metrics

@@ -11,13 +11,18 @@ from transformers import AutoTokenizer
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import load_base
+from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
-from rlhf_cli.models.heads import read_head
-from rlhf_cli.models.load import load_frozen, load_generator, load_policy
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_generator, load_policy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.probes import plain_values
-from rlhf_cli.models.quantize import packed_weight, quantization, require_packed_output, to_eval
+from rlhf_cli.models.probes import plain_outputs
+from rlhf_cli.models.quantize import (
+    quantization_config,
+    quantized_weight,
+    require_quantized_output,
+    set_eval_mode,
+)
+from rlhf_cli.models.wrapper import read_head
 from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, random_rows, tiny_llama
@@ -81,25 +86,25 @@ def test_a_chain_on_a_packed_output_layer(untied, tmp_path, capsys, kind):
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])
 def test_log_probs_are_those_of_the_packed_model_itself(untied, tmp_path, quant):
-    policy = load_policy(config(untied, quant), tokenizer_of(untied), context(tmp_path))
+    policy = load_policy(config(untied, quant), LoadInputs(tokenizer_of(untied), context(tmp_path)))
     layer = policy.output_layer
-    assert packed_weight(layer) is not None
+    assert quantized_weight(layer) is not None
     rows = random_rows([9])
     hidden = policy.hidden_states(rows, rows.scored)
     logits = torch.nn.functional.linear(hidden, dequantized(layer))
     expected = logits.log_softmax(-1).gather(1, rows.targets[:, None]).squeeze(1)
     assert_close(policy(rows).logp, expected, rtol=1e-5, atol=1e-5)
     if quant == "nf4":  # in 8 bits a model's own pass packs hidden states too
-        assert_close(plain_values(policy, rows)[0], expected, rtol=1e-4, atol=1e-4)
+        assert_close(plain_outputs(policy, rows)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_model_that_only_writes_reads_its_rows_as_they_were_packed(untied, tmp_path):
     """In eval mode bitsandbytes packs weights anew where a CPU has AVX512-bf16."""
     loaded = tokenizer_of(untied), context(tmp_path)
-    policy = load_policy(config(untied), *loaded)
+    policy = load_policy(config(untied), LoadInputs(*loaded))
     expected = dequantized(policy.output_layer)
-    frozen = load_frozen(Policy, config(untied), *loaded)
-    writer = load_generator(config(untied).model, config(untied).quant, *loaded)
+    frozen = load_frozen(Policy, config(untied), LoadInputs(*loaded))
+    writer = load_generator(config(untied).model, config(untied).quant, LoadInputs(*loaded))
     with torch.no_grad():
         frozen(random_rows([9]))
         writer(input_ids=torch.arange(3, 20)[None])
@@ -109,40 +114,38 @@ def test_a_model_that_only_writes_reads_its_rows_as_they_were_packed(untied, tmp
 
 
 def test_rows_that_were_packed_anew_are_not_read(untied):
-    model = load_base(
-        ModelConfig(),
-        str(untied),
-        tokenizer_of(untied),
-        quantized=quantization("nf4", True, torch.float32, output_layer=True),
-        device=CPU,
-    )
-    to_eval(model)
+    quantization = quantization_config("nf4", True, torch.float32, output_layer=True)
+    options = BaseOptions(quantization=quantization)
+    model = load_base_model(ModelConfig(), str(untied), tokenizer_of(untied), options)
+    set_eval_mode(model)
     model.lm_head.weight.quant_state.packing_format_for_cpu = True
-    with pytest.raises(RuntimeError, match="packed anew"):
+    with pytest.raises(RuntimeError, match="repacked"):
         read_head(model)
 
 
 def test_what_cannot_be_packed_is_refused(untied, tmp_path):
     tied = made(tmp_path / "tied", tie_word_embeddings=True)
     with pytest.raises(ModelError, match=r"output layer of .*tied shares its weights"):
-        load_policy(config(tied), tokenizer_of(tied), context(tmp_path))
+        load_policy(config(tied), LoadInputs(tokenizer_of(tied), context(tmp_path)))
     narrow = made(tmp_path / "narrow", hidden_size=32)
     with pytest.raises(ModelError, match=r"narrow is 32 wide; 4 bits need a multiple of 64"):
-        load_policy(config(narrow), tokenizer_of(narrow), context(tmp_path))
-    load_policy(config(narrow, "int8"), tokenizer_of(narrow), context(tmp_path))
+        load_policy(config(narrow), LoadInputs(tokenizer_of(narrow), context(tmp_path)))
+    load_policy(config(narrow, "int8"), LoadInputs(tokenizer_of(narrow), context(tmp_path)))
     with pytest.raises(ModelError, match=r"has 2 new tokens to learn"):
-        load_policy(config(untied), tokenizer_of(untied), context(tmp_path), (7, 8))
-    with pytest.raises(ModelError, match=r"is none that bitsandbytes packs \(Linear\)"):
-        require_packed_output("model", tiny_llama())  # as if bitsandbytes had left it whole
+        load_policy(config(untied), LoadInputs(tokenizer_of(untied), context(tmp_path), (7, 8)))
+    with pytest.raises(ModelError, match=r"is none that bitsandbytes quantizes \(Linear\)"):
+        require_quantized_output("model", tiny_llama())  # as if bitsandbytes had left it whole
 
 
 def test_no_adapter_stands_on_a_packed_output_layer(untied, tmp_path):
     with pytest.raises(ModelError, match=r"adapter.targets: got lm_head, .* it takes no adapter"):
-        load_policy(config(untied, targets=["lm_head"]), tokenizer_of(untied), context(tmp_path))
+        load_policy(
+            config(untied, targets=["lm_head"]), LoadInputs(tokenizer_of(untied), context(tmp_path))
+        )
     whole = ("adapter=lora", "adapter.targets=[lm_head]", "max_steps=1")
     assert train("sft", tmp_path / "run", f"model={untied}", *whole) == 0
     with pytest.raises(ModelError, match=r"quant.output_layer: .* has a part on the output layer"):
-        load_policy(config(tmp_path / "run"), tokenizer_of(untied), context(tmp_path))
+        load_policy(config(tmp_path / "run"), LoadInputs(tokenizer_of(untied), context(tmp_path)))
 
 
 @pytest.mark.parametrize("command", ["reward", "evaluate"])

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import ModelSource
 from rlhf_cli.stages.dpo.loss import MovingReference
 from rlhf_cli.stages.prepare_data import RunData
 from rlhf_cli.stages.reference import load_reference
@@ -30,7 +30,7 @@ def continued(tmp_path):
     """A policy whose adapter is that of an earlier run, trained on."""
     first = policy_with(LORA)
     disturb(first)
-    return policy_with(AdapterConfig(), Source("x", (saved(first, tmp_path / "model"),)))
+    return policy_with(AdapterConfig(), ModelSource("x", (saved(first, tmp_path / "model"),)))
 
 
 @pytest.mark.parametrize("kind", ["auto", "copy"])

@@ -1,10 +1,10 @@
 import torch
 
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attach import attach
+from rlhf_cli.models.attach_adapters import attach_adapters
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.resolve import ModelSource
 from rlhf_cli.train.throughput import count_flops, measure_peak
 from tests.helpers import random_rows, tiny_llama
 
@@ -30,7 +30,9 @@ def test_work_is_six_flop_a_trained_weight_and_token():
 
 def test_frozen_weights_need_no_gradient_of_their_own():
     full = count_flops(policy_of(tiny_llama()))
-    adapters = attach(tiny_llama(), Source("x"), AdapterConfig(kind="lora", rank=2), 0)
+    adapters = attach_adapters(
+        tiny_llama(), ModelSource("x"), AdapterConfig(kind="lora", rank=2), 0
+    )
     lora = count_flops(policy_of(adapters.model, adapters))
     trained = sum(p.numel() for p in adapters.model.parameters() if p.requires_grad)
     assert lora.token == full.token * 4 // 6 + 6 * trained

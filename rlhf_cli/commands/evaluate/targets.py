@@ -88,7 +88,7 @@ def _model(cfg: EvaluateConfig, own: ModelConfig, path: str) -> ModelConfig:
         reference, revision = "none", ""
     elif cfg.reference:
         reference, revision = cfg.reference, cfg.reference_revision
-    elif own.reference in own.held:
+    elif own.reference in own.reference_choices:
         reference, revision = own.path, own.revision
     else:
         reference, revision = own.reference, own.reference_revision

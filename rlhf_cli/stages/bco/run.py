@@ -11,7 +11,7 @@ from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.losses.unpaired import RewardShift
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.bco.loss import BCOState, bco_row_loss
@@ -38,7 +38,7 @@ def run(cfg: BCOConfig, out: Path) -> dict[str, Any]:
     """Train on responses labelled desirable or undesirable."""
     ctx = open_run(cfg, out)
     data = load_stage_data(cfg, ctx, "bco", UNPAIRED_RECORDS, unpaired_examples)
-    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    policy = load_policy(cfg, LoadInputs(data.tokenizer, ctx, data.new_tokens))
     data.require_fits(policy)
     plan = prepare_training(cfg, ctx, policy, data)
     reference, data = load_row_reference(cfg, plan, policy, data)

@@ -22,16 +22,14 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import ModelError
 from rlhf_cli.losses.unpaired import density_ratio
-from rlhf_cli.models.checkpoint_keys import ENCODER
+from rlhf_cli.models.base_model import load_checkpoint
+from rlhf_cli.models.checks import ENCODER, convert_load_errors
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.loading import loading
+from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import as_computed
-from rlhf_cli.models.source import locate
-from rlhf_cli.models.tokenization import from_pretrained
-from rlhf_cli.models.tokenizer import require_tokenizer
+from rlhf_cli.models.resolve import resolve_folder
+from rlhf_cli.models.tokenizer import load_pretrained_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
-from rlhf_cli.models.weights import load_weights
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.bco.config import BCOConfig, UDMConfig
 from rlhf_cli.stages.prepare_data import StageData
@@ -141,11 +139,11 @@ class Embedder:
             cfg.embedding_model,
             cfg.embedding_model_revision,
         )
-        source = locate(key, path, revision, weights=True)
+        source = resolve_folder(key, path, revision, weights=True)
         require_tokenizer(key, path, revision, "Need the model's own beside it")
-        with loading(key, path):
-            self.own = from_pretrained(source)
-            model = load_weights(
+        with convert_load_errors(key, path):
+            self.own = load_pretrained_tokenizer(source)
+            model = load_checkpoint(
                 AutoModel,
                 source,
                 ENCODER,
@@ -203,7 +201,7 @@ def add_udm_weights(
     """
     if cfg.udm.embedding_model == "none":
         return None, data
-    with torch.no_grad(), without_dropout(policy), as_computed(policy, plan.ctx.compute):
+    with torch.no_grad(), without_dropout(policy), cast_for_compute(policy, plan.ctx.compute):
         embed, name = _embedder(cfg, policy, data.tokenizer, plan.ctx)
         vectors = embed_prompts(data.train, embed, name, plan.ctx)
         checkpoint = plan.start.checkpoint

@@ -13,7 +13,7 @@ from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.records.types import PreferenceRecord
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import preference_accuracy
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import MovingReference, kto_examples, kto_row_loss, preference_loss
@@ -48,7 +48,7 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     data = load_stage_data(
         cfg, ctx, "dpo", records_of(cfg), transform if cfg.unpaired else untransformed
     )
-    policy = load_policy(cfg, data.tokenizer, ctx, data.new_tokens)
+    policy = load_policy(cfg, LoadInputs(data.tokenizer, ctx, data.new_tokens))
     data.require_fits(policy)
     plan = prepare_training(cfg, ctx, policy, data)
     reference, data = load_row_reference(cfg, plan, policy, data, cfg.ld_alpha)

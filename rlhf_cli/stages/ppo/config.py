@@ -3,7 +3,7 @@ from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
 from rlhf_cli.config.unread import unread
-from rlhf_cli.models.config import HELD, ComparedModelConfig
+from rlhf_cli.models.config import REFERENCE_CHOICES, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import find_model_folder, is_reward_model
@@ -19,12 +19,12 @@ GROUPED = ("grpo", "rloo")
 class PPOModelConfig(ComparedModelConfig):
     """The policy, and the reference that its KL penalty is computed from."""
 
-    reference: Annotated[str, ModelPath("reference_revision", words=HELD)] = "auto"
+    reference: Annotated[str, ModelPath("reference_revision", words=REFERENCE_CHOICES)] = "auto"
     """Reference model of the KL penalty: `adapter_off`, the same weights without the new adapter;
     `copy`, a frozen copy in memory (of a continued adapter, only the adapter); or a model folder,
     run folder or hub id. `auto` is `adapter_off` with a new adapter, else `copy`."""
 
-    held: ClassVar[tuple[str, ...]] = ("auto", "copy", "adapter_off")
+    reference_choices: ClassVar[tuple[str, ...]] = ("auto", "copy", "adapter_off")
 
 
 @dataclass(kw_only=True)

@@ -25,7 +25,7 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement, proportion
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_frozen
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
@@ -120,11 +120,11 @@ def _evaluate_result(
     encoded: tuple[PromptSet, list[list[int]]],
     ctx: RunContext,
 ) -> list[Measurement]:
-    policy = load_frozen(Policy, cfg, tokenizer, ctx)
+    policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
     add_end_token(policy.model, tokenizer, encoder.turn_end)
     logger.info(f"reference: {cfg.model.reference}")
     start = LoadConfig(model=ModelConfig(path=cfg.model.reference), kernels=cfg.kernels)
-    reference = ReferenceModel(load_frozen(Policy, start, tokenizer, ctx))
+    reference = ReferenceModel(load_frozen(Policy, start, LoadInputs(tokenizer, ctx)))
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
     sampling = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU, this has none
     single = replace(

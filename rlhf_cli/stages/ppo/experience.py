@@ -271,7 +271,7 @@ class ExperienceMaker:
         """
         cfg = self.cfg
         if cfg.reuses_logprobs:
-            return None, self.policy.expected(rows) if cfg.has_value_model else None
+            return None, self.policy.values(rows) if cfg.has_value_model else None
         want = {"logp"} | ({"value"} if cfg.has_value_model else set())
         out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
         return out.logp, out.value

@@ -13,7 +13,7 @@ from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.prompts import PromptEncoder, uses_chat_template
-from rlhf_cli.models.load import load_policy
+from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
@@ -95,7 +95,7 @@ def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:
         ModelError: one cannot be loaded, or does not fit the others.
         ConfigError: prompts and responses do not fit a model's positions.
     """
-    policy = load_policy(cfg, data.tokenizer, ctx)
+    policy = load_policy(cfg, LoadInputs(data.tokenizer, ctx))
     add_end_token(policy.model, data.tokenizer, data.encoder.turn_end)
     data.require_fits(policy)
     if cfg.reuses_logprobs:

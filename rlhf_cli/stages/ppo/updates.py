@@ -181,7 +181,7 @@ class PPOLoss:
         """Set what holds for the updates of a rollout."""
         self.kl_coef, self.value_warmup, self.first_update = kl_coef, value_warmup, True
         if isinstance(self.policy.value_model, SharedValueModel):
-            self.policy.value_model.alone = value_warmup
+            self.policy.value_model.detach_hidden = value_warmup
 
     def __call__(self, rows: TokenBatch) -> LossOutput:
         """Compute the loss of a micro-batch."""

@@ -11,10 +11,10 @@ from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, QuantConfig
-from rlhf_cli.models.load import load_reward_model, recompute_activations
+from rlhf_cli.models.load import LoadInputs, enable_activation_checkpointing, load_reward_model
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.resolve import config_for_other_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.source import other_model
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import (
     VALUE_ADAPTER,
@@ -23,7 +23,7 @@ from rlhf_cli.models.value_model import (
     SharedValueModel,
     ValueModel,
 )
-from rlhf_cli.models.vocabulary import require_shared_rows
+from rlhf_cli.models.vocabulary import require_policy_vocabulary
 from rlhf_cli.rewards.reward_model import require_reward_model, with_config_key
 from rlhf_cli.stages.ppo.config import PPOConfig
 
@@ -41,7 +41,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunC
     policy.value_model = value_model.to(policy.device)
     own = [*value_model.parameters()]
     if cfg.value == "adapter" and policy.adapters is not None:
-        own += policy.adapters.params_of(VALUE_ADAPTER)
+        own += policy.adapters.adapter_params(VALUE_ADAPTER)
     count = sum(param.numel() for param in own)
     kind = {
         "trunk": "a head on the policy's hidden states",
@@ -57,17 +57,17 @@ def _build(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> V
         return SharedValueModel(width)
     if cfg.value == "adapter":
         assert policy.adapters is not None  # the configuration was checked
-        policy.adapters.twin(VALUE_ADAPTER, trained=True)
+        policy.adapters.clone_adapter(VALUE_ADAPTER, trained=True)
         return AdapterValueModel(width)
     own = _load(cfg, tokenizer, ctx)
     path = cfg.value_start
-    require_shared_rows(own.model, policy.model, tokenizer, "value_model", path)
+    require_policy_vocabulary(own.model, policy.model, tokenizer, "value_model", path)
     return SeparateValueModel(own)
 
 
 def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
     load = LoadConfig(
-        model=other_model(cfg.model, cfg.value_start, cfg.value_start_revision),
+        model=config_for_other_model(cfg.model, cfg.value_start, cfg.value_start_revision),
         adapter=AdapterConfig(),
         quant=QuantConfig(),
         kernels=cfg.kernels,
@@ -81,14 +81,14 @@ def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
                 f"policy {len(tokenizer)}); need a reward model with the policy's tokenizer. "
                 "Try value=trunk"
             )
-        found = load_reward_model(load, tokenizer, ctx, new_head=False)
-    if found.tap is None:
+        found = load_reward_model(load, LoadInputs(tokenizer, ctx), new_head=False)
+    if found.hook is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which cannot score each position; need "
             "a decoder. Try value=trunk"
         )
     if cfg.train.gradient_checkpointing:
-        recompute_activations(found)
+        enable_activation_checkpointing(found)
     return found
 
 

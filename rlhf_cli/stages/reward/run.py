@@ -29,7 +29,7 @@ from rlhf_cli.evaluation.metrics import (
     reliability_curve,
     spearman,
 )
-from rlhf_cli.models.load import load_frozen, load_reward_model
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_reward_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.evaluation import (
@@ -54,7 +54,7 @@ def run(cfg: RewardConfig, out: Path) -> dict[str, Any]:
     """Train a model to score responses, on pairs, rankings, scores or labels."""
     ctx = open_run(cfg, out)
     data = load_stage_data(cfg, ctx, "reward", PREFERENCE_RECORDS)
-    model = load_reward_model(cfg, data.tokenizer, ctx, data.new_tokens)
+    model = load_reward_model(cfg, LoadInputs(data.tokenizer, ctx, data.new_tokens))
     data.require_fits(model)
     plan = prepare_training(cfg, ctx, model, data)
     loss = reward_loss(cfg, model, data.report.kind)
@@ -80,7 +80,7 @@ def _measure(
     cfg: RewardConfig, tokenizer: Any, loaded: LoadedExamples, ctx: RunContext
 ) -> list[Measurement]:
     examples, report = loaded
-    model = load_frozen(RewardModel, cfg, tokenizer, ctx)
+    model = load_frozen(RewardModel, cfg, LoadInputs(tokenizer, ctx))
 
     def values(rows: TokenBatch) -> RowValues:
         return {"score": model(rows)}

@@ -10,10 +10,10 @@ from rlhf_cli import cli
 from rlhf_cli.context import create_context, current_device
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.load import load_frozen, load_policy
+from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy
+from rlhf_cli.models.resolve import resolve_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.shared import SharedRewardModel, can_share
-from rlhf_cli.models.source import find_source
+from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share_base
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import VALUE_ADAPTER, AdapterValueModel
 from rlhf_cli.stages.ppo import training
@@ -43,7 +43,7 @@ def adapted(sft_run, tmp_path):
     )
     ctx = create_context("fp32", 0, tmp_path)
     tokenizer = load_tokenizer(cfg.model)
-    return load_policy(cfg, tokenizer, ctx), tokenizer, ctx
+    return load_policy(cfg, LoadInputs(tokenizer, ctx)), tokenizer, ctx
 
 
 def shake(params):
@@ -55,9 +55,9 @@ def shake(params):
 def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted, reward_adapter):
     policy, tokenizer, ctx = adapted
     cfg = LoadConfig(model=ModelConfig(path=str(reward_adapter)))
-    whole = load_frozen(RewardModel, cfg, tokenizer, ctx)
-    source = find_source(cfg.model)
-    assert can_share(policy, source)
+    whole = load_frozen(RewardModel, cfg, LoadInputs(tokenizer, ctx))
+    source = resolve_model(cfg.model)
+    assert can_share_base(policy, source)
     shared = SharedRewardModel(policy, "reward", source.adapters[0], torch.float32)
     shake(p for p in policy.parameters() if p.requires_grad)  # training the policy changes nothing
     with torch.no_grad():
@@ -75,16 +75,16 @@ def test_a_reward_adapter_on_the_policys_base_scores_as_the_whole_model(adapted,
 def test_a_full_policy_shares_no_memory(reward_adapter, sft_run, tmp_path):
     cfg = LoadConfig(model=ModelConfig(path=str(sft_run)))
     ctx = create_context("fp32", 0, tmp_path)
-    policy = load_policy(cfg, load_tokenizer(cfg.model), ctx)
-    assert not can_share(policy, find_source(ModelConfig(path=str(reward_adapter))))
+    policy = load_policy(cfg, LoadInputs(load_tokenizer(cfg.model), ctx))
+    assert not can_share_base(policy, resolve_model(ModelConfig(path=str(reward_adapter))))
 
 
 def test_a_cloned_adapter_starts_as_the_policy_and_is_independent(adapted):
     policy, _, _ = adapted
     adapters = policy.adapters
     shake(p for p in policy.parameters() if p.requires_grad)
-    adapters.twin("start", trained=False)
-    adapters.twin(VALUE_ADAPTER, trained=True)
+    adapters.clone_adapter("start", trained=False)
+    adapters.clone_adapter(VALUE_ADAPTER, trained=True)
     before = policy(ROWS).logp.detach()
     for role in ("start", VALUE_ADAPTER):
         torch.testing.assert_close(policy(ROWS, role=role).logp, before)
@@ -97,7 +97,7 @@ def test_a_cloned_adapter_starts_as_the_policy_and_is_independent(adapted):
 
 def test_an_adapter_value_model_trains_only_its_own_adapter(adapted):
     policy, _, _ = adapted
-    policy.adapters.twin(VALUE_ADAPTER, trained=True)
+    policy.adapters.clone_adapter(VALUE_ADAPTER, trained=True)
     policy.value_model = AdapterValueModel(policy.model.config.hidden_size)
     shake(policy.value_model.parameters())
     policy(ROWS, want={"logp", "value"}).value.sum().backward()

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rlhf_cli.models.quantize import quantization
-from rlhf_cli.models.unpacking import _is_right
+from rlhf_cli.models.quantize import _dequantizes_any_width, quantization_config
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -13,7 +12,9 @@ bitsandbytes = pytest.importorskip("bitsandbytes")
 @pytest.mark.parametrize("nested", [False, True])
 def test_the_error_of_4_bits_is_that_of_the_type(width, nested):
     """Of normal numbers in blocks of 64, on average 0.07."""
-    quantization("nf4", nested, torch.float32)  # what every model with packed weights goes through
+    quantization_config(
+        "nf4", nested, torch.float32
+    )  # what every model with packed weights goes through
     weight = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
     functional = bitsandbytes.functional
     packed = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)
@@ -23,8 +24,8 @@ def test_the_error_of_4_bits_is_that_of_the_type(width, nested):
 
 
 def test_a_layer_computes_with_what_was_packed():
-    quantization("nf4", False, torch.float32)
-    assert _is_right()
+    quantization_config("nf4", False, torch.float32)
+    assert _dequantizes_any_width()
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0))
     layer = bitsandbytes.nn.Linear4bit(96, 48, bias=False, quant_type="nf4")
     layer.weight = bitsandbytes.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.models.load import recompute_activations
-from rlhf_cli.models.sharing import LEAST, lay_out
+from rlhf_cli.models.batch_layout import MIN_SHARED_TOKENS, build_flat_batch
+from rlhf_cli.models.load import enable_activation_checkpointing
 from tests.models.test_policy import ARCHITECTURES, gradient, make_policy, relative_error
 
 
@@ -31,7 +31,7 @@ def alike(*examples, seed=0):
     return TokenBatch(torch.cat(parts), lengths, scored.nonzero().squeeze(1), torch.tensor(owner))
 
 
-MIXED = alike((40, (9, 30)), (0, (12,)), (LEAST + 1, (5, 6, 60)), (4, (8, 8)))
+MIXED = alike((40, (9, 30)), (0, (12,)), (MIN_SHARED_TOKENS + 1, (5, 6, 60)), (4, (8, 8)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -39,10 +39,10 @@ MIXED = alike((40, (9, 30)), (0, (12,)), (LEAST + 1, (5, 6, 60)), (4, (8, 8)))
 def test_log_probs_and_gradients_are_those_of_whole_rows(name, recompute):
     policy = make_policy(ARCHITECTURES[name], flat=True)
     if recompute:
-        recompute_activations(policy)
+        enable_activation_checkpointing(policy)
     shared = policy(MIXED).logp
     shared_gradient = gradient(policy, shared)
-    policy.shares = False
+    policy.shares_prefixes = False
     whole = policy(MIXED).logp
     assert relative_error(shared, whole) < 1e-6
     for key, expected in gradient(policy, whole).items():
@@ -59,13 +59,15 @@ def test_log_probs_and_gradients_are_those_of_whole_rows(name, recompute):
 )
 def test_every_token_is_where_the_index_says(examples):
     rows = alike(*examples)
-    flat = lay_out(rows, share=True)
+    flat = build_flat_batch(rows, share=True)
     index = torch.arange(len(rows.tokens)) if flat.index is None else flat.index
     assert torch.equal(flat.tokens[index], rows.tokens)
     assert torch.equal(flat.positions[index], rows.positions)
     assert sum(flat.layout.lengths) == len(flat.tokens) == int(index.max()) + 1
     several = [(shared, tails) for shared, tails in examples if len(tails) > 1]
-    saved = sum(shared * (len(tails) - 1) for shared, tails in several if shared >= LEAST)
+    saved = sum(
+        shared * (len(tails) - 1) for shared, tails in several if shared >= MIN_SHARED_TOKENS
+    )
     assert len(flat.tokens) <= len(rows.tokens) - saved  # rows may go on alike by chance
 
 
@@ -77,7 +79,7 @@ def test_a_row_that_another_begins_with_keeps_a_token_of_its_own():
         torch.tensor([38, 88]),
         torch.zeros(2, dtype=torch.long),
     )
-    assert lay_out(rows, share=True).layout.lengths == (39, 1, 11)
+    assert build_flat_batch(rows, share=True).layout.lengths == (39, 1, 11)
 
 
 def test_rows_of_other_examples_share_nothing():
@@ -85,7 +87,7 @@ def test_rows_of_other_examples_share_nothing():
     twice = TokenBatch(
         one.tokens.repeat(2), one.lengths.repeat(2), one.scored, torch.tensor([0, 1])
     )
-    assert lay_out(twice, share=True).index is None
+    assert build_flat_batch(twice, share=True).index is None
 
 
 def test_what_is_computed_once_goes_through_the_model_once(monkeypatch):
@@ -95,4 +97,4 @@ def test_what_is_computed_once_goes_through_the_model_once(monkeypatch):
         lambda m, a, k, out: seen.append(k["input_ids"].shape[1]), with_kwargs=True
     )
     policy(MIXED)
-    assert seen == [40 + 39 + 12 + LEAST + 1 + 71 + 12 + 12]
+    assert seen == [40 + 39 + 12 + MIN_SHARED_TOKENS + 1 + 71 + 12 + 12]

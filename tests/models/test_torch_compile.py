@@ -8,10 +8,10 @@ from torch._dynamo.utils import counters
 
 from rlhf_cli.errors import ConfigError, ModelError
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models import compiled
-from rlhf_cli.models.compiled import compile_layers, require_compiler, uncompiled
+from rlhf_cli.models import torch_compile
+from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.precision import frozen_copy
+from rlhf_cli.models.torch_compile import compile_layers, require_compiler, uncompiled
 from rlhf_cli.rollout.continuous_batching import generation_mode
 from rlhf_cli.train.config import TrainConfig
 from tests.helpers import random_rows, tiny_llama
@@ -30,7 +30,7 @@ def tiny_policy():
 
 
 def test_a_cpu_without_a_compiler_is_refused(monkeypatch):
-    monkeypatch.setattr(compiled.shutil, "which", lambda name: None)
+    monkeypatch.setattr(torch_compile.shutil, "which", lambda name: None)
     monkeypatch.setenv("CXX", "nowhere++")
     with pytest.raises(ConfigError, match=r"train\.compile: .*no nowhere\+\+.* Try train\.compile"):
         require_compiler(True, CPU)

@@ -1,4 +1,4 @@
-"""What `model.path` means: base weights, the adapters on them, and where both are."""
+"""Resolve `model.path`: find base weights and the adapters on them."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ DEFAULT_ARCHITECTURE = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-"""What `model.init=scratch` builds when nothing else is said: an 8 M parameter Llama."""
+"""Architecture of `model.init=scratch` without `model.architecture`: an 8 M parameter Llama."""
 
 DEFAULT_VOCAB_SIZE = 8192
 
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
-OWN_BASE = run_files.BASE
+LOCAL_BASE = run_files.BASE
 
-STACKED = "stacked_"
-"""Folders beside an adapter's weights that hold the adapters it stands on, first to last."""
+STACKED_PREFIX = "stacked_"
+"""Prefix of the folders, below an adapter's own, of the adapters under it, first to last."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model as it can be loaded.
+class ModelSource:
+    """Where a model's weights are.
 
     Attributes:
-        base: folder or hub id of whole weights.
-        adapters: folders of the adapters on it, the last trained last.
-        quant: what a run's base was quantized to; `none` for other models.
-        double: whether its scales were too.
-        kind: of the artifact: what the adapters were trained as.
-        output_layer: whether the base's output layer was quantized.
-        snapshot: of a hub id, the folder of its files at one commit.
+        base: folder or hub id of the base model; empty for random weights.
+        adapters: folders of the adapters on it, in the order of their training.
+        quant: quantization of the base when the adapters were trained; else `none`.
+        double: whether the scales were quantized too.
+        kind: of the artifact, `causal_lm` or `reward_model`.
+        output_layer: whether the base's output layer was quantized too.
+        snapshot: local folder of a hub id's files at one commit.
     """
 
     base: str
@@ -59,38 +59,40 @@ class Source:
 
     @property
     def folder(self) -> str:
-        """Where the base's weights are."""
+        """Folder of the base's weights."""
         return self.base if self.snapshot is None else str(self.snapshot)
 
     @property
     def commit(self) -> str:
-        """Of a base on the hub; empty for a folder."""
+        """Commit of a base from the hub; empty for a folder."""
         return "" if self.snapshot is None else self.snapshot.name
 
     def describe(self) -> str:
-        """The base, and what stands on it, in words."""
+        """Name the base and its adapters."""
         return " + ".join([self.base, *map(str, self.adapters)])
 
 
-def find_source(cfg: ModelConfig) -> Source:
-    """What `model.path` stands for; weights on the hub are fetched.
+def resolve_model(cfg: ModelConfig) -> ModelSource:
+    """Resolve `model.path`; weights on the hub are fetched.
 
     Raises:
         ModelError: the path is an unfinished run, or an adapter whose base is not there.
     """
-    whole = _whole("model.path", cfg.path, cfg.revision)
-    folder = Path(whole.folder)
+    found = _resolve_base("model.path", cfg.path, cfg.revision)
+    folder = Path(found.folder)
     if not (folder / artifact.ADAPTER_CONFIG).is_file():
-        return whole
+        return found
     facts = artifact.read(folder)
     base = _find_base(folder, cfg)
     recorded = facts.get("base_fingerprint", "")
-    if recorded and fingerprint(Path(base.folder)) != recorded:
+    if recorded and weights_fingerprint(Path(base.folder)) != recorded:
         raise ModelError(
             f"model.path: {cfg.path} is an adapter of another base: the weights in {base.base} are "
             "not those it was trained on. Give those with model.base=FOLDER_OR_HUB_ID"
         )
-    stacked = sorted(path.parent for path in folder.glob(f"{STACKED}*/{artifact.ADAPTER_CONFIG}"))
+    stacked = sorted(
+        path.parent for path in folder.glob(f"{STACKED_PREFIX}*/{artifact.ADAPTER_CONFIG}")
+    )
     return replace(
         base,
         adapters=(*stacked, folder),
@@ -101,35 +103,37 @@ def find_source(cfg: ModelConfig) -> Source:
     )
 
 
-def _find_base(folder: Path, cfg: ModelConfig) -> Source:
-    """Where an adapter's base is: as the user says, beside the adapter's run, or as recorded."""
+def _find_base(folder: Path, cfg: ModelConfig) -> ModelSource:
+    """Find an adapter's base: `model.base`, or in the adapter's run, or as recorded."""
     if cfg.base:
-        return _whole("model.base", cfg.base, cfg.base_revision)
+        return _resolve_base("model.base", cfg.base, cfg.base_revision)
     base, recorded = artifact.read_adapter_base(folder)
-    beside = folder.parent / OWN_BASE
-    if Path(base).name == OWN_BASE and beside.is_dir():  # a run's own, wherever that was moved
-        return Source(str(beside))
+    beside = folder.parent / LOCAL_BASE
+    if (
+        Path(base).name == LOCAL_BASE and beside.is_dir()
+    ):  # a run's own, also after the run was moved
+        return ModelSource(str(beside))
     if not base or (os.path.isabs(base) and not os.path.isdir(base)):
         raise ModelError(
             f"model.path: {cfg.path} is an adapter whose base {base or '(not named)'} is not "
             "there. Say where it is with model.base=FOLDER_OR_HUB_ID"
         )
-    return _whole("model.base", base, cfg.base_revision or recorded)
+    return _resolve_base("model.base", base, cfg.base_revision or recorded)
 
 
-def _whole(key: str, path: str, revision: str) -> Source:
-    """Whole weights in a folder, in a finished run or on the hub."""
-    place = locate(key, path, revision, weights=True)
+def _resolve_base(key: str, path: str, revision: str) -> ModelSource:
+    """Resolve weights without adapters: in a folder, in a finished run or on the hub."""
+    folder = resolve_folder(key, path, revision, weights=True)
     local = path == SHIPPED or Path(path).expanduser().is_dir()
-    return Source(place) if local else Source(path, snapshot=Path(place))
+    return ModelSource(folder) if local else ModelSource(path, snapshot=Path(folder))
 
 
-def other_model(own: ModelConfig, path: str, revision: str) -> ModelConfig:
-    """How another model of a run is loaded: with its own tokenizer, otherwise as the run's own.
+def config_for_other_model(own: ModelConfig, path: str, revision: str) -> ModelConfig:
+    """Derive the config of a run's second model: as the first, but with its own tokenizer.
 
     Args:
-        own: of the run's own model.
-        path: folder, finished run or hub id of the other.
+        own: config of the run's own model.
+        path: folder, finished run or hub id of the second.
         revision: of a hub id.
     """
     return replace(
@@ -147,8 +151,8 @@ def other_model(own: ModelConfig, path: str, revision: str) -> ModelConfig:
     )
 
 
-def fingerprint(folder: Path) -> str:
-    """Changes with a model's weights: the files' sizes and evenly spaced parts of their bytes."""
+def weights_fingerprint(folder: Path) -> str:
+    """Hash the weight files of a folder: their sizes, and evenly spaced parts of their bytes."""
     whole = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
         size = file.stat().st_size
@@ -158,14 +162,14 @@ def fingerprint(folder: Path) -> str:
     return whole.hexdigest()[:32]
 
 
-def locate(key: str, path: str, revision: str = "", *, weights: bool = False) -> str:
-    """The folder that a shipped name, a finished run, a folder or a hub id means.
+def resolve_folder(key: str, path: str, revision: str = "", *, weights: bool = False) -> str:
+    """Find the folder of a shipped model, a finished run, a folder or a hub id.
 
     Args:
-        key: that named it, for messages.
-        path: what it was set to.
+        key: config key, for messages.
+        path: its value.
         revision: branch, tag or commit of a hub id.
-        weights: of a hub id, fetch the weights too.
+        weights: fetch the weights of a hub id too.
 
     Raises:
         ModelError: the folder is a run that is not finished, or the hub id cannot be fetched.

@@ -15,14 +15,13 @@ from transformers import (
 )
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.base import SHAPES, load_base
-from rlhf_cli.models.checkpoint_keys import ENCODER, NEW_SCORER
+from rlhf_cli.models.base_model import BaseOptions, load_base_model, load_checkpoint
+from rlhf_cli.models.checks import ENCODER, NEW_REWARD_HEAD
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.weights import load_weights
 from tests.helpers import tiny_llama, tokenizer_of
 
 TOKENIZER = tokenizer_of(range(97))
-REWARD = SHAPES["reward_model"]
+REWARD = "reward_model"
 Q = "model.layers.0.self_attn.q_proj"
 MOE = {
     "vocab_size": 97,
@@ -55,8 +54,9 @@ def saved(folder, model, rewrite=lambda weights: weights, **config):
     return str(folder)
 
 
-def load(folder, shape=SHAPES["causal_lm"], **options):
-    return load_base(ModelConfig(path=folder), folder, TOKENIZER, shape, **options)
+def load(folder, kind="causal_lm", **options):
+    options = BaseOptions(kind=kind, **options)
+    return load_base_model(ModelConfig(path=folder), folder, TOKENIZER, options)
 
 
 def renamed(*rules):
@@ -216,7 +216,7 @@ def test_a_reward_model_without_its_head_is_refused_save_where_it_may_be_new(tmp
     )
     with pytest.raises(ModelError, match=r"no weights for score\.weight .* need a model with a"):
         load(folder, REWARD)
-    load(folder, REWARD, fit=NEW_SCORER)
+    load(folder, REWARD, allowed=NEW_REWARD_HEAD)
     said = capsys.readouterr().err
     assert "weights: the checkpoint has no score.weight; this head is new and random" in said
 
@@ -232,11 +232,11 @@ def test_a_new_head_does_not_excuse_missing_layers(tmp_path):
         tmp_path, tiny_llama(), lambda w: {k: v for k, v in w.items() if "layers.1.mlp" not in k}
     )
     with pytest.raises(ModelError, match=r"no weights for model\.layers\.1\.mlp"):
-        load(folder, REWARD, fit=NEW_SCORER)
+        load(folder, REWARD, allowed=NEW_REWARD_HEAD)
 
 
 def test_the_output_layer_of_a_language_model_is_named_as_unused(tmp_path, capsys):
-    load(saved(tmp_path, tiny_llama(tie_word_embeddings=False)), REWARD, fit=NEW_SCORER)
+    load(saved(tmp_path, tiny_llama(tie_word_embeddings=False)), REWARD, allowed=NEW_REWARD_HEAD)
     said = capsys.readouterr().err
     assert "LlamaForSequenceClassification does not use lm_head.weight of the checkpoint" in said
 
@@ -245,7 +245,7 @@ def test_an_embedding_model_needs_its_layers_and_no_pooler(tmp_path, capsys):
     torch.manual_seed(0)
     masked = BertForMaskedLM(BertConfig(**BERT))  # has no pooler, and a head of its own
     folder = saved(tmp_path / "whole", masked)
-    found = load_weights(AutoModel, folder, ENCODER, key="udm.embedding_model")
+    found = load_checkpoint(AutoModel, folder, ENCODER, key="udm.embedding_model")
     weight = masked.bert.encoder.layer[0].output.dense.weight
     assert torch.equal(found.encoder.layer[0].output.dense.weight, weight)
     assert "BertModel does not use cls.predictions.bias" in capsys.readouterr().err
@@ -256,4 +256,4 @@ def test_an_embedding_model_needs_its_layers_and_no_pooler(tmp_path, capsys):
     )
     said = r"udm\.embedding_model: \S+ has no weights for encoder\.layer\.0"
     with pytest.raises(ModelError, match=said):
-        load_weights(AutoModel, folder, ENCODER, key="udm.embedding_model")
+        load_checkpoint(AutoModel, folder, ENCODER, key="udm.embedding_model")

@@ -12,7 +12,7 @@ from transformers import (
 
 from rlhf_cli import cli
 from rlhf_cli.context import forked_rng
-from rlhf_cli.models.modalities import language_parts, other_parts
+from rlhf_cli.models.parameters import non_text_modules, text_modules
 from rlhf_cli.resources import shipped_model
 from tests.helpers import tiny_llama
 
@@ -51,15 +51,15 @@ def weights(folder):
 
 def test_which_parts_read_text(gemma):
     model = AutoModelForCausalLM.from_pretrained(gemma)
-    assert tuple(other_parts(model)) == OTHERS
-    assert language_parts(model) == [model.model.language_model, model.lm_head]
-    assert other_parts(tiny_llama()) == []
+    assert tuple(non_text_modules(model)) == OTHERS
+    assert text_modules(model) == [model.model.language_model, model.lm_head]
+    assert non_text_modules(tiny_llama()) == []
 
 
 def test_full_training_changes_the_language_model_alone(gemma, tmp_path, capsys):
     out = tmp_path / "sft"
     assert cli.main(["sft", f"model={gemma}", f"output_dir={out}", *FAST]) == 0
-    assert f"text alone is read: {', '.join(OTHERS)} stay as they are" in capsys.readouterr().err
+    assert f"text alone is read: {', '.join(OTHERS)} are not trained" in capsys.readouterr().err
     before, after = weights(gemma), weights(out / "model")
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

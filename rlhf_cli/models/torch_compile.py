@@ -1,4 +1,4 @@
-"""Decoder layers compiled by torch.compile, attention left out.
+"""Compile decoder layers with torch.compile, attention left out.
 
 Each kind of layer is compiled once, for rows of any length. Attention over flat rows depends on
 their lengths in Python, and would be compiled anew for each batch.
@@ -31,7 +31,7 @@ def require_compiler(compiles: bool, device: torch.device) -> None:
     """Refuse to compile for a CPU without a C++ compiler.
 
     Raises:
-        ConfigError: there is none under the name that torch looks for.
+        ConfigError: there is none under the name that torch uses.
     """
     name = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if compiles and device.type == "cpu" and shutil.which(name) is None:
@@ -42,13 +42,13 @@ def require_compiler(compiles: bool, device: torch.device) -> None:
 
 
 def compile_layers(model: ModelWrapper) -> None:
-    """Compile the decoder layers, compare what they give, and say how long it took.
+    """Compile the decoder layers, compare their outputs and gradients, and print the time.
 
     Args:
         model: probed, in the types that it is computed in.
 
     Raises:
-        ModelError: there are none, they cannot be compiled, or they give something else.
+        ModelError: there are none, they cannot be compiled, or their outputs differ.
     """
     layers = [m for m in model.model.modules() if isinstance(m, GradientCheckpointingLayer)]
     name = type(model.model).__name__
@@ -56,12 +56,13 @@ def compile_layers(model: ModelWrapper) -> None:
         raise ModelError(f"train.compile: got true, but {name} has no layers to compile. {ADVICE}")
     AttentionInterface.register(ATTENTION, torch.compiler.disable(per_row_attention))
     rows = probe_rows(model.model.config.get_text_config().vocab_size, model.device)
-    plain = _values_and_gradient(model, rows)
+    plain = _outputs_and_gradient(model, rows)
     began = time.monotonic()
     for layer in layers:
         layer.compile(dynamic=True)
     try:
-        problem = unlike(_values_and_gradient(model, rows), plain, model.gives, tolerance(model))
+        compiled = _outputs_and_gradient(model, rows)
+        problem = unlike(compiled, plain, model.output_name, tolerance(model))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # of the compiler
@@ -69,20 +70,19 @@ def compile_layers(model: ModelWrapper) -> None:
     if problem:
         raise ModelError(f"train.compile: {name} is not exact when compiled ({problem}). {ADVICE}")
     seconds = time.monotonic() - began
-    logger.info(
-        f"compile: {len(layers)} layers in {seconds:.0f} s; {model.gives} and gradients as before"
-    )
+    outputs = f"{model.output_name} and gradients as before"
+    logger.info(f"compile: {len(layers)} layers in {seconds:.0f} s; {outputs}")
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[object]:
-    """Inside, layers run as they are: for passes of a kind that is not worth compiling for."""
+    """Run layers uncompiled inside the context, for passes that are not worth compiling for."""
     if all(module._compiled_call_impl is None for module in model.modules()):
-        return nullcontext()  # which spares others the import of the compiler
+        return nullcontext()  # avoids the import of the compiler
     stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
     return stance
 
 
-def _values_and_gradient(model: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:
+def _outputs_and_gradient(model: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:
     with embedded(model) as inputs:
-        values, _ = model.values(rows)
-        return values.detach(), gradient_at(inputs, values)
+        outputs, _ = model.probe_outputs(rows)
+        return outputs.detach(), gradient_at(inputs, outputs)

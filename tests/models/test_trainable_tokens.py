@@ -8,10 +8,11 @@ from torch.testing import assert_close
 from transformers import GPTJConfig, GPTJForCausalLM, LlamaForSequenceClassification
 
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.attach import attach, new_adapter
-from rlhf_cli.models.base import fit_vocabulary
+from rlhf_cli.models.attach_adapters import attach_adapters
 from rlhf_cli.models.config import AdapterConfig
-from rlhf_cli.models.source import Source
+from rlhf_cli.models.lora_config import build_lora_config
+from rlhf_cli.models.resolve import ModelSource
+from rlhf_cli.models.vocabulary import fit_vocabulary
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import random_rows, tiny_llama, tokenizer_of
@@ -91,7 +92,7 @@ def test_plain_peft_says_the_same_of_what_is_saved_and_of_what_is_merged(tied, t
     plain = PeftModel.from_pretrained(tiny_llama(tie_word_embeddings=tied), folder)
     assert torch.equal(plain(input_ids=row).logits, logits)
     assert_close(plain.merge_and_unload()(input_ids=row).logits, logits, rtol=1e-4, atol=1e-4)
-    again = policy_with(AdapterConfig(), Source("x", (folder,)), tie_word_embeddings=tied)
+    again = policy_with(AdapterConfig(), ModelSource("x", (folder,)), tie_word_embeddings=tied)
     assert torch.equal(full_logits(again.model, row), logits)
     merged = again.model.merge_and_unload()
     assert_close(merged(input_ids=row).logits, logits, rtol=1e-4, atol=1e-4)
@@ -102,7 +103,7 @@ def test_plain_peft_says_the_same_of_what_is_saved_and_of_what_is_merged(tied, t
 def test_a_second_stage_keeps_the_rows_and_adds_its_own(tied, start, tmp_path):
     first = policy_with(LORA, new_tokens=NEW, tie_word_embeddings=tied)
     disturb(first)
-    below = Source("x", (saved(first, tmp_path / "model"),))
+    below = ModelSource("x", (saved(first, tmp_path / "model"),))
     adapter = AdapterConfig(kind="lora", rank=4, start=start)
     second = policy_with(adapter, below, new_tokens=(7,), tie_word_embeddings=tied)
     assert torch.equal(second(ROWS).logp, first(ROWS).logp)
@@ -113,7 +114,9 @@ def test_a_second_stage_keeps_the_rows_and_adds_its_own(tied, start, tmp_path):
         assert torch.equal(second(ROWS, role="reference").logp, first(ROWS).logp)
     folder = saved(second, tmp_path / "second")
     stacked = sorted(path.parent for path in folder.glob("stacked_*/adapter_config.json"))
-    third = policy_with(AdapterConfig(), Source("x", (*stacked, folder)), tie_word_embeddings=tied)
+    third = policy_with(
+        AdapterConfig(), ModelSource("x", (*stacked, folder)), tie_word_embeddings=tied
+    )
     assert torch.equal(third(ROWS).logp, second(ROWS).logp)
 
 
@@ -121,14 +124,14 @@ def test_a_second_stage_keeps_the_rows_and_adds_its_own(tied, start, tmp_path):
 def test_an_adapter_without_rows_stands_on_one_that_has_them(tied, tmp_path):
     first = policy_with(LORA, new_tokens=NEW, tie_word_embeddings=tied)
     disturb(first)
-    below = Source("x", (saved(first, tmp_path / "model"),))
+    below = ModelSource("x", (saved(first, tmp_path / "model"),))
     adapter = AdapterConfig(kind="lora", rank=4, start="stack")
     second = policy_with(adapter, below, tie_word_embeddings=tied)
     assert all("lora_" in n for n, p in second.named_parameters() if p.requires_grad)
     disturb(second, seed=2)
     assert torch.equal(second(ROWS, role="reference").logp, first(ROWS).logp)
     folder = saved(second, tmp_path / "second")
-    both = Source("x", (folder / "stacked_0", folder))
+    both = ModelSource("x", (folder / "stacked_0", folder))
     third = policy_with(AdapterConfig(), both, tie_word_embeddings=tied)
     assert torch.equal(third(ROWS).logp, second(ROWS).logp)
 
@@ -141,7 +144,7 @@ def test_a_reward_model_begins_with_the_rows_of_a_language_models_adapter(tied, 
     plain = tiny_llama(tie_word_embeddings=tied)
     scorer = LlamaForSequenceClassification(plain.config)
     scorer.model.load_state_dict(plain.model.state_dict())
-    adapted = attach(scorer, Source("x", (folder,)), AdapterConfig(), 0).model
+    adapted = attach_adapters(scorer, ModelSource("x", (folder,)), AdapterConfig(), 0).model
     row = ROWS.tokens[None, :30]
     first.model.set_attn_implementation("sdpa")
     expected = first.model.get_base_model().model(input_ids=row).last_hidden_state
@@ -153,7 +156,7 @@ def test_a_twin_has_rows_of_its_own(tied):
     policy = policy_with(LORA, new_tokens=NEW, tie_word_embeddings=tied)
     disturb(policy)
     before = policy(ROWS).logp
-    policy.adapters.twin("start", trained=False)
+    policy.adapters.clone_adapter("start", trained=False)
     assert torch.equal(policy(ROWS, role="start").logp, before)
     disturb(policy, seed=2)
     assert torch.equal(policy(ROWS, role="start").logp, before)
@@ -163,15 +166,15 @@ def test_a_twin_has_rows_of_its_own(tied):
 def test_a_layer_that_is_trained_whole_gets_no_rows_beside():
     model = tiny_llama(tie_word_embeddings=False)
     whole = AdapterConfig(kind="lora", targets=["q_proj"], modules_to_save=["lm_head"])
-    indices = new_adapter(model, whole, NEW).trainable_token_indices
+    indices = build_lora_config(model, whole, NEW).trainable_token_indices
     assert indices == {"model.embed_tokens": [3, 5]}
     matrices = AdapterConfig(kind="lora", targets=["q_proj", "lm_head"])
-    assert new_adapter(model, matrices, NEW).trainable_token_indices == indices
+    assert build_lora_config(model, matrices, NEW).trainable_token_indices == indices
 
 
 def test_matrices_on_an_output_layer_with_rows_from_below_are_refused(tmp_path):
     first = policy_with(LORA, new_tokens=NEW, tie_word_embeddings=False)
-    below = Source("x", (saved(first, tmp_path / "model"),))
+    below = ModelSource("x", (saved(first, tmp_path / "model"),))
     adapter = AdapterConfig(kind="lora", targets=["lm_head", "q_proj"], start="stack")
     with pytest.raises(ModelError, match=r"got lm_head, .* rows of single tokens"):
         policy_with(adapter, below, tie_word_embeddings=False)
@@ -181,7 +184,7 @@ def test_an_output_layer_with_a_bias_is_refused():
     shape = {"n_embd": 16, "n_head": 2, "n_layer": 1, "rotary_dim": 4, "vocab_size": 20}
     model = GPTJForCausalLM(GPTJConfig(**shape))
     with pytest.raises(ModelError, match=r"a GPTJForCausalLM has a bias, .* Try adapter=none"):
-        attach(model, Source("x"), LORA, 0, (3,))
+        attach_adapters(model, ModelSource("x"), LORA, 0, (3,))
 
 
 def resized_adapter(folder, rows, tied, tokens=None):
@@ -212,7 +215,7 @@ def test_an_adapter_with_resized_embeddings_stands_on_its_base(tied, rows, token
     for target in ("second", "third"):  # what is trained on and saved is as whole
         base = tiny_llama(tie_word_embeddings=tied)
         fit_vocabulary(base, tokenizer_of(range(rows)), adapters=[folder])
-        adapters = attach(base, Source("x", (folder,)), AdapterConfig(), 0)
+        adapters = attach_adapters(base, ModelSource("x", (folder,)), AdapterConfig(), 0)
         logits = full_logits(adapters.model, row)
         assert_close(logits[..., :rows], expected, rtol=0, atol=0)
         adapters.save(tmp_path / target)
@@ -224,4 +227,4 @@ def test_whole_embeddings_take_no_rows_of_new_tokens_beside_them(tmp_path):
     base = tiny_llama(tie_word_embeddings=False)
     fit_vocabulary(base, tokenizer_of(range(100)), (99,), [tmp_path])
     with pytest.raises(ModelError, match=r"has whole embeddings .* Try adapter.start=merge"):
-        attach(base, Source("x", (tmp_path,)), AdapterConfig(), 0, (99,))
+        attach_adapters(base, ModelSource("x", (tmp_path,)), AdapterConfig(), 0, (99,))

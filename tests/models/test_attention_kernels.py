@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rlhf_cli.models import attention, varlen
+from rlhf_cli.models import attention, attention_kernels
 from rlhf_cli.models.attention import RowLayout, per_row_attention
 
 CPU = torch.device("cpu")
@@ -64,7 +64,7 @@ def test_one_call_gives_what_a_call_for_each_row_gives(layout, queries, window, 
         return found, torch.autograd.grad((found * weights).sum(), drawn)
 
     plain, plain_gradients = run()
-    monkeypatch.setattr(attention, "obstacle", lambda *_: "")
+    monkeypatch.setattr(attention, "unavailable_reason", lambda *_: "")
     ours, gradients = run()
     torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
     for got, expected in zip(gradients, plain_gradients, strict=True):
@@ -73,11 +73,11 @@ def test_one_call_gives_what_a_call_for_each_row_gives(layout, queries, window, 
 
 @pytest.mark.usefixtures("kernel")
 def test_the_check_finds_a_kernel_that_aligns_rows_otherwise(monkeypatch):
-    assert varlen.error(CPU, torch.float32, 16) < 1e-5
-    assert varlen.error(CPU, torch.bfloat16, 16) < varlen.MOST_OFF
+    assert attention_kernels.max_error(CPU, torch.float32, 16) < 1e-5
+    assert attention_kernels.max_error(CPU, torch.bfloat16, 16) < attention_kernels.MAX_ERROR
     wrong = kernel_of(lower_right=False)
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", wrong)
-    assert varlen.error(CPU, torch.float32, 16) > varlen.MOST_OFF
+    assert attention_kernels.max_error(CPU, torch.float32, 16) > attention_kernels.MAX_ERROR
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,12 @@ def test_the_check_finds_a_kernel_that_aligns_rows_otherwise(monkeypatch):
     ],
 )
 def test_where_it_does_not_run_is_told(device, dtype, width, told):
-    assert varlen.obstacle(torch.device(device), dtype, width) == told
+    assert attention_kernels.unavailable_reason(torch.device(device), dtype, width) == told
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("width", [64, 128])
 def test_a_gpu_has_no_obstacle(width):
-    assert varlen.obstacle(torch.device("cuda", 0), torch.bfloat16, width) == ""
+    assert (
+        attention_kernels.unavailable_reason(torch.device("cuda", 0), torch.bfloat16, width) == ""
+    )
