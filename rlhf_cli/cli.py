@@ -6,24 +6,23 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import __version__
-from rlhf_cli.command_line import failures
-from rlhf_cli.command_line.words import CommandLine, parse
-from rlhf_cli.config.foreign import FOREIGN
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.args import CommandLine, parse
+from rlhf_cli.config.command import Command, Tool, load_function
+from rlhf_cli.config.other_trainers import OTHER_NAMES
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.cores import yield_cores
-from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError
+from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError, translate
 from rlhf_cli.launch import outer
+from rlhf_cli.registry import COMMANDS, TOOLS
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 if TYPE_CHECKING:
-    from rlhf_cli.config.resolve import Resolved
+    from rlhf_cli.resolve import Resolved
 
 
 def entry() -> int:
@@ -39,7 +38,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run a command and return its exit code; errors are told on stderr.
+    """Run a command and return its exit code; errors are printed on stderr.
 
     Of several processes that another launcher started, the first does so for all.
     """
@@ -57,7 +56,7 @@ def _main(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except RlhfError as error:
-        return _tell(error)
+        return _report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return Interrupted.exit_code
@@ -65,14 +64,15 @@ def _main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        known = failures.known(error, COMMANDS.get(argv[0]))
+        command = COMMANDS.get(argv[0])
+        known = translate(error, command.less_memory if command else Command.less_memory)
         if known:
-            return _tell(known)
+            return _report(known)
         traceback.print_exc()
         return 1
 
 
-def _tell(error: RlhfError) -> int:
+def _report(error: RlhfError) -> int:
     from rlhf_cli.runs.secrets import redact
 
     for line in redact(str(error)).split("\n"):
@@ -82,9 +82,9 @@ def _tell(error: RlhfError) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv in (["--help"], ["-h"], ["help"]):
-        from rlhf_cli.command_line.help import overview
+        from rlhf_cli.config.help import overview
 
-        print(overview(), flush=True)
+        print(overview(COMMANDS.values(), TOOLS.values()), flush=True)
         return 0 if argv else ConfigError.exit_code
     if argv[0] in ("--version", "-V", "version"):
         print(f"rlhf {__version__}")
@@ -96,7 +96,7 @@ def _dispatch(argv: list[str]) -> int:
     command = _command(argv[0])
     line = parse(command, argv[1:])
     if line.help:
-        from rlhf_cli.command_line.help import page
+        from rlhf_cli.config.help import page
 
         print(page(command), flush=True)
         return 0
@@ -105,7 +105,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _use(tool: Tool, words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
-        from rlhf_cli.command_line.help import tool_page
+        from rlhf_cli.config.help import tool_page
 
         print(tool_page(tool), flush=True)
     else:
@@ -130,15 +130,16 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
         from rlhf_cli.sweep.run import run
 
         return run(command, line)
-    from rlhf_cli.config.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
+    from rlhf_cli.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
 
     resolved = resolve(command, line)
     if line.show_origins:
-        from rlhf_cli.command_line.provenance import table
+        from rlhf_cli.config.provenance import format_table, trace
 
-        print(table(resolved), end="", flush=True)
+        origins = trace(resolved.public_tree, resolved.layers, resolved.overrides)
+        print(format_table(resolved.public_tree, origins), end="", flush=True)
     elif line.show_config:
-        from rlhf_cli.config.yaml12 import to_yaml
+        from rlhf_cli.config.yaml_files import to_yaml
 
         print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
     elif command.trains:
@@ -154,7 +155,7 @@ _OWN_START = ("model", "model.path", "model.init", "model.architecture", "data",
 
 def _names_its_own(line: CommandLine) -> bool:
     """Whether a model or data are given, be it by another trainer's name."""
-    others = (FOREIGN[setting.key].keys for setting in line.settings if setting.key in FOREIGN)
+    others = (OTHER_NAMES[o.key].keys for o in line.overrides if o.key in OTHER_NAMES)
     return line.sets(*_OWN_START) or any({*keys} & {*_OWN_START} for keys in others)
 
 
@@ -185,7 +186,7 @@ def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
 
 
 def _answer(command: Command, resolved: "Resolved") -> None:
-    from rlhf_cli.config.hub_models import fetch_named
+    from rlhf_cli.preflight.hub import fetch_named
     from rlhf_cli.runs import hub, log
 
     hub.begin({})
@@ -195,8 +196,8 @@ def _answer(command: Command, resolved: "Resolved") -> None:
 
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
-    from rlhf_cli.config.hub_models import fetch_named
     from rlhf_cli.launch import start
+    from rlhf_cli.preflight.hub import fetch_named
     from rlhf_cli.runs import inputs, manifest
 
     try:
@@ -216,6 +217,4 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
 
 def _runner(command: Command | Tool) -> Callable[..., Any]:
     """The code of a command; only now are torch and the rest imported."""
-    module, _, function = command.runner.partition(":")
-    runner: Callable[..., Any] = getattr(import_module(module), function)
-    return runner
+    return load_function(command.runner)

@@ -26,7 +26,7 @@ def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
     return shipped("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
 
 
-def options(group: str) -> list[str]:
+def presets(group: str) -> list[str]:
     """The names that `group=NAME` can take."""
     return sorted(path.stem for path in (shipped("configs") / group).glob("*.yaml"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import resources
-from rlhf_cli.stages.registry import TOOLS
+from rlhf_cli.registry import TOOLS
 from tests.pages import DOCS, ROOT, in_recipes, lay_out, on_help_pages, on_pages
 
 RUN_ALL = """

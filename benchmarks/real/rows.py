@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import data_folder
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import resolve
+from rlhf_cli.config.args import parse
 from rlhf_cli.context import open_context, silence
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples, load_eval_examples
 from rlhf_cli.data.records.record import LabelledRecord, PreferenceRecord
 from rlhf_cli.models.load import load_policy, load_reward_model
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 from rlhf_cli.train.measure import row_values
 from rlhf_cli.train.sequence import row_logprobs
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_cli.commands.output import writing
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.data.elo import TIE, rate
 from rlhf_cli.data.reading.files import data_files, read_rows
 from rlhf_cli.data.reading.raw import RawRow, show_value

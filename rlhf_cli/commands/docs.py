@@ -1,6 +1,6 @@
 """The documentation that comes with the package: list its pages, print one."""
 
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import pages, shipped
 

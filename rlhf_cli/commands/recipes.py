@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config import paths, recipe
-from rlhf_cli.config.inputs import named_inputs
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.paths import named_inputs
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.resources import options, recipes, shipped
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resources import presets, recipes, shipped
 
 WIDTH = 100
 
@@ -115,7 +115,7 @@ def _configs(stage: str) -> list[type[Any]]:
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
     """Every key of a recipe that names something to read, with the name."""
     for group, word in read.choices.items():
-        if word not in options(group) and "path" in field_types(groups(config)[group]):
+        if word not in presets(group) and "path" in field_types(groups(config)[group]):
             yield group, word
     for named in named_inputs(read.values, config):
         yield named.key, named.value

@@ -1,47 +1,39 @@
-"""Recipes: YAML files of keys and values, read with the line of every key."""
+"""Recipes: YAML files of keys and values, with the line of every key."""
 
 import os.path
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from rlhf_cli.config.nearest import nearest, nearest_path
-from rlhf_cli.config.yaml12 import Loader
+from rlhf_cli.config import deprecations
+from rlhf_cli.config.suggest import nearest, nearest_path
+from rlhf_cli.config.yaml_files import Document, read_document
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import recipes, shipped
 
-DEEPEST = 32
-"""Levels of lists and mappings in each other; OmegaConf runs out of stack at about 70."""
 
+@dataclass(kw_only=True)
+class Recipe(Document):
+    """What one recipe sets.
 
-@dataclass
-class Recipe:
-    """What one file sets."""
-
-    name: str
-    """The file, as the user named it."""
+    Attributes:
+        values: nested, without `choices`.
+        folder: that paths in it may be relative to.
+        stage: the command it is written for; empty if it does not say.
+        choices: groups set by one word, as in `model: tiny`.
+        notes: a line for each key or value that it has by an older name.
+    """
 
     folder: Path
     stage: str = ""
-    """The command it is written for; empty if it does not say."""
-
     choices: dict[str, str] = field(default_factory=dict)
-    """Groups set by one word, as in `model: tiny`."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def origin(self, key: str) -> str:
-        """Where a key stands, as in `sft.yaml:7`."""
-        return f"{self.name}:{self.lines[key]}"
+    notes: list[str] = field(default_factory=list)
 
 
 def find(name: str) -> Path:
-    """The file of `config=NAME`: a shipped recipe, else a path.
+    """Find the file of `config=NAME`: a shipped recipe, else a path.
 
     Raises:
         ConfigError: There is no such file.
@@ -62,20 +54,29 @@ def find(name: str) -> Path:
     )
 
 
-def read(path: Path, name: str, groups: Collection[str] = ()) -> Recipe:
-    """Read a recipe.
+def read(
+    path: Path,
+    name: str,
+    groups: Collection[str] = (),
+    short_names: Mapping[str, str] = MappingProxyType({}),
+) -> Recipe:
+    """Read a recipe; keys and values of older versions are read as those of today.
 
     Args:
-        path: The file.
-        name: How messages call it.
-        groups: Keys that may be set by one word (`model: tiny`); these go to `choices`.
+        path: the file.
+        name: how messages call it.
+        groups: keys that may be set by one word (`model: tiny`); these go to `choices`.
+        short_names: short name -> key, for names such as `lr` at the root.
 
     Raises:
         ConfigError: The file is not a YAML mapping.
     """
-    recipe = Recipe(name, path.resolve().parent)
-    root = _parse(path, name)
-    for key, value in _Builder(recipe).mapping(root, "").items():
+    document = read_document(path, name)
+    recipe = Recipe(
+        name=name, lines=document.lines, problems=document.problems, folder=path.resolve().parent
+    )
+    values = _rename(recipe, document.values, short_names)
+    for key, value in values.items():
         first, *rest = key.split(".")
         if key == "stage":
             recipe.stage = str(value)
@@ -89,28 +90,39 @@ def read(path: Path, name: str, groups: Collection[str] = ()) -> Recipe:
     return recipe
 
 
-def _parse(path: Path, name: str) -> yaml.MappingNode:
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=Loader)
-    except RecursionError:
-        raise ConfigError(f"{name}: nested more than {DEEPEST} deep; take levels out") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{name}: not valid YAML: {text}") from None
-    if root is None:
-        raise ConfigError(f"{name}: empty; need at least one `key: value` line")
-    if not isinstance(root, yaml.MappingNode):
-        line = root.start_mark.line + 1
-        raise ConfigError(f"{name}:{line}: got no `key: value`; a recipe is a mapping")
-    return root
+def _rename(
+    recipe: Recipe, values: dict[str, Any], short_names: Mapping[str, str]
+) -> dict[str, Any]:
+    """The values by their names of today; a renamed key stands at the root with its full name."""
+    moved: dict[str, Any] = {}
+
+    def rename(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+        kept = {}
+        for name, value in values.items():
+            key = prefix + name
+            found = deprecations.rename(short_names.get(key, key), value)
+            if found.note:
+                recipe.notes.append(f"{found.note}  ({recipe.origin(key)})")
+            if found.key != key:
+                _move_lines(recipe, key, found.key)
+                moved[found.key] = found.value
+            elif isinstance(value, dict):
+                kept[name] = rename(value, f"{key}.")
+            else:
+                kept[name] = found.value
+        return kept
+
+    return rename(values, "") | moved
+
+
+def _move_lines(recipe: Recipe, old: str, new: str) -> None:
+    """Give the keys at and below a renamed one their lines; refuse it beside its new name."""
+    if new in recipe.lines:
+        text = f"{old}: given beside {new}, which is the same key; need one of the two"
+        recipe.problems.append(f"{text}  ({recipe.origin(old)})")
+    for key, line in list(recipe.lines.items()):
+        if key == old or key.startswith((f"{old}.", f"{old}[")):
+            recipe.lines.setdefault(new + key.removeprefix(old), line)
 
 
 def _place(values: dict[str, Any], parts: list[str], value: Any) -> None:
@@ -123,81 +135,3 @@ def _place(values: dict[str, Any], parts: list[str], value: Any) -> None:
         values[last].update(value)
     else:
         values[last] = value
-
-
-class _Builder:
-    """Turns YAML nodes into values and notes the line of every key."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.scalars = Loader("")
-        self.open: set[int] = set()
-
-    def mapping(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
-        own = len(node.value)
-        self.scalars.flatten_mapping(node)  # merge keys (`<<`) come first, then the node's own
-        inherited = len(node.value) - own
-        result = {}
-        for i, (key_node, value_node) in enumerate(node.value):
-            key = self._key(key_node, prefix, repeatable=i < inherited)
-            if key is not None:
-                full = f"{prefix}.{key}" if prefix else key
-                self.recipe.lines[full] = key_node.start_mark.line + 1
-                result[key] = self.value(value_node, full)
-        return result
-
-    def _key(self, node: yaml.Node, prefix: str, *, repeatable: bool) -> str | None:
-        line = node.start_mark.line + 1
-        where = f"({self.recipe.name}:{line})"
-        if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            self.recipe.problems.append(
-                f"{prefix or 'key'}: got {shown} as a key; need text  {where}"
-            )
-            return None
-        key = str(node.value)
-        full = f"{prefix}.{key}" if prefix else key
-        if key == "_target_":
-            self.recipe.problems.append(f"{full}: not for recipes; they name no code  {where}")
-            return None
-        if full in self.recipe.lines and not repeatable:
-            first = self.recipe.lines[full]
-            self.recipe.problems.append(
-                f"{full}: given twice, first in line {first}; need it once  {where}"
-            )
-        return key
-
-    def value(self, node: yaml.Node, key: str) -> Any:
-        if id(node) in self.open:
-            raise ConfigError(f"{self.recipe.origin(key)}: {key} holds itself (a YAML anchor)")
-        if len(self.open) == DEEPEST:
-            raise ConfigError(
-                f"{self.recipe.origin(key)}: nested more than {DEEPEST} deep; take levels out"
-            )
-        self.open.add(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, key)
-            if isinstance(node, yaml.SequenceNode):
-                return list(self._items(node, key))
-            return self._scalar(node, key)
-        except ValueError:  # Python reads no integers of more than 4300 digits
-            raise ConfigError(f"{self.recipe.origin(key)}: {key}: not a number") from None
-        except yaml.MarkedYAMLError as error:
-            raise ConfigError(f"{self.recipe.origin(key)}: {key}: {error.problem}") from None
-        finally:
-            self.open.remove(id(node))
-
-    def _scalar(self, node: yaml.ScalarNode, key: str) -> Any:
-        if node.value == "???":  # Hydra's word for a value to come; it would be skipped in silence
-            text = (
-                f"{key}: got ???; need a value, or leave the key out  ({self.recipe.origin(key)})"
-            )
-            self.recipe.problems.append(text)
-        return self.scalars.construct_object(node)
-
-    def _items(self, node: yaml.SequenceNode, key: str) -> Iterator[Any]:
-        for i, item in enumerate(node.value):
-            full = f"{key}[{i}]"
-            self.recipe.lines[full] = item.start_mark.line + 1
-            yield self.value(item, full)

@@ -1,8 +1,8 @@
 from dataclasses import dataclass, field
-from os.path import exists, expanduser
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, DataPath, Escapes, Unit
+from rlhf_cli.config.schema import DataPath, Escapes, Ge, Gt, Unit
+from rlhf_cli.resources import SHIPPED
 
 Columns = dict[str, Annotated[str, Escapes()]]
 
@@ -28,7 +28,7 @@ class Source:
     path: Annotated[str, DataPath("revision")] = ""
     """A file, a folder, a hub id or `tiny`."""
 
-    weight: Annotated[float, Above(0)] = 1.0
+    weight: Annotated[float, Gt(0)] = 1.0
     """How many times a row is drawn an epoch: 1 is every row once, 0.5 a seeded half of them, 2
     every row twice."""
 
@@ -82,7 +82,7 @@ class DataConfig:
     """Our column name -> the name in the file, or a text with names in braces, as in
     `data.columns={prompt: question}` and `data.columns.prompt="Question: {question}"`."""
 
-    max_length: Annotated[int, AtLeast(2), Unit("tokens")] = 1024
+    max_length: Annotated[int, Ge(2), Unit("tokens")] = 1024
     """Longest row; longer ones are treated by `data.truncation`, counted and shown. The default is
     lowered to the positions of a model that has fewer."""
 
@@ -101,12 +101,17 @@ class DataConfig:
     shuffle: bool = True
     """Draw a new seeded order each epoch; false keeps the file's order."""
 
-    max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
+    max_bad_rows: Annotated[int, Ge(0), Unit("rows")] = 0
     """Malformed rows (broken JSON, missing columns, wrong types) tolerated before the run stops."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out rows."""
+        return self.eval not in ("", "none") and (self.eval != "auto" or self.path == SHIPPED)
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = self._revision_problems()
+        found = []
         for key, value in (("data.path", self.path), ("data.eval", self.eval)):
             if value == []:
                 found.append(f"{key}: got an empty list; need at least one source")
@@ -121,17 +126,6 @@ class DataConfig:
                 f"data.eval: got {held}; need at least 1 row. Try data.eval=100, or data.eval=none"
             )
         return found
-
-    def _revision_problems(self) -> list[str]:
-        """The line for a revision where nothing is on the hub."""
-        given = [item for value in (self.path, self.eval) for item in listed(value)]
-        on_hub = any(not exists(expanduser(path)) for path in given if "/" in path)
-        if not self.revision or on_hub:
-            return []
-        return [
-            f"data.revision: got {self.revision}, but neither data.path nor data.eval is a hub id, "
-            "which alone has revisions. Leave data.revision out"
-        ]
 
 
 def listed(value: str | float | Sources) -> list[str]:

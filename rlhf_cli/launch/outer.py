@@ -11,9 +11,9 @@ from rlhf_cli.launch.environment import Place, place
 from rlhf_cli.launch.reports import report_of
 from rlhf_cli.launch.task import Task
 from rlhf_cli.launch.worker import LOGS, silence
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs.log import redacted
 from rlhf_cli.runs.secrets import redact
-from rlhf_cli.stages.registry import COMMANDS
 
 WAIT = timedelta(days=2)
 """How long ranks wait for rank 0, which may have to tokenize first."""

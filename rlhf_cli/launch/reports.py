@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rlhf_cli import errors
-from rlhf_cli.command_line import failures
-from rlhf_cli.errors import Interrupted, RankFailed, RlhfError, first_line
-from rlhf_cli.stages.registry import Command
+from rlhf_cli.config.command import Command
+from rlhf_cli.errors import Interrupted, RankFailed, RlhfError, first_line, translate
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def report_of(error: BaseException, rank: int, command: Command) -> Report:
     if isinstance(error, KeyboardInterrupt):
         ours = Interrupted("interrupted; the last checkpoint, if any, stands")
     elif isinstance(error, Exception) and not isinstance(error, RlhfError):
-        ours = failures.known(error, command)
+        ours = translate(error, command.less_memory)
     trace = "".join(traceback.format_exception(error))
     if isinstance(ours, RlhfError):
         return Report(rank, type(ours).__name__, str(ours), trace, time.time())

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.check import check
+from rlhf_cli.config.command import Command
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import hub, manifest, secrets
-from rlhf_cli.stages.registry import COMMANDS, Command
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,8 @@
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from os.path import isdir
 from typing import Annotated, Any, ClassVar, Literal
 
-from rlhf_cli.config.nearest import nearest
-from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
+from rlhf_cli.config.schema import FilePath, Ge, Gt, Lt, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import model_files
-from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
-from rlhf_cli.runs.checks import (
-    base_revision_problems,
-    language_model_problems,
-    not_a_language_model,
-    not_one_stack,
-    revision_problems,
-)
 
 MIN_VOCAB_SIZE = 256 + 5
 """Of a trained tokenizer: every byte, and the tokens of ends, padding and chat roles."""
@@ -74,7 +62,7 @@ class ModelConfig:
     tokenizer_revision: str = ""
     """Branch, tag or commit of the hub id at `tokenizer`."""
 
-    tokenizer_vocab_size: Annotated[int, AtLeast(0)] = 0
+    tokenizer_vocab_size: Annotated[int, Ge(0)] = 0
     """Train a byte-level BPE of this many tokens on the training text; needs `init=scratch` and at
     least 261. 0 trains none, save that `init=scratch` without any tokenizer takes 8192."""
 
@@ -91,7 +79,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = revision_problems("model.path", self.path, self.revision)
+        found = []
         if self.architecture and self.path:
             found.append(
                 f"model.architecture: given beside model.path={self.path}, which has its own; "
@@ -122,26 +110,7 @@ class ModelConfig:
                 f"model.tokenizer_vocab_size: got {self.tokenizer_vocab_size} beside "
                 f"model.tokenizer={self.tokenizer}; need one of the two"
             )
-        found += not_one_stack("model.path", self.path, self.revision)
-        found += base_revision_problems("model", self.path, self.base, self.base_revision)
-        found += revision_problems("model.tokenizer", self.tokenizer, self.tokenizer_revision)
-        module, origin = FLASH.get(self.attention, ("", ""))
-        if module and find_spec(module) is None:
-            found.append(
-                f"model.attention: got {self.attention}, but {module} is not installed "
-                f"({origin}). Try model.attention=auto"
-            )
         return found
-
-    @property
-    def positions(self) -> int | None:
-        """Longest row that the model takes, where that is known here."""
-        config = model_files.config_of(self.path, self.revision, self.base)
-        return model_files.positions(config or self.architecture)
-
-    def not_a_language_model(self) -> list[str]:
-        """The line for a model that gives scores where one that writes is needed."""
-        return not_a_language_model("model.path", self.path, self.revision)
 
     def missing(self) -> list[str]:
         """The line for a model that is not named and not made from nothing."""
@@ -193,19 +162,12 @@ class ComparedModelConfig(TrainedModelConfig):
                 "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
                 "take away. Try model.reference=auto"
             ]
-        meant = nearest(self.reference, self.held, 0.7)
-        if self.reference not in self.held and not isdir(self.reference) and meant:
-            return [
-                f"model.reference: got {self.reference}, which is no folder here; need "
-                f"{', '.join(self.held)} or a model. Try model.reference={meant}"
-            ]
         if self.reference == SHIPPED:
             return [
                 f"model.reference: got {SHIPPED}, a shape with random weights; need a trained "
                 "model. Try model.reference=auto"
             ]
-        path = "" if self.reference in self.held else self.reference
-        return language_model_problems("model.reference", path, self.reference_revision)
+        return []
 
 
 @dataclass(kw_only=True)
@@ -217,13 +179,13 @@ class AdapterConfig:
     alpha / sqrt(rank) (arXiv:2312.03732). `none` trains every weight, or goes on with the adapter
     at `model.path`."""
 
-    rank: Annotated[int, AtLeast(1)] = 16
+    rank: Annotated[int, Ge(1)] = 16
     """Inner width of the matrices."""
 
-    alpha: Annotated[float, Above(0)] = 32.0
+    alpha: Annotated[float, Gt(0)] = 32.0
     """The adapter's output is scaled by alpha / rank."""
 
-    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Share of the adapter's inputs that are dropped in training. Above 0 the result depends on how
     a step is cut into micro-batches."""
 
@@ -311,57 +273,11 @@ class LoadConfig:
     scores: ClassVar[bool] = False
     """Whether the model gives scores, not text."""
 
-    @property
-    def brings_adapter(self) -> bool:
-        """Whether `model.path` is known here to be an adapter."""
-        return is_adapter(self.model.path, self.model.revision)
-
-    @property
-    def may_bring_adapter(self) -> bool:
-        """Whether it is one, or on the hub and not known here."""
-        return may_be_adapter(self.model.path, self.model.revision)
-
-    @property
-    def trains_adapter(self) -> bool:
-        """Whether the weights themselves stay as they are."""
-        kept = self.brings_adapter and self.adapter.start != "merge"
-        return self.adapter.kind != "none" or kept
-
-    @property
-    def trains_weights(self) -> bool:
-        """Whether it is known here that no adapter is trained."""
-        kept = self.may_bring_adapter and self.adapter.start != "merge"
-        return self.adapter.kind == "none" and not kept
-
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = self.model.missing()
         if self.kernels == []:
             found.append("kernels: got []; need at least one. Try kernels=auto")
-        if LIGER in self.kernels and find_spec(LIGER_MODULE) is None:
-            advice = "Try pip install 'rlhf-cli[kernels]'"
-            found.append(f"kernels: got liger, but liger-kernel is not installed. {advice}")
-        if not self.scores:
-            found += self.model.not_a_language_model()
-        start = self.adapter.start
-        if start != "continue" and not self.may_bring_adapter:
-            found.append(
-                f"adapter.start: got {start}, but model.path={self.model.path} brings no adapter. "
-                "Try adapter.start=continue"
-            )
-        elif start == "stack" and self.adapter.kind == "none":
-            found.append(
-                "adapter.start: got stack with adapter.kind=none; need a kind for the new adapter. "
-                "Try adapter=lora"
-            )
-        if self.quant.kind in ("nf4", "int8") and self.trains_weights:
-            found.append(
-                f"quant.kind: got {self.quant.kind} with full training, and packed weights have no "
-                "gradient; need an adapter. Try adapter=lora"
-            )
         if self.scores:
             found += self.quant.not_of_scores()
-        kept = self.brings_adapter and self.adapter.start == "continue"
-        if not kept:
-            return found + model_files.layer_problems(self.model, self.adapter)
-        return found + model_files.adapter_problems(self.model, self.adapter, AdapterConfig())
+        return found

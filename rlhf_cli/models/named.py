@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.errors import ModelError
 
 

@@ -2,7 +2,7 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost
+from rlhf_cli.config.schema import Ge, Gt, Le
 from rlhf_cli.rewards.sources.config import RewardSource
 
 
@@ -30,7 +30,7 @@ class RewardsConfig(RewardSource):
     where it is below `safety_threshold` or the row's column `safety` is true, else the term
     `helpfulness`, both probabilities; then their logit, whitened over the whole batch."""
 
-    safety_threshold: Annotated[float, Above(0), AtMost(1)] = 0.15
+    safety_threshold: Annotated[float, Gt(0), Le(1)] = 0.15
     """With `combine=llama2`: the probability under which a response counts as unsafe."""
 
     baseline: float = 0.0
@@ -39,7 +39,7 @@ class RewardsConfig(RewardSource):
     scale: Literal["none", "running"] = "none"
     """`running` divides by the standard deviation of all combined scores so far."""
 
-    clip: Annotated[float, AtLeast(0)] = 0.0
+    clip: Annotated[float, Ge(0)] = 0.0
     """Hold what is left between minus and plus this; 0 off."""
 
     skip_special_tokens: bool = False

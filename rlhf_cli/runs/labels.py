@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.values import format_value
 from rlhf_cli.runs.artifact import local_folder, settings
 
 
@@ -41,3 +43,19 @@ def find_label(label: str | int, labels: Sequence[str]) -> int | None:
         return labels.index(label)
     plain = [name.lower() for name in labels]
     return plain.index(label.lower()) if plain.count(label.lower()) == 1 else None
+
+
+def label_problem(key: str, label: str | int, labels: list[str]) -> str:
+    """The line for a label that a classifier does not have, or that has to be said; or nothing."""
+    if find_label(label, labels) is not None:
+        return ""
+    close = nearest(str(label), labels) or labels[-1]
+    got = "none given" if label == "" else f"got {label}"
+    advice = f"Try {key}={format_value(close)}"
+    return f"{key}: {got}; need one of {list_labels(labels)}, or an index. {advice}"
+
+
+def list_labels(labels: list[str], most: int = 12) -> str:
+    """The names of labels for a message, cut to a number of them."""
+    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + rest

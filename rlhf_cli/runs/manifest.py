@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli import __version__
-from rlhf_cli.config.yaml12 import to_yaml
+from rlhf_cli.config.yaml_files import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import contents, hub, lock, secrets
 from rlhf_cli.runs.files import write_json_atomic

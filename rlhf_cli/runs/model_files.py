@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.resources import SHIPPED, shipped_model
 from rlhf_cli.runs.artifact import ADAPTER, local_folder, recorded_base, settings
 

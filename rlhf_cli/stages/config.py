@@ -1,12 +1,10 @@
 from dataclasses import dataclass, field
-from os.path import expanduser, isdir
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
-from rlhf_cli.resources import SHIPPED
 from rlhf_cli.sweep.config import Objective, SweepConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
@@ -106,58 +104,24 @@ class StageConfig(LoadConfig):
         """Whether text prompts and responses of rows become turns of the chat template."""
         return False
 
-    @property
-    def lr(self) -> float:
-        """Peak learning rate of the run."""
-        if self.train.lr != "auto":
-            return self.train.lr
-        full, adapter = self.default_lr
-        return adapter if self.trains_adapter else full
-
-    def fit_to_model(self) -> None:
-        """Lower a `data.max_length` that is at its default to the positions of the model."""
-        room = self.model.positions
-        if room and self.data.max_length == DataConfig.max_length:
-            self.data.max_length = min(self.data.max_length, room)
-
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = super().problems()
-        room = self.model.positions
-        if room and self.data.max_length > room:
-            found.append(
-                f"data.max_length: got {self.data.max_length}, but the model has {room} positions. "
-                f"Try data.max_length={room}"
-            )
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "
                 "Try data=rows.jsonl, or data=tiny (shipped rows)"
             )
-        held_out = self.data.eval not in ("", "none") and (
-            self.data.eval != "auto" or self.data.path == SHIPPED
-        )
-        if not held_out and (self.train.early_stop or self.train.result == "best"):
+        if not self.data.holds_out and (self.train.early_stop or self.train.result == "best"):
             found.append(
                 "data.eval: got none, but train.early_stop and train.result=best go by held-out "
                 "rows. Try data.eval=0.05"
-            )
-        if self.model.freeze and self.trains_adapter:
-            found.append(
-                f"model.freeze: got {', '.join(self.model.freeze)} beside an adapter, under which "
-                "no other weight is trained. Leave it out, or train all weights: "
-                "Try adapter=none, with adapter.start=merge where model.path brings an adapter"
             )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(
                 f"train.warmup_steps: got {self.train.warmup_steps}, more than train.max_steps="
                 f"{self.train.max_steps}; need at most that. "
                 f"Try train.warmup_steps={self.train.max_steps // 10}"
-            )
-        if self.resume not in ("auto", "never") and not isdir(expanduser(self.resume)):
-            found.append(
-                f"resume: got {self.resume or 'nothing'}; need auto, never or the folder of a "
-                "checkpoint. Try resume=auto"
             )
         return found
 

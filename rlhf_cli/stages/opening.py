@@ -14,6 +14,7 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.tokens.prompts import becomes_message
 from rlhf_cli.models.chatml import give_chatml
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
+from rlhf_cli.preflight.models import positions
 from rlhf_cli.runs.contents import TOKENIZER
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 
@@ -77,7 +78,7 @@ def _open(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
 
 def say_max_length(cfg: StageConfig) -> None:
     """Say that the longest row is what the model takes, to which the default is lowered."""
-    if cfg.data.max_length == cfg.model.positions:
+    if cfg.data.max_length == positions(cfg.model):
         say(f"data.max_length: {cfg.data.max_length}, the model's positions")
 
 

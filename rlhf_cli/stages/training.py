@@ -22,6 +22,7 @@ from rlhf_cli.models.precision import as_computed
 from rlhf_cli.models.router import tell_of_balance
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.preflight.models import peak_learning_rate
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.train.artifact import save_model
 from rlhf_cli.train.budget import micro_batch_tokens
@@ -122,7 +123,7 @@ class Training(ABC):
                 loss,
                 cfg.train,
                 ctx,
-                lr=cfg.lr,
+                lr=peak_learning_rate(cfg),
                 where=where,
                 evaluate=evaluate,
                 checkpoint=self.checkpoint,

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Machinery
+from rlhf_cli.config.schema import RuntimeOnly
 
 Mode = Literal["min", "max"]
 
@@ -41,13 +41,13 @@ class Objective:
 class SweepConfig:
     """What the runs of a sweep (`-m`) are compared by; a single run does not read it."""
 
-    metric: Annotated[str, Machinery()] = "auto"
+    metric: Annotated[str, RuntimeOnly()] = "auto"
     """Metric of a finished run, as `eval/loss`; without `eval/` that of its last logged step. A run
     without held-out rows is compared by the metric of training that means the same.
     `auto` is the held-out accuracy of pairs for dpo, the held-out score for ppo (its KL stands
     beside it in the table), and else the held-out loss."""
 
-    mode: Annotated[Literal["auto", "min", "max"], Machinery()] = "auto"
+    mode: Annotated[Literal["auto", "min", "max"], RuntimeOnly()] = "auto"
     """Whether the least or the greatest value is the best; given with `sweep.metric`."""
 
     def problems(self) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rlhf_cli.command_line.words import Setting
+from rlhf_cli.config.args import Override
 from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import manifest
 from rlhf_cli.runs.contents import METRICS
@@ -29,7 +29,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(
-    words: list[str], settings: list[Setting], sweep: Path, number: int, objective: Objective
+    words: list[str], settings: list[Override], sweep: Path, number: int, objective: Objective
 ) -> float:
     """Run a job to its end and return what a sweeper minimizes; infinity if it failed or has none.
 
@@ -66,7 +66,7 @@ def run(
     return math.inf if math.isnan(cost) else cost
 
 
-def _without_preview(words: list[str], settings: list[Setting]) -> list[str]:
+def _without_preview(words: list[str], settings: list[Override]) -> list[str]:
     """The word that leaves out the first example, which the first job has shown for all of them."""
     own = [setting.key for setting in settings]
     other_rows = any(key.startswith(("data", "model")) for key in own)

@@ -4,14 +4,16 @@ from dataclasses import dataclass, replace
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import Override as HydraOverride
 
-from rlhf_cli.command_line.words import CommandLine, Setting
-from rlhf_cli.config.resolve import COMMAND_LINE, Resolved, resolve
-from rlhf_cli.config.schema import groups, knobs
-from rlhf_cli.config.typed import comma_for_point, parse_override, refused_sweep, typed
+from rlhf_cli.config.args import CommandLine, Override
+from rlhf_cli.config.command import Command
+from rlhf_cli.config.overrides import comma_for_point, parse_override, refused_sweep, to_text
+from rlhf_cli.config.provenance import COMMAND_LINE
+from rlhf_cli.config.schema import groups, options
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.stages.registry import Command
+from rlhf_cli.resolve import Resolved, resolve
 from rlhf_cli.sweep.config import Objective
 
 _CHOSEN = "._chosen"
@@ -22,7 +24,7 @@ _CHOSEN = "._chosen"
 class Job:
     """What one job sets beyond the words that all have, and the configuration it gets."""
 
-    settings: list[Setting]
+    settings: list[Override]
     resolved: Resolved
 
 
@@ -65,11 +67,11 @@ def plan(command: Command, line: CommandLine) -> Sweep:
         DataError: The same, and all that is wrong are paths of data.
     """
     fixed, swept, problems = _split(command, line)
-    common = replace(line, settings=fixed, problems=[*line.problems, *problems])
+    common = replace(line, overrides=fixed, problems=[*line.problems, *problems])
     jobs, refused = [], []
     for settings in _grid(swept):
         try:
-            words = replace(common, settings=[*fixed, *settings])
+            words = replace(common, overrides=[*fixed, *settings])
             jobs.append(Job(settings, resolve(command, words)))
         except RlhfError as error:
             refused.append(error)
@@ -103,11 +105,13 @@ def _all(refused: list[RlhfError]) -> RlhfError:
     return kind("\n".join(dict.fromkeys(lines)))
 
 
-def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Override], list[str]]:
+def _split(
+    command: Command, line: CommandLine
+) -> tuple[list[Override], list[HydraOverride], list[str]]:
     """The settings of one value, those of several as Hydra reads them, and what is wrong."""
-    known, choices = knobs(command.config), groups(command.config)
+    known, choices = options(command.config), groups(command.config)
     fixed, swept, problems = [], [], []
-    for setting in line.settings:
+    for setting in line.overrides:
         key = setting.key + (_CHOSEN if setting.key in choices else "")
         parsed = parse_override(key, setting.text)
         kind = known[setting.key].type if setting.key in known else None
@@ -121,13 +125,13 @@ def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Ove
     return fixed, swept, problems
 
 
-def _grid(swept: list[Override]) -> list[list[Setting]]:
+def _grid(swept: list[HydraOverride]) -> list[list[Override]]:
     ends = [_ends(override) for override in swept]
     jobs = BasicSweeper.split_arguments(ends, max_batch_size=None)[0]
     return [[from_hydra(word) for word in job] for job in jobs]
 
 
-def _ends(override: Override) -> Override:
+def _ends(override: HydraOverride) -> HydraOverride:
     value = override.value()
     if not isinstance(value, IntervalSweep):
         return override
@@ -135,7 +139,7 @@ def _ends(override: Override) -> Override:
     return OverridesParser.create().parse_override(f"{key}=choice({value.start},{value.end})")
 
 
-def from_hydra(word: str) -> Setting:
+def from_hydra(word: str) -> Override:
     """The setting that one of Hydra's job overrides stands for, as a user would type it."""
     override = OverridesParser.create().parse_override(word)
-    return Setting(override.key_or_group.removesuffix(_CHOSEN), typed(override.value()))
+    return Override(override.key_or_group.removesuffix(_CHOSEN), to_text(override.value()))

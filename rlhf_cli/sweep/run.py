@@ -15,14 +15,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf_cli.command_line.words import CommandLine
-from rlhf_cli.config.nearest import nearest
-from rlhf_cli.config.typed import quote
-from rlhf_cli.config.yaml12 import to_yaml
+from rlhf_cli.config.args import CommandLine
+from rlhf_cli.config.command import Command
+from rlhf_cli.config.overrides import quote
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.yaml_files import to_yaml
 from rlhf_cli.errors import CheckpointError, ConfigError, RlhfError
 from rlhf_cli.runs import folder, lock, manifest
 from rlhf_cli.runs.files import unwritable
-from rlhf_cli.stages.registry import Command
 from rlhf_cli.sweep import jobs, table
 from rlhf_cli.sweep.config import Objective
 from rlhf_cli.sweep.plan import Sweep, from_hydra, plan
@@ -111,7 +111,7 @@ def _words(sweep: Sweep) -> list[str]:
     """The command line that all jobs share."""
     recipes = [f"config={name}" for name in sweep.line.recipes]
     own = ("output_dir", "sweep.metric", "sweep.mode")
-    settings = [f"{s.key}={s.text}" for s in sweep.line.settings if s.key not in own]
+    settings = [f"{s.key}={s.text}" for s in sweep.line.overrides if s.key not in own]
     return [sweep.command.name, *recipes, *settings]
 
 

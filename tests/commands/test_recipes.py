@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli, resources
-from rlhf_cli.command_line.words import parse
 from rlhf_cli.commands import recipes
 from rlhf_cli.config import recipe
-from rlhf_cli.config.resolve import resolve
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.args import parse
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 from tests.helpers import recipe_words
 
 

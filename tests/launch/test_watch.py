@@ -14,8 +14,8 @@ from rlhf_cli.errors import DataError, Interrupted, RankFailed
 from rlhf_cli.launch import parent
 from rlhf_cli.launch.environment import Place, place, threads
 from rlhf_cli.launch.reports import read_report, report_of, write_report
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import lock
-from rlhf_cli.stages.registry import COMMANDS
 from tests.helpers import take_over
 
 SFT = COMMANDS["sft"]

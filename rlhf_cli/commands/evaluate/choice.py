@@ -8,13 +8,13 @@ from importlib import import_module
 from rlhf_cli.commands.evaluate.subject import Subject, as_rows_config
 from rlhf_cli.data.records.corpus import first_held_out
 from rlhf_cli.data.records.record import PromptRecord
+from rlhf_cli.registry import EVALUATORS
 from rlhf_cli.stages import judged, likelihood
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.run import records_of
 from rlhf_cli.stages.held_out import Evaluation
 from rlhf_cli.stages.labelled import RECORDS as LABELLED
-from rlhf_cli.stages.registry import EVALUATORS
 
 Open = Callable[[StageConfig, str], Evaluation]
 

@@ -25,9 +25,9 @@ from rlhf_cli.models.tokenization import from_pretrained
 from rlhf_cli.models.vocabulary import embedding_rows, require_embedded_ids
 from rlhf_cli.models.weights import load_weights
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rewards.sources.config import RewardSource, label_problem
+from rlhf_cli.rewards.sources.config import RewardSource
 from rlhf_cli.rewards.sources.loading import dtype_name, longest_text, nbytes, told_as
-from rlhf_cli.runs.labels import find_label, labels_of
+from rlhf_cli.runs.labels import find_label, label_problem, labels_of
 
 
 class ClassifierScorer:

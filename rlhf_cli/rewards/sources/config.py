@@ -5,13 +5,9 @@ from os.path import basename
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.references import public_url
-from rlhf_cli.config.schema import Above, AtLeast, FunctionPath, ModelPath, Unit, show
-from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder
-from rlhf_cli.runs.checks import base_revision_problems, not_one_stack, revision_problems
-from rlhf_cli.runs.labels import find_label, saved_labels
+from rlhf_cli.config.schema import FunctionPath, Ge, Gt, ModelPath, Unit
+from rlhf_cli.config.values import format_value
 
 
 @dataclass(kw_only=True)
@@ -57,23 +53,23 @@ class RewardSource:
     """HTTP headers of a request to `url`, as in `{Authorization: "Bearer ${oc.env:TOKEN}"}`; a
     secret has to come from the environment."""
 
-    timeout: Annotated[float, Above(0), Unit("seconds")] = 60.0
+    timeout: Annotated[float, Gt(0), Unit("seconds")] = 60.0
     """Longest wait for an answer of `url`."""
 
-    retries: Annotated[int, AtLeast(0)] = 3
+    retries: Annotated[int, Ge(0)] = 3
     """How often a request to `url` is repeated where it is not answered, after 0.5, 1, 2, ...
     seconds."""
 
-    batch_size: Annotated[int, AtLeast(1), Unit("responses")] = 32
+    batch_size: Annotated[int, Ge(1), Unit("responses")] = 32
     """Sent to `url`, or read by the classifier, at once."""
 
     pattern: str = ""
     """Rule: 1 for a response in which this regular expression is found, else 0."""
 
-    length_penalty: Annotated[float, AtLeast(0)] = 0.0
+    length_penalty: Annotated[float, Ge(0)] = 0.0
     """Rule: minus this for each token of the response past `free_length`."""
 
-    free_length: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    free_length: Annotated[int, Ge(0), Unit("tokens")] = 0
     """Tokens that `length_penalty` does not count."""
 
     kinds: ClassVar[tuple[str, ...]] = (
@@ -124,17 +120,10 @@ class RewardSource:
         """
         given = self.given
         if len(given) > 1:
-            each = ", ".join(f"{{{name}: {show(getattr(self, name))}}}" for name in given)
+            each = ", ".join(f"{{{name}: {format_value(getattr(self, name))}}}" for name in given)
             advice = f". Several go in a list: reward.terms=[{each}]" if at == "reward" else ""
             return [f"{at}.{given[1]}: given beside {at}.{given[0]}; need one source{advice}"]
         found = self._unread(at, given)
-        if self.model:
-            found += self._model_problems(f"{at}.model")
-            found += revision_problems(f"{at}.model", self.model, self.revision)
-            found += base_revision_problems(at, self.model, self.base, self.base_revision)
-        if self.classifier:
-            found += self._classifier_problems(at)
-            found += revision_problems(f"{at}.classifier", self.classifier, self.revision)
         if self.url and not _is_http(self.url):
             found.append(
                 f"{at}.url: got {public_url(self.url)}; need an address as "
@@ -152,8 +141,8 @@ class RewardSource:
     def _header_problems(self, at: str) -> list[str]:
         """Headers that cannot be sent, and a user in the address, which urllib does not send."""
         found = [
-            f"{at}.headers: {show(name)} is no header; need a name without spaces and a value "
-            "of one line"
+            f"{at}.headers: {format_value(name)} is no header; need a name without spaces and a "
+            "value of one line"
             for name, value in self.headers.items()
             if not (_HEADER_NAME.fullmatch(name) and str(value).isprintable())
         ]
@@ -173,64 +162,6 @@ class RewardSource:
             for name, kinds in self.read_by.items()
             if not {*kinds} & {*given} and getattr(self, name) != getattr(default, name)
         ]
-
-    def _model_problems(self, key: str) -> list[str]:
-        """What is known here; of a hub id that is when it has been fetched."""
-        if self.model == SHIPPED:
-            return [f"{key}: got {SHIPPED}, which has random weights; need a reward model"]
-        if local_folder(self.model, self.revision) is None:
-            return []
-        two_stacks = not_one_stack(key, self.model, self.revision)
-        if two_stacks:
-            return two_stacks
-        if not is_reward_model(self.model, self.revision):
-            return [
-                f"{key}: got {self.model}, which writes text and gives no scores; need a reward "
-                "model. Train one: rlhf reward model=" + self.model
-            ]
-        adapter = is_adapter(self.model, self.revision)
-        labels = [] if adapter else saved_labels(self.model, self.revision)
-        if len(labels) > 1:
-            return [
-                f"{key}: got {self.model}, a classifier with {len(labels)} labels "
-                f"({_listed(labels)}); need one with a single label, or say which one counts: "
-                f"classifier={self.model} label={show(labels[-1])}"
-            ]
-        return []
-
-    def _classifier_problems(self, at: str) -> list[str]:
-        path, revision = self.classifier, self.revision
-        if path == SHIPPED:
-            return [f"{at}.classifier: got {SHIPPED}, which has random weights; need a classifier"]
-        if local_folder(path, revision) is None:
-            return []
-        if is_adapter(path, revision):
-            return [
-                f"{at}.classifier: got {path}, an adapter; need whole weights. "
-                f"Try {at}.model={path}, or rlhf merge"
-            ]
-        if not is_reward_model(path, revision):
-            return [
-                f"{at}.classifier: got {path}, which has no classification head; need a sequence "
-                "classifier"
-            ]
-        labels = saved_labels(path, revision)
-        wrong = label_problem(f"{at}.label", self.label, labels)
-        return [wrong] if labels and wrong else []
-
-
-def label_problem(key: str, label: str | int, labels: list[str]) -> str:
-    """The line for a label that a classifier does not have, or that has to be said; or nothing."""
-    if find_label(label, labels) is not None:
-        return ""
-    close = nearest(str(label), labels) or labels[-1]
-    got = "none given" if label == "" else f"got {label}"
-    return f"{key}: {got}; need one of {_listed(labels)}, or an index. Try {key}={show(close)}"
-
-
-def _listed(labels: list[str], most: int = 12) -> str:
-    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + rest
 
 
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)

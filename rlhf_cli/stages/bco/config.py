@@ -1,9 +1,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, Below, ModelPath, Unit
+from rlhf_cli.config.schema import Ge, Gt, Lt, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.runs.checks import revision_problems
 from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 
@@ -24,14 +23,8 @@ class UDMConfig:
     embedding_model_revision: str = ""
     """Branch, tag or commit of the hub id in `embedding_model`; empty takes its default branch."""
 
-    sample_size: Annotated[int, AtLeast(1), Unit("prompts")] = 1024
+    sample_size: Annotated[int, Ge(1), Unit("prompts")] = 1024
     """Prompts of each class, at most, that the classifier is fitted on."""
-
-    def problems(self) -> list[str]:
-        """Contradictions, one line each."""
-        named = self.embedding_model not in ("none", "reference")
-        path = self.embedding_model if named else ""
-        return revision_problems("udm.embedding_model", path, self.embedding_model_revision)
 
 
 @dataclass(kw_only=True)
@@ -45,20 +38,20 @@ class BCOConfig(ResponseRowsConfig):
 
     udm: UDMConfig = field(default_factory=UDMConfig)
 
-    beta: Annotated[float, Above(0)] = 0.1
+    beta: Annotated[float, Gt(0)] = 0.1
     """Pull towards the reference, 1/nats."""
 
     delta: Literal["running", "ema", "balanced"] = "running"
     """Reward shift between the classes: `running` is the mean of all rewards so far, `ema` forgets
     old ones, `balanced` is the middle of the two classes' means, whatever their numbers."""
 
-    delta_decay: Annotated[float, AtLeast(0), Below(1)] = 0.9
+    delta_decay: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Share of the shift before that each step keeps, with `delta=ema`."""
 
-    desirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    desirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of desirable rows."""
 
-    undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    undesirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of undesirable rows."""
 
     def problems(self) -> list[str]:

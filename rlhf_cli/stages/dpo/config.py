@@ -2,8 +2,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Unit
-from rlhf_cli.config.unread import unread
+from rlhf_cli.config.schema import Ge, Gt, Le, Lt, Unit, unused_options
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
@@ -45,7 +44,7 @@ class DPOConfig(ResponseRowsConfig):
 
     model: ComparedModelConfig = field(default_factory=ComparedModelConfig)
 
-    beta: Annotated[float, Above(0)] = 0.1
+    beta: Annotated[float, Gt(0)] = 0.1
     """Pull towards the reference, 1/nats; the paper uses 0.1 to 0.5. For simpo the scale of its
     margin (2 to 10), for orpo its lambda."""
 
@@ -56,42 +55,42 @@ class DPOConfig(ResponseRowsConfig):
     loss_weights: list[float] = field(default_factory=list)
     """Weight of each loss type, in their order; empty gives each 1."""
 
-    label_smoothing: Annotated[float, AtLeast(0), Below(0.5)] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Share of pairs that may be the wrong way round; read by sigmoid, robust, exo_pair and aot."""
 
     f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     """What takes the place of the log-ratio (arXiv:2309.16240)."""
 
-    f_alpha: Annotated[float, AtLeast(0), Below(1)] = 0.5
+    f_alpha: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Order of `f_divergence=alpha`: 0 is forward KL, towards 1 reverse KL."""
 
-    ld_alpha: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    ld_alpha: Annotated[float, Ge(0), Le(1)] = 1.0
     """LD-DPO (arXiv:2409.06411): weight of response tokens past the length of the shorter response
     of a pair; 1 counts all alike."""
 
     wpo: bool = False
     """WPO (arXiv:2406.11827): weigh pairs by how likely the policy is to write them."""
 
-    discopop_tau: Annotated[float, Above(0)] = 0.05
+    discopop_tau: Annotated[float, Gt(0)] = 0.05
     """Temperature of discopop's gate."""
 
-    simpo_gamma: Annotated[float, AtLeast(0), Unit("nats")] = 0.5
+    simpo_gamma: Annotated[float, Ge(0), Unit("nats")] = 0.5
     """Margin of simpo."""
 
-    nll_weight: Annotated[float, AtLeast(0)] = 1.0
+    nll_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the chosen responses' negative log-likelihood in cpo and orpo."""
 
-    desirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    desirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of desirable rows in kto."""
 
-    undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    undesirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of undesirable rows in kto."""
 
-    sync_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    sync_steps: Annotated[int, Ge(0), Unit("optimizer steps")] = 0
     """TR-DPO (arXiv:2404.09656): every so many steps the reference moves towards the policy; needs
     `model.reference=copy`. 0 never."""
 
-    sync_share: Annotated[float, Above(0), AtMost(1)] = 0.6
+    sync_share: Annotated[float, Gt(0), Le(1)] = 0.6
     """Share of the policy in the moved reference."""
 
     @property
@@ -176,7 +175,7 @@ class DPOConfig(ResponseRowsConfig):
             "undesirable_weight": self.unpaired,
             "sync_share": bool(self.sync_steps),
         }
-        for name, default in unread(self, only).items():
+        for name, default in unused_options(self, only).items():
             found.append(_unread(name, getattr(self, name), names, default))
         return found
 

@@ -1,13 +1,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
-from rlhf_cli.config.unread import unread
+from rlhf_cli.config.schema import DataPath, Ge, Gt, Le, ModelPath, Unit, no_rows, unused_options
 from rlhf_cli.models.config import HELD, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.artifact import is_reward_model, local_folder
-from rlhf_cli.runs.checks import not_one_stack, revision_problems
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 from rlhf_cli.sweep.config import Objective
 
@@ -45,7 +42,7 @@ class PPOConfig(StageConfig):
     """Whether a text prompt becomes a user's message in the chat template. `auto` follows the rows
     that the model was trained on."""
 
-    kl_coef: Annotated[float, AtLeast(0)] = 0.05
+    kl_coef: Annotated[float, Ge(0)] = 0.05
     """Price of a nat of KL from the reference, in points of the score."""
 
     kl_in: Literal["reward", "loss"] = "reward"
@@ -59,23 +56,23 @@ class PPOConfig(StageConfig):
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` draws the KL to `kl_target` by changing `kl_coef` (arXiv:1909.08593)."""
 
-    kl_target: Annotated[float, Above(0), Unit("nats")] = 6.0
+    kl_target: Annotated[float, Gt(0), Unit("nats")] = 6.0
     """KL of a whole response that `adaptive` holds."""
 
-    kl_horizon: Annotated[int, AtLeast(1), Unit("responses")] = 10_000
+    kl_horizon: Annotated[int, Ge(1), Unit("responses")] = 10_000
     """Over how many responses `adaptive` reacts."""
 
-    kl_limit: Annotated[float, Above(0), Unit("nats")] = 100.0
+    kl_limit: Annotated[float, Gt(0), Unit("nats")] = 100.0
     """Stop the run where the mean KL of a rollout's responses is above this."""
 
-    early_stop_kl: Annotated[float, AtLeast(0), Unit("nats")] = 0.0
+    early_stop_kl: Annotated[float, Ge(0), Unit("nats")] = 0.0
     """End a rollout's updates where the approximate KL from the policy that wrote it is above 1.5
     times this a token; 0 never."""
 
-    clip_range: Annotated[float, Above(0)] = 0.2
+    clip_range: Annotated[float, Gt(0)] = 0.2
     """How far from 1 the ratio of new to old probability pays (arXiv:1707.06347)."""
 
-    value: Literal["trunk", "adapter", "model"] = "trunk"
+    value: Literal["shared", "adapter", "model"] = "shared"
     """The value model: a head on the policy's own hidden states, an adapter and a head of its own
     on the policy's base, or a whole model that starts as `value_model`."""
 
@@ -85,32 +82,32 @@ class PPOConfig(StageConfig):
     value_model_revision: str = ""
     """Branch, tag or commit of the hub id in `value_model`; empty takes its default branch."""
 
-    value_clip_range: Annotated[float, AtLeast(0)] = 0.2
+    value_clip_range: Annotated[float, Ge(0)] = 0.2
     """How far a value may move from the old one before its loss stops falling."""
 
-    value_warmup_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 0
+    value_warmup_steps: Annotated[int, Ge(0), Unit("rollouts")] = 0
     """First steps in which the value model alone is trained."""
 
-    vf_coef: Annotated[float, AtLeast(0)] = 0.1
+    vf_coef: Annotated[float, Ge(0)] = 0.1
     """Weight of the value loss."""
 
-    gamma: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    gamma: Annotated[float, Ge(0), Le(1)] = 1.0
     """Worth of the next token's reward."""
 
-    gae_lambda: Annotated[float, AtLeast(0), AtMost(1)] = 0.95
+    gae_lambda: Annotated[float, Ge(0), Le(1)] = 0.95
     """0 trusts the values, 1 the rewards (arXiv:1506.02438)."""
 
-    ppo_epochs: Annotated[int, AtLeast(1)] = 4
+    ppo_epochs: Annotated[int, Ge(1)] = 4
     """Passes over each rollout."""
 
-    minibatches: Annotated[int, AtLeast(1)] = 1
+    minibatches: Annotated[int, Ge(1)] = 1
     """Moves of the optimizer a pass."""
 
     advantage: Literal["gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp"] = "gae"
     """`gae` learns a value model. The others have none: `grpo` and `rloo` compare a response with
     others to its prompt, `reinforce_baseline` with the whole rollout, `reinforce_pp` with none."""
 
-    samples_per_prompt: Annotated[int, AtLeast(1)] = 1
+    samples_per_prompt: Annotated[int, Ge(1)] = 1
     """Responses to each prompt of a step."""
 
     rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
@@ -118,7 +115,7 @@ class PPOConfig(StageConfig):
     the updates do, so that the first ratio is 1; `reuse` keeps those of the draws, which saves that
     pass, and logs how far they are off."""
 
-    missing_eos_penalty: Annotated[float, AtLeast(0)] = 0.0
+    missing_eos_penalty: Annotated[float, Ge(0)] = 0.0
     """Points taken from a response that did not end by itself."""
 
     whiten_rewards: bool = False
@@ -128,7 +125,7 @@ class PPOConfig(StageConfig):
     """With `gae` and `reinforce_pp`: shift and scale advantages to mean 0 and variance 1 over the
     rollout."""
 
-    ptx_coef: Annotated[float, AtLeast(0)] = 0.0
+    ptx_coef: Annotated[float, Ge(0)] = 0.0
     """PPO-ptx (arXiv:2203.02155): weight of the language-model loss on rows of `ptx_data`."""
 
     ptx_data: Annotated[str, DataPath("ptx_revision")] = ""
@@ -137,14 +134,14 @@ class PPOConfig(StageConfig):
     ptx_revision: str = ""
     """Branch, tag or commit of a hub id in `ptx_data`."""
 
-    ptx_batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 8
+    ptx_batch_size: Annotated[int, Ge(1), Unit("examples")] = 8
     """Of `ptx_data`, in each move of the optimizer."""
 
     allow_truncated_sampling: bool = False
     """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs that are learned
     from are those of the whole distribution."""
 
-    sample_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 10
+    sample_steps: Annotated[int, Ge(0), Unit("rollouts")] = 10
     """Write some responses with score and KL to the log and to `samples.jsonl` every so many steps;
     0 never."""
 
@@ -253,22 +250,10 @@ class PPOConfig(StageConfig):
 
     def _value_problems(self) -> list[str]:
         found = []
-        if self.value == "adapter" and self.has_value_model and self.trains_weights:
-            found.append(
-                "value: got adapter with adapter.kind=none; need an adapter on the policy for a "
-                "second one to stand beside. Try value=trunk, or adapter=lora"
-            )
         if self.value == "model" and self.has_value_model and not self.value_start:
             found.append(
                 "value_model: none given with value=model; need a reward model to start from. "
                 "Try value_model=runs/reward"
-            )
-        model, revision = self.value_model, self.value_model_revision
-        found += revision_problems("value_model", model, revision)
-        found += not_one_stack("value_model", model, revision)
-        if local_folder(model, revision) and not is_reward_model(model, revision):
-            found.append(
-                f"value_model: got {self.value_model}, which gives no scores; need a reward model"
             )
         if bool(self.ptx_coef) == no_rows(self.ptx_data):
             given, other = ("ptx_coef", "ptx_data") if self.ptx_coef else ("ptx_data", "ptx_coef")
@@ -303,7 +288,7 @@ class PPOConfig(StageConfig):
             "kl_horizon": adaptive,
         }
         found = []
-        for name, default in unread(self, read).items():
+        for name, default in unused_options(self, read).items():
             need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
             need = "value=model" if name == "value_model" and value_model else need
             found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")

@@ -16,6 +16,7 @@ from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduce import Metrics
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.preflight.models import peak_learning_rate, ppo_step_problems
 from rlhf_cli.rollout.ends import add_end_token
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.text import response_text
@@ -99,7 +100,7 @@ class PPOTrainer:
     """
 
     def __init__(self, cfg: PPOConfig, out: str | Path) -> None:
-        if found := cfg.step_problems() + _reuse_problems(cfg):
+        if found := cfg.step_problems() + ppo_step_problems(cfg) + _reuse_problems(cfg):
             raise ConfigError("\n".join(found))
         if not cfg.train.max_steps:
             cfg = replace(cfg, train=replace(cfg.train, schedule="constant"))
@@ -115,7 +116,7 @@ class PPOTrainer:
             self.source,
             self.run.loss,
             cfg.train,
-            cfg.lr,
+            peak_learning_rate(cfg),
             self.run.ctx,
             evaluate=None,
             where=lambda rows: f"prompts[{rows.owners[0]}]",

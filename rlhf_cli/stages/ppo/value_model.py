@@ -39,7 +39,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
         own += policy.adapters.params_of(VALUE_ADAPTER)
     count = sum(param.numel() for param in own)
     kind = {
-        "trunk": "a head on the policy's hidden states",
+        "shared": "a head on the policy's hidden states",
         "adapter": "an adapter and a head on the policy's base",
         "model": f"a model of its own, from {cfg.value_start}",
     }[cfg.value]
@@ -48,7 +48,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, run: Training) -> None:
 
 def _make(cfg: PPOConfig, policy: Policy, run: Training) -> ValueModel:
     width = policy.model.config.get_text_config().hidden_size
-    if cfg.value == "trunk":
+    if cfg.value == "shared":
         return SharedValueModel(width)
     if cfg.value == "adapter":
         assert policy.adapters is not None  # the configuration was checked
@@ -74,13 +74,13 @@ def _load(cfg: PPOConfig, run: Training) -> RewardModel:
             raise ModelError(
                 f"value_model: {cfg.value_start} has another vocabulary ({len(theirs)} tokens, the "
                 f"policy {len(run.tokenizer)}); need a reward model with the policy's tokenizer. "
-                "Try value=trunk"
+                "Try value=shared"
             )
         found = load_reward_model(load, run.tokenizer, run.ctx, new_head=False)
     if found.tap is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which has no score of a part of a row; "
-            "need a decoder. Try value=trunk"
+            "need a decoder. Try value=shared"
         )
     if cfg.train.gradient_checkpointing:
         recompute_activations(found)

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import AtLeast
+from rlhf_cli.config.schema import Ge
 from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
 
 FORMATS = (
@@ -26,7 +26,7 @@ class RewardConfig(ResponseRowsConfig):
     `regression` the scores themselves, `binary` the chance that a label is true. `auto` follows the
     rows: comparison for pairs and rankings, regression for scores, binary for labels."""
 
-    center_coefficient: Annotated[float, AtLeast(0)] = 0.0
+    center_coefficient: Annotated[float, Ge(0)] = 0.0
     """Weight of the squared sum of two compared scores, which holds scores around 0
     (arXiv:2312.09244); 0.01 is usual, 0 off."""
 

@@ -7,7 +7,7 @@ from rlhf_cli.resources import shipped_model
 from tests.helpers import tiny_llama
 
 
-@pytest.mark.parametrize("value", ["trunk", "adapter"])
+@pytest.mark.parametrize("value", ["shared", "adapter"])
 def test_the_first_ratio_is_1_the_first_kl_0_and_entropy_is_among_the_tokens(
     value, ppo, files, capsys
 ):

@@ -1,33 +1,40 @@
-"""The text typed after `key=`: as Hydra's override, or as a sweep's values."""
+"""The text typed after `key=`: one value or several, as an override in Hydra's grammar."""
 
 import re
 from itertools import accumulate
 from typing import Any, Literal, get_args, get_origin
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override as HydraOverride
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from rlhf_cli.config.escapes import resolve_escapes
-from rlhf_cli.config.recipe import DEEPEST
-from rlhf_cli.config.schema import Unfit, is_union, show, unmark
-from rlhf_cli.config.values import scalar
+from rlhf_cli.config.schema import (
+    Escapes,
+    InvalidValue,
+    field_types,
+    is_group,
+    is_union,
+    split_annotated,
+)
+from rlhf_cli.config.values import check_scalar, format_value, member
+from rlhf_cli.config.yaml_files import DEEPEST
 
 
-class NotOneValue(ValueError):
+class SeveralValues(ValueError):
     """The text is a sweep over several values."""
 
 
-def parse_override(key: str, text: str) -> Override | None:
-    """What Hydra's grammar makes of a setting; None if it is plain text to it.
+def parse_override(key: str, text: str) -> HydraOverride | None:
+    """Parse `key=text` by Hydra's grammar; None if it is plain text to it.
 
-    Brackets too deep in each other are no list that a key takes, and more than Hydra can read.
+    Text with brackets nested deeper than any option takes, and than Hydra can read, is plain.
     """
     if not _shallow(text):
         return None
     try:
         return OverridesParser.create().parse_override(f"++{key}={text}")
-    except (HydraException, ValueError):  # the latter for integers of more than 4300 digits
+    except (HydraException, ValueError):  # ValueError for integers of more than 4300 digits
         return None
 
 
@@ -36,16 +43,16 @@ def _shallow(text: str) -> bool:
     return max(accumulate(steps), default=0) <= DEEPEST
 
 
-def override(kind: Any, key: str, text: str) -> str:
-    """An override that sets a key to what was typed.
+def to_hydra(kind: Any, key: str, text: str) -> str:
+    """The override in Hydra's grammar that sets a key to what was typed.
 
     Text fields take it as it stands; for others Hydra's grammar is tried first. Escapes are
     resolved where the key's annotation says so.
 
     Raises:
-        NotOneValue: The text is a sweep, as `1,2` or `range(1,3)`.
+        SeveralValues: The text is a sweep, as `1,2` or `range(1,3)`.
     """
-    bare, _ = unmark(kind)
+    bare, _ = split_annotated(kind)
     # a field that takes numbers too leaves the choice to the grammar
     other = is_union(bare) and (text[:1] in "[{" or {int, float} & set(get_args(bare)))
     any_text = bare is str or (is_union(bare) and str in get_args(bare) and not other)
@@ -54,7 +61,7 @@ def override(kind: Any, key: str, text: str) -> str:
     if parsed is None:
         return f"++{key}={quote(resolve_escapes(kind, text))}"
     if parsed.is_sweep_override():
-        raise NotOneValue
+        raise SeveralValues
     if "\\" not in text:
         return f"++{key}={text}"
     value = parsed.value()
@@ -62,8 +69,8 @@ def override(kind: Any, key: str, text: str) -> str:
     return f"++{key}={text if resolved == value else _in_grammar(resolved)}"
 
 
-def typed(value: Any) -> str:
-    """A value as text that `override` takes for that very value."""
+def to_text(value: Any) -> str:
+    """A value as text that `to_hydra` takes for that very value."""
     if not isinstance(value, str):
         return _in_grammar(value)
     ambiguous = _quoted(value) or value[:1] in ("[", "{")
@@ -77,7 +84,7 @@ def _in_grammar(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_in_grammar, value)) + "]"
     bare = not isinstance(value, str) or re.fullmatch(_BARE_WORD, value)
-    return show(value) if bare else quote(value)
+    return format_value(value) if bare else quote(value)
 
 
 _BARE_WORD = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w./-]*", re.IGNORECASE | re.ASCII)
@@ -94,15 +101,15 @@ def quote(text: str) -> str:
 
 def comma_for_point(kind: Any, text: str) -> str:
     """The number that was meant by `0,0001`, or nothing."""
-    bare = unmark(kind)[0]
-    parts = [unmark(part) for part in (get_args(bare) if is_union(bare) else [kind])]
-    marks = next((marks for part, marks in parts if part is float), None)
-    if marks is None or not re.fullmatch(r"-?0,\d+", text):
+    bare = split_annotated(kind)[0]
+    parts = [split_annotated(part) for part in (get_args(bare) if is_union(bare) else [kind])]
+    constraints = next((constraints for part, constraints in parts if part is float), None)
+    if constraints is None or not re.fullmatch(r"-?0,\d+", text):
         return ""
     point = text.replace(",", ".")
     try:
-        scalar(float, marks, float(point))
-    except Unfit:
+        check_scalar(float, constraints, float(point))
+    except InvalidValue:
         return ""
     return point
 
@@ -112,5 +119,37 @@ def refused_sweep(kind: Any, key: str, text: str) -> str:
     point = comma_for_point(kind, text)
     if point:
         return f"{key}: got {text}; need a number with a decimal point. Try {key}={point}"
-    as_list = f", or write a list as {key}=[{text}]" if get_origin(unmark(kind)[0]) is list else ""
+    as_list = (
+        f", or write a list as {key}=[{text}]"
+        if get_origin(split_annotated(kind)[0]) is list
+        else ""
+    )
     return f"{key}: got {text}; need one value. For a run of each value add -m{as_list}"
+
+
+_MEANT = {"\\n": "\n", "\\t": "\t", "\\r": "\r", "\\\\": "\\"}
+
+
+def resolve_escapes(kind: Any, value: Any) -> Any:
+    r"""Resolve `\n`, `\t`, `\r` and `\\` in each text whose annotation has `Escapes`.
+
+    Args:
+        kind: annotation of the key, or its config class.
+        value: as it was typed; what does not fit the annotation stays as it is.
+    """
+    bare, constraints = split_annotated(kind)
+    if isinstance(value, str):
+        marked = any(isinstance(mark, Escapes) for mark in constraints)
+        return re.sub(r"\\[ntr\\]", lambda found: _MEANT[found[0]], value) if marked else value
+    if is_union(bare):
+        try:
+            return resolve_escapes(member(bare, value), value)
+        except InvalidValue:
+            return value
+    if isinstance(value, list) and get_origin(bare) is list:
+        return [resolve_escapes(get_args(bare)[0], item) for item in value]
+    if isinstance(value, dict):
+        kinds = field_types(bare) if is_group(bare) else {}
+        other = get_args(bare)[1] if get_origin(bare) is dict else Any
+        return {name: resolve_escapes(kinds.get(name, other), v) for name, v in value.items()}
+    return value
