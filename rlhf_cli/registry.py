@@ -147,6 +147,19 @@ TOOLS = {
             },
         ),
         Tool(
+            "schema",
+            "Print the JSON Schema of recipes, with which editors complete and check them.",
+            "rlhf_cli.commands.schema:run",
+            {
+                "": "Of a recipe of any command; its key `stage` says of which. Shipped recipes "
+                "name this schema in their first line.",
+                "COMMAND": "Of the recipes of one command. Save it with "
+                "`rlhf schema sft > sft.schema.json`, and write into the first line of a recipe "
+                "`# yaml-language-server: $schema=sft.schema.json`, a path relative to the recipe; "
+                "VS Code (extension YAML) and JetBrains IDEs read it.",
+            },
+        ),
+        Tool(
             "docs",
             "List the pages of the documentation, or print one.",
             "rlhf_cli.commands.docs:run",

@@ -18,6 +18,11 @@ from rlhf_cli.resources import presets, recipes, shipped
 
 WIDTH = 100
 
+MODELINE = "# yaml-language-server: $schema="
+"""First line of a shipped recipe: the schema with which editors complete and check it."""
+
+SCHEMA = "schema/recipe.json"
+
 
 def run(words: list[str]) -> None:
     """Do what `rlhf recipes WORDS` says.
@@ -52,8 +57,9 @@ def _list() -> None:
 
 
 def _purpose(name: str) -> str:
-    """The comment that a recipe starts with, its first line."""
-    return _file(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    """The first line of a recipe's comment, behind the one that names its schema."""
+    lines = _file(name).read_text(encoding="utf-8").split("\n")
+    return lines[lines[0].startswith(MODELINE)].removeprefix("# ")
 
 
 def _show(name: str) -> None:
@@ -96,6 +102,8 @@ def _portable(source: Path, target: Path) -> str:
     """The recipe's text, with absolute paths for what lies beside it."""
     # YAML, whose line numbers are looked up here, also ends a line at U+0085, U+2028 and U+2029
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines[0].startswith(MODELINE):
+        lines[0] = f"{MODELINE}{shipped('configs') / SCHEMA}\n"
     configs = _configs(recipe.read(source, source.name).stage)
     read = recipe.read(source, source.name, {key for config in configs for key in groups(config)})
     for key, value in dict(pair for config in configs for pair in _inputs(read, config)).items():
@@ -114,6 +122,8 @@ def _configs(stage: str) -> list[type[Any]]:
 
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
     """Every key of a recipe that names something to read, with the name."""
+    if read.base:
+        yield "base", read.base
     for group, word in read.choices.items():
         if word not in presets(group) and "path" in field_types(groups(config)[group]):
             yield group, word

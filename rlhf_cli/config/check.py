@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from rlhf_cli.config import paths
 from rlhf_cli.config.command import Command, load_function
+from rlhf_cli.config.presets import preset_files
 from rlhf_cli.config.schema import (
     DataPath,
     InvalidValue,
@@ -30,7 +31,6 @@ from rlhf_cli.config.values import (
     format_value,
     member,
 )
-from rlhf_cli.resources import presets
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def check_override(command: Command, word: str) -> InvalidValue | None:
     """What is wrong with `key=value`, as it is typed, by itself; None if it can be set."""
     key, _, text = word.partition("=")
     if key in groups(command.config):
-        if text in presets(key):
+        if text in preset_files(key):
             return None
         key = f"{key}.path"
     kind = key_type(command.config, key)

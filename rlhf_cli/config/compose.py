@@ -15,10 +15,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_cli.config.command import Command
+from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import shipped
 
 _LAYER = "_layer"
+VARIABLES = "vars"
 
 
 @dataclass
@@ -30,14 +32,20 @@ class Layer:
     origins: dict[str, str] = field(default_factory=dict)
     """Where the keys and the groups are set, as in `sft.yaml:7`."""
 
+    presets: dict[str, Recipe] = field(default_factory=dict)
+    """Group -> the user's own preset that was chosen of it."""
+
+    variables: dict[str, Any] = field(default_factory=dict)
+    """What `${vars.NAME}` stands for."""
+
 
 @dataclass(frozen=True)
 class Composed:
     """The plain values of a command.
 
     Attributes:
-        raw: as they were given, with `${references}` in texts.
-        tree: with the references resolved.
+        raw: as they were given, with `${references}` in texts, and with `vars`.
+        tree: with the references resolved, and without `vars`.
     """
 
     raw: dict[str, Any]
@@ -62,7 +70,9 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
         tree = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from None
-    return Composed(_with_text_keys(raw), _with_text_keys(tree))
+    resolved = _with_text_keys(tree)
+    resolved.pop(VARIABLES, None)
+    return Composed(_with_text_keys(raw), resolved)
 
 
 def _with_text_keys(tree: Any) -> dict[str, Any]:
@@ -75,7 +85,10 @@ def _store(command: Command, layers: list[Layer]) -> None:
     store.store(name=command.name, node=asdict(command.config()))
     for i, (layer, choices) in enumerate(zip(layers, last_choices(layers), strict=True)):
         chosen = [{f"/{group}": option} for group, option in choices.items()]
-        node = {"defaults": [*chosen, "_self_"], **layer.values}
+        for group, preset in layer.presets.items():
+            store.store(group=group, name=layer.choices[group], node=preset.values)
+        variables = {VARIABLES: layer.variables} if layer.variables else {}
+        node = {"defaults": [*chosen, "_self_"], **layer.values, **variables}
         store.store(group=_LAYER, name=f"l{i}", package="_global_", node=node)
 
 

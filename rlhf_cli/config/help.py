@@ -9,6 +9,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from rlhf_cli.config.command import Command, Tool
+from rlhf_cli.config.presets import preset_files
 from rlhf_cli.config.schema import (
     DataPath,
     FilePath,
@@ -26,14 +27,13 @@ from rlhf_cli.config.schema import (
 )
 from rlhf_cli.config.values import describe_range, format_value
 from rlhf_cli.errors import RlhfError, exit_codes
-from rlhf_cli.resources import presets, shipped
 
 WIDTH = 100
 _COLUMN = 36
 
 _OVERVIEW = """\
 usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--provenance] [--help]
-       rlhf recipes | data | env | docs [--help]
+       rlhf recipes | data | env | schema | docs [--help]
        rlhf --help | --version
 
 Train a language model from human feedback.
@@ -43,7 +43,10 @@ Commands
 
 Settings
   A recipe is a YAML file of keys, given by path or by a shipped name: config=tiny/sft
-  (rlhf recipes lists those that are shipped).
+  (rlhf recipes lists those that are shipped). It may start from another (base: tiny/sft), have
+  variables (vars: {{size: 256}}, used as ${{vars.size}}, set by vars.size=512) and say what -m runs
+  (sweep: {{lr: [1e-4, 3e-4]}}). adapter=NAME and other presets are found in configs/ beside the
+  recipe and in the folders of RLHF_CONFIGS too, as adapter/NAME.yaml.
   Several config= layer in order, later ones win. Any key can be set by key=value, which wins over
   every recipe; a recipe wins over the defaults.
     rlhf sft config=tiny/sft lr=1e-4 train.schedule=linear
@@ -116,20 +119,20 @@ def _heading(command: Command, group: str) -> str:
     if not group:
         return f"{command.name}: its own keys"
     config = groups(command.config).get(group.partition(".")[0])
-    purpose = f": {_first_sentence(config.__doc__ or '')}" if config else ""
+    purpose = f": {first_sentence(config.__doc__ or '')}" if config else ""
     return "\n".join([group + purpose, *_presets(group)])
 
 
-def _first_sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     """Up to the first full stop at the end of a word; `metrics.jsonl` has one inside."""
     return re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _presets(group: str) -> Iterator[str]:
     """A line for each file of a group, with the comment it starts with."""
-    for name in presets(group):
-        text = (shipped("configs") / group / f"{name}.yaml").read_text(encoding="utf-8")
-        purpose = text.partition("\n")[0].removeprefix("# ")
+    for name, file in preset_files(group).items():
+        first = file.read_text(encoding="utf-8").partition("\n")[0]
+        purpose = first.removeprefix("# ") if first.startswith("# ") else f"In {file}."
         yield from _columns(f"{group}={name}", _wrap(f"Preset. {purpose}"))
 
 
@@ -205,7 +208,7 @@ def _string(statement: ast.stmt) -> str:
 
 def _short_names(command: Command) -> list[str]:
     return [
-        "Short names on the command line",
+        "Short names, on the command line and in recipes",
         *(f"  {short:<16} {full}" for short, full in aliases(command.config).items()),
     ]
 

@@ -66,23 +66,23 @@ def to_hydra(kind: Any, key: str, text: str) -> str:
         return f"++{key}={text}"
     value = parsed.value()
     resolved = resolve_escapes(kind, value)
-    return f"++{key}={text if resolved == value else _in_grammar(resolved)}"
+    return f"++{key}={text if resolved == value else in_grammar(resolved)}"
 
 
 def to_text(value: Any) -> str:
     """A value as text that `to_hydra` takes for that very value."""
     if not isinstance(value, str):
-        return _in_grammar(value)
+        return in_grammar(value)
     ambiguous = _quoted(value) or value[:1] in ("[", "{")
     return quote(value) if ambiguous and "'" not in value else value
 
 
-def _in_grammar(value: Any) -> str:
+def in_grammar(value: Any) -> str:
     """A value in Hydra's grammar, which keeps a backslash in quotes as it is."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_in_grammar(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {in_grammar(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_in_grammar, value)) + "]"
+        return "[" + ", ".join(map(in_grammar, value)) + "]"
     bare = not isinstance(value, str) or re.fullmatch(_BARE_WORD, value)
     return format_value(value) if bare else quote(value)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_cli.config.check import origin
 from rlhf_cli.config.compose import Layer, last_choices, override_values
-from rlhf_cli.config.recipe import read
+from rlhf_cli.config.recipe import Recipe, read
 from rlhf_cli.config.schema import flatten
 from rlhf_cli.config.values import format_value
 from rlhf_cli.resources import shipped
@@ -39,16 +39,17 @@ def trace(tree: Mapping[str, Any], layers: list[Layer], overrides: list[str]) ->
     found = dict.fromkeys(flatten(tree), "default")
     for layer, choices in zip(layers, last_choices(layers), strict=True):
         for group, option in choices.items():
-            found |= _preset(group, option, layer.origins[group])
+            own = layer.presets.get(group)
+            found |= _preset(group, option, layer.origins[group], own)
         found |= {key: origin(key, layer.origins) for key in flatten(layer.values)}
     found |= dict.fromkeys(flatten(override_values(overrides)), COMMAND_LINE)
     return found
 
 
-def _preset(group: str, option: str, chosen_in: str) -> dict[str, str]:
+def _preset(group: str, option: str, chosen_in: str, own: Recipe | None) -> dict[str, str]:
     """The origin of each key of a preset's file."""
     name = f"configs/{group}/{option}.yaml"
-    preset = read(shipped("configs") / group / f"{option}.yaml", name)
+    preset = own or read(shipped("configs") / group / f"{option}.yaml", name)
     return {
         f"{group}.{key}": f"{group}={option}, {chosen_in}  ({preset.origin(key)})"
         for key in flatten(preset.values)

@@ -39,10 +39,10 @@ def find_references(raw: Any, resolved: Any) -> dict[str, str]:
         raw: the configuration before its references are resolved.
         resolved: the same afterwards.
     """
-    texts = dict(_texts(raw))
+    texts = dict(iterate_texts(raw))
     values = [value for value in environment_values(texts) if value]
     found = {}
-    for key, value in _texts(resolved):
+    for key, value in iterate_texts(resolved):
         text = texts.get(key, "")
         indirect = "${" in text and any(secret in value for secret in values)
         if _may_hold_secret(key) and (_ENVIRONMENT.search(text) or indirect):
@@ -101,7 +101,7 @@ def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
     Args:
         raw: a configuration before its references are resolved.
     """
-    for key, text in _texts(raw):
+    for key, text in iterate_texts(raw):
         literal = _WHOLE.sub("", text)
         if _is_header(key) and _is_secret_name(key.rpartition(".")[2]):
             if not _SCHEME.fullmatch(literal):
@@ -148,13 +148,13 @@ def public_url(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def iterate_texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text of nested values, with its key."""
     if isinstance(tree, dict):
         for name, value in tree.items():
-            yield from _texts(value, f"{key}.{name}" if key else str(name))
+            yield from iterate_texts(value, f"{key}.{name}" if key else str(name))
     elif isinstance(tree, list):
         for i, value in enumerate(tree):
-            yield from _texts(value, f"{key}[{i}]")
+            yield from iterate_texts(value, f"{key}[{i}]")
     elif isinstance(tree, str):
         yield key, tree

@@ -13,7 +13,7 @@ from rlhf_cli.config.overrides import comma_for_point, parse_override, refused_s
 from rlhf_cli.config.provenance import COMMAND_LINE
 from rlhf_cli.config.schema import groups, options
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.resolve import Resolved, resolve
+from rlhf_cli.resolve import Resolved, recipe_sweep, resolve
 from rlhf_cli.sweep.config import Objective
 
 _CHOSEN = "._chosen"
@@ -66,6 +66,7 @@ def plan(command: Command, line: CommandLine) -> Sweep:
         ConfigError: A job cannot run; the message has a line for every problem of every job.
         DataError: The same, and all that is wrong are paths of data.
     """
+    line = replace(line, overrides=[*line.overrides, *recipe_sweep(command, line)])
     fixed, swept, problems = _split(command, line)
     common = replace(line, overrides=fixed, problems=[*line.problems, *problems])
     jobs, refused = [], []

@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_cli import cli, resources
 from rlhf_cli.commands import recipes
+from rlhf_cli.commands.recipes import MODELINE, SCHEMA
 from rlhf_cli.config import recipe
 from rlhf_cli.config.args import parse
 from rlhf_cli.registry import COMMANDS
@@ -56,10 +57,27 @@ def test_the_list_has_every_recipe_with_its_purpose_in_100_columns(words, capsys
 
 
 @pytest.mark.parametrize("name", resources.recipes())
-def test_a_recipe_starts_with_its_purpose(name):
-    first = recipe.find(name).read_text().partition("\n")[0]
-    assert first.startswith("# ")
-    assert first.endswith(".")
+def test_a_recipe_starts_with_its_schema_and_its_purpose(name):
+    schema, purpose, *_ = recipe.find(name).read_text().split("\n")
+    assert schema.startswith(MODELINE)
+    assert purpose.startswith("# ")
+    assert purpose.endswith(".")
+
+
+def test_a_copy_names_the_shipped_schema_wherever_it_is():
+    assert cli.main(["recipes", "cp", "zephyr/twin/sft", "my.yaml"]) == 0
+    first = Path("my.yaml").read_text().partition("\n")[0]
+    assert first == f"{MODELINE}{resources.shipped('configs') / SCHEMA}"
+
+
+def test_the_base_of_a_copy_is_an_absolute_path(folder, monkeypatch):
+    Path("own").mkdir()
+    Path("own/b.yaml").write_text("stage: sft\nseed: 7\n")
+    Path("own/a.yaml").write_text("stage: sft\nbase: ./b.yaml  # first\n")
+    monkeypatch.setattr(resources, "shipped", lambda kind: folder)
+    monkeypatch.setattr("rlhf_cli.commands.recipes.shipped", lambda kind: folder)
+    assert cli.main(["recipes", "cp", "own/a", "my.yaml"]) == 0
+    assert Path("my.yaml").read_text() == f"stage: sft\nbase: {folder}/own/b.yaml  # first\n"
 
 
 def test_show_prints_the_file(capsys):
