@@ -144,6 +144,14 @@ def test_a_run_of_an_older_version_is_continued():
     lock.release(Path("run"))
 
 
+def test_a_sweep_notes_an_old_name_once(capsys):
+    Path("ppo.yaml").write_text("value: trunk\nsweep: {seed: [0, 1, 2]}\n")
+    assert cli.main([*PPO, "config=ppo.yaml", "-m", "--cfg"]) == 0
+    found = capsys.readouterr()
+    assert found.out.count("value: shared") == 3
+    assert found.err == "note: value=trunk is called value=shared since 0.2  (ppo.yaml:1)\n"
+
+
 def test_an_old_value_among_those_of_a_sweep_is_read_as_the_new_one():
     line = parse(COMMANDS["ppo"], ["-m", "value=trunk,adapter"])
     assert [override.text for override in line.overrides] == ["shared,adapter"]

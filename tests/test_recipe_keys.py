@@ -222,6 +222,32 @@ def test_a_literal_reference_is_no_variable():
     assert config("config=r.yaml", *TINY).data.name == "${vars.x}"
 
 
+def test_a_secret_in_a_variable_is_kept_out_of_what_is_written(monkeypatch):
+    monkeypatch.setenv("TOKEN", "hunter2hunter2")
+    write("r.yaml", "vars: {token: '${oc.env:TOKEN}'}\nreward: {url: 'http://localhost/s',\n"
+          "  headers: {Authorization: 'Bearer ${vars.token}'}}\n")  # fmt: skip
+    ppo = COMMANDS["ppo"]
+    found = resolve(ppo, parse(ppo, ["config=r.yaml", *TINY]))
+    assert found.config.reward.headers == {"Authorization": "Bearer hunter2hunter2"}
+    written = found.public_tree["reward"]["headers"]["Authorization"]
+    assert written == "Bearer ${oc.env:TOKEN}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "vars: {u: 'http://localhost/s?api_key=abc'}\nreward: {url: '${vars.u}'}",
+        "vars: {t: abc}\nreward: {url: 'http://localhost', headers: {X-Token: '${vars.t}'}}",
+    ],
+)
+def test_a_secret_as_plain_text_in_a_variable_is_refused(text):
+    write("r.yaml", text)
+    ppo = COMMANDS["ppo"]
+    with pytest.raises(ConfigError, match="holds a secret as plain text") as error:
+        resolve(ppo, parse(ppo, ["config=r.yaml", *TINY]))
+    assert "abc" not in str(error.value)
+
+
 # sweep
 
 
@@ -275,6 +301,13 @@ def test_a_path_in_a_sweep_is_relative_to_the_recipe():
         f"data={here}/a.jsonl",
         f"data={here}/b.jsonl",
     ]
+
+
+def test_a_command_that_does_not_train_has_no_sweep():
+    write("r.yaml", "sweep: {max_new_tokens: [1, 2]}\n")
+    generate = COMMANDS["generate"]
+    with pytest.raises(ConfigError, match=r"^sweep.sampling.max_new_tokens: sweeps are for"):
+        resolve(generate, parse(generate, ["tiny", "prompt=x", "config=r.yaml"]))
 
 
 def test_without_m_a_sweep_is_ignored_in_one_line(capsys):

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlhf_cli.config.command import Command
 from rlhf_cli.config.recipe import Recipe
+from rlhf_cli.config.schema import flatten
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import shipped
 
@@ -44,8 +45,9 @@ class Composed:
     """The plain values of a command.
 
     Attributes:
-        raw: as they were given, with `${references}` in texts, and with `vars`.
-        tree: with the references resolved, and without `vars`.
+        raw: as they were given, with `${references}` in texts; those to variables are replaced by
+            the text of the variable.
+        tree: with the references resolved.
     """
 
     raw: dict[str, Any]
@@ -70,9 +72,26 @@ def compose_tree(command: Command, layers: list[Layer], overrides: list[str]) ->
         tree = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from None
-    resolved = _with_text_keys(tree)
+    given, resolved = _with_text_keys(raw), _with_text_keys(tree)
     resolved.pop(VARIABLES, None)
-    return Composed(_with_text_keys(raw), resolved)
+    return Composed(_inline(given, given.pop(VARIABLES, {})), resolved)
+
+
+_VARIABLE = re.compile(rf"(?<!\\)\$\{{\s*{VARIABLES}\.([\w.]+)\s*\}}")
+
+
+def _inline(value: Any, variables: dict[str, Any]) -> Any:
+    """Nested values with the text of each variable in place of the reference to it."""
+    if isinstance(value, dict):
+        return {key: _inline(item, variables) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_inline(item, variables) for item in value]
+    if not isinstance(value, str):
+        return value
+    known = flatten(variables)
+    for _ in known:  # a variable may refer to another; a circle is refused where it is resolved
+        value = _VARIABLE.sub(lambda found: str(known.get(found[1], found[0])), value)
+    return value
 
 
 def _with_text_keys(tree: Any) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from rlhf_cli.sweep.config import Objective, SweepConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
-def judged_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...]) -> list[str]:
-    """What does not go with rows that are judged as wholes, one line each."""
+def response_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...]) -> list[str]:
+    """Settings that a stage which compares whole responses does not support, one line each."""
     found = []
     if data.format not in ("auto", *formats):
         needed = ", ".join(("auto", *formats))
@@ -34,12 +34,12 @@ PROMPT_FORMATS = ("auto", "prompt", "prompt_completion", "chat")
 
 
 def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[str]:
-    """What does not go with rows that are prompts alone, one line each.
+    """Settings that a stage which reads prompts alone does not support, one line each.
 
     Args:
-        stage: writes the responses.
-        data: of the prompts.
-        response: `sampling.max_new_tokens`, for which a row leaves room.
+        stage: name of the stage, which generates the responses.
+        data: configuration of the prompts.
+        response: `sampling.max_new_tokens`; a row leaves room for this many.
     """
     found = []
     if response >= data.max_length:
@@ -64,7 +64,7 @@ def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[st
 
 @dataclass(kw_only=True)
 class StageConfig(LoadConfig):
-    """What every training stage has."""
+    """Options of every training stage."""
 
     model: TrainedModelConfig = field(default_factory=TrainedModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -74,7 +74,7 @@ class StageConfig(LoadConfig):
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
     seed: Seed = 0
-    """Seed of weights, order and noise."""
+    """Seed of the initial weights, the order of rows, dropout and sampling."""
 
     output_dir: Annotated[str, OutputPath()] = ""
     """Run folder; empty makes `runs/<stage>-<time>-<id>`."""
@@ -84,24 +84,24 @@ class StageConfig(LoadConfig):
     checkpoint to continue from."""
 
     balances_experts: ClassVar[bool] = False
-    """Whether the balancing loss of a mixture of experts is a part of the loss."""
+    """Whether the load-balancing loss of a mixture of experts is added to the loss."""
 
     default_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
-    """What `train.lr=auto` is where all weights are trained, and where an adapter is."""
+    """Values of `train.lr=auto`: for full training, and for an adapter."""
 
     @property
-    def usual_objective(self) -> Objective:
-        """What runs of the stage are compared by in a sweep, where nothing else is said."""
+    def default_objective(self) -> Objective:
+        """The metric that ranks the runs of a sweep unless `sweep.metric` is set."""
         return Objective("eval/loss", "min")
 
     @property
     def objective(self) -> Objective:
-        """What runs are compared by in a sweep."""
-        return self.sweep.objective(self.usual_objective)
+        """The metric that ranks the runs of a sweep."""
+        return self.sweep.objective(self.default_objective)
 
     @property
     def as_messages(self) -> bool:
-        """Whether text prompts and responses of rows become turns of the chat template."""
+        """Whether prompts and responses that are text are put into the chat template."""
         return False
 
     def problems(self) -> list[str]:
@@ -114,7 +114,7 @@ class StageConfig(LoadConfig):
             )
         if not self.data.holds_out and (self.train.early_stop or self.train.result == "best"):
             found.append(
-                "data.eval: got none, but train.early_stop and train.result=best go by held-out "
+                "data.eval: got none, but train.early_stop and train.result=best need held-out "
                 "rows. Try data.eval=0.05"
             )
         if 0 < self.train.max_steps < self.train.warmup_steps:
@@ -128,15 +128,15 @@ class StageConfig(LoadConfig):
 
 @dataclass(kw_only=True)
 class ResponseRowsConfig(StageConfig):
-    """What stages have that learn from rows of prompts with responses."""
+    """Options of the stages that learn from rows of prompts with responses."""
 
     template: Literal["auto", "always", "never"] = "auto"
-    """What becomes of a row whose prompt and responses are text. `always` makes the prompt the
-    user's message and each response the assistant's, in the chat template, as in a row of messages.
-    `never` joins them as they stand, and so does `auto`, which says so where the model has a chat
-    template."""
+    """How a row whose prompt and responses are text is formatted. `always` puts the prompt as the
+    user's message and each response as the assistant's into the chat template, as for a row of
+    messages. `never` concatenates them, and so does `auto`, which prints a line where the model has
+    a chat template."""
 
     @property
     def as_messages(self) -> bool:
-        """Whether text prompts and responses of rows become turns of the chat template."""
+        """Whether prompts and responses that are text are put into the chat template."""
         return self.template == "always"

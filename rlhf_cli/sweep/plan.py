@@ -13,7 +13,7 @@ from rlhf_cli.config.overrides import comma_for_point, parse_override, refused_s
 from rlhf_cli.config.provenance import COMMAND_LINE
 from rlhf_cli.config.schema import groups, options
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
-from rlhf_cli.resolve import Resolved, recipe_sweep, resolve
+from rlhf_cli.resolve import Resolved, print_notes, recipe_sweep, resolve
 from rlhf_cli.sweep.config import Objective
 
 _CHOSEN = "._chosen"
@@ -81,6 +81,7 @@ def plan(command: Command, line: CommandLine) -> Sweep:
     if len(folders) > 1:
         text = "output_dir: differs between the jobs; need one folder, in which they are numbered"
         refused.append(ConfigError(f"{text}. Try output_dir=runs/{command.name}-sweep"))
+    print_notes(note for job in jobs for note in job.resolved.notes)
     if refused:
         raise _all(refused)
     return Sweep(command, common, [override.input_line or "" for override in swept], jobs)

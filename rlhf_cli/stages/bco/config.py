@@ -3,7 +3,7 @@ from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Ge, Gt, Lt, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
 
 
 @dataclass(kw_only=True)
@@ -57,7 +57,7 @@ class BCOConfig(ResponseRowsConfig):
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         formats = ("labelled", "preference")
-        found = super().problems() + judged_rows_problems("bco", self.data, formats)
+        found = super().problems() + response_rows_problems("bco", self.data, formats)
         found += self.model.reference_problems(self.adapter.kind)
         if self.model.reference == "none":
             found.append(

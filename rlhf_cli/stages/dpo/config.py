@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from rlhf_cli.config.schema import Ge, Gt, Le, Lt, Unit, unused_options
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
 from rlhf_cli.sweep.config import Objective
 
 _ACCURACY = Objective("eval/rewards/accuracies", "max")
@@ -106,9 +106,9 @@ class DPOConfig(ResponseRowsConfig):
         return "kto" in self.losses
 
     @property
-    def usual_objective(self) -> Objective:
+    def default_objective(self) -> Objective:
         """Losses of two `beta` or `loss_type` cannot be compared, the order of pairs can."""
-        return super().usual_objective if self.unpaired else _ACCURACY
+        return super().default_objective if self.unpaired else _ACCURACY
 
     @property
     def needs_reference(self) -> bool:
@@ -118,7 +118,7 @@ class DPOConfig(ResponseRowsConfig):
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         formats = ("preference", "labelled") if self.unpaired else ("preference",)
-        found = super().problems() + judged_rows_problems("dpo", self.data, formats)
+        found = super().problems() + response_rows_problems("dpo", self.data, formats)
         return found + self._loss_problems() + self._option_problems() + self._reference_problems()
 
     def _loss_problems(self) -> list[str]:

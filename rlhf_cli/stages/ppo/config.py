@@ -149,7 +149,7 @@ class PPOConfig(StageConfig):
     """`trl` puts the score behind the end token, as TRL 1.12 does; for comparisons."""
 
     @property
-    def usual_objective(self) -> Objective:
+    def default_objective(self) -> Objective:
         """The loss says nothing of how good responses are."""
         return Objective("eval/score", "max")
 

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Ge
-from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
 
 FORMATS = (
     "preference",
@@ -32,7 +32,7 @@ class RewardConfig(ResponseRowsConfig):
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = super().problems() + judged_rows_problems("reward", self.data, FORMATS)
+        found = super().problems() + response_rows_problems("reward", self.data, FORMATS)
         if self.center_coefficient and self.loss_type in ("regression", "binary"):
             found.append(
                 f"center_coefficient: got {self.center_coefficient} with loss_type="
