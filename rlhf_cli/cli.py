@@ -1,4 +1,4 @@
-"""The command line: from argv to a checked configuration, then to the code that runs it."""
+"""The command line: parses argv, checks the configuration, then runs the command."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main(argv: list[str]) -> int:
     """Run a command and return its exit code; errors are printed on stderr.
 
-    Of several processes that another launcher started, the first does so for all.
+    Of several processes that another launcher started, rank 0 does so for all.
     """
     own = outer.launched(argv)
     if own is None:
@@ -92,7 +92,7 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in ("--help", "-h", "help"):
         argv = [argv[1], "--help"]
     if argv[0] in TOOLS:
-        return _use(TOOLS[argv[0]], argv[1:])
+        return _run_tool(TOOLS[argv[0]], argv[1:])
     command = _command(argv[0])
     line = parse(command, argv[1:])
     if line.help:
@@ -103,7 +103,7 @@ def _dispatch(argv: list[str]) -> int:
     return _start(command, line, argv)
 
 
-def _use(tool: Tool, words: list[str]) -> int:
+def _run_tool(tool: Tool, words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         from rlhf_cli.config.help import tool_page
 
@@ -123,14 +123,14 @@ def _command(word: str) -> Command:
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
-    if command.trains and not line.recipes and not _names_its_own(line):
+    if command.trains and not line.recipes and not _names_model_or_data(line):
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
     if line.multirun:
         from rlhf_cli.sweep.run import run
 
         return run(command, line)
-    from rlhf_cli.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
+    from rlhf_cli.resolve import resolve  # Hydra: 0.2 s, which the help does not need
 
     resolved = resolve(command, line)
     if line.show_origins:
@@ -143,23 +143,23 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
 
         print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
     elif command.trains:
-        _train(command, resolved, argv)
+        _run_training(command, resolved, argv)
     else:
-        _answer(command, resolved)
+        _run_once(command, resolved)
     return 0
 
 
-# Any of these says that the user does not mean the shipped model and data.
-_OWN_START = ("model", "model.path", "model.init", "model.architecture", "data", "data.path")
+# With any of these set, the shipped recipe is not meant.
+_MODEL_OR_DATA = ("model", "model.path", "model.init", "model.architecture", "data", "data.path")
 
 
-def _names_its_own(line: CommandLine) -> bool:
-    """Whether a model or data are given, be it by another trainer's name."""
+def _names_model_or_data(line: CommandLine) -> bool:
+    """Whether a model or data are set, also by another trainer's name for the key."""
     others = (OTHER_NAMES[o.key].keys for o in line.overrides if o.key in OTHER_NAMES)
-    return line.sets(*_OWN_START) or any({*keys} & {*_OWN_START} for keys in others)
+    return line.sets(*_MODEL_OR_DATA) or any({*keys} & {*_MODEL_OR_DATA} for keys in others)
 
 
-def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
+def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> None:
     from rlhf_cli.runs import folder, hub, lock, log, manifest
 
     config = resolved.config
@@ -185,7 +185,7 @@ def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
                 out.rmdir()  # only where it is empty
 
 
-def _answer(command: Command, resolved: "Resolved") -> None:
+def _run_once(command: Command, resolved: "Resolved") -> None:
     from rlhf_cli.preflight.hub import fetch_named
     from rlhf_cli.runs import hub, log
 
@@ -216,5 +216,5 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
 
 
 def _runner(command: Command | Tool) -> Callable[..., Any]:
-    """The code of a command; only now are torch and the rest imported."""
+    """The function that runs a command; torch is imported only now."""
     return load_function(command.runner)

@@ -151,12 +151,13 @@ TOOLS = {
             "Print the JSON Schema of recipes, with which editors complete and check them.",
             "rlhf_cli.commands.schema:run",
             {
-                "": "Of a recipe of any command; its key `stage` says of which. Shipped recipes "
-                "name this schema in their first line.",
-                "COMMAND": "Of the recipes of one command. Save it with "
-                "`rlhf schema sft > sft.schema.json`, and write into the first line of a recipe "
-                "`# yaml-language-server: $schema=sft.schema.json`, a path relative to the recipe; "
-                "VS Code (extension YAML) and JetBrains IDEs read it.",
+                "": "For a recipe of any command; its key `stage` selects the command. Shipped "
+                "recipes name this schema in their first line.",
+                "COMMAND": "For the recipes of one command. Save it with "
+                "`rlhf schema sft > sft.schema.json`, and begin a recipe with "
+                "`# yaml-language-server: $schema=sft.schema.json`, a path relative to the recipe. "
+                "Editors with yaml-language-server (VS Code's YAML extension, Neovim, Emacs) read "
+                "that line; in JetBrains IDEs add the file under JSON Schema Mappings.",
             },
         ),
         Tool(

@@ -80,6 +80,19 @@ def test_floor_0_imports_nothing_heavy(module):
     assert {name.partition(".")[0] for name in imports(module)} & HEAVY == set()
 
 
+@pytest.mark.parametrize(
+    "module",
+    [name for name in MODULES if not name.endswith("__init__") and unit(name) == "configs"],
+)
+def test_config_classes_are_values(module):
+    """What they name is looked at in preflight/, so that a config can be made anywhere."""
+    assert {unit(name) for name in ours(module)} <= {"config", "configs", "resources"}
+    calls = {"find_spec", "isdir", "isfile", "exists", "open", "listdir", "read_text", "stat"}
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    assert {getattr(func, "attr", getattr(func, "id", "")) for func in called} & calls == set()
+
+
 @pytest.mark.parametrize("module", [name for name in MODULES if ".evaluation." in name])
 def test_evaluation_is_arithmetic_on_arrays(module):
     assert all(name.startswith("rlhf_cli.evaluation") for name in ours(module))

@@ -1,14 +1,13 @@
-"""Other trainers' names for our keys.
+"""Keys of other trainers, and the settings that replace them here.
 
-Each entry is what to type here for `name=VALUE` there: settings with `{}` for the value as it was
-given, or a mapping from a value to settings, and a sentence where the meaning differs. Further
-placeholders:
+An entry gives the settings for `name=VALUE`, with `{}` for the value, or a mapping from values to
+settings; and a note where the meaning differs. Further placeholders:
 
     {list}    the value as a list, `a,b` as `[a,b]`
-    {global}  examples of an optimizer step: those of one device, times accumulation
-    {steps}   that share of `max_steps`
+    {global}  examples per optimizer step: those of one device, times accumulation
+    {steps}   the value as a share of `max_steps`
 
-No settings mean that there is nothing of the kind here; the sentence says what is.
+An entry without settings has no counterpart here; its note says what there is.
 """
 
 import re
@@ -17,10 +16,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class OtherName:
-    """What another trainer's key is called here.
+    """The replacement of another trainer's key.
 
     Attributes:
-        settings: as above.
+        settings: `key=value` words, as described above.
         note: one sentence where the meaning differs.
     """
 
@@ -29,7 +28,7 @@ class OtherName:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of ours that it stands for; of a mapping, those of its first value."""
+        """Our keys that it sets; for a mapping, those of its first value."""
         found = self.settings
         first = found if isinstance(found, str) else next(iter(found.values()))
         return re.findall(r"(?:^| )([\w.]+)=", first)
@@ -44,7 +43,7 @@ _CUT = "Prompt and response share data.max_length, and data.truncation says what
 _SHARDED = "Sharding over devices is not supported; each process holds the whole model."
 _PATHS = "It takes files, folders and hub ids, or a list of {path: FILE, weight: 2}."
 _HELD_OUT = "data.eval says which rows are held out, train.eval_steps how often they are measured."
-_MOVING = "A reference that moves is set by sync_steps and sync_share."
+_TR_DPO = "A reference that moves is set by sync_steps and sync_share."
 _PRECISION = {"true": "train.precision=bf16", "false": "train.precision=fp32"}
 _SCHEDULES = {
     "cosine": "train.schedule=cosine",
@@ -169,9 +168,9 @@ TRL = {
         {"true": "model.reference=stored", "false": "model.reference=copy"}
     ),
     "ref_model": OtherName("model.reference={}"),
-    "sync_ref_model": OtherName({"true": "model.reference=copy", "false": "sync_steps=0"}, _MOVING),
+    "sync_ref_model": OtherName({"true": "model.reference=copy", "false": "sync_steps=0"}, _TR_DPO),
     "ref_model_sync_steps": OtherName("model.reference=copy sync_steps={}"),
-    "ref_model_mixup_alpha": OtherName("sync_share={}", _MOVING),
+    "ref_model_mixup_alpha": OtherName("sync_share={}", _TR_DPO),
     "f_divergence_type": OtherName(
         {
             "reverse_kl": "f_divergence=reverse_kl",
