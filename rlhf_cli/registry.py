@@ -39,7 +39,7 @@ COMMANDS = {
             DPOConfig,
             "rlhf_cli.stages.dpo.run:run",
             trains=True,
-            preflight="rlhf_cli.preflight.commands:compared",
+            preflight="rlhf_cli.preflight.commands:dpo",
         ),
         Command(
             "ppo",

@@ -1,6 +1,5 @@
 """Keys and values that older versions knew by another name; they are read as today's."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +56,3 @@ def rename_text(key: str, text: str) -> Renamed:
     parts = [rename(key, part) for part in text.split(",")]
     old = next((part for part in parts if part.note), parts[0])
     return Renamed(old.key, ",".join(part.value for part in parts), old.note)
-
-
-def rename_all(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat keys and values by their names of today; a key of today wins over its old name."""
-    current_name = [(key, rename(key, value)) for key, value in values.items()]
-    old_first = sorted(current_name, key=lambda item: item[0] == item[1].key)
-    return {found.key: found.value for _, found in old_first}

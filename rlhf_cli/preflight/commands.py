@@ -40,12 +40,13 @@ from rlhf_cli.runs.outputs import output_problems
 from rlhf_cli.runs.settings import read_settings
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
 def _after_runs(check: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]:
-    """The same check, after every run that is named as a model was found to be finished."""
+    """A preflight that first requires every run that is named as a model to be finished."""
 
     def checked(cfg: Any) -> list[str]:
         return unfinished_runs(cfg) or check(cfg)
@@ -53,9 +54,7 @@ def _after_runs(check: Callable[[Any], list[str]]) -> Callable[[Any], list[str]]
     return checked
 
 
-@_after_runs
-def training(cfg: StageConfig) -> list[str]:
-    """Preflight of every training stage."""
+def _training(cfg: StageConfig) -> list[str]:
     fit_to_model(cfg)
     return [
         *model_problems(cfg.model),
@@ -68,9 +67,15 @@ def training(cfg: StageConfig) -> list[str]:
 
 
 @_after_runs
-def compared(cfg: Any) -> list[str]:
-    """Preflight of a stage whose model is compared with a reference."""
-    return training(cfg) + reference_problems(cfg.model)
+def training(cfg: StageConfig) -> list[str]:
+    """Preflight of `rlhf pretrain`, `rlhf sft` and `rlhf reward`."""
+    return _training(cfg)
+
+
+@_after_runs
+def dpo(cfg: DPOConfig) -> list[str]:
+    """Preflight of `rlhf dpo`."""
+    return _training(cfg) + reference_problems(cfg.model)
 
 
 @_after_runs
@@ -79,13 +84,13 @@ def bco(cfg: BCOConfig) -> list[str]:
     udm = cfg.udm
     path = "" if udm.embedding_model in ("none", "reference") else udm.embedding_model
     found = revision_problems("udm.embedding_model", path, udm.embedding_model_revision)
-    return found + compared(cfg)
+    return found + _training(cfg) + reference_problems(cfg.model)
 
 
 @_after_runs
 def ppo(cfg: PPOConfig) -> list[str]:
     """Preflight of `rlhf ppo`."""
-    return [*reward_problems(cfg.reward), *training(cfg), *ppo_step_problems(cfg)]
+    return [*reward_problems(cfg.reward), *_training(cfg), *ppo_step_problems(cfg)]
 
 
 @_after_runs

@@ -89,7 +89,9 @@ def model_problems(model: ModelConfig) -> list[str]:
 def reference_problems(model: ComparedModelConfig) -> list[str]:
     """Problems with the model that `model.reference` names."""
     reference = model.reference
-    if reference in model.held or reference == SHIPPED:
+    if reference == SHIPPED:
+        return []  # refused by the config class
+    if reference in model.held:
         return revision_problems("model.reference", "", model.reference_revision)
     meant = nearest(reference, model.held, 0.7)
     if not isdir(reference) and meant:
