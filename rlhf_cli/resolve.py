@@ -11,11 +11,7 @@ from rlhf_cli.config.command import Command
 from rlhf_cli.config.compose import Layer, compose_tree
 from rlhf_cli.config.layers import LayerBuilder
 from rlhf_cli.config.provenance import COMMAND_LINE
-from rlhf_cli.config.references import (
-    find_references,
-    literal_secrets,
-    with_references,
-)
+from rlhf_cli.config.references import find_references, literal_secrets, with_references
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import secrets

@@ -20,9 +20,7 @@ from rlhf_cli.config.overrides import (
 )
 from rlhf_cli.config.provenance import COMMAND_LINE
 from rlhf_cli.config.recipe import Recipe
-from rlhf_cli.config.references import (
-    iterate_texts,
-)
+from rlhf_cli.config.references import iterate_texts
 from rlhf_cli.config.schema import (
     InvalidValue,
     aliases,

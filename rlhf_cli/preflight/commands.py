@@ -28,14 +28,8 @@ from rlhf_cli.preflight.models import (
 )
 from rlhf_cli.preflight.rewards import reward_problems
 from rlhf_cli.registry import EVALUATORS
-from rlhf_cli.runs.artifact import (
-    is_reward_model,
-)
-from rlhf_cli.runs.checks import (
-    not_a_language_model,
-    not_one_stack,
-    revision_problems,
-)
+from rlhf_cli.runs.artifact import is_reward_model
+from rlhf_cli.runs.checks import not_a_language_model, not_one_stack, revision_problems
 from rlhf_cli.runs.outputs import output_problems
 from rlhf_cli.runs.settings import read_settings
 from rlhf_cli.stages.bco.config import BCOConfig

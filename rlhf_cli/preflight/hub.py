@@ -10,12 +10,7 @@ from rlhf_cli.config.paths import Input, is_data_id, named_inputs
 from rlhf_cli.config.schema import DataPath, ModelPath
 from rlhf_cli.errors import CheckpointError, ConfigError, ModelError
 from rlhf_cli.runs import hub
-from rlhf_cli.runs.artifact import (
-    ADAPTER,
-    local_folder,
-    recorded_base,
-    resolve_run,
-)
+from rlhf_cli.runs.artifact import ADAPTER, local_folder, recorded_base, resolve_run
 
 
 def unfinished_runs(cfg: Any) -> list[str]:

@@ -16,12 +16,7 @@ from rlhf_cli.models.config import (
 )
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import model_files
-from rlhf_cli.runs.artifact import (
-    is_adapter,
-    is_reward_model,
-    local_folder,
-    may_be_adapter,
-)
+from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder, may_be_adapter
 from rlhf_cli.runs.checks import (
     base_revision_problems,
     language_model_problems,

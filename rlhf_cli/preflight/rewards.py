@@ -3,16 +3,8 @@
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rewards.sources.config import RewardSource
-from rlhf_cli.runs.artifact import (
-    is_adapter,
-    is_reward_model,
-    local_folder,
-)
-from rlhf_cli.runs.checks import (
-    base_revision_problems,
-    not_one_stack,
-    revision_problems,
-)
+from rlhf_cli.runs.artifact import is_adapter, is_reward_model, local_folder
+from rlhf_cli.runs.checks import base_revision_problems, not_one_stack, revision_problems
 from rlhf_cli.runs.labels import label_problem, list_labels, saved_labels
 
 
