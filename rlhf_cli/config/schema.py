@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+# the ranges that pydantic and hypothesis understand too
 from annotated_types import Ge as Ge
 from annotated_types import Gt as Gt
 from annotated_types import Le as Le
