@@ -146,7 +146,7 @@ def valued(rounds: int, batch: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"with": [], "without": []}
     memory = {"with": 0.0, "without": 0.0}
     for _ in range(rounds):
-        for side, value in (("with", "trunk"), ("without", "model")):
+        for side, value in (("with", "shared"), ("without", "model")):
             argv = ["ppo", model, rows, *common, f"value={value}", "bf16"]
             run = child("benchmarks.workers.rlhf", *argv)
             seconds[side].append(batch / run["rows_per_second"])

@@ -1,13 +1,13 @@
 """`rlhf ppo` beside TRL's PPOTrainer: same models, prompts, batch, epochs, type; in turns.
 
     bash benchmarks/install_peers.sh
-    RLHF_DATA=... python -m benchmarks.ppo [--value trunk] [--batch 64] [--rounds 3] [--steps 4]
+    RLHF_DATA=... python -m benchmarks.ppo [--value shared] [--batch 64] [--rounds 3] [--steps 4]
     RLHF_DATA=... python -m benchmarks.ppo --shape 135m --precisions bf16 --batch 16 --rounds 1
         --steps 2
 
 Real prompts of at most 192 tokens, responses of up to 53, four epochs of one minibatch. Policy,
 reference and reward model are each an 8 M Llama; with `--value model` ours has a value model of its
-own as TRL always has, with `trunk` a head on the policy. The policy has random weights and hardly
+own as TRL always has, with `shared` a head on the policy. The policy has random weights and hardly
 draws an end token, so that every response is 53 tokens long on both sides. The first step is not
 counted.
 """
@@ -28,7 +28,7 @@ LONGEST, RESPONSE = 192, 53
 def main() -> None:
     parser = options(__doc__)
     parser.set_defaults(steps=4)
-    parser.add_argument("--value", choices=("trunk", "model"), default="trunk")
+    parser.add_argument("--value", choices=("shared", "model"), default="shared")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rows-a-pass", type=int, default=16, help="of TRL's updates")
     chosen = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The command line: from argv to a checked configuration, then to the code that runs it."""
+"""The command line: parses argv, checks the configuration, then runs the command."""
 
 import contextlib
 import os
@@ -6,24 +6,23 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rlhf_cli import __version__
-from rlhf_cli.command_line import failures
-from rlhf_cli.command_line.words import CommandLine, parse
-from rlhf_cli.config.foreign import FOREIGN
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.args import CommandLine, parse
+from rlhf_cli.config.command import Command, Tool, load_function
+from rlhf_cli.config.other_trainers import OTHER_NAMES
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.cores import limit_thread_spinning
-from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError
+from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError, translate
 from rlhf_cli.launch import torchrun
+from rlhf_cli.registry import COMMANDS, TOOLS
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 if TYPE_CHECKING:
-    from rlhf_cli.config.resolve import Resolved
+    from rlhf_cli.resolve import Resolved
 
 
 def entry() -> int:
@@ -39,9 +38,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run a command and return its exit code; errors are told on stderr.
+    """Run a command and return its exit code; errors are printed on stderr.
 
-    Of several processes that another launcher started, the first does so for all.
+    Of several processes that another launcher started, rank 0 does so for all.
     """
     own = torchrun.read_launcher_env(argv)
     if own is None:
@@ -57,7 +56,7 @@ def _main(argv: list[str]) -> int:
     try:
         return _dispatch(argv)
     except RlhfError as error:
-        return _tell(error)
+        return _report(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return Interrupted.exit_code
@@ -65,14 +64,15 @@ def _main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        known = failures.known(error, COMMANDS.get(argv[0]))
+        command = COMMANDS.get(argv[0])
+        known = translate(error, command.less_memory if command else Command.less_memory)
         if known:
-            return _tell(known)
+            return _report(known)
         traceback.print_exc()
         return 1
 
 
-def _tell(error: RlhfError) -> int:
+def _report(error: RlhfError) -> int:
     from rlhf_cli.runs.log import redact
 
     for line in redact(str(error)).split("\n"):
@@ -82,9 +82,9 @@ def _tell(error: RlhfError) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     if not argv or argv in (["--help"], ["-h"], ["help"]):
-        from rlhf_cli.command_line.help import overview
+        from rlhf_cli.config.help import overview
 
-        print(overview(), flush=True)
+        print(overview(COMMANDS.values(), TOOLS.values()), flush=True)
         return 0 if argv else ConfigError.exit_code
     if argv[0] in ("--version", "-V", "version"):
         print(f"rlhf {__version__}")
@@ -92,20 +92,20 @@ def _dispatch(argv: list[str]) -> int:
     if argv[0] in ("--help", "-h", "help"):
         argv = [argv[1], "--help"]
     if argv[0] in TOOLS:
-        return _use(TOOLS[argv[0]], argv[1:])
+        return _run_tool(TOOLS[argv[0]], argv[1:])
     command = _command(argv[0])
     line = parse(command, argv[1:])
     if line.help:
-        from rlhf_cli.command_line.help import page
+        from rlhf_cli.config.help import page
 
         print(page(command), flush=True)
         return 0
     return _start(command, line, argv)
 
 
-def _use(tool: Tool, words: list[str]) -> int:
+def _run_tool(tool: Tool, words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
-        from rlhf_cli.command_line.help import tool_page
+        from rlhf_cli.config.help import tool_page
 
         print(tool_page(tool), flush=True)
     else:
@@ -123,42 +123,43 @@ def _command(word: str) -> Command:
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
-    if command.trains and not line.recipes and not _names_its_own(line):
+    if command.trains and not line.recipes and not _names_model_or_data(line):
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
     if line.multirun:
         from rlhf_cli.sweep.run import run
 
         return run(command, line)
-    from rlhf_cli.config.resolve import resolve  # Hydra: 0.2 s that the help need not wait for
+    from rlhf_cli.resolve import resolve  # Hydra: 0.2 s, which the help does not need
 
     resolved = resolve(command, line)
     if line.show_origins:
-        from rlhf_cli.command_line.provenance import table
+        from rlhf_cli.config.provenance import format_table, trace
 
-        print(table(resolved), end="", flush=True)
+        origins = trace(resolved.public_tree, resolved.layers, resolved.overrides)
+        print(format_table(resolved.public_tree, origins), end="", flush=True)
     elif line.show_config:
-        from rlhf_cli.config.yaml12 import to_yaml
+        from rlhf_cli.config.yaml_files import to_yaml
 
         print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
     elif command.trains:
-        _train(command, resolved, argv)
+        _run_training(command, resolved, argv)
     else:
-        _answer(command, resolved)
+        _run_once(command, resolved)
     return 0
 
 
-# Any of these says that the user does not mean the shipped model and data.
-_OWN_START = ("model", "model.path", "model.init", "model.architecture", "data", "data.path")
+# With any of these set, the shipped recipe is not meant.
+_MODEL_OR_DATA = ("model", "model.path", "model.init", "model.architecture", "data", "data.path")
 
 
-def _names_its_own(line: CommandLine) -> bool:
-    """Whether a model or data are given, be it by another trainer's name."""
-    others = (FOREIGN[setting.key].keys for setting in line.settings if setting.key in FOREIGN)
-    return line.sets(*_OWN_START) or any({*keys} & {*_OWN_START} for keys in others)
+def _names_model_or_data(line: CommandLine) -> bool:
+    """Whether a model or data are set, also by another trainer's name for the key."""
+    others = (OTHER_NAMES[o.key].keys for o in line.overrides if o.key in OTHER_NAMES)
+    return line.sets(*_MODEL_OR_DATA) or any({*keys} & {*_MODEL_OR_DATA} for keys in others)
 
 
-def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
+def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> None:
     from rlhf_cli.runs import folder, hub, lock, log, manifest
 
     config = resolved.config
@@ -184,8 +185,8 @@ def _train(command: Command, resolved: "Resolved", argv: list[str]) -> None:
                 out.rmdir()  # only where it is empty
 
 
-def _answer(command: Command, resolved: "Resolved") -> None:
-    from rlhf_cli.config.hub_models import fetch_named
+def _run_once(command: Command, resolved: "Resolved") -> None:
+    from rlhf_cli.preflight.hub import fetch_named
     from rlhf_cli.runs import hub, log
 
     hub.set_commits({})
@@ -195,8 +196,8 @@ def _answer(command: Command, resolved: "Resolved") -> None:
 
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
-    from rlhf_cli.config.hub_models import fetch_named
     from rlhf_cli.launch import launcher
+    from rlhf_cli.preflight.hub import fetch_named
     from rlhf_cli.runs import inputs, manifest
 
     try:
@@ -215,7 +216,5 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
 
 
 def _runner(command: Command | Tool) -> Callable[..., Any]:
-    """The code of a command; only now are torch and the rest imported."""
-    module, _, function = command.runner.partition(":")
-    runner: Callable[..., Any] = getattr(import_module(module), function)
-    return runner
+    """The function that runs a command; torch is imported only now."""
+    return load_function(command.runner)

@@ -1,12 +1,15 @@
-"""What can go wrong, as a user sees it: one clear line and an exit code.
+"""Errors with one clear line for the user and an exit code.
 
-A message says where, what was there, what is needed and what to do, in words the user typed. The
-first clause of a docstring is what the help says about the exit code.
+A message says where, what was there, what is needed and what to try, in words the user typed. The
+first clause of a class's docstring is what the help says about the exit code.
 """
+
+import errno
+import re
 
 
 class RlhfError(Exception):
-    """Any other error; root of all that this package raises on purpose, worded for the user."""
+    """Any other error; base class of all errors that this package raises for the user."""
 
     exit_code = 1
 
@@ -36,7 +39,7 @@ class CheckpointError(RlhfError):
 
 
 class RankFailed(RlhfError):
-    """Another process of the run ended first; its own error tells why."""
+    """Another process of the run ended first; its own error says why."""
 
 
 class OutOfMemory(RlhfError):
@@ -66,6 +69,42 @@ def exit_codes() -> dict[int, str]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, without what it says at length; never empty."""
+    """The first line of an exception's message that is not empty, else its class."""
     lines = (line.rstrip() for line in str(error).split("\n"))
     return next(filter(None, lines), type(error).__name__)
+
+
+# CUDA's context and libraries, and torch's allocator for CPUs, raise a plain RuntimeError.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|DefaultCPUAllocator|CUDA error: out of memory|STATUS_ALLOC_FAILED"
+)
+_FREE = "Free disk space, then start again"
+_NO_DISK = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EROFS: "Give a folder that can be written, then start again",
+}
+
+
+def translate(error: Exception, less_memory: str) -> RlhfError | None:
+    """The error of ours for another library's error about memory or disk space; else None.
+
+    Args:
+        error: of any library; torch is not imported here.
+        less_memory: overrides to try after an out-of-memory error.
+    """
+    by_name = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if by_name or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
+        what = _first_sentences(error) if str(error) else "out of memory"
+        return OutOfMemory(f"{what}. Try {less_memory}")
+    for number, advice in _NO_DISK.items():
+        # safetensors passes the system's error on as text
+        if getattr(error, "errno", 0) == number or f"(os error {number})" in str(error):
+            return CheckpointError(f"{_first_sentences(error)}. {advice}")
+    return None
+
+
+def _first_sentences(error: Exception) -> str:
+    """Three sentences at most: torch adds many about its allocator."""
+    line = re.sub(r"^\[enforce fail at [^]]*\] [^.]*\. ", "", first_line(error))
+    return ". ".join(line.rstrip(".").split(". ")[:3])

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from rlhf_cli.command_line.help import overview, page
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.help import overview, page
+from rlhf_cli.registry import COMMANDS, TOOLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -51,7 +51,8 @@ def page_commands() -> list[str]:
 
 def help_commands() -> list[str]:
     """Commands in `rlhf --help` and in the examples of each help page."""
-    texts = [overview(), *(page(command) for command in COMMANDS.values())]
+    overall = overview(COMMANDS.values(), TOOLS.values())
+    texts = [overall, *(page(command) for command in COMMANDS.values())]
     lines = (line.strip() for text in texts for line in text.splitlines() if line[:1] == " ")
     return [line for line in _commands(lines) if not {"COMMAND", "|"} & {*line.split()}]
 

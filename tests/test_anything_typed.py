@@ -11,17 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_cli import cli
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.foreign import FOREIGN
-from rlhf_cli.config.resolve import resolve
-from rlhf_cli.config.schema import ALIASES, groups, knobs
+from rlhf_cli.config.args import parse
+from rlhf_cli.config.other_trainers import OTHER_NAMES
+from rlhf_cli.config.schema import ALIASES, groups, options
 from rlhf_cli.errors import RlhfError
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 
 KEYS = sorted(
-    {key for command in COMMANDS.values() for key in knobs(command.config)}
+    {key for command in COMMANDS.values() for key in options(command.config)}
     | {group for command in COMMANDS.values() for group in groups(command.config)}
-    | {*ALIASES, *FOREIGN, "x", "x.y", "stage", "defaults", "train.lr.x", "data.columns.a"}
+    | {*ALIASES, *OTHER_NAMES, "x", "x.y", "stage", "defaults", "train.lr.x", "data.columns.a"}
 )
 junk = st.text(st.characters(exclude_characters="\0"), max_size=12)
 grammar = st.text("[]{}(),:='\"$\\~.1e-#% aN", max_size=12)

@@ -13,12 +13,12 @@ import pytest
 
 import rlhf_cli
 from rlhf_cli import cli, resources
-from rlhf_cli.command_line.help import docs, page
-from rlhf_cli.config.check import judge
-from rlhf_cli.config.schema import aliases, knobs
+from rlhf_cli.config.check import check_override
+from rlhf_cli.config.help import docs, page
+from rlhf_cli.config.schema import aliases, options
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
+from rlhf_cli.registry import COMMANDS, TOOLS
 from rlhf_cli.runs import run_files
-from rlhf_cli.stages.registry import COMMANDS, TOOLS
 from rlhf_cli.train.config import LogConfig
 
 TINY = ["model=tiny", "data=tiny"]
@@ -83,7 +83,7 @@ def test_version(word, capsys):
 def test_a_page_tells_every_key_with_its_meaning(name, capsys):
     assert cli.main([name, "--help"]) == 0
     text = capsys.readouterr().out
-    for knob in knobs(COMMANDS[name].config).values():
+    for knob in options(COMMANDS[name].config).values():
         assert f"\n  {knob.key}=" in text
         assert docs(knob.owner)[knob.name], f"{knob.key} has no sentence"
     for short, full in aliases(COMMANDS[name].config).items():
@@ -135,11 +135,11 @@ def test_a_heading_is_a_whole_sentence():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_sentence_explains_only_values_that_its_key_takes(name):
-    for knob in knobs(COMMANDS[name].config).values():
+    for knob in options(COMMANDS[name].config).values():
         said = re.findall(r"(?<![=\w])`(auto|none|true|false)`", docs(knob.owner)[knob.name])
-        assert [word for word in said if judge(COMMANDS[name], f"{knob.key}={word}")] == [], (
-            knob.key
-        )
+        assert [
+            word for word in said if check_override(COMMANDS[name], f"{knob.key}={word}")
+        ] == [], knob.key
 
 
 @pytest.mark.parametrize("argv", [["help", "sft"], ["--help", "sft"], ["sft", "-h"]])

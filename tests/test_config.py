@@ -10,15 +10,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rlhf_cli import resources
-from rlhf_cli.command_line.words import parse
 from rlhf_cli.config import recipe
-from rlhf_cli.config.check import judge
-from rlhf_cli.config.resolve import Resolved, resolve
-from rlhf_cli.config.schema import ALIASES, field_types, groups, knobs, show
-from rlhf_cli.config.yaml12 import to_yaml
+from rlhf_cli.config.args import parse
+from rlhf_cli.config.check import check_override
+from rlhf_cli.config.schema import ALIASES, field_types, groups, options
+from rlhf_cli.config.values import format_value
+from rlhf_cli.config.yaml_files import to_yaml
 from rlhf_cli.errors import ConfigError, DataError, RlhfError
 from rlhf_cli.models.config import MIN_VOCAB_SIZE
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import Resolved, resolve
 from tests.helpers import recipe_words
 
 TINY = ("model=tiny", "data=tiny")
@@ -55,7 +56,9 @@ def not_taken(command: str, line: str) -> list[str]:
     found = re.findall(r"(?:Try |, or |=\S+ )([\w.]+)=([^\s]+?)(?=[,.]?(?:\s|$))", line)
     mine = [(ALIASES.get(key, key), text) for key, text in found if not text.endswith(EXAMPLES)]
     return [
-        key for key, text in mine if key != "config" and judge(COMMANDS[command], f"{key}={text}")
+        key
+        for key, text in mine
+        if key != "config" and check_override(COMMANDS[command], f"{key}={text}")
     ]
 
 
@@ -138,7 +141,7 @@ def test_the_schema_composes_to_its_own_defaults(name):
     assert {**tree["model"], "path": ""} == default["model"]
 
 
-def options() -> list[tuple[str, str]]:
+def preset_files() -> list[tuple[str, str]]:
     root = resources.shipped_folder("configs")
     return [(file.parent.name, file.stem) for file in sorted(root.glob("*/*.yaml"))]
 
@@ -147,7 +150,7 @@ def choices() -> list[tuple[str, str, str]]:
     """Every option of every group with every command that has the group."""
     return [
         (name, group, option)
-        for group, option in options()
+        for group, option in preset_files()
         for name, command in COMMANDS.items()
         if group in groups(command.config)
     ]
@@ -182,7 +185,7 @@ def test_a_model_from_nothing_takes_the_place_of_a_recipe_s_model():
     assert (model.path, model.from_scratch) == ("", True)
 
 
-@pytest.mark.parametrize(("group", "option"), options())
+@pytest.mark.parametrize(("group", "option"), preset_files())
 def test_a_preset_holds_only_keys_of_its_group(group, option):
     file = resources.shipped_folder("configs") / group / f"{option}.yaml"
     classes = {groups(command.config).get(group) for command in COMMANDS.values()} - {None}
@@ -243,9 +246,9 @@ def test_dash_forms(words):
 def test_short_names(short, full):
     for command in COMMANDS.values():
         line = parse(command, [f"{short}=3"])
-        known = knobs(command.config)
+        known = options(command.config)
         expected = full if full in known and short not in known else short
-        assert [setting.key for setting in line.settings] == [expected]
+        assert [override.key for override in line.overrides] == [expected]
 
 
 def test_generate_has_a_batch_size_of_its_own():
@@ -439,7 +442,6 @@ def test_all_problems_at_once_with_their_places():
         "foo: need key=value. Try config=foo if it is a recipe",
         "bta: no such key in sft. See rlhf sft --help  (command line)",
         "lora.rank: no such key in sft; did you mean adapter.rank? Try adapter.rank=4  (r.yaml:5)",
-        "lr: a short name of the command line; in a recipe write train.lr  (r.yaml:6)",
         "data.path: got nowhere.jsonl; need a file or folder that exists. Try data.path=tiny  "
         "(command line)",
         "train.lrr: no such key in sft; did you mean train.lr? Try train.lr=1  (r.yaml:3)",
@@ -736,6 +738,7 @@ def escaped(value: object) -> object:
 
 
 def test_values_are_shown_as_they_are_typed():
-    assert [show(value) for value in (None, True, 2e-5, 1.0, 1e22, [1, "a b"], {"k": "1e3"})] == [
+    values = (None, True, 2e-5, 1.0, 1e22, [1, "a b"], {"k": "1e3"})
+    assert [format_value(value) for value in values] == [
         "null", "true", "2e-5", "1.0", "1e22", "[1, 'a b']", "{k: '1e3'}",
     ]  # fmt: skip

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import Resolved, resolve
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.args import parse
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import Resolved, resolve
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.command_line.provenance import trace
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import resolve
-from rlhf_cli.config.tree import flat
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.args import parse
+from rlhf_cli.config.provenance import trace
+from rlhf_cli.config.schema import flatten
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import Resolved, resolve
 
 TINY = ("model=tiny", "data=tiny")
 
@@ -20,14 +20,18 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def origins_of(resolved: Resolved) -> dict[str, str]:
+    return trace(resolved.public_tree, resolved.layers, resolved.overrides)
+
+
 def origins(*words: str) -> dict[str, str]:
-    return trace(resolve(COMMANDS["sft"], parse(COMMANDS["sft"], list(words))))
+    return origins_of(resolve(COMMANDS["sft"], parse(COMMANDS["sft"], list(words))))
 
 
 def test_every_key_has_one_origin_and_most_are_defaults():
     resolved = resolve(COMMANDS["sft"], parse(COMMANDS["sft"], list(TINY)))
-    found = trace(resolved)
-    assert found.keys() == flat(resolved.tree).keys()
+    found = origins_of(resolved)
+    assert found.keys() == flatten(resolved.tree).keys()
     assert found["train.lr"] == "default"
     assert found["model.path"] == "model=tiny, command line  (configs/model/tiny.yaml:2)"
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.common import data_folder
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import resolve
+from rlhf_cli.config.args import parse
 from rlhf_cli.console import muted
 from rlhf_cli.context import create_context
 from rlhf_cli.data.batches import TokenBatch
@@ -22,7 +21,8 @@ from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.models.load import LoadInputs, load_policy, load_reward_model
 from rlhf_cli.models.tokenizer import load_tokenizer
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import row_logprobs
 

@@ -1,13 +1,11 @@
-import os
 from dataclasses import dataclass, field
 from re import fullmatch
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import AtLeast, DataPath, OutputPath, no_rows
+from rlhf_cli.config.schema import DataPath, Ge, OutputPath, no_rows
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.outputs import check_output
 
 
 @dataclass(kw_only=True)
@@ -36,7 +34,7 @@ class GenerateConfig:
     """File (`.jsonl`) for the rows; empty prints them. Rows are `{prompt, response}`, or with
     `reward.*` as `keep` describes."""
 
-    samples_per_prompt: Annotated[int, AtLeast(1)] = 1
+    samples_per_prompt: Annotated[int, Ge(1)] = 1
     """Responses per prompt."""
 
     keep: Literal["all", "best"] = "all"
@@ -44,7 +42,7 @@ class GenerateConfig:
     `{prompt, completion, best_score}` for `rlhf sft`; `all` writes a ranking per prompt, as
     `{prompt, responses, scores}` for `rlhf reward`."""
 
-    batch_size: Annotated[int, AtLeast(1)] = 16
+    batch_size: Annotated[int, Ge(1)] = 16
     """Responses decoded at once."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -52,7 +50,7 @@ class GenerateConfig:
 
     def problems(self) -> list[str]:
         """Contradictions between options, one line each."""
-        found = self.model.missing() + self.model.not_a_language_model()
+        found = self.model.missing()
         if self.prompt and not no_rows(self.prompts):
             found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
         if not any(self.prompt) and no_rows(self.prompts):
@@ -65,17 +63,7 @@ class GenerateConfig:
                 "system: given with template=never, with which a prompt is text and no chat. "
                 "Try template=always"
             )
-        found += check_output(self)
-        return found + self._length_problems() + self._sample_problems() + self._score_problems()
-
-    def _length_problems(self) -> list[str]:
-        room, most = self.model.positions, self.sampling.max_new_tokens
-        if not room or most < room:
-            return []
-        return [
-            f"sampling.max_new_tokens: got {most}, but the model has {room} positions for prompt "
-            f"and response. Try sampling.max_new_tokens={room // 2}"
-        ]
+        return found + self._sample_problems() + self._score_problems()
 
     def _sample_problems(self) -> list[str]:
         count = self.samples_per_prompt
@@ -129,18 +117,9 @@ class MergeConfig:
         found = self.model.missing()
         if not self.output_dir:
             found.append("output_dir: none given; need a new folder. Try output_dir=runs/merged")
-        elif os.path.exists(self.output_dir) and not _is_empty_folder(self.output_dir):
-            found.append(
-                f"output_dir: {self.output_dir} is there already; need a new or empty folder. "
-                f"Try output_dir={self.output_dir}-merged"
-            )
         if self.push_to_hub and not fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub):
             found.append(
                 f"push_to_hub: got {self.push_to_hub}; need a hub id with its owner. "
                 "Try push_to_hub=me/my-model"
             )
         return found
-
-
-def _is_empty_folder(path: str) -> bool:
-    return os.path.isdir(path) and not os.listdir(path)

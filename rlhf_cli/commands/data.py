@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.data.records import fields
 from rlhf_cli.data.report import MAX_SHOWN, MalformedRow, pluralize
 from rlhf_cli.data.sources.base import RawRow, describe_value

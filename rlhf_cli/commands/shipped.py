@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config import paths, recipe
-from rlhf_cli.config.inputs import named_inputs
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.paths import named_inputs
 from rlhf_cli.config.recipe import Recipe
 from rlhf_cli.config.schema import field_types, groups
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.console import format_table
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.resources import page_names, presets, recipe_names, shipped_folder
-from rlhf_cli.stages.registry import COMMANDS
 
 WIDTH = 100
+
+MODELINE = "# yaml-language-server: $schema="
+"""First line of a shipped recipe: the schema with which editors complete and check it."""
+
+SCHEMA = "schema/recipe.json"
 
 
 def run_recipes(args: list[str]) -> None:
@@ -53,8 +58,9 @@ def _list_recipes() -> None:
 
 
 def _purpose(name: str) -> str:
-    """First line of the comment that a recipe starts with."""
-    return _recipe_file(name).read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+    """First line of a recipe's comment, after the one that names its schema."""
+    lines = _recipe_file(name).read_text(encoding="utf-8").split("\n")
+    return lines[lines[0].startswith(MODELINE)].removeprefix("# ")
 
 
 def _show_recipe(name: str) -> None:
@@ -97,6 +103,8 @@ def _with_absolute_paths(source: Path, target: Path) -> str:
     """Text of a recipe with absolute paths to the files beside it."""
     # as in YAML, whose line numbers are used here, U+0085, U+2028 and U+2029 also end a line
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines[0].startswith(MODELINE):
+        lines[0] = f"{MODELINE}{shipped_folder('configs') / SCHEMA}\n"
     configs = _configs(recipe.read(source, source.name).stage)
     read = recipe.read(source, source.name, {key for config in configs for key in groups(config)})
     for key, value in dict(pair for config in configs for pair in _inputs(read, config)).items():
@@ -115,6 +123,8 @@ def _configs(stage: str) -> list[type[Any]]:
 
 def _inputs(read: Recipe, config: type[Any]) -> Iterator[tuple[str, str]]:
     """Yield every key of a recipe that names something to read, with its value."""
+    if read.base:
+        yield "base", read.base
     for group, choice in read.choices.items():
         if choice not in presets(group) and "path" in field_types(groups(config)[group]):
             yield group, choice

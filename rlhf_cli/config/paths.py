@@ -1,47 +1,53 @@
-"""Paths named by keys: against what they are relative, and whether they can be there.
+"""Paths named by keys: what they are relative to, whether they exist, and which a config names.
 
 `os.path` rather than `Path` asks the file system: it answers no, not with an exception, for a name
 that is too long or has an unknown `~user`.
 """
 
+import ast
 import os.path
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from rlhf_cli.config import functions
-from rlhf_cli.config.nearest import nearest_path
 from rlhf_cli.config.schema import (
+    Constraints,
     DataPath,
     FilePath,
     FunctionPath,
-    Marks,
+    InvalidValue,
     ModelPath,
-    Unfit,
     field_types,
     is_group,
     no_rows,
-    unmark,
+    options,
+    split_annotated,
 )
-from rlhf_cli.errors import CheckpointError, ModelError
-from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import resolve_run
+from rlhf_cli.config.suggest import nearest, nearest_path
+from rlhf_cli.resources import SHIPPED, shipped_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
-InputMark = DataPath | ModelPath | FilePath | FunctionPath
+_SHOWN = 8
+"""Names of functions that a message lists."""
+
+InputKind = DataPath | ModelPath | FilePath | FunctionPath
 
 
-def input_mark(marks: Marks) -> InputMark | None:
-    """The mark that makes a text a path to read from, if there is one."""
-    return next((mark for mark in marks if isinstance(mark, InputMark)), None)
+def input_kind(constraints: Constraints) -> InputKind | None:
+    """The annotation that makes a text a path to read from, if there is one."""
+    return next((item for item in constraints if isinstance(item, InputKind)), None)
+
+
+# Paths in recipes
 
 
 def anchor(value: str, folder: Path, words: Sequence[str] = ()) -> str:
-    """A path from a recipe: `./x`, `../x` and names beside the recipe are relative to it.
+    """Resolve a path from a recipe: `./x`, `../x` and names beside the recipe are relative to it.
 
     Args:
         value: as the recipe has it.
@@ -56,30 +62,30 @@ def anchor(value: str, folder: Path, words: Sequence[str] = ()) -> str:
 
 
 def anchor_all(kind: Any, value: Any, folder: Path) -> Any:
-    """The same for all paths in the value of a key of that kind; other values unchanged."""
-    bare, marks = unmark(kind)
-    mark = input_mark(marks)
-    if mark:
-        return _anchor_marked(value, folder, _words(mark))
+    """Resolve all paths in the value of a key of that kind; other values stay unchanged."""
+    bare, constraints = split_annotated(kind)
+    path_kind = input_kind(constraints)
+    if path_kind:
+        return _anchor_paths(value, folder, _words(path_kind))
     if get_origin(bare) is list and is_group(get_args(bare)[0]) and isinstance(value, list):
         kinds = field_types(get_args(bare)[0])
         return [_anchor_group(kinds, item, folder) for item in value]
     return value
 
 
-def _words(mark: InputMark) -> Sequence[str]:
+def _words(kind: InputKind) -> Sequence[str]:
     """Values of a key that are no paths, even where a file has that name."""
-    return mark.words if isinstance(mark, ModelPath) else ()
+    return kind.words if isinstance(kind, ModelPath) else ()
 
 
-def _anchor_marked(value: Any, folder: Path, words: Sequence[str]) -> Any:
-    """A path, a list of paths, or sources with a `path` each."""
+def _anchor_paths(value: Any, folder: Path, words: Sequence[str]) -> Any:
+    """Resolve a path, a list of paths, or sources with a `path` each."""
     if isinstance(value, str):
         return anchor(value, folder, words)
     if isinstance(value, list):
-        return [_anchor_marked(item, folder, words) for item in value]
+        return [_anchor_paths(item, folder, words) for item in value]
     if isinstance(value, dict) and "path" in value:
-        return {**value, "path": _anchor_marked(value["path"], folder, words)}
+        return {**value, "path": _anchor_paths(value["path"], folder, words)}
     return value
 
 
@@ -89,43 +95,42 @@ def _anchor_group(kinds: dict[str, Any], value: Any, folder: Path) -> Any:
     return {key: anchor_all(kinds.get(key, Any), item, folder) for key, item in value.items()}
 
 
-def locate(mark: InputMark, value: str) -> str:
+# Whether a path exists
+
+
+def locate(kind: InputKind, value: str) -> str:
     """The absolute path of a value that exists here; other names unchanged.
 
     Raises:
-        Unfit: It is neither here nor a name that needs no file.
+        InvalidValue: It is neither here nor a name that needs no file.
     """
-    if isinstance(mark, FunctionPath):
-        return functions.locate(value)
-    if value in ("", SHIPPED, *_words(mark)) or (isinstance(mark, DataPath) and no_rows(value)):
+    if isinstance(kind, FunctionPath):
+        return _locate_function(value)
+    if value in ("", SHIPPED, *_words(kind)) or (isinstance(kind, DataPath) and no_rows(value)):
         return value
     path = os.path.abspath(os.path.expanduser(value))
-    if isinstance(mark, ModelPath):
+    if isinstance(kind, ModelPath):
         return _locate_model(value, path)
-    if os.path.isfile(path) or (os.path.isdir(path) and isinstance(mark, DataPath)):
+    if os.path.isfile(path) or (os.path.isdir(path) and isinstance(kind, DataPath)):
         return path
-    if isinstance(mark, DataPath) and is_data_id(value):
+    if isinstance(kind, DataPath) and is_data_id(value):
         return value
-    kind = "a file or folder" if isinstance(mark, DataPath) else "a file"
-    shipped = SHIPPED if isinstance(mark, DataPath) else ""
-    raise Unfit(f"need {kind} that exists", nearest_path(value) or shipped)
+    needed = "a file or folder" if isinstance(kind, DataPath) else "a file"
+    default = SHIPPED if isinstance(kind, DataPath) else ""
+    raise InvalidValue(f"need {needed} that exists", nearest_path(value) or default)
 
 
 def _locate_model(value: str, path: str) -> str:
     if os.path.isdir(path):
-        try:
-            resolve_run(Path(path))
-        except (ModelError, CheckpointError) as error:
-            raise Unfit(f"need a finished run; {error}") from None
         return path
     if os.path.isfile(path):
-        raise Unfit("need the model's folder, not a file", os.path.dirname(value) or ".")
+        raise InvalidValue("need the model's folder, not a file", os.path.dirname(value) or ".")
     first, slash, _ = value.partition("/")
     # `runs/sft` could be a hub id, but not where there is a folder `runs`
     if _HUB_ID.fullmatch(value) and not (slash and os.path.isdir(first)):
         return value
     needed = "need a model folder, run folder or hub id; not found here"
-    raise Unfit(needed, nearest_path(value) or SHIPPED)
+    raise InvalidValue(needed, nearest_path(value) or SHIPPED)
 
 
 def is_data_id(value: str) -> bool:
@@ -138,3 +143,151 @@ def is_data_id(value: str) -> bool:
 def expand(value: str) -> str:
     """A path to write to, with `~` as the home folder."""
     return os.path.expanduser(value)
+
+
+# Python functions, as `FILE.py:FUNCTION`; the file is read, not run
+
+
+def _locate_function(value: str) -> str:
+    """The same with an absolute path.
+
+    Raises:
+        InvalidValue: There is no such file, or it defines no such name.
+    """
+    if not value:
+        return value
+    file, colon, name = value.rpartition(":")
+    if not colon or not file or not name.isidentifier():
+        whole = file if colon and not name else value
+        raise InvalidValue("need FILE.py:FUNCTION", _first_function(whole))
+    path = os.path.abspath(os.path.expanduser(file))
+    if not os.path.isfile(path):  # a shipped one has a name, as `tiny/judge.py`
+        path = os.path.abspath(shipped_folder("recipes") / file)
+    if not os.path.isfile(path):
+        close = nearest_path(file)
+        raise InvalidValue("need a file that exists", f"{close}:{name}" if close else "")
+    names = _defined(path, file)
+    if "*" not in names and name not in names:
+        close = nearest(name, names) or next(iter(names), "")
+        has = f"it has {', '.join(names[:_SHOWN])}" if names else "it has none"
+        raise InvalidValue(f"{file} defines no {name}, {has}", f"{file}:{close}" if close else "")
+    return f"{path}:{name}"
+
+
+def _first_function(file: str) -> str:
+    """The first function of a file, as `FILE.py:FUNCTION`; empty where there is none."""
+    path = os.path.abspath(os.path.expanduser(file))
+    if not file.endswith(".py") or not os.path.isfile(path):
+        return ""
+    return next((f"{file}:{name}" for name in _defined(path, file) if name != "*"), "")
+
+
+def _defined(path: str, shown: str) -> list[str]:
+    """The names that a file defines, functions first; `*` among them where it has a star import.
+
+    Raises:
+        InvalidValue: It is no Python.
+    """
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except SyntaxError as error:
+        line = f":{error.lineno}" if error.lineno else ""
+        raise InvalidValue(f"{shown}{line} is not valid Python ({error.msg})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidValue(f"{shown} cannot be read as Python ({error})") from None
+    statements = list(_top_level(tree.body))
+    functions = [node.name for node in statements if isinstance(node, ast.FunctionDef)]
+    others = [name for node in statements for name in _bound_names(node)]
+    return list(dict.fromkeys([*functions, *others]))
+
+
+def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module, with those under its `if`, `try` and `with`."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            for name in ("body", "orelse", "finalbody"):
+                yield from _top_level(getattr(node, name, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _top_level(handler.body)
+
+
+def _bound_names(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement other than a function definition binds."""
+    if isinstance(node, ast.ClassDef | ast.AsyncFunctionDef):
+        yield node.name
+    elif isinstance(node, ast.Import | ast.ImportFrom):
+        yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+    elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (
+            part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)
+        )
+
+
+# What a configuration names to be read
+
+
+@dataclass(frozen=True)
+class Input:
+    """A value that names something to read.
+
+    Attributes:
+        key: dotted, with an index in a list, as in `data.path[1].path`.
+        value: a path, a hub id, or a word such as `tiny`.
+        kind: what it names.
+        beside: the keys of the group that it stands in, such as `data_dir` beside `data.path`.
+    """
+
+    key: str
+    value: str
+    kind: InputKind
+    beside: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names_file(self) -> bool:
+        """Whether the value is not one of the words that the key also takes."""
+        return self.value not in ("", SHIPPED, *_words(self.kind))
+
+
+def named_inputs(values: dict[str, Any], config: type[Any]) -> Iterator[Input]:
+    """Every input in nested values.
+
+    Args:
+        values: keys of a config class with plain values; keys may be missing.
+        config: the class.
+    """
+    for option in options(config).values():
+        value: Any = values
+        beside: dict[str, Any] = {}
+        for part in option.key.split("."):
+            beside = value if isinstance(value, dict) else {}
+            value = beside.get(part)
+        bare, constraints = split_annotated(option.type)
+        kind = input_kind(constraints)
+        if kind:
+            yield from _inputs(option.key, value, kind, beside)
+        elif get_origin(bare) is list and is_group(get_args(bare)[0]):
+            yield from _inputs_in_groups(option.key, value, field_types(get_args(bare)[0]))
+
+
+def _inputs_in_groups(key: str, value: Any, kinds: dict[str, Any]) -> Iterator[Input]:
+    """The inputs in each item of a list, whose keys are of these kinds."""
+    for i, item in enumerate(value if isinstance(value, list) else []):
+        for name, given in item.items() if isinstance(item, dict) else ():
+            kind = input_kind(split_annotated(kinds.get(name, Any))[1])
+            if kind:
+                yield from _inputs(f"{key}[{i}].{name}", given, kind, item)
+
+
+def _inputs(key: str, value: Any, kind: InputKind, beside: dict[str, Any]) -> Iterator[Input]:
+    """One path, several, or sources with a `path` each, whose own keys take precedence."""
+    if isinstance(value, str):
+        yield Input(key, value, kind, beside)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _inputs(f"{key}[{i}]", item, kind, beside)
+    elif isinstance(value, dict) and "path" in value:
+        own = {name: given for name, given in value.items() if given}
+        yield from _inputs(f"{key}.path", value["path"], kind, {**beside, **own})

@@ -1,47 +1,47 @@
-"""Recipes: YAML files of keys and values, read with the line of every key."""
+"""Recipes: YAML files of keys and values, with the line of every key."""
 
 import os.path
-from collections.abc import Collection, Iterator
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
-from rlhf_cli.config.nearest import nearest, nearest_path
-from rlhf_cli.config.yaml12 import Loader
+from rlhf_cli.config import deprecations
+from rlhf_cli.config.schema import flatten
+from rlhf_cli.config.suggest import nearest, nearest_path
+from rlhf_cli.config.yaml_files import Document, read_document
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.resources import recipe_names, shipped_folder
 
-DEEPEST = 32
-"""Levels of lists and mappings in each other; OmegaConf runs out of stack at about 70."""
 
+@dataclass(kw_only=True)
+class Recipe(Document):
+    """What one recipe sets.
 
-@dataclass
-class Recipe:
-    """What one file sets."""
-
-    name: str
-    """The file, as the user named it."""
+    Attributes:
+        values: nested, without those that have an attribute of their own.
+        folder: that paths in it may be relative to.
+        stage: the command it is written for; empty if it does not say.
+        base: the recipe that it starts from; empty for none.
+        choices: groups set by one word, as in `model: tiny`.
+        variables: what `${vars.NAME}` stands for.
+        sweep: key -> the values that `-m` runs.
+        notes: a line for each key or value that it has by an older name.
+    """
 
     folder: Path
     stage: str = ""
-    """The command it is written for; empty if it does not say."""
-
+    base: str = ""
     choices: dict[str, str] = field(default_factory=dict)
-    """Groups set by one word, as in `model: tiny`."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    lines: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def origin(self, key: str) -> str:
-        """Where a key stands, as in `sft.yaml:7`."""
-        return f"{self.name}:{self.lines[key]}"
+    variables: dict[str, Any] = field(default_factory=dict)
+    sweep: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def find(name: str) -> Path:
-    """The file of `config=NAME`: a shipped recipe, else a path.
+    """Find the file of `config=NAME`: a shipped recipe, else a path.
 
     Raises:
         ConfigError: There is no such file.
@@ -62,23 +62,34 @@ def find(name: str) -> Path:
     )
 
 
-def read(path: Path, name: str, groups: Collection[str] = ()) -> Recipe:
-    """Read a recipe.
+def read(
+    path: Path,
+    name: str,
+    groups: Collection[str] = (),
+    short_names: Mapping[str, str] = MappingProxyType({}),
+) -> Recipe:
+    """Read a recipe; keys and values of older versions are read as those of today.
 
     Args:
-        path: The file.
-        name: How messages call it.
-        groups: Keys that may be set by one word (`model: tiny`); these go to `choices`.
+        path: the file.
+        name: how messages call it.
+        groups: keys that may be set by one word (`model: tiny`); these go to `choices`.
+        short_names: short name -> key, for names such as `lr` at the root.
 
     Raises:
         ConfigError: The file is not a YAML mapping.
     """
-    recipe = Recipe(name, path.resolve().parent)
-    root = _parse(path, name)
-    for key, value in _Builder(recipe).mapping(root, "").items():
+    document = read_document(path, name)
+    recipe = Recipe(
+        name=name, lines=document.lines, problems=document.problems, folder=path.resolve().parent
+    )
+    values = _rename(recipe, document.values, short_names)
+    for key, value in values.items():
         first, *rest = key.split(".")
-        if key == "stage":
-            recipe.stage = str(value)
+        if key in ("stage", "base"):
+            setattr(recipe, key, _word(recipe, key, value))
+        elif first == "vars":
+            _place(recipe.variables, rest or [first], value)
         elif key in groups and isinstance(value, str):
             recipe.choices[key] = value
         elif first in ("defaults", "hydra"):
@@ -86,31 +97,127 @@ def read(path: Path, name: str, groups: Collection[str] = ()) -> Recipe:
             recipe.problems.append(f"{key}: not for recipes; {advice}  ({recipe.origin(key)})")
         else:
             _place(recipe.values, [first, *rest], value)
+    _take_variables(recipe)
+    _take_sweep(recipe, short_names)
     return recipe
 
 
-def _parse(path: Path, name: str) -> yaml.MappingNode:
-    try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=Loader)
-    except RecursionError:
-        raise ConfigError(f"{name}: nested more than {DEEPEST} deep; take levels out") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{name}: byte {error.start} is not UTF-8; save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror}") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{name}{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{name}: not valid YAML: {text}") from None
-    if root is None:
-        raise ConfigError(f"{name}: empty; need at least one `key: value` line")
-    if not isinstance(root, yaml.MappingNode):
-        line = root.start_mark.line + 1
-        raise ConfigError(f"{name}:{line}: got no `key: value`; a recipe is a mapping")
-    return root
+def read_chain(
+    name: str, groups: Collection[str] = (), short_names: Mapping[str, str] = MappingProxyType({})
+) -> list[Recipe]:
+    """Read the recipe of `config=NAME` and those that it starts from, the first base first.
+
+    Raises:
+        ConfigError: One of them cannot be found or read, or they start from each other.
+    """
+    path, shown = find(name), f"{name}.yaml" if name in recipe_names() else name
+    files, chain = [path.resolve()], [read(path, shown, groups, short_names)]
+    while chain[-1].base:
+        path, shown = _find_base(chain[-1])
+        if path.resolve() in files:
+            names = " -> ".join([*(recipe.name for recipe in chain), shown])
+            where = chain[-1].origin("base")
+            raise ConfigError(f"base: {names} is a circle; need a recipe without base  ({where})")
+        files.append(path.resolve())
+        chain.append(read(path, shown, groups, short_names))
+    return chain[::-1]
+
+
+def _find_base(recipe: Recipe) -> tuple[Path, str]:
+    """The file that a recipe starts from, and how messages call it."""
+    name = recipe.base
+    if name in recipe_names():
+        return shipped_folder("recipes") / f"{name}.yaml", f"{name}.yaml"
+    path = recipe.folder / os.path.expanduser(name)
+    if os.path.isfile(path):
+        beside = os.path.join(os.path.dirname(recipe.name), os.path.expanduser(name))
+        return path, os.path.normpath(beside)
+    close = nearest_path(str(path)) and os.path.relpath(nearest_path(str(path)), recipe.folder)
+    advice = f"Try base: {close or nearest(name, recipe_names(), 0.5) or 'FILE.yaml'}"
+    raise ConfigError(
+        f"base: got {name}; no such file beside {recipe.name} and no shipped recipe. {advice}  "
+        f"({recipe.origin('base')})"
+    )
+
+
+def _word(recipe: Recipe, key: str, value: Any) -> str:
+    """The text of a key that is none of a command's."""
+    if isinstance(value, dict | list) or value is None:
+        text = f"{key}: got {'nothing' if value is None else 'keys or a list'}; need one word"
+        recipe.problems.append(f"{text}  ({recipe.origin(key)})")
+        return ""
+    return str(value)
+
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+def _take_variables(recipe: Recipe) -> None:
+    """Take the variables out of the one mapping that `vars` is."""
+    whole = recipe.variables.pop("vars", {})
+    if isinstance(whole, dict):
+        recipe.variables = {**whole, **recipe.variables}
+    else:
+        text = "vars: got no names; need names with values, as in vars: {size: 256}"
+        recipe.problems.append(f"{text}  ({recipe.origin('vars')})")
+    for name in recipe.variables:
+        if not _NAME.fullmatch(name):
+            text = f"vars.{name}: need a name of letters, digits and underscores"
+            recipe.problems.append(f"{text}  ({recipe.origin(f'vars.{name}')})")
+
+
+OBJECTIVE = ("metric", "mode")
+"""Keys of `sweep` that say what runs are compared by; all others are swept."""
+
+
+def _take_sweep(recipe: Recipe, short_names: Mapping[str, str]) -> None:
+    """Take the swept keys out of `sweep`, each by its full name."""
+    values = recipe.values.get("sweep")
+    if not isinstance(values, dict):
+        return
+    swept = flatten({key: values.pop(key) for key in list(values) if key not in OBJECTIVE})
+    for key, value in swept.items():
+        items = value if isinstance(value, list) else [value]
+        found = [deprecations.rename(short_names.get(key, key), item) for item in items]
+        name = found[0].key if found else short_names.get(key, key)
+        recipe.lines.setdefault(f"sweep.{name}", recipe.lines[f"sweep.{key}"])
+        recipe.notes += [f"{f.note}  ({recipe.origin(f'sweep.{key}')})" for f in found if f.note]
+        recipe.sweep[name] = [f.value for f in found] if isinstance(value, list) else value
+
+
+def _rename(
+    recipe: Recipe, values: dict[str, Any], short_names: Mapping[str, str]
+) -> dict[str, Any]:
+    """The values by their names of today; a renamed key stands at the root with its full name."""
+    moved: dict[str, Any] = {}
+
+    def rename(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+        kept = {}
+        for name, value in values.items():
+            key = prefix + name
+            found = deprecations.rename(short_names.get(key, key), value)
+            if found.note:
+                recipe.notes.append(f"{found.note}  ({recipe.origin(key)})")
+            if found.key != key:
+                _move_lines(recipe, key, found.key)
+                moved[found.key] = found.value
+            elif isinstance(value, dict):
+                kept[name] = rename(value, f"{key}.")
+            else:
+                kept[name] = found.value
+        return kept
+
+    return rename(values, "") | moved
+
+
+def _move_lines(recipe: Recipe, old: str, new: str) -> None:
+    """Give the keys at and below a renamed one their lines; refuse it beside its new name."""
+    if new in recipe.lines:
+        text = f"{old}: given beside {new}, which is the same key; need one of the two"
+        recipe.problems.append(f"{text}  ({recipe.origin(old)})")
+    for key, line in list(recipe.lines.items()):
+        if key == old or key.startswith((f"{old}.", f"{old}[")):
+            recipe.lines.setdefault(new + key.removeprefix(old), line)
 
 
 def _place(values: dict[str, Any], parts: list[str], value: Any) -> None:
@@ -123,81 +230,3 @@ def _place(values: dict[str, Any], parts: list[str], value: Any) -> None:
         values[last].update(value)
     else:
         values[last] = value
-
-
-class _Builder:
-    """Turns YAML nodes into values and notes the line of every key."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.scalars = Loader("")
-        self.open: set[int] = set()
-
-    def mapping(self, node: yaml.MappingNode, prefix: str) -> dict[str, Any]:
-        own = len(node.value)
-        self.scalars.flatten_mapping(node)  # merge keys (`<<`) come first, then the node's own
-        inherited = len(node.value) - own
-        result = {}
-        for i, (key_node, value_node) in enumerate(node.value):
-            key = self._key(key_node, prefix, repeatable=i < inherited)
-            if key is not None:
-                full = f"{prefix}.{key}" if prefix else key
-                self.recipe.lines[full] = key_node.start_mark.line + 1
-                result[key] = self.value(value_node, full)
-        return result
-
-    def _key(self, node: yaml.Node, prefix: str, *, repeatable: bool) -> str | None:
-        line = node.start_mark.line + 1
-        where = f"({self.recipe.name}:{line})"
-        if not isinstance(node, yaml.ScalarNode) or not node.tag.endswith(":str"):
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            self.recipe.problems.append(
-                f"{prefix or 'key'}: got {shown} as a key; need text  {where}"
-            )
-            return None
-        key = str(node.value)
-        full = f"{prefix}.{key}" if prefix else key
-        if key == "_target_":
-            self.recipe.problems.append(f"{full}: not for recipes; they name no code  {where}")
-            return None
-        if full in self.recipe.lines and not repeatable:
-            first = self.recipe.lines[full]
-            self.recipe.problems.append(
-                f"{full}: given twice, first in line {first}; need it once  {where}"
-            )
-        return key
-
-    def value(self, node: yaml.Node, key: str) -> Any:
-        if id(node) in self.open:
-            raise ConfigError(f"{self.recipe.origin(key)}: {key} holds itself (a YAML anchor)")
-        if len(self.open) == DEEPEST:
-            raise ConfigError(
-                f"{self.recipe.origin(key)}: nested more than {DEEPEST} deep; take levels out"
-            )
-        self.open.add(id(node))
-        try:
-            if isinstance(node, yaml.MappingNode):
-                return self.mapping(node, key)
-            if isinstance(node, yaml.SequenceNode):
-                return list(self._items(node, key))
-            return self._scalar(node, key)
-        except ValueError:  # Python reads no integers of more than 4300 digits
-            raise ConfigError(f"{self.recipe.origin(key)}: {key}: not a number") from None
-        except yaml.MarkedYAMLError as error:
-            raise ConfigError(f"{self.recipe.origin(key)}: {key}: {error.problem}") from None
-        finally:
-            self.open.remove(id(node))
-
-    def _scalar(self, node: yaml.ScalarNode, key: str) -> Any:
-        if node.value == "???":  # Hydra's word for a value to come; it would be skipped in silence
-            text = (
-                f"{key}: got ???; need a value, or leave the key out  ({self.recipe.origin(key)})"
-            )
-            self.recipe.problems.append(text)
-        return self.scalars.construct_object(node)
-
-    def _items(self, node: yaml.SequenceNode, key: str) -> Iterator[Any]:
-        for i, item in enumerate(node.value):
-            full = f"{key}[{i}]"
-            self.recipe.lines[full] = item.start_mark.line + 1
-            yield self.value(item, full)

@@ -1,4 +1,4 @@
-"""Secrets that come from the environment, as `${oc.env:NAME}`: what is written in their place.
+"""Secrets from the environment, given as `${oc.env:NAME}`: the reference is written, not the value.
 
 A key or password stands in a header or in the address of a server. A run needs its value; the run
 folder, trackers and messages get the reference. All other keys are written with their values,
@@ -19,7 +19,7 @@ _SECRET_NAME = re.compile(
     re.IGNORECASE,
 )
 _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-"""Where a word begins in camel case: before `Token` in `accessToken` and in `HTTPToken`."""
+"""Start of a word in camel case: before `Token` in `accessToken` and in `HTTPToken`."""
 
 _SCHEME = re.compile(r"(?:bearer|basic|token)?\s*", re.IGNORECASE)
 
@@ -33,16 +33,16 @@ References = Mapping[str, str]
 
 
 def find_references(raw: Any, resolved: Any) -> dict[str, str]:
-    """The headers and addresses of a configuration that hold something from the environment.
+    """Find the headers and addresses of a configuration that hold a value from the environment.
 
     Args:
         raw: the configuration before its references are resolved.
         resolved: the same afterwards.
     """
-    texts = dict(_texts(raw))
+    texts = dict(iterate_texts(raw))
     values = [value for value in environment_values(texts) if value]
     found = {}
-    for key, value in _texts(resolved):
+    for key, value in iterate_texts(resolved):
         text = texts.get(key, "")
         indirect = "${" in text and any(secret in value for secret in values)
         if _may_hold_secret(key) and (_ENVIRONMENT.search(text) or indirect):
@@ -77,7 +77,7 @@ def with_references(tree: Any, references: References, prefix: str = "") -> Any:
 
 
 def with_unset_as_text(tree: Any) -> Any:
-    """Nested values in which a reference to a variable that is not set is not resolved.
+    """Escape the references to environment variables that are not set, so that they stay text.
 
     What reads the value refuses it: see `unset_names`.
     """
@@ -96,12 +96,12 @@ def unset_names(text: str) -> list[str]:
 
 
 def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
-    """The keys whose text holds a secret itself, and what is wrong, without the secret.
+    """Find the keys whose text holds a secret itself; each with a line that does not show it.
 
     Args:
         raw: a configuration before its references are resolved.
     """
-    for key, text in _texts(raw):
+    for key, text in iterate_texts(raw):
         literal = _WHOLE.sub("", text)
         if _is_header(key) and _is_secret_name(key.rpartition(".")[2]):
             if not _SCHEME.fullmatch(literal):
@@ -122,7 +122,7 @@ def _need(key: str) -> str:
 
 
 def _secret_in_url(url: str) -> str:
-    """Which parameter of an address is a secret; empty where none is.
+    """The parameter of an address that is a secret; empty where none is.
 
     A user and password before the host are refused in any case, where addresses are checked.
     """
@@ -148,13 +148,13 @@ def public_url(url: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
-def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def iterate_texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Every text of nested values, with its key."""
     if isinstance(tree, dict):
         for name, value in tree.items():
-            yield from _texts(value, f"{key}.{name}" if key else str(name))
+            yield from iterate_texts(value, f"{key}.{name}" if key else str(name))
     elif isinstance(tree, list):
         for i, value in enumerate(tree):
-            yield from _texts(value, f"{key}[{i}]")
+            yield from iterate_texts(value, f"{key}[{i}]")
     elif isinstance(tree, str):
         yield key, tree

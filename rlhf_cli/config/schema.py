@@ -1,66 +1,43 @@
-"""Marks that a config field carries in its annotation, and what they say to a user.
+"""Annotations of config fields, and the options that a config class has.
 
-lr: Annotated[float, Above(0)] = 1e-4
+lr: Annotated[float, Gt(0)] = 1e-4
 path: Annotated[str, ModelPath()] = ""
 """
 
-import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-
-@dataclass(frozen=True)
-class Above:
-    """The number must be greater than `bound`."""
-
-    bound: float
-
-
-@dataclass(frozen=True)
-class Below:
-    """The number must be less than `bound`."""
-
-    bound: float
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """The number must be `bound` or more."""
-
-    bound: float
-
-
-@dataclass(frozen=True)
-class AtMost:
-    """The number must be `bound` or less."""
-
-    bound: float
+# the ranges that pydantic and hypothesis understand too
+from annotated_types import Ge as Ge
+from annotated_types import Gt as Gt
+from annotated_types import Le as Le
+from annotated_types import Lt as Lt
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What the number counts; shown in the help."""
+    """What a number counts; shown in the help."""
 
     name: str
 
 
 @dataclass(frozen=True)
-class Machinery:
-    """The key does not change what is computed, so a run may go on with another value of it."""
+class RuntimeOnly:
+    """The option does not change what is computed; a run may be continued with another value."""
 
 
 @dataclass(frozen=True)
 class DataPath:
-    """A file or folder of rows that must exist, or the shipped data `tiny` (else exit 3)."""
+    """A file or folder of rows that must exist, or the shipped data `tiny` (else exit code 3)."""
 
     revision: str = ""
-    """The field beside it that says which revision of a hub id; none where there is no such."""
+    """Name of the field that holds the revision of a hub id; empty for none."""
 
 
 def no_rows(path: Any) -> bool:
-    """Whether a data path names no rows at all: left empty, `none`, or `auto`."""
+    """Whether a data path names no rows: empty, `none` or `auto`."""
     return path in ("", "none", "auto")
 
 
@@ -69,14 +46,14 @@ class ModelPath:
     """A model folder, a run folder, a shipped model or a hub id."""
 
     revision: str = ""
-    """The field beside it that says which revision of a hub id; none where there is no such."""
+    """Name of the field that holds the revision of a hub id; empty for none."""
 
     base: str = ""
-    """The field beside it that says where the base of an adapter is; none where there is no such.
-    Its revision is in the field of that name with `_revision`."""
+    """Name of the field that holds the base model of an adapter; empty for none. The revision of
+    the base is in the field of that name with `_revision`."""
 
     words: tuple[str, ...] = ()
-    """Values that name no model."""
+    """Values that are not a path."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +68,35 @@ class FunctionPath:
 
 @dataclass(frozen=True)
 class OutputPath:
-    """A place to write; never resolved against a recipe."""
+    """A path to write to; never resolved against a recipe."""
 
 
 @dataclass(frozen=True)
 class Escapes:
-    r"""Typed on the command line, `\n`, `\t`, `\r` and `\\` in the text are resolved.
+    r"""On the command line, `\n`, `\t`, `\r` and `\\` in the text are resolved.
 
-    A shell passes them on as two letters. In a recipe, YAML resolves those in double quotes.
+    A shell passes them on as two characters. In a recipe, YAML resolves them in double quotes.
     """
 
 
-Seed = Annotated[int, AtLeast(0), AtMost(2**32 - 1)]
-"""What every generator takes, NumPy's being the narrowest."""
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""Range of a seed that every generator accepts; NumPy's is the narrowest."""
 
-Marks = tuple[Any, ...]
+Constraints = tuple[Any, ...]
+"""What stands beside the type in an `Annotated`."""
 
 
-class Unfit(ValueError):
-    """A value does not fit its annotation; `need` and `example` may say it better than the type."""
+class InvalidValue(ValueError):
+    """A value does not fit its annotation.
 
-    def __init__(self, need: str = "", example: str = "") -> None:
-        super().__init__(need)
-        self.need, self.example = need, example
+    Attributes:
+        need: what is needed, where that says more than the type; else empty.
+        example: a value to try; empty for none.
+    """
+
+    def __init__(self, needed: str = "", example: str = "") -> None:
+        super().__init__(needed)
+        self.need, self.example = needed, example
 
 
 ALIASES = {
@@ -125,17 +108,18 @@ ALIASES = {
     "max_new_tokens": "sampling.max_new_tokens",
     "temperature": "sampling.temperature",
 }
+"""Short names of options."""
 
 
 @dataclass(frozen=True)
-class Knob:
+class Option:
     """A key that a user can set."""
 
     key: str
     """Full dotted name, as in `train.lr`."""
 
     type: Any
-    """The annotation, marks included."""
+    """The annotation, with its constraints."""
 
     default: Any
     owner: type[Any]
@@ -147,11 +131,11 @@ class Knob:
         return self.key.rpartition(".")[2]
 
 
-def unmark(annotation: Any) -> tuple[Any, Marks]:
-    """Split `Annotated[float, Above(0)]` into `float` and its marks."""
+def split_annotated(annotation: Any) -> tuple[Any, Constraints]:
+    """Split `Annotated[float, Gt(0)]` into `float` and its constraints."""
     if get_origin(annotation) is Annotated:
-        bare, *marks = get_args(annotation)
-        return bare, tuple(marks)
+        bare, *constraints = get_args(annotation)
+        return bare, tuple(constraints)
     return annotation, ()
 
 
@@ -176,101 +160,72 @@ def groups(config: type[Any]) -> dict[str, type[Any]]:
     return {name: kind for name, kind in field_types(config).items() if is_group(kind)}
 
 
-def knobs(config: type[Any]) -> dict[str, Knob]:
-    """Every key of a command by its full name, the root's own first."""
-    found = list(_knobs(config(), ""))
-    found.sort(key=lambda knob: "." in knob.key)
-    return {knob.key: knob for knob in found}
+def options(config: type[Any]) -> dict[str, Option]:
+    """Every option of a config class by its full name, the root's own first."""
+    found = list(_options(config(), ""))
+    found.sort(key=lambda option: "." in option.key)
+    return {option.key: option for option in found}
 
 
-def _knobs(node: Any, prefix: str) -> Iterator[Knob]:
+def _options(node: Any, prefix: str) -> Iterator[Option]:
     for name, annotation in field_types(type(node)).items():
         key, value = prefix + name, getattr(node, name)
         if is_group(annotation):
-            yield from _knobs(value, f"{key}.")
+            yield from _options(value, f"{key}.")
         else:
-            yield Knob(key, annotation, value, type(node))
+            yield Option(key, annotation, value, type(node))
 
 
 def key_type(config: type[Any], key: str) -> Any:
     """The annotation of a key, also of one below a mapping; None for an unknown key."""
-    inner, known = groups(config), knobs(config)
+    inner, known = groups(config), options(config)
     if key in inner:
         return inner[key]
     if key in known:
         return known[key].type
     parent = key.rpartition(".")[0]
-    outer = unmark(key_type(config, parent))[0] if parent and parent not in inner else None
+    outer = split_annotated(key_type(config, parent))[0] if parent and parent not in inner else None
     if get_origin(outer) is dict:
         return get_args(outer)[1]
     return Any if outer is Any else None
 
 
-def machinery(config: type[Any]) -> set[str]:
-    """The keys of a command that do not change its result."""
-    return {knob.key for knob in knobs(config).values() if Machinery() in unmark(knob.type)[1]}
+def runtime_only(config: type[Any]) -> set[str]:
+    """The keys of a config class that do not change the result of a run."""
+    return {
+        option.key
+        for option in options(config).values()
+        if RuntimeOnly() in split_annotated(option.type)[1]
+    }
 
 
 def aliases(config: type[Any]) -> dict[str, str]:
-    """The short names that mean something to a command and what they stand for."""
-    known = knobs(config)
+    """The short names that a config class has, with the full names that they stand for."""
+    known = options(config)
     return {short: full for short, full in ALIASES.items() if full in known and short not in known}
 
 
-def need(annotation: Any) -> str:
-    """What a value of this type must be, in words: `a number > 0`."""
-    bare, marks = unmark(annotation)
-    if is_union(bare):
-        return _either(list(get_args(bare)))
-    origin, parts = get_origin(bare), get_args(bare)
-    if origin is Literal:
-        return "one of " * (len(parts) > 1) + ", ".join(show(part) for part in parts)
-    if origin is list:
-        return "a list" if parts[0] is Any else f"a list, each item {need(parts[0])}"
-    if origin is dict:
-        return "keys with values" if parts[1] is Any else f"keys, each with {need(parts[1])}"
-    return " ".join([_WORDS.get(bare, "keys below it"), *bounds(marks)])
+def unused_options(cfg: Any, used: Mapping[str, bool]) -> dict[str, Any]:
+    """Options that were set although the run does not use them: name -> default.
+
+    Args:
+        cfg: a dataclass.
+        used: name of an option -> whether the run uses it.
+    """
+    defaults = {field.name: field.default for field in fields(cfg)}
+    return {
+        name: defaults[name]
+        for name, is_used in used.items()
+        if not is_used and getattr(cfg, name) != defaults[name]
+    }
 
 
-def _either(parts: list[Any]) -> str:
-    """The parts of a union; one of a few, or a list of them, names the few once."""
-    lists = [part for part in parts if get_origin(part) is list and get_args(part)[0] in parts]
-    found = [need(part) for part in parts if part not in lists]
-    return " or ".join([*found, *("a list of these" for _ in lists)])
-
-
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Any: "a value",
-    types.NoneType: "null",
-}
-
-
-def bounds(marks: Marks) -> list[str]:
-    """The range in symbols, for a message: `["> 0", "and <= 1"]`."""
-    signs = {Above: ">", AtLeast: ">=", Below: "<", AtMost: "<="}
-    found = [f"{signs[type(mark)]} {show(mark.bound)}" for mark in marks if type(mark) in signs]
-    return [text if i == 0 else f"and {text}" for i, text in enumerate(found)]
-
-
-def show(value: Any) -> str:
-    """A value as it is typed after `key=`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return re.sub(r"e([-+])0*(\d)", r"e\1\2", repr(value)).replace("e+", "e")
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {show(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(show(item) for item in value) + "]"
-    text = str(value)
-    return text if not isinstance(value, str) or re.fullmatch(_PLAIN, text) else repr(text)
-
-
-# Text that needs no quotes and cannot be taken for a number.
-_PLAIN = r"(?![-+.\d][\d.eE+_-]*$)[\w./~@:+-]+"
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Turn `{train: {lr: 1}}` into `{train.lr: 1}`; an empty mapping and a list are values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            found |= flatten(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,8 +1,8 @@
 from dataclasses import dataclass, field
-from os.path import exists, expanduser
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, DataPath, Escapes, Unit
+from rlhf_cli.config.schema import DataPath, Escapes, Ge, Gt, Unit
+from rlhf_cli.resources import SHIPPED
 
 Columns = dict[str, Annotated[str, Escapes()]]
 
@@ -28,7 +28,7 @@ class SourceConfig:
     path: Annotated[str, DataPath("revision")] = ""
     """File, folder, hub id or `tiny`."""
 
-    weight: Annotated[float, Above(0)] = 1.0
+    weight: Annotated[float, Gt(0)] = 1.0
     """How often each row is drawn per epoch: 1 is once, 2 is twice, 0.5 a random half of the
     rows."""
 
@@ -82,7 +82,7 @@ class DataConfig:
     """Column mapping: our name -> the name in the file, or a text with names in braces, as in
     `data.columns={prompt: question}` and `data.columns.prompt="Question: {question}"`."""
 
-    max_length: Annotated[int, AtLeast(2), Unit("tokens")] = 1024
+    max_length: Annotated[int, Ge(2), Unit("tokens")] = 1024
     """Maximum length of a row; `data.truncation` applies to longer ones, which are counted. The
     default is lowered to the context length of a model that has a shorter one."""
 
@@ -102,12 +102,17 @@ class DataConfig:
     shuffle: bool = True
     """Shuffle the examples in each epoch; false keeps the order of the file."""
 
-    max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
+    max_bad_rows: Annotated[int, Ge(0), Unit("rows")] = 0
     """Malformed rows (broken JSON, missing columns, wrong types) to tolerate."""
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out rows."""
+        return self.eval not in ("", "none") and (self.eval != "auto" or self.path == SHIPPED)
 
     def problems(self) -> list[str]:
         """Return contradictions between keys, one line each."""
-        found = self._revision_problems()
+        found = []
         for key, value in (("data.path", self.path), ("data.eval", self.eval)):
             if value == []:
                 found.append(f"{key}: got an empty list; need at least one source")
@@ -123,17 +128,6 @@ class DataConfig:
                 "Try data.eval=100, or data.eval=none"
             )
         return found
-
-    def _revision_problems(self) -> list[str]:
-        """Return a line if there is a revision and no hub id."""
-        given = [item for value in (self.path, self.eval) for item in list_paths(value)]
-        on_hub = any(not exists(expanduser(path)) for path in given if "/" in path)
-        if not self.revision or on_hub:
-            return []
-        return [
-            f"data.revision: got {self.revision}, but neither data.path nor data.eval is a hub id, "
-            "which alone has revisions. Leave data.revision out"
-        ]
 
 
 def list_paths(value: str | float | SourceList) -> list[str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.launch.worker import RankEnv, Task, build_report, read_rank_env, redirect_output
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs.log import redact, redacted
 from rlhf_cli.runs.run_files import RANK_LOGS
-from rlhf_cli.stages.registry import COMMANDS
 
 TIMEOUT = timedelta(days=2)
 """How long ranks wait for rank 0, which may have to tokenize first."""

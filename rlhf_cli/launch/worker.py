@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from rlhf_cli import errors
-from rlhf_cli.command_line import failures
 from rlhf_cli.config.check import check
+from rlhf_cli.config.command import Command
 from rlhf_cli.cores import cores
-from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError, first_line
+from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError, first_line, translate
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import hub, log, manifest, run_files
 from rlhf_cli.runs.log import logged, redacted
-from rlhf_cli.stages.registry import COMMANDS, Command
 
 TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
 """Files in the temporary folder that the launcher shares with its ranks."""
@@ -153,7 +153,7 @@ def build_report(error: BaseException, rank: int, command: Command) -> ErrorRepo
     if isinstance(error, KeyboardInterrupt):
         ours = Interrupted("interrupted; the last checkpoint, if any, is kept")
     elif isinstance(error, Exception) and not isinstance(error, RlhfError):
-        ours = failures.known(error, command)
+        ours = translate(error, command.less_memory)
     trace = "".join(traceback.format_exception(error))
     if isinstance(ours, RlhfError):
         return ErrorReport(rank, type(ours).__name__, str(ours), trace, time.time())

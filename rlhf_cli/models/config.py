@@ -1,22 +1,10 @@
 """Config classes of models: weights and tokenizer, adapters, and quantization."""
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from os.path import isdir
 from typing import Annotated, Any, ClassVar, Literal
 
-from rlhf_cli.config.nearest import nearest
-from rlhf_cli.config.schema import Above, AtLeast, Below, FilePath, ModelPath
+from rlhf_cli.config.schema import FilePath, Ge, Gt, Lt, ModelPath
 from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs import model_checks
-from rlhf_cli.runs.artifact import is_adapter, may_be_adapter
-from rlhf_cli.runs.model_checks import (
-    check_base_revision,
-    check_language_model,
-    check_not_encoder_decoder,
-    check_not_reward_model,
-    check_revision,
-)
 
 MIN_VOCAB_SIZE = 256 + 5
 """Smallest vocabulary of a trained tokenizer: every byte, and tokens for end, padding and roles."""
@@ -76,7 +64,7 @@ class ModelConfig:
     tokenizer_revision: str = ""
     """Branch, tag or commit of the hub id at `tokenizer`."""
 
-    tokenizer_vocab_size: Annotated[int, AtLeast(0)] = 0
+    tokenizer_vocab_size: Annotated[int, Ge(0)] = 0
     """Train a byte-level BPE tokenizer of this size on the training text; needs `init=scratch` and
     at least 261. 0 trains none, except that `init=scratch` without any tokenizer takes 8192."""
 
@@ -93,7 +81,7 @@ class ModelConfig:
 
     def problems(self) -> list[str]:
         """List contradictions, one line each."""
-        found = check_revision("model.path", self.path, self.revision)
+        found = []
         if self.architecture and self.path:
             found.append(
                 f"model.architecture: given beside model.path={self.path}, which has its own; "
@@ -124,26 +112,7 @@ class ModelConfig:
                 f"model.tokenizer_vocab_size: got {self.tokenizer_vocab_size} beside "
                 f"model.tokenizer={self.tokenizer}; need one of the two"
             )
-        found += check_not_encoder_decoder("model.path", self.path, self.revision)
-        found += check_base_revision("model", self.path, self.base, self.base_revision)
-        found += check_revision("model.tokenizer", self.tokenizer, self.tokenizer_revision)
-        module, origin = FLASH_PACKAGES.get(self.attention, ("", ""))
-        if module and find_spec(module) is None:
-            found.append(
-                f"model.attention: got {self.attention}, but {module} is not installed "
-                f"({origin}). Try model.attention=auto"
-            )
         return found
-
-    @property
-    def positions(self) -> int | None:
-        """Context length of the model, where it is known before loading."""
-        config = model_checks.read_base_config(self.path, self.revision, self.base)
-        return model_checks.max_positions(config or self.architecture)
-
-    def not_a_language_model(self) -> list[str]:
-        """List the problem of a reward model where a language model is needed."""
-        return check_not_reward_model("model.path", self.path, self.revision)
 
     def missing(self) -> list[str]:
         """List the problem of a run without a model."""
@@ -195,19 +164,12 @@ class ComparedModelConfig(TrainedModelConfig):
                 "model.reference: got adapter_off with adapter.kind=none; need a new adapter to "
                 "take away. Try model.reference=auto"
             ]
-        meant = nearest(self.reference, self.reference_choices, 0.7)
-        if self.reference not in self.reference_choices and not isdir(self.reference) and meant:
-            return [
-                f"model.reference: got {self.reference}, which is no folder here; need "
-                f"{', '.join(self.reference_choices)} or a model. Try model.reference={meant}"
-            ]
         if self.reference == SHIPPED:
             return [
                 f"model.reference: got {SHIPPED}, a shape with random weights; need a trained "
                 "model. Try model.reference=auto"
             ]
-        path = "" if self.reference in self.reference_choices else self.reference
-        return check_language_model("model.reference", path, self.reference_revision)
+        return []
 
 
 @dataclass(kw_only=True)
@@ -219,13 +181,13 @@ class AdapterConfig:
     (arXiv:2402.09353), or `rslora`, scaled by alpha / sqrt(rank) (arXiv:2312.03732). `none` trains
     every weight, or continues the adapter at `model.path`."""
 
-    rank: Annotated[int, AtLeast(1)] = 16
+    rank: Annotated[int, Ge(1)] = 16
     """Rank r of the adapter's matrices."""
 
-    alpha: Annotated[float, Above(0)] = 32.0
+    alpha: Annotated[float, Gt(0)] = 32.0
     """LoRA α: the adapter's output is scaled by alpha / rank."""
 
-    dropout: Annotated[float, AtLeast(0), Below(1)] = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Dropout rate of the adapter's inputs. Above 0 the result depends on the division of a step
     into micro-batches."""
 
@@ -313,57 +275,11 @@ class LoadConfig:
     scores: ClassVar[bool] = False
     """Whether the model is a reward model."""
 
-    @property
-    def brings_adapter(self) -> bool:
-        """Whether `model.path` is known to be an adapter."""
-        return is_adapter(self.model.path, self.model.revision)
-
-    @property
-    def may_bring_adapter(self) -> bool:
-        """Whether `model.path` is an adapter, or may be one on the hub."""
-        return may_be_adapter(self.model.path, self.model.revision)
-
-    @property
-    def trains_adapter(self) -> bool:
-        """Whether an adapter is trained on frozen weights."""
-        kept = self.brings_adapter and self.adapter.start != "merge"
-        return self.adapter.kind != "none" or kept
-
-    @property
-    def trains_weights(self) -> bool:
-        """Whether it is known that no adapter is trained."""
-        kept = self.may_bring_adapter and self.adapter.start != "merge"
-        return self.adapter.kind == "none" and not kept
-
     def problems(self) -> list[str]:
         """List contradictions, one line each."""
         found = self.model.missing()
         if self.kernels == []:
             found.append("kernels: got []; need at least one. Try kernels=auto")
-        if LIGER in self.kernels and find_spec(LIGER_MODULE) is None:
-            advice = "Try pip install 'rlhf-cli[kernels]'"
-            found.append(f"kernels: got liger, but liger-kernel is not installed. {advice}")
-        if not self.scores:
-            found += self.model.not_a_language_model()
-        start = self.adapter.start
-        if start != "continue" and not self.may_bring_adapter:
-            found.append(
-                f"adapter.start: got {start}, but model.path={self.model.path} brings no adapter. "
-                "Try adapter.start=continue"
-            )
-        elif start == "stack" and self.adapter.kind == "none":
-            found.append(
-                "adapter.start: got stack with adapter.kind=none; need a kind for the new adapter. "
-                "Try adapter=lora"
-            )
-        if self.quant.kind in ("nf4", "int8") and self.trains_weights:
-            found.append(
-                f"quant.kind: got {self.quant.kind} with full training, and quantized weights have "
-                "no gradient; need an adapter. Try adapter=lora"
-            )
         if self.scores:
             found += self.quant.not_of_scores()
-        kept = self.brings_adapter and self.adapter.start == "continue"
-        if not kept:
-            return found + model_checks.check_layer_names(self.model, self.adapter)
-        return found + model_checks.check_adapter(self.model, self.adapter, AdapterConfig())
+        return found

@@ -28,10 +28,10 @@ from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.tokenizer import load_pretrained_tokenizer
 from rlhf_cli.models.vocabulary import fit_vocabulary, num_embeddings, require_embedded_ids
 from rlhf_cli.models.wrapper import HiddenStateHook
-from rlhf_cli.rewards.config import ScorerConfig, label_problem
+from rlhf_cli.rewards.config import ScorerConfig
 from rlhf_cli.rewards.reward_model import dtype_name, max_tokens_of, nbytes, with_config_key
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.runs.artifact import class_labels, find_label
+from rlhf_cli.runs.artifact import class_labels, find_label, label_problem
 
 
 class ClassifierScorer:

@@ -6,22 +6,9 @@ from os.path import basename
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from rlhf_cli.config.nearest import nearest
 from rlhf_cli.config.references import public_url
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, FunctionPath, ModelPath, Unit, show
-from rlhf_cli.resources import SHIPPED
-from rlhf_cli.runs.artifact import (
-    find_label,
-    find_model_folder,
-    is_adapter,
-    is_reward_model,
-    read_labels,
-)
-from rlhf_cli.runs.model_checks import (
-    check_base_revision,
-    check_not_encoder_decoder,
-    check_revision,
-)
+from rlhf_cli.config.schema import FunctionPath, Ge, Gt, Le, ModelPath, Unit
+from rlhf_cli.config.values import format_value
 
 
 @dataclass(kw_only=True)
@@ -66,22 +53,22 @@ class ScorerConfig:
     """HTTP headers of requests to `url`, as in `{Authorization: "Bearer ${oc.env:TOKEN}"}`;
     secrets must come from the environment."""
 
-    timeout: Annotated[float, Above(0), Unit("seconds")] = 60.0
+    timeout: Annotated[float, Gt(0), Unit("seconds")] = 60.0
     """Timeout of a request to `url`."""
 
-    retries: Annotated[int, AtLeast(0)] = 3
+    retries: Annotated[int, Ge(0)] = 3
     """Retries of a failed request to `url`, after 0.5, 1, 2, ... seconds."""
 
-    batch_size: Annotated[int, AtLeast(1), Unit("responses")] = 32
+    batch_size: Annotated[int, Ge(1), Unit("responses")] = 32
     """Batch size of requests to `url`, and of the classifier."""
 
     pattern: str = ""
     """Rule: 1 for a response that contains a match of this regular expression, else 0."""
 
-    length_penalty: Annotated[float, AtLeast(0)] = 0.0
+    length_penalty: Annotated[float, Ge(0)] = 0.0
     """Rule: minus this for each token of the response past `free_length`."""
 
-    free_length: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    free_length: Annotated[int, Ge(0), Unit("tokens")] = 0
     """Response tokens that `length_penalty` does not count."""
 
     kinds: ClassVar[tuple[str, ...]] = (
@@ -132,17 +119,10 @@ class ScorerConfig:
         """
         given = self.given
         if len(given) > 1:
-            each = ", ".join(f"{{{name}: {show(getattr(self, name))}}}" for name in given)
+            each = ", ".join(f"{{{name}: {format_value(getattr(self, name))}}}" for name in given)
             advice = f". Several go in a list: reward.terms=[{each}]" if at == "reward" else ""
             return [f"{at}.{given[1]}: given beside {at}.{given[0]}; need one scorer{advice}"]
         found = self._unread_options(at, given)
-        if self.model:
-            found += self._model_problems(f"{at}.model")
-            found += check_revision(f"{at}.model", self.model, self.revision)
-            found += check_base_revision(at, self.model, self.base, self.base_revision)
-        if self.classifier:
-            found += self._classifier_problems(at)
-            found += check_revision(f"{at}.classifier", self.classifier, self.revision)
         if self.url and not _is_http(self.url):
             found.append(
                 f"{at}.url: got {public_url(self.url)}; need an address as "
@@ -160,8 +140,8 @@ class ScorerConfig:
     def _header_problems(self, at: str) -> list[str]:
         """Errors of headers that cannot be sent, and of a user in the url, which urllib drops."""
         found = [
-            f"{at}.headers: {show(name)} is no header; need a name without spaces and a value "
-            "of one line"
+            f"{at}.headers: {format_value(name)} is no header; need a name without spaces and a "
+            "value of one line"
             for name, value in self.headers.items()
             if not (_HEADER_NAME.fullmatch(name) and str(value).isprintable())
         ]
@@ -181,50 +161,6 @@ class ScorerConfig:
             for name, kinds in self.read_by.items()
             if not {*kinds} & {*given} and getattr(self, name) != getattr(default, name)
         ]
-
-    def _model_problems(self, key: str) -> list[str]:
-        """Errors of `model` that its local files show; a hub id is checked after download."""
-        if self.model == SHIPPED:
-            return [f"{key}: got {SHIPPED}, which has random weights; need a reward model"]
-        if find_model_folder(self.model, self.revision) is None:
-            return []
-        two_stacks = check_not_encoder_decoder(key, self.model, self.revision)
-        if two_stacks:
-            return two_stacks
-        if not is_reward_model(self.model, self.revision):
-            return [
-                f"{key}: got {self.model}, which writes text and gives no scores; need a reward "
-                "model. Train one: rlhf reward model=" + self.model
-            ]
-        adapter = is_adapter(self.model, self.revision)
-        labels = [] if adapter else read_labels(self.model, self.revision)
-        if len(labels) > 1:
-            return [
-                f"{key}: got {self.model}, a classifier with {len(labels)} labels "
-                f"({_join_labels(labels)}); need one with a single label, or say which one counts: "
-                f"classifier={self.model} label={show(labels[-1])}"
-            ]
-        return []
-
-    def _classifier_problems(self, at: str) -> list[str]:
-        path, revision = self.classifier, self.revision
-        if path == SHIPPED:
-            return [f"{at}.classifier: got {SHIPPED}, which has random weights; need a classifier"]
-        if find_model_folder(path, revision) is None:
-            return []
-        if is_adapter(path, revision):
-            return [
-                f"{at}.classifier: got {path}, an adapter; need whole weights. "
-                f"Try {at}.model={path}, or rlhf merge"
-            ]
-        if not is_reward_model(path, revision):
-            return [
-                f"{at}.classifier: got {path}, which has no classification head; need a sequence "
-                "classifier"
-            ]
-        labels = read_labels(path, revision)
-        wrong = label_problem(f"{at}.label", self.label, labels)
-        return [wrong] if labels and wrong else []
 
 
 @dataclass(kw_only=True)
@@ -251,7 +187,7 @@ class RewardsConfig(ScorerConfig):
     if it is below `safety_threshold` or the row's column `safety` is true, else the term
     `helpfulness`, both probabilities; then the logit, whitened over the whole batch."""
 
-    safety_threshold: Annotated[float, Above(0), AtMost(1)] = 0.15
+    safety_threshold: Annotated[float, Gt(0), Le(1)] = 0.15
     """With `combine=llama2`: a response with a lower safety probability is unsafe."""
 
     baseline: float = 0.0
@@ -260,7 +196,7 @@ class RewardsConfig(ScorerConfig):
     scale: Literal["none", "running"] = "none"
     """`running` divides by the running standard deviation of the combined scores."""
 
-    clip: Annotated[float, AtLeast(0)] = 0.0
+    clip: Annotated[float, Ge(0)] = 0.0
     """Clip the scaled score to [-clip, clip]; 0 is off."""
 
     skip_special_tokens: bool = False
@@ -362,20 +298,6 @@ class RewardsConfig(ScorerConfig):
 
 def _scorer_fields(cfg: ScorerConfig) -> dict[str, Any]:
     return {item.name: getattr(cfg, item.name) for item in fields(ScorerConfig)}
-
-
-def label_problem(key: str, label: str | int, labels: list[str]) -> str:
-    """Error of a missing or unknown classifier label, or empty."""
-    if find_label(label, labels) is not None:
-        return ""
-    close = nearest(str(label), labels) or labels[-1]
-    got = "none given" if label == "" else f"got {label}"
-    return f"{key}: {got}; need one of {_join_labels(labels)}, or an index. Try {key}={show(close)}"
-
-
-def _join_labels(labels: list[str], most: int = 12) -> str:
-    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + rest
 
 
 _HEADER_NAME = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)

@@ -1,30 +1,30 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, Escapes, Seed, Unit
+from rlhf_cli.config.schema import Escapes, Ge, Gt, Le, Seed, Unit
 
 
 @dataclass(kw_only=True)
 class SamplingConfig:
     """How tokens are sampled."""
 
-    max_new_tokens: Annotated[int, AtLeast(1), Unit("tokens")] = 128
+    max_new_tokens: Annotated[int, Ge(1), Unit("tokens")] = 128
     """Maximum length of a response."""
 
-    min_new_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    min_new_tokens: Annotated[int, Ge(0), Unit("tokens")] = 0
     """Number of tokens before which no end token is sampled; a stop string still ends a
     response."""
 
-    temperature: Annotated[float, AtLeast(0)] = 1.0
+    temperature: Annotated[float, Ge(0)] = 1.0
     """Temperature that divides the logits; 0 is greedy decoding."""
 
-    top_k: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    top_k: Annotated[int, Ge(0), Unit("tokens")] = 0
     """Keep the k most likely tokens; 0 keeps all."""
 
-    top_p: Annotated[float, Above(0), AtMost(1)] = 1.0
+    top_p: Annotated[float, Gt(0), Le(1)] = 1.0
     """Nucleus sampling: keep the most likely tokens up to this probability mass; 1 keeps all."""
 
-    min_p: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    min_p: Annotated[float, Ge(0), Le(1)] = 0.0
     """Drop tokens less likely than this fraction of the most likely token's probability; 0 drops
     none."""
 

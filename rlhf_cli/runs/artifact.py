@@ -5,6 +5,8 @@ from os.path import isdir
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.values import format_value
 from rlhf_cli.errors import ModelError
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import hub, manifest, run_files
@@ -143,3 +145,19 @@ def find_label(label: str | int, labels: Sequence[str]) -> int | None:
         return labels.index(label)
     plain = [name.lower() for name in labels]
     return plain.index(label.lower()) if plain.count(label.lower()) == 1 else None
+
+
+def label_problem(key: str, label: str | int, labels: list[str]) -> str:
+    """Describe a label that a classifier lacks, or a missing one; empty if the label is valid."""
+    if find_label(label, labels) is not None:
+        return ""
+    close = nearest(str(label), labels) or labels[-1]
+    got = "none given" if label == "" else f"got {label}"
+    advice = f"Try {key}={format_value(close)}"
+    return f"{key}: {got}; need one of {list_labels(labels)}, or an index. {advice}"
+
+
+def list_labels(labels: list[str], most: int = 12) -> str:
+    """Join label names for a message, at most that many."""
+    rest = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + rest

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf_cli.config.recipe import read
-from rlhf_cli.config.renamed import renamed
-from rlhf_cli.config.schema import machinery, show
-from rlhf_cli.config.tree import flat
-from rlhf_cli.config.yaml12 import escape, to_yaml
+from rlhf_cli.config.schema import flatten, runtime_only
+from rlhf_cli.config.values import format_value
+from rlhf_cli.config.yaml_files import escape, to_yaml
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import inputs, lock, manifest, run_files
 from rlhf_cli.runs.run_files import (
     CHECKPOINTS,
@@ -24,7 +24,6 @@ from rlhf_cli.runs.run_files import (
     write_error,
     write_text_atomic,
 )
-from rlhf_cli.stages.registry import COMMANDS
 
 Decision = Literal["fresh", "continue", "complete"]
 
@@ -92,7 +91,7 @@ def _clear(path: Path, config: dict[str, Any]) -> None:
         ConfigError: a file to remove is an input of this run.
     """
     doomed = run_files.list_run_files(path)
-    for key, value in flat(config).items():
+    for key, value in flatten(config).items():
         for text in _strings(value):
             if any(entry in (Path(text), *Path(text).parents) for entry in doomed):
                 raise ConfigError(
@@ -172,7 +171,7 @@ def _require_same(path: Path, config: dict[str, Any], stage: str) -> None:
     if before.stage != stage:
         text = f"output_dir: {path} holds a run of {before.stage or 'another tool'}, not of {stage}"
         raise ConfigError(f"{text}. Try another output_dir")
-    differences = _differences(_in_todays_words(before.values), flat(escape(config)), stage)
+    differences = _differences(flatten(before.values), flatten(escape(config)), stage)
     if differences:
         head = (
             f"output_dir: {path} holds a run with other values; use the same or another output_dir"
@@ -202,11 +201,6 @@ def _require_no_run_names(path: Path) -> None:
         )
 
 
-def _in_todays_words(values: dict[str, Any]) -> dict[str, Any]:
-    """Every key of a configuration that an older version may have written, by its name of today."""
-    return {(renamed(key) or (key, ""))[0]: value for key, value in flat(values).items()}
-
-
 def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> list[str]:
     """List the keys that change the result and have another value, one line each.
 
@@ -214,11 +208,11 @@ def _differences(before: dict[str, Any], now: dict[str, Any], stage: str) -> lis
     """
 
     def shown(values: dict[str, Any], key: str) -> str:
-        return show(values[key]) if key in values else "(not set)"
+        return format_value(values[key]) if key in values else "(not set)"
 
     config = COMMANDS[stage].config
-    free = machinery(config)
-    then = {**flat(asdict(config())), **before}
+    free = runtime_only(config)
+    then = {**flatten(asdict(config())), **before}
     keys = [key for key in {**before, **now} if then.get(key) != now.get(key)]
     return [
         f"  {key}: {shown(before, key)} -> {shown(now, key)}" for key in keys if key not in free

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.config.inputs import Input, named_inputs
-from rlhf_cli.config.paths import DATA_SUFFIXES
+from rlhf_cli.config.paths import DATA_SUFFIXES, Input, named_inputs
 from rlhf_cli.config.schema import DataPath, FunctionPath
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.runs import lock, run_files
@@ -147,11 +146,11 @@ def _local(values: dict[str, Any], config: type[Any]) -> Iterator[tuple[Input, l
 
 def _files(named: Input) -> Iterator[Path]:
     path = Path(named.value)
-    if isinstance(named.mark, FunctionPath):
+    if isinstance(named.kind, FunctionPath):
         yield Path(named.value.rpartition(":")[0])
     elif not path.is_dir():
         yield path
-    elif isinstance(named.mark, DataPath):
+    elif isinstance(named.kind, DataPath):
         beside = {key: str(named.beside.get(key) or "") for key in ("name", "data_dir")}
         yield from list_data_files(path, **beside)
     else:

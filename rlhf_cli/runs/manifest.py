@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli import __version__
-from rlhf_cli.config.yaml12 import to_yaml
+from rlhf_cli.config.yaml_files import to_yaml
 from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import hub, lock, log, run_files
 from rlhf_cli.runs.run_files import read_json, write_json_atomic

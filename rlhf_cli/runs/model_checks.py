@@ -11,7 +11,7 @@ from os.path import expanduser, isdir
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.config.nearest import nearest
+from rlhf_cli.config.suggest import nearest
 from rlhf_cli.resources import SHIPPED, shipped_model
 from rlhf_cli.runs.artifact import (
     ADAPTER_CONFIG,

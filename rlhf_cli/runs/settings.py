@@ -6,13 +6,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from rlhf_cli.config.check import Problem, check
+from rlhf_cli.config.check import ConfigProblem, check
 from rlhf_cli.config.recipe import read
 from rlhf_cli.config.references import with_unset_as_text
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import manifest
 from rlhf_cli.runs.run_files import CONFIG
-from rlhf_cli.stages.registry import COMMANDS
 
 # A run's result does not need the files that it was made from.
 _MAY_BE_GONE = ("model.path", "model.base", "model.tokenizer", "model.chat_template")
@@ -31,7 +31,7 @@ class Settings:
 
     stage: str
     config: Any
-    gone: list[Problem]
+    gone: list[ConfigProblem]
     commits: dict[str, str] = field(default_factory=dict)
 
 
@@ -52,7 +52,7 @@ def read_settings(model: str) -> Settings | None:
     # a key that did not exist then takes its present default
     whole = OmegaConf.merge(asdict(command.config()), with_unset_as_text(found.values))
     tree: Any = OmegaConf.to_container(whole, resolve=True)
-    checked = check(command, tree, {}, whole=False)
+    checked = check(command, tree, {}, commands=COMMANDS, whole=False)
     gone = [problem for problem in checked.problems if problem.about_data]
     other = [
         f"{file}: {problem.text}"

@@ -1,18 +1,16 @@
 from dataclasses import dataclass, field
-from os.path import expanduser, isdir
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import OutputPath, Seed, no_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
-from rlhf_cli.resources import SHIPPED
 from rlhf_cli.sweep.config import Objective, SweepConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
-def judged_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...]) -> list[str]:
-    """What does not go with rows that are judged as wholes, one line each."""
+def response_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...]) -> list[str]:
+    """Settings that a stage which compares whole responses does not support, one line each."""
     found = []
     if data.format not in ("auto", *formats):
         needed = ", ".join(("auto", *formats))
@@ -36,12 +34,12 @@ PROMPT_FORMATS = ("auto", "prompt", "prompt_completion", "chat")
 
 
 def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[str]:
-    """What does not go with rows that are prompts alone, one line each.
+    """Settings that a stage which reads prompts alone does not support, one line each.
 
     Args:
-        stage: writes the responses.
-        data: of the prompts.
-        response: `sampling.max_new_tokens`, for which a row leaves room.
+        stage: name of the stage, which generates the responses.
+        data: configuration of the prompts.
+        response: `sampling.max_new_tokens`; a row leaves room for this many.
     """
     found = []
     if response >= data.max_length:
@@ -66,7 +64,7 @@ def prompt_rows_problems(stage: str, data: DataConfig, response: int) -> list[st
 
 @dataclass(kw_only=True)
 class StageConfig(LoadConfig):
-    """What every training stage has."""
+    """Options of every training stage."""
 
     model: TrainedModelConfig = field(default_factory=TrainedModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -76,7 +74,7 @@ class StageConfig(LoadConfig):
     sweep: SweepConfig = field(default_factory=SweepConfig)
 
     seed: Seed = 0
-    """Seed of weights, order and noise."""
+    """Seed of the initial weights, the order of rows, dropout and sampling."""
 
     output_dir: Annotated[str, OutputPath()] = ""
     """Run folder; empty makes `runs/<stage>-<time>-<id>`."""
@@ -86,67 +84,38 @@ class StageConfig(LoadConfig):
     checkpoint to continue from."""
 
     balances_experts: ClassVar[bool] = False
-    """Whether the balancing loss of a mixture of experts is a part of the loss."""
+    """Whether the load-balancing loss of a mixture of experts is added to the loss."""
 
     default_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
-    """What `train.lr=auto` is where all weights are trained, and where an adapter is."""
+    """Values of `train.lr=auto`: for full training, and for an adapter."""
 
     @property
-    def usual_objective(self) -> Objective:
-        """What runs of the stage are compared by in a sweep, where nothing else is said."""
+    def default_objective(self) -> Objective:
+        """The metric that ranks the runs of a sweep unless `sweep.metric` is set."""
         return Objective("eval/loss", "min")
 
     @property
     def objective(self) -> Objective:
-        """What runs are compared by in a sweep."""
-        return self.sweep.objective(self.usual_objective)
+        """The metric that ranks the runs of a sweep."""
+        return self.sweep.objective(self.default_objective)
 
     @property
     def as_messages(self) -> bool:
-        """Whether text prompts and responses of rows become turns of the chat template."""
+        """Whether prompts and responses that are text are put into the chat template."""
         return False
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate of the run."""
-        if self.train.lr != "auto":
-            return self.train.lr
-        full, adapter = self.default_lr
-        return adapter if self.trains_adapter else full
-
-    def fit_to_model(self) -> None:
-        """Lower a `data.max_length` that is at its default to the positions of the model."""
-        room = self.model.positions
-        if room and self.data.max_length == DataConfig.max_length:
-            self.data.max_length = min(self.data.max_length, room)
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = super().problems()
-        room = self.model.positions
-        if room and self.data.max_length > room:
-            found.append(
-                f"data.max_length: got {self.data.max_length}, but the model has {room} positions. "
-                f"Try data.max_length={room}"
-            )
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "
                 "Try data=rows.jsonl, or data=tiny (shipped rows)"
             )
-        held_out = self.data.eval not in ("", "none") and (
-            self.data.eval != "auto" or self.data.path == SHIPPED
-        )
-        if not held_out and (self.train.early_stop or self.train.result == "best"):
+        if not self.data.holds_out and (self.train.early_stop or self.train.result == "best"):
             found.append(
-                "data.eval: got none, but train.early_stop and train.result=best go by held-out "
+                "data.eval: got none, but train.early_stop and train.result=best need held-out "
                 "rows. Try data.eval=0.05"
-            )
-        if self.model.freeze and self.trains_adapter:
-            found.append(
-                f"model.freeze: got {', '.join(self.model.freeze)} beside an adapter, under which "
-                "no other weight is trained. Leave it out, or train all weights: "
-                "Try adapter=none, with adapter.start=merge where model.path brings an adapter"
             )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(
@@ -154,25 +123,20 @@ class StageConfig(LoadConfig):
                 f"{self.train.max_steps}; need at most that. "
                 f"Try train.warmup_steps={self.train.max_steps // 10}"
             )
-        if self.resume not in ("auto", "never") and not isdir(expanduser(self.resume)):
-            found.append(
-                f"resume: got {self.resume or 'nothing'}; need auto, never or the folder of a "
-                "checkpoint. Try resume=auto"
-            )
         return found
 
 
 @dataclass(kw_only=True)
 class ResponseRowsConfig(StageConfig):
-    """What stages have that learn from rows of prompts with responses."""
+    """Options of the stages that learn from rows of prompts with responses."""
 
     template: Literal["auto", "always", "never"] = "auto"
-    """What becomes of a row whose prompt and responses are text. `always` makes the prompt the
-    user's message and each response the assistant's, in the chat template, as in a row of messages.
-    `never` joins them as they stand, and so does `auto`, which says so where the model has a chat
-    template."""
+    """How a row whose prompt and responses are text is formatted. `always` puts the prompt as the
+    user's message and each response as the assistant's into the chat template, as for a row of
+    messages. `never` concatenates them, and so does `auto`, which prints a line where the model has
+    a chat template."""
 
     @property
     def as_messages(self) -> bool:
-        """Whether text prompts and responses of rows become turns of the chat template."""
+        """Whether prompts and responses that are text are put into the chat template."""
         return self.template == "always"

@@ -28,6 +28,7 @@ from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer, trains_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.preflight.models import positions
 from rlhf_cli.runs.run_files import TOKENIZER
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 
@@ -166,7 +167,7 @@ def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
 
 def say_max_length(cfg: StageConfig) -> None:
     """Say that `data.max_length` was lowered to the model's positions."""
-    if cfg.data.max_length == cfg.model.positions:
+    if cfg.data.max_length == positions(cfg.model):
         logger.info(f"data.max_length: {cfg.data.max_length}, the model's positions")
 
 

@@ -19,6 +19,7 @@ from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
 from rlhf_cli.models.router import report_balancing_loss
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.preflight.models import peak_learning_rate
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.prepare_data import RunData, StageData
@@ -66,7 +67,7 @@ class TrainingPlan:
     @property
     def train(self) -> TrainConfig:
         """`cfg.train` with the stage's default learning rate filled in."""
-        return replace(self.cfg.train, lr=self.cfg.lr)
+        return replace(self.cfg.train, lr=peak_learning_rate(self.cfg))
 
 
 def open_run(cfg: StageConfig, out: Path) -> RunContext:

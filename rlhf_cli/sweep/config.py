@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Machinery
+from rlhf_cli.config.schema import RuntimeOnly
 
 Mode = Literal["min", "max"]
 
@@ -41,13 +41,13 @@ class Objective:
 class SweepConfig:
     """Metric by which the runs of a sweep (`-m`) are compared; single runs ignore it."""
 
-    metric: Annotated[str, Machinery()] = "auto"
+    metric: Annotated[str, RuntimeOnly()] = "auto"
     """Metric of a finished run, as `eval/loss`; without `eval/` that of its last logged step. A run
     without held-out rows is compared by the corresponding training metric. `auto` is the held-out
     accuracy of pairs for dpo, the held-out score for ppo (the table shows its KL too), and the
     held-out loss for other stages."""
 
-    mode: Annotated[Literal["auto", "min", "max"], Machinery()] = "auto"
+    mode: Annotated[Literal["auto", "min", "max"], RuntimeOnly()] = "auto"
     """Whether lower (`min`) or higher (`max`) values are better; needed with `sweep.metric`."""
 
     def problems(self) -> list[str]:

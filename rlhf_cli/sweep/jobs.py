@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rlhf_cli.command_line.words import Setting
+from rlhf_cli.config.args import Override
 from rlhf_cli.console import format_table, logger
 from rlhf_cli.errors import CheckpointError, Interrupted
 from rlhf_cli.runs import manifest
@@ -39,7 +39,7 @@ _SECONDARY = ("eval/kl", "eval/loss")
 
 
 def run_job(
-    args: list[str], settings: list[Setting], sweep: Path, number: int, objective: Objective
+    args: list[str], settings: list[Override], sweep: Path, number: int, objective: Objective
 ) -> float:
     """Run one job and return the value that a sweeper minimizes; infinity without a result.
 
@@ -76,7 +76,7 @@ def run_job(
     return math.inf if math.isnan(cost) else cost
 
 
-def _without_preview(args: list[str], settings: list[Setting]) -> list[str]:
+def _without_preview(args: list[str], settings: list[Override]) -> list[str]:
     """Argument that turns off the preview of the first example, which job 0 has shown."""
     own = [setting.key for setting in settings]
     other_rows = any(key.startswith(("data", "model")) for key in own)

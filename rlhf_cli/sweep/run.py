@@ -14,21 +14,23 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
-from rlhf_cli.command_line.words import CommandLine, Setting
-from rlhf_cli.config.nearest import nearest
-from rlhf_cli.config.resolve import COMMAND_LINE, Resolved, resolve
-from rlhf_cli.config.schema import groups, knobs
-from rlhf_cli.config.typed import comma_for_point, parse_override, quote, refused_sweep, typed
-from rlhf_cli.config.yaml12 import to_yaml
+from rlhf_cli.config.args import CommandLine, Override
+from rlhf_cli.config.command import Command
+from rlhf_cli.config.overrides import comma_for_point, parse_override, quote, refused_sweep, to_text
+from rlhf_cli.config.provenance import COMMAND_LINE
+from rlhf_cli.config.schema import groups, options
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.config.yaml_files import to_yaml
 from rlhf_cli.console import logger
 from rlhf_cli.errors import CheckpointError, ConfigError, DataError, RlhfError
+from rlhf_cli.resolve import Resolved, print_notes, recipe_sweep, resolve
 from rlhf_cli.runs import folder, lock, manifest
 from rlhf_cli.runs.run_files import write_error
-from rlhf_cli.stages.registry import Command
 from rlhf_cli.sweep import jobs
 from rlhf_cli.sweep.config import Objective
 
@@ -40,7 +42,7 @@ _CHOSEN = "._chosen"
 class Job:
     """Overrides of one job, and its resolved configuration."""
 
-    settings: list[Setting]
+    settings: list[Override]
     resolved: Resolved
 
 
@@ -84,12 +86,13 @@ def plan_sweep(command: Command, line: CommandLine) -> Sweep:
         ConfigError: a job cannot run; the message has a line for every problem of every job.
         DataError: the same, if all problems are data paths.
     """
+    line = replace(line, overrides=[*line.overrides, *recipe_sweep(command, line)])
     fixed, swept, problems = _split(command, line)
-    common = replace(line, settings=fixed, problems=[*line.problems, *problems])
+    common = replace(line, overrides=fixed, problems=[*line.problems, *problems])
     checked, refused = [], []
     for settings in _grid(swept):
         try:
-            job_line = replace(common, settings=[*fixed, *settings])
+            job_line = replace(common, overrides=[*fixed, *settings])
             checked.append(Job(settings, resolve(command, job_line)))
         except RlhfError as error:
             refused.append(error)
@@ -98,6 +101,7 @@ def plan_sweep(command: Command, line: CommandLine) -> Sweep:
     if len(folders) > 1:
         text = "output_dir: differs between the jobs; need one folder, in which they are numbered"
         refused.append(ConfigError(f"{text}. Try output_dir=runs/{command.name}-sweep"))
+    print_notes(note for job in checked for note in job.resolved.notes)
     if refused:
         raise _combine(refused)
     return Sweep(command, common, [override.input_line or "" for override in swept], checked)
@@ -123,11 +127,13 @@ def _combine(refused: list[RlhfError]) -> RlhfError:
     return kind("\n".join(dict.fromkeys(lines)))
 
 
-def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Override], list[str]]:
+def _split(
+    command: Command, line: CommandLine
+) -> tuple[list[Override], list[HydraOverride], list[str]]:
     """Split settings into fixed ones and swept ones (parsed by Hydra), and list the problems."""
-    known, choices = knobs(command.config), groups(command.config)
+    known, choices = options(command.config), groups(command.config)
     fixed, swept, problems = [], [], []
-    for setting in line.settings:
+    for setting in line.overrides:
         key = setting.key + (_CHOSEN if setting.key in choices else "")
         parsed = parse_override(key, setting.text)
         kind = known[setting.key].type if setting.key in known else None
@@ -141,13 +147,13 @@ def _split(command: Command, line: CommandLine) -> tuple[list[Setting], list[Ove
     return fixed, swept, problems
 
 
-def _grid(swept: list[Override]) -> list[list[Setting]]:
+def _grid(swept: list[HydraOverride]) -> list[list[Override]]:
     choices = [_interval_ends(override) for override in swept]
     grid = BasicSweeper.split_arguments(choices, max_batch_size=None)[0]
     return [[from_hydra(arg) for arg in job] for job in grid]
 
 
-def _interval_ends(override: Override) -> Override:
+def _interval_ends(override: HydraOverride) -> HydraOverride:
     """Replace an interval, whose values the sweeper draws later, by its two ends."""
     value = override.value()
     if not isinstance(value, IntervalSweep):
@@ -156,10 +162,10 @@ def _interval_ends(override: Override) -> Override:
     return OverridesParser.create().parse_override(f"{key}=choice({value.start},{value.end})")
 
 
-def from_hydra(arg: str) -> Setting:
+def from_hydra(arg: str) -> Override:
     """Convert one of Hydra's job overrides to the setting that a user would type."""
     override = OverridesParser.create().parse_override(arg)
-    return Setting(override.key_or_group.removesuffix(_CHOSEN), typed(override.value()))
+    return Override(override.key_or_group.removesuffix(_CHOSEN), to_text(override.value()))
 
 
 def run(command: Command, line: CommandLine) -> int:
@@ -245,7 +251,7 @@ def _common_args(sweep: Sweep) -> list[str]:
     """Command-line arguments that all jobs share."""
     recipes = [f"config={name}" for name in sweep.line.recipes]
     own = ("output_dir", "sweep.metric", "sweep.mode")
-    settings = [f"{s.key}={s.text}" for s in sweep.line.settings if s.key not in own]
+    settings = [f"{s.key}={s.text}" for s in sweep.line.overrides if s.key not in own]
     return [sweep.command.name, *recipes, *settings]
 
 

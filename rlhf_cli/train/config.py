@@ -1,103 +1,97 @@
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Machinery, Unit
+from rlhf_cli.config.schema import Ge, Gt, Le, Lt, RuntimeOnly, Unit
 
 
 @dataclass(kw_only=True)
 class TrainConfig:
     """Training loop: steps, optimizer, schedule, evaluation and checkpoints."""
 
-    lr: Annotated[float, Above(0)] | Literal["auto"] = "auto"
+    lr: Annotated[float, Gt(0)] | Literal["auto"] = "auto"
     """Peak learning rate of AdamW. `auto` is the stage's default: for pretrain and sft 2e-5, or
     2e-4 with an adapter."""
 
-    epochs: Annotated[int, AtLeast(1)] = 1
+    epochs: Annotated[int, Ge(1)] = 1
     """Passes over the training rows; `train.max_steps` ends the run earlier."""
 
-    max_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    max_steps: Annotated[int, Ge(0), Unit("optimizer steps")] = 0
     """Stop after this many steps, starting new epochs as needed; 0 lets `train.epochs` decide."""
 
-    batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 32
+    batch_size: Annotated[int, Ge(1), Unit("examples")] = 32
     """Examples per optimizer step over all devices; it does not change memory use."""
 
-    micro_batch_tokens: Annotated[int, AtLeast(0), Machinery(), Unit("tokens")] = 0
+    micro_batch_tokens: Annotated[int, Ge(0), RuntimeOnly(), Unit("tokens")] = 0
     """Tokens of one forward and backward pass; no effect on the result. 0 finds it from the model's
     shape and the device's memory."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype; trained weights keep fp32 masters. `auto` is bf16 if the hardware has it."""
 
-    warmup_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    warmup_steps: Annotated[int, Ge(0), Unit("optimizer steps")] = 0
     """Steps in which the learning rate rises linearly from 0 to `train.lr`."""
 
     schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """Decay after warm-up; `wsd` is constant, then linear over the last `train.decay_fraction`."""
 
-    min_lr_ratio: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
+    min_lr_ratio: Annotated[float, Ge(0), Le(1)] = 0.0
     """Final learning rate as a fraction of `train.lr`; not used by `constant`."""
 
-    decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.2
+    decay_fraction: Annotated[float, Ge(0), Le(1)] = 0.2
     """Fraction of all steps in which `wsd` decays."""
 
     optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
     """`adamw_8bit` keeps the moments in 8 bits (arXiv:2110.02861), `paged_*` moves them to the host
     when GPU memory runs short (arXiv:2305.14314); both need the extra `quant`."""
 
-    weight_decay: Annotated[float, AtLeast(0)] = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
     """Decoupled weight decay of AdamW on matrices; biases and norms have none."""
 
-    adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
+    adam_beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
     """AdamW's β1: decay of the first moment."""
 
-    adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
+    adam_beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
     """AdamW's β2: decay of the second moment."""
 
-    adam_epsilon: Annotated[float, Above(0)] = 1e-8
+    adam_epsilon: Annotated[float, Gt(0)] = 1e-8
     """AdamW's ε: added to the denominator."""
 
-    max_grad_norm: Annotated[float, AtLeast(0)] = 1.0
+    max_grad_norm: Annotated[float, Ge(0)] = 1.0
     """Clip the global gradient norm to this value; 0 never clips."""
 
-    eval_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    eval_steps: Annotated[int, Ge(0), Unit("optimizer steps")] = 0
     """Steps between evaluations; 0 evaluates before the first and after the last step only."""
 
-    early_stop: Annotated[int, AtLeast(0), Unit("evaluations")] = 0
+    early_stop: Annotated[int, Ge(0), Unit("evaluations")] = 0
     """Stop after this many evaluations in a row without a lower held-out loss; 0 never stops."""
 
     result: Literal["last", "best"] = "last"
     """Weights that the run saves: of the last step, or of the lowest held-out loss, whose
     checkpoint is then kept; if no step lowered it, the starting weights."""
 
-    save_steps: Annotated[int, AtLeast(0), Machinery(), Unit("optimizer steps")] = 0
+    save_steps: Annotated[int, Ge(0), RuntimeOnly(), Unit("optimizer steps")] = 0
     """Steps between checkpoints; 0 writes one only at the end."""
 
-    keep_checkpoints: Annotated[int, AtLeast(1), Machinery()] = 3
+    keep_checkpoints: Annotated[int, Ge(1), RuntimeOnly()] = 3
     """Number of newest checkpoints to keep."""
 
-    log_steps: Annotated[int, AtLeast(1), Machinery(), Unit("optimizer steps")] = 1
+    log_steps: Annotated[int, Ge(1), RuntimeOnly(), Unit("optimizer steps")] = 1
     """Steps between lines of metrics; a line averages the steps since the last one."""
 
-    gradient_checkpointing: Annotated[bool, Machinery()] = False
+    gradient_checkpointing: Annotated[bool, RuntimeOnly()] = False
     """Recompute activations in the backward pass: about a third slower, much less memory."""
 
-    compile: Annotated[bool, Machinery()] = False
+    compile: Annotated[bool, RuntimeOnly()] = False
     """Compile the layers with torch.compile: half a minute to two minutes before the first step; on
     a CPU it needs a C++ compiler. Does not work with `train.gradient_checkpointing`."""
 
-    deterministic: Annotated[bool, Machinery()] = False
+    deterministic: Annotated[bool, RuntimeOnly()] = False
     """Use torch's deterministic algorithms: a GPU run is then bitwise reproducible, but slower, and
     stops at an operation that has no such algorithm. CPU runs are deterministic without it."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = []
-        if self.optimizer != "adamw" and find_spec("bitsandbytes") is None:
-            found.append(
-                f"train.optimizer: got {self.optimizer}, which needs bitsandbytes. "
-                "Try pip install 'rlhf-cli[quant]'"
-            )
         if self.compile and self.gradient_checkpointing:
             found.append(
                 "train.compile: got true beside train.gradient_checkpointing=true, and a layer is "
@@ -125,16 +119,8 @@ class LogConfig:
     trackers: list[Tracker] = field(default_factory=list)
     """Experiment trackers, as in `[tensorboard]`; each needs its own package."""
 
-    preview: Annotated[bool, Machinery()] = True
+    preview: Annotated[bool, RuntimeOnly()] = True
     """Show the first training example, trained tokens marked; in a sweep, only in the first job."""
 
-    samples: Annotated[Literal["short", "full"], Machinery()] = "short"
+    samples: Annotated[Literal["short", "full"], RuntimeOnly()] = "short"
     """Length of the shown example and responses: `short` cuts long texts."""
-
-    def problems(self) -> list[str]:
-        """Contradictions, one line each."""
-        missing = [name for name in self.trackers if find_spec(name) is None]
-        return [
-            f"log.trackers: got {name}, which is not installed. Try pip install {name}"
-            for name in missing
-        ]

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import resolve
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.args import parse
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 
 REAL = Path(__file__).parents[2] / "benchmarks" / "real"
 FILES = (

@@ -208,7 +208,7 @@ def test_what_cannot_be_measured_is_one_line(words, code, begins, capsys):
 
 
 def test_a_stage_that_cannot_be_measured_is_refused(run_of, capsys, monkeypatch):
-    from rlhf_cli.stages import registry
+    from rlhf_cli import registry
 
     monkeypatch.delitem(registry.EVALUATORS, "sft")
     run = run_of("sft")

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli, resources
-from rlhf_cli.command_line.words import parse
 from rlhf_cli.commands import shipped
+from rlhf_cli.commands.shipped import MODELINE, SCHEMA
 from rlhf_cli.config import recipe
-from rlhf_cli.config.resolve import resolve
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.args import parse
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 from tests.helpers import recipe_words
 
 
@@ -56,10 +57,27 @@ def test_the_list_has_every_recipe_with_its_purpose_in_100_columns(words, capsys
 
 
 @pytest.mark.parametrize("name", resources.recipe_names())
-def test_a_recipe_starts_with_its_purpose(name):
-    first = recipe.find(name).read_text().partition("\n")[0]
-    assert first.startswith("# ")
-    assert first.endswith(".")
+def test_a_recipe_starts_with_its_schema_and_its_purpose(name):
+    schema, purpose, *_ = recipe.find(name).read_text().split("\n")
+    assert schema.startswith(MODELINE)
+    assert purpose.startswith("# ")
+    assert purpose.endswith(".")
+
+
+def test_a_copy_names_the_shipped_schema_wherever_it_is():
+    assert cli.main(["recipes", "cp", "zephyr/twin/sft", "my.yaml"]) == 0
+    first = Path("my.yaml").read_text().partition("\n")[0]
+    assert first == f"{MODELINE}{resources.shipped_folder('configs') / SCHEMA}"
+
+
+def test_the_base_of_a_copy_is_an_absolute_path(folder, monkeypatch):
+    Path("own").mkdir()
+    Path("own/b.yaml").write_text("stage: sft\nseed: 7\n")
+    Path("own/a.yaml").write_text("stage: sft\nbase: ./b.yaml  # first\n")
+    monkeypatch.setattr(resources, "shipped_folder", lambda kind: folder)
+    monkeypatch.setattr("rlhf_cli.commands.shipped.shipped", lambda kind: folder)
+    assert cli.main(["recipes", "cp", "own/a", "my.yaml"]) == 0
+    assert Path("my.yaml").read_text() == f"stage: sft\nbase: {folder}/own/b.yaml  # first\n"
 
 
 def test_show_prints_the_file(capsys):

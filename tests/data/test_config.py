@@ -2,12 +2,12 @@
 
 import pytest
 
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import resolve
+from rlhf_cli.config.args import parse
 from rlhf_cli.data.config import SourceConfig
 from rlhf_cli.data.records.columns import ColumnMapping
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 
 
 @pytest.fixture(autouse=True)

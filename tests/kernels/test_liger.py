@@ -13,6 +13,7 @@ from rlhf_cli.models import liger
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
+from rlhf_cli.preflight.models import load_problems
 from tests.helpers import random_rows, tiny_llama
 from tests.kernels.interpreted import run_interpreted
 from tests.models.test_policy import ARCHITECTURES, gradient, make_policy, relative_error
@@ -63,12 +64,12 @@ def test_liger_by_name_is_refused_where_it_cannot_run(monkeypatch):
 
 def test_liger_that_is_not_installed_is_refused_before_anything_is_loaded(monkeypatch):
     cfg = LoadConfig(model=ModelConfig(path="tiny"), kernels=["liger"])
-    assert cfg.problems() == []
+    assert load_problems(cfg) == []
     monkeypatch.setattr(
-        "rlhf_cli.models.config.find_spec",
+        "rlhf_cli.preflight.models.find_spec",
         lambda name: None if name == "liger_kernel" else find_spec(name),
     )
-    (line,) = cfg.problems()
+    (line,) = load_problems(cfg)
     assert line.startswith("kernels: got liger, but liger-kernel is not installed. Try pip install")
 
 

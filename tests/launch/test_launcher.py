@@ -20,8 +20,8 @@ from rlhf_cli.launch.worker import (
     threads_per_process,
     write_report,
 )
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import lock
-from rlhf_cli.stages.registry import COMMANDS
 from tests.helpers import take_over
 
 SFT = COMMANDS["sft"]

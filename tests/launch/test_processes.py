@@ -23,6 +23,7 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.launch import launcher
 from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.preflight.models import positions
 from rlhf_cli.stages.prepare_data import load_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
@@ -216,7 +217,7 @@ def test_ranks_take_the_tokenizer_and_tokens_that_were_prepared(scratch, capfd):
 def test_a_lowered_max_length_is_said_once_for_several_processes(scratch, capfd):
     cfg, ctx = scratch
     cfg = replace(cfg, model=replace(cfg.model, path="tiny", init="pretrained"))
-    cfg = replace(cfg, data=replace(cfg.data, max_length=cfg.model.positions))
+    cfg = replace(cfg, data=replace(cfg.data, max_length=positions(cfg.model)))
     line = "data.max_length: 512, the model's positions\n"
     capfd.readouterr()
     prepare_rows(cfg, ctx.out, "pretrain", (TextRecord,))

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import Resolved, resolve
+from rlhf_cli.config.args import parse
+from rlhf_cli.config.command import Command
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.records.fields import Message
+from rlhf_cli.preflight.hub import unfinished_runs
+from rlhf_cli.preflight.rewards import reward_problems
+from rlhf_cli.resolve import Resolved, resolve
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.stages.registry import Command
 
 
 @dataclass(kw_only=True)
@@ -22,7 +24,13 @@ class ScoringConfig:
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
 
-COMMAND = Command("score", ScoringConfig, "nowhere:run", trains=False)
+def preflight(cfg: ScoringConfig) -> list[str]:
+    return unfinished_runs(cfg) or reward_problems(cfg.reward)
+
+
+COMMAND = Command(
+    "score", ScoringConfig, "nowhere:run", trains=False, preflight=f"{__name__}:preflight"
+)
 
 
 def compose(*words: str) -> Resolved:

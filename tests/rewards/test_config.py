@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.command_line.help import page
+from rlhf_cli.config.help import page
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.rewards.config import RewardsConfig
 from tests.rewards.helpers import COMMAND, compose, rewards

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.config.renamed import RENAMED
+from rlhf_cli.config.deprecations import RENAMED_KEYS
 from rlhf_cli.errors import CheckpointError, ConfigError, Interrupted, ModelError
 from rlhf_cli.runs import lock, manifest, run_files
 from rlhf_cli.runs.artifact import resolve_run
@@ -163,7 +163,7 @@ def test_a_key_that_was_added_since_is_a_difference_at_another_value(tmp_path):
 
 
 def test_a_key_that_was_renamed_since_is_compared_by_its_name_of_today(tmp_path, monkeypatch):
-    monkeypatch.setitem(RENAMED, "train.steps", ("train.max_steps", "0.3"))
+    monkeypatch.setitem(RENAMED_KEYS, "train.steps", ("train.max_steps", "0.3"))
     tree = asdict(SFTConfig())
     tree["train"]["max_steps"] = 5
     old_run(tmp_path / "run", "stage: sft\ntrain: {steps: 5}\n")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.command_line.words import parse
-from rlhf_cli.config.resolve import resolve
+from rlhf_cli.config.args import parse
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import resolve
 from rlhf_cli.runs.model_checks import max_positions, read_weight_shapes
-from rlhf_cli.stages.registry import COMMANDS
 
 CONFIG = {"model_type": "gpt2", "n_positions": 64, "architectures": ["GPT2LMHeadModel"]}
 WEIGHTS = {

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_cli.command_line.words import parse
+from rlhf_cli.config.args import parse
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.sweep.config import Objective
 from rlhf_cli.sweep.run import Sweep, plan_sweep
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.command_line.words import Setting
+from rlhf_cli.config.args import Override
 from rlhf_cli.sweep import jobs
 from rlhf_cli.sweep.config import Objective
 
@@ -147,7 +147,7 @@ def test_a_job_whose_process_was_killed_keeps_its_row(monkeypatch):
 
     monkeypatch.setattr(jobs, "_run_child", die)
     with pytest.raises(RuntimeError):
-        jobs.run_job(["sft"], [Setting("seed", "1")], Path.cwd(), 0, LOSS)
+        jobs.run_job(["sft"], [Override("seed", "1")], Path.cwd(), 0, LOSS)
     jobs.write_table(Path.cwd(), LOSS)
     [row] = table(".")
     assert (row["seed"], row["status"], row["exit_code"], row["loss"]) == ("1", "unknown", "", "")
@@ -245,7 +245,7 @@ def test_a_metric_that_has_another_name_in_training_is_found(metric, in_training
 def test_a_sweeper_is_given_a_number_to_minimize_and_infinity_of_a_failed_job(tmp_path):
     greatest = Objective("eval/acc", "max")
     for seed, objective, cost in ((1, LOSS, 2.5), (2, greatest, -0.5), (9, greatest, math.inf)):
-        setting = [Setting("seed", str(seed))]
+        setting = [Override("seed", str(seed))]
         assert jobs.run_job(["sft"], setting, tmp_path, seed, objective) == cost
 
 

@@ -1,10 +1,10 @@
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import (
-    AtLeast,
     DataPath,
     FunctionPath,
+    Ge,
     ModelPath,
     OutputPath,
     Seed,
@@ -13,11 +13,7 @@ from rlhf_cli.config.schema import (
 )
 from rlhf_cli.data.config import Columns, DataConfig, Format, SourceConfig, SourceList
 from rlhf_cli.models.config import ModelConfig, QuantConfig
-from rlhf_cli.resources import SHIPPED
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.artifact import is_reward_model
-from rlhf_cli.runs.model_checks import check_not_encoder_decoder, check_revision
-from rlhf_cli.runs.outputs import check_output
 
 _ROW_RULES = ("max_length", "truncation", "packing", "train_on")
 _FILE_OPTIONS = ("name", "revision", "split", "data_dir", "format", "columns")
@@ -49,7 +45,7 @@ class HeldOutConfig:
     columns: Columns = field(default_factory=dict)
     """Column name -> name in the file, or a text with names in braces."""
 
-    max_length: Annotated[int, AtLeast(2), Unit("tokens")] | Literal["auto"] = "auto"
+    max_length: Annotated[int, Ge(2), Unit("tokens")] | Literal["auto"] = "auto"
     """Longest row; for a model that is no run `auto` is 1024, or the model's number of positions
     if that is smaller."""
 
@@ -62,7 +58,7 @@ class HeldOutConfig:
     train_on: Literal["auto", "response", "all", "last_turn"] = "auto"
     """Which tokens are counted; for a model that is no run `auto` is `response`."""
 
-    max_bad_rows: Annotated[int, AtLeast(0), Unit("rows")] = 0
+    max_bad_rows: Annotated[int, Ge(0), Unit("rows")] = 0
     """Malformed rows allowed before the evaluation stops."""
 
     def problems(self) -> list[str]:
@@ -133,10 +129,10 @@ class EvaluateConfig:
     output: Annotated[str, OutputPath()] = ""
     """Also write the results to this `.json` file; with a judge, every response and its score."""
 
-    batch_size: Annotated[int, AtLeast(1)] = 16
+    batch_size: Annotated[int, Ge(1)] = 16
     """Responses decoded at once."""
 
-    micro_batch_tokens: Annotated[int, AtLeast(0), Unit("tokens")] = 0
+    micro_batch_tokens: Annotated[int, Ge(0), Unit("tokens")] = 0
     """Tokens of held-out rows per forward pass; does not change the result. 0 chooses it."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -153,14 +149,10 @@ class EvaluateConfig:
     def problems(self) -> list[str]:
         """Contradictions between options, one line each."""
         found = self.model.missing() + self._repeated() + self._of_one_model()
-        found += check_output(self)
-        found += check_revision("reference", self.reference, self.reference_revision)
-        for key, path in self._named()[1:]:
-            found += check_not_encoder_decoder(key, path)
         return found + (self._judge_problems() if self.judge else self._data_problems())
 
     def _repeated(self) -> list[str]:
-        named = [path for _, path in self._named()]
+        named = [path for _, path in self.named_models]
         twice = [path for i, path in enumerate(named) if path in named[:i]]
         key = "baseline" if twice == [self.baseline] else "beside"
         return [f"{key}: got {path} twice; need each model once" for path in twice]
@@ -189,50 +181,21 @@ class EvaluateConfig:
                 f"data.path: given beside judge={self.judge}, which reads prompts. "
                 "Try prompts=FILE, or leave judge out"
             )
-        for key, path in self._named():
-            if is_reward_model(path, self._revision_of(path)):
-                found.append(f"{key}: {path} is a reward model, which writes no answers")
         return found
 
-    def _named(self) -> list[tuple[str, str]]:
+    @property
+    def named_models(self) -> list[tuple[str, str]]:
         """Each model, and the key that names it."""
         named = [("model.path", self.model.path), *(("beside", path) for path in self.beside)]
         return [*named, *([("baseline", self.baseline)] if self.baseline else [])]
 
-    def _revision_of(self, path: str) -> str:
-        """Of one of the models; only a single one has a revision."""
+    def revision_of(self, path: str) -> str:
+        """The revision of one of the models; only a single one has one."""
         return self.model.revision if path == self.model.path else ""
 
     def _data_problems(self) -> list[str]:
-        found = [
+        return [
             f"{name}: given without a judge; need judge. Try judge=FILE.py:FUNCTION"
             for name in ("baseline", "prompts")
             if getattr(self, name)
         ]
-        if any(is_reward_model(path, self._revision_of(path)) for path in self.models):
-            found += self.quant.not_of_scores()
-        from rlhf_cli.runs.settings import read_settings
-        from rlhf_cli.stages.registry import EVALUATORS
-
-        for key, path in [] if found else self._named():
-            settings = read_settings(path)
-            if settings and settings.stage not in EVALUATORS:
-                found.append(
-                    f"{key}: {path} is a run of {settings.stage}; evaluate measures runs of "
-                    f"{', '.join(EVALUATORS)}, and models that are no run"
-                )
-            elif no_rows(self.data.path) and path and not _held_out(settings):
-                what = "held out no rows" if settings else "is no run that held out rows"
-                found.append(
-                    f"data.path: none given, and {path} {what}. Try data=FILE, or judge=FILE.py:"
-                    "FUNCTION with prompts=FILE"
-                )
-        return found
-
-
-def _held_out(settings: Any) -> bool:
-    """Whether a run has held-out rows of its own."""
-    if settings is None:
-        return False
-    data = settings.config.data
-    return data.eval not in ("", "none") and (data.eval != "auto" or data.path == SHIPPED)

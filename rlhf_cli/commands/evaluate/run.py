@@ -19,6 +19,7 @@ from rlhf_cli.data.dataset import first_held_out_record_type
 from rlhf_cli.data.records.types import PromptRecord
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, format_table, to_json
+from rlhf_cli.registry import EVALUATORS
 from rlhf_cli.runs import hub
 from rlhf_cli.runs.outputs import open_output
 from rlhf_cli.stages.config import StageConfig
@@ -30,7 +31,6 @@ from rlhf_cli.stages.evaluation import (
     open_preference_evaluation,
 )
 from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS, open_likelihood_evaluation
-from rlhf_cli.stages.registry import EVALUATORS
 from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
 
 Open = Callable[[StageConfig, str], Evaluation]

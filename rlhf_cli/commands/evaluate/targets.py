@@ -11,10 +11,11 @@ from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.errors import DataError
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, ModelConfig
+from rlhf_cli.preflight.models import fit_to_model
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.settings import Settings, read_settings
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
-from rlhf_cli.stages.registry import COMMANDS
 from rlhf_cli.sweep.jobs import job_overrides
 
 
@@ -62,7 +63,7 @@ def _load_target(cfg: EvaluateConfig, path: str, name: str) -> Target:
     if cfg.template != "auto":
         config = config if stage == "ppo" else to_response_rows_config(config)
         config = replace(config, template=cfg.template)
-    config.fit_to_model()  # as a stage does; `data` is a copy of the run's
+    fit_to_model(config)  # as a stage does; `data` is a copy of the run's
     return Target(name, stage, config, settings.commits if settings else {})
 
 

@@ -1,10 +1,9 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, Below, ModelPath, Unit
+from rlhf_cli.config.schema import Ge, Gt, Lt, ModelPath, Unit
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.runs.model_checks import check_revision
-from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
 
 
 @dataclass(kw_only=True)
@@ -24,14 +23,8 @@ class UDMConfig:
     embedding_model_revision: str = ""
     """Branch, tag or commit of the hub id in `embedding_model`; empty uses its default branch."""
 
-    sample_size: Annotated[int, AtLeast(1), Unit("prompts")] = 1024
+    sample_size: Annotated[int, Ge(1), Unit("prompts")] = 1024
     """Maximum number of prompts of each class that the classifier is fitted on."""
-
-    def problems(self) -> list[str]:
-        """Contradictions, one line each."""
-        named = self.embedding_model not in ("none", "reference")
-        path = self.embedding_model if named else ""
-        return check_revision("udm.embedding_model", path, self.embedding_model_revision)
 
 
 @dataclass(kw_only=True)
@@ -45,26 +38,26 @@ class BCOConfig(ResponseRowsConfig):
 
     udm: UDMConfig = field(default_factory=UDMConfig)
 
-    beta: Annotated[float, Above(0)] = 0.1
+    beta: Annotated[float, Gt(0)] = 0.1
     """BCO β, 1/nats: larger keeps the policy closer to the reference."""
 
     delta: Literal["running", "ema", "balanced"] = "running"
     """Reward shift δ: `running` is the mean of all rewards so far, `ema` an exponential moving
     average, `balanced` the midpoint of the two classes' means, independent of their sizes."""
 
-    delta_decay: Annotated[float, AtLeast(0), Below(1)] = 0.9
+    delta_decay: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Decay of the moving average of δ with `delta=ema`."""
 
-    desirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    desirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of desirable rows in the loss."""
 
-    undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    undesirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of undesirable rows in the loss."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         formats = ("labelled", "preference")
-        found = super().problems() + judged_rows_problems("bco", self.data, formats)
+        found = super().problems() + response_rows_problems("bco", self.data, formats)
         found += self.model.reference_problems(self.adapter.kind)
         if self.model.reference == "none":
             found.append(

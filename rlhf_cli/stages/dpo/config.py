@@ -2,11 +2,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, Below, Unit
-from rlhf_cli.config.unread import unread
+from rlhf_cli.config.schema import Ge, Gt, Le, Lt, Unit, unused_options
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
-from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
+from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
 from rlhf_cli.sweep.config import Objective
 
 _ACCURACY = Objective("eval/rewards/accuracies", "max")
@@ -45,7 +44,7 @@ class DPOConfig(ResponseRowsConfig):
 
     model: ComparedModelConfig = field(default_factory=ComparedModelConfig)
 
-    beta: Annotated[float, Above(0)] = 0.1
+    beta: Annotated[float, Gt(0)] = 0.1
     """DPO β, 1/nats: larger keeps the policy closer to the reference; the paper uses 0.1 to 0.5.
     For simpo the scale of its margin (2 to 10), for orpo its λ."""
 
@@ -56,43 +55,43 @@ class DPOConfig(ResponseRowsConfig):
     loss_weights: list[float] = field(default_factory=list)
     """Weights of the loss types, in their order; empty gives each the weight 1."""
 
-    label_smoothing: Annotated[float, AtLeast(0), Below(0.5)] = 0.0
+    label_smoothing: Annotated[float, Ge(0), Lt(0.5)] = 0.0
     """Label smoothing ε: probability that a pair's labels are flipped; used by sigmoid, robust,
     exo_pair and aot."""
 
     f_divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     """Divergence from the reference (f-DPO, arXiv:2309.16240)."""
 
-    f_alpha: Annotated[float, AtLeast(0), Below(1)] = 0.5
+    f_alpha: Annotated[float, Ge(0), Lt(1)] = 0.5
     """α of `f_divergence=alpha`: 0 is forward KL, near 1 is reverse KL."""
 
-    ld_alpha: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    ld_alpha: Annotated[float, Ge(0), Le(1)] = 1.0
     """LD-DPO's α (arXiv:2409.06411): weight of response tokens past the length of the pair's
     shorter response; 1 weighs all tokens equally."""
 
     wpo: bool = False
     """WPO (arXiv:2406.11827): weigh pairs by their probability under the policy."""
 
-    discopop_tau: Annotated[float, Above(0)] = 0.05
+    discopop_tau: Annotated[float, Gt(0)] = 0.05
     """Temperature τ of discopop's gate."""
 
-    simpo_gamma: Annotated[float, AtLeast(0), Unit("nats")] = 0.5
+    simpo_gamma: Annotated[float, Ge(0), Unit("nats")] = 0.5
     """Target margin γ of simpo."""
 
-    nll_weight: Annotated[float, AtLeast(0)] = 1.0
+    nll_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the chosen responses' negative log-likelihood in cpo and orpo."""
 
-    desirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    desirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of desirable rows in kto."""
 
-    undesirable_weight: Annotated[float, AtLeast(0)] = 1.0
+    undesirable_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of undesirable rows in kto."""
 
-    sync_steps: Annotated[int, AtLeast(0), Unit("optimizer steps")] = 0
+    sync_steps: Annotated[int, Ge(0), Unit("optimizer steps")] = 0
     """TR-DPO (arXiv:2404.09656): steps between updates of the reference towards the policy; needs
     `model.reference=copy`. 0 never updates it."""
 
-    sync_share: Annotated[float, Above(0), AtMost(1)] = 0.6
+    sync_share: Annotated[float, Gt(0), Le(1)] = 0.6
     """TR-DPO's α: weight of the policy in the updated reference."""
 
     @property
@@ -108,9 +107,9 @@ class DPOConfig(ResponseRowsConfig):
         return "kto" in self.losses
 
     @property
-    def usual_objective(self) -> Objective:
+    def default_objective(self) -> Objective:
         """Reward accuracy: unlike losses, it is comparable across `beta` and `loss_type`."""
-        return super().usual_objective if self.unpaired else _ACCURACY
+        return super().default_objective if self.unpaired else _ACCURACY
 
     @property
     def needs_reference(self) -> bool:
@@ -120,7 +119,7 @@ class DPOConfig(ResponseRowsConfig):
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         formats = ("preference", "labelled") if self.unpaired else ("preference",)
-        found = super().problems() + judged_rows_problems("dpo", self.data, formats)
+        found = super().problems() + response_rows_problems("dpo", self.data, formats)
         return found + self._loss_problems() + self._option_problems() + self._reference_problems()
 
     def _loss_problems(self) -> list[str]:
@@ -179,7 +178,7 @@ class DPOConfig(ResponseRowsConfig):
             "undesirable_weight": self.unpaired,
             "sync_share": bool(self.sync_steps),
         }
-        for name, default in unread(self, only).items():
+        for name, default in unused_options(self, only).items():
             found.append(_unread(name, getattr(self, name), names, default))
         return found
 

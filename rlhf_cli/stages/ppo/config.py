@@ -1,13 +1,10 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import Above, AtLeast, AtMost, DataPath, ModelPath, Unit, no_rows
-from rlhf_cli.config.unread import unread
+from rlhf_cli.config.schema import DataPath, Ge, Gt, Le, ModelPath, Unit, no_rows, unused_options
 from rlhf_cli.models.config import REFERENCE_CHOICES, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.artifact import find_model_folder, is_reward_model
-from rlhf_cli.runs.model_checks import check_not_encoder_decoder, check_revision
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
 from rlhf_cli.sweep.config import Objective
 
@@ -45,7 +42,7 @@ class PPOConfig(StageConfig):
     """Whether a text prompt becomes a user message in the chat template. `auto`: as in the data
     that the model was trained on."""
 
-    kl_coef: Annotated[float, AtLeast(0)] = 0.05
+    kl_coef: Annotated[float, Ge(0)] = 0.05
     """KL penalty coefficient β: subtracted from the reward per nat of KL to the reference."""
 
     kl_in: Literal["reward", "loss"] = "reward"
@@ -59,23 +56,23 @@ class PPOConfig(StageConfig):
     kl_controller: Literal["fixed", "adaptive"] = "fixed"
     """`adaptive` changes `kl_coef` so that the KL approaches `kl_target` (arXiv:1909.08593)."""
 
-    kl_target: Annotated[float, Above(0), Unit("nats")] = 6.0
+    kl_target: Annotated[float, Gt(0), Unit("nats")] = 6.0
     """Target KL of a whole response, for `kl_controller=adaptive`."""
 
-    kl_horizon: Annotated[int, AtLeast(1), Unit("responses")] = 10_000
+    kl_horizon: Annotated[int, Ge(1), Unit("responses")] = 10_000
     """Horizon of `kl_controller=adaptive`: larger changes `kl_coef` more slowly."""
 
-    kl_limit: Annotated[float, Above(0), Unit("nats")] = 100.0
+    kl_limit: Annotated[float, Gt(0), Unit("nats")] = 100.0
     """Stop the run when the mean KL of a rollout's responses is above this."""
 
-    early_stop_kl: Annotated[float, AtLeast(0), Unit("nats")] = 0.0
+    early_stop_kl: Annotated[float, Ge(0), Unit("nats")] = 0.0
     """Skip a rollout's remaining updates when the approximate KL per token from the policy that
     sampled it is above 1.5 times this; 0 never does."""
 
-    clip_range: Annotated[float, Above(0)] = 0.2
+    clip_range: Annotated[float, Gt(0)] = 0.2
     """Clip range ε of the policy ratio (arXiv:1707.06347)."""
 
-    value: Literal["trunk", "adapter", "model"] = "trunk"
+    value: Literal["shared", "adapter", "model"] = "shared"
     """Value model: a head on the policy's hidden states, an adapter and a head of its own on the
     policy's base, or a separate model that starts from `value_model`."""
 
@@ -85,25 +82,25 @@ class PPOConfig(StageConfig):
     value_model_revision: str = ""
     """Branch, tag or commit of the hub id in `value_model`; empty takes its default branch."""
 
-    value_clip_range: Annotated[float, AtLeast(0)] = 0.2
+    value_clip_range: Annotated[float, Ge(0)] = 0.2
     """Clip range of the value loss: a value further than this from its old value is clipped."""
 
-    value_warmup_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 0
+    value_warmup_steps: Annotated[int, Ge(0), Unit("rollouts")] = 0
     """Number of first steps in which only the value model is trained."""
 
-    vf_coef: Annotated[float, AtLeast(0)] = 0.1
+    vf_coef: Annotated[float, Ge(0)] = 0.1
     """Coefficient of the value loss."""
 
-    gamma: Annotated[float, AtLeast(0), AtMost(1)] = 1.0
+    gamma: Annotated[float, Ge(0), Le(1)] = 1.0
     """Discount factor γ."""
 
-    gae_lambda: Annotated[float, AtLeast(0), AtMost(1)] = 0.95
+    gae_lambda: Annotated[float, Ge(0), Le(1)] = 0.95
     """GAE λ: 0 uses one-step TD errors, 1 full returns (arXiv:1506.02438)."""
 
-    ppo_epochs: Annotated[int, AtLeast(1)] = 4
+    ppo_epochs: Annotated[int, Ge(1)] = 4
     """Epochs over each rollout."""
 
-    minibatches: Annotated[int, AtLeast(1)] = 1
+    minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per epoch."""
 
     advantage: Literal["gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp"] = "gae"
@@ -111,7 +108,7 @@ class PPOConfig(StageConfig):
     compare a response with others to its prompt, `reinforce_baseline` with the whole rollout,
     `reinforce_pp` with none."""
 
-    samples_per_prompt: Annotated[int, AtLeast(1)] = 1
+    samples_per_prompt: Annotated[int, Ge(1)] = 1
     """Responses per prompt of a step."""
 
     rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
@@ -119,7 +116,7 @@ class PPOConfig(StageConfig):
     first ratio is 1; `reuse` keeps the sampler's, which saves that forward pass, and logs the
     mismatch."""
 
-    missing_eos_penalty: Annotated[float, AtLeast(0)] = 0.0
+    missing_eos_penalty: Annotated[float, Ge(0)] = 0.0
     """Subtracted from the score of a response that did not end by itself."""
 
     whiten_rewards: bool = False
@@ -129,7 +126,7 @@ class PPOConfig(StageConfig):
     """With `gae` and `reinforce_pp`: normalize advantages to mean 0 and variance 1 over the
     rollout."""
 
-    ptx_coef: Annotated[float, AtLeast(0)] = 0.0
+    ptx_coef: Annotated[float, Ge(0)] = 0.0
     """PPO-ptx coefficient γ (arXiv:2203.02155): weight of the language-model loss on `ptx_data`."""
 
     ptx_data: Annotated[str, DataPath("ptx_revision")] = ""
@@ -138,14 +135,14 @@ class PPOConfig(StageConfig):
     ptx_revision: str = ""
     """Branch, tag or commit of a hub id in `ptx_data`."""
 
-    ptx_batch_size: Annotated[int, AtLeast(1), Unit("examples")] = 8
+    ptx_batch_size: Annotated[int, Ge(1), Unit("examples")] = 8
     """Examples of `ptx_data` per optimizer step."""
 
     allow_truncated_sampling: bool = False
     """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs of the updates
     are those of the whole distribution."""
 
-    sample_steps: Annotated[int, AtLeast(0), Unit("rollouts")] = 10
+    sample_steps: Annotated[int, Ge(0), Unit("rollouts")] = 10
     """Log some responses with score and KL, also to `samples.jsonl`, every this many steps; 0 never
     does."""
 
@@ -153,7 +150,7 @@ class PPOConfig(StageConfig):
     """`trl` puts the score after the end token, as TRL 1.12 does; for comparisons."""
 
     @property
-    def usual_objective(self) -> Objective:
+    def default_objective(self) -> Objective:
         """Objective of sweeps: the score, since the loss does not measure quality."""
         return Objective("eval/score", "max")
 
@@ -255,22 +252,10 @@ class PPOConfig(StageConfig):
 
     def _value_problems(self) -> list[str]:
         found = []
-        if self.value == "adapter" and self.has_value_model and self.trains_weights:
-            found.append(
-                "value: got adapter with adapter.kind=none; need an adapter on the policy, next to "
-                "which the value model gets its own. Try value=trunk, or adapter=lora"
-            )
         if self.value == "model" and self.has_value_model and not self.value_start:
             found.append(
                 "value_model: none given with value=model; need a reward model to start from. "
                 "Try value_model=runs/reward"
-            )
-        model, revision = self.value_model, self.value_model_revision
-        found += check_revision("value_model", model, revision)
-        found += check_not_encoder_decoder("value_model", model, revision)
-        if find_model_folder(model, revision) and not is_reward_model(model, revision):
-            found.append(
-                f"value_model: got {self.value_model}, which gives no scores; need a reward model"
             )
         if bool(self.ptx_coef) == no_rows(self.ptx_data):
             given, other = ("ptx_coef", "ptx_data") if self.ptx_coef else ("ptx_data", "ptx_coef")
@@ -305,7 +290,7 @@ class PPOConfig(StageConfig):
             "kl_horizon": adaptive,
         }
         found = []
-        for name, default in unread(self, read).items():
+        for name, default in unused_options(self, read).items():
             need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
             need = "value=model" if name == "value_model" and value_model else need
             found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")

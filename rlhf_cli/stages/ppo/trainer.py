@@ -14,6 +14,7 @@ from rlhf_cli.data.report import DataReport, MalformedRow, RefusedRow
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.load import context_length
+from rlhf_cli.preflight.models import ppo_step_problems
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.response import Response, response_text
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
@@ -76,7 +77,7 @@ class PPOTrainer:
     """
 
     def __init__(self, cfg: PPOConfig, out: str | Path) -> None:
-        if found := cfg.step_problems() + _reuse_problems(cfg):
+        if found := cfg.step_problems() + ppo_step_problems(cfg) + _reuse_problems(cfg):
             raise ConfigError("\n".join(found))
         if not cfg.train.max_steps:
             cfg = replace(cfg, train=replace(cfg.train, schedule="constant"))

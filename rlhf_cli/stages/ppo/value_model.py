@@ -44,7 +44,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunC
         own += policy.adapters.adapter_params(VALUE_ADAPTER)
     count = sum(param.numel() for param in own)
     kind = {
-        "trunk": "a head on the policy's hidden states",
+        "shared": "a head on the policy's hidden states",
         "adapter": "an adapter and a head on the policy's base",
         "model": f"a separate model, from {cfg.value_start}",
     }[cfg.value]
@@ -53,7 +53,7 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunC
 
 def _build(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> ValueModel:
     width = policy.model.config.get_text_config().hidden_size
-    if cfg.value == "trunk":
+    if cfg.value == "shared":
         return SharedValueModel(width)
     if cfg.value == "adapter":
         assert policy.adapters is not None  # the configuration was checked
@@ -79,13 +79,13 @@ def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
             raise ModelError(
                 f"value_model: {cfg.value_start} has another vocabulary ({len(theirs)} tokens, the "
                 f"policy {len(tokenizer)}); need a reward model with the policy's tokenizer. "
-                "Try value=trunk"
+                "Try value=shared"
             )
         found = load_reward_model(load, LoadInputs(tokenizer, ctx), new_head=False)
     if found.hook is None:
         raise ModelError(
             f"value_model: {cfg.value_start} is an encoder, which cannot score each position; need "
-            "a decoder. Try value=trunk"
+            "a decoder. Try value=shared"
         )
     if cfg.train.gradient_checkpointing:
         enable_activation_checkpointing(found)

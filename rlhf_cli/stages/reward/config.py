@@ -1,8 +1,8 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import AtLeast
-from rlhf_cli.stages.config import ResponseRowsConfig, judged_rows_problems
+from rlhf_cli.config.schema import Ge
+from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
 
 FORMATS = (
     "preference",
@@ -26,13 +26,13 @@ class RewardConfig(ResponseRowsConfig):
     the squared error of scores, `binary` the cross-entropy of labels. `auto` chooses by the rows:
     comparison for pairs and rankings, regression for scores, binary for labels."""
 
-    center_coefficient: Annotated[float, AtLeast(0)] = 0.0
+    center_coefficient: Annotated[float, Ge(0)] = 0.0
     """Weight of the squared sum of two compared scores, which centers scores around 0
     (arXiv:2312.09244); 0.01 is usual, 0 turns it off."""
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = super().problems() + judged_rows_problems("reward", self.data, FORMATS)
+        found = super().problems() + response_rows_problems("reward", self.data, FORMATS)
         if self.center_coefficient and self.loss_type in ("regression", "binary"):
             found.append(
                 f"center_coefficient: got {self.center_coefficient} with loss_type="

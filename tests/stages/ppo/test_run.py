@@ -137,7 +137,7 @@ def test_two_processes_equal_one(words, ppo, files):
 
 
 RESUMED = {
-    "trunk": ["kl_controller=adaptive", "reward.scale=running", "value_warmup_steps=3"],
+    "shared": ["kl_controller=adaptive", "reward.scale=running", "value_warmup_steps=3"],
     "adapters": ["adapter=lora", "adapter.rank=2", "value=adapter"],
     "text": ["ptx_coef=0.5", "ptx_data=text.jsonl", "ptx_batch_size=2"],
     "reuse": ["rollout_logprobs=reuse"],

@@ -7,7 +7,7 @@ from rlhf_cli.resources import shipped_model
 from tests.helpers import tiny_llama
 
 
-@pytest.mark.parametrize("value", ["trunk", "adapter"])
+@pytest.mark.parametrize("value", ["shared", "adapter"])
 def test_first_ratio_kl_and_entropy_with_a_padded_vocabulary(value, ppo, files, capsys):
     tokenizer = AutoTokenizer.from_pretrained(shipped_model("tiny"))
     size = len(tokenizer)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.config.check import judge
-from rlhf_cli.config.foreign import FOREIGN, LIBRARIES
-from rlhf_cli.config.schema import groups, key_type, knobs
-from rlhf_cli.stages.registry import COMMANDS
+from rlhf_cli.config.check import check_override
+from rlhf_cli.config.other_trainers import LIBRARIES, OTHER_NAMES
+from rlhf_cli.config.schema import groups, key_type, options
+from rlhf_cli.registry import COMMANDS
 
 TINY = ("model=tiny", "data=tiny")
 VALUES = ("1", "0.1", "512", "true", "tiny", "cosine", "[q_proj]", "text", "sigmoid", "train",
@@ -39,22 +39,27 @@ def variants(entry):
 
 def accepted(settings):
     words = re.split(r" (?=[\w.]+=)", settings)
-    return any(all(judge(command, word) is None for word in words) for command in COMMANDS.values())
+    return any(
+        all(check_override(command, word) is None for word in words)
+        for command in COMMANDS.values()
+    )
 
 
 def test_the_table_is_large_and_names_each_key_once():
-    assert len(FOREIGN) == sum(map(len, LIBRARIES.values())) >= 150
+    assert len(OTHER_NAMES) == sum(map(len, LIBRARIES.values())) >= 150
 
 
-@pytest.mark.parametrize("name", [name for name, entry in FOREIGN.items() if entry.settings])
+@pytest.mark.parametrize("name", [name for name, entry in OTHER_NAMES.items() if entry.settings])
 def test_what_is_suggested_for_a_name_is_accepted(name):
-    for alternatives in variants(FOREIGN[name]):
+    for alternatives in variants(OTHER_NAMES[name]):
         assert any(map(accepted, alternatives)), alternatives
 
 
-@pytest.mark.parametrize("name", [name for name, entry in FOREIGN.items() if not entry.settings])
+@pytest.mark.parametrize(
+    "name", [name for name, entry in OTHER_NAMES.items() if not entry.settings]
+)
 def test_a_name_of_nothing_here_has_a_sentence(name):
-    assert FOREIGN[name].note.endswith(".")
+    assert OTHER_NAMES[name].note.endswith(".")
 
 
 def test_no_training_command_has_a_foreign_name_as_its_own():
@@ -62,12 +67,12 @@ def test_no_training_command_has_a_foreign_name_as_its_own():
         key
         for command in COMMANDS.values()
         if command.trains
-        for key in (*knobs(command.config), *groups(command.config))
+        for key in (*options(command.config), *groups(command.config))
     }
-    assert own & {*FOREIGN} == {"data", "data.path"}  # generate has prompts
+    assert own & {*OTHER_NAMES} == {"data", "data.path"}  # generate has prompts
 
 
-@pytest.mark.parametrize("entry", FOREIGN.values())
+@pytest.mark.parametrize("entry", OTHER_NAMES.values())
 def test_a_sentence_names_keys_that_exist(entry):
     for key in re.findall(r"\b(?:train|data|model|log)\.\w+", entry.note):
         assert key_type(COMMANDS["sft"].config, key) is not None

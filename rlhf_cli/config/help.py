@@ -4,37 +4,36 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from rlhf_cli.config.command import Command, Tool
+from rlhf_cli.config.presets import preset_files
 from rlhf_cli.config.schema import (
     DataPath,
     FilePath,
     FunctionPath,
-    Knob,
     ModelPath,
+    Option,
     OutputPath,
     Unit,
     aliases,
-    bounds,
     groups,
     is_group,
     is_union,
-    knobs,
-    show,
-    unmark,
+    options,
+    split_annotated,
 )
+from rlhf_cli.config.values import describe_range, format_value
 from rlhf_cli.errors import RlhfError, exit_codes
-from rlhf_cli.resources import presets, shipped_folder
-from rlhf_cli.stages.registry import COMMANDS, TOOLS, Command, Tool
 
 WIDTH = 100
 _COLUMN = 36
 
 _OVERVIEW = """\
 usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--provenance] [--help]
-       rlhf recipes | data | env | docs [--help]
+       rlhf recipes | data | env | schema | docs [--help]
        rlhf --help | --version
 
 Train a language model from human feedback.
@@ -44,7 +43,10 @@ Commands
 
 Settings
   A recipe is a YAML file of keys, given by path or by a shipped name: config=tiny/sft
-  (rlhf recipes lists those that are shipped).
+  (rlhf recipes lists those that are shipped). It may start from another (base: tiny/sft), have
+  variables (vars: {{size: 256}}, used as ${{vars.size}}, set by vars.size=512) and say what -m runs
+  (sweep: {{lr: [1e-4, 3e-4]}}). adapter=NAME and other presets are found in configs/ beside the
+  recipe and in the folders of RLHF_CONFIGS too, as adapter/NAME.yaml.
   Several config= layer in order, later ones win. Any key can be set by key=value, which wins over
   every recipe; a recipe wins over the defaults.
     rlhf sft config=tiny/sft lr=1e-4 train.schedule=linear
@@ -60,17 +62,17 @@ Exit codes
 {codes}"""
 
 
-def overview() -> str:
+def overview(commands: Iterable[Command], tools: Iterable[Tool]) -> str:
     """The page of `rlhf --help`."""
-    purposes = {name: _purpose(command)[0] for name, command in COMMANDS.items()}
-    purposes |= {name: tool.purpose for name, tool in TOOLS.items()}
-    commands = [
+    purposes = {command.name: _purpose(command)[0] for command in commands}
+    purposes |= {tool.name: tool.purpose for tool in tools}
+    lines = [
         f"  {name:<10} {textwrap.shorten(purpose, WIDTH - 13, placeholder='...')}"
         for name, purpose in purposes.items()
     ]
     codes = [f"  {code:>3}  {meaning}" for code, meaning in exit_codes().items()]
     return _OVERVIEW.format(
-        commands="\n".join(commands),
+        commands="\n".join(lines),
         codes="\n".join(codes),
     )
 
@@ -83,11 +85,11 @@ def page(command: Command) -> str:
     switches = f"{sweeps}[--cfg] [--provenance] [--help]"
     usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
-    by_group: dict[str, list[Knob]] = {}
-    for knob in knobs(command.config).values():
-        by_group.setdefault(knob.key.rpartition(".")[0], []).append(knob)
+    by_group: dict[str, list[Option]] = {}
+    for option in options(command.config).values():
+        by_group.setdefault(option.key.rpartition(".")[0], []).append(option)
     for group, members in by_group.items():
-        lines = [line for knob in members for line in _entry(knob)]
+        lines = [line for option in members for line in _entry(option)]
         parts.append("\n".join([_heading(command, group), *lines]))
     if aliases(command.config):
         parts.append("\n".join(_short_names(command)))
@@ -117,26 +119,26 @@ def _heading(command: Command, group: str) -> str:
     if not group:
         return f"{command.name}: its own keys"
     config = groups(command.config).get(group.partition(".")[0])
-    purpose = f": {_first_sentence(config.__doc__ or '')}" if config else ""
+    purpose = f": {first_sentence(config.__doc__ or '')}" if config else ""
     return "\n".join([group + purpose, *_presets(group)])
 
 
-def _first_sentence(text: str) -> str:
+def first_sentence(text: str) -> str:
     """Up to the first full stop at the end of a word; `metrics.jsonl` has one inside."""
     return re.split(r"(?<=\.) ", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _presets(group: str) -> Iterator[str]:
     """A line for each file of a group, with the comment it starts with."""
-    for name in presets(group):
-        text = (shipped_folder("configs") / group / f"{name}.yaml").read_text(encoding="utf-8")
-        purpose = text.partition("\n")[0].removeprefix("# ")
+    for name, file in preset_files(group).items():
+        first = file.read_text(encoding="utf-8").partition("\n")[0]
+        purpose = first.removeprefix("# ") if first.startswith("# ") else f"In {file}."
         yield from _columns(f"{group}={name}", _wrap(f"Preset. {purpose}"))
 
 
-def _entry(knob: Knob) -> Iterator[str]:
-    right = [*_wrap(_kind(knob.type)), *_wrap(docs(knob.owner).get(knob.name, ""))]
-    return _columns(f"{knob.key}={_default(knob)}", right)
+def _entry(option: Option) -> Iterator[str]:
+    right = [*_wrap(_kind(option.type)), *_wrap(docs(option.owner).get(option.name, ""))]
+    return _columns(f"{option.key}={_default(option)}", right)
 
 
 def _columns(left: str, right: list[str]) -> Iterator[str]:
@@ -149,8 +151,8 @@ def _columns(left: str, right: list[str]) -> Iterator[str]:
         left = ""
 
 
-def _default(knob: Knob) -> str:
-    return "" if knob.default == "" else show(knob.default)
+def _default(option: Option) -> str:
+    return "" if option.default == "" else format_value(option.default)
 
 
 def _wrap(text: str) -> list[str]:
@@ -159,15 +161,15 @@ def _wrap(text: str) -> list[str]:
 
 def _kind(annotation: Any) -> str:
     """A type in few words: `number > 0`, `cosine | linear`, `list of text`."""
-    bare, marks = unmark(annotation)
+    bare, constraints = split_annotated(annotation)
     if is_union(bare):
-        text = Annotated[str, *marks] if marks else str
+        text = Annotated[str, *constraints] if constraints else str
         return " or ".join(_kind(text if part is str else part) for part in get_args(bare))
     if is_group(bare):
         return "{key: value}"
     parts = get_args(bare)
     if get_origin(bare) is Literal:
-        return " | ".join(show(part) for part in parts)
+        return " | ".join(format_value(part) for part in parts)
     if get_origin(bare) is list:
         return f"list of {_kind(parts[0])}"
     if get_origin(bare) is dict:
@@ -175,9 +177,11 @@ def _kind(annotation: Any) -> str:
     names = {bool: "true | false", int: "whole number", float: "number", str: "text", Any: "value"}
     paths = {DataPath: "path of data", ModelPath: "path or hub id", FilePath: "path of a file"}
     paths |= {OutputPath: "path to write to", FunctionPath: "FILE.py:FUNCTION"}
-    name = next((paths[type(mark)] for mark in marks if type(mark) in paths), names.get(bare, ""))
-    units = [f"({mark.name})" for mark in marks if isinstance(mark, Unit)]
-    return " ".join([name, *bounds(marks), *units])
+    name = next(
+        (paths[type(mark)] for mark in constraints if type(mark) in paths), names.get(bare, "")
+    )
+    units = [f"({mark.name})" for mark in constraints if isinstance(mark, Unit)]
+    return " ".join([name, *describe_range(constraints), *units])
 
 
 @cache
@@ -204,7 +208,7 @@ def _string(statement: ast.stmt) -> str:
 
 def _short_names(command: Command) -> list[str]:
     return [
-        "Short names on the command line",
+        "Short names, on the command line and in recipes",
         *(f"  {short:<16} {full}" for short, full in aliases(command.config).items()),
     ]
 

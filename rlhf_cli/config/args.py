@@ -1,18 +1,19 @@
-"""The words after `rlhf <command>`: recipes, settings and switches, not yet judged."""
+"""Parser of the words after `rlhf <command>`: recipes, overrides and switches, not yet checked."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rlhf_cli.config.schema import aliases, groups, knobs
-from rlhf_cli.stages.registry import Command
+from rlhf_cli.config.command import Command
+from rlhf_cli.config.deprecations import rename_text
+from rlhf_cli.config.schema import aliases, groups, options
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _HYDRA = re.compile(r"[+~]*hydra[./][\w./@]+=.*", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Setting:
+class Override:
     """`key=text` from the command line, the key by its full name."""
 
     key: str
@@ -21,10 +22,10 @@ class Setting:
 
 @dataclass
 class CommandLine:
-    """What the user typed, sorted."""
+    """The parsed command line."""
 
     recipes: list[str] = field(default_factory=list)
-    settings: list[Setting] = field(default_factory=list)
+    overrides: list[Override] = field(default_factory=list)
     help: bool = False
     show_config: bool = False
     show_origins: bool = False
@@ -32,13 +33,15 @@ class CommandLine:
 
     multirun: bool = False
     for_hydra: list[str] = field(default_factory=list)
-    """Words of a sweep that go to Hydra as they stand, as `hydra/launcher=joblib`."""
+    """Words of a sweep that are passed to Hydra unchanged, as `hydra/launcher=joblib`."""
 
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """A line for each key or value that was given by an older name."""
 
     def sets(self, *keys: str) -> bool:
-        """Whether any of the keys is set by the words themselves."""
-        return any(setting.key in keys for setting in self.settings)
+        """Whether any of the keys is set on the command line itself."""
+        return any(override.key in keys for override in self.overrides)
 
 
 _SWITCHES = {
@@ -54,38 +57,39 @@ _KNOWN_SWITCHES = "-m, --cfg, --provenance, --help"
 
 
 def parse(command: Command, words: list[str]) -> CommandLine:
-    """Sort the words of a command; `--beta 0.1` and `--beta=0.1` are `beta=0.1`."""
+    """Parse the words of a command; `--beta 0.1` and `--beta=0.1` are `beta=0.1`."""
     line = CommandLine(multirun=bool({"-m", "--multirun"} & set(words)))
-    sorter = _Sorter(command, line)
+    parser = _ArgParser(command, line)
     rest = iter(words)
     for word in rest:
-        sorter.sort(word, rest)
-    sorter.finish()
+        parser.add(word, rest)
+    parser.finish()
     line.show_config |= line.show_origins
     return line
 
 
-class _Sorter:
-    """Puts one word after the other in its place."""
+class _ArgParser:
+    """Takes one word after the other."""
 
     def __init__(self, command: Command, line: CommandLine) -> None:
         self.line = line
         self.positional = command.positional
-        """What a first bare word of the command sets; empty once it is set."""
+        """The key that the first bare word sets; empty once it is set."""
 
         self.more = command.more
         self.others: list[str] = []
-        """Bare words after the first, where the command has a list for them."""
+        """Bare words after the first, for a command that has a list for them."""
 
         self.short = aliases(command.config)
-        self.known = {*knobs(command.config), *groups(command.config), *self.short}
+        self.known = {*options(command.config), *groups(command.config), *self.short}
         self.first: dict[str, tuple[str, str]] = {}
-        """What each key was first set to, and the word that did it."""
+        """Key -> its first value, and the word that set it."""
 
     def problem(self, word: str, text: str) -> None:
         self.line.problems.append(f"{word}: {text}")
 
-    def sort(self, word: str, rest: Iterator[str]) -> None:
+    def add(self, word: str, rest: Iterator[str]) -> None:
+        """Take a word, and the following ones that belong to it."""
         if word in _SWITCHES:
             setattr(self.line, _SWITCHES[word], True)
         elif word.startswith("--") and "=" not in word:
@@ -105,7 +109,7 @@ class _Sorter:
             self._set(" ".join(self.others), self.more, f"[{','.join(quoted)}]")
 
     def _dashed(self, word: str, rest: Iterator[str]) -> None:
-        """`--beta 0.1`, or a switch that is none."""
+        """Take `--beta 0.1`, or refuse an unknown switch."""
         key = word[2:].replace("-", "_")
         following = next(rest, "")
         if following and not self._is_own(following):
@@ -116,10 +120,10 @@ class _Sorter:
         else:
             self.problem(word, f"no such switch; need key=value, or one of {_KNOWN_SWITCHES}")
         if following:
-            self.sort(following, rest)
+            self.add(following, rest)
 
     def _is_own(self, word: str) -> bool:
-        """Whether a word stands for itself, so that it is no value of the word before."""
+        """Whether a word is a switch or override, so not the value of the word before."""
         key, equals, _ = word.partition("=")
         return word.startswith("--") or word in _SWITCHES or bool(equals and key in self.known)
 
@@ -141,11 +145,13 @@ class _Sorter:
             self.problem(word, self._advice(word, key, equals))
 
     def _set(self, word: str, key: str, text: str) -> None:
-        key = self.short.get(key, key)
+        found = rename_text(self.short.get(key, key), text)
+        key, text = found.key, found.value
+        self.line.notes += [f"{found.note}  (command line)"] if found.note else []
         before, first = self.first.get(key, (text, ""))
         if not first:
             self.first[key] = text, word
-            self.line.settings.append(Setting(key, text))
+            self.line.overrides.append(Override(key, text))
         elif not _same(before, text):
             self.problem(word, f"{key} is set already by {first}; need it once")
 

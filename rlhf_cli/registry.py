@@ -1,13 +1,8 @@
-"""The words of the command line: a name, what it takes and where its code is.
-
-The runner is named, not imported: the command line checks a config before torch is loaded.
-"""
-
-from dataclasses import dataclass
-from typing import Any
+"""All commands and tools of `rlhf`, and how runs of each stage are evaluated."""
 
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.config.command import Command, Tool
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -15,63 +10,59 @@ from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.sft.config import SFTConfig
 
-
-@dataclass(frozen=True)
-class Command:
-    """A word after `rlhf` that takes keys: its config class, and what runs a config."""
-
-    name: str
-    config: type[Any]
-    runner: str
-    """`module:function`; a training command's gets the run folder too."""
-
-    trains: bool
-    positional: str = ""
-    """The key that the first bare word sets, as in `rlhf merge runs/sft`; empty for none."""
-
-    more: str = ""
-    """The list that further bare words make, as in `rlhf evaluate runs/a runs/b`; or empty."""
-
-    examples: tuple[str, ...] = ()
-    """What can follow the name of a command that does not train; for its help page."""
-
-    needs: str = ""
-    """What a training command needs beside a model and data, as words of an example."""
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A word after `rlhf` that takes words of its own and no keys."""
-
-    name: str
-    purpose: str
-    runner: str
-    """`module:function`, called with the words."""
-
-    forms: dict[str, str]
-    """What can follow the name, and what it does."""
-
-
 COMMANDS = {
     command.name: command
     for command in (
-        Command("pretrain", PretrainConfig, "rlhf_cli.stages.pretrain.run:run", trains=True),
-        Command("sft", SFTConfig, "rlhf_cli.stages.sft.run:run", trains=True),
-        Command("reward", RewardConfig, "rlhf_cli.stages.reward.run:run", trains=True),
-        Command("dpo", DPOConfig, "rlhf_cli.stages.dpo.run:run", trains=True),
+        Command(
+            "pretrain",
+            PretrainConfig,
+            "rlhf_cli.stages.pretrain.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:training",
+        ),
+        Command(
+            "sft",
+            SFTConfig,
+            "rlhf_cli.stages.sft.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:training",
+        ),
+        Command(
+            "reward",
+            RewardConfig,
+            "rlhf_cli.stages.reward.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:training",
+        ),
+        Command(
+            "dpo",
+            DPOConfig,
+            "rlhf_cli.stages.dpo.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:dpo",
+        ),
         Command(
             "ppo",
             PPOConfig,
             "rlhf_cli.stages.ppo.run:run",
             trains=True,
+            preflight="rlhf_cli.preflight.commands:ppo",
             needs="reward.function=tiny/judge.py:score",
         ),
-        Command("bco", BCOConfig, "rlhf_cli.stages.bco.run:run", trains=True),
+        Command(
+            "bco",
+            BCOConfig,
+            "rlhf_cli.stages.bco.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:bco",
+        ),
         Command(
             "generate",
             GenerateConfig,
             "rlhf_cli.commands.generate:run",
             trains=False,
+            preflight="rlhf_cli.preflight.commands:generate",
+            less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=(
                 'runs/sft prompt="Hello, you"',
@@ -83,6 +74,8 @@ COMMANDS = {
             MergeConfig,
             "rlhf_cli.commands.merge:run",
             trains=False,
+            preflight="rlhf_cli.preflight.commands:merge",
+            less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=("runs/sft output_dir=runs/merged",),
         ),
@@ -91,6 +84,8 @@ COMMANDS = {
             EvaluateConfig,
             "rlhf_cli.commands.evaluate.run:run",
             trains=False,
+            preflight="rlhf_cli.preflight.commands:evaluate",
+            less_memory="micro_batch_tokens=512, or with a judge batch_size=1",
             positional="model",
             more="beside",
             examples=(
@@ -149,6 +144,20 @@ TOOLS = {
             {
                 "": "As lines, for a look or a bug report.",
                 "--json": "As one object, for scripts.",
+            },
+        ),
+        Tool(
+            "schema",
+            "Print the JSON Schema of recipes, with which editors complete and check them.",
+            "rlhf_cli.commands.schema:run",
+            {
+                "": "For a recipe of any command; its key `stage` selects the command. Shipped "
+                "recipes name this schema in their first line.",
+                "COMMAND": "For the recipes of one command. Save it with "
+                "`rlhf schema sft > sft.schema.json`, and begin a recipe with "
+                "`# yaml-language-server: $schema=sft.schema.json`, a path relative to the recipe. "
+                "Editors with yaml-language-server (VS Code's YAML extension, Neovim, Emacs) read "
+                "that line; in JetBrains IDEs add the file under JSON Schema Mappings.",
             },
         ),
         Tool(
