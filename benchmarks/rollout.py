@@ -1,4 +1,4 @@
-"""Rollouts in slots beside transformers' generate: useful tokens per second, in turns.
+"""Continuous batching compared with transformers' generate: useful tokens per second, in turns.
 
 python -m benchmarks.rollout [--rounds 2] [--vocabulary 8192 32000] [--batch 1 16 64]
 """
@@ -16,7 +16,7 @@ from benchmarks.common import save, spread
 from rlhf_cli.context import configure_cpu
 from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.engine import generate, generate_with_transformers
+from rlhf_cli.rollout.engine import GenerationJob, generate, generate_with_transformers
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.rollout.stopping import StopCriteria
 
@@ -46,17 +46,17 @@ def make_prompts(count: int, vocabulary: int) -> list[list[int]]:
 
 
 def ours(model: Any, tokenizer: Any, prompts: list[list[int]], batch: int) -> list[list[int]]:
-    return generate(model, tokenizer, prompts, SAMPLING, slots=batch).tokens
+    responses = generate(model, tokenizer, prompts, SAMPLING, batch_size=batch)
+    return [response.token_ids for response in responses]
 
 
 def plain(model: Any, tokenizer: Any, prompts: list[list[int]], batch: int) -> list[list[int]]:
     """Batches of prompts of like length, which is to generate's advantage."""
     rows = [Response(n, n, p) for n, p in enumerate(sorted(prompts, key=len))]
-    ends = StopCriteria(model, tokenizer, SAMPLING)
-    generate_with_transformers(
-        model, tokenizer, rows, [(0, r.number, 0) for r in rows], SAMPLING, ends, batch
-    )
-    return [row.written for row in rows]
+    seeds = [(0, row.index, 0) for row in rows]
+    stop = StopCriteria(model, tokenizer, SAMPLING)
+    generate_with_transformers(GenerationJob(model, tokenizer, rows, seeds, SAMPLING, stop, batch))
+    return [row.token_ids for row in rows]
 
 
 def measure(vocabulary: int, dtype: torch.dtype, batch: int, rounds: int) -> dict[str, Any]:

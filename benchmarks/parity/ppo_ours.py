@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.parity import ours
-from rlhf_cli.rollout.engine import Rollout
+from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.ppo import experience as ppo_experience
 from rlhf_cli.stages.ppo.experience import Experience
 
 Written = Sequence[dict[str, list[list[int]]]]
@@ -41,7 +42,7 @@ class Replay:
 
     def __call__(
         self, policy: Any, tokenizer: Any, prompts: Sequence[list[int]], *_: Any, **__: Any
-    ) -> Rollout:
+    ) -> list[Response]:
         """The responses of the next rollout.
 
         Raises:
@@ -51,8 +52,11 @@ class Replay:
         if list(prompts) != rollout["prompts"]:
             raise SystemExit("the two sides do not have the same token ids of prompts")
         responses = rollout["responses"]
-        ended = [row[-1] == tokenizer.eos_token_id for row in responses]
-        return Rollout(responses, ended, [[] for _ in responses])
+        end = tokenizer.eos_token_id
+        return [
+            Response(index, index, prompt, ids, finished=ids[-1] == end)
+            for index, (prompt, ids) in enumerate(zip(prompts, responses, strict=True))
+        ]
 
 
 def learn(
@@ -80,15 +84,15 @@ def learn(
     asked = [prompts[tuple(ids)] for rollout in rollouts for ids in rollout["prompts"]]
     rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
     experience: list[Experience] = []
-    real_shape = experience.compute_advantages
+    real = ppo_experience.compute_advantages
 
-    def shape(*args: Any) -> Experience:
-        experience.append(real_shape(*args))
+    def keep(*args: Any) -> Experience:
+        experience.append(real(*args))
         return experience[-1]
 
     with (
         patch("rlhf_cli.stages.ppo.rollout_worker.generate", Replay(rollouts)),
-        patch.object(experience, "compute_advantages", shape),
+        patch.object(ppo_experience, "compute_advantages", keep),
     ):
         metrics = ours.run("ppo", out, model, rows, settings, names)
     last = max((out / "checkpoints").iterdir())

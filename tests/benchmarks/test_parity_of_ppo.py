@@ -44,7 +44,7 @@ def test_the_responses_are_those_given(tmp_path, models, prompts):
     found = learned(tmp_path / "run", models, prompts)
     assert found.metrics == {"tokens/response_length": [3.5], "tokens/eos_fraction": [0.5]}
     [experience] = found.experience
-    assert (experience.advantage != 0).sum(1).tolist() == [3, 4]
+    assert (experience.advantages != 0).sum(1).tolist() == [3, 4]
 
 
 def test_other_prompts_are_refused(tmp_path, models, prompts):

@@ -52,7 +52,7 @@ def test_micro_batches_have_all_rows_of_a_prompt_together():
 def test_flop_of_rows_alone_are_those_of_the_package():
     rows = make_rows(Point(tokens=40, rows=4, vocab=97, samples=0), 4)
     work = count_flops(make_policy())
-    assert flop(work, rows) == pytest.approx(work.of(rows))
+    assert flop(work, rows) == pytest.approx(work.of_batch(rows))
 
 
 def test_flop_of_a_shared_prompt_count_it_once():

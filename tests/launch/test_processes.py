@@ -205,7 +205,7 @@ def scratch(tmp_path):
 def test_ranks_take_the_tokenizer_and_tokens_that_were_prepared(scratch, capfd):
     cfg, ctx = scratch
     opened = load_rows(cfg, ctx, "pretrain", (TextRecord,))
-    tokenizer, examples = opened.tokenizer, opened.train[0]
+    tokenizer, examples = opened.tokenizer, opened.train
     assert len(tokenizer) <= 300
     assert "To be, or not to be" in tokenizer.decode(examples.tokens[:20].tolist())
     assert opened.held_out is None
