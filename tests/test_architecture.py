@@ -1,78 +1,23 @@
 """The floors of the package: a module imports its own floor or a lower one, never in a circle."""
 
 import ast
-from functools import cache
+import importlib
+import re
 from graphlib import TopologicalSorter
-from pathlib import Path
+from operator import attrgetter
 
 import pytest
 
-import rlhf_cli
-
-ROOT = Path(rlhf_cli.__file__).parent
-MODULES = {
-    ".".join(("rlhf_cli", *file.relative_to(ROOT).with_suffix("").parts)): file
-    for file in sorted(ROOT.rglob("*.py"))
-}
-FLOORS = {
-    **dict.fromkeys(("console", "cores", "errors", "resources"), 0),
-    **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
-    **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
-    **dict.fromkeys(("cache", "progress"), 1),
-    **dict.fromkeys(("data", "models"), 2),
-    **dict.fromkeys(("rewards", "rollout", "train"), 3),
-    "stages": 4,
-    **dict.fromkeys(("commands", "launch", "cli", "__main__"), 5),
-}
-TO_CUT: set[tuple[str, str]] = set()
-"""Pairs of units that import each other and are not to; the list may only get shorter."""
+from tests import architecture
+from tests.imports import FLOORS, MODULES, ROOT, floor, imports, own_imports, unit, unit_graph
+from tests.pages import ROOT as REPOSITORY
 
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "numpy", "safetensors"}
 
 
-def unit(module: str) -> str:
-    """The package or top-level module of a module; all `config.py` with config classes are one."""
-    parts = module.split(".")
-    if parts[-1] == "config" and len(parts) > 2:
-        return "configs"
-    return parts[1]
-
-
-def floor(module: str) -> int:
-    return 0 if module.endswith("__init__") else FLOORS[unit(module)]
-
-
-@cache
-def imports(module: str) -> set[str]:
-    """What a module imports, at load or inside a function; not what only types need."""
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    typing_only = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    nodes = (node for node in ast.walk(tree) if id(node) not in typing_only)
-    return {name for node in nodes for name in names(node)}
-
-
-def names(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if isinstance(node, ast.ImportFrom):
-        assert node.level == 0, "imports are absolute"
-        within = [f"{node.module}.{alias.name}" for alias in node.names]
-        return [name if name in MODULES else str(node.module) for name in within]
-    return []
-
-
-def ours(module: str) -> list[str]:
-    return sorted(name for name in imports(module) if name in MODULES)
-
-
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_its_own_floor_or_a_lower_one(module):
-    above = [name for name in ours(module) if floor(name) > floor(module)]
+    above = [name for name in own_imports(module) if floor(name) > floor(module)]
     assert above == []
 
 
@@ -87,7 +32,7 @@ def test_floor_0_imports_nothing_heavy(module):
 )
 def test_config_classes_are_values(module):
     """What they name is looked at in preflight/, so that a config can be made anywhere."""
-    assert {unit(name) for name in ours(module)} <= {"config", "configs", "resources"}
+    assert {unit(name) for name in own_imports(module)} <= {"config", "configs", "resources"}
     calls = {"find_spec", "isdir", "isfile", "exists", "open", "listdir", "read_text", "stat"}
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     called = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
@@ -96,26 +41,18 @@ def test_config_classes_are_values(module):
 
 @pytest.mark.parametrize("module", [name for name in MODULES if ".evaluation." in name])
 def test_evaluation_is_arithmetic_on_arrays(module):
-    assert all(name.startswith("rlhf_cli.evaluation") for name in ours(module))
+    assert all(name.startswith("rlhf_cli.evaluation") for name in own_imports(module))
     assert {name.partition(".")[0] for name in imports(module)} & (HEAVY - {"numpy"}) == set()
 
 
 def test_no_module_is_part_of_a_circle():
     """Imports inside functions count too: they hide a circle and do not remove it."""
-    TopologicalSorter({module: ours(module) for module in MODULES}).prepare()  # raises CycleError
+    graph = {module: own_imports(module) for module in MODULES}
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_no_package_is_part_of_a_circle():
-    graph: dict[str, set[str]] = {}
-    for module in MODULES:
-        if not module.endswith("__init__"):
-            graph.setdefault(unit(module), set()).update(unit(name) for name in ours(module))
-    ties = {(one, other) for one, found in graph.items() for other in found if one != other}
-    both = {tuple(sorted(tie)) for tie in ties if tie[::-1] in ties}
-    assert both == TO_CUT
-    cut = {tie for tie in ties if tuple(sorted(tie)) not in TO_CUT}
-    above = {one: {other for start, other in cut if start == one} for one in graph}
-    TopologicalSorter(above).prepare()  # raises CycleError
+    TopologicalSorter(unit_graph()).prepare()  # raises CycleError
 
 
 def test_packages_import_nothing():
@@ -138,3 +75,54 @@ def test_packages_import_nothing():
 def test_what_works_on_one_cpu_only_is_not_called(call, allowed):
     callers = {f.relative_to(ROOT).as_posix() for f in MODULES.values() if call in f.read_text()}
     assert callers <= allowed
+
+
+def test_the_picture_is_drawn_from_these_imports():
+    """`python -m tests.architecture > docs/architecture.svg` draws it again."""
+    drawn = (REPOSITORY / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture.picture() + "\n"
+
+
+def test_the_picture_has_a_box_for_every_unit():
+    assert architecture.UNITS.keys() == FLOORS.keys() == unit_graph().keys()
+    purposes = [purpose for _, _, purpose in architecture.UNITS.values()]
+    assert [words for words in purposes if len(words.split()) > 3] == []
+
+
+def test_no_arrow_of_the_picture_points_up():
+    ties = architecture.reduction(unit_graph())
+    rows = [(architecture.row_of(start), architecture.row_of(end)) for start, end in ties]
+    assert [tie for tie in rows if tie[0] > tie[1]] == []
+
+
+@pytest.mark.parametrize(
+    "step", [step for steps in architecture.WAYS.values() for *_, step in steps]
+)
+def test_each_step_of_the_picture_is_a_function_or_class(step):
+    module, _, name = step.partition(":")
+    assert callable(getattr(importlib.import_module(f"rlhf_cli.{module}"), name))
+
+
+PAGES = ("docs/architecture.md", "CONTRIBUTING.md", "AGENTS.md", "SECURITY.md")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_path_that_a_page_names_exists(page):
+    """Files and folders in backticks; those of docs/architecture.md may begin below `rlhf_cli/`."""
+    named = {path for path in quoted(page) if re.fullmatch(r"[\w./-]+(\.py|/)", path)}
+    above = [REPOSITORY, ROOT] if page == "docs/architecture.md" else [REPOSITORY]
+    missing = {path for path in named if not any((folder / path).exists() for folder in above)}
+    assert missing <= {"__init__.py", "config.py"}, "names of files that many folders have"
+
+
+def test_each_function_that_the_page_names_exists():
+    named = [re.fullmatch(r"([a-z_/]+)\.py:([\w.]+)", words) for words in quoted(PAGES[0])]
+    found = [(match[1].replace("/", "."), match[2]) for match in named if match]
+    assert len(found) >= 15
+    for module, name in found:
+        attrgetter(name)(importlib.import_module(f"rlhf_cli.{module}"))
+
+
+def quoted(page):
+    """What stands in backticks on a page."""
+    return re.findall(r"`([^`\n]+)`", (REPOSITORY / page).read_text(encoding="utf-8"))
