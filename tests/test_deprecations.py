@@ -42,6 +42,20 @@ def test_new_names_are_keys_and_old_names_are_not():
     assert not REAL.keys() & known
 
 
+@pytest.mark.parametrize(
+    ("command", "words", "key", "value"),
+    [
+        ("dpo", ["model.reference=copy", "sync_steps=2", "sync_share=0.5"], "sync_alpha", 0.5),
+        ("sft", ["train.eval_steps=5", "train.early_stop=2"], "early_stop_patience", 2),
+    ],
+)
+def test_shipped_old_names_still_work(command, words, key, value, capsys):
+    config = resolve(COMMANDS[command], parse(COMMANDS[command], [*TINY, *words])).config
+    assert getattr(config if command == "dpo" else config.train, key) == value
+    [line] = notes(capsys)
+    assert key in line
+
+
 def notes(capsys) -> list[str]:
     return [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines()]
 

@@ -1,25 +1,28 @@
-"""Keys and values that older versions knew by another name; they are read as today's."""
+"""Old names of config keys and values, which are read as the new ones."""
 
 from dataclasses import dataclass
 from typing import Any
 
-RENAMED_KEYS: dict[str, tuple[str, str]] = {}
-"""Old key -> (the key of today, the version that renamed it). A key covers those below it."""
+RENAMED_KEYS: dict[str, tuple[str, str]] = {
+    "sync_share": ("sync_alpha", "0.2"),
+    "train.early_stop": ("train.early_stop_patience", "0.2"),
+}
+"""Old key -> (new key, version that renamed it). A group's entry also covers the keys below it."""
 
 RENAMED_VALUES: dict[tuple[str, str], tuple[str, str]] = {
     ("value", "trunk"): ("shared", "0.2"),
 }
-"""(Key of today, old value) -> (the value of today, the version that renamed it)."""
+"""(New key, old value) -> (new value, version that renamed it)."""
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A setting by its name of today, and the line that says so.
+    """An override by its new name, with a note for the user.
 
     Attributes:
-        key: of today.
-        value: of today.
-        note: for the user; empty where nothing was renamed.
+        key: new key.
+        value: new value.
+        note: line that names old and new; empty if nothing was renamed.
     """
 
     key: str
@@ -28,7 +31,7 @@ class Renamed:
 
 
 def current_name(key: str) -> tuple[str, str] | None:
-    """The name of today for an old key, and since when; None for a key that is not an old one."""
+    """Return the new name of an old key and the version that renamed it; None for other keys."""
     above, below = key, ""
     while above and above not in RENAMED_KEYS:
         above, _, last = above.rpartition(".")
@@ -40,7 +43,7 @@ def current_name(key: str) -> tuple[str, str] | None:
 
 
 def rename(key: str, value: Any) -> Renamed:
-    """A key and its value by their names of today."""
+    """Replace an old key and an old value by the new ones."""
     known = current_name(key)
     new, version = known or (key, "")
     notes = [f"{key} is called {new} since {version}"] if known else []
@@ -52,7 +55,7 @@ def rename(key: str, value: Any) -> Renamed:
 
 
 def rename_text(key: str, text: str) -> Renamed:
-    """A key and what was typed for it, which may be several values, by their names of today."""
+    """Replace an old key and old values in a text, which may list several values for a sweep."""
     parts = [rename(key, part) for part in text.split(",")]
     old = next((part for part in parts if part.note), parts[0])
     return Renamed(old.key, ",".join(part.value for part in parts), old.note)

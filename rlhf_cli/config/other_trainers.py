@@ -43,7 +43,7 @@ _CUT = "Prompt and response share data.max_length, and data.truncation says what
 _SHARDED = "Sharding over devices is not supported; each process holds the whole model."
 _PATHS = "It takes files, folders and hub ids, or a list of {path: FILE, weight: 2}."
 _HELD_OUT = "data.eval says which rows are held out, train.eval_steps how often they are measured."
-_TR_DPO = "A reference that moves is set by sync_steps and sync_share."
+_TR_DPO = "A reference that moves is set by sync_steps and sync_alpha."
 _PRECISION = {"true": "train.precision=bf16", "false": "train.precision=fp32"}
 _SCHEDULES = {
     "cosine": "train.schedule=cosine",
@@ -105,7 +105,7 @@ TRANSFORMERS = {
     "load_best_model_at_end": OtherName(
         {"true": "train.result=best", "false": "train.result=last"}
     ),
-    "early_stopping_patience": OtherName("train.early_stop={}"),
+    "early_stopping_patience": OtherName("train.early_stop_patience={}"),
     "report_to": OtherName(_TRACKERS),
     "torch_compile": OtherName("train.compile={}"),
     "use_gradient_checkpointing": OtherName("train.gradient_checkpointing={}"),
@@ -170,7 +170,7 @@ TRL = {
     "ref_model": OtherName("model.reference={}"),
     "sync_ref_model": OtherName({"true": "model.reference=copy", "false": "sync_steps=0"}, _TR_DPO),
     "ref_model_sync_steps": OtherName("model.reference=copy sync_steps={}"),
-    "ref_model_mixup_alpha": OtherName("sync_share={}", _TR_DPO),
+    "ref_model_mixup_alpha": OtherName("sync_alpha={}", _TR_DPO),
     "f_divergence_type": OtherName(
         {
             "reverse_kl": "f_divergence=reverse_kl",

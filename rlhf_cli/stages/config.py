@@ -112,10 +112,12 @@ class StageConfig(LoadConfig):
                 "data.path: none given; need a file or folder of rows. "
                 "Try data=rows.jsonl, or data=tiny (shipped rows)"
             )
-        if not self.data.holds_out and (self.train.early_stop or self.train.result == "best"):
+        if not self.data.holds_out and (
+            self.train.early_stop_patience or self.train.result == "best"
+        ):
             found.append(
-                "data.eval: got none, but train.early_stop and train.result=best need held-out "
-                "rows. Try data.eval=0.05"
+                "data.eval: got none, but train.early_stop_patience and train.result=best need "
+                "held-out rows. Try data.eval=0.05"
             )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(

@@ -62,7 +62,7 @@ class TrainConfig:
     eval_steps: Annotated[int, Ge(0), Unit("optimizer steps")] = 0
     """Steps between evaluations; 0 evaluates before the first and after the last step only."""
 
-    early_stop: Annotated[int, Ge(0), Unit("evaluations")] = 0
+    early_stop_patience: Annotated[int, Ge(0), Unit("evaluations")] = 0
     """Stop after this many evaluations in a row without a lower held-out loss; 0 never stops."""
 
     result: Literal["last", "best"] = "last"
@@ -97,9 +97,13 @@ class TrainConfig:
                 "train.compile: got true beside train.gradient_checkpointing=true, and a layer is "
                 "either compiled or recomputed. Try train.compile=false"
             )
-        if self.eval_steps or (not self.early_stop and self.result == "last"):
+        if self.eval_steps or (not self.early_stop_patience and self.result == "last"):
             return found
-        asked = f"early_stop: got {self.early_stop}" if self.early_stop else "result: got best"
+        asked = (
+            f"early_stop_patience: got {self.early_stop_patience}"
+            if self.early_stop_patience
+            else "result: got best"
+        )
         return [
             *found,
             f"train.{asked} without train.eval_steps; need evaluations to compare. "

@@ -197,8 +197,8 @@ class TrainingLoop:
         self.log(self.meter.read())  # an early end can leave steps between two logged ones
 
     def _stops_early(self) -> bool:
-        """Whether the held-out loss has not fallen for `early_stop` evaluations."""
-        return 0 < self.cfg.early_stop <= self.best.waited
+        """Whether the held-out loss has not fallen for `early_stop_patience` evaluations."""
+        return 0 < self.cfg.early_stop_patience <= self.best.waited
 
     def log(self, values: dict[str, float]) -> None:
         """Write values of the step, if any, to `metrics.jsonl` and the trackers."""

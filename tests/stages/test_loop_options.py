@@ -95,7 +95,7 @@ def test_the_result_is_the_starting_weights_where_no_step_is_better(
 
 
 def test_a_run_that_does_not_get_better_ends_early(tmp_path):
-    argv = [*TOO_FAST, "train.early_stop=2", "max_steps=30", "train.log_steps=100"]
+    argv = [*TOO_FAST, "train.early_stop_patience=2", "max_steps=30", "train.log_steps=100"]
     assert sft(tmp_path / "run", *argv) == 0
     losses = held_out(tmp_path / "run")
     best = min(losses, key=losses.get)
@@ -105,7 +105,7 @@ def test_a_run_that_does_not_get_better_ends_early(tmp_path):
 
 
 def test_what_goes_by_held_out_rows_needs_some(tmp_path, capsys):
-    assert sft(tmp_path / "run", "train.early_stop=2") == 2
+    assert sft(tmp_path / "run", "train.early_stop_patience=2") == 2
     assert "without train.eval_steps" in capsys.readouterr().err
     assert sft(tmp_path / "run", "train.result=best", "train.eval_steps=1", "data.eval=none") == 2
     assert "Try data.eval=0.05" in capsys.readouterr().err

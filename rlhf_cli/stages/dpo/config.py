@@ -91,7 +91,7 @@ class DPOConfig(ResponseRowsConfig):
     """TR-DPO (arXiv:2404.09656): steps between updates of the reference towards the policy; needs
     `model.reference=copy`. 0 never updates it."""
 
-    sync_share: Annotated[float, Gt(0), Le(1)] = 0.6
+    sync_alpha: Annotated[float, Gt(0), Le(1)] = 0.6
     """TR-DPO's α: weight of the policy in the updated reference."""
 
     @property
@@ -176,7 +176,7 @@ class DPOConfig(ResponseRowsConfig):
             "nll_weight": bool({"cpo", "orpo"} & {*names}),
             "desirable_weight": self.unpaired,
             "undesirable_weight": self.unpaired,
-            "sync_share": bool(self.sync_steps),
+            "sync_alpha": bool(self.sync_steps),
         }
         for name, default in unused_options(self, only).items():
             found.append(_unread(name, getattr(self, name), names, default))

@@ -55,7 +55,7 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     loss = (kto_row_loss if cfg.unpaired else preference_loss)(cfg, policy, reference)
     state = None
     if reference.copy is not None and cfg.sync_steps:
-        state = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_share)
+        state = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_alpha)
     return train_and_save(plan, policy, loss, data, state=state)
 
 
