@@ -50,7 +50,8 @@ def imports(module: str) -> set[str]:
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
+        for statement in node.body
+        for inner in ast.walk(statement)
     }
     nodes = (node for node in ast.walk(tree) if id(node) not in typing_only)
     return {name for node in nodes for name in names(node)}
@@ -119,8 +120,10 @@ def test_no_package_is_part_of_a_circle():
 
 
 def test_packages_import_nothing():
+    """Only the package itself has code: it imports its public names when they are first read."""
     loaded = {name: imports(name) for name in MODULES if name.endswith("__init__")}
-    assert {name: found for name, found in loaded.items() if found} == {}
+    found = {name: found for name, found in loaded.items() if found}
+    assert found == {"rlhf_cli.__init__": {"importlib", "typing"}}
 
 
 @pytest.mark.parametrize(
