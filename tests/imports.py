@@ -33,7 +33,7 @@ def unit(module: str) -> str:
 
 
 def floor(module: str) -> int:
-    """The floor of a module; `__init__.py` files are empty and stand on the lowest."""
+    """The floor of a module; `__init__.py` files stand on the lowest."""
     return 0 if module.endswith("__init__") else FLOORS[unit(module)]
 
 
@@ -45,7 +45,8 @@ def imports(module: str) -> set[str]:
         id(inner)
         for node in ast.walk(tree)
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
+        for statement in node.body
+        for inner in ast.walk(statement)
     }
     nodes = (node for node in ast.walk(tree) if id(node) not in typing_only)
     return {name for node in nodes for name in names(node)}

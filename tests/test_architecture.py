@@ -56,8 +56,10 @@ def test_no_package_is_part_of_a_circle():
 
 
 def test_packages_import_nothing():
+    """Only the package itself has code: it imports its public names when they are first read."""
     loaded = {name: imports(name) for name in MODULES if name.endswith("__init__")}
-    assert {name: found for name, found in loaded.items() if found} == {}
+    found = {name: found for name, found in loaded.items() if found}
+    assert found == {"rlhf_cli.__init__": {"importlib", "typing"}}
 
 
 @pytest.mark.parametrize(
