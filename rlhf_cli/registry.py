@@ -109,8 +109,8 @@ EVALUATORS = {
 """Stage -> `module:function`, which opens the rows that a run of the stage is measured on.
 
 Called with the run's configuration, whose `model.path` is its result and whose `data.eval` are the
-rows, and the stage's name; returns a `stages.evaluation.Evaluation`, which is called with the context
-to load the model and measure it.
+rows, and the stage's name; returns a `stages.evaluation.Evaluation`, which is called with the
+context to load the model and measure it.
 """
 
 TOOLS = {

@@ -68,7 +68,7 @@ WAYS = {
     ),
     "The way of a prompt to a PPO update (rlhf ppo)": (
         ("prompts", "read and tokenize", "data.prompts:encode_prompts"),
-        ("source", "choose prompts of a step", "stages.ppo.source:RolloutSource"),
+        ("source", "choose prompts of a step", "stages.ppo.rollout_source:RolloutSource"),
         ("rollout worker", "generates, scores", "stages.ppo.rollout_worker:RolloutWorker"),
         ("generation", "sample tokens", "rollout.engine:generate"),
         ("reward", "score each response", "rewards.rewards:CombinedReward"),

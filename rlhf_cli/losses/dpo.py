@@ -1,4 +1,8 @@
-"""Losses of preference pairs: the DPO family and its reference-free relatives."""
+"""Losses of preference pairs: the DPO family and its reference-free relatives.
+
+A new loss is a function here and in `PAIR_LOSSES`, its traits in `losses/config.py`, and its name
+in `LossName` of `stages/dpo/config.py`. The DPO paper's own loss is `sigmoid`.
+"""
 
 from __future__ import annotations
 

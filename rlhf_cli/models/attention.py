@@ -1,4 +1,8 @@
-"""Attention of a model: which implementation computes it, and our own, `per_row`.
+"""Our own attention implementation, `per_row`, and what a model is asked to compute with.
+
+The implementation is chosen in three places: `models/load.py` reads `model.attention`,
+`models/wrapper.py` picks flat or padded batches, and `models/probes.py` falls back to padding if a
+probe finds that rows influence each other. `models/attention_kernels.py` has the kernels.
 
 `per_row` attends within the rows of a flat sequence, without padding the model's input. It is
 registered with transformers under `ATTENTION`; no mask function has that name, so the model builds

@@ -38,7 +38,7 @@ from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.progress import ProgressCount
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.prepare_data import require_positions, say_max_length, say_plain_text
+from rlhf_cli.stages.prepare_data import log_max_length, log_plain_text, require_positions
 from rlhf_cli.stages.unpaired import require_one_kind
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import RowValues, row_logprobs, row_tokens
@@ -58,13 +58,13 @@ def load_held_out(
     Raises:
         DataError: there are none, or the stage does not read such rows.
     """
-    say_max_length(cfg)
+    log_max_length(cfg)
     loaded = load_eval_examples(cfg.data, stage, tokenizer, records, as_messages=cfg.as_messages)
     if loaded is None:
         raise DataError(
             f"data.path: none given, and {cfg.model.path} held out no rows. Try data=FILE"
         )
-    say_plain_text(cfg, tokenizer, loaded[1])
+    log_plain_text(cfg, tokenizer, loaded[1])
     return loaded
 
 

@@ -145,7 +145,7 @@ def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> N
 
 
 def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> StageData:
-    say_max_length(cfg)
+    log_max_length(cfg)
     tokenizer = _load_tokenizer(cfg, stage, records)
     options = {"as_messages": cfg.as_messages, "cached_only": cached_only}
     needs_template = not tokenizer.chat_template and (
@@ -153,7 +153,7 @@ def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     )
     new = add_chatml(tokenizer) if needs_template else []
     train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
-    say_plain_text(cfg, tokenizer, report)
+    log_plain_text(cfg, tokenizer, report)
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **options)
     return StageData(
         tokenizer=tokenizer,
@@ -165,13 +165,13 @@ def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     )
 
 
-def say_max_length(cfg: StageConfig) -> None:
+def log_max_length(cfg: StageConfig) -> None:
     """Say that `data.max_length` was lowered to the model's positions."""
     if cfg.data.max_length == positions(cfg.model):
         logger.info(f"data.max_length: {cfg.data.max_length}, the model's positions")
 
 
-def say_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
+def log_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
     """Say that rows of text are joined without the model's chat template, and the key to set.
 
     Args:

@@ -146,7 +146,7 @@ def train_and_save(
         f"steps: {source.total_steps} of {cfg.train.batch_size} examples; {tokens} tokens a pass"
     )
     if cfg.train.max_steps <= 0:
-        say_few_steps(source.total_steps, len(examples), cfg.train.batch_size)
+        log_few_steps(source.total_steps, len(examples), cfg.train.batch_size)
     task = TrainingTask(
         policy=model,
         source=source,
@@ -209,7 +209,7 @@ def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
     }
 
 
-def say_few_steps(steps: int, examples: int, batch_size: int) -> None:
+def log_few_steps(steps: int, examples: int, batch_size: int) -> None:
     """Say that a run has few steps because it has few examples for its batch size.
 
     Args:

@@ -49,7 +49,7 @@ class RunResult:
     """Result of a training run.
 
     Attributes:
-        steps: optimizer steps of the whole run, those before a resume included.
+        steps: steps of the whole run, those before a resume included; in PPO one is a rollout.
         seconds: time of this process in the loop.
         peak_memory: peak memory of each rank's process, in bytes.
         weights: name -> fp32 master of each trained parameter.

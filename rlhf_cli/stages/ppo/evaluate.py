@@ -34,7 +34,7 @@ from rlhf_cli.stages.evaluation import Evaluation, require_reference
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
-from rlhf_cli.stages.prepare_data import say_max_length
+from rlhf_cli.stages.prepare_data import log_max_length
 from rlhf_cli.stages.reference import ReferenceModel
 
 
@@ -99,7 +99,7 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
         DataError: there is no prompt.
     """
     require_reference(cfg)
-    say_max_length(cfg)
+    log_max_length(cfg)
     tokenizer = load_tokenizer(cfg.model)
     prompts = load_held_out_prompts(cfg.data, stage)
     if prompts is None:

@@ -29,20 +29,20 @@ from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.evaluate import evaluate
 from rlhf_cli.stages.ppo.minibatches import PTX_MASK
+from rlhf_cli.stages.ppo.rollout_source import RolloutSource
 from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
-from rlhf_cli.stages.ppo.source import RolloutSource
-from rlhf_cli.stages.ppo.training import (
-    PPOLearner,
+from rlhf_cli.stages.ppo.setup import (
+    PPOComponents,
     PPOModels,
     PromptData,
-    build_learner,
+    build_components,
     load_encoder,
     load_models,
     load_ptx_data,
     open_ppo_run,
 )
 from rlhf_cli.stages.ppo.value_model import memory_table
-from rlhf_cli.stages.prepare_data import say_max_length
+from rlhf_cli.stages.prepare_data import log_max_length
 from rlhf_cli.stages.training import fit_and_save, prepare_training
 from rlhf_cli.train.loop import Evaluate, TrainingTask
 
@@ -90,19 +90,19 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     data = load_prompts(cfg)
     models = load_models(cfg, ctx, data)
     plan = prepare_training(cfg, ctx, models.policy, data)
-    learner = build_learner(cfg, plan, models)
+    components = build_components(cfg, plan, models)
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
-    say_memory(models, rewards)
+    log_memory(models, rewards)
     worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks)
-    source = RolloutSource(cfg, worker, learner.updates, ctx)
-    say_steps(cfg, source.total_steps)
+    source = RolloutSource(cfg, worker, components.updates, ctx)
+    log_step_counts(cfg, source.total_steps)
     task = TrainingTask(
         policy=policy,
         source=source,
-        loss=learner.loss,
-        locate=partial(_locate, learner, data.prompts[0]),
-        evaluate=_evaluation(cfg, ctx, data, worker, learner) if data.held_out else None,
+        loss=components.loss,
+        locate=partial(_locate, components, data.prompts[0]),
+        evaluate=_evaluation(cfg, ctx, data, worker, components) if data.held_out else None,
     )
     return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
@@ -110,7 +110,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
 def load_prompts(cfg: PPOConfig) -> PromptFileData:
     """Load tokenizer and prompts, and encode the prompts."""
     encoder = load_encoder(cfg)
-    say_max_length(cfg)
+    log_max_length(cfg)
     most = cfg.data.max_length - cfg.sampling.max_new_tokens
 
     def encode(found: PromptSet) -> EncodedPrompts:
@@ -136,7 +136,7 @@ def _evaluation(
     ctx: RunContext,
     data: PromptFileData,
     worker: RolloutWorker,
-    learner: PPOLearner,
+    components: PPOComponents,
 ) -> Evaluate:
     """Evaluation on held-out prompts: one response to each."""
     assert data.held_out is not None
@@ -144,18 +144,18 @@ def _evaluation(
     held_out = RolloutWorker(
         one, *data.held_out, worker.policy, worker.rewards, data.tokenizer, ctx.ranks
     )
-    return lambda: evaluate(held_out, learner.experience_maker, ctx.ranks)
+    return lambda: evaluate(held_out, components.experience_maker, ctx.ranks)
 
 
-def _locate(learner: PPOLearner, prompts: PromptSet, rows: TokenBatch) -> str:
+def _locate(components: PPOComponents, prompts: PromptSet, rows: TokenBatch) -> str:
     """`file:line` of the prompt of some rows, or of a row of `ptx_data`."""
     number = rows.example_ids[0]
-    if PTX_MASK in rows.token_columns and learner.ptx_data is not None:
-        return f"ptx_data {learner.ptx_data.location(number)}"
+    if PTX_MASK in rows.token_columns and components.ptx_data is not None:
+        return f"ptx_data {components.ptx_data.location(number)}"
     return prompts.locations[number]
 
 
-def say_steps(cfg: PPOConfig, total: int) -> None:
+def log_step_counts(cfg: PPOConfig, total: int) -> None:
     """Print how many steps the run has, and what a step is."""
     logger.info(
         f"steps: {pluralize(total, 'rollout')} of {pluralize(cfg.train.batch_size, 'prompt')}, "
@@ -164,7 +164,7 @@ def say_steps(cfg: PPOConfig, total: int) -> None:
     )
 
 
-def say_memory(models: PPOModels, rewards: CombinedReward) -> None:
+def log_memory(models: PPOModels, rewards: CombinedReward) -> None:
     """Print the memory of each model."""
     found: dict[str, nn.Module] = {"policy": models.policy.model}
     found["reference"] = models.reference.policy.model

@@ -19,9 +19,9 @@ from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.response import Response, response_text
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.training import (
+from rlhf_cli.stages.ppo.setup import (
     PromptData,
-    build_learner,
+    build_components,
     load_encoder,
     load_models,
     open_ppo_run,
@@ -91,14 +91,14 @@ class PPOTrainer:
         models = load_models(cfg, self.ctx, data)
         self.policy = models.policy
         plan = prepare_training(cfg, self.ctx, models.policy, data)
-        learner = build_learner(cfg, plan, models)
-        self.updates = learner.updates
+        components = build_components(cfg, plan, models)
+        self.updates = components.updates
         self.source = _GivenUpdates(cfg.train.max_steps or 2**31)
         self.generated = 0
         task = TrainingTask(
             policy=self.policy,
             source=self.source,
-            loss=learner.loss,
+            loss=components.loss,
             locate=lambda rows: f"prompts[{rows.example_ids[0]}]",
         )
         self.loop = TrainingLoop(task, plan.train, self.ctx, plan.start.fingerprint)

@@ -16,7 +16,7 @@ from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share_base
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import VALUE_ADAPTER, AdapterValueModel
-from rlhf_cli.stages.ppo import training
+from rlhf_cli.stages.ppo import setup
 from rlhf_cli.stages.ppo.value_model import attach_value_model, parameter_bytes
 from tests.helpers import last_of_each, rows_of
 from tests.stages.conftest import FAST
@@ -152,7 +152,7 @@ def test_a_separate_value_model_recomputes_its_activations(whole_value_model, pp
         attach_value_model(cfg, policy, *loaded)
         value_models.append(policy.value_model)
 
-    monkeypatch.setattr(training, "attach_value_model", keep)
+    monkeypatch.setattr(setup, "attach_value_model", keep)
     words = [*whole_value_model, "max_steps=1"]
     kept = ppo(*words)
     recomputed = ppo(*words, "train.gradient_checkpointing=true", out="recomputed")

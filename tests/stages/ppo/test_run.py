@@ -19,7 +19,7 @@ from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine
 from rlhf_cli.rollout.response import Response
-from rlhf_cli.stages.ppo import training
+from rlhf_cli.stages.ppo import setup
 from rlhf_cli.stages.ppo.minibatches import PTX_MASK, make_minibatches
 from rlhf_cli.stages.ppo.updates import PPOLoss
 from rlhf_cli.train.metrics import read_metrics
@@ -325,7 +325,7 @@ def test_a_run_with_cuda_graphs_is_evaluated_on_the_cpu(ppo, files, sft_run):
 )
 def test_recorded_steps_use_the_weights_of_each_rollout(words, most, ppo, monkeypatch):
     """Old weights would show as a mismatch of the log-probs."""
-    for module in (engine, training):
+    for module in (engine, setup):
         monkeypatch.setattr(module, "capture", tape.record)
         monkeypatch.setattr(module, "require_cuda", lambda sampling, device: None)
     graphs = ("sampling.cuda_graphs=true", "rollout_logprobs=reuse")

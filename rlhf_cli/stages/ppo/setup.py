@@ -58,7 +58,7 @@ class PPOModels:
 
 
 @dataclass(frozen=True)
-class PPOLearner:
+class PPOComponents:
     """Makes updates of scored responses.
 
     Attributes:
@@ -107,7 +107,7 @@ def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:
     return PPOModels(policy, reference)
 
 
-def build_learner(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOLearner:
+def build_components(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOComponents:
     """Build the loss, and what makes updates of scored responses."""
     ranks, tokens = plan.ctx.ranks, plan.micro_batch_tokens
     loss = PPOLoss(cfg, models.policy)
@@ -118,7 +118,7 @@ def build_learner(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOL
         require_embedded(examples, models.policy.model)
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=UNLIMITED_STEPS)
         source = ExampleLoader(examples, cfg.data, train, cfg.seed, tokens, ranks)
-    return PPOLearner(
+    return PPOComponents(
         loss, experience_maker, PPOUpdater(cfg, experience_maker, loss, source, ranks), examples
     )
 
