@@ -39,7 +39,7 @@ class CheckpointError(RlhfError):
 
 
 class RankFailed(RlhfError):
-    """Another process of the run ended first; its own error says why."""
+    """Another rank failed first; that rank's error is the cause."""
 
 
 class OutOfMemory(RlhfError):
@@ -55,7 +55,7 @@ class NonFinite(RlhfError):
 
 
 class Interrupted(RlhfError):
-    """Interrupted; a signal ended the run, whose last checkpoint stands."""
+    """Interrupted; a signal ended the run, and its last checkpoint is kept."""
 
     exit_code = 130
 
@@ -87,7 +87,7 @@ _NO_DISK = {
 
 
 def translate(error: Exception, less_memory: str) -> RlhfError | None:
-    """The error of ours for another library's error about memory or disk space; else None.
+    """Convert a library's out-of-memory or disk-full error to an `RlhfError`; None for others.
 
     Args:
         error: of any library; torch is not imported here.

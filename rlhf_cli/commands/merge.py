@@ -148,7 +148,7 @@ def _check(cfg: MergeConfig, source: ModelSource, tokenizer: Any, unmerged: Any)
         quantized = load_with_adapters(cfg.model, source, tokenizer, quantized=True)
         trained = _outputs(quantized, prompts)
         logger.info(
-            f"whole base against the {source.quant} base it was trained on: "
+            f"unquantized base against the {source.quant} base it was trained on: "
             f"{_difference(expected, trained)}"
         )
     return Check(prompts, expected, float((expected - base).abs().mean()))

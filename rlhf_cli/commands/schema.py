@@ -12,7 +12,7 @@ def run(words: list[str]) -> None:
     """Print the schema of one command's recipes, or of all.
 
     Raises:
-        ConfigError: The words name no command.
+        ConfigError: The arguments name no command.
     """
     if len(words) > 1:
         raise ConfigError(

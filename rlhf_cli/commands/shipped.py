@@ -139,11 +139,11 @@ _ACTIONS: dict[str, tuple[Callable[..., None], int, int]] = {
 }
 """Action -> its function, and the least and most arguments."""
 
-_TOO_MANY = {0: "no more words", 1: "one name", 2: "a name and a target"}
+_TOO_MANY = {0: "no arguments", 1: "one name", 2: "a name and a target"}
 
 
 def run_docs(args: list[str]) -> None:
-    """Run `rlhf docs WORDS`.
+    """Run `rlhf docs ARGS`.
 
     Raises:
         ConfigError: there is no such page, or more than one name.

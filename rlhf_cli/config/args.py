@@ -1,4 +1,4 @@
-"""Parser of the words after `rlhf <command>`: recipes, overrides and switches, not yet checked."""
+"""Parser of the arguments of `rlhf <command>`: recipes, overrides and switches, not yet checked."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class CommandLine:
 
     multirun: bool = False
     for_hydra: list[str] = field(default_factory=list)
-    """Words of a sweep that are passed to Hydra unchanged, as `hydra/launcher=joblib`."""
+    """Arguments of a sweep that are passed to Hydra unchanged, as `hydra/launcher=joblib`."""
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ _KNOWN_SWITCHES = "-m, --cfg, --provenance, --help"
 
 
 def parse(command: Command, words: list[str]) -> CommandLine:
-    """Parse the words of a command; `--beta 0.1` and `--beta=0.1` are `beta=0.1`."""
+    """Parse the arguments of a command; `--beta 0.1` and `--beta=0.1` are `beta=0.1`."""
     line = CommandLine(multirun=bool({"-m", "--multirun"} & set(words)))
     parser = _ArgParser(command, line)
     rest = iter(words)
@@ -69,27 +69,27 @@ def parse(command: Command, words: list[str]) -> CommandLine:
 
 
 class _ArgParser:
-    """Takes one word after the other."""
+    """Takes one argument after the other."""
 
     def __init__(self, command: Command, line: CommandLine) -> None:
         self.line = line
         self.positional = command.positional
-        """The key that the first bare word sets; empty once it is set."""
+        """The key that the first positional argument sets; empty once it is set."""
 
         self.more = command.more
         self.others: list[str] = []
-        """Bare words after the first, for a command that has a list for them."""
+        """Positional arguments after the first, for a command that has a list for them."""
 
         self.short = aliases(command.config)
         self.known = {*options(command.config), *groups(command.config), *self.short}
         self.first: dict[str, tuple[str, str]] = {}
-        """Key -> its first value, and the word that set it."""
+        """Key -> its first value, and the argument that set it."""
 
     def problem(self, word: str, text: str) -> None:
         self.line.problems.append(f"{word}: {text}")
 
     def add(self, word: str, rest: Iterator[str]) -> None:
-        """Take a word, and the following ones that belong to it."""
+        """Take an argument, and the following ones that belong to it."""
         if word in _SWITCHES:
             setattr(self.line, _SWITCHES[word], True)
         elif word.startswith("--") and "=" not in word:
@@ -103,7 +103,7 @@ class _ArgParser:
             self._add(word.removeprefix("--"), dashed=word.startswith("--"))
 
     def finish(self) -> None:
-        """Set the list that further bare words make."""
+        """Set the list of the further positional arguments."""
         if self.others:
             quoted = ("'" + word.replace("'", "\\'") + "'" for word in self.others)
             self._set(" ".join(self.others), self.more, f"[{','.join(quoted)}]")
@@ -123,7 +123,7 @@ class _ArgParser:
             self.add(following, rest)
 
     def _is_own(self, word: str) -> bool:
-        """Whether a word is a switch or override, so not the value of the word before."""
+        """Whether an argument is a switch or override, so not the value of the one before."""
         key, equals, _ = word.partition("=")
         return word.startswith("--") or word in _SWITCHES or bool(equals and key in self.known)
 
@@ -176,7 +176,7 @@ def _same(one: str, other: str) -> bool:
 
 
 def _is_bare(word: str) -> bool:
-    """Whether a word is no `key=value` but a name or a path, as `runs/sft` or `runs/lr=1e-4`."""
+    """Whether an argument is positional: a name or a path, as `runs/sft` or `runs/lr=1e-4`."""
     key, equals, _ = word.partition("=")
     path = "/" in key
     return path or (bool(key) and not equals and key[0] not in "~-")

@@ -216,7 +216,7 @@ class _Walk:
         return not walk.problems
 
     def fit(self, kind: Any, value: Any, key: str) -> Any:
-        """The value as its type wants it.
+        """Convert a value to its annotated type, and check it.
 
         Raises:
             InvalidValue: It cannot be.

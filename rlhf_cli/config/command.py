@@ -1,4 +1,4 @@
-"""Commands and tools: the words after `rlhf`, what each takes, and the name of its code.
+"""Commands and tools: the first argument of `rlhf`, what each takes, and the name of its code.
 
 The code is named, not imported: a configuration is checked before torch is loaded.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """A word after `rlhf` that takes keys: its config class, and the function that runs it."""
+    """A command of `rlhf` that takes keys: its config class, and the function that runs it."""
 
     name: str
     config: type[Any]
@@ -24,16 +24,17 @@ class Command:
     a line for every problem with files, packages and models that the config names."""
 
     positional: str = ""
-    """The key that the first bare word sets, as in `rlhf merge runs/sft`; empty for none."""
+    """The key that the first positional argument sets, as in `rlhf merge runs/sft`; or empty."""
 
     more: str = ""
-    """The list that further bare words make, as in `rlhf evaluate runs/a runs/b`; or empty."""
+    """The key of a list that takes further positional arguments, as in `rlhf evaluate runs/a
+    runs/b`; or empty."""
 
     examples: tuple[str, ...] = ()
     """Arguments of a command that does not train; for its help page."""
 
     needs: str = ""
-    """What a training command needs besides a model and data, as words of an example."""
+    """What a training command needs besides a model and data, as arguments of an example."""
 
     less_memory: str = "train.micro_batch_tokens=2048 or train.gradient_checkpointing=true"
     """Overrides to try after an out-of-memory error."""
@@ -41,12 +42,12 @@ class Command:
 
 @dataclass(frozen=True)
 class Tool:
-    """A word after `rlhf` that takes words of its own and no keys."""
+    """A command of `rlhf` that takes arguments of its own and no keys."""
 
     name: str
     purpose: str
     runner: str
-    """`module:function`, called with the words."""
+    """`module:function`, called with the arguments."""
 
     forms: dict[str, str]
     """Arguments, with what they do."""

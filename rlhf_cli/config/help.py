@@ -160,7 +160,7 @@ def _wrap(text: str) -> list[str]:
 
 
 def _kind(annotation: Any) -> str:
-    """A type in few words: `number > 0`, `cosine | linear`, `list of text`."""
+    """A short form of a type: `number > 0`, `cosine | linear`, `list of text`."""
     bare, constraints = split_annotated(annotation)
     if is_union(bare):
         text = Annotated[str, *constraints] if constraints else str

@@ -19,7 +19,7 @@ class OtherName:
     """The replacement of another trainer's key.
 
     Attributes:
-        settings: `key=value` words, as described above.
+        settings: `key=value` arguments, as described above.
         note: one sentence where the meaning differs.
     """
 

@@ -70,7 +70,7 @@ def to_hydra(kind: Any, key: str, text: str) -> str:
 
 
 def to_text(value: Any) -> str:
-    """A value as text that `to_hydra` takes for that very value."""
+    """Format a value as text that `to_hydra` parses back to the same value."""
     if not isinstance(value, str):
         return in_grammar(value)
     ambiguous = _quoted(value) or value[:1] in ("[", "{")

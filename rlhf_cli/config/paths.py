@@ -235,7 +235,7 @@ class Input:
 
     Attributes:
         key: dotted, with an index in a list, as in `data.path[1].path`.
-        value: a path, a hub id, or a word such as `tiny`.
+        value: a path, a hub id, or a name such as `tiny`.
         kind: what it names.
         beside: the keys of the group that it stands in, such as `data_dir` beside `data.path`.
     """
@@ -247,7 +247,7 @@ class Input:
 
     @property
     def names_file(self) -> bool:
-        """Whether the value is not one of the words that the key also takes."""
+        """Whether the value is not one of the names that the key also takes."""
         return self.value not in ("", SHIPPED, *_words(self.kind))
 
 

@@ -1,7 +1,7 @@
-"""Presets: files of the keys of a group, which one word chooses; shipped, or the user's own.
+"""Presets: files of the keys of a group, chosen by name; shipped, or the user's own.
 
 A user's own preset is `GROUP/NAME.yaml` in a folder of `RLHF_CONFIGS`, or in `configs` beside the
-recipe. It is not to have the name of a shipped one.
+recipe. It must not have the name of a shipped one.
 """
 
 import os

@@ -25,7 +25,7 @@ class Recipe(Document):
         folder: that paths in it may be relative to.
         stage: the command it is written for; empty if it does not say.
         base: the recipe that it starts from; empty for none.
-        choices: groups set by one word, as in `model: tiny`.
+        choices: groups set by a preset or path, as in `model: tiny`.
         variables: what `${vars.NAME}` stands for.
         sweep: key -> the values that `-m` runs.
         notes: a line for each key or value that it has by an older name.
@@ -73,7 +73,7 @@ def read(
     Args:
         path: the file.
         name: how messages call it.
-        groups: keys that may be set by one word (`model: tiny`); these go to `choices`.
+        groups: keys that may be set by a preset or path (`model: tiny`); these go to `choices`.
         short_names: short name -> key, for names such as `lr` at the root.
 
     Raises:
@@ -143,7 +143,7 @@ def _find_base(recipe: Recipe) -> tuple[Path, str]:
 def _word(recipe: Recipe, key: str, value: Any) -> str:
     """The text of a key that is none of a command's."""
     if isinstance(value, dict | list) or value is None:
-        text = f"{key}: got {'nothing' if value is None else 'keys or a list'}; need one word"
+        text = f"{key}: got {'nothing' if value is None else 'keys or a list'}; need one name"
         recipe.problems.append(f"{text}  ({recipe.origin(key)})")
         return ""
     return str(value)
@@ -188,7 +188,7 @@ def _take_sweep(recipe: Recipe, short_names: Mapping[str, str]) -> None:
 def _rename(
     recipe: Recipe, values: dict[str, Any], short_names: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The values by their names of today; a renamed key stands at the root with its full name."""
+    """Rename deprecated keys; a renamed key moves to the root under its full name."""
     moved: dict[str, Any] = {}
 
     def rename(values: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _ALIKE = 0.75
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """The choice most like a word, or nothing if none is."""
+    """The choice most like a text, or nothing if none is."""
     return next(iter(difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)), "")
 
 
@@ -121,7 +121,7 @@ class _Query:
         return f"See rlhf {self.command.name} --help"
 
     def _advice_of_all(self, settings: list[str]) -> tuple[str, str]:
-        """As `_advice`, of settings that stand together."""
+        """`_advice` for several settings that are set together."""
         if any(name in setting for name in _PLACEHOLDERS for setting in settings):
             return self._help(), ""
         if len(settings) > 1 and any(map(self.check, settings)):
@@ -156,7 +156,7 @@ def _settings(entry: OtherName, text: str, given: Mapping[str, str]) -> list[str
 
 
 def _as_list(text: str) -> str:
-    """A list as it is typed; a single word such as `all-linear` stays one."""
+    """A list as it is typed; a single name such as `all-linear` stays one."""
     names = text.strip("[]").replace(",", " ").split()
     if names in (["all"], ["all-linear"]):
         return "all-linear"
@@ -188,7 +188,7 @@ def _share(text: str, given: Mapping[str, str]) -> str:
 
 
 def _covered(command: Command, key: str) -> list[str]:
-    """A key, or those that choosing a group by one word sets."""
+    """A key, or those that a preset of a group sets."""
     return [key, f"{key}.kind", f"{key}.path"] if key in groups(command.config) else [key]
 
 
@@ -211,7 +211,7 @@ def _most_similar_key(command: Command, key: str) -> str:
         group: f"{group}.path" for group in groups(command.config) if f"{group}.path" in known
     }
     last = key.rpartition(".")[2]
-    same = [knob.key for knob in known.values() if knob.name == last]
+    same = [option.key for option in known.values() if option.name == last]
     if same:
         return same[0] if len(same) == 1 else nearest(key, same, _ALIKE)
     return _most_similar(key, last, words, known)

@@ -29,7 +29,7 @@ class SourceConfig:
     """File, folder, hub id or `tiny`."""
 
     weight: Annotated[float, Gt(0)] = 1.0
-    """How often each row is drawn per epoch: 1 is once, 2 is twice, 0.5 a random half of the
+    """How often each row is sampled per epoch: 1 is once, 2 is twice, 0.5 a random half of the
     rows."""
 
     name: str = ""

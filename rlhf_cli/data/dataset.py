@@ -79,7 +79,7 @@ def load_examples(
         stage: name of the stage, which selects the shipped rows and is named in errors.
         tokenizer: fast tokenizer.
         allowed: record classes that the stage takes, the preferred first.
-        seed: seed of the draw from sources whose weight is not a whole number.
+        seed: seed of the sampling from sources whose weight is not a whole number.
         as_messages: render text prompts and responses by the chat template; else they are
             concatenated as they are.
         cached_only: require cached tokens, as ranks do, whose rows were tokenized before they

@@ -74,7 +74,7 @@ def load_training_prompts(cfg: DataConfig, stage: str, seed: int) -> PromptSet:
     Args:
         cfg: data configuration.
         stage: name of the stage, which selects the shipped rows and is named in errors.
-        seed: seed of the draw from sources whose weight is not a whole number.
+        seed: seed of the sampling from sources whose weight is not a whole number.
 
     Raises:
         DataError: the rows cannot be read, or none has a prompt.

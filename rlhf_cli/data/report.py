@@ -65,7 +65,7 @@ class DataReport:
         templated: whether the rows were rendered by the chat template.
         text_bytes: UTF-8 bytes of all documents, for bits per byte; 0 for other records.
         held_out: training rows held out for evaluation (`data.eval` as a share or number).
-        sources: rows, held-out rows and drawn rows of each source, where these differ.
+        sources: rows, held-out rows and sampled rows of each source, where these differ.
         lengths: percentile -> tokens per row.
     """
 
@@ -178,7 +178,7 @@ class DataReport:
     def _source_lines(self) -> list[str]:
         return [
             f"  {source['path']}, weight {source['weight']:g}: {pluralize(source['drawn'], 'row')} "
-            f"drawn of {source['rows']}, {source['held_out']} held out"
+            f"sampled of {source['rows']}, {source['held_out']} held out"
             for source in self.sources
         ]
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 MAX_HEAD_WIDTH = 256
-"""Of flash attention."""
+"""Largest head dimension that flash attention supports."""
 
 MAX_ERROR = 0.05
 """Largest absolute error that the check accepts; its values have a deviation of about 1, and bf16

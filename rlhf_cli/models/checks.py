@@ -235,7 +235,7 @@ def _require_used(
         return
     lacks = f" and none for {summarize_names(missing)}" if missing else ""
     raise ModelError(
-        f"{where} has weights that {type(model).__name__} has no place for: "
+        f"{where} has weights that {type(model).__name__} does not use: "
         f"{summarize_names(extra)}{lacks}; {_advice(extra)}"
     )
 

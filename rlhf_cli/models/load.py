@@ -133,7 +133,7 @@ def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
     allowed = allowed_reward_mismatch(source) if role is RewardModel else None
     quantized = _choose_quantization(source, cfg.quant, role.kind)
     model = _load_weights(role.kind, cfg.model, quantized, inputs, ctx.compute, allowed)
-    with muted():  # lines about training
+    with muted():  # mute log lines that apply to trained models only
         loaded = _wrap(role, model, cfg, source, inputs)
         cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
         _set_attention(loaded, cfg, ctx.compute)

@@ -173,7 +173,7 @@ def patch_dequantize() -> None:
         return found.view(*shape)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a kernel is replaced
+        warnings.simplefilter("ignore")  # torch warns that a kernel is replaced
         LIBRARY.impl("dequantize_4bit", dequantize, "CPU", with_keyset=True)
 
 

@@ -65,7 +65,7 @@ def compile_layers(model: ModelWrapper) -> None:
         problem = unlike(compiled, plain, model.output_name, tolerance(model))
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # of the compiler
+    except RuntimeError as error:  # raised by the compiler
         problem = f"{type(error).__name__}: {first_line(error)}"
     if problem:
         raise ModelError(f"train.compile: {name} is not exact when compiled ({problem}). {ADVICE}")

@@ -108,7 +108,7 @@ def load_problems(cfg: LoadConfig) -> list[str]:
     start = cfg.adapter.start
     if start != "continue" and not may_be_adapter(cfg.model.path, cfg.model.revision):
         found.append(
-            f"adapter.start: got {start}, but model.path={cfg.model.path} brings no adapter. "
+            f"adapter.start: got {start}, but model.path={cfg.model.path} has no adapter. "
             "Try adapter.start=continue"
         )
     elif start == "stack" and cfg.adapter.kind == "none":
@@ -118,7 +118,7 @@ def load_problems(cfg: LoadConfig) -> list[str]:
         )
     if cfg.quant.kind in ("nf4", "int8") and trains_weights(cfg):
         found.append(
-            f"quant.kind: got {cfg.quant.kind} with full training, and packed weights have no "
+            f"quant.kind: got {cfg.quant.kind} with full training, and quantized weights have no "
             "gradient; need an adapter. Try adapter=lora"
         )
     if brings_adapter(cfg) and start == "continue":

@@ -59,8 +59,8 @@ def capture(function: StaticFunction) -> StaticFunction:
 class StaticDecodeStep:
     """Decoding step of active responses, always with as many rows as there are slots.
 
-    Rows beyond the active responses are computed and ignored. They write into a spare slot, so that
-    a slot without a response keeps the prompt that the scheduler knows in it.
+    Rows beyond the active responses are computed and ignored. They write into an unused slot, so
+    that a slot without a response keeps the prompt that the scheduler knows in it.
 
     A recording reads weights where they were when it was made, and training may move them. So it is
     used for the responses of one call only.

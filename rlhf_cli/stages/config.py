@@ -24,8 +24,8 @@ def response_rows_problems(stage: str, data: DataConfig, formats: tuple[str, ...
         )
     if data.train_on != "response":
         found.append(
-            f"data.train_on: got {data.train_on}; {stage} judges the response, whatever stands "
-            "before it. Try data.train_on=response"
+            f"data.train_on: got {data.train_on}; {stage} scores only the response, not "
+            "what precedes it. Try data.train_on=response"
         )
     return found
 

@@ -131,7 +131,7 @@ def load_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
     prepared = ctx.ranks.world_size > 1
     if prepared:
         cfg = _with_saved_tokenizer(cfg, ctx.out)
-    # prepare_rows has already printed what there is to say about prepared rows
+    # prepare_rows has already printed the report on these rows
     with muted() if prepared else contextlib.nullcontext():
         return _load(cfg, stage, records, cached_only=prepared)
 

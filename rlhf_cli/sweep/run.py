@@ -154,7 +154,7 @@ def _grid(swept: list[HydraOverride]) -> list[list[Override]]:
 
 
 def _interval_ends(override: HydraOverride) -> HydraOverride:
-    """Replace an interval, whose values the sweeper draws later, by its two ends."""
+    """Replace an interval, whose values the sweeper chooses later, by its two ends."""
     value = override.value()
     if not isinstance(value, IntervalSweep):
         return override

@@ -67,7 +67,7 @@ class RunResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """What a run trains: a model on the steps of a source, with a loss.
+    """Inputs of the training loop: the model, its source of optimizer steps, and the loss.
 
     Attributes:
         policy: in fp32; its parameters are cast to the compute type when training starts.
@@ -115,7 +115,7 @@ def fit(
 
 
 class TrainingLoop:
-    """The loop and the state that it carries from step to step; `fit` runs it."""
+    """Training loop and its state between steps; `fit` creates and runs it."""
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ class TrainingLoop:
             self._continue_from(checkpoint)
         else:
             self.file.cut(0)
-            torch.manual_seed(self.ctx.seed + self.ranks.rank)  # other rows, other noise
+            torch.manual_seed(self.ctx.seed + self.ranks.rank)  # dropout differs between ranks
             self.before = self._evaluate()
             if self.before:
                 self.best.update(0, self.before)
@@ -208,7 +208,7 @@ class TrainingLoop:
                 self.trackers.log(self.step, values)
 
     def _due(self, every: int) -> bool:
-        """Whether something done `every` so many steps is due; after the last step it always is."""
+        """Whether an action taken every `every` steps is due; always true after the last step."""
         return self.step == self.task.source.total_steps or bool(every and self.step % every == 0)
 
     def train_step(self) -> bool:

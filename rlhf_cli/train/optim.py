@@ -108,7 +108,7 @@ class MasterAdamW:
         for key, value in moments.items():
             name, _, slot = key.rpartition("/")
             master = self.masters[name]
-            number = value.ndim == 0 and not value.is_floating_point()  # the 8-bit kind's step
+            number = value.ndim == 0 and not value.is_floating_point()  # `step` of 8-bit AdamW
             self._adamw.state[master][slot] = value.item() if number else self._put(value, master)
         if self._rounded:
             self._round()

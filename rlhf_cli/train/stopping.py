@@ -78,5 +78,5 @@ class BestEvaluation:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """State as JSON values, for a checkpoint."""
         return asdict(self)

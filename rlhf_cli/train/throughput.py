@@ -129,7 +129,7 @@ def _weights(layer: Any) -> int:
     layer = getattr(
         layer, "token_adapter", layer
     )  # PEFT's, where rows of single tokens are trained
-    return int(layer.in_features * layer.out_features)  # packed weights have fewer elements
+    return int(layer.in_features * layer.out_features)  # quantized weights have fewer elements
 
 
 def _passes(layer: Any) -> int:

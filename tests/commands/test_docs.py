@@ -9,9 +9,7 @@ def test_every_page_is_listed_with_its_title(capsys):
     assert cli.main(["docs"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == resources.page_names()
-    assert "PPO: reinforcement learning from a reward" in [
-        line.partition("  ")[2].strip() for line in lines
-    ]
+    assert "LoRA and quantization" in [line.partition("  ")[2].strip() for line in lines]
 
 
 @pytest.mark.parametrize("name", ["data", "data.md", "docs/data.md"])

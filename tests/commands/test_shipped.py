@@ -75,7 +75,7 @@ def test_the_base_of_a_copy_is_an_absolute_path(folder, monkeypatch):
     Path("own/b.yaml").write_text("stage: sft\nseed: 7\n")
     Path("own/a.yaml").write_text("stage: sft\nbase: ./b.yaml  # first\n")
     monkeypatch.setattr(resources, "shipped_folder", lambda kind: folder)
-    monkeypatch.setattr("rlhf_cli.commands.shipped.shipped", lambda kind: folder)
+    monkeypatch.setattr("rlhf_cli.commands.shipped.shipped_folder", lambda kind: folder)
     assert cli.main(["recipes", "cp", "own/a", "my.yaml"]) == 0
     assert Path("my.yaml").read_text() == f"stage: sft\nbase: {folder}/own/b.yaml  # first\n"
 
@@ -136,7 +136,7 @@ def test_nothing_is_overwritten(capsys):
         (["cp", "sft"], "recipes cp: sft is no shipped recipe. Try rlhf recipes cp tiny/sft"),
         (["show", "zzz"], "recipes show: zzz is no shipped recipe. See rlhf recipes ls"),
         (["show", "a", "b"], "recipes show: got a b; need one name. See rlhf recipes --help"),
-        (["ls", "a"], "recipes ls: got a; need no more words. See rlhf recipes --help"),
+        (["ls", "a"], "recipes ls: got a; need no arguments. See rlhf recipes --help"),
         (["cp", "tiny/sft", "nowhere/x.yaml"], "recipes cp: nowhere/x.yaml cannot be written "
          "(no such file or directory)"),
     ],

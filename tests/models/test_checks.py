@@ -124,13 +124,13 @@ REFUSED = {
     "layers that the config does not count": (
         lambda w: w,
         {"num_hidden_layers": 1},
-        "has no place for: model.layers.1.input_layernorm.weight, "
+        "does not use: model.layers.1.input_layernorm.weight, "
         "model.layers.1.mlp.down_proj.weight, model.layers.1.mlp.gate_proj.weight and 6 more; need",
     ),
     "other names": (
         renamed(("^model.layers", "decoder.blocks")),
         {},
-        "has no place for: decoder.blocks.0.input_layernorm.weight",
+        "does not use: decoder.blocks.0.input_layernorm.weight",
     ),
     "another shape": (
         lambda w: w,
@@ -141,12 +141,12 @@ REFUSED = {
     "an adapter within the model": (
         lora,
         {},
-        f"has no place for: {Q}.lora_A.default.weight; an adapter was saved within the whole",
+        f"does not use: {Q}.lora_A.default.weight; an adapter was saved within the whole",
     ),
     "a value head": (
         lambda w: w | {"v_head.summary.weight": torch.zeros(1, 32)},
         {},
-        "has no place for: v_head.summary.weight; a value head is no part of this model",
+        "does not use: v_head.summary.weight; a value head is no part of this model",
     ),
     "no embeddings": (
         lambda w: {k: v for k, v in w.items() if "embed" not in k and "head" not in k},

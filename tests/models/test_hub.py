@@ -205,7 +205,7 @@ def test_what_the_check_could_not_know_is_refused_once_it_is_fetched(
 ):
     fetched_late(monkeypatch, hub, "org/whole", models[0])
     code, line = told(capsys, "sft", "model=org/whole", "adapter.start=merge", *FAST)
-    text = "adapter.start: got merge, but model.path=org/whole brings no adapter"
+    text = "adapter.start: got merge, but model.path=org/whole has no adapter"
     assert (code, text in line) == (2, True), line
     assert cached_snapshot("org/whole") is not None  # found out by fetching it
     fetched_late(monkeypatch, hub, "org/adapter", adapter)

@@ -14,7 +14,7 @@ def test_the_error_of_4_bits_is_that_of_the_type(width, nested):
     """Of normal numbers in blocks of 64, on average 0.07."""
     quantization_config(
         "nf4", nested, torch.float32
-    )  # what every model with packed weights goes through
+    )  # what every model with quantized weights goes through
     weight = torch.randn(64, width, generator=torch.Generator().manual_seed(0))
     functional = bitsandbytes.functional
     packed = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=nested)

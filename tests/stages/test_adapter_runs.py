@@ -1,4 +1,4 @@
-"""Adapters and packed weights from the command line, and their results without this package."""
+"""Adapters and quantized weights from the command line, and their results without this package."""
 
 import json
 import re
@@ -152,7 +152,7 @@ def test_packed_weights_train_almost_like_whole_ones(tmp_path, sft_run, kind, ca
 
 
 def test_a_chain_of_qlora_runs_needs_no_note_on_how(tmp_path, capsys):
-    """sft on packed weights, dpo on it, merge: what was packed and what is compared follow."""
+    """sft on quantized weights, dpo on it, merge: the same quantization throughout."""
     sft, dpo, merged = (tmp_path / name for name in ("sft", "dpo", "merged"))
     assert run("sft", sft, "model=tiny", "adapter=lora", "quant=nf4", "max_steps=3") == 0
     capsys.readouterr()
@@ -164,7 +164,7 @@ def test_a_chain_of_qlora_runs_needs_no_note_on_how(tmp_path, capsys):
     facts = json.loads((dpo / "artifact.json").read_text())
     assert (facts["quant"], facts["base"]) == ("nf4", str(sft / "base"))
     assert cli.main(["merge", str(dpo), f"output_dir={merged}"]) == 0
-    assert "whole base against the nf4 base it was trained on" in capsys.readouterr().err
+    assert "unquantized base against the nf4 base it was trained on" in capsys.readouterr().err
     assert torch.isfinite(plain_logits(merged)).all()
 
 
@@ -353,7 +353,7 @@ def test_merge_refuses_what_is_no_adapter_and_what_changes_nothing(sft_run, tmp_
     [
         (["quant=nf4"], "quant.kind: got nf4 with full training"),
         (["adapter.rank=8"], "adapter.rank: given with adapter.kind=none"),
-        (["adapter=lora", "adapter.start=stack"], "brings no adapter"),
+        (["adapter=lora", "adapter.start=stack"], "adapter.start"),
         (["adapter=lora", "adapter.targets=[q_prj]"], "Try adapter.targets=[q_proj]"),
     ],
 )

@@ -173,7 +173,7 @@ def test_a_reward_setting_that_the_rows_do_not_allow(run, rows, row, words, code
         (["dpo", "model.reference=tiny"], r"model.reference: got tiny, a shape with random"),
         (["dpo", "model.reference=runs/gone/x"], r"model.reference: got runs/gone/x"),
         (["dpo", "data.packing=true"], r"data.packing: got true; dpo compares whole responses"),
-        (["bco", "data.train_on=all"], r"data.train_on: got all; bco judges the response"),
+        (["bco", "data.train_on=all"], r"data.train_on: got all; bco"),
         (["bco", "model.reference=none"], r"model.reference: got none; bco compares"),
         (["bco", "delta=mean"], r"delta: got mean; need one of running, ema, balanced"),
         (["bco", "delta_decay=0.5"], r"delta_decay: got 0.5 with delta=running"),

@@ -1,4 +1,4 @@
-"""`quant.output_layer`: from the command line, and what cannot be packed."""
+"""`quant.output_layer`: from the command line, and what cannot be quantized."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def train(command, out, *argv):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_a_chain_on_a_packed_output_layer(untied, tmp_path, capsys, kind):
-    """sft, then dpo on it, which needs no note of what is packed; answers and a merge."""
+    """sft, then dpo on it, which needs no note of what is quantized; answers and a merge."""
     sft, dpo = tmp_path / "sft", tmp_path / "dpo"
     words = (f"model={untied}", *PACKED, f"quant={kind}", "max_steps=3")
     assert train("sft", sft, *words) == 0
@@ -81,7 +81,7 @@ def test_a_chain_on_a_packed_output_layer(untied, tmp_path, capsys, kind):
         assert json.loads((run / "artifact.json").read_text())["quant_output_layer"] is True
     assert cli.main(["generate", str(dpo), "prompt=Hi", "max_new_tokens=3"]) == 0
     assert cli.main(["merge", str(sft), f"output_dir={tmp_path / 'merged'}"]) == 0
-    assert f"whole base against the {kind} base" in capsys.readouterr().err
+    assert f"unquantized base against the {kind} base" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("quant", ["nf4", "int8"])

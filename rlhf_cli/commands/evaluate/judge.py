@@ -74,7 +74,7 @@ def _generate(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContex
             f"{path}: its chat template refuses {len(prompts) - len(taken)} of {len(prompts)} "
             "prompts (see above), and models are compared on the same ones. Leave them out"
         )
-    torch.manual_seed(cfg.sampling.seed)  # the same draws for every model
+    torch.manual_seed(cfg.sampling.seed)  # the same random numbers for every model
     responses = Responses([], [], [], [])
     with ProgressCount("answers", len(tokens)) as progress:
         for batch in generator.generate(tokens, cfg.sampling, cfg.batch_size):

@@ -34,7 +34,7 @@ class RecordWithSource:
         record: record of the row.
         file: file name.
         line: line number from 1.
-        repeat: how often the row was drawn before.
+        repeat: how often the row was sampled before.
         extra_columns: columns of the row that the record does not use.
     """
 

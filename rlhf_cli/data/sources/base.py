@@ -27,7 +27,7 @@ class RawRow:
         size: bytes in the file, for the progress bar.
         untyped: whether all values are text, as in `.csv`.
         source: index of the data source in `data.path`.
-        repeat: how often the row was drawn before, for sources of a weight above 1.
+        repeat: how often the row was sampled before, for sources of a weight above 1.
     """
 
     file: str
@@ -77,7 +77,7 @@ class DataSource:
 
 
 def describe_value(value: Any) -> str:
-    """Describe a value in a few words, for messages."""
+    """Describe a value briefly, for messages."""
     if isinstance(value, dict):
         return f"an object with keys {sorted(map(str, value))[:8]}"
     if isinstance(value, list):

@@ -31,16 +31,16 @@ HELD_OUT_SEED = 0
 """Fixed, so that runs with other seeds, and later stages, hold out the same rows."""
 
 Repeats = NDArray[np.int64]
-"""[rows], how often each row of a source is drawn per epoch."""
+"""[rows], how often each row of a source is sampled per epoch."""
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The rows that are drawn from several data sources per epoch.
+    """The rows that are sampled from several data sources per epoch.
 
     Attributes:
         sources: at least one data source.
-        repeats: of each source; None if every row is drawn `weight` times.
+        repeats: of each source; None if every row is sampled `weight` times.
         held_out: number of rows held out for evaluation.
         source_counts: for the report, the row counts of each source.
     """
@@ -61,7 +61,7 @@ class Mixture:
         return self.files[0] if len(self.files) == 1 else f"{len(self.files)} files"
 
     def rows(self) -> Iterator[RawRow]:
-        """Read the drawn rows, source by source; a source of weight 2 is read twice."""
+        """Read the sampled rows, source by source; a source of weight 2 is read twice."""
         for number, (source, repeats) in enumerate(zip(self.sources, self.repeats, strict=True)):
             passes = int(source.settings.weight) if repeats is None else int(repeats.max(initial=0))
             for repeat in range(passes):
@@ -73,7 +73,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the drawn rows and of how they are read."""
+        """Hash of the sampled rows and of how they are read."""
         whole = sha256()
         for source, repeats in zip(self.sources, self.repeats, strict=True):
             settings = source.settings
@@ -88,7 +88,7 @@ def open_training_data(cfg: DataConfig, stage: str, seed: int) -> Mixture:
     Args:
         cfg: data configuration.
         stage: name of the stage, which selects the shipped rows.
-        seed: seed of the draw from sources whose weight is not a whole number.
+        seed: seed of the sampling from sources whose weight is not a whole number.
 
     Raises:
         DataError: a source does not exist, or no row is left.
@@ -219,7 +219,7 @@ def mix_training_rows(sources: list[DataSource], held_out: int | float, seed: in
     Args:
         sources: data sources of `data.path`.
         held_out: rows to leave out, as a number (`int`) or share (`float`); 0 for none.
-        seed: seed of the draw from sources whose weight is not a whole number.
+        seed: seed of the sampling from sources whose weight is not a whole number.
 
     Raises:
         DataError: no row is left.
@@ -236,7 +236,7 @@ def mix_training_rows(sources: list[DataSource], held_out: int | float, seed: in
         all_repeats.append(repeats)
         counts.append(_count_rows(source, mask, repeats))
     if not any(count["drawn"] for count in counts):
-        raise DataError("data.path: no row is drawn; the weights are too small for so few rows")
+        raise DataError("data.path: no row is sampled; the weights are too small for so few rows")
     return Mixture(sources, all_repeats, sum(count["held_out"] for count in counts), counts)
 
 
@@ -263,7 +263,7 @@ def _count_rows(
 
 
 def _held_out_masks(sources: list[DataSource], held_out: int | float) -> list[NDArray[np.bool_]]:
-    """[rows] of each source, True where a row is held out; drawn over the rows of all sources."""
+    """[rows] of each source, True where a row is held out; sampled over the rows of all sources."""
     counts = [sum(1 for _ in source.rows()) for source in sources]
     rows = sum(counts)
     wanted = held_out if isinstance(held_out, int) else max(1, round(held_out * rows))

@@ -70,13 +70,13 @@ def _pair_losses(cfg: DPOConfig, values: RowValues) -> LossOutput:
         *sides("tokens"),
         get_divergence(cfg.f_divergence, cfg.f_alpha),
     )
-    knobs = LossHyperparams(cfg.beta, cfg.label_smoothing, cfg.discopop_tau, cfg.simpo_gamma)
+    hyperparams = LossHyperparams(cfg.beta, cfg.label_smoothing, cfg.discopop_tau, cfg.simpo_gamma)
     weight = wpo_weight(*sides("likely")) if cfg.wpo else torch.ones_like(pairs.chosen)
     nll = -split_pairs(values.get("plain_logp", values["logp"]))[0].sum()
     terms = {}
     for name, share in cfg.losses.items():
         if name != "sft":
-            losses = PAIR_LOSSES[name](pairs, knobs) * weight
+            losses = PAIR_LOSSES[name](pairs, hyperparams) * weight
             terms[name] = LossTerm(losses.sum(), "examples", share)
         if name in NLL:
             of_nll = share if name == "sft" else share * cfg.nll_weight

@@ -116,7 +116,7 @@ def compute_advantages(
 
 
 def has_signal(scores: Tensor, cfg: PPOConfig, kl_coef: float) -> list[bool]:
-    """Whether each response can have a gradient, as far as scores alone tell.
+    """Whether each response can have a gradient, as far as the scores alone show.
 
     Where responses to one prompt are compared and nothing but their scores counts, a prompt whose
     responses all have the same score has advantages of 0.

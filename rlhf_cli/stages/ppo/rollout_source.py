@@ -1,4 +1,4 @@
-"""Steps of PPO: rollouts of the policy that is trained, and the updates they give."""
+"""PPO's `StepSource`: each step is a rollout of the current policy and its updates."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rlhf_cli.stages.ppo.updates import PPOUpdater
 
 
 class RolloutSource:
-    """Rolls out, scores, and yields the updates; a `StepSource`.
+    """A `StepSource` that generates and scores responses, and yields the PPO updates on them.
 
     Args:
         cfg: the whole configuration.
-        worker: writes and scores responses with the weights that the policy has now.
+        worker: generates responses with the policy's current weights, and scores them.
         updates: makes updates of them.
         ctx: ranks share the prompts of a step.
     """
@@ -47,17 +47,17 @@ class RolloutSource:
         return self.order.total_steps
 
     def next_step(self) -> Iterator[list[TokenBatch]] | None:
-        """The updates of the next rollout; or None: the run is over."""
+        """Updates of the next rollout, or None at the end of the run."""
         chosen = self.order.next_step()
         return None if chosen is None else self._roll_out(chosen.tolist())
 
     def take_metrics(self) -> Metrics:
-        """What was measured of the step just taken."""
+        """Return the metrics of the last step, and clear them."""
         found, self.metrics = self.metrics, {}
         return found
 
     def _roll_out(self, chosen: Sequence[int]) -> Iterator[list[TokenBatch]]:
-        """Write, score, shape; then the updates."""
+        """Generate and score responses, compute their advantages, and yield the updates."""
         ranks, step = self.ctx.ranks, self.order.step
         places = ranks.shard(len(chosen))
         began = time.monotonic()
@@ -78,12 +78,10 @@ class RolloutSource:
     def _show(self, responses: Sequence[Response], score: Tensor, batch: RolloutBatch) -> None:
         step, every = self.order.step, self.cfg.sample_steps
         if step == 1:
-            self.samples.truncate(0)  # of a run that was stopped before its first checkpoint
+            self.samples.truncate(0)  # samples of a run that stopped before its first save
         if every and (step % every == 0 or step in (1, self.total_steps)):
             samples = self.cfg.samples_per_prompt
-            shown = slice(
-                0, LOGGED_RESPONSES * samples, samples
-            )  # a response each to several prompts
+            shown = slice(0, LOGGED_RESPONSES * samples, samples)  # one response per prompt
             self.samples.add(
                 step, self.worker.make_samples(responses[shown], score[shown], batch.kl[shown])
             )
@@ -94,7 +92,7 @@ class RolloutSource:
             self.metrics[f"time/{name}"] = (torch.tensor(spent * once, dtype=torch.float64), once)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values: the position, and all that goes on from step to step."""
+        """State as JSON values: prompt order, KL controller, reward statistics."""
         return {
             "order": self.order.state_dict(),
             "updates": self.updates.state_dict(),

@@ -56,8 +56,8 @@ class PromptFileData(PromptData):
 
     Attributes:
         prompts: training prompts and their tokens.
-        held_out: the same of held-out prompts, or None.
-        max_new_tokens: of a response, for which a model's positions have to leave room.
+        held_out: held-out prompts and their tokens, or None.
+        max_new_tokens: maximum tokens of a response; with its prompt it must fit the positions.
     """
 
     prompts: EncodedPrompts

@@ -1,4 +1,4 @@
-"""Models and updates of PPO, for `rlhf ppo` and for a loop of the user's own."""
+"""Load PPO's models and build its loss and updater, for `rlhf ppo` and `PPOTrainer`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PromptData(RunData):
     """Tokenizer of a PPO run, and the encoder of its prompts.
 
     Attributes:
-        encoder: writes a prompt as tokens.
+        encoder: encodes a prompt as token ids.
     """
 
     encoder: PromptEncoder
@@ -59,7 +59,7 @@ class PPOModels:
 
 @dataclass(frozen=True)
 class PPOComponents:
-    """Makes updates of scored responses.
+    """Loss, experience maker and updater, which turn scored responses into PPO updates.
 
     Attributes:
         loss: of an update's micro-batches.
@@ -82,7 +82,7 @@ def open_ppo_run(cfg: PPOConfig, out: Path) -> RunContext:
 
 
 def load_encoder(cfg: PPOConfig) -> PromptEncoder:
-    """Load the tokenizer, in the encoder of prompts."""
+    """Load the tokenizer, and build the prompt encoder around it."""
     tokenizer, model = load_tokenizer(cfg.model), cfg.model
     as_message = uses_chat_template(cfg.template, model.path, model.revision, tokenizer)
     return PromptEncoder(tokenizer, as_message=as_message)
@@ -108,7 +108,7 @@ def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:
 
 
 def build_components(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> PPOComponents:
-    """Build the loss, and what makes updates of scored responses."""
+    """Build PPO's loss, experience maker and updater."""
     ranks, tokens = plan.ctx.ranks, plan.micro_batch_tokens
     loss = PPOLoss(cfg, models.policy)
     experience_maker = ExperienceMaker(cfg, models.policy, models.reference, ranks, tokens)
@@ -137,7 +137,7 @@ def load_ptx_data(cfg: PPOConfig, tokenizer: Any, *, cached_only: bool) -> Examp
         format="auto",
         columns={},
     )
-    # `prepare` has already printed what there is to say about prepared rows
+    # `prepare` has already printed the report on these rows
     with muted() if cached_only else contextlib.nullcontext():
         found, _ = load_examples(
             data, "sft", tokenizer, LIKELIHOOD_RECORDS, cfg.seed, cached_only=cached_only

@@ -101,7 +101,7 @@ class PPOUpdater:
         return [mark_as_ptx(rows) for rows in updates[0]]
 
     def _kl_exceeded(self) -> bool:
-        """Whether the last update ends those of the rollout; the same on all ranks."""
+        """Whether the last update's KL is over the `early_stop_kl` limit; the same on all ranks."""
         limit = self.cfg.early_stop_kl
         if not limit:
             return False
@@ -178,7 +178,7 @@ class PPOLoss:
         self.approx_kl: tuple[Tensor | float, int] = (0.0, 0)
 
     def start_rollout(self, kl_coef: float, *, value_warmup: bool) -> None:
-        """Set what holds for the updates of a rollout."""
+        """Set the KL coefficient and value warmup for the updates of a rollout."""
         self.kl_coef, self.value_warmup, self.first_update = kl_coef, value_warmup, True
         if isinstance(self.policy.value_model, SharedValueModel):
             self.policy.value_model.detach_hidden = value_warmup
