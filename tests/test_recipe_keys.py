@@ -392,6 +392,14 @@ def test_a_mistake_in_a_preset_has_its_line(folder):
     ]
 
 
+@pytest.mark.parametrize("line", ["stage: sft", "base: tiny/sft", "vars: {x: 1}"])
+def test_a_key_that_only_recipes_have_is_refused_in_a_preset(folder, line):
+    write(f"{folder}/adapter/mine.yaml", f"{MINE}{line}\n")
+    [refusal] = refused("config=exp/r.yaml", "adapter=mine", *TINY)
+    assert line.partition(":")[0] in refusal
+    assert f"{folder}/adapter/mine.yaml" in refusal
+
+
 def test_a_preset_with_a_shipped_name_is_refused(folder):
     write(f"{folder}/adapter/lora.yaml", MINE)
     [line] = refused("config=exp/r.yaml", "adapter=lora", *TINY)

@@ -46,7 +46,8 @@ def read_own_preset(group: str, name: str, folders: Iterable[Path] = ()) -> Reci
     """Read a user's own preset; None for a shipped one.
 
     Raises:
-        ConfigError: The file is not a YAML mapping, or has the name of a shipped preset.
+        ConfigError: The file is not a YAML mapping, has keys that only a recipe can have, or has
+            the name of a shipped preset.
     """
     own = [folder / group / f"{name}.yaml" for folder in _own_folders(folders)]
     file = next((file for file in own if file.is_file()), None)
@@ -58,4 +59,11 @@ def read_own_preset(group: str, name: str, folders: Iterable[Path] = ()) -> Reci
             f"{group}: got {name}, which is a shipped preset and {shown}; need one of the two. "
             f"Rename the file, then try {group}=my_{name}"
         )
-    return read(file, shown)
+    found = read(file, shown)
+    for key, value in (("stage", found.stage), ("base", found.base), ("vars", found.variables)):
+        if value:
+            raise ConfigError(
+                f"{group}={name}: {shown} sets {key}, which only a recipe can set; need keys of "
+                f"{group}. Leave {key} out of the file"
+            )
+    return found
