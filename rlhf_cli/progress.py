@@ -10,6 +10,8 @@ from typing import Protocol, TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
+from rlhf_cli.console import logger
+
 
 class _HasSize(Protocol):
     @property
@@ -20,9 +22,15 @@ Row = TypeVar("Row", bound=_HasSize)
 
 
 def track(rows: Iterable[Row], total: int) -> Generator[Row, None, None]:
-    """Yield the rows, and show a bar of their bytes out of `total` on a terminal."""
+    """Yield the rows, and show a bar of their bytes on a terminal unless messages are muted.
+
+    Args:
+        rows: rows with their size in bytes.
+        total: bytes of all rows.
+    """
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    hidden = logger.disabled or not console.is_terminal
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("tokenizing", total=total)
         for row in rows:
             yield row

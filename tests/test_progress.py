@@ -4,11 +4,13 @@ import itertools
 import json
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.progress import ProgressCount, StatusLine
+from rlhf_cli.console import muted
+from rlhf_cli.progress import ProgressCount, StatusLine, track
 from tests.helpers import Terminal
 
 
@@ -30,6 +32,18 @@ def test_a_line_is_written_over_on_a_terminal_and_ended_once(monkeypatch):
     line.end()
     line.end()
     assert terminal.getvalue() == "\r\x1b[Ka\r\x1b[Kb\n"
+
+
+def test_no_bar_is_shown_while_messages_are_muted(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the stream for a terminal
+    rows = [SimpleNamespace(size=1)] * 3
+    terminal = on_terminal(monkeypatch)
+    assert list(track(rows, 3)) == rows
+    assert "tokenizing" in terminal.getvalue()
+    terminal = on_terminal(monkeypatch)
+    with muted():
+        assert list(track(rows, 3)) == rows
+    assert terminal.getvalue() == ""
 
 
 def test_elsewhere_every_line_stands(capsys):

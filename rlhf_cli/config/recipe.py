@@ -68,7 +68,7 @@ def read(
     groups: Collection[str] = (),
     short_names: Mapping[str, str] = MappingProxyType({}),
 ) -> Recipe:
-    """Read a recipe; keys and values of older versions are read as those of today.
+    """Read a recipe; old names of keys and values are read as the new ones.
 
     Args:
         path: the file.

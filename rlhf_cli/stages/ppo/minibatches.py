@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.loader import group_by_tokens
 from rlhf_cli.rollout.response import Response
 
 RESPONSE_MASK = "response_mask"
@@ -81,7 +82,8 @@ def make_minibatches(
         without_gradient = [k for k in members if k not in set(with_gradient)]
         found.append([])
         for part, needs_backward in ((with_gradient, True), (without_gradient, False)):
-            groups = _group_by_tokens(_sort_by_length(part, responses), responses, max_tokens)
+            ordered = _sort_by_length(part, responses)
+            groups = group_by_tokens(ordered, lambda k: len(responses[k]), max_tokens)
             found[-1] += [_micro_batch(responses, ids, device, needs_backward) for ids in groups]
     return found
 
@@ -98,21 +100,6 @@ def _sort_by_length(members: Sequence[int], responses: Sequence[Response]) -> li
         return -longest[prompt], prompt, -len(responses[k])
 
     return sorted(members, key=sort_key)
-
-
-def _group_by_tokens(
-    members: Sequence[int], responses: Sequence[Response], max_tokens: int
-) -> list[list[int]]:
-    groups: list[list[int]] = []
-    room = 0
-    for k in members:
-        length = len(responses[k])
-        if not groups or length > room:
-            groups.append([])
-            room = max_tokens
-        groups[-1].append(k)
-        room -= length
-    return groups
 
 
 def _micro_batch(

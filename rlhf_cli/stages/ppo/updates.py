@@ -14,7 +14,7 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.kernels.lm_head import TokenLogprobs
 from rlhf_cli.losses.ppo import KLController, approximate_kl, kl_estimate, policy_loss, value_loss
-from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.value_model import SharedValueModel
 from rlhf_cli.rollout.response import Response
@@ -190,7 +190,7 @@ class PPOLoss:
     def _ptx_loss(self, rows: TokenBatch) -> LossOutput:
         nll = -self.policy(rows).logp
         ptx = LossTerm(nll.sum(), PTX_MASK, self.cfg.ptx_coef)
-        return LossOutput({"ptx": ptx}, {"loss/ptx": _sum_and_count(nll)})
+        return LossOutput({"ptx": ptx}, {"loss/ptx": mean_metric(nll)})
 
     def _ppo_loss(self, rows: TokenBatch) -> LossOutput:
         cfg = self.cfg
@@ -213,16 +213,16 @@ class PPOLoss:
         ratio, approx_kl = (logprobs - old).exp(), approximate_kl(logprobs, old).detach()
         self.approx_kl = (self.approx_kl[0] + approx_kl.sum(), self.approx_kl[1] + len(approx_kl))
         metrics: Metrics = {
-            "loss/policy": _sum_and_count(losses),
-            "policy/approx_kl": _sum_and_count(approx_kl),
-            "policy/ratio": _sum_and_count(ratio),
-            "policy/clip_fraction": _sum_and_count(((ratio - 1).abs() > cfg.clip_range).float()),
+            "loss/policy": mean_metric(losses),
+            "policy/approx_kl": mean_metric(approx_kl),
+            "policy/ratio": mean_metric(ratio),
+            "policy/clip_fraction": mean_metric(((ratio - 1).abs() > cfg.clip_range).float()),
         }
         if self.first_update and cfg.reuses_logprobs:
-            metrics["rollout/mismatch"] = _sum_and_count((logprobs - old).abs())
-            metrics["rollout/mismatch_kl"] = _sum_and_count(approx_kl)
+            metrics["rollout/mismatch"] = mean_metric((logprobs - old).abs())
+            metrics["rollout/mismatch_kl"] = mean_metric(approx_kl)
         if out.entropy is not None:
-            metrics["policy/entropy"] = _sum_and_count(out.entropy[kept])
+            metrics["policy/entropy"] = mean_metric(out.entropy[kept])
         if cfg.kl_in == "loss":
             kl = kl_estimate(logprobs, columns["ref_logprobs"][kept], cfg.kl_estimator)
             terms["kl"] = LossTerm(kl.sum(), RESPONSE_MASK, self.kl_coef)
@@ -235,8 +235,8 @@ class PPOLoss:
         losses = value_loss(values, old, columns["returns"][kept], cfg.value_clip_range)
         clipped = (values - old).abs() > cfg.value_clip_range
         metrics: Metrics = {
-            "loss/value": _sum_and_count(losses),
-            "value/clip_fraction": _sum_and_count(clipped.float()),
+            "loss/value": mean_metric(losses),
+            "value/clip_fraction": mean_metric(clipped.float()),
         }
         return LossTerm(losses.sum(), VALUE_MASK, cfg.vf_coef), metrics
 
@@ -249,7 +249,3 @@ def _index(rows: TokenBatch, mask: str) -> Tensor | slice:
     """
     whole = rows.count[mask] == rows.count["tokens"]
     return slice(None) if whole else rows.token_columns[mask]
-
-
-def _sum_and_count(values: Tensor) -> tuple[Tensor, float]:
-    return values.detach().sum(), float(len(values))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.losses.reduction import LossOutput, LossTerm
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, mean_metric
 from rlhf_cli.losses.reward import (
     binary_loss,
     bradley_terry_loss,
@@ -111,7 +111,7 @@ def _compared(
         {
             "accuracy": (((apart > 0) * share).sum(), examples),
             "margin": ((apart * share).sum(), examples),
-            "score": _mean(score),
+            "score": mean_metric(score),
         },
     )
 
@@ -122,7 +122,7 @@ def _regression(values: RowValues) -> LossOutput:
     off = (score.detach() - target).abs()
     return LossOutput(
         {"regression": LossTerm(losses.sum(), "rows")},
-        {"absolute_error": _mean(off), "score": _mean(score)},
+        {"absolute_error": mean_metric(off), "score": mean_metric(score)},
     )
 
 
@@ -131,12 +131,8 @@ def _binary(values: RowValues) -> LossOutput:
     right = (score.detach() > 0) == (label > 0.5)
     return LossOutput(
         {"binary": LossTerm(binary_loss(score, label).sum(), "rows")},
-        {"accuracy": _mean(right.float()), "score": _mean(score)},
+        {"accuracy": mean_metric(right.float()), "score": mean_metric(score)},
     )
-
-
-def _mean(values: Tensor) -> tuple[Tensor, float]:
-    return values.detach().sum(), len(values)
 
 
 def _ones(values: Tensor) -> Tensor:
