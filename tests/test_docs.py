@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_cli import cli, resources
 from rlhf_cli.errors import exit_codes
-from rlhf_cli.registry import TOOLS
+from rlhf_cli.tools import TOOLS
 from tests.pages import (
     DOCS,
     PAGES,

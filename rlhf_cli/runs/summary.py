@@ -1,0 +1,164 @@
+"""Summary of a run from its folder: what changed, where the result is, and the next command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.console import print_box
+from rlhf_cli.runs import manifest
+from rlhf_cli.runs.run_files import METRICS, MODEL, read_json_lines
+from rlhf_cli.sweep.config import training_metric
+
+MAIN_METRICS = (
+    "score",
+    "kl",
+    "loss",
+    "perplexity",
+    "accuracy",
+    "rewards/accuracies",
+    "rewards/margins",
+    "rewards/auc",
+    "response_length",
+)
+"""Held-out metrics that the summary shows, the most important first."""
+
+SHOWN = 4
+"""Metrics of a summary at most."""
+
+NEXT = {
+    "pretrain": "rlhf sft model={run} data=FILE",
+    "sft": "rlhf dpo model={run} data=FILE",
+    "reward": "rlhf score {run} data=FILE",
+}
+"""Stage -> the command that usually follows; after other stages, a conversation."""
+
+CHAT = "rlhf chat {run}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric before the first and after the last step, each with its 95 % interval if known.
+
+    Attributes:
+        metric: name.
+        before: value, or None.
+        after: value, or None.
+        before_interval: lower and upper bound, or None.
+        after_interval: lower and upper bound, or None.
+    """
+
+    metric: str
+    before: float | None
+    after: float | None
+    before_interval: list[float] | None = None
+    after_interval: list[float] | None = None
+
+    def __str__(self) -> str:
+        before = _with_interval(self.before, self.before_interval)
+        return f"{before} → {_with_interval(self.after, self.after_interval)}"
+
+
+def _with_interval(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return "?"
+    bounds = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
+    return f"{value:.4g}{bounds}"
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run did.
+
+    Attributes:
+        stage: the command.
+        status: complete, interrupted or failed.
+        output_dir: the run folder.
+        model: folder of the result.
+        steps: taken.
+        seconds: in the training loop.
+        peak_memory_bytes: of all processes.
+        held_out: whether the changes are those of held-out rows, else of the training rows.
+        changes: of the main metrics.
+        next: the command that usually follows.
+    """
+
+    stage: str
+    status: str
+    output_dir: str
+    model: str
+    steps: int
+    seconds: float
+    peak_memory_bytes: int
+    held_out: bool
+    changes: list[Change]
+    next: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, for `--json`."""
+        return asdict(self)
+
+    def show(self) -> None:
+        """Print the summary on stderr."""
+        rows = [(change.metric, str(change)) for change in self.changes]
+        rows += [
+            ("result", self.model),
+            ("report", f"{self.output_dir}/report.html"),
+            ("next", self.next),
+        ]
+        where = "held-out rows" if self.held_out else "training rows"
+        print_box(f"{self.stage}: {self.steps} steps, {where} before → after", rows)
+
+
+def summarize(folder: Path) -> RunSummary:
+    """Read the summary of a finished run from its manifest and metrics.
+
+    Raises:
+        CheckpointError: the manifest cannot be read.
+    """
+    known = manifest.read(folder)
+    before, after = known.get("before") or {}, known.get("after") or {}
+    shown = _relative(folder)
+    stage = str(known.get("command", ""))
+    return RunSummary(
+        stage=stage,
+        status=str(known.get("status", "unknown")),
+        output_dir=shown,
+        model=f"{shown}/{MODEL}",
+        steps=int(known.get("steps", 0)),
+        seconds=float(known.get("seconds", 0)),
+        peak_memory_bytes=int(known.get("peak_memory_bytes", 0)),
+        held_out=bool(after),
+        changes=_changes(before, after, known.get("intervals") or {})
+        or _training_changes(folder / METRICS),
+        next=NEXT.get(stage, CHAT).format(run=shlex.quote(shown)),
+    )
+
+
+def _changes(
+    before: dict[str, float], after: dict[str, float], intervals: dict[str, Any]
+) -> list[Change]:
+    names = [name for name in MAIN_METRICS if name in after][:SHOWN]
+    first, last = intervals.get("before") or {}, intervals.get("after") or {}
+    return [
+        Change(name, before.get(name), after[name], first.get(name), last.get(name))
+        for name in names
+    ]
+
+
+def _training_changes(path: Path) -> list[Change]:
+    """Of a run without held-out rows: values of the first and last logged step."""
+    lines = [line for line in read_json_lines(path) if "loss" in line] if path.is_file() else []
+    if not lines:
+        return []
+    first, last = lines[0], lines[-1]
+    names = [name for name in map(training_metric, MAIN_METRICS) if name in last][:SHOWN]
+    return [Change(name, first.get(name), last[name]) for name in names]
+
+
+def _relative(folder: Path) -> str:
+    """The folder relative to the working folder, where that is shorter."""
+    return min(str(folder), os.path.relpath(folder), key=len)
