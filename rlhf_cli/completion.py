@@ -31,13 +31,14 @@ Candidates = dict[str, str]
 def complete() -> None:
     """Print the completions of the line that the shell gives in the environment, and exit."""
     import argcomplete
+    from argcomplete.completers import SuppressCompleter
 
     parser = argparse.ArgumentParser(add_help=False)
     for switch in SWITCHES:
         parser.add_argument(switch, action="store_true")
     words = parser.add_argument("words", nargs="*")
     words.completer = _complete_word  # type: ignore[attr-defined]
-    argcomplete.autocomplete(parser, default_completer=None)
+    argcomplete.autocomplete(parser, default_completer=SuppressCompleter())
 
 
 def _complete_word(prefix: str, parsed_args: argparse.Namespace, **_: object) -> Candidates:
@@ -69,7 +70,8 @@ def find_candidates(words: list[str]) -> Candidates:
 
 def read_schema() -> Schema:
     """The JSON Schema of recipes."""
-    found: Schema = json.loads((shipped_folder("configs") / "schema/recipe.json").read_text("utf-8"))
+    file = shipped_folder("configs") / "schema" / "recipe.json"
+    found: Schema = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
@@ -84,7 +86,7 @@ def _arguments(schema: Schema, command: str, prefix: str) -> Candidates:
         return {"config=": "Recipe.", **listed, **dict.fromkeys(_paths(prefix), "")}
     if key not in keys:
         return {}
-    values = [*_choices(schema, keys[key]), *_values_by_name(key, text)]
+    values = [*_choices(schema, keys[key]), *_values_by_name(schema, key, keys[key], text)]
     return dict.fromkeys([f"{key}={value}" for value in values], "")
 
 
@@ -121,18 +123,23 @@ def _choices(schema: Schema, one: Schema) -> list[str]:
     return [json.dumps(value) if isinstance(value, bool) else str(value) for value in named]
 
 
-_NAMES_A_RUN = ("model", "model.path", "reference", "baseline", "reward.model", "ppo.reward.model")
+_NAMES_A_RUN = ("model", "model.path", "model.reference", "baseline", "reward.model")
 
 
-def _values_by_name(key: str, text: str) -> list[str]:
-    """Paths of files; run folders too where the key names a model."""
+def _values_by_name(schema: Schema, key: str, one: Schema, text: str) -> list[str]:
+    """Paths of files for a key that takes text; run folders first where it names a model."""
+    parts = [_resolve(schema, part) for part in one.get("anyOf", [one])]
+    groups = [part["properties"] for part in parts if "properties" in part]
+    if not any(part.get("type") == "string" and "pattern" not in part for part in parts):
+        return []
+    if groups and not any("path" in group for group in groups):
+        return []  # a preset, not a path
     runs = _run_folders() if key in _NAMES_A_RUN and not text else []
     return [*runs, *_paths(text)]
 
 
 def _run_folders() -> list[str]:
-    root = Path(RUNS)
-    return sorted(str(path.parent) for path in root.glob("*/manifest.json")) if root.is_dir() else []
+    return sorted(str(path.parent) for path in Path(RUNS).glob("*/manifest.json"))
 
 
 def _paths(text: str) -> list[str]:
@@ -158,7 +165,8 @@ def _tool_arguments(tool: str, before: list[str], prefix: str) -> Candidates:
     if tool not in TOOLS:
         return {}
     forms = {form.partition(" ")[0]: meaning for form, meaning in TOOLS[tool].forms.items()}
-    found = {} if before else {word: text for word, text in forms.items() if word and word.islower()}
+    words = {word: meaning for word, meaning in forms.items() if word.islower()}
+    found = {} if before else words
     if tool == "recipes" and before[:1] in (["show"], ["cp"]):
         return found | dict.fromkeys(recipe_names(), "")
     if tool == "docs" and not before:
@@ -178,6 +186,6 @@ def run(args: list[str]) -> None:
             f"completion: got {got}; need one of {', '.join(SHELLS)}. "
             'Try eval "$(rlhf completion bash)" in ~/.bashrc'
         )
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["rlhf"], shell=args[0]), flush=True)
+    print(shellcode(["rlhf"], shell=args[0]), flush=True)

@@ -18,8 +18,8 @@ from rlhf_cli.config.help import docs, page
 from rlhf_cli.config.schema import aliases, options
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
 from rlhf_cli.registry import COMMANDS
-from rlhf_cli.tools import TOOLS
 from rlhf_cli.runs import run_files
+from rlhf_cli.tools import TOOLS
 from rlhf_cli.train.config import LogConfig
 
 TINY = ["model=tiny", "data=tiny"]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.console import print_box
-from rlhf_cli.runs import manifest
-from rlhf_cli.runs.run_files import METRICS, MODEL, read_json_lines
+from rlhf_cli.runs.record import RunRecord
+from rlhf_cli.runs.run_files import MODEL
 from rlhf_cli.sweep.config import training_metric
 
 MAIN_METRICS = (
@@ -21,7 +21,9 @@ MAIN_METRICS = (
     "accuracy",
     "rewards/accuracies",
     "rewards/margins",
-    "rewards/auc",
+    "rewards/chosen",
+    "rewards/rejected",
+    "auc",
     "response_length",
 )
 """Held-out metrics that the summary shows, the most important first."""
@@ -113,28 +115,23 @@ class RunSummary:
         print_box(f"{self.stage}: {self.steps} steps, {where} before → after", rows)
 
 
-def summarize(folder: Path) -> RunSummary:
-    """Read the summary of a finished run from its manifest and metrics.
-
-    Raises:
-        CheckpointError: the manifest cannot be read.
-    """
-    known = manifest.read(folder)
+def summarize(record: RunRecord) -> RunSummary:
+    """Summarize a run from its record."""
+    known = record.manifest
     before, after = known.get("before") or {}, known.get("after") or {}
-    shown = _relative(folder)
-    stage = str(known.get("command", ""))
+    shown = _relative(record.folder)
+    changes = _changes(before, after, known.get("intervals") or {})
     return RunSummary(
-        stage=stage,
-        status=str(known.get("status", "unknown")),
+        stage=record.stage,
+        status=record.status,
         output_dir=shown,
-        model=f"{shown}/{MODEL}",
-        steps=int(known.get("steps", 0)),
+        model=f"{shown}/{MODEL}" if (record.folder / MODEL).is_dir() else "",
+        steps=int(known.get("steps") or (record.metrics[-1]["step"] if record.metrics else 0)),
         seconds=float(known.get("seconds", 0)),
         peak_memory_bytes=int(known.get("peak_memory_bytes", 0)),
-        held_out=bool(after),
-        changes=_changes(before, after, known.get("intervals") or {})
-        or _training_changes(folder / METRICS),
-        next=NEXT.get(stage, CHAT).format(run=shlex.quote(shown)),
+        held_out=bool(changes),
+        changes=changes or _training_changes(record.training),
+        next=NEXT.get(record.stage, CHAT).format(run=shlex.quote(shown)),
     )
 
 
@@ -149,9 +146,8 @@ def _changes(
     ]
 
 
-def _training_changes(path: Path) -> list[Change]:
+def _training_changes(lines: list[dict[str, float]]) -> list[Change]:
     """Of a run without held-out rows: values of the first and last logged step."""
-    lines = [line for line in read_json_lines(path) if "loss" in line] if path.is_file() else []
     if not lines:
         return []
     first, last = lines[0], lines[-1]
