@@ -13,6 +13,7 @@ from rlhf_cli.errors import CheckpointError
 
 CONFIG, MANIFEST, ARTIFACT = "config.yaml", "manifest.json", "artifact.json"
 METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
+REPORT = "report.html"
 
 SPIKES = "spikes.jsonl"
 """Steps whose loss rose suddenly, with their rows."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf_cli.console import print_box
 from rlhf_cli.runs.record import RunRecord
-from rlhf_cli.runs.run_files import MODEL
+from rlhf_cli.runs.run_files import MODEL, REPORT
 from rlhf_cli.sweep.config import training_metric
 
 MAIN_METRICS = (
@@ -67,8 +67,13 @@ class Change:
 def _with_interval(value: float | None, interval: list[float] | None) -> str:
     if value is None:
         return "?"
-    bounds = f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
-    return f"{value:.4g}{bounds}"
+    bounds = f" [{_round(interval[0])}, {_round(interval[1])}]" if interval else ""
+    return f"{_round(value)}{bounds}"
+
+
+def _round(value: float) -> str:
+    """Four digits; rounding errors around 0 are 0."""
+    return f"{value if abs(value) > 1e-9 else 0.0:.4g}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class RunSummary:
         stage: the command.
         status: complete, interrupted or failed.
         output_dir: the run folder.
-        model: folder of the result.
+        model: folder of the result; empty if there is none.
+        report: path of `report.html`; empty if there is none.
         steps: taken.
         seconds: in the training loop.
         peak_memory_bytes: of all processes.
@@ -92,6 +98,7 @@ class RunSummary:
     status: str
     output_dir: str
     model: str
+    report: str
     steps: int
     seconds: float
     peak_memory_bytes: int
@@ -104,13 +111,12 @@ class RunSummary:
         return asdict(self)
 
     def show(self) -> None:
-        """Print the summary on stderr."""
+        """Print the summary of a run that took a step on stderr."""
+        if not self.steps:
+            return
         rows = [(change.metric, str(change)) for change in self.changes]
-        rows += [
-            ("result", self.model),
-            ("report", f"{self.output_dir}/report.html"),
-            ("next", self.next),
-        ]
+        rows += [("result", self.model), ("report", self.report), ("next", self.next)]
+        rows = [(name, value) for name, value in rows if value]
         where = "held-out rows" if self.held_out else "training rows"
         print_box(f"{self.stage}: {self.steps} steps, {where} before → after", rows)
 
@@ -125,7 +131,8 @@ def summarize(record: RunRecord) -> RunSummary:
         stage=record.stage,
         status=record.status,
         output_dir=shown,
-        model=f"{shown}/{MODEL}" if (record.folder / MODEL).is_dir() else "",
+        model=_inside(record.folder, MODEL),
+        report=_inside(record.folder, REPORT),
         steps=int(known.get("steps") or (record.metrics[-1]["step"] if record.metrics else 0)),
         seconds=float(known.get("seconds", 0)),
         peak_memory_bytes=int(known.get("peak_memory_bytes", 0)),
@@ -151,8 +158,14 @@ def _training_changes(lines: list[dict[str, float]]) -> list[Change]:
     if not lines:
         return []
     first, last = lines[0], lines[-1]
-    names = [name for name in map(training_metric, MAIN_METRICS) if name in last][:SHOWN]
-    return [Change(name, first.get(name), last[name]) for name in names]
+    names = [training_metric(f"eval/{name}") for name in MAIN_METRICS]
+    shown = [name for name in names if name in last][:SHOWN]
+    return [Change(name, first.get(name), last[name]) for name in shown]
+
+
+def _inside(folder: Path, name: str) -> str:
+    """Path of something in a run folder as it is shown; empty if it is not there."""
+    return f"{_relative(folder)}/{name}" if (folder / name).exists() else ""
 
 
 def _relative(folder: Path) -> str:
