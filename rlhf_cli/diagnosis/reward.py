@@ -68,7 +68,10 @@ def _error(record: RunRecord) -> float:
 
 def length(record: RunRecord) -> Finding | None:
     """Whether the model is better than a rule that only measures length."""
-    longer, prefers = values_of(record, "eval/accuracy_longer"), values_of(record, "eval/longer")
+    longer, prefers = (
+        values_of(record, "eval/accuracy_longer"),
+        values_of(record, "eval/prefers_longer"),
+    )
     accuracy = values_of(record, "eval/accuracy")
     if not longer or not prefers or not accuracy:
         return None

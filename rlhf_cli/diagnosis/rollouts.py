@@ -4,10 +4,11 @@ A run applies them to every rollout as it comes, the diagnosis to the last rollo
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import fmean, median
 
 from rlhf_cli.diagnosis.findings import Finding
-from rlhf_cli.diagnosis.series import change_of, correlation, number, times, values_of
+from rlhf_cli.diagnosis.series import change_of, correlation, number, scaled, times, values_of
 from rlhf_cli.runs.record import RunRecord
 
 BASELINE_ROLLOUTS = 5
@@ -33,6 +34,9 @@ BY_LENGTH = 0.5
 
 MIN_SAMPLES = 12
 """Samples below which their correlation says nothing."""
+
+LESS_RATE, MORE_KL = "a smaller train.lr", "a larger kl_coef"
+MORE_TOKENS = "a larger sampling.max_new_tokens"
 
 Rollout = Mapping[str, float]
 """Means over rollouts: `score`, `entropy` (nats per token), `length` (tokens), `ended` and
@@ -76,7 +80,7 @@ def ends(first: Rollout, now: Rollout) -> Finding | None:
             sentence="No response ended by itself.",
             cause="The policy has not learned to stop, or has unlearned it, or responses are cut "
             "off before they end.",
-            advice=(*advice, "a larger sampling.max_new_tokens"),
+            advice=(*advice, MORE_TOKENS),
             numbers=numbers,
         )
     if now["ended"] < MIN_ENDED * numbers["first"]:
@@ -106,7 +110,7 @@ def entropy(first: Rollout, now: Rollout) -> Finding | None:
             severity="problem",
             sentence=f"{shown[0].upper()}{shown[1:]}, and the score did not rise.",
             cause="The policy has collapsed on a few responses.",
-            advice=("a smaller train.lr", "a larger kl_coef"),
+            advice=(LESS_RATE, MORE_KL),
             numbers=numbers,
         )
     return Finding(
@@ -114,7 +118,7 @@ def entropy(first: Rollout, now: Rollout) -> Finding | None:
         severity="problem",
         sentence=f"The score rose from {first['score']:.2f} to {now['score']:.2f} while {shown}.",
         cause="The policy repeats what the reward likes (reward hacking): read samples.jsonl.",
-        advice=("a larger kl_coef", "a smaller train.lr"),
+        advice=(MORE_KL, LESS_RATE),
         numbers=numbers,
     )
 
@@ -147,7 +151,7 @@ def distinct(first: Rollout, now: Rollout) -> Finding | None:
         severity="problem",
         sentence=f"Only {now['distinct']:.0%} of the responses are distinct.",
         cause="The policy has collapsed, or the temperature is too low.",
-        advice=("a larger kl_coef", "sampling.temperature=1"),
+        advice=(MORE_KL, "sampling.temperature=1"),
         numbers={"distinct": now["distinct"]},
     )
 
@@ -203,11 +207,24 @@ def _rule(check: Check) -> Callable[[RunRecord], Finding | None]:
             return None
         found = check(first, now)
         if found is not None:
-            return found
+            return replace(found, advice=tuple(_concrete(record, one) for one in found.advice))
         text = sentence.format(now[name])
         return Finding(code=code, severity="ok", sentence=text, numbers={name: now[name]})
 
     return rule
+
+
+def _concrete(record: RunRecord, advice: str) -> str:
+    """Advice in words as an override with a number, where the configuration is known."""
+    if not record.config:
+        return advice
+    if advice == LESS_RATE:
+        return scaled(record, "train.lr", 0.3)
+    if advice == MORE_TOKENS:
+        return times(record, "sampling.max_new_tokens", 2, 128)
+    if advice == MORE_KL:
+        return f"kl_coef={4 * number(record, 'kl_coef') or 0.05:g}"
+    return advice
 
 
 def cut_off(record: RunRecord) -> Finding | None:

@@ -28,6 +28,7 @@ from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint
+from rlhf_cli.train.spikes import SpikeLog
 from rlhf_cli.train.step_source import StageState, StepSource
 from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
 from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
@@ -76,6 +77,7 @@ class TrainingTask:
         locate: rows of one example -> `file:line`, to name an example that fails.
         evaluate: held-out metrics, or None; called without gradients.
         state: what the stage keeps from step to step beside the weights.
+        finds_spikes: whether a sudden rise of the loss means something; of PPO it does not.
     """
 
     policy: ModelWrapper
@@ -84,6 +86,7 @@ class TrainingTask:
     locate: Callable[[TokenBatch], str]
     evaluate: Evaluate | None = None
     state: StageState = field(default_factory=StageState)
+    finds_spikes: bool = False
 
 
 def fit(
@@ -137,6 +140,7 @@ class TrainingLoop:
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.best = BestEvaluation()
+        self.spikes = SpikeLog(ctx.out, task.locate, ctx.ranks)
         self.flops = count_flops(task.policy)
         self.peak = measure_peak(ctx.device, ctx.compute)
 
@@ -147,6 +151,7 @@ class TrainingLoop:
             self._continue_from(checkpoint)
         else:
             self.file.cut(0)
+            self.spikes.truncate(0)
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # dropout differs between ranks
             self.before = self._evaluate()
             if self.before:
@@ -219,22 +224,28 @@ class TrainingLoop:
             return False
         lr = learning_rate(self.lr, self.step, self.task.source.total_steps, self.cfg)
         done: list[TokenBatch] = []
+        loss = 0.0
         for update in updates:
-            self._update(update, lr)
+            loss = self._update(update, lr)
             done += update
         self.step += 1
         self.file.touch()
+        if self.task.finds_spikes:
+            self.spikes.check(self.step, loss, done)
         self.task.state.after_step(self.step)
         self.meter.add(self.task.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)
         return True
 
-    def _update(self, update: list[TokenBatch], lr: float) -> None:
-        """Take one optimizer step; rank 0 adds the metrics that are the same on all ranks."""
+    def _update(self, update: list[TokenBatch], lr: float) -> float:
+        """Take one optimizer step, and return its loss.
+
+        Rank 0 adds the metrics that are the same on all ranks.
+        """
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
         try:
-            clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
+            loss = clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._non_finite(error, device_rows) from error
         once = int(self.ranks.is_main)
@@ -245,6 +256,7 @@ class TrainingLoop:
                 "grad_norm": (gradients.norm * once, once),
             }
         )
+        return loss
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
@@ -297,6 +309,7 @@ class TrainingLoop:
             "before": self.before,
             "after": self.after,
             "best": self.best.state_dict(),
+            "spikes": self.spikes.state_dict(),
             "machinery": self.fingerprint,
         }
         content = Checkpoint(self.step, self.optimizer, state, self.task.state.tensors())
@@ -314,6 +327,8 @@ class TrainingLoop:
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])
+        self.spikes.load_state_dict(state.get("spikes", {}))
+        self.spikes.truncate(self.step)
         logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
