@@ -103,6 +103,15 @@ def late(record: RunRecord, name: str) -> float | None:
     return median(values[-max(1, len(values) // 3) :]) if values else None
 
 
+def high(record: RunRecord, name: str) -> float | None:
+    """Upper quartile of a metric's lines: what it is while the learning rate is high.
+
+    None without any line.
+    """
+    values = sorted(values_of(record, name))
+    return values[3 * len(values) // 4] if values else None
+
+
 def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Pearson's correlation; 0 where one of the two does not vary."""
     mx, my = fmean(xs), fmean(ys)
@@ -119,6 +128,12 @@ def number(record: RunRecord, key: str, default: float = 0.0) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return default
     return float(value)
+
+
+def counts(record: RunRecord, name: str = "data") -> dict[str, Any]:
+    """Counts of rows in the manifest, of `data` or `held_out_data`; empty where there are none."""
+    found = record.manifest.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def word(record: RunRecord, key: str, default: str = "") -> Any:
