@@ -74,7 +74,7 @@ class Fault:
 FAULTS = {
     "rate_high": Fault(
         "learning rate of SFT 1000 times too high",
-        ("sft", "config=tiny/sft", "model={pretrain}", "lr=2", "max_steps=60"),
+        ("sft", "config=tiny/sft", "model={pretrain}", "lr=2", "max_steps=40"),
         named_by=("loss.rose",),
     ),
     "rate_low": Fault(
@@ -101,12 +101,27 @@ FAULTS = {
     ),
     "swapped_reward": Fault(
         "chosen and rejected swapped in the rows of the reward model",
-        ("reward", "config=tiny/reward", "model={sft}", "data={swapped}", "data.eval={test}"),
+        (
+            "reward",
+            "config=tiny/reward",
+            "model={sft}",
+            "data={swapped}",
+            "data.eval={test}",
+            "max_steps=50",
+        ),
         named_by=("reward.swapped",),
     ),
     "swapped_dpo": Fault(
         "chosen and rejected swapped in the rows of DPO",
-        ("dpo", "config=tiny/dpo", "model={sft}", "data={swapped}", "data.eval={test}", "lr=5e-4"),
+        (
+            "dpo",
+            "config=tiny/dpo",
+            "model={sft}",
+            "data={swapped}",
+            "data.eval={test}",
+            "lr=5e-4",
+            "max_steps=40",
+        ),
         named_by=("dpo.swapped",),
     ),
     "frozen_value": Fault(
@@ -162,7 +177,14 @@ FAULTS = {
     ),
     "length_pairs": Fault(
         "reward model on pairs whose chosen response is always the longer",
-        ("reward", "config=tiny/reward", "model={sft}", "data={longer}", "data.eval={longer_test}"),
+        (
+            "reward",
+            "config=tiny/reward",
+            "model={sft}",
+            "data={longer}",
+            "data.eval={longer_test}",
+            "max_steps=50",
+        ),
         named_by=("reward.length",),
     ),
     "garbage_row": Fault(
@@ -174,17 +196,19 @@ FAULTS = {
             "data={garbage}",
             "data.eval={sft_test}",
             "train.batch_size=16",
+            "train.epochs=1",
+            "max_steps=0",
         ),
         named_by=("loss.spikes",),
     ),
     "bco_rate": Fault(
         "learning rate of BCO 100 times too high",
-        ("bco", "config=tiny/bco", "model={sft}", "lr=1e-2"),
+        ("bco", "config=tiny/bco", "model={sft}", "lr=1e-2", "max_steps=30"),
         named_by=("labels.same_direction", "bco.delta_diverges"),
     ),
     "dpo_rate": Fault(
         "learning rate of DPO 50 times too high, without its likelihood term",
-        ("dpo", "config=tiny/dpo", "model={sft}", "loss_type=sigmoid", "lr=5e-3"),
+        ("dpo", "config=tiny/dpo", "model={sft}", "loss_type=sigmoid", "lr=5e-3", "max_steps=30"),
         named_by=("dpo.displacement",),
     ),
     "warmup": Fault(
