@@ -16,6 +16,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
+from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
 from rlhf_cli.train.checkpoint import (
@@ -29,6 +30,7 @@ from rlhf_cli.train.evaluation import HeldOutMetrics, Intervals
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint
+from rlhf_cli.train.spikes import SpikeLog
 from rlhf_cli.train.step_source import StageState, StepSource
 from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
 from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
@@ -79,6 +81,7 @@ class TrainingTask:
         locate: rows of one example -> `file:line`, to name an example that fails.
         evaluate: held-out metrics, or None; called without gradients.
         state: what the stage keeps from step to step beside the weights.
+        finds_spikes: whether a sudden rise of the loss means something; of PPO it does not.
     """
 
     policy: ModelWrapper
@@ -87,6 +90,7 @@ class TrainingTask:
     locate: Callable[[TokenBatch], str]
     evaluate: Evaluate | None = None
     state: StageState = field(default_factory=StageState)
+    finds_spikes: bool = False
 
 
 def fit(
@@ -143,6 +147,7 @@ class TrainingLoop:
         self.last, self.lowest = HeldOutMetrics({}), HeldOutMetrics({})
         """The last evaluation of this process, and the one with the lowest loss."""
         self.best = BestEvaluation()
+        self.spikes = SpikeLog(ctx.out, task.locate, self._example_loss, ctx.ranks)
         self.flops = count_flops(task.policy)
         self.peak = measure_peak(ctx.device, ctx.compute)
 
@@ -153,6 +158,7 @@ class TrainingLoop:
             self._continue_from(checkpoint)
         else:
             self.file.cut(0)
+            self.spikes.truncate(0)
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # dropout differs between ranks
             self.before = self._evaluate()
             if self.before:
@@ -230,22 +236,28 @@ class TrainingLoop:
             return False
         lr = learning_rate(self.lr, self.step, self.task.source.total_steps, self.cfg)
         done: list[TokenBatch] = []
+        loss = 0.0
         for update in updates:
-            self._update(update, lr)
+            loss = self._update(update, lr)
             done += update
         self.step += 1
         self.file.touch()
+        if self.task.finds_spikes:
+            self.spikes.check(self.step, loss, done)
         self.task.state.after_step(self.step)
         self.meter.add(self.task.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)
         return True
 
-    def _update(self, update: list[TokenBatch], lr: float) -> None:
-        """Take one optimizer step; rank 0 adds the metrics that are the same on all ranks."""
+    def _update(self, update: list[TokenBatch], lr: float) -> float:
+        """Take one optimizer step, and return its loss.
+
+        Rank 0 adds the metrics that are the same on all ranks.
+        """
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
         try:
-            clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
+            loss = clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._non_finite(error, device_rows) from error
         once = int(self.ranks.is_main)
@@ -256,6 +268,7 @@ class TrainingLoop:
                 "grad_norm": (gradients.norm * once, once),
             }
         )
+        return loss
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
@@ -272,6 +285,11 @@ class TrainingLoop:
                 "peak_fraction": (torch.tensor(work / self.peak, dtype=torch.float64), seconds),
             }
         )
+
+    def _example_loss(self, rows: TokenBatch) -> float:
+        """Loss of one example alone; uses no random numbers and changes nothing."""
+        with torch.no_grad(), without_dropout(self.task.policy):
+            return float(scaled_loss(self.task.loss(rows.to(self.ctx.device)), rows.count))
 
     def _non_finite(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """The error that names the examples; parameters are still those of the step before."""
@@ -310,6 +328,7 @@ class TrainingLoop:
             "after": self.after,
             "intervals": self.intervals,
             "best": self.best.state_dict(),
+            "spikes": self.spikes.state_dict(),
             "machinery": self.fingerprint,
         }
         content = Checkpoint(self.step, self.optimizer, state, self.task.state.tensors())
@@ -328,6 +347,8 @@ class TrainingLoop:
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])
         self.intervals = state.get("intervals", {})  # missing in a checkpoint of version 0.1
+        self.spikes.load_state_dict(state.get("spikes", {}))
+        self.spikes.truncate(self.step)
         logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
