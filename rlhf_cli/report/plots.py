@@ -1,0 +1,198 @@
+"""Scatter plots and parallel coordinates as inline SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from rlhf_cli.report import svg
+from rlhf_cli.report.axes import Axis, make_axis, shown_range
+from rlhf_cli.report.series import Floats
+from rlhf_cli.report.text import show_number
+
+WIDTH, HEIGHT = 460, 240
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 452.0, 12.0, 200.0
+
+MOST_POINTS = 400
+
+STAGES = 4
+"""Shades of the dots of a scatter plot, from early to late."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Points:
+    """Points of a scatter plot.
+
+    Attributes:
+        x: [n].
+        y: [n].
+        age: [n], 0 for the earliest step and 1 for the last.
+        words: [n], shown under the pointer.
+    """
+
+    x: Floats
+    y: Floats
+    age: Floats
+    words: Sequence[str]
+
+
+def correlation(x: Floats, y: Floats) -> float | None:
+    """Pearson's correlation; None for fewer than three points or without spread."""
+    if len(x) < 3 or x.std() == 0 or y.std() == 0:
+        return None
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def draw_scatter(points: Points, x_label: str, y_label: str) -> Markup:
+    """Draw points, later ones darker; at most `MOST_POINTS`, evenly chosen."""
+    kept = np.linspace(0, len(points.x) - 1, min(len(points.x), MOST_POINTS)).round().astype(int)
+    xs, ys = points.x[kept], points.y[kept]
+    x = make_axis(float(xs.min()), float(xs.max()), LEFT + 6, RIGHT - 6, most=6)
+    y = make_axis(*shown_range(ys), BOTTOM - 4, TOP, most=4)
+    parts = [*_frame(x, y), svg.text(RIGHT, HEIGHT - 8.0, x_label, anchor="end", class_="t name")]
+    for index, a, b in zip(kept, x.places(xs), y.places(ys), strict=True):
+        shade = min(STAGES - 1, int(points.age[index] * STAGES))
+        parts.append(
+            svg.element(
+                "circle",
+                svg.title(points.words[index]),
+                cx=float(a),
+                cy=float(b),
+                r=3.4,
+                class_=f"point a{shade}",
+            )
+        )
+    return svg.drawing(WIDTH, HEIGHT, parts, label=f"{y_label} against {x_label}")
+
+
+def _frame(x: Axis, y: Axis) -> Iterator[Markup]:
+    for tick, label in zip(y.ticks, y.labels, strict=True):
+        place = y.place(tick)
+        yield svg.element("line", x1=LEFT, x2=RIGHT, y1=place, y2=place, class_="grid")
+        yield svg.text(LEFT - 7, place + 3.8, label, anchor="end")
+    yield svg.element("line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, class_="axis")
+    for tick, label in zip(x.ticks, x.labels, strict=True):
+        place = x.place(tick)
+        yield svg.element("line", x1=place, x2=place, y1=BOTTOM, y2=BOTTOM + 4, class_="axis")
+        yield svg.text(place, BOTTOM + 16, label, anchor="middle")
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One axis of parallel coordinates: a key or a metric, and the value of each run.
+
+    Attributes:
+        name: of the key or metric.
+        values: of each run; None where it has none. Numbers make a scale, others a list.
+    """
+
+    name: str
+    values: Sequence[float | str | None]
+
+
+WIDE, TALL = 960, 280
+_UPPER, _LOWER = 44.0, 250.0
+
+
+def draw_parallel(
+    coordinates: Sequence[Coordinate], runs: Sequence[str], best: Sequence[int]
+) -> Markup:
+    """Draw a line for each run through its values on all axes.
+
+    Args:
+        coordinates: the axes, left to right.
+        runs: name of each run.
+        best: runs from the best to the worst; the first is drawn strongest, on top.
+    """
+    xs = np.linspace(90, WIDE - 90, len(coordinates))
+    scales = [_places(each) for each in coordinates]
+    parts = [part for x, each in zip(xs, coordinates, strict=True) for part in _scale(x, each)]
+    for rank in reversed(range(len(best))):
+        run = best[rank]
+        through = [(x, at[run]) for x, at in zip(xs, scales, strict=True) if at[run] is not None]
+        if len(through) < 2:
+            continue
+        ends = np.array(through, np.float64)
+        words = ", ".join([runs[run], *(f"{c.name} {_show(c.values[run])}" for c in coordinates)])
+        kind = "first" if rank == 0 else "upper" if rank < len(best) / 2 else "rest"
+        parts.append(
+            svg.element(
+                "path",
+                svg.title(words),
+                d=svg.path(ends[:, 0], ends[:, 1]),
+                class_=f"parallel {kind}",
+            )
+        )
+    return svg.drawing(
+        WIDE, TALL, parts, label="parallel coordinates of the runs", class_="chart wide"
+    )
+
+
+def _show(value: float | str | None) -> str:
+    return value if isinstance(value, str) else show_number(value)
+
+
+def _levels(each: Coordinate) -> list[str]:
+    """The different values of an axis that is no scale, in order of appearance."""
+    return list(dict.fromkeys(_show(value) for value in each.values if value is not None))
+
+
+def _is_scale(each: Coordinate) -> bool:
+    return all(value is None or not isinstance(value, str) for value in each.values)
+
+
+def _numbers(each: Coordinate) -> Floats:
+    found = [value for value in each.values if isinstance(value, int | float)]
+    return np.array(found, np.float64)
+
+
+def _as_scale(each: Coordinate) -> tuple[float, float, bool]:
+    """Ends of a scale, and whether it is logarithmic: for values over a factor of ten or more."""
+    found = _numbers(each)
+    low, high = float(found.min()), float(found.max())
+    logarithmic = low > 0 and high / low >= 10
+    return low, high, logarithmic
+
+
+def _places(each: Coordinate) -> list[float | None]:
+    if not _is_scale(each):
+        levels = _levels(each)
+        at = {level: _share_to_place(_spread(k, len(levels))) for k, level in enumerate(levels)}
+        return [None if value is None else at[_show(value)] for value in each.values]
+    low, high, logarithmic = _as_scale(each)
+    found: list[float | None] = []
+    for value in each.values:
+        if value is None:
+            found.append(None)
+            continue
+        ends = np.array([low, float(value), high])
+        a, b, c = np.log(ends) if logarithmic else ends
+        found.append(_share_to_place(float((b - a) / (c - a)) if c > a else 0.5))
+    return found
+
+
+def _spread(index: int, count: int) -> float:
+    return index / (count - 1) if count > 1 else 0.5
+
+
+def _share_to_place(share: float) -> float:
+    return _LOWER + share * (_UPPER - _LOWER)
+
+
+def _scale(x: float, each: Coordinate) -> Iterator[Markup]:
+    """The axis, its name above, and its ends or its values."""
+    x = float(x)
+    yield svg.element("line", x1=x, x2=x, y1=_UPPER, y2=_LOWER, class_="axis")
+    yield svg.text(x, 18.0, each.name, anchor="middle", class_="t strong")
+    if _is_scale(each):
+        low, high, _ = _as_scale(each)
+        ends = [(low, 0.0), (high, 1.0)] if low < high else [(low, 0.5)]
+        marks = [(show_number(value), share) for value, share in ends]
+    else:
+        levels = _levels(each)
+        marks = [(level[:14], _spread(k, len(levels))) for k, level in enumerate(levels)]
+    for label, share in marks:
+        yield svg.text(x + 7, _share_to_place(share) + 4, label, class_="t halo")
