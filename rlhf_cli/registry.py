@@ -138,6 +138,20 @@ TOOLS = {
             },
         ),
         Tool(
+            "report",
+            "Write the report of a run, or compare several, as one HTML file.",
+            "rlhf_cli.commands.report:run",
+            {
+                "RUN": "Write report.html into the folder of a run: finished, failed, still going, "
+                "of an older version, or of transformers' Trainer.",
+                "RUN RUN…": "Compare runs: curves over each other, keys that differ. The file is "
+                "report.html in the working folder.",
+                "SWEEP": "The same for the jobs of a sweep, with its table; into its folder.",
+                "… output=FILE.html": "Write to this file instead. See `rlhf docs report`.",
+                "… --open": "Then show it in the browser.",
+            },
+        ),
+        Tool(
             "env",
             "Show what a run finds here: versions, devices, folders and switches.",
             "rlhf_cli.commands.env:run",

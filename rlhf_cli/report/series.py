@@ -85,7 +85,8 @@ def moving_average(values: Floats, half: int) -> Floats:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(n)
     reach = np.minimum(np.minimum(at, n - 1 - at), half)
-    return (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    means: Floats = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    return means
 
 
 def extreme_indices(values: Floats, stretches: int) -> NDArray[np.intp]:

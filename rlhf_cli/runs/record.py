@@ -42,6 +42,7 @@ class RunRecord:
         metrics: lines of metrics, oldest first: `step` and numbers by name, those of held-out rows
             under `eval/`. Values that are not finite are kept.
         samples: lines of `samples.jsonl`.
+        fixed_samples: lines of `fixed_samples.jsonl`: responses to the same prompts through time.
         spikes: lines of `spikes.jsonl`: steps of unusual loss with their rows.
         log: last lines of `log.txt`.
         problems: what could not be read, one line each.
@@ -56,6 +57,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    fixed_samples: list[dict[str, Any]] = field(default_factory=list)
     spikes: list[dict[str, Any]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -179,6 +181,7 @@ def _read_own(path: Path) -> RunRecord:
         config=config,
         metrics=_numbers(lines, run_files.METRICS, problems),
         samples=_read_json_lines(path / run_files.SAMPLES, problems),
+        fixed_samples=_read_json_lines(path / run_files.FIXED_SAMPLES, problems),
         spikes=_read_json_lines(path / run_files.SPIKES, problems),
         log=_read_tail(path / run_files.LOG),
         problems=problems,

@@ -17,6 +17,11 @@ METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
 SPIKES = "spikes.jsonl"
 """Steps whose loss rose suddenly, with their rows."""
 
+FIXED_SAMPLES = "fixed_samples.jsonl"
+"""Responses to the same few prompts at each evaluation."""
+
+REPORT = "report.html"
+
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 BASE = "base"
@@ -28,7 +33,7 @@ TOKENIZER = "tokenizer"
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
 
-FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES)
+FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES, FIXED_SAMPLES, REPORT)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")
