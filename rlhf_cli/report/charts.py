@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rlhf_cli.report import svg
 from rlhf_cli.report.axes import Axis, make_axis, shown_range
 from rlhf_cli.report.series import Floats, Series
-from rlhf_cli.report.text import NONE, show_number
+from rlhf_cli.report.text import NONE, show_bound, show_number
 
 WIDTH, HEIGHT = 460, 204
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 452.0, 10.0, 172.0
@@ -128,7 +128,7 @@ def _band(chart: Chart, y: Axis) -> Iterator[Markup]:
     top, bottom = y.place(high), y.place(low)
     if bottom - top < 1:
         return
-    words = " to ".join(show_number(edge, chart.unit) for edge in chart.healthy)
+    words = " to ".join(show_bound(edge, chart.unit) for edge in chart.healthy)
     yield svg.element(
         "rect",
         svg.title(f"healthy: {words}"),

@@ -104,11 +104,11 @@ def view_sweep(folder: Path, stage: str) -> Sweep | None:
         return None
     columns = [name for name in rows[0] if name is not None]
     keys = [name for name in columns if name not in _RESULTS and not name.startswith("eval/")]
-    metrics = ["value", *(name for name in columns if name.startswith("eval/"))]
+    objective = _objective(stage)
+    main = [f"eval/{name}" for name in MAIN_METRICS]
+    metrics = ["value", *(name for name in main if name in columns and name != objective)]
     metrics = [name for name in metrics if any(row.get(name) for row in rows)]
-    labels = {"value": _objective(stage)}
-    if labels["value"] in metrics:
-        metrics.remove(labels["value"])
+    labels = {"value": objective}
     body = [
         [
             clean(row.get("rank", "") or NONE, 12),
@@ -120,9 +120,25 @@ def view_sweep(folder: Path, stage: str) -> Sweep | None:
         ]
         for row in rows
     ]
-    shown = [clean(labels.get(name, name), 60) for name in metrics]
+    shown = [_label(labels.get(name, name)) for name in metrics]
     parallel = _parallel(rows, keys, metrics[:3], labels)
     return Sweep(folder, [clean(key, 60) for key in keys], shown, body, parallel)
+
+
+def _label(name: str) -> str:
+    return clean(describe(name).label, 40)
+
+
+def job_names(folder: Path, records: Sequence[RunRecord]) -> list[str]:
+    """Names of a sweep's jobs: their numbers, and the last part of each key with its value."""
+    rows = {row.get("job", ""): row for row in read_sweep(folder)}
+    found = []
+    for record in records:
+        row = rows.get(record.folder.name, {})
+        keys = [name for name in row if name not in _RESULTS and not name.startswith("eval/")]
+        words = ", ".join(f"{key.rpartition('.')[2]}={row[key]}" for key in keys)
+        found.append(clean(f"{record.folder.name}: {words}" if words else record.folder.name, 60))
+    return found
 
 
 def _objective(stage: str) -> str:
@@ -150,7 +166,7 @@ def _parallel(
         return Markup("")
     axes = [Coordinate(clean(key, 24), _values([row.get(key) for row in done])) for key in keys]
     axes += [
-        Coordinate(clean(labels.get(name, name), 24), [_number(row.get(name)) for row in done])
+        Coordinate(_label(labels.get(name, name)), [_number(row.get(name)) for row in done])
         for name in metrics
     ]
     names = [f"job {clean(row.get('job', ''), 12)}" for row in done]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rlhf_cli.report.charts import Chart, Line, beyond, draw_chart
 from rlhf_cli.report.glossary import EVAL, GROUPS, METRICS, Group, Metric, describe
 from rlhf_cli.report.series import Series
-from rlhf_cli.report.text import clean, show_number
+from rlhf_cli.report.text import clean, show_bound, show_number
 
 Curves = Mapping[str, Series]
 """Name of a metric -> its values, of one run."""
@@ -264,14 +264,11 @@ def _panel(
     chart = Chart(title=title, unit=head.unit, lines=lines, healthy=head.healthy, x_label=x_label)
     single = len({line.color for line in lines if not line.dots}) <= 1 and len(lines) <= 2
     main = lines[0].series
-    value = show_number(main.smoothed.last, head.unit) if single and len(main.finite) else ""
-    change = ""
-    if value and len(main.finite) > 1:
-        change = f"from {show_number(main.first, head.unit)}"
+    value, change = _ends(main, head.unit) if single and len(main.finite) else ("", "")
     said = metrics or [head]
     return Panel(
         title=clean(title, 80),
-        names=" · ".join(clean(name, 80) for name in names),
+        names=_names(names),
         unit="" if head.unit in ("share", "bytes") else head.unit,
         value=value,
         change=change,
@@ -284,15 +281,35 @@ def _panel(
     )
 
 
+def _names(names: Sequence[str]) -> str:
+    """Names of metrics; those of held-out rows are not repeated where the training's are given."""
+    train = [name for name in names if not name.startswith(EVAL)]
+    own = [name for name in names if name.removeprefix(EVAL) not in train or name in train]
+    shown = " · ".join(clean(name, 80) for name in (train if len(train) > 1 else own))
+    return (
+        f"{shown} · {EVAL}…" if train and len(train) < len(names) and "eval" not in shown else shown
+    )
+
+
+def _ends(series: Series, unit: str) -> tuple[str, str]:
+    """The last value of the smoothed curve, and where it came from."""
+    last, first = series.smoothed.last, series.first
+    noise = 1e-5 * float(np.ptp(series.finite.values))
+    value = show_number(last if abs(last) > noise else 0.0, unit)
+    if len(series.finite) < 2:
+        return value, ""
+    return value, f"from {show_number(first if abs(first) > noise else 0.0, unit)}"
+
+
 def _healthy(head: Metric) -> str:
     if head.healthy is None:
         return ""
     low, high = head.healthy
-    if head.unit == "share" and high == 1:
-        return f"above {show_number(low, head.unit)}"
+    if head.better == "higher" or (head.unit == "share" and high == 1):
+        return f"above {show_bound(low, head.unit)}"
     if low == 0:
-        return f"below {show_number(high, head.unit)}"
-    return f"{show_number(low, head.unit)} to {show_number(high, head.unit)}"
+        return f"below {show_bound(high, head.unit)}"
+    return f"{show_bound(low, head.unit)} to {show_bound(high, head.unit)}"
 
 
 def _legend(lines: Sequence[Line]) -> list[tuple[str, str]]:

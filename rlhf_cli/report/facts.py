@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from rlhf_cli.report.glossary import describe
@@ -30,8 +31,8 @@ def headline(record: RunRecord) -> Facts:
     started = starts[0] if isinstance(starts, list) and starts else ""
     steps = known.get("steps") or (int(record.metrics[-1]["step"]) if record.metrics else None)
     facts = [
-        ("Model", clean(options.get("model.path") or "", 120)),
-        ("Data", clean(options.get("data.path") or "", 120)),
+        ("Model", _short_path(options.get("model.path"))),
+        ("Data", _short_path(options.get("data.path"))),
         ("Steps", f"{steps:,}" if isinstance(steps, int) else ""),
         ("Time", _seconds(known.get("seconds"))),
         ("Started", show_time(started) if started else ""),
@@ -39,6 +40,14 @@ def headline(record: RunRecord) -> Facts:
         ("Peak memory", _bytes(known.get("peak_memory_bytes"))),
     ]
     return [(label, value) for label, value in facts if value]
+
+
+def _short_path(value: object) -> str:
+    """The last two folders of an absolute path; a hub id or shipped name as it is."""
+    text = show_value(value) if isinstance(value, list | dict) else str(value or "")
+    parts = PurePath(text).parts
+    short = "/".join(parts[-2:]) if text.startswith("/") and len(parts) > 2 else text
+    return clean(short, 120)
 
 
 def _seconds(value: object) -> str:
@@ -135,7 +144,7 @@ def _interval(of_metrics: object, name: str, unit: str) -> str:
 def _difference(first: float | None, last: float | None, unit: str) -> str:
     if first is None or last is None:
         return NONE
-    shown = show_number(last - first, unit)
+    shown = show_number(last - first, unit).replace(" %", " points")
     return shown if last <= first or shown == NONE else f"+{shown}"
 
 

@@ -60,13 +60,33 @@ STEPS = "mean over steps"
 
 _RESULT = (
     Metric(
+        name="objective/scores",
+        label="Score",
+        meaning="Mean score of the responses by the reward, before the KL penalty; what ppo "
+        "raises.",
+        group="result",
+        merged=ROLLOUT,
+        better="higher",
+        advice="A rise without limit, with falling entropy or drifting length, is the sign of "
+        "reward hacking (arXiv:2210.10760).",
+    ),
+    Metric(
+        name="objective/rlhf_reward",
+        label="Reward with KL penalty",
+        meaning="Score minus kl_coef times the KL of the response: the whole reward.",
+        group="result",
+        merged=ROLLOUT,
+        better="higher",
+    ),
+    Metric(
         name="loss",
         label="Loss",
         meaning="The quantity that the optimizer minimizes, per unit of the stage: a token in "
         "pretrain and sft, a pair or row in reward, dpo and bco, a response token in ppo.",
         group="result",
         better="lower",
-        advice="In ppo the loss need not fall; watch the score and the KL.",
+        advice="In ppo the loss of the updates need not fall, and the held-out loss is kl_coef "
+        "times the KL minus the score.",
     ),
     Metric(
         name="perplexity",
@@ -133,25 +153,6 @@ _RESULT = (
         merged=ROWS,
         advice="Of a reward model only differences of scores matter, not where 0 is.",
         train_name="objective/scores",
-    ),
-    Metric(
-        name="objective/scores",
-        label="Score",
-        meaning="Mean score of the responses by the reward, before the KL penalty; what ppo "
-        "raises.",
-        group="result",
-        merged=ROLLOUT,
-        better="higher",
-        advice="A rise without limit, with falling entropy or drifting length, is the sign of "
-        "reward hacking (arXiv:2210.10760).",
-    ),
-    Metric(
-        name="objective/rlhf_reward",
-        label="Reward with KL penalty",
-        meaning="Score minus kl_coef times the KL of the response: the whole reward.",
-        group="result",
-        merged=ROLLOUT,
-        better="higher",
     ),
     Metric(
         name="objective/non_score_reward",

@@ -102,7 +102,7 @@ def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = Non
         records: of the runs.
         sweep: whose jobs they are, or None.
     """
-    names = compare.run_names(records)
+    names = compare.job_names(sweep.folder, records) if sweep else compare.run_names(records)
     styles = [f"c{k % COLORS}{' dashed' if k >= COLORS else ''}" for k in range(len(records))]
     columns, rows = compare.run_rows(records, names, styles)
     stages = {record.stage for record in records}
@@ -134,7 +134,8 @@ def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = Non
         runs=rows,
         findings=[(n, f) for n, f in findings if f] or None,
         problems=[clean(line, 300) for line in problems],
-        differences=differing,
+        differences=[one for one in differing if one.shared],
+        partial=[one for one in differing if not one.shared],
         groups=groups,
     )
 

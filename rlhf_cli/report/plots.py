@@ -11,7 +11,7 @@ from markupsafe import Markup
 from rlhf_cli.report import svg
 from rlhf_cli.report.axes import Axis, make_axis, shown_range
 from rlhf_cli.report.series import Floats
-from rlhf_cli.report.text import show_number
+from rlhf_cli.report.text import NONE
 
 WIDTH, HEIGHT = 460, 240
 LEFT, RIGHT, TOP, BOTTOM = 50.0, 452.0, 12.0, 200.0
@@ -94,6 +94,10 @@ class Coordinate:
 
 
 WIDE, TALL = 960, 280
+
+LABEL_ROOM = 40.0
+"""Distance of two labels of an axis that do not touch."""
+
 _UPPER, _LOWER = 44.0, 250.0
 
 
@@ -109,7 +113,7 @@ def draw_parallel(
     """
     xs = np.linspace(90, WIDE - 90, len(coordinates))
     scales = [_places(each) for each in coordinates]
-    parts = [part for x, each in zip(xs, coordinates, strict=True) for part in _scale(x, each)]
+    parts: list[Markup] = []
     for rank in reversed(range(len(best))):
         run = best[rank]
         through = [(x, at[run]) for x, at in zip(xs, scales, strict=True) if at[run] is not None]
@@ -126,13 +130,17 @@ def draw_parallel(
                 class_=f"parallel {kind}",
             )
         )
+    for x, each in zip(xs, coordinates, strict=True):
+        parts += _scale(x, each)
     return svg.drawing(
         WIDE, TALL, parts, label="parallel coordinates of the runs", class_="chart wide"
     )
 
 
 def _show(value: float | str | None) -> str:
-    return value if isinstance(value, str) else show_number(value)
+    if value is None:
+        return NONE
+    return str(value) if isinstance(value, str) else f"{value:.4g}".replace("-", "−")
 
 
 def _levels(each: Coordinate) -> list[str]:
@@ -187,12 +195,10 @@ def _scale(x: float, each: Coordinate) -> Iterator[Markup]:
     x = float(x)
     yield svg.element("line", x1=x, x2=x, y1=_UPPER, y2=_LOWER, class_="axis")
     yield svg.text(x, 18.0, each.name, anchor="middle", class_="t strong")
-    if _is_scale(each):
-        low, high, _ = _as_scale(each)
-        ends = [(low, 0.0), (high, 1.0)] if low < high else [(low, 0.5)]
-        marks = [(show_number(value), share) for value, share in ends]
-    else:
-        levels = _levels(each)
-        marks = [(level[:14], _spread(k, len(levels))) for k, level in enumerate(levels)]
-    for label, share in marks:
-        yield svg.text(x + 7, _share_to_place(share) + 4, label, class_="t halo")
+    places = _places(each)
+    levels = {at: _show(value) for at, value in zip(places, each.values, strict=True) if at}
+    last = None
+    for at in sorted(levels):
+        if last is None or at - last >= LABEL_ROOM or at == max(levels):
+            yield svg.text(x + 7, at + 4, levels[at][:16], class_="t halo")
+            last = at

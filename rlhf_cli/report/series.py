@@ -80,12 +80,12 @@ class Series:
 
 
 def moving_average(values: Floats, half: int) -> Floats:
-    """Mean of each value and `half` values on both sides; of fewer at the ends, on both sides."""
+    """Mean of each value and `half` values on both sides, at the ends of those that exist."""
     n = len(values)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     at = np.arange(n)
-    reach = np.minimum(np.minimum(at, n - 1 - at), half)
-    means: Floats = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
+    start, end = np.maximum(at - half, 0), np.minimum(at + half + 1, n)
+    means: Floats = (sums[end] - sums[start]) / (end - start)
     return means
 
 

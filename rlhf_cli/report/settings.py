@@ -59,10 +59,21 @@ def split_settings(record: RunRecord) -> tuple[list[Setting], list[Setting]]:
 
 @dataclass(frozen=True)
 class Difference:
-    """A key in which runs differ, and its value in each; a dash where a run lacks it."""
+    """A key in which runs differ.
+
+    Attributes:
+        key: dotted.
+        values: of each run; a dash where a run lacks the key.
+        shared: whether all runs have the key.
+    """
 
     key: str
     values: Sequence[str]
+    shared: bool
+
+
+NO_DIFFERENCE = ("log.",)
+"""Beginnings of keys that change nothing about a run."""
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
@@ -71,7 +82,10 @@ def differences(records: Sequence[RunRecord]) -> list[Difference]:
     keys = dict.fromkeys(key for options in every for key in options)
     found = []
     for key in keys:
+        if key.startswith(NO_DIFFERENCE):
+            continue
         values = [show_value(options[key]) if key in options else NONE for options in every]
         if len({*values}) > 1:
-            found.append(Difference(clean(key, 100), [value[:200] for value in values]))
+            shared = all(key in options for options in every)
+            found.append(Difference(clean(key, 100), [value[:200] for value in values], shared))
     return found

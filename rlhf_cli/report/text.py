@@ -46,13 +46,18 @@ def _plain(value: float) -> str:
     if value == 0:
         return "0"
     if size >= 1e6 or size < 1e-4:
-        return f"{value:.2e}".replace("-", "−").replace("e+0", "e").replace("e−0", "e−")
+        return _scientific(f"{value:.2e}")
     if size >= 1000:
         return f"{value:,.0f}".replace("-", "−")
     digits = 3 if size < 10 else 2 if size < 100 else 1
     digits = digits + 1 if size < 0.1 else digits
     text = f"{value:.{digits}f}"
     return (text.rstrip("0").rstrip(".") if float(text) == int(value) else text).replace("-", "−")
+
+
+def show_bound(value: float, unit: str = "") -> str:
+    """End of a range that somebody chose: as few digits as it has."""
+    return f"{100 * value:g} %" if unit == "share" else f"{value:g}".replace("-", "−")
 
 
 def _with_prefix(value: float, unit: str) -> str:
@@ -64,21 +69,29 @@ def _with_prefix(value: float, unit: str) -> str:
 
 def show_tick(value: float, step: float, unit: str = "") -> str:
     """A label of an axis whose labels are `step` apart."""
-    if unit == "share":
-        value, step, sign = 100 * value, 100 * step, "%"
-    elif unit == "bytes":
+    if unit == "bytes":
         return _with_prefix(value, "B")
-    else:
-        sign = ""
-    size = max(abs(value), abs(step))
-    if size >= 1e15 or 0 < size < 1e-4 or (value and step < 1e-5):
-        return f"{value:.1e}".replace("-", "−").replace("e+", "e") + sign
-    for large, prefix in _PREFIXES[1:]:
-        if abs(value) >= large and step >= large / 100 and large >= 1e3 and abs(value) >= 1e4:
-            return f"{value / large:g}".replace("-", "−") + prefix + sign
+    sign = "%" if unit == "share" else ""
+    if unit == "share":
+        value, step = 100 * value, 100 * step
+    if abs(value) < step / 2:
+        return f"0{sign}"
+    if (step < 1e-4 and abs(value) < 1e-2) or abs(value) >= 1e9:
+        return _scientific(f"{value:.3g}" if step >= 1 else f"{value:.1e}") + sign
+    for size, prefix in _PREFIXES[2:]:
+        if abs(value) >= 10_000 and step >= size:
+            return f"{value / size:g}".replace("-", "−") + prefix + sign
     digits = max(0, math.ceil(-math.log10(step) - 1e-9)) if step < 1 else 0
-    text = f"{value:.{digits}f}"
-    return ("0" if float(text) == 0 else text).replace("-", "−") + sign
+    return f"{value:,.{digits}f}".replace("-", "−") + sign
+
+
+def _scientific(text: str) -> str:
+    """A number as 5e−5, not 5.0e-05."""
+    mantissa, _, power = text.partition("e")
+    if not power:
+        return text.replace("-", "−")
+    mantissa = mantissa.removesuffix(".0")
+    return f"{mantissa}e{int(power)}".replace("-", "−")
 
 
 def show_value(value: Any) -> str:
