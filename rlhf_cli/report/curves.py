@@ -30,6 +30,9 @@ TOGETHER: Mapping[str, tuple[str, Mapping[str, str]]] = {
 HELD_OUT_COLOR = 1
 """Color of the dots of held-out rows beside a single training curve."""
 
+TRAINING = "training"
+"""Label of the curve of a single run."""
+
 RUNS_WITH_RAW = 3
 """With more runs in a chart, only smoothed values are drawn."""
 
@@ -235,7 +238,7 @@ def _panel_of_run(
     lines = []
     for color, each in enumerate(shown):
         held_out = each.startswith(EVAL)
-        label = TOGETHER[name][1][each] if several else "held out" if held_out else "training"
+        label = TOGETHER[name][1][each] if several else "held out" if held_out else TRAINING
         own = HELD_OUT_COLOR if held_out else color
         lines.append(Line(label=label, series=curves[each], color=own, dots=held_out))
         if each in partners:
@@ -313,7 +316,8 @@ def _healthy(head: Metric) -> str:
 
 
 def _legend(lines: Sequence[Line]) -> list[tuple[str, str]]:
-    if len(lines) < 2 and not any(line.dots for line in lines):
+    """Nothing for a single curve of training values, which needs no explanation."""
+    if [line.label for line in lines] == [TRAINING]:
         return []
     return [
         (f"{line.style}{' dots' if line.dots else ''}", clean(line.label, 60)) for line in lines

@@ -95,7 +95,7 @@ class Coordinate:
 
 WIDE, TALL = 960, 280
 
-LABEL_ROOM = 40.0
+LABEL_ROOM = 18.0
 """Distance of two labels of an axis that do not touch."""
 
 _UPPER, _LOWER = 44.0, 250.0
@@ -197,8 +197,12 @@ def _scale(x: float, each: Coordinate) -> Iterator[Markup]:
     yield svg.text(x, 18.0, each.name, anchor="middle", class_="t strong")
     places = _places(each)
     levels = {at: _show(value) for at, value in zip(places, each.values, strict=True) if at}
-    last = None
+    last: float | None = None
     for at in sorted(levels):
-        if last is None or at - last >= LABEL_ROOM or at == max(levels):
-            yield svg.text(x + 7, at + 4, levels[at][:16], class_="t halo")
-            last = at
+        words = levels[at][:16]
+        if at in (min(levels), max(levels)) and len(levels) > 1:
+            below = 16.0 if at == max(levels) else -7.0
+            yield svg.text(x, at + below, words, anchor="middle", class_="t halo")
+        elif last is None or min(at - last, _LOWER - at) >= LABEL_ROOM:
+            yield svg.text(x + 7, at + 4, words, class_="t halo")
+        last = at

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,24 @@ def read_json_lines(path: Path) -> list[Any]:
     """
     with path.open(encoding="utf-8", newline="\n") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def format_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format rows as the text of a `.jsonl` file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a `.jsonl` file.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder read-only.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(format_json_lines(rows))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def sample_bytes(file: Path) -> Iterator[bytes]:
