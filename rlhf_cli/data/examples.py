@@ -113,6 +113,16 @@ def unpair_examples(examples: Examples) -> Examples:
     )
 
 
+def count_distinct(examples: Examples) -> int:
+    """Count the examples that differ in their tokens."""
+    bounds = examples.token_starts
+    found = {
+        hash(examples.tokens[start:end].tobytes())
+        for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True)
+    }
+    return len(found)
+
+
 def count_classes(examples: Examples) -> tuple[int, int]:
     """Return the number of desirable and of undesirable rows."""
     score = examples.columns["score"]

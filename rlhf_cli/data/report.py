@@ -67,6 +67,8 @@ class DataReport:
         held_out: training rows held out for evaluation (`data.eval` as a share or number).
         sources: rows, held-out rows and sampled rows of each source, where these differ.
         lengths: percentile -> tokens per row.
+        distinct: examples that differ in their tokens; 0 where they were not counted.
+        labels: label -> rows, of stages that learn from labels.
     """
 
     files: tuple[str, ...] = ()
@@ -90,6 +92,8 @@ class DataReport:
     held_out: int = 0
     sources: list[dict[str, Any]] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)
+    distinct: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
 
     def add_malformed(self, location: str, error: str) -> None:
         """Count a malformed row."""

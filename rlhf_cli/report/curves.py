@@ -287,11 +287,9 @@ def _panel(
 def _names(names: Sequence[str]) -> str:
     """Names of metrics; those of held-out rows are not repeated where the training's are given."""
     train = [name for name in names if not name.startswith(EVAL)]
-    own = [name for name in names if name.removeprefix(EVAL) not in train or name in train]
-    shown = " · ".join(clean(name, 80) for name in (train if len(train) > 1 else own))
-    return (
-        f"{shown} · {EVAL}…" if train and len(train) < len(names) and "eval" not in shown else shown
-    )
+    several = len(train) > 1
+    shown = " · ".join(clean(name, 80) for name in (train if several else names))
+    return f"{shown} · {EVAL}…" if several and len(train) < len(names) else shown
 
 
 def _ends(series: Series, unit: str) -> tuple[str, str]:

@@ -13,6 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from rlhf_cli import __version__
+from rlhf_cli.diagnosis.diagnose import diagnose
+from rlhf_cli.diagnosis.findings import Severity, of_severity
 from rlhf_cli.report import compare, curves, facts, samples, settings
 from rlhf_cli.report.charts import COLORS
 from rlhf_cli.report.series import read_series
@@ -60,6 +62,7 @@ def run_page(record: RunRecord) -> str:
     shown = samples.view(record.samples, record.fixed_samples)
     manifest = facts.manifest_rows(record)
     contents = [
+        ("diagnosis", "Diagnosis", True),
         ("evaluation", "Before and after", bool(changes)),
         *((f"curves-{k}", group.title, True) for k, group in enumerate(groups, start=1)),
         ("samples", "Prompts through time", bool(shown.fixed)),
@@ -80,7 +83,8 @@ def run_page(record: RunRecord) -> str:
         headline=facts.headline(record),
         contents=[(id_, label) for id_, label, there in contents if there],
         error=clean(record.error, 2000),
-        findings=find(record),
+        findings=find(record, "problem", "warning", "note"),
+        passed=find(record, "ok"),
         problems=[clean(line, 300) for line in record.problems],
         changes=changes,
         has_intervals=any(c.before_interval or c.after_interval for c in changes),
@@ -109,7 +113,10 @@ def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = Non
     x_label = X_LABELS.get(stages.pop(), "step") if len(stages) == 1 else "step"
     groups = curves.compared([read_series(record.metrics) for record in records], names, x_label)
     differing = settings.differences(records)
-    findings = [(name, find(record)) for name, record in zip(names, records, strict=True)]
+    findings = [
+        (name, find(record, "problem", "warning"))
+        for name, record in zip(names, records, strict=True)
+    ]
     problems = [
         f"{name}: {line}"
         for name, record in zip(names, records, strict=True)
@@ -132,7 +139,7 @@ def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = Non
         sweep=sweep,
         columns=columns,
         runs=rows,
-        findings=[(n, f) for n, f in findings if f] or None,
+        findings=[(run, found) for run, found in findings if found],
         problems=[clean(line, 300) for line in problems],
         differences=[one for one in differing if one.shared],
         partial=[one for one in differing if not one.shared],
@@ -149,16 +156,30 @@ class ShownFinding:
         mark: its severity in a word.
         sentence: what was found, with its number.
         cause: or empty.
-        advice: or empty.
+        advice: overrides to try.
     """
 
     tone: str
     mark: str
     sentence: str
     cause: str
-    advice: str
+    advice: Sequence[str]
 
 
-def find(record: RunRecord) -> list[ShownFinding] | None:
-    """The diagnosis of a run; None where there is none."""
-    return None
+TONES: dict[str, str] = {"problem": "error", "warning": "warning", "note": "info", "ok": "good"}
+"""Severity -> class of its color."""
+
+
+def find(record: RunRecord, *severities: Severity) -> list[ShownFinding]:
+    """The diagnosis of a run, the worst first; of all severities if none is named."""
+    found = diagnose(record)
+    return [
+        ShownFinding(
+            TONES[one.severity],
+            one.severity,
+            clean(one.sentence, 1000),
+            clean(one.cause, 1000),
+            [clean(override, 200) for override in one.advice],
+        )
+        for one in (of_severity(found, *severities) if severities else found)
+    ]

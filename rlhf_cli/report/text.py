@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from rlhf_cli.config.values import format_value
+from rlhf_cli.console import shorten
 
 NONE = "–"
 """Stands where there is no value."""
@@ -22,10 +23,7 @@ def clean(text: object, most: int = 0) -> str:
         most: the middle of a longer text is left out; 0 keeps all.
     """
     plain = str(text)
-    if most and len(plain) > most:
-        half = most // 2
-        plain = f"{plain[:half]} … {plain[-half:]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in plain)
+    return shorten(plain, most or len(plain))
 
 
 def show_number(value: float | None, unit: str = "") -> str:
@@ -35,7 +33,8 @@ def show_number(value: float | None, unit: str = "") -> str:
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     if unit == "share":
-        return f"{_plain(100 * value)} %"
+        digits = 1 if abs(value) >= 0.1 else 2
+        return f"{100 * value:.{digits}f}".rstrip("0").rstrip(".").replace("-", "−") + " %"
     if unit == "bytes":
         return _with_prefix(value, "B")
     return _plain(value)

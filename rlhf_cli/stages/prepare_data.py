@@ -19,7 +19,7 @@ from rlhf_cli.data.dataset import (
     load_eval_examples,
     load_examples,
 )
-from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.examples import Examples, count_distinct
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
@@ -117,6 +117,7 @@ def load_stage_data(
     """
     loaded = load_rows(cfg, ctx, stage, records)
     train = transform((loaded.train, loaded.report), "training")
+    loaded.report.distinct = count_distinct(train)
     held_out = loaded.held_out
     if held_out is not None and loaded.held_out_report is not None:
         held_out = transform((held_out, loaded.held_out_report), "held-out")

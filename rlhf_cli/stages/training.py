@@ -13,6 +13,7 @@ from rlhf_cli.context import RunContext, create_context, use_deterministic_algor
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
+from rlhf_cli.diagnosis.at_end import log_diagnosis
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
@@ -34,6 +35,7 @@ from rlhf_cli.train.optim import require_device
 from rlhf_cli.train.resume import StartPoint, check_resumable, find_checkpoint, run_fingerprint
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.step_source import StageState
+from rlhf_cli.train.throughput import total_memory
 from rlhf_cli.train.update import Loss
 
 FEW_STEPS = 10
@@ -157,6 +159,7 @@ def train_and_save(
         evaluate=None if data.held_out is None else evaluate or _evaluation_of(loss, plan, data),
         state=state or StageState(),
         samples=_fixed_samples(plan, model, data),
+        finds_spikes=True,
     )
     return fit_and_save(plan, task, end_token_ids(model.model, data.tokenizer))
 
@@ -201,7 +204,10 @@ def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) ->
 
     ctx.ranks.run_on_main(save)
     logger.info(f"result: {ctx.out / 'model'}")
-    return _summary(plan, result)
+    summary = _summary(plan, result)
+    if ctx.ranks.is_main:
+        log_diagnosis(ctx.out, summary)
+    return summary
 
 
 def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
@@ -212,6 +218,7 @@ def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
         "processes": plan.ctx.ranks.world_size,
         "peak_memory_bytes": sum(result.peak_memory),
         "peak_memory_bytes_by_rank": result.peak_memory,
+        "device_memory_bytes": total_memory(plan.ctx.device),
         "device": str(plan.ctx.device),
         "machinery": plan.start.fingerprint,
         "data": plan.report.to_dict(),

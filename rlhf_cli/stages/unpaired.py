@@ -38,6 +38,7 @@ def unpaired_examples(loaded: LoadedExamples, role: str = "training") -> Example
     require_one_kind(report.kind)
     rows = unpair_examples(examples) if report.kind == "preference" else examples
     desirable, undesirable = count_classes(rows)
+    report.labels = {"desirable": desirable, "undesirable": undesirable}
     both = desirable and undesirable
     if role == "training" and not both:
         only = "true" if desirable else "false"

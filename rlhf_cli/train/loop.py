@@ -28,6 +28,7 @@ from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint
+from rlhf_cli.train.spikes import SpikeLog
 from rlhf_cli.train.step_source import SampleWriter, StageState, StepSource
 from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
 from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
@@ -77,6 +78,7 @@ class TrainingTask:
         evaluate: held-out metrics, or None; called without gradients.
         state: what the stage keeps from step to step beside the weights.
         samples: writes responses after each evaluation, or None.
+        finds_spikes: whether a sudden rise of the loss means something; of PPO it does not.
     """
 
     policy: ModelWrapper
@@ -86,6 +88,7 @@ class TrainingTask:
     evaluate: Evaluate | None = None
     state: StageState = field(default_factory=StageState)
     samples: SampleWriter | None = None
+    finds_spikes: bool = False
 
 
 def fit(
@@ -139,6 +142,7 @@ class TrainingLoop:
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.best = BestEvaluation()
+        self.spikes = SpikeLog(ctx.out, task.locate, ctx.ranks)
         self.flops = count_flops(task.policy)
         self.peak = measure_peak(ctx.device, ctx.compute)
 
@@ -149,6 +153,7 @@ class TrainingLoop:
             self._continue_from(checkpoint)
         else:
             self.file.cut(0)
+            self.spikes.truncate(0)
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # dropout differs between ranks
             self.before = self._evaluate()
             if self.before:
@@ -224,22 +229,28 @@ class TrainingLoop:
             return False
         lr = learning_rate(self.lr, self.step, self.task.source.total_steps, self.cfg)
         done: list[TokenBatch] = []
+        loss = 0.0
         for update in updates:
-            self._update(update, lr)
+            loss = self._update(update, lr)
             done += update
         self.step += 1
         self.file.touch()
+        if self.task.finds_spikes:
+            self.spikes.check(self.step, loss, done)
         self.task.state.after_step(self.step)
         self.meter.add(self.task.source.take_metrics())
         self._measure(lr, done, time.monotonic() - began)
         return True
 
-    def _update(self, update: list[TokenBatch], lr: float) -> None:
-        """Take one optimizer step; rank 0 adds the metrics that are the same on all ranks."""
+    def _update(self, update: list[TokenBatch], lr: float) -> float:
+        """Take one optimizer step, and return its loss.
+
+        Rank 0 adds the metrics that are the same on all ranks.
+        """
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
         try:
-            clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
+            loss = clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._non_finite(error, device_rows) from error
         once = int(self.ranks.is_main)
@@ -250,6 +261,7 @@ class TrainingLoop:
                 "grad_norm": (gradients.norm * once, once),
             }
         )
+        return loss
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
@@ -308,6 +320,7 @@ class TrainingLoop:
             "before": self.before,
             "after": self.after,
             "best": self.best.state_dict(),
+            "spikes": self.spikes.state_dict(),
             "machinery": self.fingerprint,
         }
         content = Checkpoint(self.step, self.optimizer, state, self.task.state.tensors())
@@ -327,6 +340,8 @@ class TrainingLoop:
         self.best = BestEvaluation(**state["best"])
         if self.task.samples is not None:
             self.task.samples.cut(self.step)
+        self.spikes.load_state_dict(state.get("spikes", {}))
+        self.spikes.truncate(self.step)
         logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"

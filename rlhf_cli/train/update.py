@@ -71,8 +71,13 @@ def accumulate(
     return Gradients(total, torch.nn.utils.get_total_norm(gradients), metrics)
 
 
-def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float) -> None:
+def clip_and_step(
+    gradients: Gradients, optimizer: MasterAdamW, lr: float, max_norm: float
+) -> float:
     """Check that loss and gradients are finite, clip the gradient norm, and step.
+
+    Returns:
+        The loss.
 
     Raises:
         NonFiniteStep: a loss or gradient is not finite; no parameter has changed.
@@ -83,6 +88,7 @@ def clip_and_step(gradients: Gradients, optimizer: MasterAdamW, lr: float, max_n
     if max_norm and norm > max_norm:
         torch._foreach_mul_(list(optimizer.gradients().values()), max_norm / (norm + 1e-6))
     optimizer.step(lr)
+    return float(loss)
 
 
 def find_non_finite_examples(

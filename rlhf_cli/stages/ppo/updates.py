@@ -91,6 +91,7 @@ class PPOUpdater:
                 yield [*minibatch, *self._next_ptx()]
                 self.loss.first_update = False
                 if self._kl_exceeded():
+                    self.metrics["policy/early_stopped"] = (torch.tensor(1.0), 1.0)
                     return
 
     def _next_ptx(self) -> list[TokenBatch]:
@@ -128,6 +129,8 @@ class PPOUpdater:
             "tokens/eos_fraction": (torch.tensor(float(sum(finished))), rows),
             "objective/kl_coef": (torch.tensor(self.kl.value * rows, dtype=torch.float64), rows),
         }
+        if self.cfg.early_stop_kl:
+            self.metrics["policy/early_stopped"] = (torch.tensor(0.0), 1.0)
 
     def _check_reward_hacking(self, responses: Sequence[Response], scores: Tensor) -> None:
         """Compare with earlier rollouts, over the responses of all ranks."""
@@ -137,16 +140,27 @@ class PPOUpdater:
         every_score = self.ranks.all_gather_concat(scores).double()
         distinct = len({fingerprint for *_, fingerprint in gathered}) / len(gathered)
         tokens = sum(length for length, *_ in gathered)
+        deviation = float(every_score.std()) if len(every_score) > 1 else 1.0
+        once = int(self.ranks.is_main)
+        self.metrics["objective/score_std"] = (torch.tensor(deviation * once), once)
+        self.metrics["rollout/distinct"] = (torch.tensor(distinct * once), once)
+        if self.cfg.samples_per_prompt > 1:
+            self.metrics["objective/constant_groups"] = self._count_constant_groups(scores)
         self.monitor.check(
             {
                 "score": float(every_score.mean()),
-                "deviation": float(every_score.std()) if len(every_score) > 1 else 1.0,
+                "deviation": deviation,
                 "length": tokens / len(gathered),
                 "ended": sum(finished for _, finished, _ in gathered) / len(gathered),
                 "distinct": distinct if len(gathered) > 3 else 1.0,
                 "entropy": sum(entropies) / tokens,
             }
         )
+
+    def _count_constant_groups(self, scores: Tensor) -> tuple[Tensor, float]:
+        """Number of prompts whose responses all have the same score, and of prompts."""
+        groups = scores.reshape(-1, self.cfg.samples_per_prompt)
+        return (groups == groups[:, :1]).all(1).float().sum(), float(len(groups))
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values."""

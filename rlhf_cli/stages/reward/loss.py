@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.losses.reduction import LossOutput, LossTerm, mean_metric
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
 from rlhf_cli.losses.reward import (
     binary_loss,
     bradley_terry_loss,
@@ -19,7 +20,7 @@ from rlhf_cli.losses.reward import (
 )
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.stages.reward.config import RewardConfig
-from rlhf_cli.train.row_loss import RowLoss, RowValues, split_pairs
+from rlhf_cli.train.row_loss import RowLoss, RowValues, row_tokens, split_pairs
 
 LOSSES_OF_KIND = {
     "preference": ("comparison",),
@@ -49,6 +50,7 @@ def reward_loss(cfg: RewardConfig, model: RewardModel, kind: str) -> RowLoss:
         return {
             "score": model(rows),
             "target": rows.columns["score"],
+            "length": row_tokens(rows),
             "example": rows.example_of_row,
         }
 
@@ -87,14 +89,22 @@ def _pairs(values: RowValues, center: float) -> LossOutput:
     chosen, rejected = split_pairs(values["score"])
     margin, _ = split_pairs(values["target"])
     losses = bradley_terry_loss(chosen, rejected, margin)
-    return _compared(losses, chosen, rejected, _ones(chosen), center, values["score"])
+    share = _ones(chosen)
+    output = _compared(losses, chosen, rejected, share, center, values["score"])
+    of_length = _length_metrics(chosen - rejected, *split_pairs(values["length"]), share)
+    return replace(output, metrics={**output.metrics, **of_length})
 
 
 def _rankings(values: RowValues, center: float) -> LossOutput:
     found = comparisons(values["example"], values["target"])
     score = values["score"]
     better, worse = score[found.better], score[found.worse]
-    return _compared(ranking_loss(score, found), better, worse, found.share, center, score)
+    output = _compared(ranking_loss(score, found), better, worse, found.share, center, score)
+    length = values["length"]
+    of_length = _length_metrics(
+        better - worse, length[found.better], length[found.worse], found.share
+    )
+    return replace(output, metrics={**output.metrics, **of_length})
 
 
 def _compared(
@@ -114,6 +124,24 @@ def _compared(
             "score": mean_metric(score),
         },
     )
+
+
+def _length_metrics(apart: Tensor, better: Tensor, worse: Tensor, share: Tensor) -> Metrics:
+    """How often length alone ranks as labeled, and how often the model prefers the longer one.
+
+    Args:
+        apart: [P], score of the better response minus that of the other.
+        better: [P], tokens of the better response.
+        worse: [P], tokens of the other.
+        share: [P], weight of each comparison.
+    """
+    longer = (better - worse).sign()
+    agrees = (apart.detach().sign() * longer).clamp(min=0)
+    differ = longer.abs() * share
+    return {
+        "accuracy_longer": (((longer + 1) / 2 * share).sum(), share.sum()),
+        "prefers_longer": ((agrees * share).sum(), differ.sum()),
+    }
 
 
 def _regression(values: RowValues) -> LossOutput:

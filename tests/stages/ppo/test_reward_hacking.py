@@ -11,12 +11,12 @@ CALM = {"score": 1.0, "entropy": 1.0, "length": 20.0, "ended": 0.8, "distinct": 
     ("now", "warning"),
     [
         ({"score": 2.0, "entropy": 0.1}, "fell from 1.000 to 0.100 nats per token"),
-        ({"length": 41.0}, "responses have 41 tokens, 20 at first"),
-        ({"length": 9.0}, "responses have 9 tokens, 20 at first"),
+        ({"length": 41.0}, "Responses have 41 tokens, 20 at first"),
+        ({"length": 9.0}, "Responses have 9 tokens, 20 at first"),
         ({"ended": 0.3}, "30% of the responses ended by themselves, 80% at first"),
-        ({"ended": 0.0}, "no response ended by itself"),
-        ({"distinct": 0.2}, "only 20% of the responses are distinct"),
-        ({"deviation": 0.0}, "all scores are 1"),
+        ({"ended": 0.0}, "No response ended by itself"),
+        ({"distinct": 0.2}, "Only 20% of the responses are distinct"),
+        ({"deviation": 0.0}, "All scores are 1"),
     ],
 )
 def test_a_warning_has_numbers_and_is_repeated_after_a_while(now, warning):
