@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from rlhf_cli.report.series import Floats
 from rlhf_cli.report.text import show_tick
 
 OUTLIERS_FROM = 40
@@ -43,10 +41,9 @@ class Axis:
         inside = min(max(value, self.low), self.high)
         return self.start + (inside - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def places(self, values: Floats) -> Floats:
+    def places(self, values: Sequence[float]) -> list[float]:
         """As `place`, of many values."""
-        inside = np.clip(values, self.low, self.high)
-        return self.start + (inside - self.low) / (self.high - self.low) * (self.end - self.start)
+        return [self.place(value) for value in values]
 
 
 def nice_step(span: float, most: int) -> float:
@@ -103,12 +100,14 @@ def _widened(low: float, high: float, *, whole: bool) -> tuple[float, float]:
     return low - room, high + room
 
 
-def shown_range(values: Floats) -> tuple[float, float]:
+def shown_range(values: Sequence[float]) -> tuple[float, float]:
     """Smallest and largest of the values, without outliers that would flatten all others."""
-    low, high = float(values.min()), float(values.max())
+    low, high = min(values), max(values)
     if len(values) < OUTLIERS_FROM:
         return low, high
-    p1, p99 = (float(p) for p in np.quantile(values, [0.01, 0.99]))
+    ordered = sorted(values)
+    last = len(values) - 1
+    p1, p99 = ordered[round(0.01 * last)], ordered[round(0.99 * last)]
     room = 0.5 * (p99 - p1)
     if room and high - low > OUTLIER_FACTOR * (p99 - p1):
         return max(low, p1 - room), min(high, p99 + room)

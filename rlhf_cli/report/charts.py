@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-import numpy as np
 from markupsafe import Markup
 
 from rlhf_cli.report import svg
 from rlhf_cli.report.axes import Axis, make_axis, shown_range
-from rlhf_cli.report.series import Floats, Series
+from rlhf_cli.report.series import Series, pick
 from rlhf_cli.report.text import NONE, show_bound, show_number
 
 WIDTH, HEIGHT = 460, 204
@@ -92,8 +93,8 @@ def _summary(chart: Chart, lines: Sequence[Line]) -> str:
 
 
 def _x_axis(lines: Sequence[Line]) -> Axis:
-    low = min(float(line.series.finite.steps[0]) for line in lines)
-    high = max(float(line.series.finite.steps[-1]) for line in lines)
+    low = min(line.series.finite.steps[0] for line in lines)
+    high = max(line.series.finite.steps[-1] for line in lines)
     return make_axis(low, high, LEFT + 2, RIGHT - 4, whole=True, tight=True, most=6)
 
 
@@ -181,39 +182,36 @@ def _draw_dots(line: Line, x: Axis, y: Axis) -> Iterator[Markup]:
 
 
 def _dot(line: Line, x: float, y: float, radius: float, *inner: Markup) -> Markup:
-    place = {"cx": float(x), "cy": float(y), "r": radius}
+    place = {"cx": x, "cy": y, "r": radius}
     return svg.element("circle", *inner, **place, class_=f"dot {line.style}")
 
 
 def _point(line: Line, index: int) -> str:
     found = line.series.finite
-    return f"step {found.steps[index]:g}: {show_number(float(found.values[index]))}"
+    return f"step {found.steps[index]:g}: {show_number(found.values[index])}"
 
 
 def _lost(lines: Sequence[Line], x: Axis) -> Iterator[Markup]:
     """A mark on the x axis at each step with a value that is not finite."""
-    lost = np.concatenate([line.series.lost for line in lines])
-    for place in sorted({round(float(p)) for p in x.places(lost)}):
+    lost = {round(x.place(step)) for line in lines for step in line.series.lost}
+    for place in sorted(lost):
         mark = f"M{place - 4} {BOTTOM - 4}l8 8m0 -8l-8 8"
         yield svg.element("path", svg.title("not finite"), d=mark, class_="lost")
 
 
 def _hover(chart: Chart, lines: Sequence[Line], x: Axis) -> Iterator[Markup]:
     """Stripes over the chart that name step and values under the pointer."""
-    steps = np.unique(np.concatenate([line.series.finite.steps for line in lines]))
-    if len(steps) > HOVER_STRIPS:
-        steps = steps[np.linspace(0, len(steps) - 1, HOVER_STRIPS).round().astype(int)]
+    every = sorted({step for line in lines for step in line.series.finite.steps})
+    steps = pick(every, HOVER_STRIPS)
     places = x.places(steps)
-    middles = (places[1:] + places[:-1]) / 2
-    bounds = np.concatenate([[LEFT], middles, [RIGHT]])
-    for step, left, right in zip(steps, bounds, bounds[1:], strict=False):
-        words = _values_at(chart, lines, float(step))
+    middles = [(a + b) / 2 for a, b in pairwise(places)]
+    for step, left, right in zip(steps, [LEFT, *middles], [*middles, RIGHT], strict=True):
         yield svg.element(
             "rect",
-            svg.title(words),
-            x=float(left),
+            svg.title(_values_at(chart, lines, step)),
+            x=left,
             y=TOP,
-            width=float(right - left),
+            width=right - left,
             height=BOTTOM - TOP,
             class_="h",
         )
@@ -223,23 +221,23 @@ def _values_at(chart: Chart, lines: Sequence[Line], step: float) -> str:
     shown = [f"{chart.x_label} {step:,.0f}"]
     for line in lines:
         found = line.series.finite
+        value = value_at(found, step)
         if line.dots and step not in found.steps:
             continue
-        value = value_at(found, step)
         shown.append(f"{line.label}: {NONE if value is None else show_number(value, chart.unit)}")
     return "\n".join(shown)
 
 
 def value_at(series: Series, step: float) -> float | None:
     """Value at a step, or at the last one before; None before the first."""
-    index = int(np.searchsorted(series.steps, step, side="right")) - 1
-    return None if index < 0 else float(series.values[index])
+    index = bisect_right(series.steps, step) - 1
+    return None if index < 0 else series.values[index]
 
 
-def beyond(series: Series) -> Floats:
-    """Steps whose value lies beyond the shown range of the y axis."""
-    found = series.finite
-    if not len(found):
-        return found.steps
-    low, high = shown_range(found.values)
-    return found.steps[(found.values < low) | (found.values > high)]
+def beyond(series: Series) -> list[float]:
+    """Values that lie beyond the shown range of the y axis."""
+    values = series.finite.values
+    if not values:
+        return []
+    low, high = shown_range(values)
+    return [value for value in values if not low <= value <= high]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 from markupsafe import Markup
 
 from rlhf_cli.report.charts import Chart, Line, beyond, draw_chart
@@ -145,7 +144,7 @@ def compared(
         lines = _run_lines(found, names, dots=name.startswith(EVAL))
         if not lines:
             continue
-        values = {float(v) for line in lines for v in line.series.finite.values[:1]}
+        values = {line.series.first for line in lines}
         if len(values) == 1 and all(_is_constant(line.series) for line in lines):
             drawn.constants.append(_constant(head, name, lines[0].series))
             continue
@@ -192,7 +191,7 @@ def _repeats_score(name: str, curves: Mapping[str, Series]) -> bool:
     whole = curves.get("objective/scores")
     if not name.startswith("score/") or whole is None:
         return False
-    return np.array_equal(curves[name].values, whole.values, equal_nan=True)
+    return curves[name].values == whole.values
 
 
 def _partners(curves: Curves) -> dict[str, str]:
@@ -211,10 +210,8 @@ def _partners(curves: Curves) -> dict[str, str]:
 
 def _is_constant(series: Series, other: Series | None = None) -> bool:
     """Whether all finite values are equal, those of held-out rows among them."""
-    values = series.finite.values
-    if other is not None:
-        values = np.concatenate([values, other.finite.values])
-    return len(values) == 0 or bool(values.min() == values.max())
+    values = [*series.finite.values, *(other.finite.values if other else ())]
+    return not values or min(values) == max(values)
 
 
 def _constant(head: Metric, name: str, series: Series) -> tuple[str, str, str]:
@@ -295,7 +292,7 @@ def _names(names: Sequence[str]) -> str:
 def _ends(series: Series, unit: str) -> tuple[str, str]:
     """The last value of the smoothed curve, and where it came from."""
     last, first = series.smoothed.last, series.first
-    noise = 1e-5 * float(np.ptp(series.finite.values))
+    noise = 1e-5 * (max(series.finite.values) - min(series.finite.values))
     value = show_number(last if abs(last) > noise else 0.0, unit)
     if len(series.finite) < 2:
         return value, ""
@@ -332,7 +329,7 @@ def _notes(lines: Sequence[Line]) -> list[str]:
             count = "1 value is" if len(lost) == 1 else f"{len(lost):,} values are"
             found.append(f"{count} not finite, the first at step {lost[0]:,.0f}{of}.")
         if len(out):
-            extreme = np.abs(line.series.finite.values).max()
+            extreme = max(out, key=abs)
             count = "1 value lies" if len(out) == 1 else f"{len(out):,} values lie"
-            found.append(f"{count} beyond the axis, up to {show_number(float(extreme))}{of}.")
+            found.append(f"{count} beyond the axis, up to {show_number(extreme)}{of}.")
     return found

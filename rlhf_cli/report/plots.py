@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import StatisticsError
+from statistics import correlation as pearson
 
-import numpy as np
 from markupsafe import Markup
 
 from rlhf_cli.report import svg
 from rlhf_cli.report.axes import Axis, make_axis, shown_range
-from rlhf_cli.report.series import Floats
+from rlhf_cli.report.series import pick
 from rlhf_cli.report.text import NONE
 
 WIDTH, HEIGHT = 460, 240
@@ -33,24 +35,25 @@ class Points:
         words: [n], shown under the pointer.
     """
 
-    x: Floats
-    y: Floats
-    age: Floats
+    x: Sequence[float]
+    y: Sequence[float]
+    age: Sequence[float]
     words: Sequence[str]
 
 
-def correlation(x: Floats, y: Floats) -> float | None:
+def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
     """Pearson's correlation; None for fewer than three points or without spread."""
-    if len(x) < 3 or x.std() == 0 or y.std() == 0:
+    try:
+        return pearson(x, y) if len(x) >= 3 else None
+    except StatisticsError:  # all values of one of the two are equal
         return None
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def draw_scatter(points: Points, x_label: str, y_label: str) -> Markup:
     """Draw points, later ones darker; at most `MOST_POINTS`, evenly chosen."""
-    kept = np.linspace(0, len(points.x) - 1, min(len(points.x), MOST_POINTS)).round().astype(int)
-    xs, ys = points.x[kept], points.y[kept]
-    x = make_axis(float(xs.min()), float(xs.max()), LEFT + 6, RIGHT - 6, most=6)
+    kept = [int(index) for index in pick(range(len(points.x)), MOST_POINTS)]
+    xs, ys = [points.x[k] for k in kept], [points.y[k] for k in kept]
+    x = make_axis(min(xs), max(xs), LEFT + 6, RIGHT - 6, most=6)
     y = make_axis(*shown_range(ys), BOTTOM - 4, TOP, most=4)
     parts = [*_frame(x, y), svg.text(RIGHT, HEIGHT - 8.0, x_label, anchor="end", class_="t name")]
     for index, a, b in zip(kept, x.places(xs), y.places(ys), strict=True):
@@ -59,8 +62,8 @@ def draw_scatter(points: Points, x_label: str, y_label: str) -> Markup:
             svg.element(
                 "circle",
                 svg.title(points.words[index]),
-                cx=float(a),
-                cy=float(b),
+                cx=a,
+                cy=b,
                 r=3.4,
                 class_=f"point a{shade}",
             )
@@ -111,7 +114,7 @@ def draw_parallel(
         runs: name of each run.
         best: runs from the best to the worst; the first is drawn strongest, on top.
     """
-    xs = np.linspace(90, WIDE - 90, len(coordinates))
+    xs = [90 + _spread(k, len(coordinates)) * (WIDE - 180) for k in range(len(coordinates))]
     scales = [_places(each) for each in coordinates]
     parts: list[Markup] = []
     for rank in reversed(range(len(best))):
@@ -119,14 +122,14 @@ def draw_parallel(
         through = [(x, at[run]) for x, at in zip(xs, scales, strict=True) if at[run] is not None]
         if len(through) < 2:
             continue
-        ends = np.array(through, np.float64)
+        across, down = zip(*through, strict=True)
         words = ", ".join([runs[run], *(f"{c.name} {_show(c.values[run])}" for c in coordinates)])
         kind = "first" if rank == 0 else "upper" if rank < len(best) / 2 else "rest"
         parts.append(
             svg.element(
                 "path",
                 svg.title(words),
-                d=svg.path(ends[:, 0], ends[:, 1]),
+                d=svg.path(across, down),
                 class_=f"parallel {kind}",
             )
         )
@@ -152,15 +155,14 @@ def _is_scale(each: Coordinate) -> bool:
     return all(value is None or not isinstance(value, str) for value in each.values)
 
 
-def _numbers(each: Coordinate) -> Floats:
-    found = [value for value in each.values if isinstance(value, int | float)]
-    return np.array(found, np.float64)
+def _numbers(each: Coordinate) -> list[float]:
+    return [value for value in each.values if isinstance(value, int | float)]
 
 
 def _as_scale(each: Coordinate) -> tuple[float, float, bool]:
     """Ends of a scale, and whether it is logarithmic: for values over a factor of ten or more."""
     found = _numbers(each)
-    low, high = float(found.min()), float(found.max())
+    low, high = min(found), max(found)
     logarithmic = low > 0 and high / low >= 10
     return low, high, logarithmic
 
@@ -176,9 +178,9 @@ def _places(each: Coordinate) -> list[float | None]:
         if value is None:
             found.append(None)
             continue
-        ends = np.array([low, float(value), high])
-        a, b, c = np.log(ends) if logarithmic else ends
-        found.append(_share_to_place(float((b - a) / (c - a)) if c > a else 0.5))
+        ends = (low, float(value), high)
+        a, b, c = map(math.log, ends) if logarithmic else ends
+        found.append(_share_to_place((b - a) / (c - a) if c > a else 0.5))
     return found
 
 
@@ -192,7 +194,6 @@ def _share_to_place(share: float) -> float:
 
 def _scale(x: float, each: Coordinate) -> Iterator[Markup]:
     """The axis, its name above, and its ends or its values."""
-    x = float(x)
     yield svg.element("line", x1=x, x2=x, y1=_UPPER, y2=_LOWER, class_="axis")
     yield svg.text(x, 18.0, each.name, anchor="middle", class_="t strong")
     places = _places(each)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from rlhf_cli.report.plots import Points, correlation, draw_scatter
@@ -172,12 +171,12 @@ def _points(scored: Sequence[Mapping[str, Any]]) -> Points | None:
     found = [row for row in scored if _number(row, "tokens") is not None]
     if len(found) < SCATTER_FROM:
         return None
-    steps = np.array([float(row["step"]) for row in found])
-    span = steps.max() - steps.min()
+    steps = [float(row["step"]) for row in found]
+    first, span = min(steps), max(steps) - min(steps)
     return Points(
-        x=np.array([float(row["tokens"]) for row in found]),
-        y=np.array([float(row["score"]) for row in found]),
-        age=(steps - steps.min()) / span if span else np.ones(len(steps)),
+        x=[float(row["tokens"]) for row in found],
+        y=[float(row["score"]) for row in found],
+        age=[(step - first) / span if span else 1.0 for step in steps],
         words=[
             f"step {row['step']}: score {show_number(float(row['score']))}, "
             f"{row['tokens']} tokens\n{clean(_text(row, 'response'), 120)}"

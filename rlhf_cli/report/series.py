@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
+from itertools import accumulate
+from operator import le
 
 MAX_POINTS = 240
 """Points of a drawn line; two a pixel of the drawing are not seen."""
@@ -18,11 +14,11 @@ MAX_POINTS = 240
 SMOOTHED_FROM = 10
 """Fewer values are not smoothed."""
 
-LARGEST = 1e150
-"""Larger values count as not finite: squares and sums of them are not."""
-
 WINDOW_SHARE = 1 / 20
 """Width of the moving average, as a share of all values."""
+
+LARGEST = 1e150
+"""Larger values count as not finite: squares and sums of them are not."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +30,25 @@ class Series:
         values: [n]; some may not be finite.
     """
 
-    steps: Floats
-    values: Floats
+    steps: Sequence[float]
+    values: Sequence[float]
 
     @cached_property
     def finite(self) -> Series:
         """The values that are finite."""
-        kept = np.abs(self.values) < LARGEST
-        return self if kept.all() else Series(self.steps[kept], self.values[kept])
+        kept = [k for k, value in enumerate(self.values) if abs(value) < LARGEST]
+        return self if len(kept) == len(self.values) else self.at(kept)
 
-    @property
-    def lost(self) -> Floats:
+    @cached_property
+    def lost(self) -> list[float]:
         """Steps whose value is not finite."""
-        return self.steps[~(np.abs(self.values) < LARGEST)]
+        pairs = zip(self.steps, self.values, strict=True)
+        return [step for step, value in pairs if not abs(value) < LARGEST]
+
+    def at(self, indices: Iterable[int]) -> Series:
+        """The values of some indices."""
+        kept = list(indices)
+        return Series([self.steps[k] for k in kept], [self.values[k] for k in kept])
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -54,12 +56,12 @@ class Series:
     @property
     def first(self) -> float:
         """First finite value."""
-        return float(self.finite.values[0])
+        return self.finite.values[0]
 
     @property
     def last(self) -> float:
         """Last finite value."""
-        return float(self.finite.values[-1])
+        return self.finite.values[-1]
 
     @cached_property
     def smoothed(self) -> Series:
@@ -73,66 +75,50 @@ class Series:
     def thinned(self, most: int = MAX_POINTS) -> Series:
         """At most so many of the finite points, with the smallest and largest of each stretch."""
         whole = self.finite
-        if len(whole) <= most:
-            return whole
-        kept = extreme_indices(whole.values, most // 2)
-        return Series(whole.steps[kept], whole.values[kept])
+        return whole if len(whole) <= most else whole.at(extreme_indices(whole.values, most // 2))
 
 
-def moving_average(values: Floats, half: int) -> Floats:
+def moving_average(values: Sequence[float], half: int) -> list[float]:
     """Mean of each value and `half` values on both sides, at the ends of those that exist."""
     n = len(values)
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    at = np.arange(n)
-    start, end = np.maximum(at - half, 0), np.minimum(at + half + 1, n)
-    means: Floats = (sums[end] - sums[start]) / (end - start)
-    return means
+    sums = list(accumulate(values, initial=0.0))
+    ends = [(max(k - half, 0), min(k + half + 1, n)) for k in range(n)]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in ends]
 
 
-def extreme_indices(values: Floats, stretches: int) -> NDArray[np.intp]:
+def extreme_indices(values: Sequence[float], stretches: int) -> list[int]:
     """Indices of the smallest and largest value of each stretch, ascending, with both ends."""
-    bounds = np.linspace(0, len(values), stretches, dtype=int)
-    found = {0, len(values) - 1}
-    for start, end in pairwise(bounds):
+    n = len(values)
+    found = {0, n - 1}
+    for stretch in range(stretches):
+        start, end = stretch * n // stretches, (stretch + 1) * n // stretches
         part = values[start:end]
-        found |= {int(start + part.argmin()), int(start + part.argmax())}
-    return np.array(sorted(found))
+        found |= {start + part.index(min(part)), start + part.index(max(part))}
+    return sorted(found)
 
 
-def read_series(lines: Iterable[Mapping[str, float]]) -> dict[str, Series]:
+def pick(items: Sequence[float], most: int) -> list[float]:
+    """At most so many items: the first, the last, and some evenly between."""
+    n = len(items)
+    if n <= most:
+        return list(items)
+    return [items[round(k * (n - 1) / (most - 1))] for k in range(most)]
+
+
+def read_series(lines: Sequence[Mapping[str, float]]) -> dict[str, Series]:
     """Values of every metric, in the order in which the metrics first appear.
 
     Args:
         lines: of `RunRecord.metrics`: `step` and numbers by name.
     """
-    columns: dict[str, tuple[list[float], list[float]]] = {}
-    for line in lines:
-        step = line["step"]
-        for name, value in line.items():
-            if name not in columns:
-                columns[name] = ([], [])
-            steps, values = columns[name]
-            steps.append(step)
-            values.append(value)
-    columns.pop("step", None)
-    return {name: _series(*both) for name, both in columns.items()}
+    names = dict.fromkeys(name for line in lines for name in line if name != "step")
+    return {name: _series(name, [line for line in lines if name in line]) for name in names}
 
 
-def _series(steps: list[float], values: list[float]) -> Series:
-    x, y = _floats(steps), _floats(values)
-    order = np.argsort(x, kind="stable")  # a log that was written twice goes back
-    return Series(x[order], y[order])
-
-
-def _floats(values: list[float]) -> Floats:
-    try:
-        return np.array(values, np.float64)
-    except OverflowError:  # an integer beyond the largest float
-        return np.array([_float(value) for value in values])
-
-
-def _float(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return float("inf") if value > 0 else float("-inf")
+def _series(name: str, lines: Sequence[Mapping[str, float]]) -> Series:
+    """Values in the order of their steps: a log that was written twice goes back."""
+    steps, values = [line["step"] for line in lines], [line[name] for line in lines]
+    if all(map(le, steps, steps[1:])):
+        return Series(steps, values)
+    order = sorted(range(len(steps)), key=steps.__getitem__)
+    return Series(steps, values).at(order)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
-
-from rlhf_cli.report.series import Floats
 
 
 def element(name: str, *inner: str | Markup, **attributes: object) -> Markup:
@@ -42,9 +40,9 @@ def title(content: str) -> Markup:
     return element("title", content)
 
 
-def path(x: Floats, y: Floats) -> str:
+def path(x: Sequence[float], y: Sequence[float]) -> str:
     """Data of a path through points."""
-    places = (f"{number(float(a))} {number(float(b))}" for a, b in zip(x, y, strict=True))
+    places = (f"{number(a)} {number(b)}" for a, b in zip(x, y, strict=True))
     return "M" + "L".join(places)
 
 
