@@ -216,7 +216,7 @@ def _is_constant(series: Series, other: Series | None = None) -> bool:
 
 def _constant(head: Metric, name: str, series: Series) -> tuple[str, str, str]:
     value = show_number(series.last, head.unit) if len(series.finite) else "not finite"
-    return _titled(head, name), name, _with_unit(value, head.unit)
+    return clean(_titled(head, name), 80), clean(name, 80), _with_unit(value, head.unit)
 
 
 def _with_unit(value: str, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""Elements of SVG as text; attributes and contents are escaped."""
+"""Elements of SVG as text; attributes and contents are escaped, control characters too."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup, escape
 
+from rlhf_cli.report.text import clean
+
 
 def element(name: str, *inner: str | Markup, **attributes: object) -> Markup:
     """An element with attributes: `class_` is `class`, `stroke_width` is `stroke-width`."""
     given = [
-        f' {key.rstrip("_").replace("_", "-")}="{escape(number(value))}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape(clean(number(value)))}"'
         for key, value in attributes.items()
         if value is not None
     ]
-    content = "".join(str(escape(part)) for part in inner)
+    content = "".join(part if isinstance(part, Markup) else escape(clean(part)) for part in inner)
     closed = f">{content}</{name}>" if content else "/>"
     return Markup(f"<{name}{''.join(given)}{closed}")
 
