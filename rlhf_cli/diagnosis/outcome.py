@@ -7,6 +7,7 @@ from rlhf_cli.diagnosis.findings import Finding
 from rlhf_cli.diagnosis.series import (
     MIN_LINES,
     change,
+    counts,
     last_step,
     number,
     scaled,
@@ -201,7 +202,7 @@ def memory(record: RunRecord) -> Finding | None:
 
 def refused_rows(record: RunRecord) -> Finding | None:
     """Share of rows that were not trained on."""
-    data = record.manifest.get("data") or {}
+    data = counts(record)
     rows, kept = data.get("rows", 0), data.get("kept", 0)
     if not rows:
         return None
@@ -222,7 +223,7 @@ def refused_rows(record: RunRecord) -> Finding | None:
 
 def truncated_rows(record: RunRecord) -> Finding | None:
     """Share of rows that lost tokens."""
-    data = record.manifest.get("data") or {}
+    data = counts(record)
     kept, cut = data.get("kept", 0), data.get("cut") or {}
     if not kept:
         return None
@@ -242,7 +243,7 @@ def truncated_rows(record: RunRecord) -> Finding | None:
 
 def trained_tokens(record: RunRecord) -> Finding | None:
     """Share of tokens that the loss is computed on."""
-    data = record.manifest.get("data") or {}
+    data = counts(record)
     tokens, trained = data.get("tokens", 0), data.get("trained_tokens", 0)
     if not tokens or not trained:
         return None
@@ -263,7 +264,7 @@ def trained_tokens(record: RunRecord) -> Finding | None:
 
 def distinct_rows(record: RunRecord) -> Finding | None:
     """Share of examples that differ from all others."""
-    data = record.manifest.get("data") or {}
+    data = counts(record)
     examples, distinct = data.get("examples", 0), data.get("distinct", 0)
     if not examples or not distinct:
         return None

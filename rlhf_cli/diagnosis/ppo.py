@@ -1,5 +1,6 @@
 """Rules about the updates of PPO: score, KL, value model and step size."""
 
+import math
 from statistics import median
 
 from rlhf_cli.diagnosis.findings import Finding
@@ -7,6 +8,8 @@ from rlhf_cli.diagnosis.series import (
     MIN_LINES,
     SURE,
     change,
+    counts,
+    high,
     late,
     mean,
     number,
@@ -53,8 +56,13 @@ def score(record: RunRecord) -> Finding | None:
         return None
     numbers = {"first": found.first, "last": found.last}
     shown = f"from {found.first:.3g} to {found.last:.3g}"
-    if found.rose:
-        sentence = f"The score rose {shown}."
+    held_out = values_of(record, "eval/score")
+    learned = len(held_out) > 1 and held_out[-1] - held_out[0] > SURE * _score_error(record)
+    if found.rose or learned:
+        of = "" if found.rose else "of held-out prompts "
+        if not found.rose:
+            shown = f"from {held_out[0]:.3g} to {held_out[-1]:.3g}"
+        sentence = f"The score {of}rose {shown}."
         return Finding(code="ppo.score", severity="ok", sentence=sentence, numbers=numbers)
     if found.fell:
         return Finding(
@@ -77,6 +85,13 @@ def score(record: RunRecord) -> Finding | None:
     )
 
 
+def _score_error(record: RunRecord) -> float:
+    """Standard error of a mean score over the held-out prompts; those of 100 if unknown."""
+    data = counts(record, "held_out_data")
+    deviation = late(record, "objective/score_std") or 1.0
+    return deviation / math.sqrt(data.get("kept") or 100)
+
+
 def _cause_of_fall(record: RunRecord) -> str:
     values = values_of(record, "value/explained_variance")
     if values and median(values) <= 0:
@@ -85,7 +100,7 @@ def _cause_of_fall(record: RunRecord) -> str:
 
 
 def _stands_still(record: RunRecord) -> bool:
-    moved = late(record, "policy/approx_kl")
+    moved = high(record, "policy/approx_kl")
     return moved is not None and abs(moved) < SMALL_UPDATE
 
 
@@ -95,7 +110,7 @@ def _cause_of_rest(record: RunRecord) -> str:
         return "All responses have the same score."
     if _stands_still(record):
         return (
-            f"The policy hardly moves: its KL per update is {late(record, 'policy/approx_kl'):.1g} "
+            f"The policy hardly moves: its KL per update is {high(record, 'policy/approx_kl'):.1g} "
             f"nats per token, at a rate of {peak_rate(record):.2g}."
         )
     return "Few rollouts, a noisy reward, or a KL penalty that outweighs it."
@@ -284,7 +299,7 @@ def value_model(record: RunRecord) -> Finding | None:
 
 def step_size(record: RunRecord) -> Finding | None:
     """Whether the updates of a rollout move the policy too far."""
-    clipped, moved = late(record, "policy/clip_fraction"), late(record, "policy/approx_kl")
+    clipped, moved = high(record, "policy/clip_fraction"), high(record, "policy/approx_kl")
     if clipped is None or moved is None:
         return None
     numbers = {"clip_fraction": clipped, "approx_kl": moved}

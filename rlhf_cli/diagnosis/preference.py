@@ -3,7 +3,16 @@
 import math
 
 from rlhf_cli.diagnosis.findings import Finding
-from rlhf_cli.diagnosis.series import MIN_LINES, change, late, number, peak_rate, scaled, values_of
+from rlhf_cli.diagnosis.series import (
+    MIN_LINES,
+    change,
+    counts,
+    late,
+    number,
+    peak_rate,
+    scaled,
+    values_of,
+)
 from rlhf_cli.runs.record import RunRecord
 
 DISPLACED = 0.05
@@ -137,7 +146,7 @@ def accuracy(record: RunRecord) -> Finding | None:
 
 
 def _rows(record: RunRecord) -> int:
-    data = record.manifest.get("held_out_data") or {}
+    data = counts(record, "held_out_data")
     found = data.get("examples", 0)
     return int(found) if isinstance(found, int) else 0
 

@@ -3,7 +3,7 @@
 import math
 
 from rlhf_cli.diagnosis.findings import Finding
-from rlhf_cli.diagnosis.series import MIN_LINES, change, late, scaled, values_of
+from rlhf_cli.diagnosis.series import MIN_LINES, change, counts, late, scaled, values_of
 from rlhf_cli.runs.record import RunRecord
 
 CHANCE = 0.5
@@ -61,7 +61,7 @@ def held_out_accuracy(record: RunRecord) -> Finding | None:
 
 def _error(record: RunRecord) -> float:
     """Standard error of the held-out accuracy at chance; that of 100 rows where it is unknown."""
-    data = record.manifest.get("held_out_data") or {}
+    data = counts(record, "held_out_data")
     rows = data.get("examples") or 100
     return 0.5 / math.sqrt(rows)
 

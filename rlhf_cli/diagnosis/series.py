@@ -17,6 +17,10 @@ END_SHARE = 0.2
 MIN_END, MAX_END = 3, 25
 """Lines of the beginning and of the end, each."""
 
+MIN_APART = 4
+"""Lines at each end from which on two ends that do not overlap count as a change: 1 in 35 by
+chance."""
+
 SURE = 3.0
 """Standard errors beyond which a change is taken for one: about 1 in 400 by chance."""
 
@@ -37,11 +41,14 @@ class Change:
         first: mean over the beginning.
         last: mean over the end.
         error: standard error of the difference.
+        apart: 1 where every value of the end is above every one of the beginning, -1 where below,
+            else 0: a steep series has a large error and yet no doubt.
     """
 
     first: float
     last: float
     error: float
+    apart: int = 0
 
     @property
     def difference(self) -> float:
@@ -51,12 +58,12 @@ class Change:
     @property
     def rose(self) -> bool:
         """Whether the end is higher by more than noise."""
-        return self.difference > SURE * self.error
+        return self.apart > 0 or self.difference > SURE * self.error
 
     @property
     def fell(self) -> bool:
         """Whether the end is lower by more than noise."""
-        return -self.difference > SURE * self.error
+        return self.apart < 0 or -self.difference > SURE * self.error
 
     @property
     def ratio(self) -> float:
@@ -88,8 +95,12 @@ def change_of(
     if len(values) < max(2, least):
         return None
     size = max(1, min(most, max(MIN_END, int(END_SHARE * len(values))), len(values) // 2))
-    first, last = mean(values[:size]), mean(values[-size:])
-    return Change(first.value, last.value, math.hypot(first.error, last.error))
+    start, end = values[:size], values[-size:]
+    first, last = mean(start), mean(end)
+    apart = 0
+    if size >= MIN_APART:
+        apart = (min(end) > max(start)) - (max(end) < min(start))
+    return Change(first.value, last.value, math.hypot(first.error, last.error), apart)
 
 
 def change(record: RunRecord, name: str, least: int = MIN_LINES) -> Change | None:
@@ -101,6 +112,15 @@ def late(record: RunRecord, name: str) -> float | None:
     """Median of the last third of a metric's lines; None without any."""
     values = values_of(record, name)
     return median(values[-max(1, len(values) // 3) :]) if values else None
+
+
+def high(record: RunRecord, name: str) -> float | None:
+    """Upper quartile of a metric's lines: what it is while the learning rate is high.
+
+    None without any line.
+    """
+    values = sorted(values_of(record, name))
+    return values[3 * len(values) // 4] if values else None
 
 
 def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -119,6 +139,12 @@ def number(record: RunRecord, key: str, default: float = 0.0) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         return default
     return float(value)
+
+
+def counts(record: RunRecord, name: str = "data") -> dict[str, Any]:
+    """Counts of rows in the manifest, of `data` or `held_out_data`; empty where there are none."""
+    found = record.manifest.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def word(record: RunRecord, key: str, default: str = "") -> Any:

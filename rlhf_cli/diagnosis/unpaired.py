@@ -2,7 +2,16 @@
 
 from rlhf_cli.diagnosis.findings import Finding
 from rlhf_cli.diagnosis.preference import word_of_loss
-from rlhf_cli.diagnosis.series import MIN_LINES, change, late, number, peak_rate, scaled, values_of
+from rlhf_cli.diagnosis.series import (
+    MIN_LINES,
+    change,
+    counts,
+    late,
+    number,
+    peak_rate,
+    scaled,
+    values_of,
+)
 from rlhf_cli.runs.record import RunRecord
 
 LEARNED_GAP = 0.02
@@ -107,7 +116,7 @@ def shift(record: RunRecord) -> Finding | None:
 
 def label_balance(record: RunRecord) -> Finding | None:
     """Share of the rarer label."""
-    labels = (record.manifest.get("data") or {}).get("labels") or {}
+    labels = counts(record).get("labels") or {}
     good, bad = labels.get("desirable", 0), labels.get("undesirable", 0)
     if not good or not bad:
         return None
