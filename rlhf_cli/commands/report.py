@@ -49,7 +49,7 @@ def _parse(args: list[str]) -> tuple[list[Path], Path, bool]:
 
 def _target(name: str) -> Path:
     target = Path(name).expanduser()
-    if target.is_dir():
+    if name and target.is_dir():
         raise ConfigError(f"output: got {name}, a folder. Try output={target / REPORT}")
     if target.suffix.lower() not in SUFFIXES:
         stem = Path(name).stem or "report"

@@ -71,6 +71,14 @@ _RESULT = (
         "reward hacking (arXiv:2210.10760).",
     ),
     Metric(
+        name="objective/score_std",
+        label="Deviation of the scores",
+        meaning="Standard deviation of the scores of one rollout.",
+        group="result",
+        merged=STEPS,
+        advice="Where it is 0, all responses score alike and there is nothing to learn from them.",
+    ),
+    Metric(
         name="objective/rlhf_reward",
         label="Reward with KL penalty",
         meaning="Score minus kl_coef times the KL of the response: the whole reward.",
@@ -143,6 +151,27 @@ _RESULT = (
         group="result",
         merged=EXAMPLES,
         better="higher",
+    ),
+    Metric(
+        name="accuracy_longer",
+        label="Accuracy of length alone",
+        meaning="Share of comparisons whose better response is the longer one: what a model that "
+        "only counts tokens would reach.",
+        unit="share",
+        group="result",
+        merged=EXAMPLES,
+        advice="An accuracy that is no higher shows that the model may have learned length alone "
+        "(arXiv:2310.03716).",
+    ),
+    Metric(
+        name="prefers_longer",
+        label="Preference for length",
+        meaning="Share of comparisons of different lengths in which the model scores the longer "
+        "response higher.",
+        unit="share",
+        group="result",
+        merged=EXAMPLES,
+        advice="It should be near the accuracy of length alone, which is the share in the labels.",
     ),
     Metric(
         name="score",
@@ -389,6 +418,16 @@ _LENGTH = (
         healthy=(0.8, 1.0),
         train_name="tokens/eos_fraction",
     ),
+    Metric(
+        name="rollout/distinct",
+        label="Distinct responses",
+        meaning="Number of different responses of a rollout, divided by all of its responses.",
+        unit="share",
+        group="length",
+        merged=STEPS,
+        healthy=(0.5, 1.0),
+        advice="If it falls, the policy collapses to a few responses.",
+    ),
 )
 
 _VALUE = (
@@ -458,6 +497,28 @@ _UPDATE = (
         healthy=(0.3, 1.0),
         advice="Where most groups have equal scores, prompts are too easy or too hard, or the "
         "reward has too few levels.",
+    ),
+    Metric(
+        name="objective/constant_groups",
+        label="Groups with equal scores",
+        meaning="Share of prompts whose responses all have the same score; they say nothing about "
+        "which response is better.",
+        unit="share",
+        group="update",
+        merged="mean over prompts",
+        better="lower",
+        healthy=(0.0, 0.7),
+        advice="Where most groups are constant, prompts are too easy or too hard, or the reward "
+        "has too few levels.",
+    ),
+    Metric(
+        name="policy/early_stopped",
+        label="Rollouts ended early",
+        meaning="Share of rollouts whose updates ended because the KL went beyond early_stop_kl.",
+        unit="share",
+        group="update",
+        merged=STEPS,
+        advice="If most rollouts end early, the rate is too large for early_stop_kl.",
     ),
     Metric(
         name="policy/clip_fraction",
