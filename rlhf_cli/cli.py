@@ -175,6 +175,7 @@ def _names_model_or_data(line: CommandLine) -> bool:
 
 
 def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> None:
+    from rlhf_cli.report.write import write_at_end
     from rlhf_cli.runs import folder, hub, lock, log, manifest
 
     config = resolved.config
@@ -188,7 +189,11 @@ def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> No
         else:
             hub.set_commits(manifest.commits(out) if decision == "continue" else {})
             with log.logged(out):
-                _run_in(out, command, resolved, argv)
+                try:
+                    _run_in(out, command, resolved, argv)
+                finally:
+                    write_at_end(out)
+                _show_summary(out)
     except (ConfigError, DataError):
         if decision == "fresh":
             folder.discard(out)
@@ -219,7 +224,8 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
 
     try:
         read = inputs.record_inputs(resolved.tree, command.config)
-        manifest.write_start(out, command.name, argv, resolved.public_tree, read)
+        origins = _set_keys(resolved)
+        manifest.write_start(out, command.name, argv, resolved.public_tree, read, origins)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
         if launcher.is_single_process(resolved.config.launch.processes):
@@ -230,7 +236,6 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.fail(out, error)
         raise
     manifest.complete(out, **summary)
-    _show_summary(out)
 
 
 def _show_summary(out: Path) -> None:
@@ -241,6 +246,14 @@ def _show_summary(out: Path) -> None:
     summary = summarize(read_record(out))
     summary.show()
     print_result("", summary.to_dict())
+
+
+def _set_keys(resolved: "Resolved") -> dict[str, str]:
+    """Where each key that is no default was set."""
+    from rlhf_cli.config.provenance import DEFAULT, trace
+
+    origins = trace(resolved.public_tree, resolved.layers, resolved.overrides)
+    return {key: where for key, where in origins.items() if where != DEFAULT}
 
 
 def _runner(command: Command | Tool) -> Callable[..., Any]:

@@ -27,6 +27,29 @@ TOOLS = {
             },
         ),
         Tool(
+            "report",
+            "Write the report of a run, or compare several, as one HTML file.",
+            "rlhf_cli.commands.report:run",
+            {
+                "RUN": "Write report.html into the folder of a run: finished, failed, still going, "
+                "of an older version, or of transformers' Trainer.",
+                "RUN RUN…": "Compare runs: curves over each other, keys that differ. The file is "
+                "report.html in the working folder.",
+                "SWEEP": "The same for the jobs of a sweep, with its table; into its folder.",
+                "… output=FILE.html": "Write to this file instead. See `rlhf docs report`.",
+                "… --open": "Then show it in the browser.",
+            },
+        ),
+        Tool(
+            "runs",
+            "List run folders with their stage, status, steps, main metric and size.",
+            "rlhf_cli.commands.runs:run",
+            {
+                "[FOLDER]...": "Runs in these folders and below; by default those in runs/.",
+                "--json": "As a list of objects, for scripts.",
+            },
+        ),
+        Tool(
             "env",
             "Show what a run finds here: versions, devices, folders and switches.",
             "rlhf_cli.commands.env:run",
@@ -50,21 +73,6 @@ TOOLS = {
             },
         ),
         Tool(
-            "docs",
-            "List the pages of the documentation, or print one.",
-            "rlhf_cli.commands.shipped:run_docs",
-            {"": "Name and title of each page.", "NAME": "Print the page, as in `rlhf docs data`."},
-        ),
-        Tool(
-            "runs",
-            "List run folders with their stage, status, steps, main metric and size.",
-            "rlhf_cli.commands.runs:run",
-            {
-                "[FOLDER]...": "Runs in these folders and below; by default those in runs/.",
-                "--json": "As a list of objects, for scripts.",
-            },
-        ),
-        Tool(
             "completion",
             "Print the code that completes commands, keys, choices, recipes and runs in a shell.",
             "rlhf_cli.completion:run",
@@ -73,6 +81,12 @@ TOOLS = {
                 "zsh": 'Add eval "$(rlhf completion zsh)" to ~/.zshrc, after compinit.',
                 "fish": "Run rlhf completion fish > ~/.config/fish/completions/rlhf.fish.",
             },
+        ),
+        Tool(
+            "docs",
+            "List the pages of the documentation, or print one.",
+            "rlhf_cli.commands.shipped:run_docs",
+            {"": "Name and title of each page.", "NAME": "Print the page, as in `rlhf docs data`."},
         ),
     )
 }

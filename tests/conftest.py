@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # see rlhf_cli/cores.py; before torch is loaded
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def real_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither read nor fill the user's cache."""
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fixed prompts of `log.sample_prompts` get short answers: most tests do not read them."""
+    from rlhf_cli.stages import fixed_samples
+
+    short = replace(fixed_samples.GREEDY, max_new_tokens=4)
+    monkeypatch.setattr(fixed_samples, "GREEDY", short)
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ MODULES = {
 FLOORS = {
     **dict.fromkeys(("completion", "console", "cores", "errors", "resources", "tools"), 0),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
-    "diagnosis": 0,
+    **dict.fromkeys(("diagnosis", "report"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("cache", "progress"), 1),
     **dict.fromkeys(("data", "models"), 2),

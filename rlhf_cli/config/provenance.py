@@ -10,7 +10,7 @@ from rlhf_cli.config.schema import flatten
 from rlhf_cli.config.values import format_value
 from rlhf_cli.resources import shipped_folder
 
-COMMAND_LINE = "command line"
+COMMAND_LINE, DEFAULT = "command line", "default"
 
 _VALUE_WIDTH = 32
 """A longer value pushes its own line aside, not all the others."""
@@ -36,7 +36,7 @@ def trace(tree: Mapping[str, Any], layers: list[Layer], overrides: list[str]) ->
         For every key of the configuration `default`, `sft.yaml:7` for a recipe, `command line`, or
         for a preset its name, where it was chosen, and the line of its file.
     """
-    found = dict.fromkeys(flatten(tree), "default")
+    found = dict.fromkeys(flatten(tree), DEFAULT)
     for layer, choices in zip(layers, last_choices(layers), strict=True):
         for group, option in choices.items():
             own = layer.presets.get(group)

@@ -16,6 +16,10 @@ from rlhf_cli.runs import hub, lock, log, run_files
 from rlhf_cli.runs.run_files import read_json, write_json_atomic
 
 NAME = run_files.MANIFEST
+
+ORIGINS = "origins"
+"""Name of the mapping of each key that somebody set to where that was."""
+
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "peft", "hydra-core", "safetensors")
 
 
@@ -30,6 +34,7 @@ def write_start(
     argv: list[str],
     resolved: dict[str, Any],
     inputs: dict[str, Any] | None = None,
+    origins: dict[str, str] | None = None,
 ) -> None:
     """Write the manifest of a run that starts; earlier start times are kept.
 
@@ -39,6 +44,7 @@ def write_start(
         argv: command-line arguments.
         resolved: every key with its value.
         inputs: the files that the run reads, from `inputs.record_inputs`.
+        origins: where each key that is no default was set, from `config.provenance.trace`.
 
     Raises:
         CheckpointError: the manifest cannot be written.
@@ -57,6 +63,7 @@ def write_start(
         "versions": _versions(),
         "hub": hub.commits(),
         "inputs": inputs or {},
+        ORIGINS: origins or {},
         "starts": [*starts, _now()],
     }
     write_json_atomic(path / NAME, manifest)

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,7 @@ class RunRecord:
         metrics: lines of metrics, oldest first: `step` and numbers by name, those of held-out rows
             under `eval/`. Values that are not finite are kept.
         samples: lines of `samples.jsonl`.
+        fixed_samples: lines of `fixed_samples.jsonl`: responses to the same prompts through time.
         spikes: lines of `spikes.jsonl`: steps of unusual loss with their rows.
         log: last lines of `log.txt`.
         problems: what could not be read, one line each.
@@ -56,20 +58,27 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    fixed_samples: list[dict[str, Any]] = field(default_factory=list)
     spikes: list[dict[str, Any]] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    _series: dict[str, list[tuple[int, float]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
-    @property
+    @cached_property
     def training(self) -> list[dict[str, float]]:
         """Lines with metrics of training steps, without those of held-out rows."""
+        held_out = {name for name in self.names if name.startswith(EVAL)}
         kept = [
-            {name: value for name, value in line.items() if not name.startswith(EVAL)}
+            line
+            if held_out.isdisjoint(line)
+            else {name: value for name, value in line.items() if name not in held_out}
             for line in self.metrics
         ]
         return [line for line in kept if len(line) > 1]
 
-    @property
+    @cached_property
     def evaluations(self) -> list[dict[str, float]]:
         """Lines with metrics of held-out rows: `step`, and names without `eval/`."""
         kept = [
@@ -82,10 +91,13 @@ class RunRecord:
         ]
         return [line for line in kept if len(line) > 1]
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of all metrics, in the order in which they first appear."""
-        return list(dict.fromkeys(name for line in self.metrics for name in line))
+        seen: dict[str, None] = {}
+        for line in self.metrics:
+            seen.update(dict.fromkeys(line))
+        return list(seen)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -94,11 +106,13 @@ class RunRecord:
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """Steps and finite values of a metric, `eval/` included in its name."""
-        return [
-            (int(line["step"]), line[name])
-            for line in self.metrics
-            if name in line and math.isfinite(line[name])
-        ]
+        if name not in self._series:
+            self._series[name] = [
+                (int(line["step"]), line[name])
+                for line in self.metrics
+                if name in line and math.isfinite(line[name])
+            ]
+        return self._series[name]
 
 
 def read_record(folder: str | Path) -> RunRecord:
@@ -179,6 +193,7 @@ def _read_own(path: Path) -> RunRecord:
         config=config,
         metrics=_numbers(lines, run_files.METRICS, problems),
         samples=_read_json_lines(path / run_files.SAMPLES, problems),
+        fixed_samples=_read_json_lines(path / run_files.FIXED_SAMPLES, problems),
         spikes=_read_json_lines(path / run_files.SPIKES, problems),
         log=_read_tail(path / run_files.LOG),
         problems=problems,
@@ -268,7 +283,7 @@ def _numbers(lines: list[dict[str, Any]], name: str, problems: list[str]) -> lis
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is float or type(value) is int
 
 
 def _read_tail(file: Path) -> list[str]:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,11 @@ REPORT = "report.html"
 SPIKES = "spikes.jsonl"
 """Steps whose loss rose suddenly, with their rows."""
 
+FIXED_SAMPLES = "fixed_samples.jsonl"
+"""Responses to the same few prompts at each evaluation."""
+
+REPORT = "report.html"
+
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
 BASE = "base"
@@ -29,7 +34,7 @@ TOKENIZER = "tokenizer"
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
 
-FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES)
+FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES, FIXED_SAMPLES, REPORT)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")
@@ -136,6 +141,24 @@ def read_json_lines(path: Path) -> list[Any]:
     """
     with path.open(encoding="utf-8", newline="\n") as file:
         return [json.loads(line) for line in file if line.endswith("\n")]
+
+
+def format_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format rows as the text of a `.jsonl` file."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append rows to a `.jsonl` file.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder read-only.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(format_json_lines(rows))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def sample_bytes(file: Path) -> Iterator[bytes]:

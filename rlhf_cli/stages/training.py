@@ -17,12 +17,14 @@ from rlhf_cli.diagnosis.at_end import log_diagnosis
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
+from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import report_balancing_loss
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import peak_learning_rate
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.fixed_samples import FixedSamples, prompts_of_examples
 from rlhf_cli.stages.prepare_data import RunData, StageData
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.evaluation import evaluate_loss
@@ -156,9 +158,19 @@ def train_and_save(
         locate=lambda rows: examples.location(rows.example_ids[0]),
         evaluate=None if data.held_out is None else evaluate or _evaluation_of(loss, plan, data),
         state=state or StageState(),
+        samples=_fixed_samples(plan, model, data),
         finds_spikes=True,
     )
     return fit_and_save(plan, task, end_token_ids(model.model, data.tokenizer))
+
+
+def _fixed_samples(plan: TrainingPlan, model: ModelWrapper, data: StageData) -> FixedSamples | None:
+    """The prompts that a language model answers at each evaluation."""
+    if not isinstance(model, Policy) or not plan.cfg.log.sample_prompts:
+        return None
+    rows = data.train if data.held_out is None else data.held_out
+    prompts = prompts_of_examples(rows, data.tokenizer, model, plan.cfg.log.sample_prompts)
+    return FixedSamples(plan.ctx.out, model, data.tokenizer, prompts, plan.ctx.ranks)
 
 
 def _evaluation_of(loss: Loss, plan: TrainingPlan, data: StageData) -> Evaluate:

@@ -128,3 +128,8 @@ class LogConfig:
 
     samples: Annotated[Literal["short", "full"], RuntimeOnly()] = "short"
     """Length of the shown example and responses: `short` cuts long texts."""
+
+    sample_prompts: Annotated[int, Ge(0), Le(64), RuntimeOnly(), Unit("prompts")] = 2
+    """Prompts that the policy answers before the first step, at each evaluation and at the end, for
+    `report.html`: the first of the held-out rows, else of the training rows. Greedy, at most 64
+    tokens each; no effect on training. 0 answers none."""

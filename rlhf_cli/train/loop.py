@@ -31,7 +31,7 @@ from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint
 from rlhf_cli.train.spikes import SpikeLog
-from rlhf_cli.train.step_source import StageState, StepSource
+from rlhf_cli.train.step_source import SampleWriter, StageState, StepSource
 from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
 from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
 from rlhf_cli.train.update import (
@@ -81,6 +81,7 @@ class TrainingTask:
         locate: rows of one example -> `file:line`, to name an example that fails.
         evaluate: held-out metrics, or None; called without gradients.
         state: what the stage keeps from step to step beside the weights.
+        samples: writes responses after each evaluation, or None.
         finds_spikes: whether a sudden rise of the loss means something; of PPO it does not.
     """
 
@@ -90,6 +91,7 @@ class TrainingTask:
     locate: Callable[[TokenBatch], str]
     evaluate: Evaluate | None = None
     state: StageState = field(default_factory=StageState)
+    samples: SampleWriter | None = None
     finds_spikes: bool = False
 
 
@@ -166,6 +168,7 @@ class TrainingLoop:
                 self.best.update(0, self.before)
                 self.lowest = self.last
             self.log(with_prefix("eval/", self.before))
+            self._write_samples(first=True)
             if self.before and self.cfg.result == "best":
                 self._save()  # the starting weights, which no later step may be better than
         require_equal_weights(self.optimizer, self.ranks, self.step)
@@ -202,6 +205,8 @@ class TrainingLoop:
                     better = bool(self.after) and self.best.update(self.step, self.after)
                     self.lowest = self.last if better else self.lowest
                 self.log(values)
+                if self._due(self.cfg.eval_steps):
+                    self._write_samples()
                 asked = stop.agreed(self.ranks)
                 wanted = (better and self.cfg.result == "best") or self._stops_early()
                 if asked or wanted or self._due(self.cfg.save_steps):
@@ -317,6 +322,12 @@ class TrainingLoop:
         logger.info(f"held-out after step {self.step}: {shown}")
         return values
 
+    def _write_samples(self, *, first: bool = False) -> None:
+        if self.task.samples is not None:
+            if first:
+                self.task.samples.cut(-1)  # of a run that stopped before its first save
+            self.task.samples.write(self.step)
+
     def _save(self) -> None:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {
@@ -347,6 +358,8 @@ class TrainingLoop:
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])
         self.intervals = state.get("intervals", {})  # missing in a checkpoint of version 0.1
+        if self.task.samples is not None:
+            self.task.samples.cut(self.step)
         self.spikes.load_state_dict(state.get("spikes", {}))
         self.spikes.truncate(self.step)
         logger.info(

@@ -28,6 +28,16 @@ class StageState:
         return {}
 
 
+class SampleWriter(Protocol):
+    """Writes responses of the policy after an evaluation; must not influence training."""
+
+    def write(self, step: int) -> None:
+        """Generate and write the responses after a step; every rank calls it."""
+
+    def cut(self, step: int) -> None:
+        """Remove what was written after a step."""
+
+
 class StepSource(Protocol):
     """Source of optimizer steps: of SFT the data loader, of PPO the rollouts."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from rlhf_cli.console import logger
 from rlhf_cli.data.preview import shorten
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.distributed import Ranks
-from rlhf_cli.errors import CheckpointError
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rewards.samples import Samples
@@ -22,7 +20,13 @@ from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.response import Response, response_text
 from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.runs import lock
-from rlhf_cli.runs.run_files import SAMPLES, read_json_lines, write_text_atomic
+from rlhf_cli.runs.run_files import (
+    SAMPLES,
+    append_json_lines,
+    format_json_lines,
+    read_json_lines,
+    write_text_atomic,
+)
 from rlhf_cli.stages.ppo.config import PPOConfig
 
 LOGGED_RESPONSES = 4
@@ -134,7 +138,7 @@ class RolloutWorker:
         """Responses with their scores and KLs, for `SampleLog`."""
         return [
             LoggedSample(
-                self._prompt_text(response.prompt_index),
+                self.prompt_text(response.prompt_index),
                 response.text,
                 float(score[k]),
                 float(kl[k]),
@@ -143,7 +147,8 @@ class RolloutWorker:
             for k, response in enumerate(responses)
         ]
 
-    def _prompt_text(self, index: int) -> str:
+    def prompt_text(self, index: int) -> str:
+        """Text of a prompt, of a chat its last message."""
         prompt = self.prompts.prompts[index]
         return prompt if isinstance(prompt, str) else prompt[-1].content
 
@@ -189,11 +194,7 @@ class SampleLog:
             return
         lock.require_owned(self.path.parent)
         rows = [{"step": step, **asdict(sample)} for sample in samples]
-        try:
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(_json_lines(rows))
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+        append_json_lines(self.path, rows)
         logger.info(f"samples of step {step}:   score      KL  prompt -> response")
         for sample in samples:
             prompt, response = _last_chars(sample.prompt), _first_chars(sample.response)
@@ -205,11 +206,7 @@ class SampleLog:
         """Remove samples after a step, for a run that resumes at its checkpoint."""
         if self.written and self.path.exists():
             kept = [row for row in read_json_lines(self.path) if row["step"] <= step]
-            write_text_atomic(self.path, _json_lines(kept))
-
-
-def _json_lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text_atomic(self.path, format_json_lines(kept))
 
 
 def _first_chars(text: str) -> str:

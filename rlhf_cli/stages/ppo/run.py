@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
@@ -25,7 +26,9 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
+from rlhf_cli.rollout.response import Response
 from rlhf_cli.rollout.stopping import end_token_ids
+from rlhf_cli.stages.fixed_samples import FixedSamples, prompts_of_set
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.evaluate import evaluate
 from rlhf_cli.stages.ppo.minibatches import PTX_MASK
@@ -97,12 +100,14 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks)
     source = RolloutSource(cfg, worker, components.updates, ctx)
     log_step_counts(cfg, source.total_steps)
+    held_out = _held_out_worker(cfg, ctx, data, worker) if data.held_out else None
     task = TrainingTask(
         policy=policy,
         source=source,
         loss=components.loss,
         locate=partial(_locate, components, data.prompts[0]),
-        evaluate=_evaluation(cfg, ctx, data, worker, components) if data.held_out else None,
+        evaluate=_evaluation(ctx, held_out, components) if held_out else None,
+        samples=_fixed_samples(cfg, ctx, held_out or worker),
     )
     return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
@@ -131,20 +136,34 @@ def load_prompts(cfg: PPOConfig) -> PromptFileData:
     )
 
 
-def _evaluation(
-    cfg: PPOConfig,
-    ctx: RunContext,
-    data: PromptFileData,
-    worker: RolloutWorker,
-    components: PPOComponents,
-) -> Evaluate:
-    """Evaluation on held-out prompts: one response to each."""
+def _held_out_worker(
+    cfg: PPOConfig, ctx: RunContext, data: PromptFileData, worker: RolloutWorker
+) -> RolloutWorker:
+    """Generates one response to each held-out prompt."""
     assert data.held_out is not None
     one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
-    held_out = RolloutWorker(
+    return RolloutWorker(
         one, *data.held_out, worker.policy, worker.rewards, data.tokenizer, ctx.ranks
     )
+
+
+def _evaluation(ctx: RunContext, held_out: RolloutWorker, components: PPOComponents) -> Evaluate:
+    """Evaluation on held-out prompts."""
     return lambda: evaluate(held_out, components.experience_maker, ctx.ranks)
+
+
+def _fixed_samples(cfg: PPOConfig, ctx: RunContext, worker: RolloutWorker) -> FixedSamples | None:
+    """The prompts that the policy answers at each evaluation, and the scores of its responses."""
+    count = cfg.log.sample_prompts
+    if not count:
+        return None
+    policy = worker.policy
+    prompts = prompts_of_set(worker.prompt_text, worker.prompt_ids, policy, count)
+
+    def score(responses: Sequence[Response]) -> Tensor:
+        return worker.score(responses, observe=False).total
+
+    return FixedSamples(ctx.out, policy, worker.tokenizer, prompts, ctx.ranks, score)
 
 
 def _locate(components: PPOComponents, prompts: PromptSet, rows: TokenBatch) -> str:
