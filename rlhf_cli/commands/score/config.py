@@ -21,7 +21,7 @@ class ScoredDataConfig:
     """Branch, tag or commit of a hub dataset."""
 
     split: str = ""
-    """Split, or slice of rows: `test`, `test[:10%]`, `[100:200]`."""
+    """Split, or slice of rows: `train` (default), `test[:10%]`, `[100:200]`."""
 
     data_dir: str = ""
     """Folder inside the dataset or a local folder."""

@@ -69,7 +69,7 @@ def read_rows(cfg: ScoreConfig) -> tuple[list[Row], DataReport]:
         ConfigError: a row has a column with the name of a new one.
     """
     data = DataConfig(**vars(cfg.data), eval="none")
-    sources = open_sources(data, data.path, "reward", "test")
+    sources = open_sources(data, data.path, "reward", "train")
     mixture = Mixture(sources, [None] * len(sources))
     kinds = [kind for record in RECORDS for kind in KINDS if kind.record is record]
     readers = [SourceReader(source.settings, "score", kinds) for source in sources]

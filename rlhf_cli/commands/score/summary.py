@@ -23,6 +23,9 @@ from rlhf_cli.evaluation.table import format_table as format_results
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
+CORRELATED_RESPONSES = 30
+"""Fewer responses can correlate with length by chance."""
+
 Scored = Sequence[tuple[Row, Sequence[float]]]
 """Rows that were scored, each with the scores of its responses."""
 
@@ -40,8 +43,11 @@ def summary_lines(scored: Scored, column: str) -> list[str]:
     results = [Result(column, one.metric, one.estimate()) for one in _agreement(scored)]
     if results:
         lines += format_results(results).split("\n")
-    warning = length_warning(float(pearson(*_scores_and_lengths(scored))))
-    return [*lines, *([warning] if warning else [])]
+    by_length = _scores_and_lengths(scored)
+    if len(by_length[0]) >= CORRELATED_RESPONSES:
+        warning = length_warning(float(pearson(*by_length)))
+        lines += [warning] if warning else []
+    return lines
 
 
 def _groups(scored: Scored, column: str) -> Iterator[tuple[str, Values]]:
