@@ -145,7 +145,7 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
     elif command.trains:
         _run_training(command, resolved, argv)
     else:
-        _run_once(command, resolved)
+        return _run_once(command, resolved)
     return 0
 
 
@@ -185,14 +185,16 @@ def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> No
                 out.rmdir()  # only where it is empty
 
 
-def _run_once(command: Command, resolved: "Resolved") -> None:
+def _run_once(command: Command, resolved: "Resolved") -> int:
+    """Run a command that does not train; a number that it returns is the exit code."""
     from rlhf_cli.preflight.hub import fetch_named
     from rlhf_cli.runs import hub, log
 
     hub.set_commits({})
     with log.redacted():
         fetch_named(command, resolved.config, resolved.tree)
-        _runner(command)(resolved.config)
+        code = _runner(command)(resolved.config)
+    return code if isinstance(code, int) else 0
 
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:

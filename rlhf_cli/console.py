@@ -49,3 +49,13 @@ def format_table(rows: Sequence[Sequence[str]]) -> str:
 
 _WIDTH = 10_000
 """Characters; wider than any table, so that no cell is cut."""
+
+MAX_CHARACTERS = 400
+"""Characters that are shown of a long text."""
+
+
+def shorten(text: str, max_characters: int = MAX_CHARACTERS) -> str:
+    """Remove the middle of a long text, and escape terminal control characters."""
+    half = max_characters // 2
+    short = text if len(text) <= max_characters else f"{text[:half]} ... {text[-half:]}"
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in short)

@@ -1,6 +1,7 @@
 """All commands and tools of `rlhf`, and how runs of each stage are evaluated."""
 
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
+from rlhf_cli.commands.doctor.config import DoctorConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.score.config import ScoreConfig
 from rlhf_cli.config.command import Command, Tool
@@ -107,6 +108,21 @@ COMMANDS = {
                 "runs/base runs/sft data=held_out.jsonl output=results.json",
                 "runs/dpo baseline=runs/sft judge=judge.py:score prompts=prompts.jsonl",
                 "runs/dpo baseline=runs/sft judge=tiny/judge.py:score prompts=tiny",
+            ),
+        ),
+        Command(
+            "doctor",
+            DoctorConfig,
+            "rlhf_cli.commands.doctor.run:run",
+            trains=False,
+            less_memory="batch_size=1 or max_new_tokens=64",
+            positional="run",
+            more="beside",
+            flags=("json",),
+            examples=(
+                "runs/ppo",
+                "runs/a runs/b --json",
+                "reward=runs/reward policy=runs/sft prompts=prompts.jsonl",
             ),
         ),
     )

@@ -8,11 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rlhf_cli.console import logger
+from rlhf_cli.console import MAX_CHARACTERS, logger
+from rlhf_cli.console import shorten as shorten
 from rlhf_cli.data.examples import Examples
-
-MAX_CHARACTERS = 400
-"""Characters that are shown of one run of tokens in or outside the loss."""
 
 MAX_RUNS = 12
 
@@ -69,10 +67,3 @@ def preview(
         marked = f"[[{shown}]]" if marks else shown
         text.append(marked if in_loss else shown, style="bold green" if in_loss else None)
     return text
-
-
-def shorten(text: str, max_characters: int = MAX_CHARACTERS) -> str:
-    """Remove the middle of a long text, and escape terminal control characters."""
-    half = max_characters // 2
-    short = text if len(text) <= max_characters else f"{text[:half]} ... {text[-half:]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in short)
