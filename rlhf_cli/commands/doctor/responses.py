@@ -160,13 +160,14 @@ def labelled_pairs(cfg: DoctorConfig, sampled: PolicyResponses) -> Samples:
     encoded = [one for pair in pairs for one in _encode_pair(pair, sampled)]
     if not encoded:
         raise DataError(f"data.path: the chat template of {cfg.policy} refuses all prompts")
-    return Samples(*map(list, zip(*encoded, strict=True)))
+    prompts, texts, prompt_tokens, tokens = zip(*encoded, strict=True)
+    return Samples(prompts, texts, prompt_tokens, tokens)
 
 
 def _encode_pair(
     pair: Sequence[tuple[Prompt, str]], sampled: PolicyResponses
 ) -> Iterator[tuple[Prompt, str, list[int], list[int]]]:
-    """Prompt, text and tokens of both responses; nothing if the chat template refuses the prompt."""
+    """Prompt, text and tokens of both responses; nothing where the template refuses the prompt."""
     for prompt, text in pair:
         try:
             prompt_tokens = sampled.encoder.encode(prompt)
