@@ -168,6 +168,17 @@ TOOLS = {
             },
         ),
         Tool(
+            "serve",
+            "Print the commands that serve a result with other programs; nothing is started.",
+            "rlhf_cli.commands.serve.run:run",
+            {
+                "RUN": "For transformers, vLLM, SGLang and llama.cpp, each with a request to try "
+                "it; adapters and reward models too.",
+                "RUN server=vllm": "For one of transformers, vllm, sglang, llama.cpp.",
+                "RUN format=json": "As one object, for scripts.",
+            },
+        ),
+        Tool(
             "env",
             "Show what a run finds here: versions, devices, folders and switches.",
             "rlhf_cli.commands.env:run",
