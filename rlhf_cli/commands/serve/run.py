@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
+from rlhf_cli.commands.arguments import parse_arguments
 from rlhf_cli.commands.serve.facts import Served, read_served
 from rlhf_cli.commands.serve.servers import Recipe, recipes
-from rlhf_cli.config.suggest import nearest
-from rlhf_cli.errors import ConfigError
 
 SERVERS = ("transformers", "vllm", "sglang", "llama.cpp")
 FORMATS = ("text", "json")
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """What follows `rlhf serve`."""
-
-    run: str
-    server: str = ""
-    format: str = "text"
 
 
 def run(args: list[str]) -> None:
@@ -31,40 +21,12 @@ def run(args: list[str]) -> None:
         ConfigError: an argument is not valid, or there is no such result.
         ModelError: the run is not finished.
     """
-    asked = parse(args)
+    asked = parse_arguments("serve", args, {"server": SERVERS, "format": FORMATS})
     served = read_served(asked.run)
-    found = [one for one in recipes(served) if asked.server in ("", one.server.lower())]
-    print(
-        _as_json(served, found) if asked.format == "json" else _as_text(served, found), flush=True
-    )
-
-
-def parse(args: Sequence[str]) -> Arguments:
-    """Parse the arguments.
-
-    Raises:
-        ConfigError: one is not known, or no run is given.
-    """
-    keys = dict(arg.split("=", 1) for arg in args if _is_key(arg))
-    runs = [arg for arg in args if not _is_key(arg)]
-    if len(runs) != 1 or runs[0].startswith("-"):
-        got = " ".join(runs) or "nothing"
-        raise ConfigError(
-            f"serve: got {got}; need one run or model folder. Try rlhf serve runs/sft"
-        )
-    _require("server", keys.get("server", SERVERS[0]), SERVERS)
-    _require("format", keys.get("format", FORMATS[0]), FORMATS)
-    return Arguments(runs[0], **keys)
-
-
-def _is_key(word: str) -> bool:
-    return word.partition("=")[0] in ("server", "format") and "=" in word
-
-
-def _require(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        close = nearest(value, known) or known[0]
-        raise ConfigError(f"{key}: got {value}; need one of {', '.join(known)}. Try {key}={close}")
+    server = asked.values.get("server", "")
+    found = [one for one in recipes(served) if server in ("", one.server.lower())]
+    show = _as_json if asked.values.get("format") == "json" else _as_text
+    print(show(served, found), flush=True)
 
 
 def _as_text(served: Served, found: Sequence[Recipe]) -> str:
