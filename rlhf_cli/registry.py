@@ -4,6 +4,8 @@ from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.doctor.config import DoctorConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.config.command import Command
+from rlhf_cli.commands.score.config import ScoreConfig
+from rlhf_cli.config.command import Command
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -79,6 +81,19 @@ COMMANDS = {
             less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=("runs/sft output_dir=runs/merged",),
+        ),
+        Command(
+            "score",
+            ScoreConfig,
+            "rlhf_cli.commands.score.run:run",
+            trains=False,
+            preflight="rlhf_cli.preflight.commands:score",
+            less_memory="micro_batch_tokens=512 or reward.batch_size=1",
+            positional="reward.model",
+            examples=(
+                "runs/reward data=rows.jsonl output=scored.jsonl",
+                "reward.function=tiny/judge.py:score data=tiny",
+            ),
         ),
         Command(
             "evaluate",

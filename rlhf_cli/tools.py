@@ -50,6 +50,34 @@ TOOLS = {
             },
         ),
         Tool(
+            "serve",
+            "Print the commands that serve a result with other programs; nothing is started.",
+            "rlhf_cli.commands.serve.run:run",
+            {
+                "RUN": "For transformers, vLLM, SGLang and llama.cpp, each with a request to try "
+                "it; adapters and reward models too.",
+                "RUN server=vllm": "For one of transformers, vllm, sglang, llama.cpp.",
+                "RUN format=json": "As one object, for scripts.",
+            },
+        ),
+        Tool(
+            "push",
+            "Upload a result to the Hugging Face hub, with a model card.",
+            "rlhf_cli.commands.push.run:run",
+            {
+                "RUN to=ORG/NAME": "Upload the model folder of a finished run, or a model folder. "
+                "The card has data, metrics before and after, recipe, command and versions. A new "
+                "repository is private; private=false makes it public.",
+                "RUN to=ORG/NAME --dry-run": "Show the files and the card; nothing is sent.",
+                "RUN output=CARD.md": "Write the card to a file; nothing is sent.",
+                "RUN ... license=NAME": "Licence in the card; without it that of the base's card.",
+                "RUN ... results=FILE.json": "Add the table of rlhf evaluate RUN output=FILE.json, "
+                "with its intervals, to the card.",
+                "RUN ... card=replace": "Replace a model card that the repository has; without it "
+                "that card is kept.",
+            },
+        ),
+        Tool(
             "env",
             "Show what a run finds here: versions, devices, folders and switches.",
             "rlhf_cli.commands.env:run",

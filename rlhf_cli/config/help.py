@@ -33,7 +33,7 @@ _COLUMN = 36
 
 _OVERVIEW = """\
 usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--provenance] [--help]
-       rlhf recipes | data | env | schema | docs [--help]
+       rlhf recipes | data | serve | push | env | schema | docs [--help]
        rlhf --help | --version
 
 Train a language model from human feedback.

@@ -14,6 +14,7 @@ from typing import Any
 
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.commands.score.config import ScoreConfig
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.data.config import DataConfig, list_paths
 from rlhf_cli.preflight.hub import unfinished_runs
@@ -116,6 +117,13 @@ def merge(cfg: MergeConfig) -> list[str]:
             f"Try output_dir={out}-merged"
         )
     return found
+
+
+@_after_runs
+def score(cfg: ScoreConfig) -> list[str]:
+    """Preflight of `rlhf score`."""
+    rows = DataConfig(path=cfg.data.path, revision=cfg.data.revision, eval="none")
+    return [*reward_problems(cfg.reward), *data_problems(rows), *check_output(cfg)]
 
 
 @_after_runs

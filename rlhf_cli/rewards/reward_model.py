@@ -213,7 +213,8 @@ class RewardModelScorer:
     Args:
         cfg: `model`, `base`, their revisions and `output` are read.
         key: config key of the scorer, for messages.
-        policy_tokenizer: tokenizer of the samples' tokens.
+        policy_tokenizer: tokenizer of the samples' tokens; None if they have none, and their texts
+            are formatted.
         ctx: device and compute type.
         max_tokens: tokens per forward pass.
         policy: policy whose base is shared if the reward model is an adapter on it, or none.
@@ -245,7 +246,9 @@ class RewardModelScorer:
             self.tokenizer = load_tokenizer(model_cfg)
             self.specials = find_special_tokens(self.tokenizer)
             self.model = self._load(model_cfg, key, ctx, policy)
-            same = tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
+            same = policy_tokenizer is not None and (
+                tokenizer_hash(self.tokenizer) == tokenizer_hash(policy_tokenizer)
+            )
             self.formatter = None if same else self._build_formatter(cfg)
         self.limit = max_tokens_of(self.model.model, self.tokenizer)
         self.nbytes = nbytes(self.model)

@@ -238,7 +238,7 @@ def load_combined_reward(
 
     Args:
         cfg: checked; at least one scorer.
-        tokenizer: the policy's.
+        tokenizer: the policy's; None for texts that no policy of this command wrote.
         ctx: device, compute type, and the ranks that score together.
         max_tokens: tokens per forward pass.
         policy: a `Policy`, whose base is shared with a reward model that is an adapter on it.

@@ -20,6 +20,7 @@ class Samples:
         prompt_tokens: prompt in the policy's tokens.
         response_tokens: response in the policy's tokens, with its end token if there is one.
         columns: column name -> value of each row.
+        locations: `file:line` of each sample, for messages; empty if they come from no file.
     """
 
     prompts: Sequence[Prompt]
@@ -27,6 +28,7 @@ class Samples:
     prompt_tokens: Sequence[list[int]]
     response_tokens: Sequence[list[int]]
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    locations: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         parts = (self.responses, self.prompt_tokens, self.response_tokens, *self.columns.values())
@@ -45,6 +47,7 @@ class Samples:
             self.prompt_tokens[chosen],
             self.response_tokens[chosen],
             {name: values[chosen] for name, values in self.columns.items()},
+            self.locations[chosen],
         )
 
     def call_arguments(self) -> dict[str, Any]:
@@ -61,4 +64,7 @@ class Samples:
         """
         prompt = self.prompts[index]
         shown = prompt if isinstance(prompt, str) else prompt[-1].content
-        return f"responses[{first + index}], whose prompt begins {describe_value(shown)}"
+        at = f"responses[{first + index}]"
+        if self.locations:
+            at = f"a response of {self.locations[index]}"
+        return f"{at}, whose prompt begins {describe_value(shown)}"
