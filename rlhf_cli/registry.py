@@ -1,7 +1,9 @@
 """All commands and tools of `rlhf`, and how runs of each stage are evaluated."""
 
+from rlhf_cli.commands.chat.config import ChatConfig
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
+from rlhf_cli.commands.label.config import LabelConfig
 from rlhf_cli.config.command import Command, Tool
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
@@ -70,6 +72,28 @@ COMMANDS = {
             ),
         ),
         Command(
+            "chat",
+            ChatConfig,
+            "rlhf_cli.commands.chat.run:run",
+            trains=False,
+            preflight="rlhf_cli.preflight.commands:chat",
+            less_memory="max_new_tokens=64, or one model",
+            positional="model",
+            more="beside",
+            examples=(
+                "runs/sft",
+                "runs/sft runs/dpo blind=true output=feedback.jsonl",
+            ),
+        ),
+        Command(
+            "label",
+            LabelConfig,
+            "rlhf_cli.commands.label.run:run",
+            trains=False,
+            positional="file",
+            examples=("pairs.jsonl", "answers.jsonl rater=ann output=ann.jsonl"),
+        ),
+        Command(
             "merge",
             MergeConfig,
             "rlhf_cli.commands.merge:run",
@@ -135,6 +159,19 @@ TOOLS = {
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
                 "`comparisons`, and write the rows with `scores` to a file or to the screen. "
                 "See `rlhf docs data`.",
+            },
+        ),
+        Tool(
+            "agreement",
+            "Compare the decisions of several raters on the same answers.",
+            "rlhf_cli.commands.label.agreement:run",
+            {
+                "FILE FILE...": "Files of `rlhf label` or `rlhf chat`, or any file of pairs, "
+                "labels or rankings. Raters are told apart by the column `rater`, else by file. "
+                "Prints raw agreement, Cohen's κ and the confusion of every two raters, and "
+                "Krippendorff's α of all, with 95 % intervals.",
+                "FILE": "One file with the rows of several raters.",
+                "--json": "As one object, for scripts.",
             },
         ),
         Tool(
