@@ -58,7 +58,9 @@ def append_row(path: Path, row: Mapping[str, Any], key: str = "output") -> bytes
 
 
 def remove_row(path: Path, line: bytes, key: str = "output") -> bool:
-    """Remove the last occurrence of a line; the file is replaced by its copy without it.
+    """Remove the last occurrence of a line, and a file that has no other.
+
+    The file is replaced by its copy without the line.
 
     Args:
         path: file of rows.
@@ -76,7 +78,11 @@ def remove_row(path: Path, line: bytes, key: str = "output") -> bool:
         start = content.rfind(line)
         if start < 0 or (start and content[start - 1 : start] != b"\n"):
             return False
-        _replace(path, content[:start] + content[start + len(line) :], os.fstat(file).st_mode)
+        rest = content[:start] + content[start + len(line) :]
+        if rest:
+            _replace(path, rest, os.fstat(file).st_mode)
+        else:
+            path.unlink()  # a file without rows is refused where it is read
     return True
 
 

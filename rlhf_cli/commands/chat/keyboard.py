@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import sys
+import termios
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -90,3 +93,21 @@ def open_history(given: str) -> History:
         logger.info(f"history: {path} cannot be written ({first_line(error)}); none is kept")
         return InMemoryHistory()
     return FileHistory(path)
+
+
+@contextmanager
+def keys_kept() -> Iterator[None]:
+    """Keep keys that are pressed while an answer is written for the next prompt, without an echo.
+
+    Ctrl-C still sends its signal. The terminal's settings are restored.
+    """
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    changed = termios.tcgetattr(terminal)
+    changed[0] &= ~termios.ICRNL  # Enter stays a carriage return, as prompts expect it
+    changed[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(terminal, termios.TCSADRAIN, changed)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)

@@ -21,6 +21,7 @@ from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
+from rlhf_cli.rollout.probe import supports_continuous_batching
 from rlhf_cli.rollout.response import ResponseStreamer, response_text
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.runs import hub
@@ -173,6 +174,7 @@ def load_chat_models(cfg: ChatConfig, ctx: RunContext) -> list[ChatModel]:
     for path, name in zip(cfg.models, short_names(cfg.models), strict=True):
         model = replace(cfg.model, path=path)
         generator = TextGenerator(model, cfg.quant, cfg.template, ctx)
+        supports_continuous_batching(generator.model)  # probed and reported now, not in an answer
         found.append(ChatModel(generator, name, _identity(model)))
     text = [model.name for model in found if not model.reads_messages]
     if text and len(text) < len(found):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -18,6 +19,7 @@ from rlhf_cli.commands.chat.model import (
     never_stopped,
     stopping_on_interrupt,
 )
+from rlhf_cli.commands.chat.settings import short_keys
 from rlhf_cli.commands.chat.slash import Quit, SlashCommands
 from rlhf_cli.commands.chat.views import PlainView, choose_view
 from rlhf_cli.console import logger, printable
@@ -79,15 +81,14 @@ class Conversation:
 
     def talk(self) -> None:
         """Answer what is typed in the terminal, until Ctrl-D or `/quit`."""
-        from rlhf_cli.commands.chat.keyboard import Keyboard
+        from rlhf_cli.commands.chat.keyboard import Keyboard, keys_kept
 
         self.console.print("/help lists commands; Ctrl-D ends the chat")
-        keyboard = Keyboard(self.chat.cfg.history, self.commands.commands)
-        for text in _typed(keyboard):
-            try:
+        words = [*self.commands.commands, *(f"/set {key}=" for key in short_keys())]
+        keyboard = Keyboard(self.chat.cfg.history, words)
+        with keys_kept(), suppress(Quit):
+            for text in _typed(keyboard):
                 self._handle(text)
-            except Quit:
-                break
         self._say_next()
 
     def answer_lines(self, stream: TextIO) -> None:
