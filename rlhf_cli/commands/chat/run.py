@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -14,6 +14,7 @@ from rich.text import Text
 from rlhf_cli.commands.chat.chat import Chat, Turn
 from rlhf_cli.commands.chat.config import ChatConfig
 from rlhf_cli.commands.chat.feedback import Feedback
+from rlhf_cli.commands.chat.keyboard import Keyboard, LineCleared, keys_kept
 from rlhf_cli.commands.chat.model import (
     load_chat_models,
     never_stopped,
@@ -31,24 +32,26 @@ from rlhf_cli.registry import COMMANDS
 from rlhf_cli.rollout.cuda_graphs import require_cuda
 from rlhf_cli.runs.appended_rows import append_row, rater_name, require_appendable, timestamp
 
-if TYPE_CHECKING:
-    from rlhf_cli.commands.chat.keyboard import Keyboard
-
 
 def run(cfg: ChatConfig) -> None:
     """Talk until the input ends."""
     feedback = Feedback(Path(cfg.output).expanduser(), rater_name(cfg.rater))
     if cfg.log:
         require_appendable(Path(cfg.log).expanduser(), "log")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with keys_kept():
+            _open(cfg, feedback).talk()
+    else:
+        _open(cfg, feedback).answer_lines(sys.stdin)
+
+
+def _open(cfg: ChatConfig, feedback: Feedback) -> Conversation:
+    """Load the models."""
     ctx = create_context(cfg.precision, cfg.sampling.seed, Path())
     require_cuda(cfg.sampling, ctx.device)
     chat = Chat(cfg, load_chat_models(cfg, ctx))
     _report(chat)
-    conversation = Conversation(chat, feedback, Console(highlight=False))
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        conversation.talk()
-    else:
-        conversation.answer_lines(sys.stdin)
+    return Conversation(chat, feedback, Console(highlight=False))
 
 
 def _report(chat: Chat) -> None:
@@ -81,12 +84,10 @@ class Conversation:
 
     def talk(self) -> None:
         """Answer what is typed in the terminal, until Ctrl-D or `/quit`."""
-        from rlhf_cli.commands.chat.keyboard import Keyboard, keys_kept
-
         self.console.print("/help lists commands; Ctrl-D ends the chat")
         words = [*self.commands.commands, *(f"/set {key}=" for key in short_keys())]
         keyboard = Keyboard(self.chat.cfg.history, words)
-        with keys_kept(), suppress(Quit):
+        with suppress(Quit):
             for text in _typed(keyboard):
                 self._handle(text)
         self._say_next()
@@ -103,7 +104,10 @@ class Conversation:
     def _handle(self, text: str) -> None:
         """Run a command or answer a message; after an error the chat goes on."""
         try:
-            said = self.commands.run(text) if text.startswith("/") else self._answer(text)
+            if text.startswith("/"):
+                said = self.commands.run(text)
+            else:
+                said = self._answer(text[1:] if text.startswith(" /") else text)
         except Quit:
             raise
         except Exception as error:
@@ -147,8 +151,6 @@ class Conversation:
 
 def _typed(keyboard: Keyboard) -> Iterator[str]:
     """The messages of the user, without blank ones, until Ctrl-D."""
-    from rlhf_cli.commands.chat.keyboard import LineCleared
-
     while True:
         try:
             text = keyboard.read()
