@@ -15,13 +15,8 @@ from rich.text import Text
 
 from rlhf_cli.commands.chat.chat import AnswerView
 from rlhf_cli.commands.chat.model import Sink
+from rlhf_cli.commands.columns import GAP, column_width, fits_columns
 from rlhf_cli.console import printable
-
-MIN_COLUMN = 36
-"""Cells of the narrowest column; on a narrower terminal answers stand one below the other."""
-
-GAP = 2
-"""Cells between two columns."""
 
 
 def choose_view(console: Console, answers: int) -> AnswerView:
@@ -33,14 +28,9 @@ def choose_view(console: Console, answers: int) -> AnswerView:
     """
     if not console.is_terminal:
         return PlainView()
-    if answers > 1 and column_width(console.width, answers) >= MIN_COLUMN:
+    if fits_columns(console.width, answers):
         return ColumnsView(console)
     return StackedView(console)
-
-
-def column_width(width: int, columns: int) -> int:
-    """Cells of each of several columns."""
-    return (width - GAP * (columns - 1)) // columns
 
 
 class PlainView:

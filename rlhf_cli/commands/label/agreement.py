@@ -126,7 +126,8 @@ def _codes(
     """Code of each rater's category for each item, or `MISSING`."""
     number = {category: code for code, category in enumerate(CATEGORIES)}
     number[""] = MISSING
-    return [np.array([number[raters[name].get(key, "")] for key in keys]) for name in names]
+    listed = [[number[raters[name].get(key, "")] for key in keys] for name in names]
+    return [np.array(codes, np.int64) for codes in listed]
 
 
 def _compare(raters: Mapping[str, Decisions], one: str, other: str) -> Pair:

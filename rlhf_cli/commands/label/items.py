@@ -25,6 +25,7 @@ from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.sources.base import RawRow
 from rlhf_cli.data.sources.files import find_data_files, read_rows
 from rlhf_cli.errors import DataError
+from rlhf_cli.resources import SHIPPED, shipped_rows
 
 Kind = Literal["pair", "ranking", "answer"]
 
@@ -80,7 +81,7 @@ def read_items(cfg: LabelConfig, report: DataReport) -> list[Item]:
     Raises:
         DataError: it is no regular file, or its rows have no answers.
     """
-    path = Path(cfg.file).expanduser()
+    path = shipped_rows("reward", "test") if cfg.file == SHIPPED else Path(cfg.file).expanduser()
     rows = _keep_order(read_rows(find_data_files(require_file(path)).files))
     items = list(_items(path, rows, report, cfg.format, cfg.columns))
     found = {item.key: item for item in reversed(items)}

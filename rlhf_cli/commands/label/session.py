@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_cli.commands.chat.views import GAP, MIN_COLUMN, column_width
+from rlhf_cli.commands.columns import GAP, fits_columns
 from rlhf_cli.commands.label.decisions import DecisionFile
 from rlhf_cli.commands.label.items import Item
 from rlhf_cli.commands.label.keys import QUIT, ReadKey
@@ -59,18 +59,30 @@ class Session:
         self.past: list[Item] = []
 
     def run(self) -> None:
-        """Ask about every item, until all are decided or the rater quits."""
-        while item := self._next():
+        """Ask about every item, until the rater quits."""
+        while (item := self._next()) or self.past:
             try:
-                self.decisions.add(item, self._ask(item))
-                self.past.append(item)
-            except Skip:
-                self.skipped.add(item.key)
-                self.past.append(item)
+                if item:
+                    self._decide(item)
+                else:
+                    self._confirm_end()
             except Undo:
                 self._undo()
             except Quit:
                 return
+
+    def _decide(self, item: Item) -> None:
+        try:
+            self.decisions.add(item, self._ask(item))
+        except Skip:
+            self.skipped.add(item.key)
+        self.past.append(item)
+
+    def _confirm_end(self) -> None:
+        """Let the rater take back the last decision too."""
+        if self.read_key("nothing is left; u undo, q quit: ", [UNDO, QUIT]) == UNDO:
+            raise Undo
+        raise Quit
 
     def _next(self) -> Item | None:
         passed = self.decisions.done | self.skipped
@@ -157,7 +169,7 @@ def show_item(console: Console, item: Item, order: Sequence[int]) -> None:
     console.print(_text(item.prompt))
     texts = [_text(item.answers[index], heading=False) for index in order]
     names = [f"answer {NUMBERS[i]}" if len(order) > 1 else "answer" for i in range(len(order))]
-    if len(order) > 1 and column_width(console.width, len(order)) >= MIN_COLUMN:
+    if fits_columns(console.width, len(order)):
         table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, expand=True)
         for name in names:
             table.add_column(Text(name, "bold"), ratio=1, overflow="fold")
