@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
 from typing import Any, TextIO
+from unicodedata import category
 
 
 class _StderrHandler(logging.Handler):
@@ -23,6 +24,23 @@ logger = logging.getLogger("rlhf_cli")
 logger.setLevel(logging.INFO)
 logger.propagate = False
 logger.addHandler(_StderrHandler())
+
+
+_JOINERS = "\u200c\u200d"
+"""Zero-width joiners, which emoji and some scripts need and which move no cursor."""
+
+
+def printable(text: str) -> str:
+    r"""Write control characters as `\x1b`, so that text from a file or model moves no cursor.
+
+    Line breaks, tabs, spaces of every width, and joiners are kept.
+    """
+    return "".join(c if _is_harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    kept = character in "\n\t" or character in _JOINERS or category(character) == "Zs"
+    return kept or character.isprintable()
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """All commands of `rlhf` that take keys, and how runs of each stage are evaluated."""
 
+from rlhf_cli.commands.chat.config import ChatConfig
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.doctor.config import DoctorConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
-from rlhf_cli.config.command import Command
+from rlhf_cli.commands.label.config import LabelConfig
 from rlhf_cli.commands.score.config import ScoreConfig
 from rlhf_cli.config.command import Command
 from rlhf_cli.stages.bco.config import BCOConfig
@@ -71,6 +72,28 @@ COMMANDS = {
                 'runs/sft prompt="Hello, you"',
                 "model=tiny prompt=Hello max_new_tokens=8 --cfg",
             ),
+        ),
+        Command(
+            "chat",
+            ChatConfig,
+            "rlhf_cli.commands.chat.run:run",
+            trains=False,
+            preflight="rlhf_cli.preflight.commands:chat",
+            less_memory="max_new_tokens=64, or one model",
+            positional="model",
+            more="beside",
+            examples=(
+                "runs/sft",
+                "runs/sft runs/dpo blind=true output=feedback.jsonl",
+            ),
+        ),
+        Command(
+            "label",
+            LabelConfig,
+            "rlhf_cli.commands.label.run:run",
+            trains=False,
+            positional="file",
+            examples=("pairs.jsonl", "answers.jsonl rater=ann output=ann.jsonl"),
         ),
         Command(
             "merge",

@@ -50,6 +50,19 @@ TOOLS = {
             },
         ),
         Tool(
+            "agreement",
+            "Compare the decisions of several raters on the same answers.",
+            "rlhf_cli.commands.label.agreement:run",
+            {
+                "FILE FILE...": "Files of `rlhf label` or `rlhf chat`, or any file of pairs, "
+                "labels or rankings. Raters are told apart by the column `rater`, else by file. "
+                "Prints raw agreement, Cohen's κ and the confusion of every two raters, and "
+                "Krippendorff's α of all, with 95 % intervals.",
+                "FILE": "One file with the rows of several raters.",
+                "--json": "As one object, for scripts.",
+            },
+        ),
+        Tool(
             "serve",
             "Print the commands that serve a result with other programs; nothing is started.",
             "rlhf_cli.commands.serve.run:run",

@@ -114,6 +114,16 @@ class ModelConfig:
             )
         return found
 
+    def settings_of_one_model(self) -> list[str]:
+        """List the settings that describe one model, for commands that are given several."""
+        default = ModelConfig()
+        names = ("revision", "base", "base_revision", "init", "architecture", "tokenizer")
+        return [
+            f"model.{name}: given with several models, each of which has its own; need one model"
+            for name in (*names, "tokenizer_revision", "chat_template")
+            if getattr(self, name) != getattr(default, name)
+        ]
+
     def missing(self) -> list[str]:
         """List the problem of a run without a model."""
         if self.path or self.init == "scratch":

@@ -8,10 +8,12 @@ are found by the `problems` of the config classes. Torch is not imported.
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from os.path import exists, expanduser, isdir
 from typing import Any
 
+from rlhf_cli.commands.chat.config import MAX_NEW_TOKENS, ChatConfig
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.score.config import ScoreConfig
@@ -29,6 +31,7 @@ from rlhf_cli.preflight.models import (
 )
 from rlhf_cli.preflight.rewards import reward_problems
 from rlhf_cli.registry import EVALUATORS
+from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.model_checks import (
     check_not_encoder_decoder,
@@ -97,14 +100,36 @@ def generate(cfg: GenerateConfig) -> list[str]:
     """Preflight of `rlhf generate`."""
     found = model_problems(cfg.model) + reward_problems(cfg.reward)
     found += check_not_reward_model("model.path", cfg.model.path, cfg.model.revision)
-    found += check_output(cfg)
-    room, most = positions(cfg.model), cfg.sampling.max_new_tokens
-    if room and most >= room:
-        found.append(
-            f"sampling.max_new_tokens: got {most}, but the model has {room} positions for prompt "
-            f"and response. Try sampling.max_new_tokens={room // 2}"
-        )
-    return found
+    return found + check_output(cfg) + _room_problems(positions(cfg.model), cfg.sampling)
+
+
+def _room_problems(room: int | None, sampling: SamplingConfig) -> list[str]:
+    """The line for a length limit that leaves no position for a prompt."""
+    most = sampling.max_new_tokens
+    if not room or most < room:
+        return []
+    return [
+        f"sampling.max_new_tokens: got {most}, but the model has {room} positions for prompt "
+        f"and response. Try sampling.max_new_tokens={max(1, room // 2)}"
+    ]
+
+
+@_after_runs
+def chat(cfg: ChatConfig) -> list[str]:
+    """Preflight of `rlhf chat`; lowers a `max_new_tokens` at its default to the model's room."""
+    found = model_problems(cfg.model)
+    for key, path in zip(_keys_of_models(cfg), cfg.models, strict=True):
+        found += check_not_reward_model(key, path, cfg.model.revision)
+        found += check_not_encoder_decoder(key, path, cfg.model.revision)
+    models = [replace(cfg.model, path=path) for path in cfg.models]
+    room = min(filter(None, map(positions, models)), default=None)
+    if room and cfg.sampling.max_new_tokens == MAX_NEW_TOKENS:
+        cfg.sampling.max_new_tokens = max(1, min(MAX_NEW_TOKENS, room // 2))
+    return list(dict.fromkeys(found)) + check_output(cfg) + _room_problems(room, cfg.sampling)
+
+
+def _keys_of_models(cfg: ChatConfig) -> list[str]:
+    return ["model.path", *("beside" for _ in cfg.beside)]
 
 
 @_after_runs

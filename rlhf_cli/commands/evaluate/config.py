@@ -158,17 +158,8 @@ class EvaluateConfig:
         return [f"{key}: got {path} twice; need each model once" for path in twice]
 
     def _of_one_model(self) -> list[str]:
-        """Report settings that describe one model where several are given."""
-        if not self.beside and not self.baseline:
-            return []
-        default = ModelConfig()
-        names = ["revision", "base", "base_revision", "init", "architecture", "tokenizer"]
-        names += ["tokenizer_revision", "chat_template"]
-        return [
-            f"model.{name}: given with several models, each of which has its own; need one model"
-            for name in names
-            if getattr(self.model, name) != getattr(default, name)
-        ]
+        several = self.beside or self.baseline
+        return self.model.settings_of_one_model() if several else []
 
     def _judge_problems(self) -> list[str]:
         found = []
