@@ -86,11 +86,12 @@ class Converter:
         except RefusedRow as error:
             self.report.leave_out(raw.location, str(error))
             return
+        self.report.notes.update(found.notes)
         if not written:
             self.report.leave_out(raw.location, "no pair with different scores and responses")
         for row in written:
             self.report.written[kind_name(row.record)] += 1
-            self.report.notes.update([row.note] if row.note else [])
+            self.report.notes.update(row.notes)
             yield row.columns
 
     def _change(self, record: Record) -> list[Record]:

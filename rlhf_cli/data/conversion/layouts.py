@@ -27,6 +27,8 @@ from rlhf_cli.data.tokens.format import to_chat_record
 
 MARGIN_NOTE = "margins are left out: the layout has no column for them"
 
+MESSAGES_NOTE = "prompts and responses that are text became the user's and the assistant's messages"
+
 
 @dataclass(frozen=True)
 class WrittenRow:
@@ -36,13 +38,13 @@ class WrittenRow:
         columns: columns of the row.
         record: what the row says: the record itself, or what the layout made of it.
         format: value of `data.format` with which the row is read as that.
-        note: what was left out; empty for nothing.
+        notes: what was left out or changed.
     """
 
     columns: dict[str, Any]
     record: Record
     format: Format = "auto"
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def to_records(record: Record) -> WrittenRow:
@@ -115,7 +117,7 @@ def to_sharegpt(record: Record) -> WrittenRow:
     """
     if isinstance(record, TextRecord):
         return to_records(record)
-    chat, note = _to_plain_chat(record)
+    chat, notes = _to_plain_chat(record)
     match chat:
         case ChatRecord(messages):
             columns: dict[str, Any] = {"conversations": _conversation(messages)}
@@ -130,7 +132,7 @@ def to_sharegpt(record: Record) -> WrittenRow:
             raise RefusedRow("a record for which the layout has no columns")
     tools = _messages_of(chat)[0].tools
     columns |= {"tools": json.dumps(list(tools), ensure_ascii=False)} if tools else {}
-    return WrittenRow(columns, chat, note=note)
+    return WrittenRow(columns, chat, notes=notes)
 
 
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
@@ -152,7 +154,7 @@ def to_llama_factory(record: Record) -> WrittenRow:
     """
     if isinstance(record, TextRecord):
         return to_records(record)
-    chat, note = _to_plain_chat(record)
+    chat, notes = _to_plain_chat(record)
     match chat:
         case ChatRecord(messages):
             columns = {**_asked(messages[:-1]), "output": _only_reply(messages[-1:]).content}
@@ -167,7 +169,7 @@ def to_llama_factory(record: Record) -> WrittenRow:
             raise RefusedRow("a record for which the layout has no columns")
     if _messages_of(chat)[0].tools:
         raise RefusedRow("tools, for which the layout has no column (to=sharegpt has one)")
-    return WrittenRow(columns, chat, note=note)
+    return WrittenRow(columns, chat, notes=notes)
 
 
 def _asked(prompt: Any) -> dict[str, Any]:
@@ -216,8 +218,8 @@ def _template_pattern(template: str) -> re.Pattern[str]:
 _ALPACA_PATTERNS = tuple(map(_template_pattern, (ALPACA_PROMPT_WITH_INPUT, ALPACA_PROMPT)))
 
 
-def _to_plain_chat(record: Record) -> tuple[Record, str]:
-    """Return a record as messages of plain text, without a margin, and a note on that.
+def _to_plain_chat(record: Record) -> tuple[Record, tuple[str, ...]]:
+    """Return a record as messages of plain text, without a margin, and notes on the changes.
 
     Raises:
         RefusedRow: it has parts that are no plain text, or it is a transcript.
@@ -241,9 +243,10 @@ def _to_plain_chat(record: Record) -> tuple[Record, str]:
             raise RefusedRow(f"messages with {keys}, which the layout does not have")
         if message.weight != 1:
             raise RefusedRow("a message of weight 0, which the layout does not have")
+    notes = [MESSAGES_NOTE] if isinstance(getattr(record, "prompt", None), str) else []
     if isinstance(chat, PreferenceRecord) and chat.margin is not None:
-        return replace(chat, margin=None), MARGIN_NOTE
-    return chat, ""
+        return replace(chat, margin=None), (*notes, MARGIN_NOTE)
+    return chat, tuple(notes)
 
 
 def _only_reply(response: Any) -> Message:
