@@ -12,7 +12,9 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 FLOORS = {
-    **dict.fromkeys(("completion", "console", "cores", "errors", "resources", "tools"), 0),
+    **dict.fromkeys(
+        ("completion", "console", "cores", "errors", "resources", "tools", "torch_free"), 0
+    ),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
     **dict.fromkeys(("diagnosis", "report"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),

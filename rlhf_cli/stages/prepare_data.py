@@ -14,26 +14,22 @@ from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.dataset import (
     LoadedExamples,
-    has_chat_records,
-    iter_texts,
     load_eval_examples,
     load_examples,
 )
 from rlhf_cli.data.examples import Examples, count_distinct
 from rlhf_cli.data.preview import show_first_example
-from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer, trains_tokenizer
+from rlhf_cli.models.tokenizer import trains_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import positions
 from rlhf_cli.runs.run_files import TOKENIZER
-from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
-
-Records = tuple[type, ...]
-"""Record classes that a stage reads, the preferred first."""
+from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.records import Records
+from rlhf_cli.stages.tokenizers import load_row_tokenizer, load_trained_tokenizer, log_plain_text
 
 Transform = Callable[[LoadedExamples, str], Examples]
 """Makes a stage's examples of loaded rows; the second argument is `training` or `held-out`."""
@@ -140,25 +136,21 @@ def load_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
 def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> None:
     """Train the tokenizer and tokenize the rows once, before several processes start."""
     if trains_tokenizer(cfg.model):
-        _load_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
+        load_trained_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
         cfg = _with_saved_tokenizer(cfg, out)
     _load(cfg, stage, records, cached_only=False)
 
 
 def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> StageData:
     log_max_length(cfg)
-    tokenizer = _load_tokenizer(cfg, stage, records)
+    tokenizer, new = load_row_tokenizer(cfg, stage, records)
     options = {"as_messages": cfg.as_messages, "cached_only": cached_only}
-    needs_template = not tokenizer.chat_template and (
-        cfg.as_messages or has_chat_records(cfg.data, stage, records)
-    )
-    new = add_chatml(tokenizer) if needs_template else []
     train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
     log_plain_text(cfg, tokenizer, report)
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **options)
     return StageData(
         tokenizer=tokenizer,
-        new_tokens=tuple(new),
+        new_tokens=new,
         train=train,
         report=report,
         held_out=held_out[0] if held_out else None,
@@ -170,26 +162,6 @@ def log_max_length(cfg: StageConfig) -> None:
     """Say that `data.max_length` was lowered to the model's positions."""
     if cfg.data.max_length == positions(cfg.model):
         logger.info(f"data.max_length: {cfg.data.max_length}, the model's positions")
-
-
-def log_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
-    """Say that rows of text are joined without the model's chat template, and the key to set.
-
-    Args:
-        cfg: the whole configuration; only `template=auto` leaves the choice open.
-        tokenizer: the model's.
-        report: on the rows.
-    """
-    if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
-        return
-    model = cfg.model
-    chats = uses_chat_template("auto", model.path, model.revision, tokenizer)
-    if chats and not report.templated and not model.from_scratch:
-        logger.info(
-            f"template: {model.path} has a chat template, and the rows are text, which is joined "
-            "without it. template=always makes prompts the user's messages and responses the "
-            "assistant's; template=never leaves this line out"
-        )
 
 
 def require_positions(examples: Examples, model: ModelWrapper, name: str = "model") -> None:
@@ -211,10 +183,6 @@ def require_positions(examples: Examples, model: ModelWrapper, name: str = "mode
             f"{longest} positions (the longest has {lengths.max()} tokens). "
             f"Try data.max_length={longest}"
         )
-
-
-def _load_tokenizer(cfg: StageConfig, stage: str, records: Records) -> Any:
-    return load_tokenizer(cfg.model, lambda: iter_texts(cfg.data, stage, records))
 
 
 def _with_saved_tokenizer(cfg: StageConfig, out: Path) -> StageConfig:

@@ -295,7 +295,24 @@ KINDS = (
     RecordKind("prompt", PromptRecord, ("prompt",), _build_prompt),
     RecordKind("chat_prompt", PromptRecord, ("messages",), _build_chat_prompt),
 )
+ANY_RECORDS = (
+    PreferenceRecord,
+    RankedRecord,
+    LabelledRecord,
+    ScoredRecord,
+    ChatRecord,
+    PromptCompletionRecord,
+    TextRecord,
+    PromptRecord,
+)
+"""All record classes; a row that fits several kinds is read as the first."""
+
 COLUMNS = (*dict.fromkeys(name for kind in KINDS for name in kind.columns), "tools")
+
+
+def kind_name(record: Record) -> str:
+    """Return the name of the kind of a record: of several with its class, the first."""
+    return next(kind.name for kind in KINDS if kind.record is type(record))
 
 
 def match_kinds(names: set[str]) -> list[RecordKind]:

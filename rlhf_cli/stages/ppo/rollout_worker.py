@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rlhf_cli.console import logger
-from rlhf_cli.data.preview import shorten
+from rlhf_cli.console import logger, shorten
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.models.policy import Policy
