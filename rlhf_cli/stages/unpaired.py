@@ -12,7 +12,6 @@ from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples, count_classes, unpair_examples
-from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import metrics_by_label
@@ -20,8 +19,6 @@ from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import RowReference
 from rlhf_cli.train.row_loss import RowValues, row_logprobs
-
-UNPAIRED_RECORDS: tuple[type, ...] = (LabelledRecord, PreferenceRecord)
 
 
 def unpaired_examples(loaded: LoadedExamples, role: str = "training") -> Examples:

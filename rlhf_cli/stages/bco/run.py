@@ -24,9 +24,10 @@ from rlhf_cli.stages.evaluation import (
     require_reference,
 )
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
+from rlhf_cli.stages.records import UNPAIRED_RECORDS
 from rlhf_cli.stages.reference import load_row_reference
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
-from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS, reward_separation, unpaired_examples
+from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
 
 
 def prepare(cfg: BCOConfig, out: Path) -> None:
