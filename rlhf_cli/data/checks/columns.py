@@ -20,6 +20,9 @@ MIN_ROWS = 20
 OUTLIER_RATIO, OUTLIER_TOKENS = 10.0, 100
 """A response is unusually long from this many times the median, and this many tokens."""
 
+MAX_RARE_SHARE = 0.2
+"""Share of rows up to which a character is unusual in a file."""
+
 _URL = re.compile(r"\s*https?://\S+\s*")
 _LETTERS = re.compile(r"[^\W\d_]")
 MIN_LETTERS = 8
@@ -100,6 +103,55 @@ def _script(letter: str) -> str:
     first = unicodedata.name(letter, "other").split(" ")[0].split("-")[0].lower()
     same = {"hiragana": "cjk", "katakana": "cjk", "micro": "latin", "feminine": "latin"}
     return {**same, "masculine": "latin", "fullwidth": "latin"}.get(first, first)
+
+
+def check_symbols(data: CheckedData) -> Iterator[Finding]:
+    """Report rare symbols, tabs in messages, and single letters of other scripts."""
+    rows: Counter[str] = Counter()
+    where: list[tuple[str, frozenset[str]]] = []
+    for location, texts in data.texts:
+        found = frozenset(c for text in texts for c in _unusual(text.text))
+        rows.update(found)
+        where.append((location, found))
+    rare = {c: n for c, n in rows.items() if n <= MAX_RARE_SHARE * data.total}
+    tally = Tally()
+    for location, found in where:
+        if listed := sorted(found & rare.keys(), key=lambda c: rare[c]):
+            tally.add(location, " ".join(map(_name_character, listed[:3])))
+    most = sorted(rare, key=lambda c: -rare[c])[:8]
+    listed = ", ".join(f"{_name_character(c)} in {rare[c]}" for c in most)
+    yield from tally.report(
+        "unusual-characters",
+        "note",
+        f"rows with symbols, tabs or single letters of other scripts that few rows have: {listed}",
+        data.total,
+        advice="Check a few: bullets and symbols of a scraped page are learned as they are",
+    )
+
+
+def _unusual(text: str) -> Iterator[str]:
+    """Yield the symbols, tabs and letters of other scripts than Latin of a text."""
+    if text.isascii():
+        if "\t" in text:
+            yield "\t"
+        return
+    letters = {c for c in text if ord(c) > 126}
+    usual = main_script(text)
+    for character in letters:
+        category = unicodedata.category(character)
+        if category in ("So", "Co", "Cn") or (
+            category.startswith("L") and _script(character) not in ("latin", usual)
+        ):
+            yield character
+    if "\t" in text:
+        yield "\t"
+
+
+def _name_character(character: str) -> str:
+    if character == "\t":
+        return "tab"
+    code = f"U+{ord(character):04X}"
+    return f"{character} ({code})" if character.isprintable() else code
 
 
 def check_long_responses(data: CheckedData) -> Iterator[Finding]:

@@ -28,30 +28,10 @@ from rlhf_cli.data.records.types import (
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.sources.base import RawRow
 
-MAX_LOCATIONS = 3
-
-
-@dataclass
-class LocatedReport(DataReport):
-    """A report that keeps the locations of the first refused rows of each reason.
-
-    Attributes:
-        refused_at: reason -> the first `file:line`.
-    """
-
-    refused_at: dict[str, list[str]] = field(default_factory=dict)
-
-    def add_refused(self, location: str, reason: str) -> None:
-        """Count a refused row."""
-        super().add_refused(location, reason)
-        found = self.refused_at.setdefault(reason, [])
-        if len(found) < MAX_LOCATIONS:
-            found.append(location)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What an example loses that is longer than `data.max_length`.
+    """What an example longer than `data.max_length` loses.
 
     Attributes:
         location: `file:line`.
@@ -59,7 +39,6 @@ class Cut:
         prompt_start: most tokens that one of its rows loses at the start.
         response_end: most tokens that one of its rows loses at the end.
         loses_end: whether the end token of a response is lost.
-        refused: reason for which the example is left out; empty if it is kept.
     """
 
     location: str
@@ -67,7 +46,6 @@ class Cut:
     prompt_start: int = 0
     response_end: int = 0
     loses_end: bool = False
-    refused: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +60,14 @@ class CheckedData:
         own_template: whether the chat template is the model's own, not ChatML in place of none.
         template: the stage's key `template`; empty if it has none.
         rows: rows as they are in the file.
-        records: good rows.
-        report: counts of the reader and the tokenizer.
+        records: rows that are kept.
+        refused: reason -> `file:line` of every row that is refused for it.
+        report: counts of the reader and the tokenizer; those of the reader are of all rows.
         examples: untruncated tokens of the records, one example each; None for prompts alone.
         cuts: examples that are longer than `data.max_length`.
         prompt_lengths: for prompts alone, the tokens of each record.
         held_out: good rows of `data.eval`.
+        held_out_of_rows: whether these are some of `rows`, which are then not trained on.
         options: the stage's other keys that checks read: `desirable_weight`,
             `undesirable_weight`, `loss_type`, `max_new_tokens`.
         positions: longest row that the model takes; None if unknown.
@@ -97,13 +77,15 @@ class CheckedData:
     stage: str
     cfg: DataConfig
     tokenizer: Any
-    report: LocatedReport
+    report: DataReport
     rows: Sequence[RawRow] = ()
     records: Sequence[RecordWithSource] = ()
+    refused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     examples: Examples | None = None
     cuts: Sequence[Cut] = ()
     prompt_lengths: Sequence[int] = ()
     held_out: Sequence[RecordWithSource] = ()
+    held_out_of_rows: bool = False
     end_tokens: frozenset[int] = frozenset()
     own_template: bool = True
     template: str = ""
@@ -115,11 +97,6 @@ class CheckedData:
     def total(self) -> int:
         """Number of records, the unit of most checks."""
         return len(self.records)
-
-    @cached_property
-    def record_at(self) -> dict[str, RecordWithSource]:
-        """`file:line` -> record."""
-        return {record.location: record for record in self.records}
 
     @cached_property
     def texts(self) -> list[tuple[str, tuple[Text, ...]]]:

@@ -151,7 +151,9 @@ def check_overlap(data: CheckedData) -> Iterator[Finding]:
     """Check for held-out rows, or their prompts, that are trained on too."""
     if not data.held_out:
         return
-    train, held_out = ComparedRows(data.records[:MAX_ROWS]), ComparedRows(data.held_out[:MAX_ROWS])
+    held_out = ComparedRows(data.held_out[:MAX_ROWS])
+    own = {one.location for one in data.held_out} if data.held_out_of_rows else frozenset()
+    train = ComparedRows([one for one in data.records[:MAX_ROWS] if one.location not in own])
     rows, prompts = Tally(), Tally()
     same_prompt = _first_index(train.prompts)
     matches = _held_out_matches(train, held_out)

@@ -125,4 +125,4 @@ def excerpt(text: str, at: int | None = None, max_characters: int = EXCERPT) -> 
         offset = min(start, 200)
         masked = masked[offset : offset + max_characters]
     one_line = masked.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
-    return shorten(one_line, max_characters)
+    return shorten(one_line, max_characters if at is None else len(one_line))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rlhf_cli.data.checks.content import MAX_LOCATIONS, CheckedData
-from rlhf_cli.data.checks.finding import Finding, FoundAt, Severity, excerpt
+from rlhf_cli.data.checks.content import CheckedData
+from rlhf_cli.data.checks.finding import MAX_EXAMPLES, Finding, FoundAt, Severity, excerpt
+from rlhf_cli.data.records.responses import MULTI_TURN_NOTE
 
 CODES = (
     ("chosen equals rejected", "chosen-equals-rejected"),
@@ -15,7 +16,7 @@ CODES = (
     ("empty response", "empty-response"),
     ("empty text", "empty-response"),
     ("no response within", "response-cut-off"),
-    ("longer than data.max_length", "too-long"),
+    ("longer than ", "too-long"),
     ("no token of a response", "empty-mask"),
     ("only end or pad tokens", "empty-mask"),
     ("no assistant message", "empty-mask"),
@@ -44,7 +45,7 @@ def check_malformed(data: CheckedData) -> Iterator[Finding]:
     if not report.malformed:
         return
     severity: Severity = "error" if report.malformed > data.cfg.max_bad_rows else "warning"
-    shown = (line.partition(": ") for line in report.malformed_shown[:MAX_LOCATIONS])
+    shown = (line.partition(": ") for line in report.malformed_shown[:MAX_EXAMPLES])
     yield Finding(
         code="malformed-rows",
         severity=severity,
@@ -58,19 +59,16 @@ def check_malformed(data: CheckedData) -> Iterator[Finding]:
 
 def check_refused(data: CheckedData) -> Iterator[Finding]:
     """Report refused rows by reason; an error if no row is left."""
-    report = data.report
-    refused = sum(found.rows for found in report.refused.values())
-    nothing_left = refused and refused + report.malformed >= report.rows
-    for reason, found in report.refused.items():
+    severity: Severity = "warning" if data.records else "error"
+    for reason, places in data.refused.items():
         code = next((code for begin, code in CODES if reason.startswith(begin)), "refused-rows")
-        places = report.refused_at.get(reason, [found.example])
         yield Finding(
             code=code,
-            severity="error" if nothing_left else "warning",
-            message=f"refused: {excerpt(reason, None, 200)}",
-            count=found.rows,
-            total=report.rows,
-            examples=tuple(FoundAt(place) for place in places),
+            severity=severity,
+            message=f"left out: {excerpt(reason, None, 200)}",
+            count=len(places),
+            total=len(data.rows),
+            examples=tuple(FoundAt(place) for place in places[:MAX_EXAMPLES]),
             advice=_ADVICE.get(code, ""),
         )
 
@@ -78,11 +76,16 @@ def check_refused(data: CheckedData) -> Iterator[Finding]:
 def check_changed(data: CheckedData) -> Iterator[Finding]:
     """Report rows that the loader keeps with a change."""
     for note, found in data.report.notes.items():
+        several_turns = note == MULTI_TURN_NOTE
         yield Finding(
-            code="changed-rows",
-            severity="note",
+            code="several-turns" if several_turns else "changed-rows",
+            severity="warning" if several_turns else "note",
             message=excerpt(note, None, 300),
             count=found.rows,
             total=data.report.rows,
             examples=(FoundAt(found.example),),
+            advice="After the first turn that differs they answer different prompts; "
+            "keep that turn alone as the response"
+            if several_turns
+            else "",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from rlhf_cli.data.checks import (
     chats,
@@ -24,9 +24,10 @@ Check = Callable[[CheckedData], Iterator[Finding]]
 CHECKS: dict[Check, tuple[str, ...]] = {
     refusals.check_malformed: ("malformed-rows",),
     refusals.check_refused: (*dict.fromkeys(code for _, code in refusals.CODES), "refused-rows"),
-    refusals.check_changed: ("changed-rows",),
+    refusals.check_changed: ("changed-rows", "several-turns"),
     tokens.check_end_tokens: ("end-token-untrained", "end-token-new", "end-token-inside"),
     tokens.check_begin_tokens: ("double-bos",),
+    tokens.check_unknown_tokens: ("unknown-tokens",),
     tokens.check_truncation: ("truncated-end-token", "truncated-responses", "truncated-prompts"),
     tokens.check_room: ("no-room",),
     template.check_unused_template: ("chat-template-unused",),
@@ -61,6 +62,7 @@ CHECKS: dict[Check, tuple[str, ...]] = {
     columns.check_separators: ("no-separator", "prompt-ends-with-space"),
     columns.check_constant_columns: ("constant-columns",),
     columns.check_scripts: ("other-scripts",),
+    columns.check_symbols: ("unusual-characters",),
     columns.check_long_responses: ("unusually-long-responses",),
     columns.check_bare_addresses: ("address-as-response",),
 }
@@ -69,18 +71,20 @@ CHECKS: dict[Check, tuple[str, ...]] = {
 CODES = tuple(dict.fromkeys(code for codes in CHECKS.values() for code in codes))
 
 
-def find_all(data: CheckedData, ignore: Collection[str] = ()) -> list[Finding]:
-    """Run all checks, and return what they find, the gravest first.
+def checks_to_run(ignore: Collection[str]) -> list[Check]:
+    """Return the checks that have a code which is not ignored."""
+    return [check for check, codes in CHECKS.items() if not {*codes} <= {*ignore}]
+
+
+def find_all(
+    data: CheckedData, checks: Iterable[Check] = tuple(CHECKS), ignore: Collection[str] = ()
+) -> list[Finding]:
+    """Run checks, and return what they find, the gravest first.
 
     Args:
         data: the rows.
-        ignore: codes to leave out; a check all of whose codes are listed is not run.
+        checks: the checks.
+        ignore: codes to leave out.
     """
-    found = [
-        finding
-        for check, codes in CHECKS.items()
-        if not {*codes} <= {*ignore}
-        for finding in check(data)
-        if finding.code not in ignore
-    ]
+    found = [one for check in checks for one in check(data) if one.code not in ignore]
     return sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))

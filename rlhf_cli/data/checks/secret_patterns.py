@@ -33,14 +33,17 @@ _MARKS = re.compile(
 
 _PRIVATE_KEY = "PRIVATE KEY"
 _PLACEHOLDER = re.compile(
-    r"example|placeholder|your[-_ ]?(?:api|key|token|password)|x{6,}|\*{3,}|<"
+    r"example|placeholder|your[-_ ]?(?:api|key|token|password)|x{6,}|\*{3,}|[<{$]"
+    r"|:(?:password|passwd|pass|pwd|secret|token|changeme|postgres|root|admin|mypass\w*)@"
 )
 
 EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![\w-])")
-_EXAMPLE_DOMAIN = re.compile(
-    r"@(?:[\w-]+\.)*(?:example(?:\.\w+)?|domain\.com|email\.com|localhost|test)$", re.IGNORECASE
+_EXAMPLE_ADDRESS = re.compile(
+    r"@(?:[\w-]+\.)*(?:example(?:\.\w+)?|domain\.com|email\.com|localhost|test)$"
+    r"|^(?:e-?mail|user(?:name)?|name|you|your[\w.-]*|someone|git|foo|bar)@",
+    re.IGNORECASE,
 )
-"""Domains that stand for any address (RFC 2606, and two that texts use so)."""
+"""Addresses that stand for any address (domains of RFC 2606, and names that texts use so)."""
 
 PHONE = re.compile(
     r"(?<![\w.,/+-])(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)|\d{1,4})(?:[ .-]?\d{2,4}){2,4}"
@@ -77,7 +80,7 @@ def mask_secrets(text: str) -> str:
 
 def find_personal_data(text: str) -> str:
     """Name the first personal data in a text; empty for none."""
-    if "@" in text and any(not _EXAMPLE_DOMAIN.search(found[0]) for found in EMAIL.finditer(text)):
+    if "@" in text and any(not _EXAMPLE_ADDRESS.search(found[0]) for found in EMAIL.finditer(text)):
         return "an e-mail address"
     if any(not _FICTIONAL_PHONE.search(found[0]) for found in PHONE.finditer(text)):
         return "a phone number"

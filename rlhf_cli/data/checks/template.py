@@ -96,8 +96,8 @@ def check_rewritten_turns(data: CheckedData) -> Iterator[Finding]:
     yield from tally.report(
         "template-rewrites-turns",
         "warning" if data.cfg.train_on == "response" else "note",
-        f"chats whose earlier turns the template writes otherwise once others follow{sampled}; only "
-        "their last response is trained",
+        f"chats whose earlier turns the template writes otherwise once others follow{sampled}; "
+        "only their last response is trained",
         examined,
         unit="chat",
         advice="Give a template that keeps earlier turns with model.chat_template=FILE, or ask for "

@@ -43,6 +43,7 @@ class CharacterCheck:
         message: what was found.
         advice: what to do.
         warn_from: share of the rows from which a note is a warning.
+        report_from: share of the rows from which it is reported; single ones are meant so.
     """
 
     code: str
@@ -51,6 +52,7 @@ class CharacterCheck:
     message: str
     advice: str
     warn_from: float = 2.0
+    report_from: float = 0.0
 
 
 def find_mojibake(text: str) -> int | None:
@@ -199,7 +201,7 @@ CHARACTER_CHECKS = (
         find_escaped_newline,
         r"the two letters \n in texts without a line break",
         "Check whether line breaks were escaped twice",
-        warn_from=0.01,
+        report_from=0.01,
     ),
     CharacterCheck(
         "long-lines",
@@ -223,6 +225,8 @@ def check_characters(data: CheckedData) -> Iterator[Finding]:
                     tallies[check.code].add(location, shown)
     for check in CHARACTER_CHECKS:
         tally = tallies[check.code]
+        if tally.count < check.report_from * data.total:
+            continue
         many = tally.count >= max(3, check.warn_from * data.total)
         severity: Severity = "warning" if many else check.severity
         yield from tally.report(
@@ -240,7 +244,7 @@ def check_special_tokens(data: CheckedData) -> Iterator[Finding]:
         for text in texts:
             if found := pattern.search(_without_own_ends(text, data.tokenizer)):
                 shown = f"{text.place}: {excerpt(text.text, text.text.find(found[0]))}"
-                as_text = text.is_message or data.template == "always"
+                as_text = text.is_message or data.report.templated
                 (escaped if as_text else plain).add(location, shown)
     yield from plain.report(
         "special-tokens",

@@ -152,12 +152,31 @@ def check_begin_tokens(data: CheckedData) -> Iterator[Finding]:
     )
 
 
+def check_unknown_tokens(data: CheckedData) -> Iterator[Finding]:
+    """Check for text that the tokenizer does not know."""
+    examples, unknown = data.examples, data.tokenizer.unk_token_id
+    named = (data.tokenizer.eos_token_id, data.tokenizer.bos_token_id, data.tokenizer.pad_token_id)
+    if examples is None or unknown is None or unknown in named:
+        return
+    tally = Tally()
+    for at in np.flatnonzero(examples.tokens == unknown).tolist():
+        row = int(np.searchsorted(examples.row_starts, at, "right")) - 1
+        tally.add(_location(examples, row), _around(data, at))
+    yield from tally.report(
+        "unknown-tokens",
+        "warning",
+        f"rows with characters that the tokenizer does not know; all of them are one token, "
+        f"{data.tokenizer.unk_token}",
+        data.total,
+        advice="Replace these characters, or use a model with a tokenizer of bytes",
+    )
+
+
 def check_truncation(data: CheckedData) -> Iterator[Finding]:
     """Report what `data.truncation` cuts from rows longer than `data.max_length`."""
     limit = data.cfg.max_length
-    kept = [cut for cut in data.cuts if not cut.refused]
     advice = _longer(data, max((cut.longest for cut in data.cuts), default=0))
-    ends = _tally(kept, lambda cut: cut.loses_end, lambda cut: f"{cut.longest} tokens")
+    ends = _tally(data.cuts, lambda cut: cut.loses_end, lambda cut: f"{cut.longest} tokens")
     yield from ends.report(
         "truncated-end-token",
         "warning",
@@ -167,7 +186,7 @@ def check_truncation(data: CheckedData) -> Iterator[Finding]:
         advice=f"{advice}, or leave the rows out with data.truncation=refuse",
     )
     responses = _tally(
-        kept,
+        data.cuts,
         lambda cut: cut.response_end > 0 and not cut.loses_end,
         lambda cut: f"{cut.longest} tokens, loses {cut.response_end} at the end",
     )
@@ -179,7 +198,7 @@ def check_truncation(data: CheckedData) -> Iterator[Finding]:
         advice=advice,
     )
     prompts = _tally(
-        kept,
+        data.cuts,
         lambda cut: cut.prompt_start > 0 and not cut.response_end,
         lambda cut: f"{cut.longest} tokens, loses {cut.prompt_start} at the start",
     )
