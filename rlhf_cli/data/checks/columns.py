@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +24,9 @@ MAX_RARE_SHARE = 0.2
 """Share of rows up to which a character is unusual in a file."""
 
 _URL = re.compile(r"\s*https?://\S+\s*")
+_CLOSING = frozenset(".,;?!:)]}>\"'`")
+"""What else than a letter or digit ends a prompt, after which a space is missing."""
+
 _LETTERS = re.compile(r"[^\W\d_]")
 MIN_LETTERS = 8
 """Letters of a script in one text, which a name or a formula has not."""
@@ -38,7 +41,7 @@ def check_constant_columns(data: CheckedData) -> Iterator[Finding]:
         if isinstance(row.parsed, MalformedRow | RefusedRow):
             continue
         rows += 1
-        counts.update(row.parsed)
+        counts.update([*row.parsed])
         for name, value in row.parsed.items():
             if values.get(name, "") is not None and values.setdefault(name, repr(value)) != repr(
                 value
@@ -119,11 +122,11 @@ def check_symbols(data: CheckedData) -> Iterator[Finding]:
         if listed := sorted(found & rare.keys(), key=lambda c: rare[c]):
             tally.add(location, " ".join(map(_name_character, listed[:3])))
     most = sorted(rare, key=lambda c: -rare[c])[:8]
-    listed = ", ".join(f"{_name_character(c)} in {rare[c]}" for c in most)
+    named = ", ".join(f"{_name_character(c)} in {rare[c]}" for c in most)
     yield from tally.report(
         "unusual-characters",
         "note",
-        f"rows with symbols, tabs or single letters of other scripts that few rows have: {listed}",
+        f"rows with symbols, tabs or single letters of other scripts that few rows have: {named}",
         data.total,
         advice="Check a few: bullets and symbols of a scraped page are learned as they are",
     )
@@ -218,23 +221,20 @@ def check_separators(data: CheckedData) -> Iterator[Finding]:
     """Check for text prompts and responses that are joined without white space."""
     joined, spaced = Tally(), Tally()
     for location, texts in data.texts if data.template != "always" else ():
-        prompt = texts[0] if texts and texts[0].place == "prompt" else None
-        if prompt is None or not prompt.text or len(texts) < 2 or texts[1].is_message:
+        if len(texts) < 2 or texts[0].place != "prompt":
             continue
-        end, begin = prompt.text[-1:], texts[1].text[:1]
-        shown = f"{excerpt(prompt.text[-30:])}|{excerpt(texts[1].text[:30])}"
-        if end.isalnum() or end in ".?!:)\"'`":
-            if begin.isalnum():
-                joined.add(location, shown)
-        elif end == " ":
+        prompt, response = texts[0].text, texts[1].text
+        shown = f"{excerpt(prompt[-30:])}|{excerpt(response[:30])}"
+        if prompt[-1:] == " ":
             spaced.add(location, shown)
+        elif (prompt[-1:].isalnum() or prompt[-1:] in _CLOSING) and response[:1].isalnum():
+            joined.add(location, shown)
     yield from joined.report(
         "no-separator",
         "warning",
         "text prompts to which the response is joined without white space",
         data.total,
-        advice="Use template=always with a chat model, or begin each response with a space or line "
-        'break, as with data.columns.completion=" {completion}"',
+        advice=_separator_advice(data.texts[0][1] if joined.count else ()),
     )
     yield from spaced.report(
         "prompt-ends-with-space",
@@ -242,4 +242,17 @@ def check_separators(data: CheckedData) -> Iterator[Finding]:
         "text prompts that end with a space, which most tokenizers put before the next word",
         data.total,
         advice="Move the space to the begin of the response",
+    )
+
+
+def _separator_advice(texts: Sequence[Text]) -> str:
+    keys = [
+        f"data.columns.{text.place}=' {{{text.place}}}'"
+        for text in texts
+        if text.is_response and "[" not in text.place
+    ]
+    begin = f", as with {' '.join(keys)}" if keys else ""
+    return (
+        "Use template=always with a chat model, or begin each response with a space or line "
+        f"break{begin}"
     )

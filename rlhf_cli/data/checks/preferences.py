@@ -39,9 +39,9 @@ def check_length_bias(data: CheckedData) -> Iterator[Finding]:
         yield Finding(
             code="length-bias",
             severity="warning" if low > WARN_SHARE else "note",
-            message=f"the better response is the {which} one in {value:.0%} of the "
-            f"{'pairs' if scores is None else 'comparisons'} (95 % interval {low:.0%} to "
-            f"{share.high if longer else 1 - share.low:.0%}; even would be 50 %)"
+            message=f"the better response is the {which} one in {100 * value:.0f} % of the "
+            f"{'pairs' if scores is None else 'comparisons'} (95 % interval {100 * low:.0f} to "
+            f"{100 * (share.high if longer else 1 - share.low):.0f} %; even would be 50 %)"
             f"{_describe(differences, scores)}",
             total=data.total,
             advice=_length_advice(data.stage),
@@ -177,7 +177,8 @@ def check_ties(data: CheckedData) -> Iterator[Finding]:
     yield from tally.report(
         "tied-scores",
         severity,
-        f"rankings with equal scores; {share:.0%} of all comparisons are ties, which are not used",
+        f"rankings with equal scores; {100 * share:.1f} % of all comparisons are ties, which no "
+        "loss uses",
         data.total,
         advice="Have ties rated again, or leave them",
     )

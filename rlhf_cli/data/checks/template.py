@@ -11,6 +11,7 @@ from rlhf_cli.data.checks.content import CheckedData
 from rlhf_cli.data.checks.finding import Finding, Tally, excerpt
 from rlhf_cli.data.records.fields import REASONING_KEYS, Message, Messages
 from rlhf_cli.data.records.reader import RecordWithSource
+from rlhf_cli.data.records.types import Record
 from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat_template import ChatTemplate
 from rlhf_cli.data.tokens.encode import find_special_tokens
@@ -64,7 +65,7 @@ def check_unused_template(data: CheckedData) -> Iterator[Finding]:
     has_template = bool(data.tokenizer.chat_template) and data.own_template
     if not has_template or data.template != "auto" or data.report.templated or not data.records:
         return
-    if data.examples is None:
+    if data.examples is None or not _fits_messages(data.records[0].record):
         return
     yield Finding(
         code="chat-template-unused",
@@ -74,6 +75,14 @@ def check_unused_template(data: CheckedData) -> Iterator[Finding]:
         total=data.total,
         advice="Use template=always for a model that chats, or template=never to leave this out",
     )
+
+
+def _fits_messages(record: Record) -> bool:
+    """Whether a text row can be written as messages."""
+    try:
+        return to_chat_record(record) is not record
+    except RefusedRow:
+        return False
 
 
 def check_rewritten_turns(data: CheckedData) -> Iterator[Finding]:
