@@ -51,7 +51,7 @@ def test_the_summary_stands_first_and_the_gravest_finding_second(capsys):
     check([*WARNED, "{broken"], "stage=sft")
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert lines[0] == "rows.jsonl as sft: 4 rows: 1 error, 1 warning, 1 note"
+    assert lines[0] == "rows.jsonl as sft: 4 rows: 1 error, 1 warning"
     assert lines[1].split() == ["error", "malformed-rows", "1", "of", "4", "rows", "(25.0", "%)"]
     assert any(line.strip().startswith("rows.jsonl:3  messages[1]: A caf") for line in lines)
     assert "error: 1 error: malformed-rows" in printed.err
@@ -71,7 +71,7 @@ def test_json_has_a_stable_schema(capsys):
         "kept_rows": 3,
         "errors": 0,
         "warnings": 1,
-        "notes": 1,
+        "notes": 0,
     }
     first = findings[0]
     assert set(first) == {*Finding.__dataclass_fields__, "share"}

@@ -142,9 +142,8 @@ def _unusual(text: str) -> Iterator[str]:
     usual = main_script(text)
     for character in letters:
         category = unicodedata.category(character)
-        if category in ("So", "Co", "Cn") or (
-            category.startswith("L") and _script(character) not in ("latin", usual)
-        ):
+        symbol = category in ("So", "Cn") and character != "\ufffd"  # which has its own check
+        if symbol or (category.startswith("L") and _script(character) not in ("latin", usual)):
             yield character
     if "\t" in text:
         yield "\t"
