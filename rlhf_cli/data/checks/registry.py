@@ -12,6 +12,7 @@ from rlhf_cli.data.checks import (
     personal,
     preferences,
     refusals,
+    responses,
     template,
     texts,
     tokens,
@@ -64,6 +65,8 @@ CHECKS: dict[Check, tuple[str, ...]] = {
     columns.check_scripts: ("other-scripts",),
     columns.check_symbols: ("unusual-characters",),
     columns.check_long_responses: ("unusually-long-responses",),
+    responses.check_role_marks: ("role-marks-in-responses",),
+    responses.check_unfinished: ("unfinished-responses",),
     columns.check_bare_addresses: ("address-as-response",),
 }
 """Check -> the codes that its findings can have."""

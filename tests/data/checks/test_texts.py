@@ -38,6 +38,10 @@ def row(text, prompt="Say it."):
         ("personal-data", "write to jane.doe@acme.co.uk", "write to user@example.com"),
         ("personal-data", "call +49 170 1234567", "1234567890 or 555-0123 or 2.345-678.9012"),
         ("secrets", GITHUB, "ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
+        ("role-marks-in-responses", "Human:  Yes, I can", "The human: a study. User stories:"),
+        ("role-marks-in-responses", "Yes.\n\nUser: And now?", "Yes: the Assistant said so."),
+        ("unfinished-responses", "word " * 40 + "and then", "word " * 40 + "and then."),
+        ("unfinished-responses", "word " * 40, "Items, many of them: " + "word " * 40 + "\n- tea"),
         ("open-thoughts", "<think>Hm. Yes", "<think>Hm.</think> Yes"),
     ],
 )
