@@ -97,7 +97,7 @@ def _severity(tally: Tally, data: CheckedData) -> Severity:
 
 
 def _add(tally: Tally, rows: ComparedRows, one: int, other: int) -> None:
-    text = excerpt(" | ".join(rows.exact[other]), max_characters=60)
+    text = excerpt(" | ".join(filter(None, rows.exact[other])), max_characters=60)
     tally.add(rows.records[other].location, f"as {rows.records[one].location}: {text}")
 
 
@@ -159,7 +159,7 @@ def check_overlap(data: CheckedData) -> Iterator[Finding]:
     matches = _held_out_matches(train, held_out)
     for index, record in enumerate(held_out.records):
         prompt = held_out.prompts[index]
-        text = excerpt(" | ".join(held_out.exact[index]), max_characters=60)
+        text = excerpt(" | ".join(filter(None, held_out.exact[index])), max_characters=60)
         if index in matches:
             rows.add(record.location, f"as {train.records[matches[index]].location}: {text}")
         elif prompt.count(" ") + 1 >= MIN_PROMPT_WORDS and prompt in same_prompt:
