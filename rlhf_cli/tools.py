@@ -18,7 +18,7 @@ TOOLS = {
         ),
         Tool(
             "data",
-            "Look at the rows of a file as a stage reads them, count them, convert them.",
+            "Look at the rows of a file as a stage reads them, check, count and convert them.",
             "rlhf_cli.commands.data.run:run",
             {
                 "show FILE [key=value ...]": "Show rows as a stage reads them: trained tokens, "
@@ -27,6 +27,10 @@ TOOLS = {
                 "`format=html` and `output=FILE` give other forms; `full=true` shortens nothing. "
                 "`stage=STAGE` and all keys of the stage are taken, as `model=` and "
                 "`data.max_length=`; or `config=RECIPE` in place of the file.",
+                "check FILE [--strict] [key=value ...]": "Look for faults of rows, tokens and "
+                "masks, each with its rows and what to do. `ignore=CODES` leaves checks out, "
+                "`rows=N` bounds the rows, `format=json` is for scripts. Exit code 3 for errors, 1 "
+                "for warnings with --strict.",
                 "stats FILE [key=value ...]": "Count rows, reasons of refusal, lengths, "
                 "truncation, turns, labels and margins. Keys as above; `format=json`.",
                 "convert SOURCE TARGET.jsonl [key=value ...]": "Write rows in another layout: "

@@ -9,6 +9,7 @@ from rlhf_cli.torch_free import hide_torch
 
 ACTIONS = {
     "show": "rlhf_cli.commands.data.show:run",
+    "check": "rlhf_cli.commands.data.check:run",
     "stats": "rlhf_cli.commands.data.stats:run",
     "convert": "rlhf_cli.commands.data.convert:run",
     "elo": "rlhf_cli.commands.data.elo:run",
