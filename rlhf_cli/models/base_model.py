@@ -38,7 +38,7 @@ from rlhf_cli.models.checks import (
     require_unquantized,
     summarize_names,
 )
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, ModelConfig
 from rlhf_cli.models.quantize import (
     quantization_config,
     quantizes_output_layer,
@@ -47,7 +47,6 @@ from rlhf_cli.models.quantize import (
 )
 from rlhf_cli.models.resolve import (
     ADAPTER_WEIGHTS,
-    DEFAULT_ARCHITECTURE,
     ModelSource,
     resolve_folder,
 )
