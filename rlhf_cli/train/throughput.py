@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.wrapper import ModelWrapper
 
@@ -158,8 +158,6 @@ def measure_peak(device: torch.device, compute: torch.dtype) -> float:
     return best
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the CUDA allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_memory() -> int:
+    """Peak memory of the run in bytes: of the CUDA allocator, or of the whole process on a CPU."""
+    return RECORD.measure()
