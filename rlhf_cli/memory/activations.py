@@ -18,6 +18,12 @@ PRODUCT_LENGTH = 512
 PRODUCT_STEP = 32
 """Rows in plain products are padded to a multiple of this."""
 
+GROUP_LENGTH = 128
+"""Rows up to this length are computed together; see `models/attention.py`."""
+
+TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Workspace of one tile of logits; see `kernels/chunked.py`."""
+
 LAYERS_INTO_ATTENTION = {"q_proj", "k_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj"}
 LAYERS_OUT_OF_ATTENTION = {"o_proj", "out_proj", "dense", "c_proj"}
 LAYERS_INTO_MLP = {"gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1"}
@@ -164,3 +170,54 @@ def sizes(tensor: TensorShape) -> tuple[int, int]:
     rows, columns = tensor.shape[-2:]
     transposed = module_name(tensor).rpartition(".")[2] in ("c_attn", "c_fc", "c_proj")
     return (columns, rows) if transposed else (rows, columns)
+
+
+def transient_bytes(model: HeldModel, forward: Pass) -> int:
+    """Bytes that a pass without gradients holds at once: in its widest part, attention or MLP."""
+    shape, b, n = model.shape, forward.itemsize, forward.tokens
+    inner = shape.ffn * max(1, shape.experts_per_token)
+    queries = shape.heads * shape.head_dim
+    mlp = n * b * ((3 if shape.gated else 2) * inner + 4 * shape.width + 2 * shape.head_dim)
+    together = n if forward.length <= GROUP_LENGTH else min(n, forward.length)
+    scores = 2 * together * score_bytes(shape, forward) if forward.by_products(shape) else 0
+    attention = n * b * (4 * shape.width + 4 * queries) + scores
+    return max(mlp, attention) + dequantized_bytes(model, forward)
+
+
+def backward_bytes(model: HeldModel, forward: Pass) -> int:
+    """Bytes that the backward pass of a layer needs beside what it kept: gradients of its MLP."""
+    shape = model.shape
+    inner = shape.ffn * max(1, shape.experts_per_token)
+    mlp = forward.tokens * forward.itemsize * (4 if shape.gated else 3) * inner
+    return mlp + dequantized_bytes(model, forward)
+
+
+def dequantized_bytes(model: HeldModel, forward: Pass) -> int:
+    """Bytes of the largest quantized weight in the compute type, which each product makes anew."""
+    if not model.quantized:
+        return 0
+    return forward.itemsize * max((tensor.count for tensor in model.shape.matrices), default=0)
+
+
+def is_eager(forward: Pass) -> bool:
+    """Whether `kernels` chooses the log-probs that hold whole logits."""
+    if isinstance(forward.kernels, str):
+        return forward.kernels == "none"
+    return "eager" in forward.kernels and not {"triton", "chunked"} & {*forward.kernels}
+
+
+def logits_bytes(shape: ModelShape, forward: Pass, *, backward: bool, entropy: bool = False) -> int:
+    """Workspace of the log-probs of scored tokens.
+
+    A tile of logits in the compute type and in fp32, twice with the entropy, and the hidden states;
+    in the backward pass also their gradient in fp32. `eager` holds whole logits several times.
+    """
+    b, scored = forward.itemsize, forward.scored
+    gradient = (4 + 2 * b) * shape.width if backward else 0
+    hidden = scored * (b * shape.width + gradient)
+    if is_eager(forward):
+        return hidden + scored * shape.vocab * ((b + 16) if backward else (b + 12))
+    each = 4 if b == 4 else 4 + b
+    columns = max(64, TILE_BYTES[forward.kind] // (max(1, scored) * (4 + b)) // 64 * 64)
+    tile = scored * min(columns, shape.vocab) * each
+    return hidden + tile + (scored * min(columns, shape.vocab) * 4 if entropy else 0)

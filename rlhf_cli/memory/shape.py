@@ -355,9 +355,7 @@ def _activation(config: Mapping[str, Any]) -> str:
     return str(config.get("hidden_act") or config.get("activation_function") or default)
 
 
-_NORM = re.compile(
-    r"(?:^|\.)(?:layers|h|blocks?)\.0\.(?:.*\.)?(\w*norm\w*|ln_\w+)\.(weight|bias)$"
-)
+_NORM = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.0\.(?:.*\.)?(\w*norm\w*|ln_\w+)\.(weight|bias)$")
 
 
 def _norms(config: Mapping[str, Any], tensors: Sequence[TensorShape], width: int) -> NormShape:
