@@ -142,11 +142,11 @@ class _Run:
     def _step_tokens(self) -> int:
         """Tokens of a step of this process, of two deviations more than on average."""
         rows, cfg = self.settings.rows, self.settings.cfg
-        examples = cfg.train.batch_size / self.settings.processes
+        examples: float = cfg.train.batch_size / self.settings.processes
         if self.settings.command == "ppo":
             examples *= cfg.samples_per_prompt / cfg.minibatches
         count = max(1.0, examples) * rows.rows_per_example
-        return int(ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3))
+        return ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3)
 
     def _uses_liger(self) -> bool:
         kernels = self.settings.cfg.kernels
