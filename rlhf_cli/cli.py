@@ -192,6 +192,7 @@ def _run_once(command: Command, resolved: "Resolved") -> None:
     hub.set_commits({})
     with log.redacted():
         fetch_named(command, resolved.config, resolved.tree)
+        _refuse_too_large(resolved.config)
         with _explained(command, resolved.config):
             _runner(command)(resolved.config)
 
@@ -206,6 +207,7 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.write_start(out, command.name, argv, resolved.public_tree, read)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
+        _refuse_too_large(resolved.config)
         if launcher.is_single_process(resolved.config.launch.processes):
             summary = _runner(command)(resolved.config, out)
         else:
@@ -214,6 +216,14 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.fail(out, error)
         raise
     manifest.complete(out, **summary)
+
+
+def _refuse_too_large(config: Any) -> None:
+    """Refuse models that cannot fit this device, before they are loaded."""
+    from rlhf_cli.memory.limit import refuse_too_large
+
+    processes = getattr(getattr(config, "launch", None), "processes", 1)
+    refuse_too_large(config, processes if isinstance(processes, int) else 1)
 
 
 def _explained(command: Command, config: Any) -> AbstractContextManager[None]:

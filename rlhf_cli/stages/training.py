@@ -8,15 +8,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlhf_cli.console import logger
-from rlhf_cli.context import RunContext, create_context, use_deterministic_algorithms
-from rlhf_cli.data.examples import Examples
+from rlhf_cli.context import (
+    RunContext,
+    create_context,
+    memory_device,
+    use_deterministic_algorithms,
+)
+from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.memory.estimate import Rows
+from rlhf_cli.memory.limit import choose_tokens
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
@@ -114,21 +118,14 @@ def prepare_training(
             compile_layers(model)
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
-    fingerprint = run_fingerprint(cfg.train, ctx, model, tokenizer, report, held_out)
+    rows = rows_of(data.train) if isinstance(data, StageData) else Rows.of_config(cfg)
+    device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
+    tokens, limit = choose_tokens(cfg, rows, device, ctx.ranks.world_size)
+    logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
+    RECORD.rows = rows
+    fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)
     start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
     return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
-
-
-def rows_of(examples: Examples) -> Rows:
-    """Lengths of the rows of a data set, for the memory model."""
-    lengths = np.diff(examples.row_starts)
-    return Rows(
-        longest=int(lengths.max()),
-        mean=float(lengths.mean()),
-        rows_per_example=max(1, round(len(lengths) / len(examples))),
-        scored=float(examples.loss_mask.sum() / len(lengths)),
-        examples=len(examples),
-    )
 
 
 def train_and_save(
@@ -157,7 +154,6 @@ def train_and_save(
     cfg, examples = plan.cfg, data.train
     if data.report.templated:
         add_end_token(model.model, data.tokenizer, turn_end(data.tokenizer))
-    RECORD.rows = rows_of(examples)
     tokens, ranks = plan.micro_batch_tokens, plan.ctx.ranks
     source = ExampleLoader(examples, cfg.data, cfg.train, cfg.seed, tokens, ranks)
     logger.info(
