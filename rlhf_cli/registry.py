@@ -66,7 +66,6 @@ COMMANDS = {
             "rlhf_cli.commands.generate:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:generate",
-            less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=(
                 'runs/sft prompt="Hello, you"',
@@ -79,7 +78,6 @@ COMMANDS = {
             "rlhf_cli.commands.chat.run:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:chat",
-            less_memory="max_new_tokens=64, or one model",
             positional="model",
             more="beside",
             examples=(
@@ -101,7 +99,6 @@ COMMANDS = {
             "rlhf_cli.commands.merge:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:merge",
-            less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=("runs/sft output_dir=runs/merged",),
         ),
@@ -111,7 +108,6 @@ COMMANDS = {
             "rlhf_cli.commands.score.run:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:score",
-            less_memory="micro_batch_tokens=512 or reward.batch_size=1",
             positional="reward.model",
             examples=(
                 "runs/reward data=rows.jsonl output=scored.jsonl",
@@ -124,7 +120,6 @@ COMMANDS = {
             "rlhf_cli.commands.evaluate.run:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:evaluate",
-            less_memory="micro_batch_tokens=512, or with a judge batch_size=1",
             positional="model",
             more="beside",
             examples=(
@@ -139,7 +134,6 @@ COMMANDS = {
             DoctorConfig,
             "rlhf_cli.commands.doctor.run:run",
             trains=False,
-            less_memory="batch_size=1 or max_new_tokens=64",
             positional="run",
             more="beside",
             flags=("json",),

@@ -44,6 +44,7 @@ UNITS: dict[str, tuple[float, float, str]] = {
     "sweep": (6, 6.6, "jobs of -m"),
     "diagnosis": (6, 3.15, "verdicts on runs"),
     "report": (6, 2, "pages about runs"),
+    "memory": (6, 3.15, "estimates of memory"),
     "config": (7, 2, "recipes, overrides, help"),
     "configs": (7, 3.15, "all config classes"),
     "registry": (7, 4.3, "commands and stages"),

@@ -16,7 +16,7 @@ FLOORS = {
         ("completion", "console", "cores", "errors", "resources", "tools", "torch_free"), 0
     ),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
-    **dict.fromkeys(("diagnosis", "report"), 0),
+    **dict.fromkeys(("diagnosis", "memory", "report"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("cache", "progress"), 1),
     **dict.fromkeys(("data", "models"), 2),

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.console import logger
-from rlhf_cli.context import RunContext, create_context, use_deterministic_algorithms
+from rlhf_cli.context import (
+    RunContext,
+    create_context,
+    memory_device,
+    use_deterministic_algorithms,
+)
+from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.diagnosis.at_end import log_diagnosis
+from rlhf_cli.memory.estimate import Rows
+from rlhf_cli.memory.limit import choose_tokens
+from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
@@ -35,7 +44,6 @@ from rlhf_cli.train.optim import require_device
 from rlhf_cli.train.resume import StartPoint, check_resumable, find_checkpoint, run_fingerprint
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.step_source import StageState
-from rlhf_cli.train.throughput import total_memory
 from rlhf_cli.train.update import Loss
 
 FEW_STEPS = 10
@@ -113,7 +121,12 @@ def prepare_training(
             compile_layers(model)
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
-    fingerprint = run_fingerprint(cfg.train, ctx, model, tokenizer, report, held_out)
+    rows = rows_of(data.train) if isinstance(data, StageData) else Rows.of_config(cfg)
+    device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
+    tokens, limit = choose_tokens(cfg, rows, device, ctx.ranks.world_size)
+    logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
+    RECORD.rows = rows
+    fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)
     start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
     return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
 
@@ -218,7 +231,8 @@ def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
         "processes": plan.ctx.ranks.world_size,
         "peak_memory_bytes": sum(result.peak_memory),
         "peak_memory_bytes_by_rank": result.peak_memory,
-        "device_memory_bytes": total_memory(plan.ctx.device),
+        "device_memory_bytes": memory_device(plan.ctx.device, plan.ctx.compute).total_bytes,
+        "peak_memory_bytes_by_phase": dict(RECORD.peaks),
         "device": str(plan.ctx.device),
         "machinery": plan.start.fingerprint,
         "data": plan.report.to_dict(),

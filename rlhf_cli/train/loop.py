@@ -17,6 +17,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
 from rlhf_cli.losses.reduction import scaled_loss
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
 from rlhf_cli.train.checkpoint import (
@@ -175,7 +176,7 @@ class TrainingLoop:
         with stop_on_request() as stop:
             self._train(stop)
         seconds = time.monotonic() - began
-        memory = self.ranks.all_gather_json(peak_memory(self.ctx.device))
+        memory = self.ranks.all_gather_json(peak_memory())
         weights, after = self._result()
         return RunResult(self.step, seconds, memory, weights, self.before, after, self.intervals)
 
@@ -195,7 +196,7 @@ class TrainingLoop:
             while not self._stops_early() and self.train_step():
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
-                    values |= self.meter.read() | {"memory_bytes": peak_memory(self.ctx.device)}
+                    values |= self.meter.read() | {"memory_bytes": peak_memory()}
                     progress.show(self.step, values)
                 better = False
                 if self._due(self.cfg.eval_steps):
@@ -254,6 +255,7 @@ class TrainingLoop:
         self._measure(lr, done, time.monotonic() - began)
         return True
 
+    @phase("update")
     def _update(self, update: list[TokenBatch], lr: float) -> float:
         """Take one optimizer step, and return its loss.
 
@@ -312,6 +314,7 @@ class TrainingLoop:
         head = f"step {self.step + 1}: {error}; stopped before the optimizer step. {advice}"
         return NonFinite("\n".join([head, *named]))
 
+    @phase("evaluate")
     def _evaluate(self) -> dict[str, float]:
         if self.task.evaluate is None:
             return {}
@@ -328,6 +331,7 @@ class TrainingLoop:
                 self.task.samples.cut(-1)  # of a run that stopped before its first save
             self.task.samples.write(self.step)
 
+    @phase("save")
     def _save(self) -> None:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {

@@ -28,7 +28,6 @@ from rlhf_cli.context import create_context
 from rlhf_cli.data.records.fields import prompt_to_json
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.errors import DataError, RlhfError, translate
-from rlhf_cli.registry import COMMANDS
 from rlhf_cli.rollout.cuda_graphs import require_cuda
 from rlhf_cli.runs.appended_rows import append_row, rater_name, require_appendable, timestamp
 
@@ -111,7 +110,7 @@ class Conversation:
         except Quit:
             raise
         except Exception as error:
-            known = translate(error, COMMANDS["chat"].less_memory)
+            known = translate(error)
             shown = error if isinstance(error, RlhfError) else known
             if shown is None:
                 raise

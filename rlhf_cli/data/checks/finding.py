@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from rlhf_cli.console import shorten
 from rlhf_cli.data.checks.secret_patterns import mask_secrets
-from rlhf_cli.data.preview import shorten
 
 Severity = Literal["error", "warning", "note"]
 
