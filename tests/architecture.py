@@ -48,6 +48,7 @@ UNITS: dict[str, tuple[float, float, str]] = {
     "runs": (7, 5.45, "run folders, locks"),
     "errors": (8, 2, "errors, exit codes"),
     "resources": (8, 3.15, "shipped files"),
+    "torch_free": (8, 4.3, "commands without torch"),
     "console": (8, 5.45, "messages and tables"),
     "cores": (8, 6.6, "CPU cores, threads"),
 }

@@ -12,7 +12,7 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 FLOORS = {
-    **dict.fromkeys(("console", "cores", "errors", "resources"), 0),
+    **dict.fromkeys(("console", "cores", "errors", "resources", "torch_free"), 0),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("cache", "progress"), 1),

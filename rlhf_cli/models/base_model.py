@@ -30,15 +30,14 @@ from rlhf_cli.models.checks import (
     REWARD_MODEL,
     WRAPPERS,
     AllowedMismatch,
-    convert_load_errors,
     refuse_encoder_decoder,
     require_matching_keys,
-    require_model_folder,
     require_safetensors,
     require_unquantized,
     summarize_names,
 )
 from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.load_errors import convert_load_errors, require_model_folder
 from rlhf_cli.models.quantize import (
     quantization_config,
     quantizes_output_layer,

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rlhf_cli.console import logger
-from rlhf_cli.errors import ModelError, RlhfError, first_line
-from rlhf_cli.runs import artifact
+from rlhf_cli.errors import ModelError
 from rlhf_cli.runs.model_checks import encoder_decoder_message
 
 WRAPPERS = {
@@ -72,45 +67,6 @@ REWARD_MODEL = AllowedMismatch(unused=f"{HEADS}|{NON_TEXT}")
 NEW_REWARD_HEAD = AllowedMismatch(new_head=True, unused=REWARD_MODEL.unused)
 REWARD_HEAD_IN_ADAPTER = AllowedMismatch(missing=HEADS, unused=REWARD_MODEL.unused)
 ENCODER = AllowedMismatch(missing=r"(^|\.)pooler\.", unused=REWARD_MODEL.unused)
-
-
-def require_model_folder(source: str) -> None:
-    """Refuse a local folder that holds no model.
-
-    Raises:
-        ModelError: it has no config.
-    """
-    needed = ("config.json", artifact.ADAPTER_CONFIG)
-    if Path(source).is_dir() and not any((Path(source) / name).is_file() for name in needed):
-        raise ModelError(
-            f"model.path: {source} has no config.json; need a model folder, a finished run or a "
-            "hub id. Try model=tiny"
-        )
-
-
-@contextmanager
-def convert_load_errors(key: str, source: str) -> Iterator[None]:
-    """Convert exceptions of libraries, of any type, to a ModelError of one line.
-
-    Args:
-        key: config key, for the message.
-        source: its value.
-
-    Raises:
-        ModelError: names the key, the source and the library's reason.
-    """
-    try:
-        yield
-    except (RlhfError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{key}: {source} brings Python code of its own, which is run when it is loaded. "
-                "Read it, and if you trust it try model.trust_remote_code=true"
-            ) from error
-        reason = textwrap.shorten(first_line(error), 300)  # some list every architecture
-        raise ModelError(f"{key}: cannot load {source}: {reason}") from error
 
 
 def require_unquantized(source: str, config: Any) -> None:

@@ -17,12 +17,8 @@ from rlhf_cli.data.report import RefusedRow
 from rlhf_cli.data.tokens.chat import ChatRenderer
 from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.models.base_model import load_checkpoint
-from rlhf_cli.models.checks import (
-    REWARD_MODEL,
-    convert_load_errors,
-    require_model_folder,
-    require_safetensors,
-)
+from rlhf_cli.models.checks import REWARD_MODEL, require_safetensors
+from rlhf_cli.models.load_errors import convert_load_errors, require_model_folder
 from rlhf_cli.models.resolve import resolve_folder
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.tokenizer import load_pretrained_tokenizer

@@ -16,12 +16,6 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.dataset import LoadedExamples, load_eval_examples
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.records.types import (
-    LabelledRecord,
-    PreferenceRecord,
-    RankedRecord,
-    ScoredRecord,
-)
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion
 from rlhf_cli.evaluation.metrics import (
@@ -38,8 +32,9 @@ from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.progress import ProgressCount
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.examples import require_one_kind
 from rlhf_cli.stages.prepare_data import log_max_length, log_plain_text, require_positions
-from rlhf_cli.stages.unpaired import require_one_kind
+from rlhf_cli.stages.records import PREFERENCE_RECORDS
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import RowValues, row_logprobs, row_tokens
 from rlhf_cli.train.throughput import fit_micro_batch_tokens
@@ -168,14 +163,6 @@ def _log_probs(
         }
 
     return evaluate_rows(values, policy, examples, cfg, ctx)
-
-
-PREFERENCE_RECORDS: tuple[type, ...] = (
-    PreferenceRecord,
-    RankedRecord,
-    ScoredRecord,
-    LabelledRecord,
-)
 
 
 def open_preference_evaluation(cfg: StageConfig, stage: str) -> Evaluation:

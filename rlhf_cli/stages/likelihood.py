@@ -15,7 +15,6 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, TextRecord
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion, ratio_of_sums
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
@@ -27,12 +26,11 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.evaluation import Columns, Evaluation, evaluate_rows, load_held_out
 from rlhf_cli.stages.prepare_data import StageData, load_stage_data
+from rlhf_cli.stages.records import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import RowLoss, RowValues, row_sums, row_tokens
 from rlhf_cli.train.update import Loss
-
-LIKELIHOOD_RECORDS: tuple[type, ...] = (TextRecord, PromptCompletionRecord, ChatRecord)
 
 
 def train_likelihood(

@@ -14,8 +14,6 @@ from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.dataset import (
     LoadedExamples,
-    has_chat_records,
-    iter_texts,
     load_eval_examples,
     load_examples,
 )
@@ -25,15 +23,14 @@ from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
-from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer, trains_tokenizer
+from rlhf_cli.models.tokenizer import trains_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import positions
 from rlhf_cli.runs.run_files import TOKENIZER
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
-
-Records = tuple[type, ...]
-"""Record classes that a stage reads, the preferred first."""
+from rlhf_cli.stages.records import Records
+from rlhf_cli.stages.tokenizers import load_row_tokenizer, load_trained_tokenizer
 
 Transform = Callable[[LoadedExamples, str], Examples]
 """Makes a stage's examples of loaded rows; the second argument is `training` or `held-out`."""
@@ -139,25 +136,21 @@ def load_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
 def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> None:
     """Train the tokenizer and tokenize the rows once, before several processes start."""
     if trains_tokenizer(cfg.model):
-        _load_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
+        load_trained_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
         cfg = _with_saved_tokenizer(cfg, out)
     _load(cfg, stage, records, cached_only=False)
 
 
 def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> StageData:
     log_max_length(cfg)
-    tokenizer = _load_tokenizer(cfg, stage, records)
+    tokenizer, new = load_row_tokenizer(cfg, stage, records)
     options = {"as_messages": cfg.as_messages, "cached_only": cached_only}
-    needs_template = not tokenizer.chat_template and (
-        cfg.as_messages or has_chat_records(cfg.data, stage, records)
-    )
-    new = add_chatml(tokenizer) if needs_template else []
     train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
     log_plain_text(cfg, tokenizer, report)
     held_out = load_eval_examples(cfg.data, stage, tokenizer, records, **options)
     return StageData(
         tokenizer=tokenizer,
-        new_tokens=tuple(new),
+        new_tokens=new,
         train=train,
         report=report,
         held_out=held_out[0] if held_out else None,
@@ -210,10 +203,6 @@ def require_positions(examples: Examples, model: ModelWrapper, name: str = "mode
             f"{longest} positions (the longest has {lengths.max()} tokens). "
             f"Try data.max_length={longest}"
         )
-
-
-def _load_tokenizer(cfg: StageConfig, stage: str, records: Records) -> Any:
-    return load_tokenizer(cfg.model, lambda: iter_texts(cfg.data, stage, records))
 
 
 def _with_saved_tokenizer(cfg: StageConfig, out: Path) -> StageConfig:

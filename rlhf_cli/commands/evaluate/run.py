@@ -24,14 +24,17 @@ from rlhf_cli.runs import hub
 from rlhf_cli.runs.outputs import open_output
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.dpo.run import records_of
 from rlhf_cli.stages.evaluation import (
-    PREFERENCE_RECORDS,
     Evaluation,
     open_preference_evaluation,
 )
-from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS, open_likelihood_evaluation
-from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
+from rlhf_cli.stages.likelihood import open_likelihood_evaluation
+from rlhf_cli.stages.records import (
+    LIKELIHOOD_RECORDS,
+    PREFERENCE_RECORDS,
+    UNPAIRED_RECORDS,
+    records_of,
+)
 
 Open = Callable[[StageConfig, str], Evaluation]
 
@@ -152,6 +155,6 @@ def _stage_evaluation(stage: str) -> Open:
 def _stage_records(cfg: StageConfig, stage: str) -> tuple[type, ...]:
     """Record classes that a stage's own evaluation takes."""
     if isinstance(cfg, DPOConfig):
-        return records_of(cfg)
-    own = {"bco": LABELLED, "ppo": (PromptRecord,)}
+        return records_of(stage, cfg)
+    own = {"bco": UNPAIRED_RECORDS, "ppo": (PromptRecord,)}
     return own.get(stage, LIKELIHOOD_RECORDS)

@@ -10,13 +10,12 @@ from typing import Any
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.data.records.types import PreferenceRecord
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import preference_accuracy
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.dpo.loss import MovingReference, kto_examples, kto_row_loss, preference_loss
+from rlhf_cli.stages.dpo.loss import MovingReference, kto_row_loss, preference_loss
 from rlhf_cli.stages.evaluation import (
     Evaluation,
     evaluate_against_reference,
@@ -24,21 +23,17 @@ from rlhf_cli.stages.evaluation import (
     preference_logprob_metrics,
     require_reference,
 )
+from rlhf_cli.stages.examples import kto_examples, unpaired_examples
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows, untransformed
+from rlhf_cli.stages.records import records_of
 from rlhf_cli.stages.reference import load_row_reference
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
-from rlhf_cli.stages.unpaired import UNPAIRED_RECORDS as LABELLED
-from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
-
-
-def records_of(cfg: DPOConfig) -> tuple[type, ...]:
-    """Record classes that the loss reads, the preferred first."""
-    return LABELLED if cfg.unpaired else (PreferenceRecord,)
+from rlhf_cli.stages.unpaired import reward_separation
 
 
 def prepare(cfg: DPOConfig, out: Path) -> None:
     """Tokenize before several processes start."""
-    prepare_rows(cfg, out, "dpo", records_of(cfg))
+    prepare_rows(cfg, out, "dpo", records_of("dpo", cfg))
 
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
@@ -46,7 +41,7 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     ctx = open_run(cfg, out)
     transform = partial(kto_examples, max_length=cfg.data.max_length)
     data = load_stage_data(
-        cfg, ctx, "dpo", records_of(cfg), transform if cfg.unpaired else untransformed
+        cfg, ctx, "dpo", records_of("dpo", cfg), transform if cfg.unpaired else untransformed
     )
     policy = load_policy(cfg, LoadInputs(data.tokenizer, ctx, data.new_tokens))
     data.require_fits(policy)
@@ -74,7 +69,7 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
     """
     require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
-    loaded = load_held_out(cfg, stage, tokenizer, records_of(cfg))
+    loaded = load_held_out(cfg, stage, tokenizer, records_of("dpo", cfg))
     examples = unpaired_examples(loaded, "held-out") if cfg.unpaired else loaded[0]
     return partial(_measure, cfg, tokenizer, loaded, examples)
 

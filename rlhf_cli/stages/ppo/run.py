@@ -36,13 +36,13 @@ from rlhf_cli.stages.ppo.setup import (
     PPOModels,
     PromptData,
     build_components,
-    load_encoder,
     load_models,
     load_ptx_data,
     open_ppo_run,
 )
 from rlhf_cli.stages.ppo.value_model import memory_table
 from rlhf_cli.stages.prepare_data import log_max_length
+from rlhf_cli.stages.tokenizers import load_prompt_encoder
 from rlhf_cli.stages.training import fit_and_save, prepare_training
 from rlhf_cli.train.loop import Evaluate, TrainingTask
 
@@ -109,7 +109,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
 
 def load_prompts(cfg: PPOConfig) -> PromptFileData:
     """Load tokenizer and prompts, and encode the prompts."""
-    encoder = load_encoder(cfg)
+    encoder = load_prompt_encoder(cfg)
     log_max_length(cfg)
     most = cfg.data.max_length - cfg.sampling.max_new_tokens
 

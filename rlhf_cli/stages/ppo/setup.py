@@ -12,20 +12,19 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import ExampleLoader
-from rlhf_cli.data.prompts import PromptEncoder, uses_chat_template
+from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.cuda_graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_graphs
 from rlhf_cli.rollout.stopping import add_end_token
-from rlhf_cli.stages.likelihood import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.updates import PPOLoss, PPOUpdater
 from rlhf_cli.stages.ppo.value_model import attach_value_model
 from rlhf_cli.stages.prepare_data import RunData
+from rlhf_cli.stages.records import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.reference import ReferenceModel, load_reference
 from rlhf_cli.stages.training import TrainingPlan, open_run
 
@@ -79,13 +78,6 @@ def open_ppo_run(cfg: PPOConfig, out: Path) -> RunContext:
     ctx = open_run(cfg, out)
     require_cuda(cfg.sampling, ctx.device)
     return ctx
-
-
-def load_encoder(cfg: PPOConfig) -> PromptEncoder:
-    """Load the tokenizer, and build the prompt encoder around it."""
-    tokenizer, model = load_tokenizer(cfg.model), cfg.model
-    as_message = uses_chat_template(cfg.template, model.path, model.revision, tokenizer)
-    return PromptEncoder(tokenizer, as_message=as_message)
 
 
 def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:

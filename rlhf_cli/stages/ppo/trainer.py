@@ -22,10 +22,10 @@ from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.setup import (
     PromptData,
     build_components,
-    load_encoder,
     load_models,
     open_ppo_run,
 )
+from rlhf_cli.stages.tokenizers import load_prompt_encoder
 from rlhf_cli.stages.training import prepare_training
 from rlhf_cli.train.export import save_model
 from rlhf_cli.train.loop import RunResult, TrainingLoop, TrainingTask
@@ -84,7 +84,7 @@ class PPOTrainer:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         self.cfg, self.ctx = cfg, open_ppo_run(cfg, folder)
-        self.encoder = load_encoder(cfg)
+        self.encoder = load_prompt_encoder(cfg)
         self.tokenizer = self.encoder.tokenizer
         self.report = DataReport(templated=self.encoder.as_message)
         data = PromptData(tokenizer=self.tokenizer, report=self.report, encoder=self.encoder)

@@ -33,12 +33,12 @@ from rlhf_cli.models.load import LoadInputs, load_frozen, load_reward_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.evaluation import (
-    PREFERENCE_RECORDS,
     Evaluation,
     evaluate_rows,
     load_held_out,
 )
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
+from rlhf_cli.stages.records import PREFERENCE_RECORDS
 from rlhf_cli.stages.reward.config import RewardConfig
 from rlhf_cli.stages.reward.loss import reward_loss
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
