@@ -53,7 +53,7 @@ def make_model(folder: Path, corpus: Iterable[str], shape: str = "8m") -> Any:
     """A Llama of a shape of `SHAPES` with random weights; returns its tokenizer of 8,192 tokens."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
+    from rlhf_cli.models.config import DEFAULT_ARCHITECTURE
     from rlhf_cli.models.tokenizer import train_tokenizer
 
     if not folder.exists():

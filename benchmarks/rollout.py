@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import save, spread
 from rlhf_cli.context import configure_cpu
-from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
+from rlhf_cli.models.config import DEFAULT_ARCHITECTURE
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import GenerationJob, generate, generate_with_transformers
 from rlhf_cli.rollout.response import Response

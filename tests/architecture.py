@@ -42,6 +42,7 @@ UNITS: dict[str, tuple[float, float, str]] = {
     "preflight": (6, 4.3, "checks before torch"),
     "resolve": (6, 5.45, "composes and checks"),
     "sweep": (6, 6.6, "jobs of -m"),
+    "memory": (6, 3.15, "estimates of memory"),
     "config": (7, 2, "recipes, overrides, help"),
     "configs": (7, 3.15, "all config classes"),
     "registry": (7, 4.3, "commands and stages"),

@@ -14,6 +14,7 @@ MODULES = {
 FLOORS = {
     **dict.fromkeys(("console", "cores", "errors", "resources", "torch_free"), 0),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
+    "memory": 0,
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("cache", "progress"), 1),
     **dict.fromkeys(("data", "models"), 2),

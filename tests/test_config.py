@@ -201,7 +201,7 @@ def test_every_shipped_recipe_composes(name):
 
 
 def test_the_preset_of_8_m_parameters_is_what_scratch_builds_by_itself():
-    from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE, DEFAULT_VOCAB_SIZE
+    from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, DEFAULT_VOCAB_SIZE
 
     model = compose("pretrain", "model=llama_8m", "data=tiny").config.model
     assert model.architecture == DEFAULT_ARCHITECTURE

@@ -17,8 +17,8 @@ from rlhf_cli.kernels.chunked import TILE_BYTES
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.batch_layout import build_flat_batch
+from rlhf_cli.models.config import DEFAULT_ARCHITECTURE
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.resolve import DEFAULT_ARCHITECTURE
 from rlhf_cli.train import throughput
 from rlhf_cli.train.flops import FlopCount
 from rlhf_cli.train.throughput import count_flops, measure_peak

@@ -36,7 +36,7 @@ from rlhf_cli.models.checks import (
     require_unquantized,
     summarize_names,
 )
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, ModelConfig
 from rlhf_cli.models.load_errors import convert_load_errors, require_model_folder
 from rlhf_cli.models.quantize import (
     quantization_config,
@@ -46,7 +46,6 @@ from rlhf_cli.models.quantize import (
 )
 from rlhf_cli.models.resolve import (
     ADAPTER_WEIGHTS,
-    DEFAULT_ARCHITECTURE,
     ModelSource,
     resolve_folder,
 )

@@ -25,6 +25,21 @@ LIGER = "liger"
 LIGER_MODULE = "liger_kernel"
 
 
+DEFAULT_ARCHITECTURE = {
+    "model_type": "llama",
+    "hidden_size": 288,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "intermediate_size": 768,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+"""Architecture of `model.init=scratch` without `model.architecture`: an 8 M parameter Llama."""
+
+DEFAULT_VOCAB_SIZE = 8192
+
+
 @dataclass(kw_only=True)
 class ModelConfig:
     """Model weights, tokenizer, types and attention."""

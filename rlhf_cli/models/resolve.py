@@ -14,20 +14,6 @@ from rlhf_cli.runs import artifact, hub, run_files
 from rlhf_cli.runs.artifact import resolve_run
 from rlhf_cli.runs.run_files import sample_bytes
 
-DEFAULT_ARCHITECTURE = {
-    "model_type": "llama",
-    "hidden_size": 288,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 6,
-    "intermediate_size": 768,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-"""Architecture of `model.init=scratch` without `model.architecture`: an 8 M parameter Llama."""
-
-DEFAULT_VOCAB_SIZE = 8192
-
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
 LOCAL_BASE = run_files.BASE
 

@@ -22,9 +22,9 @@ from transformers.utils import cached_file
 from rlhf_cli.cache import tokenizer_state
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import DEFAULT_VOCAB_SIZE, ModelConfig
 from rlhf_cli.models.load_errors import convert_load_errors, require_model_folder
-from rlhf_cli.models.resolve import DEFAULT_VOCAB_SIZE, resolve_folder
+from rlhf_cli.models.resolve import resolve_folder
 from rlhf_cli.runs import artifact
 
 PAD, END = "<|pad|>", "<|end|>"

@@ -1,0 +1,338 @@
+"""`ModelShape`: a model's sizes, from config.json and the headers of its weight files alone."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.errors import ConfigError, RlhfError
+from rlhf_cli.memory.families import build_tensors, expert_count, is_exact
+from rlhf_cli.memory.headers import TensorShape, read_headers
+from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, DEFAULT_VOCAB_SIZE, ModelConfig
+from rlhf_cli.resources import SHIPPED, shipped_model
+from rlhf_cli.runs.artifact import (
+    ADAPTER_CONFIG,
+    find_model_folder,
+    read,
+    read_adapter_base,
+    read_model_json,
+)
+from rlhf_cli.runs.run_files import BASE
+
+EMBEDDINGS = r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$"
+OUTPUTS = r"^(lm_head|embed_out|output|cls\.predictions\.decoder)\.weight$"
+SCORES = r"^(score|classifier(\.out_proj)?)\.weight$"
+POSITIONS = r"(wpe|embed_positions|position_embeddings|token_type_embeddings)\.weight$"
+OTHERS = (
+    r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision"
+    r"|embed_audio)\.|^mtp\."
+)
+"""Modules that no text passes through."""
+
+_KINDS = {
+    "other": OTHERS,
+    "embedding": EMBEDDINGS,
+    "output": OUTPUTS,
+    "score": SCORES,
+    "positions": POSITIONS,
+}
+_WRAPPERS = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.)+")
+
+GATED = {"silu", "swish", "gelu_pytorch_tanh", "gelu_tanh"}
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model.
+
+    Attributes:
+        name: of the model, for messages.
+        model_type: of transformers.
+        tensors: every tensor of the weights, tied ones once.
+        layers: L.
+        width: d, of a hidden state.
+        heads: H, query heads.
+        kv_heads: K, key and value heads.
+        head_dim: e, width of a head.
+        ffn: f, inner width of an MLP, or of one expert.
+        vocab: V, rows of the embeddings.
+        tied: whether the output layer shares the input embeddings.
+        stored: bytes of a value in the files; 0 for random weights.
+        experts: of a layer; 0 without any.
+        experts_per_token: experts that a token passes.
+        windows: sliding window of each layer; None for a layer that sees everything.
+        softcap: whether attention scores are capped, which the fused kernels do not do.
+        positions: longest row; 0 if the config names none.
+        gated: whether the MLP has a gate.
+        exact: whether the tensors are known, not those of a similar family.
+        adapters: tensors of the adapters that the model comes with.
+        quant: quantization that the adapters were trained with, else `none`.
+    """
+
+    name: str
+    model_type: str
+    tensors: tuple[TensorShape, ...]
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    tied: bool
+    stored: int
+    experts: int = 0
+    experts_per_token: int = 0
+    windows: tuple[int | None, ...] = ()
+    softcap: bool = False
+    positions: int = 0
+    gated: bool = True
+    exact: bool = True
+    adapters: tuple[TensorShape, ...] = ()
+    quant: str = "none"
+
+    @cached_property
+    def by_kind(self) -> dict[str, int]:
+        """Kind of tensor -> number of parameters.
+
+        Kinds are `embedding`, `positions`, `linear` (matrices, experts too), `vector` (norms and
+        biases), `output`, `score` and `other` (modules that no text passes through).
+        """
+        found: Counter[str] = Counter()
+        for tensor in self.tensors:
+            found[kind_of(tensor)] += tensor.count
+        return dict(found)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the language model, without a score head, tied ones once."""
+        return sum(count for kind, count in self.by_kind.items() if kind != "score")
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the input embeddings."""
+        return self.by_kind.get("embedding", self.vocab * self.width)
+
+    @property
+    def matrices(self) -> list[TensorShape]:
+        """Weights of linear layers but the output layer; experts of a layer may be one tensor."""
+        return [tensor for tensor in self.tensors if kind_of(tensor) == "linear"]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the weight files."""
+        return sum(tensor.count * tensor.itemsize for tensor in self.tensors) if self.stored else 0
+
+    def as_reward_model(self) -> "ModelShape":
+        """Return the shape with a score head of one label in place of the output layer."""
+        kept = [t for t in self.tensors if kind_of(t) not in ("output", "score")]
+        head = TensorShape("score.weight", (1, self.width), self.stored or 4)
+        return replace(self, tensors=(*kept, head))
+
+
+@lru_cache(maxsize=4096)
+def kind_of(tensor: TensorShape) -> str:
+    """Return the kind of a tensor by its name and shape; see `ModelShape.by_kind`."""
+    name = _WRAPPERS.sub("", tensor.name)
+    for kind, pattern in _KINDS.items():
+        if re.search(pattern, name):
+            return kind
+    return "linear" if len(tensor.shape) > 1 else "vector"
+
+
+def read_shape(cfg: ModelConfig, key: str = "model.path") -> ModelShape:
+    """Read the shape of the model that a config describes; no weights are read.
+
+    Args:
+        cfg: of the model: a folder, a run, a fetched hub id, `tiny`, or an architecture.
+        key: config key of its path, for messages.
+
+    Raises:
+        ConfigError: there is no such model here, or its files do not describe one.
+    """
+    try:
+        found = _read_random(cfg) if cfg.from_scratch else _read_stored(cfg, key)
+    except RlhfError:
+        raise
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"{key}: cannot read the shape of {cfg.path or 'model.architecture'} ({what}); need a "
+            "config.json of a transformers language model"
+        ) from None
+    return found
+
+
+def _read_random(cfg: ModelConfig) -> ModelShape:
+    """Shape of random weights, with a vocabulary of the tokenizer's size."""
+    config: dict[str, Any] = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
+    if cfg.path:
+        config = read_model_json(_folder(cfg.path, cfg.revision, "model.path"))
+    config = _text(config)
+    config["vocab_size"] = _random_vocabulary(cfg)
+    name = cfg.path or f"a new {config.get('model_type')}"
+    return _shape(name, config, build_tensors(_with_defaults(config)), stored=0)
+
+
+def _random_vocabulary(cfg: ModelConfig) -> int:
+    """Size of the vocabulary that random weights get."""
+    if cfg.tokenizer_vocab_size:
+        return cfg.tokenizer_vocab_size
+    path = cfg.tokenizer or cfg.path
+    if not path:
+        return DEFAULT_VOCAB_SIZE
+    revision = cfg.tokenizer_revision if cfg.tokenizer else cfg.revision
+    folder = _folder(path, revision, "model.tokenizer")
+    size = tokenizer_size(folder)
+    return size or int(_text(read_model_json(folder))["vocab_size"])
+
+
+def tokenizer_size(folder: Path) -> int:
+    """Return the largest id + 1 of a tokenizer.json; 0 if there is none or it is unusual."""
+    try:
+        whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = whole["model"]["vocab"]
+        ids = [*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
+        ids += [added["id"] for added in whole.get("added_tokens") or ()]
+        return 1 + int(max(ids))
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _read_stored(cfg: ModelConfig, key: str) -> ModelShape:
+    folder = _folder(cfg.path, cfg.revision, key)
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return _read_folder(cfg.path, folder, key)
+    facts = read(folder)
+    base = _read_folder(cfg.path, _base_folder(cfg, folder, key), key)
+    stacked = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
+    adapters = [tensor for each in (*stacked, folder) for tensor in read_headers(each)]
+    return replace(base, adapters=tuple(adapters), quant=str(facts.get("quant", "none")))
+
+
+def _base_folder(cfg: ModelConfig, folder: Path, key: str) -> Path:
+    """Folder of an adapter's base: `model.base`, or in the adapter's run, or as recorded."""
+    if cfg.base:
+        return _folder(cfg.base, cfg.base_revision, "model.base")
+    base, revision = read_adapter_base(folder)
+    beside = folder.parent / BASE
+    if Path(base).name == BASE and beside.is_dir():
+        return beside
+    return _folder(base, cfg.base_revision or revision, key)
+
+
+def _folder(path: str, revision: str, key: str) -> Path:
+    """Local folder of a model's files.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = shipped_model(path) if path == SHIPPED else find_model_folder(path, revision)
+    if found is None or not any((found / n).is_file() for n in ("config.json", ADAPTER_CONFIG)):
+        raise ConfigError(
+            f"{key}: {path or 'no path'} is not here; need a model folder, a finished run or a hub "
+            "id that was fetched before. Try model=tiny"
+        )
+    return found
+
+
+def _read_folder(name: str, folder: Path, key: str) -> ModelShape:
+    config = read_model_json(folder)
+    if not config:
+        raise ConfigError(f"{key}: {folder / 'config.json'} cannot be read as JSON")
+    if config.get("is_encoder_decoder"):
+        raise ConfigError(f"{key}: got {name}, an encoder-decoder, which is not supported")
+    text = _text(config)
+    headers = read_headers(folder)
+    sizes = Counter[int]()
+    for tensor in headers:
+        sizes[tensor.itemsize] += tensor.count
+    # of files that are not fetched yet, the type in the config
+    stored = sizes.most_common(1)[0][0] if sizes else _named_size(config, text)
+    tensors = headers or [replace(t, itemsize=stored) for t in build_tensors(_with_defaults(text))]
+    return _shape(name, text, tensors, stored, from_files=bool(headers))
+
+
+def _named_size(config: Mapping[str, Any], text: Mapping[str, Any]) -> int:
+    named = next((c[k] for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "")
+    return 2 if str(named) in ("bfloat16", "float16") else 4
+
+
+def _text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the language model."""
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        return dict(config)
+    outer = {k: v for k, v in config.items() if not isinstance(v, Mapping)}
+    return {**outer, **inner}
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with the defaults of transformers that `build_tensors` needs."""
+    found = dict(config)
+    if found.get("model_type") == "opt":
+        found.setdefault("word_embed_proj_dim", found["hidden_size"])
+    return found
+
+
+def _first(config: Mapping[str, Any], *names: str, default: int = 0) -> int:
+    return next((int(config[name]) for name in names if config.get(name)), default)
+
+
+def _shape(
+    name: str,
+    config: Mapping[str, Any],
+    tensors: Sequence[TensorShape],
+    stored: int,
+    *,
+    from_files: bool = False,
+) -> ModelShape:
+    width = _first(config, "hidden_size", "n_embd", "d_model")
+    layers = _first(config, "num_hidden_layers", "n_layer", "num_layers")
+    heads = _first(config, "num_attention_heads", "n_head", default=1)
+    if not (width and layers):
+        raise KeyError("hidden_size and num_hidden_layers")
+    experts, model_type = expert_count(config), str(config.get("model_type", ""))
+    inner = _first(config, "moe_intermediate_size") if experts else 0
+    fixed = ("n_inner", "ffn_dim")
+    has_output = any(kind_of(t) == "output" for t in tensors)
+    gated = any("gate" in t.name for t in tensors) or any(".w3." in t.name for t in tensors)
+    return ModelShape(
+        name=name,
+        model_type=model_type,
+        tensors=tuple(tensors),
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=_first(config, "num_key_value_heads", default=heads),
+        head_dim=_first(config, "head_dim", default=width // heads),
+        ffn=inner or _first(config, "intermediate_size", *fixed, default=4 * width),
+        vocab=_vocabulary(tensors) or int(config["vocab_size"]),
+        tied=not has_output,
+        stored=stored,
+        experts=experts,
+        experts_per_token=_first(config, "num_experts_per_tok") if experts else 0,
+        windows=_windows(config, layers),
+        softcap=bool(config.get("attn_logit_softcapping")),
+        positions=_first(config, "max_position_embeddings", "n_positions"),
+        gated=gated,
+        exact=from_files or is_exact(config),
+    )
+
+
+def _vocabulary(tensors: Sequence[TensorShape]) -> int:
+    return next((t.shape[0] for t in tensors if kind_of(t) == "embedding"), 0)
+
+
+def _windows(config: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    window = config.get("sliding_window")
+    kinds = config.get("layer_types")
+    if not window or config.get("use_sliding_window") is False:
+        return (None,) * layers
+    if isinstance(kinds, list) and len(kinds) == layers:
+        return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+    return (int(window),) * layers

@@ -1,0 +1,62 @@
+"""An estimate as a table of phases and parts."""
+
+from collections.abc import Mapping
+
+from rlhf_cli.memory.device import Device
+from rlhf_cli.memory.estimate import Estimate
+
+PEAK = "◄ peak"
+
+
+def format_bytes(size: float) -> str:
+    """Format bytes in GB, or in MB below a tenth of one."""
+    return f"{size / 1e9:,.2f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+def format_estimate(
+    estimate: Estimate, device: Device, measured: Mapping[str, int] | None = None
+) -> str:
+    """Format an estimate as a table: a line for each part, a column for each phase.
+
+    Args:
+        estimate: of a command.
+        device: that it would run on.
+        measured: phase -> peak in bytes that was measured; adds a line.
+    """
+    phases = list(estimate.phases)
+    parts = list(dict.fromkeys(part for of in estimate.phases.values() for part in of))
+    rows = [["GB", *phases]]
+    for part in parts:
+        rows.append([part, *(_cell(estimate.phases[name].get(part, 0)) for name in phases)])
+    rows.append(["all", *(_cell(estimate.total(name)) for name in phases)])
+    if measured:
+        rows.append(["measured", *(_cell(measured.get(name, 0)) for name in phases)])
+    peak = estimate.peak[0]
+    rows.append(["", *("▲ peak" if name == peak else "" for name in phases)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [_line(row, widths) for row in rows]
+    return "\n".join([_head(estimate, device), *lines, *(f"note: {n}" for n in estimate.notes)])
+
+
+def _line(row: list[str], widths: list[int]) -> str:
+    first, *others = (
+        cell.ljust(width) if column == 0 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    return "  ".join([first, *others]).rstrip()
+
+
+def _cell(size: int) -> str:
+    return f"{size / 1e9:.2f}" if size else "-"
+
+
+def _head(estimate: Estimate, device: Device) -> str:
+    phase, size = estimate.peak
+    whose = "device_memory" if device.stated else device.name
+    shared = f" / {estimate.processes} processes" if estimate.processes > 1 else ""
+    verdict = "fits" if estimate.fits else "does not fit"
+    tokens = f", {estimate.micro_batch_tokens} tokens a pass" if estimate.micro_batch_tokens else ""
+    return (
+        f"memory: {format_bytes(size)} at its peak ({phase}{tokens}); {verdict} in "
+        f"{format_bytes(estimate.usable)} of {format_bytes(device.total_bytes)} ({whose}{shared})"
+    )
