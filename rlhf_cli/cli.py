@@ -142,11 +142,23 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
         from rlhf_cli.config.yaml_files import to_yaml
 
         print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
+    elif line.dry_run:
+        return _dry_run(command, resolved, line)
     elif command.trains:
         _run_training(command, resolved, argv)
     else:
         _run_once(command, resolved)
     return 0
+
+
+def _dry_run(command: Command, resolved: "Resolved", line: CommandLine) -> int:
+    """Print what a command would do, without torch; return the exit code."""
+    from rlhf_cli.torch_free import hide_torch
+
+    hide_torch()
+    from rlhf_cli.commands.dry_run.run import run
+
+    return run(command, resolved, as_json=line.as_json)
 
 
 # With any of these set, the shipped recipe is not meant.

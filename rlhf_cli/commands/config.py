@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 from re import fullmatch
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import DataPath, Ge, OutputPath, no_rows
+from rlhf_cli.config.schema import DataPath, Ge, OutputPath, RuntimeOnly, Unit, no_rows
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
@@ -47,6 +47,10 @@ class GenerateConfig:
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype; `auto` is bf16 if the hardware supports it."""
+
+    device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
+    """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
+    measures a CPU, or takes a share of a GPU's datasheet."""
 
     def problems(self) -> list[str]:
         """Contradictions between options, one line each."""

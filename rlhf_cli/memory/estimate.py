@@ -167,7 +167,7 @@ class _Training(_Command):
         """Every model of the run, the policy first."""
         cfg, b = self.cfg, self.b
         policy = trained_model(cfg, "policy", b, self.rows.new_tokens)
-        return [policy, *_other_models(self.command, cfg, policy, b)]
+        return [policy, *other_models(self.command, cfg, policy, b)]
 
     def fit_tokens(self) -> int:
         """Most tokens of a micro-batch that fit, down to `LEAST_TOKENS`."""
@@ -181,7 +181,7 @@ class _Training(_Command):
         """Estimate with a number of tokens a pass."""
         models = self.models
         phases = {"load": self._load(models)}
-        if self.command in ("dpo", "bco") and _kind_of_reference(self.cfg) in ("stored", "path"):
+        if self.command in ("dpo", "bco") and kind_of_reference(self.cfg) in ("stored", "path"):
             phases["prepare"] = self._prepare(models, tokens)
         if self.command == "ppo":
             phases |= rollout.phases(self, models, tokens)
@@ -346,7 +346,7 @@ def _notes(models: Iterable[HeldModel]) -> Iterable[str]:
             )
 
 
-def _kind_of_reference(cfg: Any) -> str:
+def kind_of_reference(cfg: Any) -> str:
     """How the reference is kept: `adapter_off`, `copy`, `stored`, `none` or `path`."""
     if not getattr(cfg, "needs_reference", True):
         return "none"
@@ -358,7 +358,7 @@ def _kind_of_reference(cfg: Any) -> str:
     return named if named in cfg.model.reference_choices else "path"
 
 
-def _other_models(command: str, cfg: Any, policy: HeldModel, b: int) -> list[HeldModel]:
+def other_models(command: str, cfg: Any, policy: HeldModel, b: int) -> list[HeldModel]:
     """Reference, value and reward models beside the policy."""
     found: list[HeldModel] = []
     if command in ("dpo", "bco", "ppo"):
@@ -369,7 +369,7 @@ def _other_models(command: str, cfg: Any, policy: HeldModel, b: int) -> list[Hel
 
 
 def _reference(cfg: Any, policy: HeldModel, b: int) -> list[HeldModel]:
-    kind = _kind_of_reference(cfg)
+    kind = kind_of_reference(cfg)
     if kind == "path":
         other = ModelConfig(path=cfg.model.reference, revision=cfg.model.reference_revision)
         return [frozen_model(other, "reference", b, "model.reference")]

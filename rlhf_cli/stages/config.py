@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import OutputPath, Seed, no_rows
+from rlhf_cli.config.schema import Ge, OutputPath, RuntimeOnly, Seed, Unit, no_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
@@ -82,6 +82,10 @@ class StageConfig(LoadConfig):
     resume: str = "auto"
     """`auto` continues an unfinished run in `output_dir`, `never` refuses to; or the path of a
     checkpoint to continue from."""
+
+    device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
+    """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
+    measures a CPU, or takes a share of a GPU's datasheet."""
 
     balances_experts: ClassVar[bool] = False
     """Whether the load-balancing loss of a mixture of experts is added to the loss."""

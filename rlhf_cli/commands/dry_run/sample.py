@@ -80,8 +80,8 @@ class _Head:
 
     @property
     def as_source(self) -> DataSource:
-        """A source of these rows; a weight below 2 samples each once."""
-        return replace(self.source, rows=lambda: iter(self.rows))
+        """A source of these rows, which are not hashed."""
+        return replace(self.source, rows=lambda: iter(self.rows), compute_fingerprint=str)
 
 
 def _read_head(source: DataSource, room: int) -> _Head:

@@ -7,6 +7,7 @@ from rlhf_cli.config.schema import (
     Ge,
     ModelPath,
     OutputPath,
+    RuntimeOnly,
     Seed,
     Unit,
     no_rows,
@@ -137,6 +138,10 @@ class EvaluateConfig:
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype; `auto` is bf16 if the hardware supports it."""
+
+    device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
+    """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
+    measures a CPU, or takes a share of a GPU's datasheet."""
 
     seed: Seed = 0
     """Seed of the bootstrap for the intervals; responses are sampled with `sampling.seed`."""

@@ -1,0 +1,70 @@
+"""Sections of a dry run's report, as text and as JSON values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf_cli.console import format_table
+from rlhf_cli.data.preview import shorten
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report.
+
+    Attributes:
+        name: its heading, and its key in JSON.
+        lines: label and text of each line; an empty label continues the one before.
+        facts: the same as JSON values.
+        block: text below the lines, as it is.
+    """
+
+    name: str
+    lines: Sequence[tuple[str, str]] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    block: str = ""
+
+
+def format_sections(head: str, sections: Sequence[Section]) -> str:
+    """Format sections as text; labels are aligned over all of them."""
+    rows = [(f"  {label}", _plain(text)) for each in sections for label, text in each.lines]
+    lines = iter(format_table(rows).split("\n") if rows else [])
+    parts = [head]
+    for section in sections:
+        body = [next(lines) for _ in section.lines]
+        block = [f"  {line}".rstrip() for line in section.block.splitlines()]
+        parts.append("\n".join([section.name, *body, *block]))
+    return "\n\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Escape control characters, which file names and rows may hold."""
+    return shorten(text.replace("\n", "\\n"), len(text) + text.count("\n") + 1)
+
+
+def to_json(command: str, sections: Sequence[Section]) -> str:
+    """Format the facts of sections as one JSON object."""
+    return json.dumps({"command": command, **{s.name: dict(s.facts) for s in sections}}, indent=2)
+
+
+def format_count(number: float, *, exact: bool = True) -> str:
+    """Format a number with separators; one that is estimated is rounded to three digits."""
+    if exact or number < 1000:
+        return f"{number:,.0f}"
+    return f"about {float(f'{number:.3g}'):,.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Format a duration in its largest units: `12 s`, `3 min`, `5 h 20 min`, `2 d 3 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 0.1):.2g} s" if seconds < 9.5 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
