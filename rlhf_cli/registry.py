@@ -130,7 +130,7 @@ TOOLS = {
         Tool(
             "data",
             "Work on files of rows: scores of responses from comparisons.",
-            "rlhf_cli.commands.data:run",
+            "rlhf_cli.commands.data.run:run",
             {
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
                 "`comparisons`, and write the rows with `scores` to a file or to the screen. "

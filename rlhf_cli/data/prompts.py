@@ -13,7 +13,7 @@ from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.dataset import read_records
 from rlhf_cli.data.records.fields import Message, Prompt
 from rlhf_cli.data.records.reader import RecordWithSource
-from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, PromptRecord
+from rlhf_cli.data.records.types import ChatRecord, PromptCompletionRecord, PromptRecord, Record
 from rlhf_cli.data.report import DataReport, RefusedRow, pluralize
 from rlhf_cli.data.sources.mixture import (
     Mixture,
@@ -134,20 +134,21 @@ def read_prompts(mixture: Mixture, cfg: DataConfig, stage: str) -> PromptSet:
     rows = [_other_columns(record) for record in records]
     names = list(dict.fromkeys(name for row in rows for name in row))
     return PromptSet(
-        [_prompt_of(record) for record in records],
+        [prompt_of(record.record) for record in records],
         {name: [row.get(name) for row in rows] for name in names},
         [record.location for record in records],
         report,
     )
 
 
-def _prompt_of(record: RecordWithSource) -> Prompt:
-    match record.record:
+def prompt_of(record: Record) -> Prompt:
+    """Return the prompt of one of `PROMPT_RECORDS`."""
+    match record:
         case PromptRecord(prompt) | PromptCompletionRecord(prompt, _):
             return prompt
         case ChatRecord(messages):
             return messages[:-1] if messages[-1].role == "assistant" else messages
-    raise TypeError(type(record.record))
+    raise TypeError(type(record))
 
 
 def _other_columns(record: RecordWithSource) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _other_columns(record: RecordWithSource) -> dict[str, Any]:
     match record.record:
         case PromptCompletionRecord(_, completion) if isinstance(completion, str):
             return {"completion": completion, **record.extra_columns}
-    prompt = _prompt_of(record)
+    prompt = prompt_of(record.record)
     tools = list(prompt[0].tools) if not isinstance(prompt, str) else []
     return {"tools": tools, **record.extra_columns} if tools else dict(record.extra_columns)
 
@@ -263,7 +264,7 @@ def encode_prompts(
     if truncation != "refuse":
         logger.info(f"  {sum(too_long)} prompts lose their oldest tokens: longer than {max_length}")
         bos = encoder.special_tokens.bos
-        return prompts, [_drop_oldest(ids, max_length, bos) for ids in tokens]
+        return prompts, [drop_oldest(ids, max_length, bos) for ids in tokens]
     kept = [index for index, is_long in enumerate(too_long) if not is_long]
     logger.info(f"  refused: {sum(too_long)} prompts, longer than {max_length} tokens")
     if not kept:
@@ -301,7 +302,8 @@ def encode_every_prompt(
     return (prompts if len(kept) == len(prompts) else prompts.select(kept)), tokens
 
 
-def _drop_oldest(ids: list[int], max_length: int, bos: int | None) -> list[int]:
+def drop_oldest(ids: list[int], max_length: int, bos: int | None) -> list[int]:
+    """Drop the oldest tokens of a prompt that is too long, but not a leading `bos`."""
     if len(ids) <= max_length:
         return ids
     head = ids[:1] if ids[0] == bos and max_length > 1 else []

@@ -92,6 +92,19 @@ def ppo(cfg: PPOConfig) -> list[str]:
 
 
 @_after_runs
+def rows(cfg: StageConfig) -> list[str]:
+    """Preflight of `rlhf data`, which needs the rows and the tokenizer of a stage only."""
+    fit_to_model(cfg)
+    model = cfg.model
+    return [
+        *check_revision("model.path", model.path, model.revision),
+        *check_revision("model.tokenizer", model.tokenizer, model.tokenizer_revision),
+        *data_problems(cfg.data),
+        *_length_problems(cfg),
+    ]
+
+
+@_after_runs
 def generate(cfg: GenerateConfig) -> list[str]:
     """Preflight of `rlhf generate`."""
     found = model_problems(cfg.model) + reward_problems(cfg.reward)
@@ -165,14 +178,18 @@ def log_problems(log: LogConfig) -> list[str]:
     ]
 
 
-def _stage_problems(cfg: StageConfig) -> list[str]:
-    found = []
+def _length_problems(cfg: StageConfig) -> list[str]:
     room = positions(cfg.model)
-    if room and cfg.data.max_length > room:
-        found.append(
-            f"data.max_length: got {cfg.data.max_length}, but the model has {room} positions. "
-            f"Try data.max_length={room}"
-        )
+    if not room or cfg.data.max_length <= room:
+        return []
+    return [
+        f"data.max_length: got {cfg.data.max_length}, but the model has {room} positions. "
+        f"Try data.max_length={room}"
+    ]
+
+
+def _stage_problems(cfg: StageConfig) -> list[str]:
+    found = _length_problems(cfg)
     if cfg.model.freeze and trains_adapter(cfg):
         found.append(
             f"model.freeze: got {', '.join(cfg.model.freeze)} beside an adapter, under which "

@@ -50,6 +50,10 @@ class RecordWithSource:
         return f"{self.file}:{self.line}"
 
 
+Outcome = RecordWithSource | MalformedRow | RefusedRow
+"""What became of a row."""
+
+
 class RecordReader:
     """Reads the rows of a data set; those of one source have one record kind.
 
@@ -84,26 +88,41 @@ class RecordReader:
             DataError: the stage does not take such rows, or too many are malformed. The latter is
                 raised after all rows were read, to report their number.
         """
+        for _, found in self.outcomes(rows):
+            # with too many malformed rows the others are only counted
+            if isinstance(found, RecordWithSource) and self.report.malformed <= self.max_bad_rows:
+                yield found
+        self.report.require_few_malformed(self.max_bad_rows)
+
+    def outcomes(self, rows: Iterable[RawRow]) -> Iterator[tuple[RawRow, Outcome]]:
+        """Yield every row, trees expanded, with its record or with what is wrong with it.
+
+        Raises:
+            DataError: the stage does not take such rows.
+        """
         for row in self._expand_trees(rows):
             self.report.rows += row.repeat == 0
-            try:
-                record, extra_columns, notes = self.readers[row.source].read(row)
-            except MalformedRow as error:
-                if row.repeat == 0:
-                    self.report.add_malformed(row.location, str(error))
-            except RefusedRow as error:
-                if row.repeat == 0:
-                    self.report.add_refused(row.location, str(error))
-            else:
-                self.report.add_ignored(extra_columns)
-                for note in notes if row.repeat == 0 else ():
-                    self.report.add_note(row.location, note)
-                # with too many malformed rows the others are only counted
-                if self.report.malformed <= self.max_bad_rows:
-                    yield RecordWithSource(record, row.file, row.line, row.repeat, extra_columns)
+            yield row, self._read(row)
         kind_names = [reader.kind.name for reader in self.readers if reader.kind]
         self.report.kind = ", ".join(dict.fromkeys(kind_names))
-        self.report.require_few_malformed(self.max_bad_rows)
+
+    def _read(self, row: RawRow) -> Outcome:
+        """Read and count one row."""
+        counted = row.repeat == 0
+        try:
+            record, extra_columns, notes = self.readers[row.source].read(row)
+        except MalformedRow as error:
+            if counted:
+                self.report.add_malformed(row.location, str(error))
+            return error
+        except RefusedRow as error:
+            if counted:
+                self.report.add_refused(row.location, str(error))
+            return error
+        self.report.add_ignored(extra_columns)
+        for note in notes if counted else ():
+            self.report.add_note(row.location, note)
+        return RecordWithSource(record, row.file, row.line, row.repeat, extra_columns)
 
     def _expand_trees(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
         for row in rows:

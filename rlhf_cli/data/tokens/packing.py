@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_cli.data.report import RefusedRow
-from rlhf_cli.data.tokens.encode import TokenRow
+from rlhf_cli.data.tokens.encode import Ids, TokenRow
 
 MIN_PIECE = 2
 """Fewest tokens of a piece of a document: one as context and one target."""
@@ -20,11 +20,31 @@ MIN_PIECE = 2
 
 @dataclass(frozen=True, slots=True)
 class TruncatedRow:
-    """A row within the maximum length, and the number of tokens it lost at each end."""
+    """A row within the maximum length, and what it lost at each end.
+
+    Attributes:
+        row: the tokens that are kept.
+        prompt_start: number of tokens lost at the start of the prompt.
+        response_end: number of tokens lost at the end of the response.
+        whole: the row before truncation.
+        head: number of tokens that are kept before those lost at the start; 1 for a `bos` token.
+    """
 
     row: TokenRow
-    prompt_start: int = 0
-    response_end: int = 0
+    prompt_start: int
+    response_end: int
+    whole: TokenRow
+    head: int = 0
+
+    @property
+    def lost_start(self) -> Ids:
+        """Tokens lost at the start of the prompt."""
+        return self.whole.tokens[self.head : self.head + self.prompt_start]
+
+    @property
+    def lost_end(self) -> Ids:
+        """Tokens lost at the end of the response."""
+        return self.whole.tokens[len(self.whole.tokens) - self.response_end :]
 
 
 def truncate(
@@ -46,7 +66,7 @@ def truncate(
     """
     excess = max(len(row.tokens) for row in rows) - max_length
     if excess <= 0:
-        return [TruncatedRow(row) for row in rows]
+        return [TruncatedRow(row, 0, 0, row) for row in rows]
     if policy == "refuse":
         raise RefusedRow(f"longer than data.max_length={max_length} (data.truncation=refuse)")
     start, head = rows[0].response_start, 0
@@ -67,7 +87,7 @@ def _truncate_row(row: TokenRow, head: int, from_prompt: int, max_length: int) -
     if not loss_mask.any():
         raise RefusedRow(f"no response within data.max_length={max_length} tokens")
     start = min(row.response_start - from_prompt, len(tokens))
-    return TruncatedRow(TokenRow(tokens, loss_mask, start), from_prompt, from_response)
+    return TruncatedRow(TokenRow(tokens, loss_mask, start), from_prompt, from_response, row, head)
 
 
 @dataclass(frozen=True, slots=True)

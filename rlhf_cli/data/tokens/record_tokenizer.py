@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -22,7 +23,30 @@ CHUNK_CHARACTERS = 1 << 20
 CHUNK_RECORDS = 512
 """Tokenized in one call: enough to use every core, few enough to hold as lists."""
 
-FormattedRecord = tuple[tuple[FormattedRow, ...], RecordWithSource]
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRecord:
+    """A record with its token rows, or the reason why it is refused.
+
+    Attributes:
+        source: the record and its location.
+        formatted: its rows as text; empty if the chat template does not accept the record.
+        rows: its token rows, one per response; empty if the record is refused.
+        refusal: reason; empty if the record is kept.
+    """
+
+    source: RecordWithSource
+    formatted: tuple[FormattedRow, ...] = ()
+    rows: tuple[TruncatedRow, ...] = ()
+    refusal: str = ""
+
+    def example_rows(self) -> list[ExampleRow]:
+        """Return the token rows with the location and score of each."""
+        scores = response_scores(self.source.record) or [None] * len(self.rows)
+        return [
+            ExampleRow(one.row, self.source.file, self.source.line, score)
+            for one, score in zip(self.rows, scores, strict=True)
+        ]
 
 
 class RecordTokenizer:
@@ -50,48 +74,60 @@ class RecordTokenizer:
 
     def examples(self, records: Iterator[RecordWithSource]) -> Iterator[Example]:
         """Yield examples in the order of the records, which all have one kind."""
-        first = next(records, None)
+        kept = (one for one in self.tokenize(records) if not one.refusal)
+        first = next(kept, None)
         if first is None:
             return iter(())
-        scored = response_scores(first.record) is not None
-        examples = self._tokenize(chain([first], records), scored)
-        if isinstance(first.record, TextRecord):
+        rows = (one.example_rows() for one in chain([first], kept))
+        return self.group(rows, first.source.record)
+
+    def group(self, rows: Iterator[list[ExampleRow]], first: Record) -> Iterator[Example]:
+        """Yield examples of the rows of each record: packed, split or one per record.
+
+        Args:
+            rows: rows of each record.
+            first: the first record; all have its kind.
+        """
+        if isinstance(first, TextRecord):
             split = (
                 packing.split_and_pack_documents if self.cfg.packing else packing.split_documents
             )
-            return split(chain.from_iterable(examples), self.cfg.max_length)
-        if self.cfg.packing and not scored:  # preference data are not packed
-            return packing.pack_rows(chain.from_iterable(examples), self.cfg.max_length)
-        return examples
+            return split(chain.from_iterable(rows), self.cfg.max_length)
+        if self.cfg.packing and response_scores(first) is None:  # preference data are not packed
+            return packing.pack_rows(chain.from_iterable(rows), self.cfg.max_length)
+        return rows
 
-    def _tokenize(self, records: Iterable[RecordWithSource], scored: bool) -> Iterator[Example]:
-        """Yield the rows of each record."""
-        train_all = self.cfg.train_on == "all" and not scored
+    def tokenize(self, records: Iterable[RecordWithSource]) -> Iterator[TokenizedRecord]:
+        """Yield every record with its token rows, or with the reason why it is refused."""
         start = self.special_tokens.document_start
         for chunk in split_into_chunks(self._format(records)):
-            formatted = [row for rows, _ in chunk for row in rows]
+            scored = response_scores(chunk[0].source.record) is not None
+            train_all = self.cfg.train_on == "all" and not scored
+            formatted = [row for record in chunk for row in record.formatted]
             tokenized = iter(tokenize(formatted, self.tokenizer, start, train_all=train_all))
-            for formatted_rows, record in chunk:
-                rows = [next(tokenized) for _ in formatted_rows]
-                try:
-                    kept = self._check_and_truncate(rows, record.record)
-                except RefusedRow as error:
-                    self._count_refused(record, error)
-                else:
-                    self._count_kept(record, formatted_rows)
-                    scores = response_scores(record.record) or [None] * len(kept)
-                    yield [
-                        ExampleRow(row, record.file, record.line, score)
-                        for row, score in zip(kept, scores, strict=True)
-                    ]
+            for record in chunk:
+                yield record if record.refusal else self._fit(record, tokenized)
 
-    def _format(self, records: Iterable[RecordWithSource]) -> Iterator[FormattedRecord]:
+    def _fit(self, record: TokenizedRecord, tokenized: Iterator[TokenRow]) -> TokenizedRecord:
+        """Take the token rows of a record, check and truncate them, and count the record."""
+        rows = [next(tokenized) for _ in record.formatted]
+        try:
+            kept = self._check_and_truncate(rows, record.source.record)
+        except RefusedRow as error:
+            return self._refuse(record.source, error)
+        self._count_kept(record.source, record.formatted)
+        return replace(record, rows=tuple(kept))
+
+    def _format(self, records: Iterable[RecordWithSource]) -> Iterator[TokenizedRecord]:
+        """Yield records as text, those that the chat template does not accept with the reason."""
         for record in records:
             try:
                 content = to_chat_record(record.record) if self.as_messages else record.record
-                yield self.formatter.format(content), record
+                formatted = self.formatter.format(content)
             except RefusedRow as error:
-                self._count_refused(record, error)
+                yield self._refuse(record, error)
+            else:
+                yield TokenizedRecord(record, formatted)
         self.report.templated = self.formatter.used_template
         self.report.unwritten = self.formatter.unwritten
 
@@ -103,11 +139,12 @@ class RecordTokenizer:
             for note in dict.fromkeys(row.note for row in rows if row.note):
                 self.report.add_note(record.location, note)
 
-    def _count_refused(self, record: RecordWithSource, reason: RefusedRow) -> None:
+    def _refuse(self, record: RecordWithSource, reason: RefusedRow) -> TokenizedRecord:
         if record.repeat == 0:
             self.report.add_refused(record.location, str(reason))
+        return TokenizedRecord(record, refusal=str(reason))
 
-    def _check_and_truncate(self, rows: list[TokenRow], record: Record) -> list[TokenRow]:
+    def _check_and_truncate(self, rows: list[TokenRow], record: Record) -> list[TruncatedRow]:
         """Return the rows within `data.max_length`.
 
         Raises:
@@ -119,7 +156,7 @@ class RecordTokenizer:
             if np.isin(row.tokens[row.loss_mask], self.boundary_tokens).all():
                 raise RefusedRow("only end or pad tokens to train")
         if isinstance(record, TextRecord):  # documents are split instead
-            return rows
+            return [TruncatedRow(row, 0, 0, row) for row in rows]
         if response_scores(record) is not None:
             rows = [row.up_to_response_end() for row in rows]
             require_same_prompt(rows)
@@ -128,16 +165,16 @@ class RecordTokenizer:
         require_different_responses(rows, truncated, self.cfg.max_length)
         self.report.add_cut("prompt start", sum(row.prompt_start for row in truncated))
         self.report.add_cut("response end", sum(row.response_end for row in truncated))
-        return [row.row for row in truncated]
+        return truncated
 
 
-def split_into_chunks(records: Iterable[FormattedRecord]) -> Iterator[list[FormattedRecord]]:
+def split_into_chunks(records: Iterable[TokenizedRecord]) -> Iterator[list[TokenizedRecord]]:
     """Group formatted records that are tokenized in one call."""
-    chunk: list[FormattedRecord] = []
+    chunk: list[TokenizedRecord] = []
     characters = 0
-    for rows, record in records:
-        chunk.append((rows, record))
-        characters += sum(len(segment.text) for row in rows for segment in row.segments)
+    for record in records:
+        chunk.append(record)
+        characters += sum(len(part.text) for row in record.formatted for part in row.segments)
         if characters >= CHUNK_CHARACTERS or len(chunk) == CHUNK_RECORDS:
             yield chunk
             chunk, characters = [], 0

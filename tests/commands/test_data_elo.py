@@ -106,8 +106,8 @@ def test_missing_columns_and_broken_lines_are_named_at_most_five(capsys):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ([], 2, "data: got nothing; need elo. Try rlhf data elo FILE"),
-        (["ello"], 2, "data: got ello; need elo. Try rlhf data elo FILE"),
+        ([], 2, "data: got nothing; need one of show, "),
+        (["ello"], 2, "data: got ello; need one of show, "),
         (["elo"], 2, "data elo: got nothing; need one file and at most one output=FILE."),
         (["elo", "a", "b"], 2, "data elo: got a b; need one file and at most one output=FILE."),
         (["elo", "in.jsonl", "output="], 2, "data elo: got in.jsonl output=; need one file"),

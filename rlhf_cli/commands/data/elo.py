@@ -1,4 +1,4 @@
-"""`rlhf data`: work on files of rows; `elo` rates responses by their comparisons."""
+"""`rlhf data elo`: rate the responses of each row by their comparisons."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_cli.config.suggest import nearest
 from rlhf_cli.data.records import fields
 from rlhf_cli.data.report import MAX_SHOWN, MalformedRow, pluralize
 from rlhf_cli.data.sources.base import RawRow, describe_value
@@ -22,17 +21,13 @@ Row = dict[str, Any]
 
 
 def run(args: list[str]) -> None:
-    """Run `rlhf data WORDS`.
+    """Run `rlhf data elo ARGS`.
 
     Raises:
-        ConfigError: no such action, or its arguments are invalid.
+        ConfigError: the arguments are invalid.
         DataError: the file cannot be read, has bad rows, or the result cannot be written.
     """
-    action, *rest = args or [""]
-    if action != "elo":
-        advice = f"Try rlhf data {nearest(action, ['elo']) or 'elo'} FILE"
-        raise ConfigError(f"data: got {action or 'nothing'}; need elo. {advice}")
-    source, target = _files(rest)
+    source, target = _files(args)
     rows = _rate_rows(source)
     text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     if target is None:

@@ -1,0 +1,213 @@
+"""Arguments of `rlhf data show`, `stats` and `check`: a file, keys of a stage, and own options."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rlhf_cli.config import recipe
+from rlhf_cli.config.args import CommandLine, Override, parse
+from rlhf_cli.config.command import Command
+from rlhf_cli.config.schema import options
+from rlhf_cli.config.suggest import nearest
+from rlhf_cli.data.config import DataConfig
+from rlhf_cli.data.dataset import read_records
+from rlhf_cli.data.records.types import KINDS
+from rlhf_cli.data.report import DataReport
+from rlhf_cli.data.sources.mixture import Mixture, open_sources
+from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.preflight.hub import fetch_named
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.resolve import Resolved, resolve
+from rlhf_cli.resources import SHIPPED
+from rlhf_cli.runs import hub, log
+from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.inspection import StageRows, open_stage_rows
+
+STAGES = tuple(name for name, command in COMMANDS.items() if command.trains)
+
+STAGE_OF_KIND = {
+    "preference": "dpo",
+    "ranked": "reward",
+    "labelled": "bco",
+    "labelled_text": "reward",
+    "scored": "reward",
+    "scored_text": "reward",
+    "chat": "sft",
+    "prompt_completion": "sft",
+    "text": "pretrain",
+    "prompt": "ppo",
+}
+"""Kind of record -> the stage that most of its rows are for; in the order of preference."""
+
+PREFLIGHT = "rlhf_cli.preflight.commands:rows"
+_SWITCHES = ("-m", "--multirun", "--cfg", "--provenance")
+
+
+@dataclass(frozen=True)
+class RowsRequest:
+    """What `rlhf data ACTION` was asked for.
+
+    Attributes:
+        stage: name of the stage whose view of the rows is asked for.
+        guessed_from: kind of the rows that the stage was guessed from; empty if it was given.
+        config: configuration of the stage.
+        options: option of the action -> its text.
+    """
+
+    stage: str
+    guessed_from: str
+    config: StageConfig
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def open(self) -> StageRows:
+        """Load the tokenizer and open the rows.
+
+        Raises:
+            DataError: the rows do not exist.
+            ModelError: the tokenizer cannot be loaded, or lacks what the rows need.
+        """
+        return open_stage_rows(self.config, self.stage)
+
+
+def read_request(words: Sequence[str], names: Sequence[str]) -> RowsRequest:
+    """Parse and check the arguments; keys are composed and checked as those of a run.
+
+    Args:
+        words: arguments after the action.
+        names: options of the action, each given as `NAME=TEXT`.
+
+    Raises:
+        ConfigError: an argument is wrong; all problems are named.
+        DataError: the file does not exist, or holds rows of no known kind.
+    """
+    for word in words:
+        if word in _SWITCHES:
+            raise ConfigError(f"{word}: a switch of runs, not of rlhf data. Leave it out")
+    given, rest = split_options(words, ("stage", *names))
+    _refuse_misspelled(rest, ("stage", *names))
+    stage, kind = given.pop("stage", ""), ""
+    if stage and stage not in STAGES:
+        close = nearest(stage, STAGES)
+        advice = f"Try stage={close}" if close else "Leave it out to have it guessed from the rows"
+        raise ConfigError(f"stage: got {stage}; need one of {', '.join(STAGES)}. {advice}")
+    if not stage:
+        stage = _stage_of_recipes(rest)
+    if not stage:
+        kind = _first_kind(rest)
+        stage = STAGE_OF_KIND[kind]
+    config = _resolve(stage, rest)
+    if kind:
+        print(f"stage: {stage}, guessed from the {kind} rows; another: stage=NAME", file=sys.stderr)
+    return RowsRequest(stage, kind, config, given)
+
+
+def split_options(words: Iterable[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split arguments into an action's options and all others; `--row 3` is `row=3`.
+
+    Raises:
+        ConfigError: an option is given twice, or without a value.
+    """
+    found: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        name, equals, text = word.removeprefix("--").partition("=")
+        if name not in names or not (equals or word.startswith("--")):
+            others.append(word)
+            continue
+        text = text if equals else next(rest, "")
+        if not text:
+            raise ConfigError(f"{name}: got no value. Try {name}=VALUE")
+        if name in found:
+            raise ConfigError(f"{name}: given twice, as {found[name]} and as {text}; need it once")
+        found[name] = text
+    return found, others
+
+
+def _refuse_misspelled(words: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse `fromat=json`, for which the stage's keys have no suggestion."""
+    known = {key for name in STAGES for key in options(COMMANDS[name].config)}
+    for word in words:
+        key, equals, text = word.removeprefix("--").partition("=")
+        close = nearest(key, names, 0.75)
+        if equals and close and key not in known and not nearest(key, known, 0.85):
+            raise ConfigError(f"{key}: no such option; did you mean {close}? Try {close}={text}")
+
+
+def _stage_of_recipes(words: Sequence[str]) -> str:
+    """The stage that the recipes of the arguments are for; empty without recipes.
+
+    Raises:
+        ConfigError: a recipe cannot be read, or none of them names its stage.
+    """
+    names = [word.removeprefix("--").removeprefix("config=") for word in words]
+    given = [n for n, word in zip(names, words, strict=True) if n != word.removeprefix("--")]
+    stages = [read.stage for name in given for read in recipe.read_chain(name) if read.stage]
+    if given and not stages:
+        raise ConfigError(f"stage: config={given[-1]} names none; need one. Try stage={STAGES[0]}")
+    return stages[-1] if stages else ""
+
+
+def _first_kind(words: list[str]) -> str:
+    """Kind of the first readable row of the arguments' data.
+
+    Raises:
+        DataError: there is none, or it is of no known kind.
+    """
+    line = parse(_rows_command("sft"), words)
+    keys = [one for one in line.overrides if one.key == "data" or one.key.startswith("data.")]
+    quiet = CommandLine(overrides=[*keys, Override("model", SHIPPED)], problems=line.problems)
+    quiet.multirun = True  # notes are printed when the stage is known
+    if not any(one.key in ("data", "data.path") for one in keys):
+        raise ConfigError("data: no file given. Try rlhf data show rows.jsonl, or config=RECIPE")
+    data: DataConfig = _checked(_rows_command("sft"), quiet).config.data
+    cfg = replace(data, max_bad_rows=sys.maxsize, eval="none")
+    mixture = Mixture(sources := open_sources(cfg, cfg.path, "sft", "train"), [None] * len(sources))
+    return _kind_of(mixture, cfg)
+
+
+def _kind_of(mixture: Mixture, cfg: DataConfig) -> str:
+    kinds = {kind.name: kind.record for kind in KINDS}
+    allowed = tuple(dict.fromkeys(kinds[name] for name in STAGE_OF_KIND))
+    report = DataReport(mixture.files)
+    reader = read_records(mixture, cfg, "a stage", allowed, report)
+    first = next(reader, None)
+    if first is None:
+        lines = [f"{mixture.label}: no row can be read", *report.left_out_lines()]
+        raise DataError("\n".join(lines))
+    matching = [name for name, record in kinds.items() if isinstance(first.record, record)]
+    named = [name for name in STAGE_OF_KIND if name in matching]
+    text_only = getattr(first.record, "prompt", None) == ""
+    return next((n for n in named if text_only == n.endswith("_text")), named[0])
+
+
+def _rows_command(stage: str) -> Command:
+    """The stage's command, with a preflight of what its rows need, and a file as first argument."""
+    return replace(COMMANDS[stage], preflight=PREFLIGHT, positional="data")
+
+
+def _resolve(stage: str, words: list[str]) -> StageConfig:
+    """Compose and check the keys, with the shipped model where none is given."""
+    command = _rows_command(stage)
+    line = parse(command, words)
+    if not line.recipes:
+        if not line.sets("model", "model.path", "model.tokenizer", "model.init"):
+            line.overrides.append(Override("model", SHIPPED))
+            print(f"model: {SHIPPED}, the shipped one; yours: model=FOLDER", file=sys.stderr)
+        needs = (need.partition("=") for need in command.needs.split())
+        if not any(one.key.startswith("reward") for one in line.overrides):
+            line.overrides += [Override(key, text) for key, _, text in needs]
+    config: StageConfig = _checked(command, line).config
+    return config
+
+
+def _checked(command: Command, line: CommandLine) -> Resolved:
+    """Resolve a command line, and fetch what its model and data have on the hub."""
+    hub.set_commits({})
+    with log.redacted():
+        resolved = resolve(command, line)
+        tree = {name: resolved.tree[name] for name in ("model", "data")}
+        fetch_named(command, resolved.config, tree)
+    return resolved
