@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rlhf_cli.commands.dry_run.gpus import count_gpus
 from rlhf_cli.commands.dry_run.inference import evaluate_sections, generate_sections
-from rlhf_cli.commands.dry_run.section import Section, format_sections, to_json
+from rlhf_cli.commands.dry_run.section import Section, format_sections, section_values
 from rlhf_cli.commands.dry_run.training import plan_training, sections
 from rlhf_cli.config.command import Command
 from rlhf_cli.console import muted
@@ -18,16 +19,25 @@ from rlhf_cli.preflight.hub import fetch_named
 from rlhf_cli.resolve import Resolved
 from rlhf_cli.runs import folder, hub, log, manifest
 
-Build = Callable[[Any, Device], tuple[list[Section], bool]]
+Found = tuple[list[Section], bool]
+"""The report, and whether the command fits the device."""
 
-_INFERENCE: dict[str, Build] = {"generate": generate_sections, "evaluate": evaluate_sections}
+_INFERENCE: dict[str, Callable[[Any, Device], Found]] = {
+    "generate": generate_sections,
+    "evaluate": evaluate_sections,
+}
 
 
-def run(command: Command, resolved: Resolved, *, as_json: bool = False) -> int:
-    """Print the dry run of a command.
+def run(command: Command, jobs: Mapping[str, Resolved], *, as_json: bool = False) -> int:
+    """Print the dry run of a command, or of each job of a sweep.
+
+    Args:
+        command: to run.
+        jobs: title of a job -> its configuration; without a sweep one with an empty title.
+        as_json: print a JSON object, or a list of those of all jobs.
 
     Returns:
-        The exit code: that of `OutOfMemory` where the command does not fit the device, else 0.
+        The exit code: that of `OutOfMemory` where one does not fit the device, else 0.
 
     Raises:
         ConfigError: the command has no dry run, or a model is not here.
@@ -38,45 +48,63 @@ def run(command: Command, resolved: Resolved, *, as_json: bool = False) -> int:
             f"--dry-run: {command.name} has none; it is for training stages, "
             f"{' and '.join(_INFERENCE)}. Leave it out"
         )
-    with log.redacted():
-        found = _training(command, resolved) if command.trains else _inference(command, resolved)
-    if found is None:
-        print(f"already complete: {resolved.config.output_dir}", flush=True)
-        return 0
-    parts, fits = found
-    head = f"dry run of rlhf {command.name}: nothing is loaded, trained or written"
-    print(to_json(command.name, parts) if as_json else format_sections(head, parts), flush=True)
-    return 0 if fits else OutOfMemory.exit_code
+    values, all_fit = [], True
+    for number, (title, resolved) in enumerate(jobs.items()):
+        out = resolved.config.output_dir if command.trains else ""
+        out = str(Path(out) / str(number)) if out and title else out
+        with log.redacted():
+            parts, fits = (
+                _training(command, resolved, out)
+                if command.trains
+                else _inference(command, resolved)
+            )
+        all_fit &= fits
+        values.append({"job": title} if title else {})
+        values[-1] |= section_values(command.name, parts)
+        if not as_json:
+            job = f"job {number}: {title}\n\n" if title else ""
+            text = format_sections(_head(command), parts) if parts else _complete(out)
+            print(f"{job}{text}", end="\n\n" if title else "\n", flush=True)
+    if as_json:
+        print(json.dumps(values if len(jobs) > 1 else values[0], indent=2), flush=True)
+    return 0 if all_fit else OutOfMemory.exit_code
 
 
-def _training(command: Command, resolved: Resolved) -> tuple[list[Section], bool] | None:
-    """The report of a training stage, or None if the run is complete."""
-    cfg = resolved.config
-    out, decision = Path(cfg.output_dir).absolute(), "fresh"
-    if cfg.output_dir:
+def _head(command: Command) -> str:
+    return f"dry run of rlhf {command.name}: nothing is loaded, trained or written"
+
+
+def _complete(output_dir: str) -> str:
+    return f"already complete: {output_dir}"
+
+
+def _training(command: Command, resolved: Resolved, output_dir: str) -> Found:
+    """The report of a training stage, empty if the run is complete."""
+    cfg, out = resolved.config, Path(output_dir).absolute()
+    decision = "fresh"
+    if output_dir:
         decision = folder.predict_decision(out, resolved.public_tree, command.name, cfg.resume)
     if decision == "complete":
-        return None
+        return [], True
     hub.set_commits(manifest.commits(out) if decision == "continue" else {})
     fetch_named(command, cfg, resolved.tree)
-    device = _device(cfg)
     with muted():
-        plan = plan_training(command.name, cfg, device, _processes(cfg), out)
-    return sections(plan, _folder(command.name, cfg, decision)), plan.memory.estimate.fits
+        plan = plan_training(command.name, cfg, _device(cfg), _processes(cfg), out)
+    where = _folder(command.name, output_dir, decision)
+    return sections(plan, where), plan.memory.estimate.fits
 
 
-def _folder(stage: str, cfg: Any, decision: str) -> str:
+def _folder(stage: str, output_dir: str, decision: str) -> str:
     """The run folder, and what is in it."""
-    if not cfg.output_dir:
+    if not output_dir:
         return f"runs/{stage}-<time>-<id>"
     if decision == "continue":
-        checkpoints = folder.list_checkpoints(Path(cfg.output_dir))
-        last = checkpoints[-1].name if checkpoints else "its start"
-        return f"{cfg.output_dir}, which continues from {last}"
-    return f"{cfg.output_dir}, new"
+        last = folder.list_checkpoints(Path(output_dir))[-1].name
+        return f"{output_dir}, whose run continues from {last}"
+    return output_dir
 
 
-def _inference(command: Command, resolved: Resolved) -> tuple[list[Section], bool]:
+def _inference(command: Command, resolved: Resolved) -> Found:
     hub.set_commits({})
     fetch_named(command, resolved.config, resolved.tree)
     with muted():

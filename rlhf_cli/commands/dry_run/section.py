@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +31,7 @@ def format_sections(head: str, sections: Sequence[Section]) -> str:
     """Format sections as text; labels are aligned over all of them."""
     rows = [(f"  {label}", _plain(text)) for each in sections for label, text in each.lines]
     lines = iter(format_table(rows).split("\n") if rows else [])
-    parts = [head]
+    parts = [head]  # a run that is complete has no sections
     for section in sections:
         body = [next(lines) for _ in section.lines]
         block = [f"  {line}".rstrip() for line in section.block.splitlines()]
@@ -45,9 +44,10 @@ def _plain(text: str) -> str:
     return shorten(text.replace("\n", "\\n"), len(text) + text.count("\n") + 1)
 
 
-def to_json(command: str, sections: Sequence[Section]) -> str:
-    """Format the facts of sections as one JSON object."""
-    return json.dumps({"command": command, **{s.name: dict(s.facts) for s in sections}}, indent=2)
+def section_values(command: str, sections: Sequence[Section]) -> dict[str, Any]:
+    """The facts of all sections as JSON values; without sections the run is complete."""
+    facts = {section.name: dict(section.facts) for section in sections}
+    return {"command": command, "complete": not sections, **facts}
 
 
 def format_count(number: float, *, exact: bool = True) -> str:
