@@ -17,6 +17,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.memory.phase import RECORD
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -61,11 +62,23 @@ def create_context(precision: str, seed: int, out: Path) -> RunContext:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+    measure_memory_of(device)
     context = RunContext(device, compute, seed, out, ranks)
     processes = f"; {ranks.world_size} processes" if ranks.world_size > 1 else ""
     computed = f"compute: {context.compute_name} ({reason})"
     logger.info(f"device: {device_name(device)}{notes}; {computed}{processes}")
     return context
+
+
+def measure_memory_of(device: torch.device) -> None:
+    """Let the phases of this run measure a GPU's allocator, or this process on a CPU."""
+    if device.type == "cuda":
+        RECORD.start(
+            lambda: int(torch.cuda.max_memory_allocated(device)),
+            lambda: torch.cuda.reset_peak_memory_stats(device),
+        )
+    else:
+        RECORD.start()
 
 
 def current_device() -> torch.device:

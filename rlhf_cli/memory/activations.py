@@ -1,14 +1,16 @@
 """Bytes that a forward pass keeps for the backward pass, and that a layer needs for a moment.
 
-The formulas count the tensors that autograd saves in transformers' layers and in ours, and are
-compared with saved-tensor hooks in `tests/memory/test_activations.py`.
+The formulas count the tensors that autograd saves in transformers' layers and in ours;
+`tests/memory/test_activations.py` compares them with saved-tensor hooks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from rlhf_cli.memory.headers import TensorShape
 from rlhf_cli.memory.shape import ModelShape
-from rlhf_cli.memory.weights import HeldModel, module_name
+from rlhf_cli.memory.weights import HeldModel, is_expert, module_name
 
 PRODUCT_LENGTH = 512
 """On a CPU, bf16 rows shorter than this use plain products; see `models/attention.py`."""
@@ -16,8 +18,17 @@ PRODUCT_LENGTH = 512
 PRODUCT_STEP = 32
 """Rows in plain products are padded to a multiple of this."""
 
+GROUP_LENGTH = 128
+"""Rows up to this length are computed together; see `models/attention.py`."""
+
 TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Workspace of one tile of logits; see `kernels/chunked.py`."""
+
+LAYERS_INTO_ATTENTION = {"q_proj", "k_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj"}
+LAYERS_OUT_OF_ATTENTION = {"o_proj", "out_proj", "dense", "c_proj"}
+LAYERS_INTO_MLP = {"gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1"}
+LAYERS_OUT_OF_MLP = {"down_proj", "c_proj", "dense_4h_to_h", "fc2"}
+"""Names of the linear layers that read the output of a norm, of attention, and of an MLP."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +39,11 @@ class Pass:
         itemsize: b, bytes of the compute type.
         kind: `cpu` or `cuda`.
         tokens: n, tokens that the layers compute.
-        length: T, of the rows, longest of a typical micro-batch.
+        length: T, of its rows.
         scored: tokens that the output layer computes.
         attention: `model.attention`.
         kernels: `kernels`.
+        liger: whether liger-kernel's layers replace the model's own.
     """
 
     itemsize: int
@@ -40,114 +52,172 @@ class Pass:
     length: int
     scored: int
     attention: str = "auto"
-    kernels: str | list[str] = "auto"
+    kernels: str | Sequence[str] = "auto"
+    liger: bool = False
 
-    @property
-    def by_products(self) -> bool:
+    def by_products(self, shape: ModelShape) -> bool:
         """Whether attention is computed by plain products, which keep the probabilities."""
-        short = self.itemsize == 2 and self.length < PRODUCT_LENGTH
-        return self.attention == "eager" or (self.kind == "cpu" and short)
+        short = self.kind == "cpu" and self.itemsize == 2 and self.length < PRODUCT_LENGTH
+        return self.attention == "eager" or shape.softcap or short
 
 
 def saved_bytes(model: HeldModel, forward: Pass) -> int:
-    """Bytes that all layers keep for the backward pass."""
+    """Bytes that all layers and the last norm keep for the backward pass."""
     shape = model.shape
-    a_token = sum(layer_bytes(model, forward).values())
-    final = forward.tokens * (4 + 2 * forward.itemsize) * shape.width
-    return forward.tokens * a_token * shape.layers + final
+    layer = sum(layer_bytes(model, forward).values())
+    last = forward.tokens * shape.width * (4 + 2 * forward.itemsize)
+    return (forward.tokens * layer + adapter_constant(model, forward)) * shape.layers + last
 
 
 def checkpointed_bytes(model: HeldModel, forward: Pass) -> int:
     """Bytes that are kept where only the input of each layer is, and one layer is recomputed."""
     shape = model.shape
     inputs = forward.tokens * forward.itemsize * shape.width * (shape.layers + 1)
-    return inputs + forward.tokens * sum(layer_bytes(model, forward).values())
+    layer = forward.tokens * sum(layer_bytes(model, forward).values())
+    return inputs + layer + adapter_constant(model, forward)
 
 
 def layer_bytes(model: HeldModel, forward: Pass) -> dict[str, int]:
-    """Bytes a token of one layer: `norms`, `attention`, `scores` and `mlp`.
+    """Bytes a token that one layer keeps: of `norms`, `attention`, `scores`, `mlp` and `adapter`.
 
-    With plain attention and full training b (6 d + 2 K e + 4 f) + 8 d: the norms keep their input
-    in fp32, the normalized value and their output, attention q, k, v and its output, the MLP its
-    gate, activation, up and product.
+    In full training of a Llama with fused attention b (6 d + 2 K e + 4 f) + 8 d: its norms keep
+    their input in fp32, the normalized value and their output; attention keeps q, k, v and its
+    output; the MLP keeps its gate, activation, up and product.
     """
     return {
         "norms": _norm_bytes(model, forward),
-        "attention": _attention_bytes(model.shape, forward),
-        "scores": _score_bytes(model.shape, forward),
+        "attention": _attention_bytes(model, forward),
+        "scores": score_bytes(model.shape, forward),
         "mlp": _mlp_bytes(model, forward),
         "adapter": _adapter_bytes(model, forward),
     }
 
 
+def _reads(model: HeldModel, layers: set[str]) -> bool:
+    """Whether the input of some layers is kept, for the gradient of a weight or an adapter."""
+    return model.trains_base or bool(layers & model.target_names)
+
+
 def _norm_bytes(model: HeldModel, forward: Pass) -> int:
-    """Two norms: the fp32 input, the normalized value where the weight is trained, the output."""
-    b, width = forward.itemsize, model.shape.width
-    own = 4 + (b if model.trains_base else 0)
-    return 2 * width * (own + b)
+    b, shape, norms = forward.itemsize, model.shape, model.shape.norms
+    outputs = int(_reads(model, LAYERS_INTO_ATTENTION)) + int(_reads(model, LAYERS_INTO_MLP))
+    kept = b * outputs * shape.width
+    if norms.kind == "layer":
+        inputs = 1 if shape.parallel else norms.count
+        return kept + b * inputs * shape.width
+    if forward.liger:  # keeps the input in the compute type
+        return kept + b * norms.count * shape.width + b * norms.head_values
+    normalized = 0 if not model.trains_base else 4 if norms.kind == "gemma" else b
+    return kept + (4 + normalized) * (norms.count * shape.width + norms.head_values)
 
 
-def _attention_bytes(shape: ModelShape, forward: Pass) -> int:
+def _attention_bytes(model: HeldModel, forward: Pass) -> int:
+    """q, k, v, the kernel's output where it keeps one, and the input of the layer behind it."""
+    shape, products = model.shape, forward.by_products(model.shape)
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    repeated = forward.kind == "cpu" or forward.by_products
-    keys = queries if repeated else keys
-    outputs = 1 if forward.by_products or forward.kind == "cuda" else 2
-    return forward.itemsize * (queries + 2 * keys + outputs * queries)
+    varlen = forward.kind == "cuda" and forward.itemsize == 2 and not products
+    keys = keys if varlen else queries  # other kernels get shared heads repeated
+    # a view of the values keeps the merged product
+    kept_whole = shape.merged_qkv and not products and shape.heads == shape.kv_heads
+    merged = queries + keys if kept_whole else 0
+    read = int(_reads(model, LAYERS_OUT_OF_ATTENTION))
+    outputs = read if products else 1 if varlen else 1 + read
+    return forward.itemsize * (queries + 2 * keys + outputs * queries + merged)
 
 
-def _score_bytes(shape: ModelShape, forward: Pass) -> int:
-    """Probabilities of plain products; fused kernels keep one fp32 number a head."""
-    if not forward.by_products:
+def score_bytes(shape: ModelShape, forward: Pass) -> int:
+    """Bytes a token of the probabilities of plain products; fused kernels keep 4 a head."""
+    if not forward.by_products(shape):
         return 4 * shape.heads
-    length = -(-forward.length // PRODUCT_STEP) * PRODUCT_STEP
-    return forward.itemsize * shape.heads * length
+    length = ceil(forward.length / PRODUCT_STEP) * PRODUCT_STEP
+    return forward.itemsize * shape.heads * length * (2 if shape.softcap else 1)
 
 
 def _mlp_bytes(model: HeldModel, forward: Pass) -> int:
     shape, b = model.shape, forward.itemsize
-    kept = 4 if shape.gated else 2
-    inner = shape.ffn * (shape.experts_per_token or 1)
-    return b * kept * inner
+    kept = (3 if shape.gated else 1) + int(_reads(model, LAYERS_OUT_OF_MLP))
+    kept += 3 * int(shape.unfused_gelu) - int(forward.liger and shape.gated)
+    if not shape.experts:
+        return b * kept * shape.ffn
+    # the tokens of each expert, and its outputs before they are weighted
+    return b * max(1, shape.experts_per_token) * (kept * shape.ffn + 2 * shape.width)
 
 
 def _adapter_bytes(model: HeldModel, forward: Pass) -> int:
     """Low-rank products, and with DoRA the outputs of base and adapter."""
-    layers = max(1, model.shape.layers)
     if not model.targets:
         return 0
     kept = model.rank * len(model.targets)
     if model.dora:
-        kept += 2 * sum(_outputs(tensor) for tensor in model.targets)
-    return forward.itemsize * kept // layers
+        kept += 2 * sum(sizes(tensor)[0] for tensor in model.targets)
+    return forward.itemsize * kept // model.shape.layers
 
 
-def _outputs(tensor: TensorShape) -> int:
-    transposed = module_name(tensor).endswith(("c_attn", "c_fc", "c_proj"))  # GPT-2's
-    return tensor.shape[-1] if transposed else tensor.shape[-2]
+def adapter_constant(model: HeldModel, forward: Pass) -> int:
+    """Bytes that an adapter keeps for each layer, whatever the number of tokens.
+
+    PEFT adds the adapters of experts to their weights in each pass; and its DoRA sends an identity
+    matrix through the adapter to get the norms of the whole weight.
+    """
+    experts = sum(tensor.count for tensor in model.targets if is_expert(tensor))
+    inputs = [sizes(tensor)[1] for tensor in model.targets] if model.dora else []
+    kept = experts + sum(size * (size + model.rank) for size in inputs)
+    return forward.itemsize * kept // model.shape.layers
+
+
+def sizes(tensor: TensorShape) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer; GPT-2 stores its weights the other way round."""
+    rows, columns = tensor.shape[-2:]
+    transposed = module_name(tensor).rpartition(".")[2] in ("c_attn", "c_fc", "c_proj")
+    return (columns, rows) if transposed else (rows, columns)
 
 
 def transient_bytes(model: HeldModel, forward: Pass) -> int:
-    """Bytes that the widest part of a layer needs for a moment in a pass without gradients."""
-    shape, b = model.shape, forward.itemsize
-    inner = shape.ffn * (shape.experts_per_token or 1)
-    width = 3 * b * inner + (4 + 2 * b) * shape.width
-    scores = 2 * _score_bytes(shape, forward)
-    dequantized = b * max((t.count for t in shape.matrices), default=0) if model.quantized else 0
-    return forward.tokens * max(width, scores) + dequantized
+    """Bytes that a pass without gradients holds at once: in its widest part, attention or MLP."""
+    shape, b, n = model.shape, forward.itemsize, forward.tokens
+    inner = shape.ffn * max(1, shape.experts_per_token)
+    queries = shape.heads * shape.head_dim
+    mlp = n * b * ((3 if shape.gated else 2) * inner + 4 * shape.width + 2 * shape.head_dim)
+    together = n if forward.length <= GROUP_LENGTH else min(n, forward.length)
+    scores = 2 * together * score_bytes(shape, forward) if forward.by_products(shape) else 0
+    attention = n * b * (4 * shape.width + 4 * queries) + scores
+    return max(mlp, attention) + dequantized_bytes(model, forward)
 
 
 def backward_bytes(model: HeldModel, forward: Pass) -> int:
-    """Bytes that the backward pass of one layer needs beside what was kept."""
-    return transient_bytes(model, forward)
+    """Bytes that the backward pass of a layer needs beside what it kept: gradients of its MLP."""
+    shape = model.shape
+    inner = shape.ffn * max(1, shape.experts_per_token)
+    mlp = forward.tokens * forward.itemsize * (4 if shape.gated else 3) * inner
+    return mlp + dequantized_bytes(model, forward)
+
+
+def dequantized_bytes(model: HeldModel, forward: Pass) -> int:
+    """Bytes of the largest quantized weight in the compute type, which each product makes anew."""
+    if not model.quantized:
+        return 0
+    return forward.itemsize * max((tensor.count for tensor in model.shape.matrices), default=0)
+
+
+def is_eager(forward: Pass) -> bool:
+    """Whether `kernels` chooses the log-probs that hold whole logits."""
+    if isinstance(forward.kernels, str):
+        return forward.kernels == "none"
+    return "eager" in forward.kernels and not {"triton", "chunked"} & {*forward.kernels}
 
 
 def logits_bytes(shape: ModelShape, forward: Pass, *, backward: bool, entropy: bool = False) -> int:
-    """Workspace of the log-probs: tiles of logits, and in the backward pass their gradients."""
-    b, vocab = forward.itemsize, shape.vocab
-    names = [forward.kernels] if isinstance(forward.kernels, str) else list(forward.kernels)
-    if names == ["none"] or ("eager" in names and not {"triton", "chunked"} & {*names}):
-        return forward.scored * vocab * ((b + 4 * 4) if backward else (b + 3 * 4))
-    columns = max(64, TILE_BYTES[forward.kind] // (max(1, forward.scored) * (4 + b)))
-    tile = forward.scored * min(columns, vocab) * (4 + b) * (2 if entropy else 1)
-    kept = forward.scored * shape.width * (b + ((4 + b) if backward else 0))
-    return tile + kept
+    """Workspace of the log-probs of scored tokens.
+
+    A tile of logits in the compute type and in fp32, twice with the entropy, and the hidden states;
+    in the backward pass also their gradient in fp32. `eager` holds whole logits several times.
+    """
+    b, scored = forward.itemsize, forward.scored
+    gradient = (4 + 2 * b) * shape.width if backward else 0
+    hidden = scored * (b * shape.width + gradient)
+    if is_eager(forward):
+        return hidden + scored * shape.vocab * ((b + 16) if backward else (b + 12))
+    each = 4 if b == 4 else 4 + b
+    columns = max(64, TILE_BYTES[forward.kind] // (max(1, scored) * (4 + b)) // 64 * 64)
+    tile = scored * min(columns, shape.vocab) * each
+    return hidden + tile + (scored * min(columns, shape.vocab) * 4 if entropy else 0)

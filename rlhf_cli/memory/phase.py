@@ -1,7 +1,7 @@
 """The phase that a run is in, and the measured peak of each phase.
 
-A module-level record, because an out-of-memory error can come from anywhere, and its message has to
-say where. Torch is not imported: the code that knows the device gives the functions that read it.
+A record of the process, because an out-of-memory error can come from anywhere, and its message has
+to say where. Torch is not imported: the code that knows a GPU gives the functions that read it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def read_status(name: str) -> int:
     return 0
 
 
-def reset_peak() -> None:
+def reset_process_peak() -> None:
     """Set the peak of this process's memory to what it holds now, where Linux allows it."""
     with contextlib.suppress(OSError):
         handle = os.open("/proc/self/clear_refs", os.O_WRONLY)
@@ -35,43 +35,71 @@ def reset_peak() -> None:
 
 
 @dataclass
-class Meter:
-    """Measures the memory of phases.
+class PhaseRecord:
+    """Phases of this process and their measured peaks.
 
     Attributes:
-        phase: that the run is in; empty outside of all.
-        work: what is computed, as in `17 rows of 3,912 tokens`.
+        phase: that the process is in; empty outside of all.
+        failed: innermost phase that an exception has left, until another phase begins.
+        in_flight: rows and tokens of the last forward pass that began.
         peaks: phase -> largest bytes.
+        highest: largest bytes of all.
         read_peak: reads the peak since the last reset.
-        reset: sets the peak to what is held now.
+        reset_peak: sets the peak to what is held now.
     """
 
     phase: str = ""
-    work: str = ""
+    failed: str = ""
+    in_flight: tuple[int, int] = (0, 0)
     peaks: dict[str, int] = field(default_factory=dict)
+    highest: int = 0
     read_peak: Callable[[], int] = lambda: read_status("VmHWM")
-    reset: Callable[[], None] = reset_peak
+    reset_peak: Callable[[], None] = reset_process_peak
 
-    def record(self) -> None:
-        """Add what was reached since the last reset to the current phase."""
+    def measure(self) -> int:
+        """Add the peak since the last call to the phase; return the largest of all."""
         peak = self.read_peak()
+        self.highest = max(self.highest, peak)
         if self.phase:
             self.peaks[self.phase] = max(peak, self.peaks.get(self.phase, 0))
-        self.highest = max(self.highest, peak)
-        self.reset()
+        self.reset_peak()
+        return self.highest
 
-    highest: int = 0
-    """Largest bytes of the whole run."""
+    def enter(self, name: str) -> None:
+        """Begin or continue a phase; an empty name is none."""
+        self.measure()
+        self.phase = name
+
+    def start(
+        self,
+        read_peak: Callable[[], int] | None = None,
+        reset_peak: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin anew with a run, whose memory is read by these functions; by default from /proc."""
+        plain = PhaseRecord()
+        self.read_peak = read_peak or plain.read_peak
+        self.reset_peak = reset_peak or plain.reset_peak
+        self.peaks, self.highest, self.failed, self.in_flight = {}, 0, "", (0, 0)
+        self.reset_peak()
 
 
-METER = Meter()
+RECORD = PhaseRecord()
 
 
 @contextlib.contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Measure what happens inside the context as a phase; an error leaves its name behind."""
-    METER.record()
-    before, METER.phase = METER.phase, name
-    yield
-    METER.record()
-    METER.phase = before
+    """Measure what happens inside the context as a phase, and name it where it fails.
+
+    Args:
+        name: one of `memory.estimate.PHASES`; phases may be nested.
+    """
+    before = RECORD.phase
+    RECORD.enter(name)
+    RECORD.failed = ""
+    try:
+        yield
+    except BaseException:
+        RECORD.failed = RECORD.failed or name
+        raise
+    finally:
+        RECORD.enter(before)

@@ -4,6 +4,7 @@ from typing import Any
 
 from rlhf_cli.memory import activations
 from rlhf_cli.memory.activations import Pass
+from rlhf_cli.memory.parts import Parts, Rows
 from rlhf_cli.memory.shape import ModelShape
 from rlhf_cli.memory.weights import HeldModel
 
@@ -17,6 +18,18 @@ DEFAULT_SLOTS = 64
 """Responses decoded at once; see `rollout/engine.py`."""
 
 
+def slots_of(cfg: Any, processes: int) -> int:
+    """Responses of a step that are decoded at once by one process."""
+    responses = -(-cfg.train.batch_size * cfg.samples_per_prompt // processes)
+    return int(min(DEFAULT_SLOTS, responses))
+
+
+def longest_response(cfg: Any, rows: Rows) -> int:
+    """Tokens of the longest prompt and response together."""
+    new = int(cfg.sampling.max_new_tokens)
+    return (rows.longest_prompt or max(1, rows.longest - new)) + new
+
+
 def cache_bytes(shape: ModelShape, itemsize: int, slots: int, length: int) -> int:
     """Bytes of the keys and values of all slots, each as long as the longest response.
 
@@ -26,37 +39,14 @@ def cache_bytes(shape: ModelShape, itemsize: int, slots: int, length: int) -> in
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * itemsize * slots * width
 
 
-def decode_parts(
-    model: HeldModel, itemsize: int, slots: int, length: int, kind: str
-) -> dict[str, int]:
+def decode_parts(model: HeldModel, itemsize: int, slots: int, length: int, kind: str) -> Parts:
     """Bytes of the cache, of a pass over new prompts, and of the logits of a step."""
     shape = model.shape
     prompts = min(PREFILL_TOKENS + length, slots * length)
-    forward = Pass(itemsize, kind, prompts, length, slots)
+    forward = Pass(itemsize, kind if kind == "cuda" else "cpu", prompts, length, slots)
     return {
         "KV cache": cache_bytes(shape, itemsize, slots, length),
         "activations": activations.transient_bytes(model, forward),
-        # in the compute type, in fp32, and sums of blocks
+        # in the compute type and in fp32
         "logits": slots * shape.vocab * (itemsize + 4),
     }
-
-
-def phases(run: Any, models: list[HeldModel], tokens: int) -> dict[str, dict[str, int]]:
-    """Rollout and scores of PPO, beside all models."""
-    cfg, policy = run.cfg, models[0]
-    held = run.held(models, moments=True)
-    longest = (run.rows.longest_prompt or run.rows.longest) + cfg.sampling.max_new_tokens
-    slots = min(DEFAULT_SLOTS, -(-cfg.train.batch_size * cfg.samples_per_prompt // run.processes))
-    decoded = decode_parts(policy, run.b, slots, longest, run.device.kind)
-    found = {"rollout": held | decoded}
-    forward = run.forward(tokens)
-    found["prepare"] = {
-        **held,
-        "activations": activations.transient_bytes(policy, forward),
-        "logits": activations.logits_bytes(policy.shape, forward, backward=False),
-    }
-    scorers = [model for model in models if model.role == "reward"]
-    if scorers:
-        most = max(activations.transient_bytes(model, forward) for model in scorers)
-        found["score"] = {**held, "activations": most}
-    return found

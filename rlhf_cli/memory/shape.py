@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf_cli.errors import ConfigError, RlhfError
 from rlhf_cli.memory.families import build_tensors, expert_count, is_exact
@@ -42,7 +42,20 @@ _KINDS = {
 }
 _WRAPPERS = re.compile(r"^((module|_orig_mod|_fsdp_wrapped_module|base_model\.model)\.)+")
 
-GATED = {"silu", "swish", "gelu_pytorch_tanh", "gelu_tanh"}
+
+@dataclass(frozen=True)
+class NormShape:
+    """How a layer normalizes.
+
+    Attributes:
+        kind: `rms` in fp32 and back, `gemma` with its weight in fp32 too, or torch's `layer` norm.
+        count: norms of hidden states.
+        head_values: values that norms of queries and keys normalize for a token; 0 without such.
+    """
+
+    kind: Literal["rms", "gemma", "layer"] = "rms"
+    count: int = 2
+    head_values: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,10 @@ class ModelShape:
         softcap: whether attention scores are capped, which the fused kernels do not do.
         positions: longest row; 0 if the config names none.
         gated: whether the MLP has a gate.
+        norms: how a layer normalizes.
+        unfused_gelu: whether the MLP's activation is GPT-2's, in elementwise steps.
+        parallel: whether attention and MLP of a layer read the same hidden states.
+        merged_qkv: whether one product gives queries, keys and values.
         exact: whether the tensors are known, not those of a similar family.
         adapters: tensors of the adapters that the model comes with.
         quant: quantization that the adapters were trained with, else `none`.
@@ -91,6 +108,10 @@ class ModelShape:
     softcap: bool = False
     positions: int = 0
     gated: bool = True
+    norms: NormShape = NormShape()
+    unfused_gelu: bool = False
+    parallel: bool = False
+    merged_qkv: bool = False
     exact: bool = True
     adapters: tuple[TensorShape, ...] = ()
     quant: str = "none"
@@ -293,35 +314,65 @@ def _shape(
 ) -> ModelShape:
     width = _first(config, "hidden_size", "n_embd", "d_model")
     layers = _first(config, "num_hidden_layers", "n_layer", "num_layers")
-    heads = _first(config, "num_attention_heads", "n_head", default=1)
     if not (width and layers):
         raise KeyError("hidden_size and num_hidden_layers")
-    experts, model_type = expert_count(config), str(config.get("model_type", ""))
-    inner = _first(config, "moe_intermediate_size") if experts else 0
-    fixed = ("n_inner", "ffn_dim")
-    has_output = any(kind_of(t) == "output" for t in tensors)
-    gated = any("gate" in t.name for t in tensors) or any(".w3." in t.name for t in tensors)
+    heads = _first(config, "num_attention_heads", "n_head", default=1)
+    experts = expert_count(config)
     return ModelShape(
         name=name,
-        model_type=model_type,
+        model_type=str(config.get("model_type", "")),
         tensors=tuple(tensors),
         layers=layers,
         width=width,
         heads=heads,
         kv_heads=_first(config, "num_key_value_heads", default=heads),
         head_dim=_first(config, "head_dim", default=width // heads),
-        ffn=inner or _first(config, "intermediate_size", *fixed, default=4 * width),
+        ffn=_inner_width(config, width, experts),
         vocab=_vocabulary(tensors) or int(config["vocab_size"]),
-        tied=not has_output,
+        tied=not any(kind_of(tensor) == "output" for tensor in tensors),
         stored=stored,
         experts=experts,
         experts_per_token=_first(config, "num_experts_per_tok") if experts else 0,
         windows=_windows(config, layers),
         softcap=bool(config.get("attn_logit_softcapping")),
         positions=_first(config, "max_position_embeddings", "n_positions"),
-        gated=gated,
+        gated=any("gate" in tensor.name or ".w3." in tensor.name for tensor in tensors),
+        norms=_norms(config, tensors, width),
+        unfused_gelu=_activation(config) == "gelu_new",
+        parallel=config.get("model_type") == "gpt_neox"
+        and config.get("use_parallel_residual", True),
         exact=from_files or is_exact(config),
     )
+
+
+def _inner_width(config: Mapping[str, Any], width: int, experts: int) -> int:
+    inner = _first(config, "moe_intermediate_size") if experts else 0
+    return inner or _first(config, "intermediate_size", "n_inner", "ffn_dim", default=4 * width)
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    default = "gelu_new" if config.get("model_type") == "gpt2" else ""
+    return str(config.get("hidden_act") or config.get("activation_function") or default)
+
+
+_NORM = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.0\.(?:.*\.)?(\w*norm\w*|ln_\w+)\.(weight|bias)$")
+
+
+def _norms(config: Mapping[str, Any], tensors: Sequence[TensorShape], width: int) -> NormShape:
+    """Norms of the first layer, by the names of its tensors."""
+    found = [(match, t) for t in tensors if (match := _NORM.search(t.name))]
+    weights = [(match[1], tensor) for match, tensor in found if match[2] == "weight"]
+    of_heads = {name for name, _ in weights if name in ("q_norm", "k_norm")}
+    heads = _first(config, "num_attention_heads", default=1)
+    keys = _first(config, "num_key_value_heads", default=heads)
+    size = _first(config, "head_dim", default=width // heads)
+    kind: Literal["rms", "gemma", "layer"] = "rms"
+    if any(match[2] == "bias" for match, _ in found):
+        kind = "layer"
+    elif str(config.get("model_type")).startswith("gemma"):
+        kind = "gemma"
+    count = len(weights) - len(of_heads) or 2
+    return NormShape(kind, count, (heads + keys) * size if of_heads else 0)
 
 
 def _vocabulary(tensors: Sequence[TensorShape]) -> int:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from rlhf_cli.memory.headers import TensorShape
@@ -12,9 +11,6 @@ from rlhf_cli.models.config import AdapterConfig, ModelConfig, QuantConfig
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
 """Values that share a scale, and scales that share one of their own (double quantization)."""
-
-TIED_ROLES = ("adapter_off", "stored", "none")
-"""References that hold no weights beside the policy's."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,11 @@ class HeldModel:
     def trains_base(self) -> bool:
         """Whether the weights themselves are trained."""
         return self.trained > 0 and not self.adapter
+
+    @property
+    def keeps_pass(self) -> bool:
+        """Whether a pass of its own is kept for a backward pass; a value head has none."""
+        return self.own_base or bool(self.targets)
 
     @cached_property
     def target_names(self) -> frozenset[str]:
@@ -224,12 +225,6 @@ def frozen_model(
     return HeldModel(role, shape, frozen_bytes=size, quantized=kind != "none")
 
 
-def same_base(one: ModelShape, other: ModelConfig, key: str) -> bool:
-    """Return whether a model is one adapter on the base of another, which it can share."""
-    theirs = read_shape(other, key)
-    return bool(theirs.adapters) and theirs.tensors == one.tensors and bool(one.stored)
-
-
-def base_path(path: str) -> Path:
-    """Absolute path of a model folder, for comparisons."""
-    return Path(path).expanduser().resolve()
+def same_base(policy: ModelShape, other: ModelShape) -> bool:
+    """Return whether a model is one adapter on the base of a policy, which it then shares."""
+    return bool(other.adapters and policy.stored) and other.tensors == policy.tensors

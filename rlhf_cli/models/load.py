@@ -15,6 +15,7 @@ from torch import nn
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.kernels.registry import choose
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.attention import (
     PADDED,
     describe_attention,
@@ -83,6 +84,7 @@ def load_reward_model(cfg: LoadConfig, inputs: LoadInputs, *, new_head: bool = T
     return load_trainable(RewardModel, cfg, inputs, new_head=new_head)
 
 
+@phase("load")
 def load_trainable(
     role: type[Role], cfg: LoadConfig, inputs: LoadInputs, *, new_head: bool = False
 ) -> Role:
@@ -116,6 +118,7 @@ def load_trainable(
     return loaded
 
 
+@phase("load")
 def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
     """Load a model that is only evaluated: frozen, in the compute type, probed.
 
@@ -143,6 +146,7 @@ def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
     return loaded
 
 
+@phase("load")
 def load_generator(cfg: ModelConfig, quant: QuantConfig, inputs: LoadInputs) -> Any:
     """Load a transformers model that only generates: in the compute type, with padded attention.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import Implementation
+from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.attention import ATTENTION, padded_attention
 from rlhf_cli.models.batch_layout import (
     TokenIndex,
@@ -115,6 +116,7 @@ class ModelWrapper(nn.Module, ABC):
 
     def _run(self, rows: TokenBatch) -> tuple[Any, TokenIndex]:
         """Run the model; return its output and the index of the rows' tokens in it."""
+        RECORD.in_flight = (len(rows.row_lengths), len(rows.tokens))
         # no cache: it would let flat rows see each other, and it costs memory
         if self.flat:
             flat = build_flat_batch(rows, share=self._can_share_prefixes)

@@ -17,6 +17,7 @@ from rlhf_cli.data.report import MalformedRow
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.losses.ppo import whiten
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
 from rlhf_cli.rewards.function import FunctionScorer
 from rlhf_cli.rewards.http import HTTPScorer
@@ -88,6 +89,7 @@ class CombinedReward:
         """Memory of all models, bytes."""
         return sum(term.scorer.nbytes for term in self.terms)
 
+    @phase("score")
     def score(self, samples: Samples, *, observe: bool = True) -> Scores:
         """Score this rank's responses; collective: every rank calls it with its own.
 

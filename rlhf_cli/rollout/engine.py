@@ -19,6 +19,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.kernels.lm_head import Support
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.vocabulary import find_support, require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper, read_head
@@ -72,6 +73,7 @@ class GenerationJob:
     support: Support | None = None
 
 
+@phase("rollout")
 def generate(
     model: Any,
     tokenizer: Any,

@@ -13,6 +13,7 @@ from rlhf_cli.context import RunContext, create_context, use_deterministic_algor
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
+from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
@@ -200,6 +201,7 @@ def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
         "processes": plan.ctx.ranks.world_size,
         "peak_memory_bytes": sum(result.peak_memory),
         "peak_memory_bytes_by_rank": result.peak_memory,
+        "peak_memory_bytes_by_phase": dict(RECORD.peaks),
         "device": str(plan.ctx.device),
         "machinery": plan.start.fingerprint,
         "data": plan.report.to_dict(),

@@ -11,6 +11,7 @@ import torch
 
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.quantize import quantized_weight
 from rlhf_cli.models.resolve import weights_fingerprint
@@ -28,6 +29,7 @@ from rlhf_cli.train.checkpoint import flush_folder
 from rlhf_cli.train.loop import RunResult
 
 
+@phase("save")
 def save_model(
     policy: ModelWrapper,
     tokenizer: Any,

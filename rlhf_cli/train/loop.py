@@ -16,6 +16,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
 from rlhf_cli.train.checkpoint import (
@@ -158,7 +159,7 @@ class TrainingLoop:
         with stop_on_request() as stop:
             self._train(stop)
         seconds = time.monotonic() - began
-        memory = self.ranks.all_gather_json(peak_memory(self.ctx.device))
+        memory = self.ranks.all_gather_json(peak_memory())
         weights, after = self._result()
         return RunResult(self.step, seconds, memory, weights, self.before, after)
 
@@ -176,7 +177,7 @@ class TrainingLoop:
             while not self._stops_early() and self.train_step():
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
-                    values |= self.meter.read() | {"memory_bytes": peak_memory(self.ctx.device)}
+                    values |= self.meter.read() | {"memory_bytes": peak_memory()}
                     progress.show(self.step, values)
                 better = False
                 if self._due(self.cfg.eval_steps):
@@ -229,6 +230,7 @@ class TrainingLoop:
         self._measure(lr, done, time.monotonic() - began)
         return True
 
+    @phase("update")
     def _update(self, update: list[TokenBatch], lr: float) -> None:
         """Take one optimizer step; rank 0 adds the metrics that are the same on all ranks."""
         device_rows = [rows.to(self.ctx.device) for rows in update]
@@ -278,6 +280,7 @@ class TrainingLoop:
         head = f"step {self.step + 1}: {error}; stopped before the optimizer step. {advice}"
         return NonFinite("\n".join([head, *named]))
 
+    @phase("evaluate")
     def _evaluate(self) -> dict[str, float]:
         if self.task.evaluate is None:
             return {}
@@ -287,6 +290,7 @@ class TrainingLoop:
         logger.info(f"held-out after step {self.step}: {shown}")
         return values
 
+    @phase("save")
     def _save(self) -> None:
         require_equal_weights(self.optimizer, self.ranks, self.step)
         state = {

@@ -18,6 +18,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate
 from rlhf_cli.data.sampler import group_examples
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.wrapper import without_dropout
@@ -37,6 +38,7 @@ RowLogprobs = Callable[[Policy, TokenBatch, str], Tensor]
 """(model, rows, role) -> [R], nats: the log-probs that the losses compare."""
 
 
+@phase("prepare")
 def add_reference_column(
     examples: Examples,
     reference: Policy,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.train.flops import FlopCount
@@ -137,8 +137,6 @@ def measure_peak(device: torch.device, compute: torch.dtype) -> float:
     return best
 
 
-def peak_memory(device: torch.device) -> int:
-    """Peak memory in bytes: of the CUDA allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak_memory() -> int:
+    """Peak memory of the run in bytes: of the CUDA allocator, or of the whole process on a CPU."""
+    return RECORD.measure()

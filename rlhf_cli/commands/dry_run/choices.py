@@ -9,8 +9,9 @@ from typing import Any
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.memory.device import Device
-from rlhf_cli.memory.estimate import MOST_TOKENS, Estimate, kind_of_reference
-from rlhf_cli.memory.rollout import DEFAULT_SLOTS
+from rlhf_cli.memory.parts import Estimate
+from rlhf_cli.memory.roles import reference_kind
+from rlhf_cli.memory.training import MOST_TOKENS
 from rlhf_cli.memory.weights import HeldModel
 from rlhf_cli.models.config import DEFAULT_VOCAB_SIZE
 from rlhf_cli.preflight.models import peak_learning_rate, positions, trains_adapter
@@ -36,10 +37,10 @@ def training_choices(
         *_micro_batches(cfg, estimate, device),
         *_data_choices(cfg),
         *model_choices(cfg.model, device),
-        *_reference(stage, cfg),
+        *_reference(cfg),
         *_quantization(cfg, policy),
         *_kernels(cfg, device, policy),
-        *_rollout(stage, cfg),
+        *_rollout(cfg, estimate),
         *_processes(cfg, estimate),
     ]
 
@@ -90,10 +91,10 @@ def model_choices(model: Any, device: Device) -> Iterator[Choice]:
         yield Choice("model.attention", "per_row", "sdpa where a check at loading finds it inexact")
 
 
-def _reference(stage: str, cfg: Any) -> Iterator[Choice]:
+def _reference(cfg: Any) -> Iterator[Choice]:
     if getattr(cfg.model, "reference", "") != "auto":
         return
-    kind = kind_of_reference(cfg)
+    kind = reference_kind(cfg)
     reasons = {
         "adapter_off": "the same weights without the new adapter",
         "stored": "its log-probs are computed once, before training",
@@ -121,12 +122,10 @@ def _kernels(cfg: Any, device: Device, policy: HeldModel) -> Iterator[Choice]:
         yield Choice("kernels", "triton", "CUDA")
 
 
-def _rollout(stage: str, cfg: Any) -> Iterator[Choice]:
-    if stage == "ppo":
+def _rollout(cfg: Any, estimate: Estimate) -> Iterator[Choice]:
+    if estimate.slots:
         responses = cfg.train.batch_size * cfg.samples_per_prompt
-        yield Choice(
-            "responses at once", min(DEFAULT_SLOTS, responses), f"of {responses} in a rollout"
-        )
+        yield Choice("responses at once", estimate.slots, f"of {responses} in a rollout")
 
 
 def _processes(cfg: Any, estimate: Estimate) -> Iterator[Choice]:

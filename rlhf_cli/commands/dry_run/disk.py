@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.commands.dry_run.steps import Steps
-from rlhf_cli.memory.estimate import MOMENT_BYTES
+from rlhf_cli.memory.training import MOMENT_BYTES
 from rlhf_cli.memory.weights import HeldModel
 
 MASTER_BYTES = 4

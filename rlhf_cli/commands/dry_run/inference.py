@@ -34,7 +34,7 @@ from rlhf_cli.data.prompts import (
     uses_chat_template,
 )
 from rlhf_cli.memory.device import Device
-from rlhf_cli.memory.estimate import Rows, compute_itemsize
+from rlhf_cli.memory.parts import Rows, compute_itemsize
 from rlhf_cli.memory.weights import HeldModel, frozen_model
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.tokenizer import load_tokenizer

@@ -8,7 +8,8 @@ from typing import Any
 from rlhf_cli.commands.dry_run.section import Section
 from rlhf_cli.memory.advice import Override, cheapest_overrides
 from rlhf_cli.memory.device import Device
-from rlhf_cli.memory.estimate import Estimate, Rows, estimate_memory
+from rlhf_cli.memory.estimate import estimate_memory
+from rlhf_cli.memory.parts import Estimate, Rows
 from rlhf_cli.memory.table import format_bytes, format_estimate
 
 

@@ -19,9 +19,10 @@ from rlhf_cli.commands.dry_run.steps import Steps, count_steps
 from rlhf_cli.commands.dry_run.work import Work, ppo_work, stage_work
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.memory.device import Device
-from rlhf_cli.memory.estimate import Rows, compute_itemsize, other_models
+from rlhf_cli.memory.parts import Rows, compute_itemsize
+from rlhf_cli.memory.roles import held_models
 from rlhf_cli.memory.table import format_bytes
-from rlhf_cli.memory.weights import HeldModel, trained_model
+from rlhf_cli.memory.weights import HeldModel
 from rlhf_cli.stages.records import records_of
 from rlhf_cli.stages.tokenizers import load_prompt_encoder, load_row_tokenizer
 
@@ -52,8 +53,8 @@ def plan_training(stage: str, cfg: Any, device: Device, processes: int, out: Pat
     """
     itemsize = compute_itemsize(cfg.train.precision, device)
     rows, new_tokens = _load(stage, cfg)
-    policy = trained_model(cfg, "policy", itemsize, new_tokens)
-    models = [policy, *other_models(stage, cfg, policy, itemsize)]
+    models = held_models(stage, cfg, itemsize, new_tokens)
+    policy = models[0]
     needed = memory_rows(stage, cfg, rows.train, new_tokens)
     memory = MemoryReport.of(stage, cfg, needed, device, processes)
     estimate = memory.estimate

@@ -12,7 +12,7 @@ import numpy as np
 from rlhf_cli.commands.dry_run.rates import Rate
 from rlhf_cli.commands.dry_run.rows import RowFacts, RunRows
 from rlhf_cli.commands.dry_run.steps import Steps
-from rlhf_cli.memory.estimate import kind_of_reference
+from rlhf_cli.memory.roles import reference_kind
 from rlhf_cli.memory.rollout import DEFAULT_SLOTS
 from rlhf_cli.memory.weights import HeldModel, is_expert
 from rlhf_cli.train.flops import FlopCount
@@ -74,7 +74,7 @@ def stage_work(stage: str, cfg: Any, rows: RunRows, steps: Steps, model: HeldMod
     training = training_flops(model, scores=scores, recompute=cfg.train.gradient_checkpointing)
     epochs = steps.total / steps.per_epoch
     found = [Work("training", epochs * _of_rows(training, rows.train))]
-    kind = kind_of_reference(cfg) if stage in ("dpo", "bco") else "none"
+    kind = reference_kind(cfg) if stage in ("dpo", "bco") else "none"
     sets = [rows.train, *([rows.held_out] if rows.held_out else [])]
     if kind in ("stored", "path"):
         found.append(Work("reference", sum(_of_rows(forward, each) for each in sets)))

@@ -12,6 +12,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.ppo import gae, grpo_advantages, kl_estimate, rloo_advantages, whiten
 from rlhf_cli.losses.reduction import Metrics
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.rollout.response import Response
@@ -187,6 +188,7 @@ class ExperienceMaker:
         self.cfg, self.policy, self.reference = cfg, policy, reference
         self.ranks, self.max_tokens = ranks, max_tokens
 
+    @phase("prepare")
     def make(self, responses: Sequence[Response], scores: Tensor, kl_coef: float) -> RolloutBatch:
         """Make the training batch of this rank's responses; all ranks call it together.
 

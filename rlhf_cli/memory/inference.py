@@ -1,0 +1,61 @@
+"""Memory of `generate` and `evaluate`."""
+
+from math import ceil
+
+from rlhf_cli.memory import activations, rollout
+from rlhf_cli.memory.activations import Pass
+from rlhf_cli.memory.parts import (
+    Estimate,
+    Parts,
+    Settings,
+    add,
+    compute_itemsize,
+    shape_notes,
+)
+from rlhf_cli.memory.training import MOST_TOKENS
+from rlhf_cli.memory.weights import HeldModel, frozen_model
+
+
+def estimate(settings: Settings) -> Estimate:
+    """Estimate `generate` or `evaluate`: one model at a time, and its largest pass."""
+    cfg, rows = settings.cfg, settings.rows
+    b = compute_itemsize(cfg.precision, settings.device)
+    model = frozen_model(cfg.model, "policy", b, "model.path", cfg.quant)
+    held: Parts = {"policy weights": model.frozen_bytes} | settings.framework
+    loading = dict(held)
+    if settings.device.kind == "cpu" and model.quantized:
+        add(loading, "reading", model.shape.stored_bytes)
+    phases, slots, tokens = {"load": loading}, 0, 0
+    if settings.command == "generate" or cfg.judge:
+        slots = cfg.batch_size
+        longest = (rows.longest_prompt or rows.longest) + cfg.sampling.max_new_tokens
+        phases["rollout"] = held | rollout.decode_parts(
+            model, b, slots, longest, settings.device.kind
+        )
+    else:
+        tokens = cfg.micro_batch_tokens or MOST_TOKENS[settings.device.kind]
+        phases["evaluate"] = held | _evaluation(settings, model, b, tokens)
+    return Estimate(
+        phases,
+        settings.usable,
+        micro_batch_tokens=tokens,
+        slots=slots,
+        processes=settings.processes,
+        notes=shape_notes([model]),
+    )
+
+
+def _evaluation(settings: Settings, model: HeldModel, b: int, tokens: int) -> Parts:
+    rows = settings.rows
+    forward = Pass(
+        b,
+        settings.device.kind,
+        tokens=max(tokens, rows.longest * rows.rows_per_example),
+        length=min(rows.longest, ceil(rows.mean + (rows.longest - rows.mean) / 3)),
+        scored=ceil(tokens * min(1.0, (rows.scored or rows.mean) / rows.mean)),
+        attention=settings.cfg.model.attention,
+    )
+    return {
+        "activations": activations.transient_bytes(model, forward),
+        "logits": activations.logits_bytes(model.shape, forward, backward=False),
+    }

@@ -1,0 +1,237 @@
+"""Memory of a training stage, phase by phase."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from math import ceil, sqrt
+
+from rlhf_cli.memory import activations, rollout
+from rlhf_cli.memory.activations import Pass
+from rlhf_cli.memory.parts import (
+    PHASES,
+    Estimate,
+    Parts,
+    Settings,
+    add,
+    compute_itemsize,
+    shape_notes,
+)
+from rlhf_cli.memory.roles import held_models, reference_kind
+from rlhf_cli.memory.weights import HeldModel
+from rlhf_cli.models.config import LIGER_MODULE
+
+MOST_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens of a micro-batch by device: larger ones do not make its matrix products faster."""
+
+LEAST_TOKENS = 256
+"""Fewest tokens that a micro-batch is shrunk to."""
+
+MOMENT_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "paged_adamw": 8.0, "paged_adamw_8bit": 2.03}
+"""Bytes of optimizer state a trained parameter; in 8 bits with one scale for each 256 values."""
+
+
+def estimate(settings: Settings, tokens: int = 0) -> Estimate:
+    """Estimate a training stage.
+
+    Args:
+        settings: command, config, rows and device.
+        tokens: of a pass; 0 takes those of the config, or the most that fit.
+    """
+    run = _Run(settings)
+    return run.estimate(tokens or settings.cfg.train.micro_batch_tokens or run.fit_tokens())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Estimate of one training run."""
+
+    settings: Settings
+
+    @cached_property
+    def b(self) -> int:
+        """Bytes of the compute type."""
+        return compute_itemsize(self.settings.cfg.train.precision, self.settings.device)
+
+    @cached_property
+    def models(self) -> list[HeldModel]:
+        """Every model of the run, the policy first."""
+        own = self.settings
+        return held_models(own.command, own.cfg, self.b, own.rows.new_tokens)
+
+    @property
+    def policy(self) -> HeldModel:
+        return self.models[0]
+
+    @cached_property
+    def trained(self) -> int:
+        """Number of trained parameters."""
+        return sum(model.trained for model in self.models)
+
+    def fit_tokens(self) -> int:
+        """Most tokens of a micro-batch that fit, at least `LEAST_TOKENS`."""
+        tokens = MOST_TOKENS[self.settings.device.kind]
+        while tokens > LEAST_TOKENS and not self.estimate(tokens).fits:
+            tokens = max(LEAST_TOKENS, tokens * 3 // 4)
+        return tokens
+
+    def estimate(self, tokens: int) -> Estimate:
+        """Estimate with a number of tokens a pass."""
+        own, cfg = self.settings, self.settings.cfg
+        forward = self.forward(tokens)
+        phases = {"load": self._load(), "update": self._update(forward, tokens)}
+        slots = 0
+        if own.command == "ppo":
+            slots = rollout.slots_of(cfg, own.processes)
+            phases |= self._rollout(forward, slots)
+        elif own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
+            phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
+        if cfg.data.holds_out:
+            phases["evaluate"] = self._without_gradients(self.held(), forward)
+        phases["save"] = self.held()
+        return Estimate(
+            {name: phases[name] for name in PHASES if name in phases},
+            own.usable,
+            micro_batch_tokens=tokens,
+            slots=slots,
+            processes=own.processes,
+            trained=self.trained,
+            notes=shape_notes(self.models),
+        )
+
+    def held(self, *, moments: bool = True) -> Parts:
+        """What is in memory between two steps: weights, masters and moments."""
+        parts: Parts = {}
+        for model in self.models:
+            add(parts, f"{model.role} weights", model.frozen_bytes + model.trained * self.b)
+        if self.b != 4:  # in fp32 the weights are the masters
+            add(parts, "fp32 masters", 4 * self.trained)
+        if moments:
+            add(parts, "optimizer", MOMENT_BYTES[self.settings.cfg.train.optimizer] * self.trained)
+        return parts | self.settings.framework
+
+    def _load(self) -> Parts:
+        """Trained weights in fp32, their copy in the probe, and the file they are read from."""
+        parts: Parts = {}
+        for model in self.models:
+            add(parts, f"{model.role} weights", model.frozen_bytes + 4 * model.trained)
+        copies = self.policy.trained * self.b if self.b != 4 else 0
+        on_cpu = self.settings.device.kind == "cpu"
+        read = self.policy.shape.stored_bytes if on_cpu else 0
+        add(parts, "reading", copies + read)
+        return parts | self.settings.framework
+
+    def forward(self, tokens: int) -> Pass:
+        """The largest pass of a step: at most `tokens`, unless a single example is longer."""
+        rows, cfg = self.settings.rows, self.settings.cfg
+        example = rows.longest * rows.rows_per_example
+        largest = max(example, min(tokens, self._step_tokens()))
+        of_mean = rows.rows_per_example * rows.mean
+        saved = rows.shared * (rows.rows_per_example - 1) / of_mean
+        return Pass(
+            self.b,
+            self.settings.device.kind,
+            tokens=ceil(largest * (1 - saved)),
+            length=min(rows.longest, ceil(rows.mean + (rows.longest - rows.mean) / 3)),
+            scored=ceil(largest * min(1.0, (rows.scored or rows.mean) / rows.mean)),
+            attention=cfg.model.attention,
+            kernels=cfg.kernels,
+            liger=self._uses_liger(),
+        )
+
+    def _step_tokens(self) -> int:
+        """Tokens of a step of this process, of two deviations more than on average."""
+        rows, cfg = self.settings.rows, self.settings.cfg
+        examples = cfg.train.batch_size / self.settings.processes
+        if self.settings.command == "ppo":
+            examples *= cfg.samples_per_prompt / cfg.minibatches
+        count = max(1.0, examples) * rows.rows_per_example
+        return ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3)
+
+    def _uses_liger(self) -> bool:
+        kernels = self.settings.cfg.kernels
+        wanted: bool = kernels == "auto" or "liger" in kernels
+        on_gpu = self.settings.device.kind == "cuda"
+        return on_gpu and wanted and find_spec(LIGER_MODULE) is not None
+
+    def _update(self, forward: Pass, tokens: int) -> Parts:
+        """The moment of a step that needs most.
+
+        Either the backward pass begins, with everything kept; or it ends, with every gradient. On a
+        GPU gradients take the place of what was kept; a CPU's allocator seldom has holes that fit.
+        """
+        begins = self._backward_begins(forward)
+        grows = self.settings.device.kind == "cuda" and self._step_tokens() <= tokens
+        if not grows:
+            add(begins, "gradients", 4 * self.trained)
+        ends: Parts = {}
+        embedding = self.policy.shape.embedding if self.policy.trains_base else 0
+        add(ends, "gradients", 4 * self.trained + self.b * embedding)
+        layer = forward.tokens * sum(activations.layer_bytes(self.policy, forward).values())
+        add(ends, "activations", layer)
+        most = max(begins, ends, key=lambda parts: sum(parts.values()))
+        return self.held() | most
+
+    def _backward_begins(self, forward: Pass) -> Parts:
+        """What the forward passes kept, and the widest moment after it."""
+        parts: Parts = {}
+        for model in self._with_gradients():
+            kept, scores = self._kept(model, forward)
+            add(parts, "activations", kept - scores)
+            add(parts, "attention", scores)
+        head = self._head(forward)
+        layer = max(
+            activations.backward_bytes(self.policy, forward),
+            activations.transient_bytes(self.policy, forward) if self._compares() else 0,
+        )
+        add(parts, "logits", head)
+        add(parts, "activations", max(0, layer - head))
+        return parts
+
+    def _with_gradients(self) -> Sequence[HeldModel]:
+        """Models whose passes are kept for a backward pass of their own."""
+        return [
+            m for m in self.models if m.trained and (m.role == "policy" or m.targets or m.own_base)
+        ]
+
+    def _compares(self) -> bool:
+        """Whether the reference is computed beside what the policy keeps."""
+        own = self.settings
+        return own.command in ("dpo", "bco") and reference_kind(own.cfg) in ("adapter_off", "copy")
+
+    def _kept(self, model: HeldModel, forward: Pass) -> tuple[int, int]:
+        """Bytes that a model's pass keeps, and those of attention's probabilities among them."""
+        scores = forward.tokens * activations.score_bytes(model.shape, forward)
+        if self.settings.cfg.train.gradient_checkpointing:
+            return activations.checkpointed_bytes(model, forward), scores
+        return activations.saved_bytes(model, forward), scores * model.shape.layers
+
+    def _head(self, forward: Pass) -> int:
+        """Log-probs and their backward pass, with the gradient of a trained output layer."""
+        if self.settings.cfg.scores:
+            return 0
+        shape = self.policy.shape
+        entropy = self.settings.command == "ppo"
+        size = activations.logits_bytes(shape, forward, backward=True, entropy=entropy)
+        return size + (self.b * shape.vocab * shape.width if self.policy.trains_base else 0)
+
+    def _without_gradients(self, held: Parts, forward: Pass) -> Parts:
+        """A pass of the policy without gradients, beside what is held."""
+        parts = dict(held)
+        add(parts, "activations", activations.transient_bytes(self.policy, forward))
+        if not self.settings.cfg.scores:
+            shape = self.policy.shape
+            add(parts, "logits", activations.logits_bytes(shape, forward, backward=False))
+        return parts
+
+    def _rollout(self, forward: Pass, slots: int) -> dict[str, Parts]:
+        """Responses, their scores and their log-probs, beside all models."""
+        held, own = self.held(), self.settings
+        longest = rollout.longest_response(own.cfg, own.rows)
+        decoded = rollout.decode_parts(self.policy, self.b, slots, longest, own.device.kind)
+        found = {"rollout": held | decoded, "prepare": self._without_gradients(held, forward)}
+        scorers = [model for model in self.models if model.role == "reward"]
+        if scorers:
+            most = max(activations.transient_bytes(model, forward) for model in scorers)
+            found["score"] = held | {"activations": most}
+        return found
