@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlhf_cli.commands.dry_run.sample import Sample, sample_rows
+from rlhf_cli.commands.dry_run.sample import SAMPLE_CHARACTERS, Sample, sample_rows
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.dataset import (
     entry_key,
     first_held_out_record_type,
+    iter_texts,
     load_eval_examples,
     load_examples,
     tokenize_mixture,
@@ -60,7 +62,7 @@ class RowFacts:
         rows: number of rows of all sources.
         examples: of the rows that were read; None for prompts.
         read: number of rows that were read; 0 if all were.
-        cached: whether the tokens came from the cache.
+        characters: of these rows.
     """
 
     report: DataReport
@@ -71,7 +73,7 @@ class RowFacts:
     rows: int
     examples: Examples | None = None
     read: int = 0
-    cached: bool = False
+    characters: int = 0
 
     @property
     def count(self) -> int:
@@ -97,6 +99,19 @@ class RowFacts:
     def mean(self) -> float:
         """Tokens of a row on average."""
         return float(self.lengths.mean()) if len(self.lengths) else 0.0
+
+
+def first_texts(cfg: StageConfig, stage: str, records: Records) -> Iterator[str]:
+    """Yield the first texts of the training rows, for training a tokenizer.
+
+    A tokenizer of all rows gives other tokens, in about the same number.
+    """
+    left = SAMPLE_CHARACTERS
+    for text in iter_texts(cfg.data, stage, records):
+        yield text[:left]
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ def _held_out(
         return None
     if isinstance(data.eval, int | float) and train is not None and train.read:
         left = _training_share(data, train.rows)
-        return replace(train, share=train.share / left * (1 - left), read=train.read)
+        return replace(train, share=train.share / left * (1 - left))
     sample = _held_out_sample(data, stage)
     if sample is None or sample.complete:
         loaded = load_eval_examples(data, stage, tokenizer, records, **options)
@@ -186,6 +201,7 @@ def _facts(
         rows=report.rows if exact or sample is None else sample.rows,
         examples=examples,
         read=0 if exact or sample is None else sample.read,
+        characters=sample.characters if sample else 0,
     )
 
 
@@ -271,4 +287,5 @@ def _prompt_facts(
         share=share,
         rows=prompts.report.rows if sample.complete else sample.rows,
         read=0 if sample.complete else sample.read,
+        characters=sample.characters,
     )

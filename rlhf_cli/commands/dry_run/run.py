@@ -89,9 +89,18 @@ def _training(command: Command, resolved: Resolved, output_dir: str) -> Found:
     hub.set_commits(manifest.commits(out) if decision == "continue" else {})
     fetch_named(command, cfg, resolved.tree)
     with muted():
-        plan = plan_training(command.name, cfg, _device(cfg), _processes(cfg), out)
+        plan = plan_training(
+            command.name, cfg, _device(cfg), _processes(cfg), out, _steps_done(out, decision)
+        )
     where = _folder(command.name, output_dir, decision)
     return sections(plan, where), plan.memory.estimate.fits
+
+
+def _steps_done(out: Path, decision: str) -> int:
+    """Steps of the newest checkpoint of an unfinished run."""
+    if decision != "continue":
+        return 0
+    return int(folder.list_checkpoints(out)[-1].name.removeprefix("step-"))
 
 
 def _folder(stage: str, output_dir: str, decision: str) -> str:

@@ -27,6 +27,7 @@ class Sample:
         read: number of rows that were read.
         rows: number of rows of all sources; an estimate unless all were read.
         share: rows that an epoch samples, for each row of the mixture.
+        characters: of the texts of these rows.
         complete: whether all rows were read.
         size: bytes of all sources, or rows of those without files.
     """
@@ -35,6 +36,7 @@ class Sample:
     read: int
     rows: int
     share: float
+    characters: int
     complete: bool
     size: int
 
@@ -57,13 +59,14 @@ def sample_rows(
     room = SAMPLE_CHARACTERS // len(sources)
     heads = [_read_head(source, room) for source in sources]
     weights = [source.settings.weight for source in sources]
-    drawn = sum(len(head.rows) * weight for head, weight in zip(heads, weights, strict=True))
+    drawn = sum(head.drawn * weight for head, weight in zip(heads, weights, strict=True))
     wanted = sum(head.total * weight for head, weight in zip(heads, weights, strict=True))
     return Sample(
         Mixture([head.as_source for head in heads], [None] * len(heads)),
         read=sum(len(head.rows) for head in heads),
         rows=round(sum(head.total for head in heads)),
-        share=wanted / max(drawn, 1),
+        share=wanted / drawn if drawn else 1.0,
+        characters=sum(head.characters for head in heads),
         complete=all(head.complete for head in heads),
         size=sum(source.size for source in sources),
     )
@@ -75,7 +78,11 @@ class _Head:
 
     source: DataSource
     rows: Sequence[RawRow]
+    drawn: float
+    """Rows that were read, a cut one in part."""
+
     total: float
+    characters: int
     complete: bool
 
     @property
@@ -85,17 +92,30 @@ class _Head:
 
 
 def _read_head(source: DataSource, room: int) -> _Head:
-    """Read rows until their texts have `room` characters."""
+    """Read rows until their texts have `room` characters; a longer document is cut."""
     _require_first_rows(source)
     rows: list[RawRow] = []
     characters = size = 0
+    drawn = 0.0
     for row in source.rows():
         if characters >= room:
-            return _Head(source, rows, len(rows) * source.size / max(size, 1), complete=False)
-        rows.append(row)
+            total = len(rows) * source.size / max(size, 1)
+            return _Head(source, rows, drawn, total, characters, complete=False)
         size += row.size
-        characters += _count_characters(row.parsed)
-    return _Head(source, rows, len(rows), complete=True)
+        kept, found = _cut_document(row, room)
+        rows.append(kept)
+        characters += min(found, room)
+        drawn += min(1.0, room / found) if kept is not row else 1.0
+    complete = drawn == len(rows)
+    return _Head(source, rows, drawn, float(len(rows)), characters, complete=complete)
+
+
+def _cut_document(row: RawRow, room: int) -> tuple[RawRow, int]:
+    """The row, its text cut to `room` characters if it is a document; and the characters it has."""
+    found, parsed = _count_characters(row.parsed), row.parsed
+    if found <= room or not isinstance(parsed, dict) or parsed.keys() != {"text"}:
+        return row, found
+    return replace(row, parsed={"text": str(parsed["text"])[:room]}), found
 
 
 def _require_first_rows(source: DataSource) -> None:

@@ -57,6 +57,14 @@ def format_count(number: float, *, exact: bool = True) -> str:
     return f"about {float(f'{number:.3g}'):,.0f}"
 
 
+def format_flops(flops: float) -> str:
+    """Format a number of FLOPs with a prefix: `3.4 TFLOP`, `0.57 EFLOP`."""
+    for prefix, size in (("EFLOP", 1e18), ("PFLOP", 1e15)):
+        if flops >= size:
+            return f"{flops / size:,.3g} {prefix}"
+    return f"{flops / 1e12:.3g} TFLOP"
+
+
 def format_seconds(seconds: float) -> str:
     """Format a duration in its largest units: `12 s`, `3 min`, `5 h 20 min`, `2 d 3 h`."""
     if seconds < 90:

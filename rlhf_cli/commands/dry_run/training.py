@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,14 @@ from rlhf_cli.commands.dry_run.choices import training_choices
 from rlhf_cli.commands.dry_run.disk import DiskNeed, disk_need
 from rlhf_cli.commands.dry_run.memory import MemoryReport
 from rlhf_cli.commands.dry_run.rates import Rate, find_rate
-from rlhf_cli.commands.dry_run.rows import RowFacts, RunRows, load_prompt_rows, load_stage_rows
-from rlhf_cli.commands.dry_run.section import Section, format_count, format_seconds
+from rlhf_cli.commands.dry_run.rows import (
+    RowFacts,
+    RunRows,
+    first_texts,
+    load_prompt_rows,
+    load_stage_rows,
+)
+from rlhf_cli.commands.dry_run.section import Section, format_count, format_flops, format_seconds
 from rlhf_cli.commands.dry_run.steps import Steps, count_steps
 from rlhf_cli.commands.dry_run.work import Work, ppo_work, stage_work
 from rlhf_cli.data.report import pluralize
@@ -23,13 +30,29 @@ from rlhf_cli.memory.parts import Rows, compute_itemsize
 from rlhf_cli.memory.roles import held_models
 from rlhf_cli.memory.table import format_bytes
 from rlhf_cli.memory.weights import HeldModel
+from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
 from rlhf_cli.stages.records import records_of
 from rlhf_cli.stages.tokenizers import load_prompt_encoder, load_row_tokenizer
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Everything that a dry run finds out about a training stage."""
+    """Everything that a dry run finds out about a training stage.
+
+    Attributes:
+        stage: its name.
+        cfg: its configuration.
+        device: that it would run on.
+        processes: of the run.
+        rows: training and held-out rows.
+        models: that it holds, the trained one first.
+        memory: its estimate.
+        steps: their number and size.
+        rate: speed of the device.
+        work: by purpose.
+        disk: that it needs.
+        done: steps of an unfinished run that are taken already.
+    """
 
     stage: str
     cfg: Any
@@ -42,9 +65,17 @@ class TrainingPlan:
     rate: Rate
     work: list[Work]
     disk: DiskNeed
+    done: int
+
+    @property
+    def left(self) -> float:
+        """Share of the steps that are still to be taken."""
+        return max(0.0, 1 - self.done / self.steps.total)
 
 
-def plan_training(stage: str, cfg: Any, device: Device, processes: int, out: Path) -> TrainingPlan:
+def plan_training(
+    stage: str, cfg: Any, device: Device, processes: int, out: Path, done: int = 0
+) -> TrainingPlan:
     """Read the rows and model files of a stage, and work out what its run would do.
 
     Raises:
@@ -67,7 +98,7 @@ def plan_training(stage: str, cfg: Any, device: Device, processes: int, out: Pat
     rate = find_rate(device, itemsize, getattr(cfg, "device_flops", 0.0))
     disk = disk_need(cfg, policy, estimate.trained, steps, itemsize, out)
     return TrainingPlan(
-        stage, cfg, device, processes, rows, models, memory, steps, rate, work, disk
+        stage, cfg, device, processes, rows, models, memory, steps, rate, work, disk, done
     )
 
 
@@ -76,6 +107,9 @@ def _load(stage: str, cfg: Any) -> tuple[RunRows, int]:
     if stage == "ppo":
         return load_prompt_rows(cfg, load_prompt_encoder(cfg)), 0
     records = records_of(stage, cfg)
+    if trains_tokenizer(cfg.model):
+        tokenizer = load_tokenizer(cfg.model, partial(first_texts, cfg, stage, records))
+        return load_stage_rows(cfg, stage, tokenizer, records), 0
     tokenizer, new = load_row_tokenizer(cfg, stage, records)
     return load_stage_rows(cfg, stage, tokenizer, records), len(new)
 
@@ -146,7 +180,7 @@ def _run(plan: TrainingPlan, where: str) -> Section:
     processes = f", {plan.processes} processes" if plan.processes > 1 else ""
     lines = [
         ("model", f"{shape.name} ({shape.model_type}), {total:,} parameters, {share}"),
-        *((model.role, model.shape.name) for model in plan.models[1:] if model.own_base),
+        *((model.role, model.shape.name) for model in plan.models[1:] if model.shape is not shape),
         ("rows", ", ".join(plan.rows.train.report.files)),
         ("device", device_text(plan.device) + processes),
         ("output", where),
@@ -186,7 +220,8 @@ def row_lines(role: str, rows: RowFacts) -> Iterator[tuple[str, str]]:
         tokens += f", {format_count(rows.trained, exact=exact)} trained"
     yield "", f"{tokens}; a row has {rows.mean:,.0f} on average, {rows.longest:,} at most"
     if rows.read:
-        yield "", f"estimated from the first {pluralize(rows.read, 'row')}"
+        first = pluralize(rows.read, "row")
+        yield "", f"estimated from the first {first}, {rows.characters:,} characters"
     for line in [*report.left_out_lines(), *_cut_lines(report), *report.note_lines()]:
         yield "", line.strip()
 
@@ -223,8 +258,10 @@ def _steps(plan: TrainingPlan) -> Section:
     lines = [
         (
             "steps",
-            f"{what}; {format_count(steps.per_epoch, exact=exact)} an epoch, {epochs:.3g} epochs",
+            f"{what}; {format_count(steps.per_epoch, exact=exact)} an epoch, "
+            f"{_several(epochs, 'epoch')}",
         ),
+        *([("left", f"{steps.total - plan.done:,} steps")] if plan.done else []),
         *_step_details(plan),
         ("warm-up", f"{cfg.train.warmup_steps} steps, then {cfg.train.schedule}"),
     ]
@@ -249,8 +286,14 @@ def _step_details(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
         )
         return
     each = " a process" if plan.processes > 1 else ""
-    passes = f"{steps.micro_batches:.3g} passes{each} of at most {tokens} tokens"
+    passes = f"{_several(steps.micro_batches, 'pass')}{each} of at most {tokens} tokens"
     yield "a step", f"{steps.tokens:,.0f} tokens in {passes}"
+
+
+def _several(number: float, unit: str) -> str:
+    """Format a number, which need not be whole, with its unit."""
+    plural = f"{unit}es" if unit.endswith("s") else f"{unit}s"
+    return f"{number:.3g} {unit if number == 1 else plural}"
 
 
 def _disk_lines(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
@@ -274,11 +317,23 @@ def _disk_facts(disk: DiskNeed) -> dict[str, Any]:
 
 
 def _time(plan: TrainingPlan) -> Section:
-    return time_section(plan.work, plan.rate, plan.processes)
+    shared = plan.processes if plan.device.kind == "cuda" else 1  # processes on a CPU share it
+    found = time_section(plan.work, plan.rate, shared, plan.left)
+    if plan.stage != "ppo":
+        return found
+    most = f"every response has {plan.cfg.sampling.max_new_tokens} tokens; fewer take less time"
+    return replace(found, lines=[*found.lines, ("", most)])
 
 
-def time_section(work: list[Work], rate: Rate, processes: int) -> Section:
-    """Lines about the time of a run, and what it is estimated from."""
+def time_section(work: list[Work], rate: Rate, processes: int, left: float = 1.0) -> Section:
+    """Build lines about the time of a run, and what it is estimated from.
+
+    Args:
+        work: by purpose.
+        rate: of the device.
+        processes: devices that share the work.
+        left: share of the steps that a continued run still has to take.
+    """
     flops = sum(each.flops for each in work)
     facts: dict[str, Any] = {
         "flops": flops,
@@ -286,13 +341,13 @@ def time_section(work: list[Work], rate: Rate, processes: int) -> Section:
         "rate": rate.source,
         "phases": {each.name: {"flops": each.flops} for each in work},
     }
-    head = f"{flops / 1e12:,.3g} TFLOP: " + ", ".join(
+    head = f"{format_flops(flops)}: " + ", ".join(
         f"{each.name} {each.flops / max(flops, 1):.0%}" for each in work if each.flops
     )
     if not rate.flops:
         text = f"not known: {rate.source}. Try device_flops=200e12, what training reaches there"
         return Section("time", [("work", head), ("time", text)], facts)
-    seconds = {each.name: each.seconds(rate) / processes for each in work}
+    seconds = {each.name: left * each.seconds(rate) / processes for each in work}
     facts["seconds"] = sum(seconds.values())
     for name, spent in seconds.items():
         facts["phases"][name]["seconds"] = spent
@@ -302,7 +357,8 @@ def time_section(work: list[Work], rate: Rate, processes: int) -> Section:
         [
             ("work", head),
             ("time", f"about {format_seconds(sum(seconds.values()))}: {most}"),
-            ("assumed", f"{rate.source}; loading and saving not counted"),
+            ("assumed", rate.source),
+            ("", "loading, saving and the time between steps are not counted"),
         ],
         facts,
     )
