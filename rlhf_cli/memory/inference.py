@@ -21,7 +21,7 @@ def estimate(settings: Settings) -> Estimate:
     cfg, rows = settings.cfg, settings.rows
     b = compute_itemsize(cfg.precision, settings.device)
     model = frozen_model(cfg.model, "policy", b, "model.path", cfg.quant)
-    held: Parts = {"policy weights": model.frozen_bytes} | settings.framework
+    held: Parts = {"policy weights": model.frozen_bytes}
     loading = dict(held)
     if settings.device.kind == "cpu" and model.quantized:
         add(loading, "reading", model.shape.stored_bytes)
@@ -36,7 +36,7 @@ def estimate(settings: Settings) -> Estimate:
         tokens = cfg.micro_batch_tokens or MOST_TOKENS[settings.device.kind]
         phases["evaluate"] = held | _evaluation(settings, model, b, tokens)
     return Estimate(
-        phases,
+        {name: settings.with_allocator(parts) for name, parts in phases.items()},
         settings.usable,
         micro_batch_tokens=tokens,
         slots=slots,

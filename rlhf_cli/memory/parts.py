@@ -16,6 +16,13 @@ USABLE = {"cpu": 0.9, "cuda": 0.95}
 FRAMEWORK = {"cpu": 550 << 20, "cuda": 700 << 20}
 """Libraries and their buffers, of a GPU also its context."""
 
+HOLES = {"cpu": 0.10, "cuda": 0.0}
+"""Share of what is counted that stands for freed blocks which no later one fits: glibc keeps them in
+the process; CUDA's allocator counts used blocks only (python -m benchmarks.memory_model)."""
+
+WORKSPACE = {"cpu": 50 << 20, "cuda": 40 << 20}
+"""Buffers and compiled kernels of the libraries of matrix products, beside their code."""
+
 Parts = dict[str, int]
 """Part -> bytes."""
 
@@ -111,6 +118,12 @@ class Settings:
     def framework(self) -> Parts:
         """Libraries and the context of the device."""
         return {"framework": FRAMEWORK[self.device.kind]}
+
+    def with_allocator(self, parts: Parts) -> Parts:
+        """Add what the allocator holds beside the tensors, and the libraries."""
+        kind = self.device.kind
+        counted = sum(parts.values())
+        return parts | {"allocator": int(HOLES[kind] * counted) + WORKSPACE[kind]} | self.framework
 
 
 def compute_itemsize(precision: str, device: Device) -> int:

@@ -90,7 +90,7 @@ class _Run:
             phases["evaluate"] = self._without_gradients(self.held(), forward)
         phases["save"] = self.held()
         return Estimate(
-            {name: phases[name] for name in PHASES if name in phases},
+            {name: own.with_allocator(phases[name]) for name in PHASES if name in phases},
             own.usable,
             micro_batch_tokens=tokens,
             slots=slots,
@@ -108,7 +108,7 @@ class _Run:
             add(parts, "fp32 masters", 4 * self.trained)
         if moments:
             add(parts, "optimizer", MOMENT_BYTES[self.settings.cfg.train.optimizer] * self.trained)
-        return parts | self.settings.framework
+        return parts
 
     def _load(self) -> Parts:
         """Trained weights in fp32, their copy in the probe, and the file they are read from."""
@@ -119,7 +119,7 @@ class _Run:
         on_cpu = self.settings.device.kind == "cpu"
         read = self.policy.shape.stored_bytes if on_cpu else 0
         add(parts, "reading", copies + read)
-        return parts | self.settings.framework
+        return parts
 
     def forward(self, tokens: int) -> Pass:
         """The largest pass of a step: at most `tokens`, unless a single example is longer."""
@@ -146,13 +146,13 @@ class _Run:
         if self.settings.command == "ppo":
             examples *= cfg.samples_per_prompt / cfg.minibatches
         count = max(1.0, examples) * rows.rows_per_example
-        return ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3)
+        return int(ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3))
 
     def _uses_liger(self) -> bool:
         kernels = self.settings.cfg.kernels
-        wanted: bool = kernels == "auto" or "liger" in kernels
+        wanted = kernels == "auto" or "liger" in kernels
         on_gpu = self.settings.device.kind == "cuda"
-        return on_gpu and wanted and find_spec(LIGER_MODULE) is not None
+        return bool(on_gpu and wanted) and find_spec(LIGER_MODULE) is not None
 
     def _update(self, forward: Pass, tokens: int) -> Parts:
         """The moment of a step that needs most.
