@@ -129,9 +129,16 @@ TOOLS = {
         ),
         Tool(
             "data",
-            "Work on files of rows: scores of responses from comparisons.",
+            "Look at the rows of a file as a stage reads them, count them, convert them.",
             "rlhf_cli.commands.data.run:run",
             {
+                "show FILE [row=N | rows=N | rows=A..B] [format=json | html] [output=FILE] [full=true] "
+                "[stage=STAGE] [config=RECIPE] [key=value ...]": "Show rows as the stage reads them: "
+                "trained tokens green or in [[ ]], special tokens, what truncation cut, packed "
+                "examples, and why a row is left out. The keys are those of the stage: model=, "
+                "data.max_length=, template= and others.",
+                "stats FILE [format=json] [output=FILE.json] [key=value ...]": "Count rows, reasons "
+                "of refusal, lengths, truncation, turns, labels and margins.",
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
                 "`comparisons`, and write the rows with `scores` to a file or to the screen. "
                 "See `rlhf docs data`.",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples, flatten
+from rlhf_cli.data.preview import shorten
 from rlhf_cli.data.prompts import PromptEncoder, drop_oldest, prompt_of
 from rlhf_cli.data.records.reader import Outcome, RecordReader, RecordWithSource
 from rlhf_cli.data.records.types import Record
@@ -186,13 +187,25 @@ class StageRows:
 
     def group(self, rows: Iterable[InspectedRow]) -> Iterator[Example]:
         """Yield the examples of the kept rows: packed, split or one per record."""
-        kept = [row.tokenized for row in rows if row.tokenized and not row.problem]
-        if not kept:
+        kept = (row.tokenized for row in rows if row.tokenized and not row.problem)
+        first = next(kept, None)
+        if first is None:
             return iter(())
-        made = (one.example_rows() for one in kept)
+        made = (one.example_rows() for one in chain([first], kept))
         if isinstance(self.row_tokenizer, PromptTokenizer):
             return made
-        return self.row_tokenizer.group(made, kept[0].source.record)
+        return self.row_tokenizer.group(made, first.source.record)
+
+    def note_lines(self) -> list[str]:
+        """Lines about what was not read of the rows so far: columns, and parts of messages."""
+        report = self.report
+        columns = [] if self._encoder else report.ignored_columns  # reward functions read them
+        found = {
+            "not written by the chat template": report.unwritten,
+            "columns not read": columns,
+            "files not read": [name for one in self.mixture.sources for name in one.skipped],
+        }
+        return [f"{what}: {shorten(', '.join(names))}" for what, names in found.items() if names]
 
     def examples(self, rows: Iterable[InspectedRow]) -> Examples:
         """Return the examples of the kept rows in flat arrays, as the stage trains on them."""

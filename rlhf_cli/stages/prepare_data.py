@@ -19,7 +19,6 @@ from rlhf_cli.data.dataset import (
 )
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.preview import show_first_example
-from rlhf_cli.data.prompts import uses_chat_template
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.load import context_length
@@ -28,9 +27,9 @@ from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import positions
 from rlhf_cli.runs.run_files import TOKENIZER
-from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
+from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.records import Records
-from rlhf_cli.stages.tokenizers import load_row_tokenizer, load_trained_tokenizer
+from rlhf_cli.stages.tokenizers import load_row_tokenizer, load_trained_tokenizer, log_plain_text
 
 Transform = Callable[[LoadedExamples, str], Examples]
 """Makes a stage's examples of loaded rows; the second argument is `training` or `held-out`."""
@@ -162,26 +161,6 @@ def log_max_length(cfg: StageConfig) -> None:
     """Say that `data.max_length` was lowered to the model's positions."""
     if cfg.data.max_length == positions(cfg.model):
         logger.info(f"data.max_length: {cfg.data.max_length}, the model's positions")
-
-
-def log_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
-    """Say that rows of text are joined without the model's chat template, and the key to set.
-
-    Args:
-        cfg: the whole configuration; only `template=auto` leaves the choice open.
-        tokenizer: the model's.
-        report: on the rows.
-    """
-    if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
-        return
-    model = cfg.model
-    chats = uses_chat_template("auto", model.path, model.revision, tokenizer)
-    if chats and not report.templated and not model.from_scratch:
-        logger.info(
-            f"template: {model.path} has a chat template, and the rows are text, which is joined "
-            "without it. template=always makes prompts the user's messages and responses the "
-            "assistant's; template=never leaves this line out"
-        )
 
 
 def require_positions(examples: Examples, model: ModelWrapper, name: str = "model") -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from rlhf_cli.console import logger
 from rlhf_cli.data.dataset import has_chat_records, iter_texts
 from rlhf_cli.data.prompts import PromptEncoder, uses_chat_template
+from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer
-from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.records import Records
 
@@ -45,3 +47,23 @@ def load_prompt_encoder(cfg: PPOConfig) -> PromptEncoder:
     tokenizer, model = load_tokenizer(cfg.model), cfg.model
     as_message = uses_chat_template(cfg.template, model.path, model.revision, tokenizer)
     return PromptEncoder(tokenizer, as_message=as_message)
+
+
+def log_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None:
+    """Say that rows of text are joined without the model's chat template, and the key to set.
+
+    Args:
+        cfg: the whole configuration; only `template=auto` leaves the choice open.
+        tokenizer: the model's.
+        report: on the rows.
+    """
+    if not isinstance(cfg, ResponseRowsConfig) or cfg.template != "auto":
+        return
+    model = cfg.model
+    chats = uses_chat_template("auto", model.path, model.revision, tokenizer)
+    if chats and not report.templated and not model.from_scratch:
+        logger.info(
+            f"template: {model.path} has a chat template, and the rows are text, which is joined "
+            "without it. template=always makes prompts the user's messages and responses the "
+            "assistant's; template=never leaves this line out"
+        )

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from rlhf_cli.data.examples import flatten
-from rlhf_cli.data.preview import preview, shorten, show_first_example
+from rlhf_cli.data.preview import Span, SpanDecoder, render_spans, shorten, show_first_example
 from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import ExampleRow
-from tests.data.toy import EOS, A, B, C, toy_tokenizer
+from tests.data.toy import BOS, EOS, A, B, C, toy_tokenizer
 
 
 def examples():
@@ -17,7 +19,7 @@ def examples():
 def test_trained_tokens_are_in_marks_where_there_is_no_colour(capsys):
     show_first_example(examples(), toy_tokenizer())
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["first row (r.jsonl:4), trained tokens marked:", "a b[[c <eos>]]"]
+    assert lines == ["first row (r.jsonl:4), trained tokens marked:", "a b[[ c <eos>]]"]
 
 
 def preference_examples(*scores):
@@ -43,12 +45,36 @@ def test_every_row_of_a_preference_example_is_shown_under_its_name(capsys, score
     head, *lines = capsys.readouterr().err.splitlines()
     assert head == "first example (r.jsonl:4), trained tokens marked:"
     assert lines[::2] == [f"- {name}:" for name in names]
-    assert set(lines[1::2]) == {"a[[b <eos>]]"}
+    assert set(lines[1::2]) == {"a[[ b <eos>]]"}
 
 
 def test_trained_tokens_are_green_on_a_terminal():
-    shown = preview(examples(), toy_tokenizer(), marks=False)
-    assert [(span.start, span.end, span.style) for span in shown.spans] == [(3, 10, "bold green")]
+    spans = SpanDecoder(toy_tokenizer()).spans([A, B, C, EOS], [False, False, True, True])
+    shown = render_spans(spans, marks=False)
+    found = [(span.start, span.end, span.style) for span in shown.spans]
+    assert found == [(3, 5, "bold green"), (5, 11, "green")]
+
+
+def test_spans_are_the_text_of_the_row_cut_at_the_prompt_and_at_special_tokens():
+    ids, trained = [BOS, A, B, C, EOS], [False, False, False, True, True]
+    tokenizer = toy_tokenizer()
+    spans = SpanDecoder(tokenizer).spans(ids, trained, border=2)
+    assert [(span.start, span.end) for span in spans] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert "".join(span.text for span in spans) == tokenizer.decode(ids)
+
+
+def test_the_first_space_of_a_span_is_kept():
+    """Decoders of SentencePiece vocabularies drop the space before the first token."""
+    rules = Tokenizer(models.BPE({"▁": 0, "a": 1, "b": 2, "▁a": 3}, [("▁", "a")]))
+    rules.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules)
+    spans = SpanDecoder(tokenizer).spans([3, 2, 3, 2], [False, False, True, True])
+    assert [span.text for span in spans] == ["ab", " ab"]
+
+
+def test_line_ends_and_outer_spaces_can_be_seen():
+    span = Span(0, 1, " a\n b ", trained=True, special=False)
+    assert render_spans([span], marks=True, visible=True).plain == "[[·a↵\n b·]]"
 
 
 def test_long_text_loses_its_middle():

@@ -62,12 +62,15 @@ class RowsRequest:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def open(self) -> StageRows:
-        """Load the tokenizer and open the rows.
+        """Load the tokenizer and open the rows; say which stage was guessed.
 
         Raises:
             DataError: the rows do not exist.
             ModelError: the tokenizer cannot be loaded, or lacks what the rows need.
         """
+        if self.guessed_from:
+            guess = f"guessed from the {self.guessed_from} rows; another: stage=NAME"
+            print(f"stage: {self.stage}, {guess}", file=sys.stderr)
         return open_stage_rows(self.config, self.stage)
 
 
@@ -98,8 +101,6 @@ def read_request(words: Sequence[str], names: Sequence[str]) -> RowsRequest:
         kind = _first_kind(rest)
         stage = STAGE_OF_KIND[kind]
     config = _resolve(stage, rest)
-    if kind:
-        print(f"stage: {stage}, guessed from the {kind} rows; another: stage=NAME", file=sys.stderr)
     return RowsRequest(stage, kind, config, given)
 
 

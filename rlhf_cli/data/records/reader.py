@@ -36,6 +36,7 @@ class RecordWithSource:
         line: line number from 1.
         repeat: how often the row was sampled before.
         extra_columns: columns of the row that the record does not use.
+        notes: changes to the row.
     """
 
     record: Record
@@ -43,6 +44,7 @@ class RecordWithSource:
     line: int
     repeat: int = 0
     extra_columns: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def location(self) -> str:
@@ -122,7 +124,7 @@ class RecordReader:
         self.report.add_ignored(extra_columns)
         for note in notes if counted else ():
             self.report.add_note(row.location, note)
-        return RecordWithSource(record, row.file, row.line, row.repeat, extra_columns)
+        return RecordWithSource(record, row.file, row.line, row.repeat, extra_columns, notes)
 
     def _expand_trees(self, rows: Iterable[RawRow]) -> Iterator[RawRow]:
         for row in rows:

@@ -298,6 +298,11 @@ KINDS = (
 COLUMNS = (*dict.fromkeys(name for kind in KINDS for name in kind.columns), "tools")
 
 
+def kind_name(record: Record) -> str:
+    """Return the name of the kind of a record: of several with its class, the first."""
+    return next(kind.name for kind in KINDS if kind.record is type(record))
+
+
 def match_kinds(names: set[str]) -> list[RecordKind]:
     """Return the kinds that a row with these columns fits.
 
