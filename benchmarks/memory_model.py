@@ -43,8 +43,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""`deep` is the shape of SmolLM2-135M: many narrow layers, one large tied embedding; `wide` has 55 M
-parameters in few layers, and an output layer of its own."""
+"""`deep` is the shape of SmolLM2-135M: many narrow layers and one large tied embedding; `wide` has
+55 M parameters in few layers, and an output layer of its own."""
 
 PROMPT, RESPONSE = 32, 96
 """Tokens of a prompt and of a response; rows of text have both."""

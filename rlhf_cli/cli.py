@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -64,8 +65,7 @@ def _main(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        command = COMMANDS.get(argv[0])
-        known = translate(error, command.less_memory if command else Command.less_memory)
+        known = translate(error)
         if known:
             return _report(known)
         traceback.print_exc()
@@ -196,7 +196,7 @@ def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> No
             print(f"already complete: {out}")
         else:
             hub.set_commits(manifest.commits(out) if decision == "continue" else {})
-            with log.logged(out):
+            with log.logged(out), _explained(command, config):
                 _run_in(out, command, resolved, argv)
     except (ConfigError, DataError):
         if decision == "fresh":
@@ -216,7 +216,9 @@ def _run_once(command: Command, resolved: "Resolved") -> None:
     hub.set_commits({})
     with log.redacted():
         fetch_named(command, resolved.config, resolved.tree)
-        _runner(command)(resolved.config)
+        _refuse_too_large(resolved.config)
+        with _explained(command, resolved.config):
+            _runner(command)(resolved.config)
 
 
 def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) -> None:
@@ -229,6 +231,7 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.write_start(out, command.name, argv, resolved.public_tree, read)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
+        _refuse_too_large(resolved.config)
         if launcher.is_single_process(resolved.config.launch.processes):
             summary = _runner(command)(resolved.config, out)
         else:
@@ -237,6 +240,21 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.fail(out, error)
         raise
     manifest.complete(out, **summary)
+
+
+def _refuse_too_large(config: Any) -> None:
+    """Refuse models that cannot fit this device, before they are loaded."""
+    from rlhf_cli.memory.limit import refuse_too_large
+
+    processes = getattr(getattr(config, "launch", None), "processes", 1)
+    refuse_too_large(config, processes if isinstance(processes, int) else 1)
+
+
+def _explained(command: Command, config: Any) -> AbstractContextManager[None]:
+    """Explain an out-of-memory error with the memory model."""
+    from rlhf_cli.memory.out_of_memory import explained
+
+    return explained(command.name, config)
 
 
 def _runner(command: Command | Tool) -> Callable[..., Any]:

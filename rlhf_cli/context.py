@@ -17,6 +17,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.memory.device import Device, machine_memory, with_memory
 from rlhf_cli.memory.phase import RECORD
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -68,6 +69,23 @@ def create_context(precision: str, seed: int, out: Path) -> RunContext:
     computed = f"compute: {context.compute_name} ({reason})"
     logger.info(f"device: {device_name(device)}{notes}; {computed}{processes}")
     return context
+
+
+def memory_device(device: torch.device, compute: torch.dtype, memory: str = "") -> Device:
+    """Describe a device for the memory model.
+
+    Args:
+        device: of the run.
+        compute: its compute dtype.
+        memory: value of `device_memory`; empty takes the memory of the device.
+    """
+    bf16 = compute == torch.bfloat16
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        found = Device(torch.cuda.get_device_name(device), "cuda", total, bf16)
+    else:
+        found = Device("CPU", "cpu", machine_memory(), bf16)
+    return with_memory(found, memory) if memory else found
 
 
 def measure_memory_of(device: torch.device) -> None:

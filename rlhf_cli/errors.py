@@ -43,7 +43,7 @@ class RankFailed(RlhfError):
 
 
 class OutOfMemory(RlhfError):
-    """Out of memory; the message names overrides that need less."""
+    """Out of memory; the message has the estimate, and overrides that need less."""
 
     exit_code = 4
 
@@ -86,17 +86,16 @@ _NO_DISK = {
 }
 
 
-def translate(error: Exception, less_memory: str) -> RlhfError | None:
+def translate(error: Exception) -> RlhfError | None:
     """Convert a library's out-of-memory or disk-full error to an `RlhfError`; None for others.
 
     Args:
         error: of any library; torch is not imported here.
-        less_memory: overrides to try after an out-of-memory error.
     """
     by_name = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if by_name or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         what = _first_sentences(error) if str(error) else "out of memory"
-        return OutOfMemory(f"{what}. Try {less_memory}")
+        return OutOfMemory(what)
     for number, advice in _NO_DISK.items():
         # safetensors passes the system's error on as text
         if getattr(error, "errno", 0) == number or f"(os error {number})" in str(error):

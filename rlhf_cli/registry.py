@@ -62,7 +62,6 @@ COMMANDS = {
             "rlhf_cli.commands.generate:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:generate",
-            less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=(
                 'runs/sft prompt="Hello, you"',
@@ -75,7 +74,6 @@ COMMANDS = {
             "rlhf_cli.commands.merge:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:merge",
-            less_memory="batch_size=1 or max_new_tokens=64",
             positional="model",
             examples=("runs/sft output_dir=runs/merged",),
         ),
@@ -85,7 +83,6 @@ COMMANDS = {
             "rlhf_cli.commands.evaluate.run:run",
             trains=False,
             preflight="rlhf_cli.preflight.commands:evaluate",
-            less_memory="micro_batch_tokens=512, or with a judge batch_size=1",
             positional="model",
             more="beside",
             examples=(

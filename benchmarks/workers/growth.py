@@ -3,7 +3,6 @@
 import json
 import sys
 from dataclasses import dataclass
-from unittest.mock import patch
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,13 +12,14 @@ from benchmarks.memory import forget_peak, held_bytes, peak_bytes
 from benchmarks.steps import PROMPT, TOKENS, Step, likelihood
 from rlhf_cli.context import configure_cpu
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.kernels.chunked import TILE_BYTES
 from rlhf_cli.kernels.registry import choose
-from rlhf_cli.models.attention import PRODUCT_LENGTH
+from rlhf_cli.memory import activations
+from rlhf_cli.memory.activations import Pass
+from rlhf_cli.memory.shape import shape_of
+from rlhf_cli.memory.weights import HeldModel
 from rlhf_cli.models.batch_layout import build_flat_batch
 from rlhf_cli.models.config import DEFAULT_ARCHITECTURE
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.train import throughput
 from rlhf_cli.train.flops import FlopCount
 from rlhf_cli.train.throughput import count_flops, measure_peak
 
@@ -115,19 +115,18 @@ def flop(work: FlopCount, rows: TokenBatch) -> float:
 
 
 def memory(policy: Policy, rows: list[TokenBatch], point: Point, dtype: torch.dtype) -> float:
-    """Bytes: 16 a parameter, activations of the largest micro-batch, the output layer's tiles.
-
-    The copies in the compute type and the output layer's gradient come to it.
-    """
+    """Bytes by the memory model: weights, gradients, moments, and the largest micro-batch."""
+    config = {**policy.model.config.to_dict(), "model_type": "llama"}
+    shape = shape_of("growth", config)
     count = sum(p.numel() for p in policy.parameters())
-    products = dtype == torch.bfloat16 and point.tokens < PRODUCT_LENGTH
-    config = policy.model.config
-    with patch.object(throughput, "PRODUCT_LENGTH", point.tokens if products else 0):
-        a_token = throughput.bytes_per_token(config, dtype.itemsize, recompute=False)
-    most = max(sum(build_flat_batch(part, share=True).layout.lengths) for part in rows)
+    held = HeldModel("policy", shape, trained=count)
+    most = max(rows, key=lambda part: sum(build_flat_batch(part, share=True).layout.lengths))
+    tokens = sum(build_flat_batch(most, share=True).layout.lengths)
+    forward = Pass(dtype.itemsize, "cpu", tokens, point.tokens, len(most.scored))
     copies = dtype.itemsize if dtype != torch.float32 else 0
-    head = point.vocab * config.hidden_size * dtype.itemsize + TILE_BYTES["cpu"]
-    return (16 + copies) * count + a_token * most + head
+    head = activations.logits_bytes(shape, forward, backward=True)
+    head += point.vocab * shape.width * dtype.itemsize
+    return (16 + copies) * count + activations.saved_bytes(held, forward) + head
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ from re import fullmatch
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import DataPath, Ge, OutputPath, RuntimeOnly, Unit, no_rows
+from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
@@ -48,13 +49,17 @@ class GenerateConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype; `auto` is bf16 if the hardware supports it."""
 
+    device_memory: Annotated[str, RuntimeOnly()] = ""
+    """Memory to plan for, as in `24GB`, instead of that of the device found: for a device that is
+    not here, or to leave room. Models that need more are refused."""
+
     device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
     """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
     measures a CPU, or takes a share of a GPU's datasheet."""
 
     def problems(self) -> list[str]:
         """Contradictions between options, one line each."""
-        found = self.model.missing()
+        found = self.model.missing() + size_problems("device_memory", self.device_memory)
         if self.prompt and not no_rows(self.prompts):
             found.append(f"prompt: given beside prompts={self.prompts}; need one of the two")
         if not any(self.prompt) and no_rows(self.prompts):

@@ -4,13 +4,13 @@ import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from rlhf_cli import __version__
 from rlhf_cli.console import format_table
 from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError, first_line
+from rlhf_cli.memory.device import machine_memory
 from rlhf_cli.resources import PACKAGE, cache_folder
 from rlhf_cli.runs.manifest import git_commit
 
@@ -70,7 +70,7 @@ def _version(package: str) -> str | None:
 
 def _computing() -> dict[str, Any]:
     """Devices that torch finds, or the error if torch cannot be imported."""
-    cpu = {"name": "CPU", "memory_gib": _gib(_memory()), "cores": cores()}
+    cpu = {"name": "CPU", "memory_gib": _gib(machine_memory()), "cores": cores()}
     try:
         import torch
 
@@ -83,14 +83,6 @@ def _computing() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bf16": bf16_support(current_device()),
     }
-
-
-def _memory() -> int:
-    """Bytes of memory of this machine, or of its container if that has a limit."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(whole, int(text)) if text.isdigit() else whole
 
 
 def _gib(size: int) -> float:

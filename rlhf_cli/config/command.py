@@ -36,9 +36,6 @@ class Command:
     needs: str = ""
     """What a training command needs besides a model and data, as arguments of an example."""
 
-    less_memory: str = "train.micro_batch_tokens=2048 or train.gradient_checkpointing=true"
-    """Overrides to try after an out-of-memory error."""
-
 
 @dataclass(frozen=True)
 class Tool:

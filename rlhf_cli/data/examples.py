@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.data.tokens.packing import Example
 from rlhf_cli.errors import DataError
+from rlhf_cli.memory.estimate import Rows
 
 MAX_SHIFT = 64
 """Maximum number of examples by which `add_mismatched_responses` shifts the responses."""
@@ -176,3 +177,15 @@ def _choose_shift(examples: Examples, response: NDArray[np.int64]) -> int:
     prompts = np.array([ids.setdefault(text, len(ids)) for text in texts])
     shifts = range(1, min(len(prompts), MAX_SHIFT + 1))
     return min(shifts, key=lambda shift: int((prompts == np.roll(prompts, -shift)).sum()))
+
+
+def rows_of(examples: Examples) -> Rows:
+    """Lengths of the rows of a data set, for the memory model."""
+    lengths = np.diff(examples.row_starts)
+    return Rows(
+        longest=int(lengths.max()),
+        mean=float(lengths.mean()),
+        rows_per_example=max(1, round(len(lengths) / len(examples))),
+        scored=float(examples.loss_mask.sum() / len(lengths)),
+        examples=len(examples),
+    )

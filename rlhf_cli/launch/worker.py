@@ -17,6 +17,7 @@ from rlhf_cli.config.check import check
 from rlhf_cli.config.command import Command
 from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError, first_line, translate
+from rlhf_cli.memory.out_of_memory import explained
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import hub, log, manifest, run_files
 from rlhf_cli.runs.log import logged, redacted
@@ -102,7 +103,9 @@ class Task:
             raise ConfigError("\n".join(problem.text for problem in checked.problems))
         log.set_secret_references(self.references)
         module = import_module(self.command.runner.partition(":")[0])
-        return getattr(module, function)(checked.config, Path(self.out))
+        own = read_rank_env()
+        with explained(self.stage, checked.config, own.world_size if own else 1):
+            return getattr(module, function)(checked.config, Path(self.out))
 
     def to_json(self) -> str:
         """Serialize the task for another process."""
@@ -153,7 +156,7 @@ def build_report(error: BaseException, rank: int, command: Command) -> ErrorRepo
     if isinstance(error, KeyboardInterrupt):
         ours = Interrupted("interrupted; the last checkpoint, if any, is kept")
     elif isinstance(error, Exception) and not isinstance(error, RlhfError):
-        ours = translate(error, command.less_memory)
+        ours = translate(error)
     trace = "".join(traceback.format_exception(error))
     if isinstance(ours, RlhfError):
         return ErrorReport(rank, type(ours).__name__, str(ours), trace, time.time())

@@ -1,6 +1,7 @@
 """The device that a run computes on: its kind, memory and bf16 arithmetic, found without torch."""
 
 import os
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass, replace
@@ -76,9 +77,11 @@ def stated_gpu(memory: str) -> Device:
 
 
 def machine_memory() -> int:
-    """Memory of the machine in bytes, or the limit of this process's container if smaller."""
+    """Memory of the machine in bytes, or the limit of this process or its container if smaller."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([total, *_cgroup_limits()])
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+    limits = [] if own == resource.RLIM_INFINITY else [own]
+    return min([total, *limits, *_cgroup_limits()])
 
 
 def _cgroup_limits() -> list[int]:

@@ -1,18 +1,21 @@
 """Memory of `generate` and `evaluate`."""
 
 from math import ceil
+from typing import Any
 
 from rlhf_cli.memory import activations, rollout
 from rlhf_cli.memory.activations import Pass
+from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.parts import (
     Estimate,
     Parts,
+    Rows,
     Settings,
     add,
     compute_itemsize,
     shape_notes,
 )
-from rlhf_cli.memory.training import MOST_TOKENS
+from rlhf_cli.memory.training import LEAST_TOKENS, MOST_TOKENS
 from rlhf_cli.memory.weights import HeldModel, frozen_model
 
 
@@ -43,6 +46,26 @@ def estimate(settings: Settings) -> Estimate:
         processes=settings.processes,
         notes=shape_notes([model]),
     )
+
+
+def fit_tokens(cfg: Any, b: int, rows: Rows, device: Device) -> int:
+    """Most tokens of a pass of held-out rows that fit, at least `LEAST_TOKENS`.
+
+    Args:
+        cfg: `model`, `quant` of the model that is evaluated.
+        b: bytes of the compute type.
+        rows: held-out rows.
+        device: that it runs on.
+    """
+    settings = Settings("evaluate", cfg, rows, device, 1)
+    model = frozen_model(cfg.model, "policy", b, "model.path", cfg.quant)
+    tokens = MOST_TOKENS[device.kind]
+    while tokens > LEAST_TOKENS:
+        parts = {"weights": model.frozen_bytes} | _evaluation(settings, model, b, tokens)
+        if sum(settings.with_allocator(parts).values()) <= settings.usable:
+            break
+        tokens = max(LEAST_TOKENS, tokens * 3 // 4)
+    return tokens
 
 
 def _evaluation(settings: Settings, model: HeldModel, b: int, tokens: int) -> Parts:

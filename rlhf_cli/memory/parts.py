@@ -17,8 +17,8 @@ FRAMEWORK = {"cpu": 550 << 20, "cuda": 700 << 20}
 """Libraries and their buffers, of a GPU also its context."""
 
 HOLES = {"cpu": 0.10, "cuda": 0.0}
-"""Share of what is counted that stands for freed blocks which no later one fits: glibc keeps them in
-the process; CUDA's allocator counts used blocks only (python -m benchmarks.memory_model)."""
+"""Share of what is counted for freed blocks that no later one fits: glibc keeps them in a process;
+CUDA's allocator counts used blocks only (python -m benchmarks.memory_model)."""
 
 WORKSPACE = {"cpu": 50 << 20, "cuda": 40 << 20}
 """Buffers and compiled kernels of the libraries of matrix products, beside their code."""

@@ -10,6 +10,10 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlhf_cli.memory.parts import Rows
 
 
 def read_status(name: str) -> int:
@@ -42,6 +46,7 @@ class PhaseRecord:
         phase: that the process is in; empty outside of all.
         failed: innermost phase that an exception has left, until another phase begins.
         in_flight: rows and tokens of the last forward pass that began.
+        rows: lengths of the training rows, once they are known.
         peaks: phase -> largest bytes.
         highest: largest bytes of all.
         read_peak: reads the peak since the last reset.
@@ -51,6 +56,7 @@ class PhaseRecord:
     phase: str = ""
     failed: str = ""
     in_flight: tuple[int, int] = (0, 0)
+    rows: Rows | None = None
     peaks: dict[str, int] = field(default_factory=dict)
     highest: int = 0
     read_peak: Callable[[], int] = lambda: read_status("VmHWM")
@@ -79,7 +85,8 @@ class PhaseRecord:
         plain = PhaseRecord()
         self.read_peak = read_peak or plain.read_peak
         self.reset_peak = reset_peak or plain.reset_peak
-        self.peaks, self.highest, self.failed, self.in_flight = {}, 0, "", (0, 0)
+        self.peaks, self.highest, self.rows = {}, 0, None
+        self.phase, self.failed, self.in_flight = "", "", (0, 0)
         self.reset_peak()
 
 

@@ -21,7 +21,7 @@ DEFAULT_SLOTS = 64
 def slots_of(cfg: Any, processes: int) -> int:
     """Responses of a step that are decoded at once by one process."""
     responses = -(-cfg.train.batch_size * cfg.samples_per_prompt // processes)
-    return int(min(DEFAULT_SLOTS, responses))
+    return int(min(cfg.max_num_seqs or DEFAULT_SLOTS, responses))
 
 
 def longest_response(cfg: Any, rows: Rows) -> int:

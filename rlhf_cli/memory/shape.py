@@ -188,15 +188,24 @@ def read_shape(cfg: ModelConfig, key: str = "model.path") -> ModelShape:
     return found
 
 
+def shape_of(name: str, config: Mapping[str, Any]) -> ModelShape:
+    """Return the shape of random weights that a config describes.
+
+    Args:
+        name: for messages.
+        config: of transformers, as in config.json.
+    """
+    text = _text(config)
+    return _shape(name, text, build_tensors(_with_defaults(text)), stored=0)
+
+
 def _read_random(cfg: ModelConfig) -> ModelShape:
     """Shape of random weights, with a vocabulary of the tokenizer's size."""
     config: dict[str, Any] = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
     if cfg.path:
         config = read_model_json(_folder(cfg.path, cfg.revision, "model.path"))
-    config = _text(config)
-    config["vocab_size"] = _random_vocabulary(cfg)
-    name = cfg.path or f"a new {config.get('model_type')}"
-    return _shape(name, config, build_tensors(_with_defaults(config)), stored=0)
+    config = {**_text(config), "vocab_size": _random_vocabulary(cfg)}
+    return shape_of(cfg.path or f"a new {config.get('model_type')}", config)
 
 
 def _random_vocabulary(cfg: ModelConfig) -> int:

@@ -5,7 +5,23 @@ from collections.abc import Mapping
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.estimate import Estimate
 
-PEAK = "◄ peak"
+ORDER = (
+    "policy weights",
+    "reference weights",
+    "value weights",
+    "reward weights",
+    "fp32 masters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "attention",
+    "logits",
+    "KV cache",
+    "reading",
+    "allocator",
+    "framework",
+)
+"""Parts in the order of the table."""
 
 
 def format_bytes(size: float) -> str:
@@ -24,7 +40,8 @@ def format_estimate(
         measured: phase -> peak in bytes that was measured; adds a line.
     """
     phases = list(estimate.phases)
-    parts = list(dict.fromkeys(part for of in estimate.phases.values() for part in of))
+    found = {part for of in estimate.phases.values() for part in of}
+    parts = [part for part in ORDER if part in found]
     rows = [["GB", *phases]]
     for part in parts:
         rows.append([part, *(_cell(estimate.phases[name].get(part, 0)) for name in phases)])

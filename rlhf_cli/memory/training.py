@@ -42,6 +42,22 @@ def estimate(settings: Settings, tokens: int = 0) -> Estimate:
     return run.estimate(tokens or settings.cfg.train.micro_batch_tokens or run.fit_tokens())
 
 
+def fit_tokens(settings: Settings) -> tuple[int, Estimate]:
+    """Find the tokens of a micro-batch, where the config leaves them open; and their estimate."""
+    run = _Run(settings)
+    tokens = run.fit_tokens()
+    return tokens, run.estimate(tokens)
+
+
+def fit_slots(settings: Settings, tokens: int) -> int:
+    """Find how many responses a rollout can decode at once, beside the models that are held."""
+    run = _Run(settings)
+    slots = rollout.slots_of(settings.cfg, settings.processes)
+    while slots > 1 and not run.rollout_fits(slots, tokens):
+        slots = max(1, slots * 3 // 4)
+    return slots
+
+
 @dataclass(frozen=True)
 class _Run:
     """Estimate of one training run."""
@@ -82,7 +98,7 @@ class _Run:
         phases = {"load": self._load(), "update": self._update(forward, tokens)}
         slots = 0
         if own.command == "ppo":
-            slots = rollout.slots_of(cfg, own.processes)
+            slots = self.slots(tokens)
             phases |= self._rollout(forward, slots)
         elif own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
             phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
@@ -98,6 +114,18 @@ class _Run:
             trained=self.trained,
             notes=shape_notes(self.models),
         )
+
+    def slots(self, tokens: int) -> int:
+        """Responses decoded at once: as configured, or as many as fit."""
+        own = self.settings
+        if own.cfg.max_num_seqs:
+            return rollout.slots_of(own.cfg, own.processes)
+        return fit_slots(own, tokens)
+
+    def rollout_fits(self, slots: int, tokens: int) -> bool:
+        """Whether a rollout with this many responses at once fits."""
+        parts = self._rollout(self.forward(tokens), slots)["rollout"]
+        return sum(self.settings.with_allocator(parts).values()) <= self.settings.usable
 
     def held(self, *, moments: bool = True) -> Parts:
         """What is in memory between two steps: weights, masters and moments."""
@@ -142,11 +170,11 @@ class _Run:
     def _step_tokens(self) -> int:
         """Tokens of a step of this process, of two deviations more than on average."""
         rows, cfg = self.settings.rows, self.settings.cfg
-        examples = cfg.train.batch_size / self.settings.processes
+        examples: float = cfg.train.batch_size / self.settings.processes
         if self.settings.command == "ppo":
             examples *= cfg.samples_per_prompt / cfg.minibatches
         count = max(1.0, examples) * rows.rows_per_example
-        return int(ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3))
+        return ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3)
 
     def _uses_liger(self) -> bool:
         kernels = self.settings.cfg.kernels

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from rlhf_cli.config.schema import Ge, OutputPath, RuntimeOnly, Seed, Unit, no_rows
+from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import LoadConfig, TrainedModelConfig
@@ -83,6 +84,11 @@ class StageConfig(LoadConfig):
     """`auto` continues an unfinished run in `output_dir`, `never` refuses to; or the path of a
     checkpoint to continue from."""
 
+    device_memory: Annotated[str, RuntimeOnly()] = ""
+    """Memory to plan for, as in `24GB`, instead of that of the device found: for a device that is
+    not here, or to leave room. It bounds the choice of `train.micro_batch_tokens`, and a run that
+    needs more is refused."""
+
     device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
     """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
     measures a CPU, or takes a share of a GPU's datasheet."""
@@ -110,7 +116,7 @@ class StageConfig(LoadConfig):
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = super().problems()
+        found = super().problems() + size_problems("device_memory", self.device_memory)
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "

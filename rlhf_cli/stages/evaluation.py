@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from rlhf_cli.console import logger
-from rlhf_cli.context import RunContext
+from rlhf_cli.context import RunContext, memory_device
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.dataset import LoadedExamples, load_eval_examples
-from rlhf_cli.data.examples import Examples
+from rlhf_cli.data.examples import Examples, rows_of
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion
 from rlhf_cli.evaluation.metrics import (
@@ -24,6 +24,7 @@ from rlhf_cli.evaluation.metrics import (
     ranking_accuracy,
     spearman,
 )
+from rlhf_cli.memory.inference import fit_tokens
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
@@ -38,7 +39,6 @@ from rlhf_cli.stages.records import PREFERENCE_RECORDS
 from rlhf_cli.stages.tokenizers import log_plain_text
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import RowValues, row_logprobs, row_tokens
-from rlhf_cli.train.throughput import fit_micro_batch_tokens
 
 Columns = dict[str, NDArray[np.float64]]
 
@@ -86,10 +86,7 @@ def evaluate_rows(
     """
     require_positions(examples, model)
     require_embedded(examples, model.model)
-    shape = model.model.config.get_text_config()
-    tokens = cfg.train.micro_batch_tokens or fit_micro_batch_tokens(
-        model, shape, ctx.device, ctx.compute, recompute=True
-    )
+    tokens = cfg.train.micro_batch_tokens or _fit_tokens(cfg, examples, ctx)
     progress = ProgressCount("rows", len(examples.row_starts) - 1)
 
     def counted(rows: TokenBatch) -> RowValues:
@@ -100,6 +97,12 @@ def evaluate_rows(
     with torch.no_grad(), without_dropout(model), progress:
         found, _ = compute_row_values(counted, examples, tokens, ctx.device)
     return {name: column.double().numpy() for name, column in found.items()}
+
+
+def _fit_tokens(cfg: StageConfig, examples: Examples, ctx: RunContext) -> int:
+    """Most tokens of a forward pass that fit the device."""
+    device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
+    return fit_tokens(cfg, ctx.compute.itemsize, rows_of(examples), device)
 
 
 def evaluate_against_reference(

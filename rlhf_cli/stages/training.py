@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.console import logger
-from rlhf_cli.context import RunContext, create_context, use_deterministic_algorithms
+from rlhf_cli.context import (
+    RunContext,
+    create_context,
+    memory_device,
+    use_deterministic_algorithms,
+)
+from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
+from rlhf_cli.memory.estimate import Rows
+from rlhf_cli.memory.limit import choose_tokens
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
@@ -110,7 +118,12 @@ def prepare_training(
             compile_layers(model)
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
-    fingerprint = run_fingerprint(cfg.train, ctx, model, tokenizer, report, held_out)
+    rows = rows_of(data.train) if isinstance(data, StageData) else Rows.of_config(cfg)
+    device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
+    tokens, limit = choose_tokens(cfg, rows, device, ctx.ranks.world_size)
+    logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
+    RECORD.rows = rows
+    fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)
     start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
     return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
 

@@ -15,8 +15,6 @@ from rlhf_cli.models.liger import liger_layers
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.train.checkpoint import latest_checkpoint, read_state
-from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.throughput import fit_micro_batch_tokens
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class StartPoint:
 
 
 def run_fingerprint(
-    cfg: TrainConfig,
+    micro_batch_tokens: int,
     ctx: RunContext,
     model: ModelWrapper,
     tokenizer: Any,
@@ -41,16 +39,10 @@ def run_fingerprint(
     held_out_report: DataReport | None,
 ) -> dict[str, Any]:
     """Everything beside the configuration on which a run's result depends, to the last bit."""
-    tokens = cfg.micro_batch_tokens or fit_micro_batch_tokens(
-        model,
-        model.model.config.get_text_config(),
-        ctx.device,
-        ctx.compute,
-        cfg.gradient_checkpointing,
-        ctx.ranks.world_size,
-    )
     return {
-        "micro_batch_tokens": min(ctx.ranks.all_gather_json(tokens)),  # GPUs of one run may differ
+        "micro_batch_tokens": min(
+            ctx.ranks.all_gather_json(micro_batch_tokens)  # GPUs of one run may differ
+        ),
         "processes": ctx.ranks.world_size,
         "threads": torch.get_num_threads(),
         "attention": model.model.config._attn_implementation,

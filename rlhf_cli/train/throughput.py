@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -11,72 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_cli.memory.phase import RECORD
-from rlhf_cli.models.attention import PRODUCT_LENGTH
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.train.flops import FlopCount
-
-MAX_TOKENS = {"cpu": 4096, "cuda": 32768}
-"""Per device type: larger micro-batches do not make its matrix products faster."""
-
-MIN_TOKENS = 256
-
-ACTIVATION_SHARE = 0.5
-"""Share of the memory that activations may take: total memory less weights, gradients, moments."""
-
-
-def fit_micro_batch_tokens(
-    policy: nn.Module,
-    shape: Any,
-    device: torch.device,
-    compute: torch.dtype,
-    recompute: bool,
-    processes: int = 1,
-) -> int:
-    """Number of tokens that fit one micro-batch, from the model's shape and the total memory.
-
-    Total, not free memory: the same machine always gives the same micro-batches.
-
-    Args:
-        policy: the model; its parameters are counted.
-        shape: transformers text config.
-        device: the device that holds the model.
-        compute: type of the activations.
-        recompute: whether activation checkpointing keeps only one vector per layer.
-        processes: number of processes of this run; on a CPU they share the memory.
-    """
-    states = sum(p.numel() * 16 if p.requires_grad else p.numel() * 4 for p in policy.parameters())
-    sharing = processes if device.type == "cpu" else 1
-    room = ACTIVATION_SHARE * (total_memory(device) / sharing - states)
-    tokens = int(room / bytes_per_token(shape, compute.itemsize, recompute))
-    most = MAX_TOKENS.get(device.type, MAX_TOKENS["cuda"])
-    return max(MIN_TOKENS, min(most, tokens))
-
-
-def bytes_per_token(shape: Any, itemsize: int, recompute: bool) -> int:
-    """Bytes of activations that one token keeps for the backward pass.
-
-    b (6 d + 2 K e + 4 f) + 8 d a layer for a Llama with b-byte activations (8 d are the norms' fp32
-    inputs), and twice the b H T scores and probabilities of a row of T tokens where attention is
-    computed by plain products.
-    """
-    width, layers = int(shape.hidden_size), int(shape.num_hidden_layers)
-    if recompute:
-        return itemsize * width * layers
-    heads = getattr(shape, "num_attention_heads", 1)
-    key_heads = getattr(shape, "num_key_value_heads", None) or heads
-    head_width = getattr(shape, "head_dim", None) or width // heads
-    inner = getattr(shape, "intermediate_size", None) or 4 * width
-    a_layer = itemsize * (6 * width + 2 * key_heads * head_width + 4 * inner) + 8 * width
-    scores = 2 * itemsize * heads * PRODUCT_LENGTH
-    return int(layers * (a_layer + scores))
-
-
-def total_memory(device: torch.device) -> int:
-    """Total memory of the device in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
 
 PROBE_SECONDS = 0.15
 PROBES = 3

@@ -153,7 +153,7 @@ def test_of_large_files_the_first_rows_are_read(tmp_path, monkeypatch, dry):
 
 def test_what_does_not_fit_ends_with_4_and_says_what_to_change(monkeypatch, dry, capsys):
     small = Device("GPU", "cuda", 24 * 10**9, stated=True)
-    monkeypatch.setattr(dry_run, "find_device", lambda memory: small)
+    monkeypatch.setattr(dry_run, "find_device", lambda: small)
     code, found = dry(*LARGE)
     assert code == 4
     assert not found["memory"]["fits"]

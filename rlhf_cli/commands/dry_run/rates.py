@@ -40,11 +40,12 @@ DATASHEETS: dict[str, tuple[float, float, float]] = {
 """Pattern of a GPU's name -> its datasheet: TFLOP/s in bf16 (dense, fp32 sums), TFLOP/s in fp32,
 memory bandwidth in GB/s. The first that fits counts."""
 
-USED = {"cpu": 0.5, "cuda": 0.4}
+USED = {"cpu": 0.4, "cuda": 0.4}
 """Share of the rate that training reaches: the rest are norms, attention's softmax, the optimizer,
-copies and launches. Of a GPU's datasheet 0.3 to 0.5 is usual."""
+copies and launches. Measured on a CPU (docs/performance.md); of a GPU's datasheet 0.3 to 0.5 is
+usual."""
 
-CPU_BF16 = {"amx_bf16": 6.0, "avx512_bf16": 2.0}
+CPU_BF16 = {"amx_bf16": 6.0, "avx512_bf16": 3.0}
 """CPU feature -> speed of products in bf16 to that in fp32, which NumPy measures."""
 
 SIZE = 1024

@@ -14,7 +14,7 @@ from rlhf_cli.commands.dry_run.training import plan_training, sections
 from rlhf_cli.config.command import Command
 from rlhf_cli.console import muted
 from rlhf_cli.errors import ConfigError, OutOfMemory
-from rlhf_cli.memory.device import Device, find_device
+from rlhf_cli.memory.device import Device, find_device, stated_gpu, with_memory
 from rlhf_cli.preflight.hub import fetch_named
 from rlhf_cli.resolve import Resolved
 from rlhf_cli.runs import folder, hub, log, manifest
@@ -121,7 +121,12 @@ def _inference(command: Command, resolved: Resolved) -> Found:
 
 
 def _device(cfg: Any) -> Device:
-    return find_device(getattr(cfg, "device_memory", ""))
+    """The device that is here; where that is a CPU, `device_memory` means a GPU that is not."""
+    found = find_device()
+    stated = getattr(cfg, "device_memory", "")
+    if not stated:
+        return found
+    return stated_gpu(stated) if found.kind == "cpu" else with_memory(found, stated)
 
 
 def _processes(cfg: Any) -> int:

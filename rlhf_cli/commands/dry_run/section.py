@@ -52,9 +52,7 @@ def section_values(command: str, sections: Sequence[Section]) -> dict[str, Any]:
 
 def format_count(number: float, *, exact: bool = True) -> str:
     """Format a number with separators; one that is estimated is rounded to three digits."""
-    if exact or number < 1000:
-        return f"{number:,.0f}"
-    return f"about {float(f'{number:.3g}'):,.0f}"
+    return f"{number:,.0f}" if exact else f"about {float(f'{number:.3g}'):,.0f}"
 
 
 def format_flops(flops: float) -> str:

@@ -202,6 +202,8 @@ def _run(plan: TrainingPlan, where: str) -> Section:
 def _data(plan: TrainingPlan) -> Section:
     train, held_out = plan.rows.train, plan.rows.held_out
     lines = [*row_lines("training", train)]
+    if plan.cfg.data.packing:
+        lines.append(("", f"packed into examples of at most {plan.cfg.data.max_length:,} tokens"))
     facts = {"training": row_facts(train)}
     if held_out is not None:
         lines += row_lines("held-out", held_out)

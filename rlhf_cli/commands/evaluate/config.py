@@ -12,6 +12,7 @@ from rlhf_cli.config.schema import (
     Unit,
     no_rows,
 )
+from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.data.config import Columns, DataConfig, Format, SourceConfig, SourceList
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rollout.config import SamplingConfig
@@ -139,6 +140,10 @@ class EvaluateConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype; `auto` is bf16 if the hardware supports it."""
 
+    device_memory: Annotated[str, RuntimeOnly()] = ""
+    """Memory to plan for, as in `24GB`, instead of that of the device found: for a device that is
+    not here, or to leave room. Models that need more are refused."""
+
     device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
     """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
     measures a CPU, or takes a share of a GPU's datasheet."""
@@ -154,6 +159,7 @@ class EvaluateConfig:
     def problems(self) -> list[str]:
         """Contradictions between options, one line each."""
         found = self.model.missing() + self._repeated() + self._of_one_model()
+        found += size_problems("device_memory", self.device_memory)
         return found + (self._judge_problems() if self.judge else self._data_problems())
 
     def _repeated(self) -> list[str]:

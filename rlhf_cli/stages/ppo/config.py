@@ -111,6 +111,11 @@ class PPOConfig(StageConfig):
     samples_per_prompt: Annotated[int, Ge(1)] = 1
     """Responses per prompt of a step."""
 
+    max_num_seqs: Annotated[int, Ge(0), Unit("responses")] = 0
+    """Responses decoded at once by a process; the KV cache has a slot as long as the longest
+    prompt and response for each. Has no effect on responses but by rounding. 0 takes 64, or fewer
+    where the cache does not fit the memory."""
+
     rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
     """Source of the old log-probs: `recompute` computes them again as the updates do, so that the
     first ratio is 1; `reuse` keeps the sampler's, which saves that forward pass, and logs the

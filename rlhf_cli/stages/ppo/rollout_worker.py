@@ -18,7 +18,7 @@ from rlhf_cli.errors import CheckpointError
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.rollout.engine import generate
+from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE, generate
 from rlhf_cli.rollout.response import Response, response_text
 from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.runs import lock
@@ -43,6 +43,7 @@ class RolloutWorker:
         rewards: score whole responses.
         tokenizer: the policy's tokenizer.
         ranks: share the prompts of a step.
+        slots: responses decoded at once.
     """
 
     def __init__(
@@ -54,7 +55,9 @@ class RolloutWorker:
         rewards: CombinedReward,
         tokenizer: Any,
         ranks: Ranks,
+        slots: int = DEFAULT_BATCH_SIZE,
     ) -> None:
+        self.slots = slots
         self.cfg, self.prompts, self.prompt_ids = cfg, prompts, prompt_ids
         self.policy, self.rewards, self.tokenizer = policy, rewards, tokenizer
         self.ranks = ranks
@@ -77,6 +80,7 @@ class RolloutWorker:
             [self.prompt_ids[index] for index in indices],
             cfg.sampling,
             samples=samples,
+            batch_size=self.slots,
             prompt_numbers=[step * cfg.train.batch_size + position for position in positions],
             logprobs=cfg.reuses_logprobs,
         )

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rlhf_cli.console import logger
-from rlhf_cli.context import RunContext
+from rlhf_cli.context import RunContext, memory_device
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.prompts import (
     PromptSet,
@@ -20,11 +20,15 @@ from rlhf_cli.data.prompts import (
 )
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.memory.parts import Rows, Settings
+from rlhf_cli.memory.rollout import slots_of
+from rlhf_cli.memory.training import fit_slots
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
+from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE
 from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.evaluate import evaluate
@@ -43,7 +47,7 @@ from rlhf_cli.stages.ppo.setup import (
 from rlhf_cli.stages.ppo.value_model import memory_table
 from rlhf_cli.stages.prepare_data import log_max_length
 from rlhf_cli.stages.tokenizers import load_prompt_encoder
-from rlhf_cli.stages.training import fit_and_save, prepare_training
+from rlhf_cli.stages.training import TrainingPlan, fit_and_save, prepare_training
 from rlhf_cli.train.loop import Evaluate, TrainingTask
 
 EncodedPrompts = tuple[PromptSet, list[list[int]]]
@@ -94,7 +98,8 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
     log_memory(models, rewards)
-    worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks)
+    slots = choose_slots(cfg, data, plan)
+    worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks, slots)
     source = RolloutSource(cfg, worker, components.updates, ctx)
     log_step_counts(cfg, source.total_steps)
     task = TrainingTask(
@@ -142,7 +147,13 @@ def _evaluation(
     assert data.held_out is not None
     one = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
     held_out = RolloutWorker(
-        one, *data.held_out, worker.policy, worker.rewards, data.tokenizer, ctx.ranks
+        one,
+        *data.held_out,
+        worker.policy,
+        worker.rewards,
+        data.tokenizer,
+        ctx.ranks,
+        worker.slots,
     )
     return lambda: evaluate(held_out, components.experience_maker, ctx.ranks)
 
@@ -162,6 +173,25 @@ def log_step_counts(cfg: PPOConfig, total: int) -> None:
         f"{pluralize(cfg.samples_per_prompt, 'response')} each; "
         f"{pluralize(cfg.optimizer_steps, 'update')} a step"
     )
+
+
+def choose_slots(cfg: PPOConfig, data: PromptFileData, plan: TrainingPlan) -> int:
+    """Choose how many responses are decoded at once: 64, or as many as fit; print fewer."""
+    if cfg.max_num_seqs:
+        return cfg.max_num_seqs
+    device = memory_device(plan.ctx.device, plan.ctx.compute, cfg.device_memory)
+    sets = [data.prompts, *([data.held_out] if data.held_out else [])]
+    longest = max(len(ids) for _, tokens in sets for ids in tokens)
+    rows = replace(Rows.of_config(cfg), longest_prompt=longest)
+    settings = Settings("ppo", cfg, rows, device, plan.ctx.ranks.world_size)
+    try:
+        fitting = fit_slots(settings, plan.micro_batch_tokens)
+    except ConfigError:  # a model that the memory model cannot count
+        return DEFAULT_BATCH_SIZE
+    if fitting >= slots_of(cfg, plan.ctx.ranks.world_size):
+        return DEFAULT_BATCH_SIZE
+    logger.info(f"rollout: {fitting} responses at once; the KV cache of more does not fit")
+    return fitting
 
 
 def log_memory(models: PPOModels, rewards: CombinedReward) -> None:
