@@ -123,9 +123,9 @@ def _kernels(cfg: Any, device: Device, policy: HeldModel) -> Iterator[Choice]:
 
 
 def _rollout(cfg: Any, estimate: Estimate) -> Iterator[Choice]:
-    if estimate.slots:
+    if estimate.slots and not cfg.max_num_seqs:
         responses = cfg.train.batch_size * cfg.samples_per_prompt
-        yield Choice("responses at once", estimate.slots, f"of {responses} in a rollout")
+        yield Choice("max_num_seqs", estimate.slots, f"of {responses} responses in a rollout")
 
 
 def _processes(cfg: Any, estimate: Estimate) -> Iterator[Choice]:

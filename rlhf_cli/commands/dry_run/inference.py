@@ -122,11 +122,18 @@ def _measuring(cfg: EvaluateConfig, target: Target, device: Device) -> _Part:
     scores = target.stage == "reward"
     forward = forward_flops(held, scores=scores).of_rows(facts.lengths, facts.scored)
     compared = 2 if getattr(model, "reference", "none") != "none" else 1
-    rows = memory_rows(target.stage, target.config, facts)
+    rows = _memory_rows(target, facts)
     one = replace(cfg, model=target_model(cfg, model.path))
     memory = MemoryReport.of("evaluate", one, rows, device)
     work = Work("evaluation", compared * facts.share * forward)
     return _Part(held, target.name, memory, [work], facts)
+
+
+def _memory_rows(target: Target, facts: RowFacts) -> Rows:
+    """What the memory model needs to know of rows, or of the prompts of ppo."""
+    if facts.examples is not None:
+        return memory_rows(target.config, facts)
+    return replace(Rows.of_config(target.config), longest_prompt=facts.longest)
 
 
 def _report(cfg: Any, device: Device, parts: Sequence[_Part], data: Section) -> Found:

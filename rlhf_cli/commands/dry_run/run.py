@@ -123,9 +123,9 @@ def _inference(command: Command, resolved: Resolved) -> Found:
 def _device(cfg: Any) -> Device:
     """The device that is here; where that is a CPU, `device_memory` means a GPU that is not."""
     found = find_device()
-    stated = getattr(cfg, "device_memory", "")
-    if not stated:
+    if not cfg.device_memory:
         return found
+    stated = cfg.device_memory
     return stated_gpu(stated) if found.kind == "cpu" else with_memory(found, stated)
 
 

@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rlhf_cli.commands.dry_run.choices import training_choices
 from rlhf_cli.commands.dry_run.disk import DiskNeed, disk_need
 from rlhf_cli.commands.dry_run.memory import MemoryReport
@@ -24,6 +22,7 @@ from rlhf_cli.commands.dry_run.rows import (
 from rlhf_cli.commands.dry_run.section import Section, format_count, format_flops, format_seconds
 from rlhf_cli.commands.dry_run.steps import Steps, count_steps
 from rlhf_cli.commands.dry_run.work import Work, ppo_work, stage_work
+from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.parts import Rows, compute_itemsize
@@ -86,7 +85,9 @@ def plan_training(
     rows, new_tokens = _load(stage, cfg)
     models = held_models(stage, cfg, itemsize, new_tokens)
     policy = models[0]
-    needed = memory_rows(stage, cfg, rows.train, new_tokens)
+    needed = (
+        _prompt_memory(cfg, rows) if stage == "ppo" else memory_rows(cfg, rows.train, new_tokens)
+    )
     memory = MemoryReport.of(stage, cfg, needed, device, processes)
     estimate = memory.estimate
     steps = count_steps(cfg, rows.train, estimate.micro_batch_tokens, processes)
@@ -95,7 +96,7 @@ def plan_training(
         if stage == "ppo"
         else stage_work(stage, cfg, rows, steps, policy)
     )
-    rate = find_rate(device, itemsize, getattr(cfg, "device_flops", 0.0))
+    rate = find_rate(device, itemsize, cfg.device_flops)
     disk = disk_need(cfg, policy, estimate.trained, steps, itemsize, out)
     return TrainingPlan(
         stage, cfg, device, processes, rows, models, memory, steps, rate, work, disk, done
@@ -114,39 +115,18 @@ def _load(stage: str, cfg: Any) -> tuple[RunRows, int]:
     return load_stage_rows(cfg, stage, tokenizer, records), len(new)
 
 
-def memory_rows(stage: str, cfg: Any, rows: RowFacts, new_tokens: int = 0) -> Rows:
-    """What the memory model needs to know of the rows."""
-    if stage == "ppo":
-        new = cfg.sampling.max_new_tokens
-        return Rows(
-            longest=rows.longest + new,
-            mean=rows.mean + new,
-            scored=float(new),
-            longest_prompt=rows.longest,
-            examples=rows.count,
-        )
-    examples = rows.examples
-    assert examples is not None
-    per_example = int(np.diff(examples.example_starts).max(initial=1))
-    longest = cfg.data.max_length if rows.read and rows.report.cut else rows.longest
-    return Rows(
-        longest=longest,
-        mean=rows.mean,
-        rows_per_example=per_example,
-        scored=rows.scored / max(len(rows.lengths), 1),
-        shared=_mean_prompt(rows) if per_example > 1 else 0.0,
-        examples=rows.count,
-        new_tokens=new_tokens,
-    )
+def memory_rows(cfg: Any, rows: RowFacts, new_tokens: int = 0) -> Rows:
+    """What the memory model needs to know of examples, as a run tells it."""
+    assert rows.examples is not None
+    found = rows_of(rows.examples)
+    longest = cfg.data.max_length if rows.read and rows.report.cut else found.longest
+    return replace(found, longest=longest, examples=rows.count, new_tokens=new_tokens)
 
 
-def _mean_prompt(rows: RowFacts) -> float:
-    """Tokens before the first target of a row, on average."""
-    examples = rows.examples
-    assert examples is not None
-    targets = np.flatnonzero(examples.loss_mask)
-    first = targets[np.searchsorted(targets, examples.row_starts[:-1])]
-    return float((first - examples.row_starts[:-1]).mean())
+def _prompt_memory(cfg: Any, rows: RunRows) -> Rows:
+    """The same of prompts: responses are taken to fill `data.max_length`, as a run does."""
+    longest = max(each.longest for each in (rows.train, rows.held_out) if each)
+    return replace(Rows.of_config(cfg), longest_prompt=longest, examples=rows.train.count)
 
 
 def sections(plan: TrainingPlan, where: str) -> list[Section]:
