@@ -141,6 +141,12 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
     if command.trains and not line.recipes and not _names_model_or_data(line):
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
+    if line.multirun and line.dry_run:
+        from rlhf_cli.sweep.run import plan_sweep
+
+        return _dry_run(
+            command, line, {job.title: job.resolved for job in plan_sweep(command, line).jobs}
+        )
     if line.multirun:
         from rlhf_cli.sweep.run import run
 
@@ -157,11 +163,29 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
         from rlhf_cli.config.yaml_files import to_yaml
 
         print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
+    elif line.dry_run:
+        return _dry_run(command, line, {"": resolved})
     elif command.trains:
         _run_training(command, resolved, argv)
     else:
         return _run_once(command, resolved)
     return 0
+
+
+def _dry_run(command: Command, line: CommandLine, jobs: dict[str, "Resolved"]) -> int:
+    """Print what a command, or each job of a sweep, would do; torch is not imported.
+
+    Args:
+        command: to run.
+        line: the command line.
+        jobs: title of a job -> its configuration; without a sweep the title is empty.
+    """
+    from rlhf_cli.torch_free import hide_torch
+
+    hide_torch()
+    from rlhf_cli.commands.dry_run.run import run
+
+    return run(command, jobs, as_json=line.as_json)
 
 
 # With any of these set, the shipped recipe is not meant.

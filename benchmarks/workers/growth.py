@@ -20,7 +20,8 @@ from rlhf_cli.memory.weights import HeldModel
 from rlhf_cli.models.batch_layout import build_flat_batch
 from rlhf_cli.models.config import DEFAULT_ARCHITECTURE
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.train.throughput import FlopCount, count_flops, measure_peak
+from rlhf_cli.train.flops import FlopCount
+from rlhf_cli.train.throughput import count_flops, measure_peak
 
 CPU = torch.device("cpu")
 

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 from re import fullmatch
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import DataPath, Ge, OutputPath, RuntimeOnly, no_rows
+from rlhf_cli.config.schema import DataPath, Ge, OutputPath, RuntimeOnly, Unit, no_rows
 from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
@@ -52,6 +52,10 @@ class GenerateConfig:
     device_memory: Annotated[str, RuntimeOnly()] = ""
     """Memory to plan for, as in `24GB`, instead of that of the device found: for a device that is
     not here, or to leave room. Models that need more are refused."""
+
+    device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
+    """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
+    measures a CPU, or takes a share of a GPU's datasheet."""
 
     def problems(self) -> list[str]:
         """Contradictions between options, one line each."""

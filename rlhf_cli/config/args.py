@@ -31,6 +31,9 @@ class CommandLine:
     show_origins: bool = False
     """With `show_config`: as a table that says where each value comes from."""
 
+    dry_run: bool = False
+    """Print what a run would do, and run nothing."""
+
     quiet: bool = False
     """Print nothing on stderr but errors."""
 
@@ -56,13 +59,14 @@ _SWITCHES = {
     "help": "help",
     "--cfg": "show_config",
     "--provenance": "show_origins",
+    "--dry-run": "dry_run",
     "--quiet": "quiet",
     "-q": "quiet",
     "--json": "json",
     "-m": "multirun",
     "--multirun": "multirun",
 }
-_KNOWN_SWITCHES = "-m, --cfg, --provenance, --quiet, --json, --help"
+_KNOWN_SWITCHES = "-m, --cfg, --provenance, --dry-run, --quiet, --json, --help"
 
 
 def parse(command: Command, words: list[str]) -> CommandLine:
@@ -74,7 +78,19 @@ def parse(command: Command, words: list[str]) -> CommandLine:
         parser.add(word, rest)
     parser.finish()
     line.show_config |= line.show_origins
+    line.problems += _switch_problems(line)
     return line
+
+
+def _switch_problems(line: CommandLine) -> list[str]:
+    """Switches that do not go together, one line each."""
+    found = []
+    if line.dry_run and line.show_config:
+        other = "--provenance" if line.show_origins else "--cfg"
+        found.append(f"--dry-run: given beside {other}; need one of the two")
+    if line.as_json and not line.dry_run:
+        found.append("--json: is for a dry run. Try --dry-run --json")
+    return found
 
 
 class _ArgParser:

@@ -32,8 +32,8 @@ WIDTH = 100
 _COLUMN = 36
 
 _OVERVIEW = """\
-usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--provenance] [--help]
-       rlhf recipes | data | serve | push | env | schema | docs [--help]
+usage: rlhf COMMAND [config=RECIPE]... [key=value ...] [-m] [--cfg] [--dry-run] [--help]
+       rlhf recipes | data | report | runs | serve | push | env | schema | docs [--help]
        rlhf --help | --version
 
 Train a language model from human feedback.
@@ -55,7 +55,9 @@ Settings
   The same command with the same output_dir continues an unfinished run.
   -m runs every combination of several values: rlhf sft -m lr=1e-3,1e-4 seed=0,1
   --cfg prints the whole configuration as a recipe and runs nothing; --provenance prints where each
-  value comes from.
+  value comes from. --dry-run reads the rows and prints steps, memory, time and disk of the run, and
+  whether it fits (else exit code 4), in seconds; with device_memory=24GB for a GPU that is not
+  here, and with --json for scripts.
   rlhf COMMAND --help lists every key of a command; rlhf docs prints the documentation.
 
 Exit codes
@@ -82,7 +84,8 @@ def page(command: Command) -> str:
     several = " ..." if command.more else ""
     first = f"[{command.positional.upper()}{several}] " if command.positional else ""
     sweeps = "[-m] " if command.trains else ""
-    switches = f"{sweeps}[--cfg] [--provenance] [--help]"
+    dry = "" if command.name == "merge" else "[--dry-run] "
+    switches = f"{sweeps}[--cfg] [--provenance] {dry}[--help]"
     usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
     by_group: dict[str, list[Option]] = {}

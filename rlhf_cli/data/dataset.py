@@ -144,6 +144,25 @@ def _load(mixture: Mixture, how: _Tokenization, role: str, cached_only: bool) ->
     return examples, report
 
 
+def tokenize_mixture(
+    mixture: Mixture,
+    cfg: DataConfig,
+    stage: str,
+    tokenizer: Any,
+    allowed: tuple[type, ...],
+    *,
+    as_messages: bool = False,
+) -> LoadedExamples:
+    """Tokenize the rows of a mixture, without the cache; the report has no fingerprint.
+
+    Arguments and errors are those of `load_examples`.
+    """
+    report = DataReport(mixture.files)
+    how = _Tokenization(cfg, stage, tokenizer, allowed, as_messages)
+    tokenizer_of_records = RecordTokenizer(tokenizer, cfg, report, as_messages=as_messages)
+    return _build(mixture, how, tokenizer_of_records), report
+
+
 def _build(mixture: Mixture, how: _Tokenization, record_tokenizer: RecordTokenizer) -> Examples:
     """Read, tokenize and join all rows, and complete the report."""
     report = record_tokenizer.report

@@ -79,7 +79,7 @@ def load_training_prompts(cfg: DataConfig, stage: str, seed: int) -> PromptSet:
     Raises:
         DataError: the rows cannot be read, or none has a prompt.
     """
-    return _read(open_training_data(cfg, stage, seed), cfg, stage)
+    return read_prompts(open_training_data(cfg, stage, seed), cfg, stage)
 
 
 def load_held_out_prompts(cfg: DataConfig, stage: str) -> PromptSet | None:
@@ -88,7 +88,7 @@ def load_held_out_prompts(cfg: DataConfig, stage: str) -> PromptSet | None:
     Arguments and errors are those of `load_training_prompts`.
     """
     mixture = open_held_out_data(cfg, stage)
-    return None if mixture is None else _read(mixture, cfg, stage)
+    return None if mixture is None else read_prompts(mixture, cfg, stage)
 
 
 def load_prompts(path: str) -> PromptSet:
@@ -103,7 +103,7 @@ def load_prompts(path: str) -> PromptSet:
             raise DataError(f"{path}: no prompt in it; need at least one")
         return PromptSet(lines)
     cfg = DataConfig(path=path)
-    return _read(Mixture(open_sources(cfg, path, "ppo", "test"), [None]), cfg, "generate")
+    return read_prompts(Mixture(open_sources(cfg, path, "ppo", "test"), [None]), cfg, "generate")
 
 
 def _read_text_lines(path: str) -> list[str]:
@@ -113,7 +113,12 @@ def _read_text_lines(path: str) -> list[str]:
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
-def _read(mixture: Mixture, cfg: DataConfig, stage: str) -> PromptSet:
+def read_prompts(mixture: Mixture, cfg: DataConfig, stage: str) -> PromptSet:
+    """Read the prompts of a mixture, with the other columns of their rows.
+
+    Raises:
+        DataError: none has a prompt, or too many rows are malformed.
+    """
     report = DataReport(mixture.files, sha256=mixture.fingerprint)
     records = list(read_records(mixture, cfg, stage, PROMPT_RECORDS, report))
     if not records:

@@ -1,7 +1,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from rlhf_cli.config.schema import OutputPath, RuntimeOnly, Seed, no_rows
+from rlhf_cli.config.schema import Ge, OutputPath, RuntimeOnly, Seed, Unit, no_rows
 from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
@@ -88,6 +88,10 @@ class StageConfig(LoadConfig):
     """Memory to plan for, as in `24GB`, instead of that of the device found: for a device that is
     not here, or to leave room. It bounds the choice of `train.micro_batch_tokens`, and a run that
     needs more is refused."""
+
+    device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
+    """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
+    measures a CPU, or takes a share of a GPU's datasheet."""
 
     balances_experts: ClassVar[bool] = False
     """Whether the load-balancing loss of a mixture of experts is added to the loss."""

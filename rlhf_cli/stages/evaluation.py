@@ -33,10 +33,10 @@ from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.progress import ProgressCount
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.examples import require_one_kind
 from rlhf_cli.stages.prepare_data import log_max_length, require_positions
 from rlhf_cli.stages.records import PREFERENCE_RECORDS
 from rlhf_cli.stages.tokenizers import log_plain_text
-from rlhf_cli.stages.unpaired import require_one_kind
 from rlhf_cli.train.evaluation import compute_row_values
 from rlhf_cli.train.row_loss import RowValues, row_logprobs, row_tokens
 

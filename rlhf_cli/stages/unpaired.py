@@ -8,61 +8,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import LoadedExamples
-from rlhf_cli.data.examples import Examples, count_classes, unpair_examples
-from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.evaluation.metrics import metrics_by_label
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.reference import RowReference
 from rlhf_cli.train.row_loss import RowValues, row_logprobs
-
-
-def unpaired_examples(loaded: LoadedExamples, role: str = "training") -> Examples:
-    """Make examples of one labelled row each; pairs are split in two.
-
-    Args:
-        loaded: labelled rows, or pairs.
-        role: `training` or `held-out`; training rows need both labels.
-
-    Raises:
-        DataError: all training rows have the same label.
-    """
-    examples, report = loaded
-    require_one_kind(report.kind)
-    rows = unpair_examples(examples) if report.kind == "preference" else examples
-    desirable, undesirable = count_classes(rows)
-    report.labels = {"desirable": desirable, "undesirable": undesirable}
-    both = desirable and undesirable
-    if role == "training" and not both:
-        only = "true" if desirable else "false"
-        raise DataError(
-            f"{rows.location(0)} and all other rows have label {only}; need rows of both labels, "
-            "or a file of pairs (prompt, chosen, rejected)"
-        )
-    ratio = f"1 to {undesirable / desirable:.2f}" if both else "one class only: no auc"
-    logger.info(
-        f"labels of {role} rows: {desirable:,} desirable, {undesirable:,} undesirable ({ratio})"
-    )
-    return rows
-
-
-def require_one_kind(kind: str) -> None:
-    """Check that all rows are of one record kind.
-
-    Args:
-        kind: `DataReport.kind`; several kinds are separated by commas.
-
-    Raises:
-        DataError: there are several; the message names them.
-    """
-    if "," in kind:
-        raise DataError(
-            f"data.path: the sources hold different kinds of rows ({kind}); need one kind"
-        )
 
 
 def labelled_row_values(policy: Policy, reference: RowReference, rows: TokenBatch) -> RowValues:

@@ -45,6 +45,11 @@ class Job:
     settings: list[Override]
     resolved: Resolved
 
+    @property
+    def title(self) -> str:
+        """The overrides, as on the command line."""
+        return " ".join(f"{setting.key}={setting.text}" for setting in self.settings)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -86,6 +91,8 @@ def plan_sweep(command: Command, line: CommandLine) -> Sweep:
         ConfigError: a job cannot run; the message has a line for every problem of every job.
         DataError: the same, if all problems are data paths.
     """
+    if not command.trains:
+        raise ConfigError(f"-m: sweeps are for training commands, not for {command.name}")
     line = replace(line, overrides=[*line.overrides, *recipe_sweep(command, line)])
     fixed, swept, problems = _split(command, line)
     common = replace(line, overrides=fixed, problems=[*line.problems, *problems])
@@ -175,8 +182,6 @@ def run(command: Command, line: CommandLine) -> int:
         ConfigError: the sweep, a job or a Hydra plugin is invalid; nothing has run.
         KeyboardInterrupt: a signal ended the sweep; the same command continues it.
     """
-    if not command.trains:
-        raise ConfigError(f"-m: sweeps are for training commands, not for {command.name}")
     if any(arg.startswith("hydra.sweeper.direction=max") for arg in line.for_hydra):
         raise ConfigError(
             "hydra.sweeper.direction: got maximize, but a sweeper is given a number to minimize. "
@@ -198,10 +203,7 @@ def run(command: Command, line: CommandLine) -> int:
 
 def _format_configs(sweep: Sweep) -> str:
     """Format the configuration of every job as YAML documents."""
-    head = [
-        f"# job {i}: {' '.join(f'{setting.key}={setting.text}' for setting in job.settings)}\n"
-        for i, job in enumerate(sweep.jobs)
-    ]
+    head = [f"# job {i}: {job.title}\n" for i, job in enumerate(sweep.jobs)]
     body = [to_yaml(sweep.command.name, job.resolved.public_tree) for job in sweep.jobs]
     return "---\n".join(first + rest for first, rest in zip(head, body, strict=True))
 

@@ -282,7 +282,7 @@ class TrainingLoop:
         once = int(self.ranks.is_main)
         tokens = sum(len(rows.tokens) for rows in done)
         computed = float(sum(self.task.policy.computed_tokens(rows) for rows in done))
-        work = sum(self.flops.of_batch(rows) for rows in done)
+        work = sum(self.flops.of_rows(rows.row_lengths, len(rows.scored)) for rows in done)
         self.meter.add(
             {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),

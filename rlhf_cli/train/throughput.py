@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.wrapper import ModelWrapper
+from rlhf_cli.train.flops import FlopCount
 
 PROBE_SECONDS = 0.15
 PROBES = 3
 """Minimum number of timed products; the first one also loads the kernel."""
-
-
-@dataclass(frozen=True)
-class FlopCount:
-    """FLOPs of a model's forward and backward pass, without recomputation.
-
-    Attributes:
-        token: FLOPs per token, in all layers but the output layer.
-        pair: FLOPs per pair of a token and a token it attends to, itself included.
-        scored: FLOPs per scored token, in the output layer.
-    """
-
-    token: int
-    pair: int
-    scored: int
-
-    def of_batch(self, rows: TokenBatch) -> float:
-        """FLOPs of a micro-batch if every row is computed whole; a shared prefix may save some."""
-        pairs = sum(length * (length + 1) / 2 for length in rows.row_lengths)
-        return self.token * len(rows.tokens) + self.pair * pairs + self.scored * len(rows.scored)
 
 
 def count_flops(policy: ModelWrapper) -> FlopCount:

@@ -13,7 +13,8 @@ from benchmarks.steps import Step, at_all_positions, likelihood
 from benchmarks.workers.growth import Point, flop, make_rows, micro_batches
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.train.throughput import FlopCount, count_flops
+from rlhf_cli.train.flops import FlopCount
+from rlhf_cli.train.throughput import count_flops
 from tests.helpers import random_rows, rows_of, tiny_llama
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_micro_batches_have_all_rows_of_a_prompt_together():
 def test_flop_of_rows_alone_are_those_of_the_package():
     rows = make_rows(Point(tokens=40, rows=4, vocab=97, samples=0), 4)
     work = count_flops(make_policy())
-    assert flop(work, rows) == pytest.approx(work.of_batch(rows))
+    assert flop(work, rows) == pytest.approx(work.of_rows(rows.row_lengths, len(rows.scored)))
 
 
 def test_flop_of_a_shared_prompt_count_it_once():

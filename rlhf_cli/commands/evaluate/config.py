@@ -144,6 +144,10 @@ class EvaluateConfig:
     """Memory to plan for, as in `24GB`, instead of that of the device found: for a device that is
     not here, or to leave room. Models that need more are refused."""
 
+    device_flops: Annotated[float, Ge(0), RuntimeOnly(), Unit("FLOP/s")] = 0.0
+    """Rate at which the device computes, from which `--dry-run` estimates the time, as in 400e12; 0
+    measures a CPU, or takes a share of a GPU's datasheet."""
+
     seed: Seed = 0
     """Seed of the bootstrap for the intervals; responses are sampled with `sampling.seed`."""
 

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from rlhf_cli.data.config import SourceConfig
@@ -63,7 +64,7 @@ class DataSource:
         settings: how its rows are read.
         names: file names.
         skipped: names of files in the folder that are not read.
-        fingerprint: changes when the rows change.
+        compute_fingerprint: hashes the rows, or what stands for them.
         size: bytes of all files, for the progress bar.
         rows: reads all rows in order.
     """
@@ -71,9 +72,14 @@ class DataSource:
     settings: SourceConfig
     names: tuple[str, ...]
     skipped: tuple[str, ...]
-    fingerprint: str
+    compute_fingerprint: Callable[[], str]
     size: int
     rows: Callable[[], Iterator[RawRow]]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Text that changes when the rows change; files are read for it at first use."""
+        return self.compute_fingerprint()
 
 
 def describe_value(value: Any) -> str:

@@ -52,7 +52,7 @@ def open_hub_dataset(
             yield RawRow(label, number, row, size=1)
 
     fingerprint = f"{dataset._fingerprint} {label}"
-    return DataSource(settings, (label,), (), fingerprint, len(dataset), rows)
+    return DataSource(settings, (label,), (), lambda: fingerprint, len(dataset), rows)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def open_saved_dataset(
 
     files = [chosen / _STATE, *sorted(chosen.glob("*.arrow"))]
     fingerprint = f"{fingerprint_files(files)} {settings.split if split.sliced else ''}"
-    return DataSource(settings, (label,), (), fingerprint, end - start, rows)
+    return DataSource(settings, (label,), (), lambda: fingerprint, end - start, rows)
 
 
 def _select_split_folder(folder: Path, split: Split, default_split: DefaultSplit) -> Path:

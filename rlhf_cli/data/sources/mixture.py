@@ -195,7 +195,9 @@ def _open_files(
         start, end = split.bounds(sum(1 for _ in read_rows(found.files)))
         return islice(read_rows(found.files), start, end)
 
-    fingerprint = f"{fingerprint_files(found.files)} {settings.split if split.sliced else ''}"
+    def fingerprint() -> str:
+        return f"{fingerprint_files(found.files)} {settings.split if split.sliced else ''}"
+
     size = sum(file.stat().st_size for file in found.files)
     return DataSource(settings, found.names, found.skipped, fingerprint, size, rows)
 

@@ -23,11 +23,12 @@ from rlhf_cli.stages.evaluation import (
     preference_logprob_metrics,
     require_reference,
 )
+from rlhf_cli.stages.examples import unpaired_examples
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
 from rlhf_cli.stages.records import UNPAIRED_RECORDS
 from rlhf_cli.stages.reference import load_row_reference
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
-from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
+from rlhf_cli.stages.unpaired import reward_separation
 
 
 def prepare(cfg: BCOConfig, out: Path) -> None:

@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.dataset import LoadedExamples
-from rlhf_cli.data.examples import Examples, add_mismatched_responses
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_divergence, wpo_weight
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
@@ -19,7 +17,6 @@ from rlhf_cli.stages.unpaired import (
     label_metrics,
     labelled_row_values,
     select_by_label,
-    unpaired_examples,
 )
 from rlhf_cli.train.row_loss import (
     RowLoss,
@@ -105,11 +102,6 @@ def _metrics(cfg: DPOConfig, pairs: Pairs, values: RowValues) -> Metrics:
         tokens = values["tokens"].detach().sum()
         means["entropy"] = (values["entropy"].detach().sum(), tokens)
     return means
-
-
-def kto_examples(loaded: LoadedExamples, role: str, *, max_length: int) -> Examples:
-    """Make KTO's examples of two rows: a labelled one, and its prompt with another response."""
-    return add_mismatched_responses(unpaired_examples(loaded, role), max_length)
 
 
 def kto_row_loss(cfg: DPOConfig, policy: Policy, reference: RowReference) -> RowLoss:

@@ -15,7 +15,7 @@ from rlhf_cli.evaluation.metrics import preference_accuracy
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.dpo.loss import MovingReference, kto_examples, kto_row_loss, preference_loss
+from rlhf_cli.stages.dpo.loss import MovingReference, kto_row_loss, preference_loss
 from rlhf_cli.stages.evaluation import (
     Evaluation,
     evaluate_against_reference,
@@ -23,11 +23,12 @@ from rlhf_cli.stages.evaluation import (
     preference_logprob_metrics,
     require_reference,
 )
+from rlhf_cli.stages.examples import kto_examples, unpaired_examples
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows, untransformed
 from rlhf_cli.stages.records import records_of
 from rlhf_cli.stages.reference import load_row_reference
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
-from rlhf_cli.stages.unpaired import reward_separation, unpaired_examples
+from rlhf_cli.stages.unpaired import reward_separation
 
 
 def prepare(cfg: DPOConfig, out: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.loader import group_by_tokens
+from rlhf_cli.data.sampler import group_by_tokens
 from rlhf_cli.rollout.response import Response
 
 RESPONSE_MASK = "response_mask"

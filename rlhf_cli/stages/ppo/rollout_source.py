@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.loader import EpochSampler
+from rlhf_cli.data.sampler import EpochSampler
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig

@@ -1,0 +1,148 @@
+"""Work of a run in FLOPs, by what it is for, and the time that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+
+from rlhf_cli.commands.dry_run.rates import Rate
+from rlhf_cli.commands.dry_run.rows import RowFacts, RunRows
+from rlhf_cli.commands.dry_run.steps import Steps
+from rlhf_cli.memory.roles import reference_kind
+from rlhf_cli.memory.rollout import DEFAULT_SLOTS
+from rlhf_cli.memory.weights import HeldModel, is_expert
+from rlhf_cli.train.flops import FlopCount
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work for one purpose.
+
+    Attributes:
+        name: `train`, `reference`, `rollout`, `score`, `evaluate` ...
+        flops: of the whole run.
+        read_bytes: read from memory where that takes longer than computing: by decoding.
+    """
+
+    name: str
+    flops: float
+    read_bytes: float = 0.0
+
+    def seconds(self, rate: Rate) -> float:
+        """Seconds at a rate: of the slower of computing and reading."""
+        reading = self.read_bytes / rate.bandwidth if rate.bandwidth else 0.0
+        return max(self.flops / rate.flops, reading)
+
+
+def forward_flops(model: HeldModel, *, scores: bool = False) -> FlopCount:
+    """FLOPs of a forward pass: 2 a weight and token, 4 a pair of tokens, head and width."""
+    shape = model.shape
+    used = shape.experts_per_token / shape.experts if shape.experts else 1.0
+    weights = sum(t.count * (used if is_expert(t) else 1.0) for t in shape.matrices)
+    return FlopCount(
+        token=2 * (weights + model.adapter),
+        pair=4 * shape.heads * shape.head_dim * shape.layers,
+        scored=0.0 if scores else 2.0 * shape.width * shape.vocab,
+    )
+
+
+def training_flops(model: HeldModel, *, scores: bool = False, recompute: bool = False) -> FlopCount:
+    """FLOPs of a forward and backward pass.
+
+    A weight's backward pass costs twice the forward pass; under an adapter, whose base has no
+    gradient of its own, once. Activation checkpointing adds a forward pass of the layers.
+    """
+    forward = forward_flops(model, scores=scores)
+    adapter = 2 * model.adapter
+    passes = 3 if model.trains_base else 2
+    again = 1 if recompute else 0
+    return FlopCount(
+        token=(passes + again) * (forward.token - adapter) + (3 + again) * adapter,
+        pair=(3 + again) * forward.pair,
+        scored=passes * forward.scored,
+    )
+
+
+def stage_work(stage: str, cfg: Any, rows: RunRows, steps: Steps, model: HeldModel) -> list[Work]:
+    """Work of a stage that trains on rows."""
+    scores = stage == "reward"
+    forward = forward_flops(model, scores=scores)
+    training = training_flops(model, scores=scores, recompute=cfg.train.gradient_checkpointing)
+    epochs = steps.total / steps.per_epoch
+    found = [Work("training", epochs * _of_rows(training, rows.train))]
+    kind = reference_kind(cfg) if stage in ("dpo", "bco") else "none"
+    sets = [rows.train, *([rows.held_out] if rows.held_out else [])]
+    if kind in ("stored", "path"):
+        found.append(Work("reference", sum(_of_rows(forward, each) for each in sets)))
+    elif kind != "none":
+        found.append(Work("reference", epochs * _of_rows(forward, rows.train)))
+    if rows.held_out:
+        found.append(Work("evaluation", steps.evaluations * _of_rows(forward, rows.held_out)))
+    return found
+
+
+def _of_rows(count: FlopCount, rows: RowFacts) -> float:
+    return rows.share * count.of_rows(rows.lengths, rows.scored)
+
+
+def ppo_work(
+    cfg: Any, rows: RunRows, steps: Steps, models: Iterable[HeldModel], itemsize: int
+) -> list[Work]:
+    """Work of PPO, if every response has `sampling.max_new_tokens` tokens.
+
+    A rollout is sampled, scored, its log-probs (with `rollout_logprobs=recompute`), reference
+    log-probs and values are computed, and it is trained on `ppo_epochs` times.
+    """
+    held = list(models)
+    policy, roles = held[0], {model.role: model for model in held}
+    new, responses = cfg.sampling.max_new_tokens, cfg.train.batch_size * cfg.samples_per_prompt
+    prompts = rows.train.lengths
+    lengths = prompts + new
+    per_response = responses * steps.total / max(len(lengths), 1)
+    forward = forward_flops(policy)
+    scored = new * len(lengths)
+    one_pass = per_response * forward.of_rows(lengths, scored)
+    recompute = cfg.train.gradient_checkpointing
+    trained = training_flops(policy, recompute=recompute).of_rows(lengths, scored)
+    passes = 1 if cfg.reuses_logprobs else 2  # reference, and the policy's own
+    found = [
+        decode_work(policy, prompts, new, steps.total * responses, DEFAULT_SLOTS, itemsize),
+        Work("log-probs", passes * one_pass),
+    ]
+    value = roles.get("value")
+    if value is not None and value.trained > policy.shape.width + 1:
+        trained += training_flops(value, scores=True, recompute=recompute).of_rows(lengths, 0)
+        values = forward_flops(value, scores=True).of_rows(lengths, 0)
+        found.append(Work("values", per_response * values))
+    for model in held:
+        if model.role == "reward":
+            scores = forward_flops(model, scores=True).of_rows(lengths, 0)
+            found.append(Work("scores", per_response * scores))
+    found.append(Work("training", cfg.ppo_epochs * per_response * trained))
+    if rows.held_out:
+        count = steps.evaluations * rows.held_out.count
+        decoded = decode_work(policy, rows.held_out.lengths, new, count, DEFAULT_SLOTS, itemsize)
+        found.append(Work("evaluation", decoded.flops, decoded.read_bytes))
+    return found
+
+
+def decode_work(
+    model: HeldModel, prompts: Any, new: int, responses: float, slots: int, itemsize: int
+) -> Work:
+    """Work of sampling responses of `new` tokens each.
+
+    Every step of decoding reads all weights, and the keys and values of all tokens before.
+    """
+    shape = model.shape
+    lengths = np.asarray(prompts) + new
+    flops = forward_flops(model).of_rows(lengths, new * len(lengths)) / max(len(lengths), 1)
+    batch = max(1.0, min(slots, responses))
+    weights = itemsize * sum(t.count for t in shape.tensors)
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * itemsize
+    held = float(np.mean(prompts)) + new / 2 if len(lengths) else 0.0
+    batches = ceil(responses / batch)
+    return Work("sampling", responses * flops, batches * new * (weights + batch * held * cache))
