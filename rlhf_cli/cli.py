@@ -185,7 +185,7 @@ def _dry_run(command: Command, line: CommandLine, jobs: dict[str, "Resolved"]) -
     hide_torch()
     from rlhf_cli.commands.dry_run.run import run
 
-    return run(command, jobs, as_json=line.as_json)
+    return run(command, jobs, as_json=line.json)
 
 
 # With any of these set, the shipped recipe is not meant.

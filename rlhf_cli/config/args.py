@@ -88,8 +88,6 @@ def _switch_problems(line: CommandLine) -> list[str]:
     if line.dry_run and line.show_config:
         other = "--provenance" if line.show_origins else "--cfg"
         found.append(f"--dry-run: given beside {other}; need one of the two")
-    if line.as_json and not line.dry_run:
-        found.append("--json: is for a dry run. Try --dry-run --json")
     return found
 
 

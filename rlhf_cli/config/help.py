@@ -58,6 +58,7 @@ Settings
   value comes from. --dry-run reads the rows and prints steps, memory, time and disk of the run, and
   whether it fits (else exit code 4), in seconds; with device_memory=24GB for a GPU that is not
   here, and with --json for scripts.
+  --quiet (-q) prints errors only; --json prints the result, or the error, as one JSON object.
   rlhf COMMAND --help lists every key of a command; rlhf docs prints the documentation.
 
 Exit codes
@@ -85,7 +86,7 @@ def page(command: Command) -> str:
     first = f"[{command.positional.upper()}{several}] " if command.positional else ""
     sweeps = "[-m] " if command.trains else ""
     dry = "" if command.name == "merge" else "[--dry-run] "
-    switches = f"{sweeps}[--cfg] [--provenance] {dry}[--help]"
+    switches = f"{sweeps}[--cfg] [--provenance] {dry}[--quiet] [--json] [--help]"
     usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
     by_group: dict[str, list[Option]] = {}

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf_cli.console import format_table
-from rlhf_cli.data.preview import shorten
+from rlhf_cli.console import format_table, shorten
 
 
 @dataclass(frozen=True)
