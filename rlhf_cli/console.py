@@ -99,7 +99,8 @@ def print_box(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
-        logger.info("\n".join([title, *(f"  {name:<10}{value}" for name, value in rows)]))
+        width = max(len(name) for name, _ in rows) + 2
+        logger.info("\n".join([title, *(f"  {name:<{width}}{value}" for name, value in rows)]))
         return
     table = Table.grid(padding=(0, 2))
     for name, value in rows:
