@@ -82,6 +82,6 @@ def create_files(folder: Path) -> None:
     (folder / "judge.py").write_text("def score(prompts, responses, **columns): ...\n")
     (folder / "runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
     (folder / "runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
-    (folder / "chats.yaml").write_text(fenced_blocks(ROOT / "README.md", "yaml")[0])
+    (folder / "chats.yaml").write_text(fenced_blocks(DOCS / "start.md", "yaml")[0])
     (folder / "sft.yaml").write_text(fenced_blocks(DOCS / "configuration.md", "yaml")[0])
     (folder / "compared.jsonl").write_text(fenced_blocks(DOCS / "data.md", "jsonl")[0])

@@ -91,7 +91,7 @@ def test_the_rows_of_the_page_are_of_their_kind(tmp_path, kind, rows):
     assert (report.kind, report.refused) == (kind, {})
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "configuration.md"])
+@pytest.mark.parametrize("page", [DOCS / "start.md", DOCS / "configuration.md"])
 def test_a_page_shows_the_errors_that_its_example_gives(page, capsys):
     [shown] = [
         block for block in fenced_blocks(page) if "\nerror: " in block and block[:6] == "$ rlhf"

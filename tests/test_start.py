@@ -1,4 +1,4 @@
-"""The README's quickstart: its files, then its commands in order."""
+"""The first steps of docs/start.md: the files, then the commands in order."""
 
 import json
 import re
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from tests.pages import ROOT
+from tests.pages import DOCS
 
-README = (ROOT / "README.md").read_text()
-STEPS = README[README.index("## Quickstart") : README.index("`rlhf sft --help`")]
+PAGE = (DOCS / "start.md").read_text()
+STEPS = PAGE[PAGE.index("## Your own data") : PAGE.index("`rlhf sft --help`")]
 STEP = ["max_steps=1", "batch_size=2"]
 SHORT = {
     **dict.fromkeys(("pretrain", "sft", "reward", "dpo", "bco"), STEP),
