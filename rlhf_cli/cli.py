@@ -183,9 +183,11 @@ def _dry_run(command: Command, line: CommandLine, jobs: dict[str, "Resolved"]) -
     from rlhf_cli.torch_free import hide_torch
 
     hide_torch()
-    from rlhf_cli.commands.dry_run.run import run
+    code: int = load_function(DRY_RUN)(command, jobs, as_json=line.json)
+    return code
 
-    return run(command, jobs, as_json=line.json)
+
+DRY_RUN = "rlhf_cli.commands.dry_run.run:run"
 
 
 # With any of these set, the shipped recipe is not meant.
