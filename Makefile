@@ -11,7 +11,7 @@ TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo docs test test-all lint clean
 
 demo: $(VENV)/.run
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/tiny/run.sh
@@ -27,6 +27,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site of docs/, in build/docs; a warning is an error.
+docs: $(VENV)/.docs
+	NO_COLOR=1 $(BIN)/zensical build --strict --clean --config-file mkdocs.yml
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
 
@@ -41,4 +45,8 @@ $(VENV)/.run: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.run
 	$(PIP) -c constraints.txt -e ".[test,quant,track]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.torch pyproject.toml
+	$(PIP) -c constraints.txt zensical
 	touch $@

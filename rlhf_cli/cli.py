@@ -8,18 +8,20 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rlhf_cli import __version__
 from rlhf_cli.config.args import CommandLine, parse
 from rlhf_cli.config.command import Command, Tool, load_function
 from rlhf_cli.config.other_trainers import OTHER_NAMES
 from rlhf_cli.config.suggest import nearest
+from rlhf_cli.console import only_errors, print_result, print_results_as_json
 from rlhf_cli.cores import limit_thread_spinning
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError, translate
 from rlhf_cli.launch import torchrun
-from rlhf_cli.registry import COMMANDS, TOOLS
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.resources import SHIPPED
+from rlhf_cli.tools import TOOLS
 
 if TYPE_CHECKING:
     from rlhf_cli.resolve import Resolved
@@ -53,12 +55,22 @@ def main(argv: list[str]) -> int:
 
 
 def _main(argv: list[str]) -> int:
+    if not QUIET & {*argv}:
+        return _run(argv, sys.stderr)
+    with only_errors() as errors:
+        return _run(argv, errors)
+
+
+QUIET = {"--quiet", "-q"}
+
+
+def _run(argv: list[str], errors: TextIO) -> int:
     try:
         return _dispatch(argv)
     except RlhfError as error:
-        return _report(error)
+        return _report(error, errors)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted", file=errors)
         return Interrupted.exit_code
     except BrokenPipeError:  # the reader of our output, as in `rlhf sft --help | head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,20 +79,23 @@ def _main(argv: list[str]) -> int:
         command = COMMANDS.get(argv[0])
         known = translate(error, command.less_memory if command else Command.less_memory)
         if known:
-            return _report(known)
-        traceback.print_exc()
+            return _report(known, errors)
+        traceback.print_exc(file=errors)
         return 1
 
 
-def _report(error: RlhfError) -> int:
+def _report(error: RlhfError, errors: TextIO) -> int:
     from rlhf_cli.runs.log import redact
 
-    for line in redact(str(error)).split("\n"):
-        print(f"error: {line}", file=sys.stderr)
+    text = redact(str(error))
+    for line in text.split("\n"):
+        print(f"error: {line}", file=errors, flush=True)
+    print_result("", {"error": text, "exit_code": error.exit_code})
     return error.exit_code
 
 
 def _dispatch(argv: list[str]) -> int:
+    print_results_as_json("--json" in argv)
     if not argv or argv in (["--help"], ["-h"], ["help"]):
         from rlhf_cli.config.help import overview
 
@@ -169,7 +184,7 @@ def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> No
     try:
         decision = folder.claim(out, resolved.public_tree, command.name, config.resume)
         if decision == "complete":
-            print(f"already complete: {out}")
+            print_result(f"already complete: {out}", {"status": decision, "output_dir": str(out)})
         else:
             hub.set_commits(manifest.commits(out) if decision == "continue" else {})
             with log.logged(out):
@@ -213,6 +228,17 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.fail(out, error)
         raise
     manifest.complete(out, **summary)
+    _show_summary(out)
+
+
+def _show_summary(out: Path) -> None:
+    """Print what a finished run did, on stderr or as JSON."""
+    from rlhf_cli.runs.record import read_record
+    from rlhf_cli.runs.summary import summarize
+
+    summary = summarize(read_record(out))
+    summary.show()
+    print_result("", summary.to_dict())
 
 
 def _runner(command: Command | Tool) -> Callable[..., Any]:

@@ -1,10 +1,13 @@
-"""What commands print: messages through the logger of the package, and tables of text."""
+"""What commands print: messages through the logger of the package, tables, boxes, and JSON."""
 
+import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
+from typing import Any, TextIO
 from unicodedata import category
 
 
@@ -48,6 +51,60 @@ def muted() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+@contextmanager
+def only_errors() -> Iterator[TextIO]:
+    """Discard what this process and its children write on stderr inside the block.
+
+    Yields:
+        The stream of errors, which is shown.
+    """
+    before = sys.stderr
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as shown, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        sys.stderr = nowhere
+        try:
+            yield before if before is not sys.__stderr__ else shown
+        finally:
+            sys.stderr = before
+            os.dup2(shown.fileno(), 2)
+
+
+class _Output:
+    """How results are printed: as text, or with `--json` as one JSON object."""
+
+    as_json = False
+
+
+def print_results_as_json(use: bool) -> None:
+    """Choose how `print_result` prints, for this command."""
+    _Output.as_json = use
+
+
+def print_result(text: str, value: Any) -> None:
+    """Print the result of a command on stdout: the text, or the value as JSON with `--json`."""
+    if _Output.as_json:
+        print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+    elif text:
+        print(text, flush=True)
+
+
+def print_box(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Print names and values on stderr: in a box on a terminal, else as lines below the title."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        logger.info("\n".join([title, *(f"  {name:<10}{value}" for name, value in rows)]))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        table.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
+    console.print(Panel(table, title=Text(title, style="bold"), title_align="left", expand=False))
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

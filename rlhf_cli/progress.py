@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Generator, Iterable
@@ -47,6 +48,8 @@ class StatusLine:
     def show(self, text: str) -> None:
         """Print the text, on a terminal in place of the text before."""
         start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
+        if self.live:  # a line that wraps cannot be replaced
+            text = text[: shutil.get_terminal_size().columns - 1]
         print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
         self.unfinished = self.live
 

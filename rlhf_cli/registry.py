@@ -1,10 +1,10 @@
-"""All commands and tools of `rlhf`, and how runs of each stage are evaluated."""
+"""All commands of `rlhf` that take keys, and how runs of each stage are evaluated."""
 
 from rlhf_cli.commands.chat.config import ChatConfig
 from rlhf_cli.commands.config import GenerateConfig, MergeConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.label.config import LabelConfig
-from rlhf_cli.config.command import Command, Tool
+from rlhf_cli.config.command import Command
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -136,72 +136,3 @@ Called with the run's configuration, whose `model.path` is its result and whose 
 rows, and the stage's name; returns a `stages.evaluation.Evaluation`, which is called with the
 context to load the model and measure it.
 """
-
-TOOLS = {
-    tool.name: tool
-    for tool in (
-        Tool(
-            "recipes",
-            "List the shipped recipes, print one, or copy one to change it.",
-            "rlhf_cli.commands.shipped:run_recipes",
-            {
-                "ls": "Name and purpose of each; `rlhf recipes` alone does the same.",
-                "show NAME": "Print the file.",
-                "cp NAME [TARGET]": "Copy the file, by default into the working folder. Nothing is "
-                "overwritten. Paths in it go on to mean what they mean in the shipped file.",
-            },
-        ),
-        Tool(
-            "data",
-            "Work on files of rows: scores of responses from comparisons.",
-            "rlhf_cli.commands.data:run",
-            {
-                "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
-                "`comparisons`, and write the rows with `scores` to a file or to the screen. "
-                "See `rlhf docs data`.",
-            },
-        ),
-        Tool(
-            "agreement",
-            "Compare the decisions of several raters on the same answers.",
-            "rlhf_cli.commands.label.agreement:run",
-            {
-                "FILE FILE...": "Files of `rlhf label` or `rlhf chat`, or any file of pairs, "
-                "labels or rankings. Raters are told apart by the column `rater`, else by file. "
-                "Prints raw agreement, Cohen's κ and the confusion of every two raters, and "
-                "Krippendorff's α of all, with 95 % intervals.",
-                "FILE": "One file with the rows of several raters.",
-                "--json": "As one object, for scripts.",
-            },
-        ),
-        Tool(
-            "env",
-            "Show what a run finds here: versions, devices, folders and switches.",
-            "rlhf_cli.commands.env:run",
-            {
-                "": "As lines, for a look or a bug report.",
-                "--json": "As one object, for scripts.",
-            },
-        ),
-        Tool(
-            "schema",
-            "Print the JSON Schema of recipes, with which editors complete and check them.",
-            "rlhf_cli.commands.schema:run",
-            {
-                "": "For a recipe of any command; its key `stage` selects the command. Shipped "
-                "recipes name this schema in their first line.",
-                "COMMAND": "For the recipes of one command. Save it with "
-                "`rlhf schema sft > sft.schema.json`, and begin a recipe with "
-                "`# yaml-language-server: $schema=sft.schema.json`, a path relative to the recipe. "
-                "Editors with yaml-language-server (VS Code's YAML extension, Neovim, Emacs) read "
-                "that line; in JetBrains IDEs add the file under JSON Schema Mappings.",
-            },
-        ),
-        Tool(
-            "docs",
-            "List the pages of the documentation, or print one.",
-            "rlhf_cli.commands.shipped:run_docs",
-            {"": "Name and title of each page.", "NAME": "Print the page, as in `rlhf docs data`."},
-        ),
-    )
-}

@@ -45,6 +45,8 @@ UNITS: dict[str, tuple[float, float, str]] = {
     "config": (7, 2, "recipes, overrides, help"),
     "configs": (7, 3.15, "all config classes"),
     "registry": (7, 4.3, "commands and stages"),
+    "tools": (7, 0.85, "tools without keys"),
+    "completion": (6, 0.85, "shell completion"),
     "runs": (7, 5.45, "run folders, locks"),
     "errors": (8, 2, "errors, exit codes"),
     "resources": (8, 3.15, "shipped files"),

@@ -12,7 +12,7 @@ MODULES = {
     for file in sorted(ROOT.rglob("*.py"))
 }
 FLOORS = {
-    **dict.fromkeys(("console", "cores", "errors", "resources"), 0),
+    **dict.fromkeys(("completion", "console", "cores", "errors", "resources", "tools"), 0),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
     **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses", "distributed"), 1),
     **dict.fromkeys(("cache", "progress"), 1),

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from rlhf_cli.config.help import overview, page
-from rlhf_cli.registry import COMMANDS, TOOLS
+from rlhf_cli.registry import COMMANDS
+from rlhf_cli.tools import TOOLS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

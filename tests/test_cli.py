@@ -16,9 +16,11 @@ from rlhf_cli import cli, resources
 from rlhf_cli.config.check import check_override
 from rlhf_cli.config.help import docs, page
 from rlhf_cli.config.schema import aliases, options
+from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, NonFinite, exit_codes
-from rlhf_cli.registry import COMMANDS, TOOLS
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import run_files
+from rlhf_cli.tools import TOOLS
 from rlhf_cli.train.config import LogConfig
 
 TINY = ["model=tiny", "data=tiny"]
@@ -492,3 +494,44 @@ def test_a_reader_that_leaves_early_is_no_error():
     with child.stderr as stderr:
         assert stderr.read() == b""
     child.wait()
+
+
+# Quiet, and results as JSON
+
+
+def test_quiet_prints_errors_only_and_the_log_has_everything(monkeypatch, capfd):
+    def run(*args: object) -> dict:
+        logger.info("a message")
+        return {}
+
+    monkeypatch.setattr(cli, "_runner", lambda command: run)
+    assert cli.main(["sft", *TINY, "output_dir=run", "--quiet"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert Path("run", "log.txt").read_text() == "a message\n"
+    assert cli.main(["dpo", "beta=-1", "-q"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: beta")
+    assert len(err.splitlines()) == 1
+
+
+def test_quiet_silences_child_processes(monkeypatch, capfd):
+    def run(*args: object) -> dict:
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'noise')"], check=True)
+        return {}
+
+    monkeypatch.setattr(cli, "_runner", lambda command: run)
+    assert cli.main(["sft", *TINY, "output_dir=run", "--quiet"]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_json_prints_the_summary_or_the_error(calls, capsys):
+    assert cli.main(["sft", *TINY, "output_dir=run", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["stage"], found["status"], found["output_dir"]) == ("sft", "complete", "run")
+    assert cli.main(["sft", *TINY, "output_dir=run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "complete"
+    assert cli.main(["dpo", "beta=-1", "--json"]) == 2
+    failure = json.loads(capsys.readouterr().out)
+    assert failure["exit_code"] == 2
+    assert "beta" in failure["error"]

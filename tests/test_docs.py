@@ -5,10 +5,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from rlhf_cli import cli, resources
 from rlhf_cli.errors import exit_codes
-from rlhf_cli.registry import TOOLS
+from rlhf_cli.tools import TOOLS
 from tests.pages import (
     DOCS,
     PAGES,
@@ -128,6 +129,17 @@ def test_the_shipped_model_is_what_the_pages_say():
 def test_the_index_lists_every_page():
     listed = set(re.findall(r"\]\((\w+)\.md\)", (DOCS / "index.md").read_text()))
     assert listed == {*resources.page_names()} - {"index"}
+
+
+def test_the_site_has_every_page():
+    """`make docs` builds it with zensical, which reads mkdocs.yml."""
+    found = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    pages = [
+        page
+        for entry in found
+        for page in ([entry] if isinstance(entry, str) else next(iter(entry.values())))
+    ]
+    assert sorted(pages) == [f"{name}.md" for name in resources.page_names()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import resources
-from rlhf_cli.registry import TOOLS
+from rlhf_cli.tools import TOOLS
 from tests.pages import DOCS, ROOT, create_files, help_commands, page_commands, recipe_commands
 
 RUN_ALL = """

@@ -85,3 +85,10 @@ def test_what_evaluate_says_of_the_answers_stands_below_the_line(tmp_path, monke
     words = ["evaluate", "tiny", "prompts=prompts.jsonl", "judge=judge.py:score"]
     assert cli.main([*words, "max_new_tokens=2"]) == 0
     assert "1/1 answers  left 0:00\ntiny: 1 answers" in terminal.getvalue()
+
+
+def test_a_line_longer_than_the_terminal_is_cut(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    terminal = on_terminal(monkeypatch)
+    StatusLine().show("x" * 60)
+    assert terminal.getvalue() == "\r\x1b[K" + "x" * 39

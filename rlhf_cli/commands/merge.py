@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.commands.config import MergeConfig
-from rlhf_cli.console import logger
+from rlhf_cli.console import logger, print_result
 from rlhf_cli.context import PRECISIONS, create_context
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.resolve import ModelSource, resolve_model
@@ -90,6 +90,7 @@ def run(cfg: MergeConfig) -> None:
     merged, dtype = _merge_checked(cfg, source, tokenizer)
     target = _save(cfg, merged, dtype, tokenizer)
     logger.info(f"merged: {source.describe()} -> {target} ({dtype})")
+    print_result("", {"output_dir": str(target), "dtype": dtype})
     if cfg.push_to_hub:
         _push(target, cfg.push_to_hub)
 

@@ -31,6 +31,12 @@ class CommandLine:
     show_origins: bool = False
     """With `show_config`: as a table that says where each value comes from."""
 
+    quiet: bool = False
+    """Print nothing on stderr but errors."""
+
+    json: bool = False
+    """Print the result on stdout as one JSON object."""
+
     multirun: bool = False
     for_hydra: list[str] = field(default_factory=list)
     """Arguments of a sweep that are passed to Hydra unchanged, as `hydra/launcher=joblib`."""
@@ -50,10 +56,13 @@ _SWITCHES = {
     "help": "help",
     "--cfg": "show_config",
     "--provenance": "show_origins",
+    "--quiet": "quiet",
+    "-q": "quiet",
+    "--json": "json",
     "-m": "multirun",
     "--multirun": "multirun",
 }
-_KNOWN_SWITCHES = "-m, --cfg, --provenance, --help"
+_KNOWN_SWITCHES = "-m, --cfg, --provenance, --quiet, --json, --help"
 
 
 def parse(command: Command, words: list[str]) -> CommandLine:

@@ -44,6 +44,9 @@ _SHARDED = "Sharding over devices is not supported; each process holds the whole
 _PATHS = "It takes files, folders and hub ids, or a list of {path: FILE, weight: 2}."
 _HELD_OUT = "data.eval says which rows are held out, train.eval_steps how often they are measured."
 _TR_DPO = "A reference that moves is set by sync_steps and sync_alpha."
+_CACHED = "Rows are tokenized once and cached; loading them takes no time in training."
+_COMMANDS = "Each stage is a command of its own: rlhf sft, rlhf reward, rlhf dpo, rlhf ppo."
+_PUSH = "rlhf push RUN to=ORG/NAME uploads a result with its model card."
 _PRECISION = {"true": "train.precision=bf16", "false": "train.precision=fp32"}
 _SCHEDULES = {
     "cosine": "train.schedule=cosine",
@@ -118,6 +121,20 @@ TRANSFORMERS = {
     "use_liger_kernel": OtherName(
         {"false": "kernels=none"}, "kernels=auto takes liger-kernel's layers where it is installed."
     ),
+    "dataloader_num_workers": OtherName("", _CACHED),
+    "dataloader_pin_memory": OtherName("", _CACHED),
+    "dataset_num_proc": OtherName("", _CACHED),
+    "remove_unused_columns": OtherName("", "Unused columns are ignored, and named once."),
+    "do_train": OtherName("", _COMMANDS),
+    "do_eval": OtherName("", _HELD_OUT),
+    "do_predict": OtherName("", "rlhf generate writes responses."),
+    "run_name": OtherName("", "A tracker's run has the name of output_dir."),
+    "logging_dir": OtherName("", "Trackers write below output_dir."),
+    "push_to_hub": OtherName("", _PUSH),
+    "hub_model_id": OtherName("", _PUSH),
+    "hub_token": OtherName("", "The token is read from HF_TOKEN, or from hf auth login."),
+    "ddp_timeout": OtherName("", "A rank that ends is noticed at once."),
+    "tf32": OtherName("", "Compute is bf16 or fp32 (train.precision)."),
     "num_processes": OtherName("launch.processes={}"),
     "nproc_per_node": OtherName("launch.processes={}"),
 }
@@ -250,6 +267,11 @@ LLAMA_FACTORY = {
         "", "model.freeze names the layers that stay as they are."
     ),
     "export_dir": OtherName("output_dir={}"),
+    "preprocessing_num_workers": OtherName("", _CACHED),
+    "overwrite_cache": OtherName("", "The cache is keyed by content; RLHF_CACHE names its folder."),
+    "plot_loss": OtherName("", "report.html in the run folder has the curves."),
+    "infer_backend": OtherName("", "Responses are decoded by this tool itself."),
+    "include_num_input_tokens_seen": OtherName("", "metrics.jsonl has tokens_per_second."),
 }
 
 AXOLOTL = {
@@ -282,6 +304,12 @@ AXOLOTL = {
     "saves_per_epoch": OtherName("", "train.save_steps counts optimizer steps."),
     "auto_resume_from_checkpoints": OtherName({"true": "resume=auto", "false": "resume=never"}),
     "wandb_project": OtherName("", "log.trackers=[wandb] sends metrics to it."),
+    "wandb_entity": OtherName("", "It is read from WANDB_ENTITY."),
+    "wandb_name": OtherName("", "A tracker's run has the name of output_dir."),
+    "dataset_prepared_path": OtherName("", "RLHF_CACHE names the folder of the cache."),
+    "special_tokens": OtherName("", "They are those of the tokenizer (model.tokenizer)."),
+    "eot_tokens": OtherName("", "The end of a turn is read from the chat template."),
+    "strict": OtherName("", "Unknown keys are always refused."),
 }
 
 OPENRLHF = {
@@ -330,6 +358,10 @@ OPENRLHF = {
     "ipo": OtherName({"true": "loss_type=ipo"}),
     "use_wandb": OtherName("log.trackers=[wandb]", "The key itself is read from WANDB_API_KEY."),
     "use_tensorboard": OtherName("log.trackers=[tensorboard]"),
+    "vllm_num_engines": OtherName("", "Responses are decoded by this tool itself."),
+    "vllm_gpu_memory_utilization": OtherName("", "Responses are decoded by this tool itself."),
+    "colocate_all_models": OtherName("", "All models of a run are on the same device."),
+    "apply_chat_template": OtherName({"true": "template=always", "false": "template=never"}),
 }
 
 GENERATE = {

@@ -146,6 +146,20 @@ def is_lost(path: Path) -> bool:
     return heartbeat.lost
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process owns a folder, as far as can be seen from here; writes nothing."""
+    lock = path / NAME
+    try:
+        with lock.open(encoding="utf-8") as file:
+            owner = _owner(file)
+        age = time.time() - lock.stat().st_mtime
+    except (OSError, ValueError):
+        return False
+    if owner is None:
+        return False
+    return _alive(owner) if owner["host"] == socket.gethostname() else age < STALE_SECONDS
+
+
 def require_owned(path: Path) -> None:
     """Refuse to write into a folder that another process has taken over.
 

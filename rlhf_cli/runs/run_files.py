@@ -13,6 +13,10 @@ from rlhf_cli.errors import CheckpointError
 
 CONFIG, MANIFEST, ARTIFACT = "config.yaml", "manifest.json", "artifact.json"
 METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
+REPORT = "report.html"
+
+SPIKES = "spikes.jsonl"
+"""Steps whose loss rose suddenly, with their rows."""
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model"
@@ -25,7 +29,7 @@ TOKENIZER = "tokenizer"
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
 
-FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES)
+FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")

@@ -28,7 +28,11 @@ from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.evaluation import Columns, Evaluation, evaluate_rows, load_held_out
 from rlhf_cli.stages.prepare_data import StageData, load_stage_data
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
-from rlhf_cli.train.evaluation import compute_row_values
+from rlhf_cli.train.evaluation import (
+    HeldOutMetrics,
+    compute_row_values,
+    from_measurements,
+)
 from rlhf_cli.train.row_loss import RowLoss, RowValues, row_sums, row_tokens
 from rlhf_cli.train.update import Loss
 
@@ -57,7 +61,7 @@ def train_likelihood(
     coefficient = balancing_loss_coef(policy.model)
     loss = balanced_loss(policy, coefficient) if coefficient else likelihood_loss(policy)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> HeldOutMetrics:
         return held_out_metrics(policy, data, plan.micro_batch_tokens, ctx.ranks)
 
     return train_and_save(plan, policy, loss, data, evaluate=evaluate)
@@ -101,7 +105,7 @@ def balanced_loss(policy: Policy, coefficient: float) -> RowLoss:
 
 def held_out_metrics(
     policy: Policy, data: StageData, max_tokens: int, ranks: Ranks = SINGLE_PROCESS
-) -> dict[str, float]:
+) -> HeldOutMetrics:
     """Loss per token (nats), perplexity, top-1 accuracy; for raw text also bits per byte."""
     assert data.held_out is not None
     assert data.held_out_report is not None
@@ -110,7 +114,7 @@ def held_out_metrics(
     columns = {name: column.numpy() for name, column in found.items()}
     rows = len(columns["nll"])
     size = np.full(rows, data.held_out_report.text_bytes / rows)
-    return {measured.metric: measured.value for measured in likelihood(columns, size)}
+    return from_measurements(likelihood(columns, size))
 
 
 def open_likelihood_evaluation(cfg: StageConfig, stage: str) -> Evaluation:

@@ -206,6 +206,7 @@ def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:
         "held_out_data": held_out.to_dict() if held_out else None,
         "before": result.before,
         "after": result.after,
+        "intervals": result.intervals,
     }
 
 

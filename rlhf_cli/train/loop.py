@@ -25,6 +25,7 @@ from rlhf_cli.train.checkpoint import (
     save_checkpoint,
 )
 from rlhf_cli.train.config import TrainConfig
+from rlhf_cli.train.evaluation import HeldOutMetrics, Intervals
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint
@@ -40,7 +41,7 @@ from rlhf_cli.train.update import (
     require_equal_weights,
 )
 
-Evaluate = Callable[[], dict[str, float]]
+Evaluate = Callable[[], HeldOutMetrics]
 """Computes held-out metrics; called without gradients."""
 
 
@@ -55,6 +56,7 @@ class RunResult:
         weights: name -> fp32 master of each trained parameter.
         before: metrics before the first step.
         after: metrics after the last step.
+        intervals: `before` and `after` -> confidence intervals of these metrics.
     """
 
     steps: int
@@ -63,6 +65,7 @@ class RunResult:
     weights: dict[str, Tensor]
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Intervals] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +139,9 @@ class TrainingLoop:
         self.step = 0
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
+        self.intervals: dict[str, Intervals] = {}
+        self.last, self.lowest = HeldOutMetrics({}), HeldOutMetrics({})
+        """The last evaluation of this process, and the one with the lowest loss."""
         self.best = BestEvaluation()
         self.flops = count_flops(task.policy)
         self.peak = measure_peak(ctx.device, ctx.compute)
@@ -150,7 +156,9 @@ class TrainingLoop:
             torch.manual_seed(self.ctx.seed + self.ranks.rank)  # dropout differs between ranks
             self.before = self._evaluate()
             if self.before:
+                self.intervals["before"] = self.last.intervals()
                 self.best.update(0, self.before)
+                self.lowest = self.last
             self.log(with_prefix("eval/", self.before))
             if self.before and self.cfg.result == "best":
                 self._save()  # the starting weights, which no later step may be better than
@@ -160,14 +168,16 @@ class TrainingLoop:
         seconds = time.monotonic() - began
         memory = self.ranks.all_gather_json(peak_memory(self.ctx.device))
         weights, after = self._result()
-        return RunResult(self.step, seconds, memory, weights, self.before, after)
+        return RunResult(self.step, seconds, memory, weights, self.before, after, self.intervals)
 
     def _result(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The resulting weights, and their held-out metrics."""
         if self.cfg.result == "last" or self.best.step == self.step:
+            self.intervals["after"] = self.last.intervals()
             return self.optimizer.masters, self.after
         which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
         logger.info(f"result: {which}, which had the lowest held-out loss")
+        self.intervals["after"] = self.lowest.intervals()
         return load_weights(self.ctx.out, self.best.step), self.best.values
 
     def _train(self, stop: StopRequest) -> None:
@@ -184,6 +194,7 @@ class TrainingLoop:
                     self.after = self._evaluate()
                     values |= with_prefix("eval/", self.after)
                     better = bool(self.after) and self.best.update(self.step, self.after)
+                    self.lowest = self.last if better else self.lowest
                 self.log(values)
                 asked = stop.agreed(self.ranks)
                 wanted = (better and self.cfg.result == "best") or self._stops_early()
@@ -282,7 +293,8 @@ class TrainingLoop:
         if self.task.evaluate is None:
             return {}
         with torch.no_grad(), without_dropout(self.task.policy):
-            values = self.task.evaluate()
+            self.last = self.task.evaluate()
+        values = self.last.values
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         logger.info(f"held-out after step {self.step}: {shown}")
         return values
@@ -296,6 +308,7 @@ class TrainingLoop:
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
+            "intervals": self.intervals,
             "best": self.best.state_dict(),
             "machinery": self.fingerprint,
         }
@@ -314,6 +327,7 @@ class TrainingLoop:
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])
+        self.intervals = state.get("intervals", {})  # missing in a checkpoint of version 0.1
         logger.info(
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"

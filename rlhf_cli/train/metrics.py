@@ -115,8 +115,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_json_lines(path)
 
 
-HEADLINES = {"objective/scores": "score", "objective/kl": "kl"}
-"""Metrics of PPO that the progress line shows instead of the loss -> their labels."""
+HEADLINES = {
+    "objective/scores": "score",
+    "objective/kl": "kl",
+    "rewards/accuracies": "accuracy",
+    "accuracy": "accuracy",
+    "delta": "delta",
+}
+"""Metrics that matter for a stage -> their labels in the progress line, which shows two."""
 
 
 class ProgressLine:
@@ -140,9 +146,9 @@ class ProgressLine:
         self.shown = now
         left = (now - self.began) / max(1, step - self.first) * (self.total - step)
         self.line.show(
-            f"step {step}/{self.total}  {_headline(values)}  lr {values['lr']:.2e}  "
-            f"{values['tokens_per_second']:,.0f} tokens/s  {values['peak_fraction']:.0%} of peak  "
-            f"{values['memory_bytes'] / 1e9:.1f} GB  left {format_duration(left)}"
+            f"step {step}/{self.total}  {_headline(values)}  left {format_duration(left)}  "
+            f"{values['tokens_per_second']:,.0f} tokens/s  lr {values['lr']:.2e}  "
+            f"{values['peak_fraction']:.0%} of peak  {values['memory_bytes'] / 1e9:.1f} GB"
         )
 
     def close(self) -> None:
@@ -151,9 +157,9 @@ class ProgressLine:
 
 
 def _headline(values: Mapping[str, float]) -> str:
-    """Score and KL of PPO, else the loss."""
+    """Score and KL of PPO, else the loss and the metric that matters for the stage."""
     found = {label: values[name] for name, label in HEADLINES.items() if name in values}
-    shown = found or {"loss": values["loss"]}
+    shown = found if "score" in found else {"loss": values["loss"], **found}
     return "  ".join(f"{label} {value:.4f}" for label, value in shown.items())
 
 

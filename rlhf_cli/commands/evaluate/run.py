@@ -13,7 +13,7 @@ from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.judge import judge_models
 from rlhf_cli.commands.evaluate.targets import Target, load_targets, to_response_rows_config
 from rlhf_cli.config.schema import no_rows
-from rlhf_cli.console import logger
+from rlhf_cli.console import logger, print_result
 from rlhf_cli.context import RunContext, create_context
 from rlhf_cli.data.dataset import first_held_out_record_type
 from rlhf_cli.data.records.types import PromptRecord
@@ -65,9 +65,10 @@ def _evaluate(cfg: EvaluateConfig, ctx: RunContext) -> tuple[dict[str, Any], lis
         results, report["answers"] = judge_models(cfg, ctx)
     else:
         results, failed = measure(cfg, ctx)
+    report = {"results": to_json(results), **report}
     if results:
-        print(format_table(results), flush=True)
-    return {"results": to_json(results), **report}, failed
+        print_result(format_table(results), report)
+    return report, failed
 
 
 def measure(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], list[BaseException]]:

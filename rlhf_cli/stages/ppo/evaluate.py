@@ -36,10 +36,11 @@ from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 from rlhf_cli.stages.prepare_data import log_max_length
 from rlhf_cli.stages.reference import ReferenceModel
+from rlhf_cli.train.evaluation import HeldOutMetrics, from_measurements
 
 
 @dataclass(frozen=True)
-class HeldOutMetrics:
+class HeldOutResponses:
     """Measurements of a response to each held-out prompt: [n] each, in the order of the ranks.
 
     Attributes:
@@ -57,7 +58,7 @@ class HeldOutMetrics:
 
 def measure_held_out(
     worker: RolloutWorker, experience_maker: ExperienceMaker, ranks: Ranks
-) -> HeldOutMetrics:
+) -> HeldOutResponses:
     """Generate and measure responses to held-out prompts, with the same random numbers each time.
 
     Args:
@@ -73,16 +74,27 @@ def measure_held_out(
         torch.tensor([float(len(one.token_ids)) for one in responses]),
         torch.tensor([float(one.finished) for one in responses]),
     )
-    return HeldOutMetrics(*(ranks.all_gather_concat(values).double() for values in found))
+    return HeldOutResponses(*(ranks.all_gather_concat(values).double() for values in found))
 
 
 def evaluate(
     worker: RolloutWorker, experience_maker: ExperienceMaker, ranks: Ranks
-) -> dict[str, float]:
+) -> HeldOutMetrics:
     """Means of `measure_held_out`, and `loss`: `kl_coef` times the KL minus the score."""
     found = measure_held_out(worker, experience_maker, ranks)
-    means = {name: float(values.mean()) for name, values in vars(found).items()}
-    return {"loss": worker.cfg.kl_coef * means["kl"] - means["score"], **means}
+    measured = measurements(found)
+    kl_coef = worker.cfg.kl_coef
+    columns = found.kl.numpy(), found.score.numpy()
+    loss = Measurement("loss", columns, lambda kl, score: kl_coef * kl.mean(-1) - score.mean(-1))
+    return from_measurements([loss, *measured])
+
+
+def measurements(found: HeldOutResponses) -> list[Measurement]:
+    """Mean of each measurement, and the proportion of responses that ended by themselves."""
+    by_metric = {name: values.numpy() for name, values in vars(found).items()}
+    finished = by_metric.pop("eos_fraction")
+    means = [Measurement(name, (values,)) for name, values in by_metric.items()]
+    return [*means, proportion("eos_fraction", finished)]
 
 
 def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
@@ -136,8 +148,4 @@ def _evaluate_result(
     )
     worker = RolloutWorker(single, *encoded, policy, rewards, tokenizer, ctx.ranks)
     experience_maker = ExperienceMaker(single, policy, reference, ctx.ranks, MAX_TOKENS)
-    found = measure_held_out(worker, experience_maker, ctx.ranks)
-    by_metric = {name: values.numpy() for name, values in vars(found).items()}
-    finished = by_metric.pop("eos_fraction")
-    means = [Measurement(name, (values,)) for name, values in by_metric.items()]
-    return [*means, proportion("eos_fraction", finished)]
+    return measurements(measure_held_out(worker, experience_maker, ctx.ranks))
