@@ -113,7 +113,7 @@ def test_a_page_of_a_tool_tells_its_forms_in_100_columns(name, capsys):
 def test_the_examples_of_a_verb_compose(name, calls):
     for folder in ("runs/base", "runs/sft", "runs/dpo"):
         Path(folder).mkdir(parents=True)
-    for file in ("held_out.jsonl", "prompts.jsonl"):
+    for file in ("held_out.jsonl", "prompts.jsonl", "pairs.jsonl", "answers.jsonl"):
         Path(file).touch()
     Path("judge.py").write_text("def score(prompts, responses): ...\n")
     Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")

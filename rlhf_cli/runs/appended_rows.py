@@ -22,7 +22,7 @@ from rlhf_cli.errors import DataError
 
 
 def require_appendable(path: Path, key: str = "output") -> None:
-    """Refuse a path that rows cannot be appended to; nothing is created.
+    """Refuse a path that rows cannot be appended to; nothing is left there.
 
     Raises:
         DataError: it is a folder, pipe or device, or cannot be written.
@@ -33,9 +33,18 @@ def require_appendable(path: Path, key: str = "output") -> None:
         writable = os.access(path, os.W_OK)
     else:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        writable = folder.is_dir() and os.access(folder, os.W_OK)
+        writable = _is_writable(folder)
     if not writable:
         raise DataError(f"{key}: {path} cannot be written. Try {key}=FILE in another folder")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be created in a folder; its permissions alone do not say so."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def append_row(path: Path, row: Mapping[str, Any], key: str = "output") -> bytes:

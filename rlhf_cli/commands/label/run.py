@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def run(cfg: LabelConfig) -> None:
     decisions = DecisionFile(cfg.target, rater, items)
     logger.info(
         f"{pluralize(len(items), 'item')} to rate, {len(decisions.done)} done by {rater}; "
-        f"rows are appended to {cfg.target}"
+        f"rows are appended to {_shown(cfg.target)}"
     )
     session = Session(items, decisions, cfg.seed, Console(highlight=False), choose_reader())
     try:
@@ -65,12 +66,13 @@ def _report(decisions: DecisionFile, items: list[Item]) -> None:
     left = len(items) - len(decisions.done)
     ties = sum(one.path == decisions.ties for one in decisions.written)
     rows = len(decisions.written) - ties
-    logger.info(
-        f"{pluralize(rows, 'row')} added to {decisions.target}, for {READERS[items[0].kind]}"
-        + (f"; {pluralize(ties, 'tie')} in {decisions.ties}" if ties else "")
-        + (
-            f"; {pluralize(left, 'item')} left, the same command continues"
-            if left
-            else "; all done"
-        )
-    )
+    added = f"{pluralize(rows, 'row')} added to {_shown(decisions.target)}"
+    tied = f"{pluralize(ties, 'tie')} in {_shown(decisions.ties)}; " if ties else ""
+    after = f"{pluralize(left, 'item')} left, the same command continues" if left else "all done"
+    logger.info(f"{added}, for {READERS[items[0].kind]}; {tied}{after}")
+
+
+def _shown(path: Path) -> str:
+    """A path as it is shortest to type here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
