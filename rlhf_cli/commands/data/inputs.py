@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from rlhf_cli.config import recipe
 from rlhf_cli.config.args import CommandLine, Override, parse
@@ -12,7 +13,7 @@ from rlhf_cli.config.command import Command
 from rlhf_cli.config.schema import options
 from rlhf_cli.config.suggest import nearest
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.dataset import read_records
+from rlhf_cli.data.records.reader import RecordReader
 from rlhf_cli.data.records.types import ANY_RECORDS, kind_name
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.sources.mixture import Mixture, open_sources
@@ -23,7 +24,9 @@ from rlhf_cli.resolve import Resolved, resolve
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import hub, log
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.inspection import StageRows, open_stage_rows
+
+if TYPE_CHECKING:
+    from rlhf_cli.stages.inspection import StageRows
 
 STAGES = tuple(name for name, command in COMMANDS.items() if command.trains)
 
@@ -68,6 +71,8 @@ class RowsRequest:
             DataError: the rows do not exist.
             ModelError: the tokenizer cannot be loaded, or lacks what the rows need.
         """
+        from rlhf_cli.stages.inspection import open_stage_rows  # transformers, for a second
+
         if self.guessed_from:
             guess = f"guessed from the {self.guessed_from} rows; another: stage=NAME"
             print(f"stage: {self.stage}, {guess}", file=sys.stderr)
@@ -189,8 +194,9 @@ def _check_data(keys: list[Override], problems: list[str]) -> DataConfig:
 
 def _kind_of(mixture: Mixture, cfg: DataConfig) -> str:
     report = DataReport(mixture.files)
-    reader = read_records(mixture, cfg, "a stage", ANY_RECORDS, report)
-    first = next(reader, None)
+    settings = [source.settings for source in mixture.sources]
+    reader = RecordReader(cfg, "a stage", ANY_RECORDS, report, settings)
+    first = next(reader.read(mixture.rows()), None)
     if first is None:
         lines = [f"{mixture.label}: no row can be read", *report.left_out_lines()]
         raise DataError("\n".join(lines))
