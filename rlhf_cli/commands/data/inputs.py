@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from rlhf_cli.commands.config import RowsConfig
 from rlhf_cli.config import recipe
 from rlhf_cli.config.args import CommandLine, Override, parse
 from rlhf_cli.config.command import Command
@@ -45,6 +46,16 @@ STAGE_OF_KIND = {
 """Kind of record -> the stage that most of its rows are for."""
 
 PREFLIGHT = "rlhf_cli.preflight.commands:rows"
+DATA = Command(
+    "data",
+    RowsConfig,
+    "",
+    trains=False,
+    preflight="rlhf_cli.preflight.commands:rows_alone",
+    positional="data",
+)
+"""What takes the keys of `data` alone: convert, and the guess of the stage."""
+
 _SWITCHES = ("-m", "--multirun", "--cfg", "--provenance")
 
 
@@ -162,7 +173,7 @@ def _first_kind(words: list[str]) -> str:
     Raises:
         DataError: there is none, or it is of no known kind.
     """
-    line = parse(_rows_command("sft"), words)
+    line = parse(DATA, words)
     keys = [one for one in line.overrides if one.key == "data" or one.key.startswith("data.")]
     if not any(one.key in ("data", "data.path") for one in keys):
         raise ConfigError("data: no file given. Try rlhf data show rows.jsonl, or config=RECIPE")
@@ -179,16 +190,16 @@ def resolve_data(words: list[str]) -> DataConfig:
         ConfigError: an argument is wrong; all problems are named.
         DataError: the file does not exist.
     """
-    line = parse(_rows_command("sft"), words)
+    line = parse(DATA, words)
     others = [one.key for one in line.overrides if one.key.partition(".")[0] != "data"]
     line.problems += [f"{key}: no key of this action; need keys of data" for key in others]
     return _check_data([one for one in line.overrides if one.key not in others], line.problems)
 
 
 def _check_data(keys: list[Override], problems: list[str]) -> DataConfig:
-    line = CommandLine(overrides=[*keys, Override("model", SHIPPED)], problems=problems)
+    line = CommandLine(overrides=keys, problems=problems)
     line.multirun = True  # notes are printed when the stage is known
-    data: DataConfig = _checked(_rows_command("sft"), line).config.data
+    data: DataConfig = _checked(DATA, line).config.data
     return data
 
 
@@ -229,6 +240,6 @@ def _checked(command: Command, line: CommandLine) -> Resolved:
     hub.set_commits({})
     with log.redacted():
         resolved = resolve(command, line)
-        tree = {name: resolved.tree[name] for name in ("model", "data")}
+        tree = {name: value for name, value in resolved.tree.items() if name in ("model", "data")}
         fetch_named(command, resolved.config, tree)
     return resolved
