@@ -114,7 +114,7 @@ def read_request(words: Sequence[str], names: Sequence[str]) -> RowsRequest:
     if not stage:
         stage = _stage_of_recipes(rest)
     if not stage:
-        kind = _first_kind(rest)
+        kind = first_kind(rest)
         stage = STAGE_OF_KIND[kind]
     config = _resolve(stage, rest)
     return RowsRequest(stage, kind, config, given)
@@ -167,7 +167,7 @@ def _stage_of_recipes(words: Sequence[str]) -> str:
     return stages[-1] if stages else ""
 
 
-def _first_kind(words: list[str]) -> str:
+def first_kind(words: list[str]) -> str:
     """Kind of the first readable row of the arguments' data.
 
     Raises:
