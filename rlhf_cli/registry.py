@@ -138,8 +138,8 @@ TOOLS = {
                 "examples, and why a row is left out. The keys are those of the stage: model=, "
                 "data.max_length=, template= and others.",
                 "check FILE [--strict] [ignore=CODES] [rows=N] [format=json] [stage=STAGE] "
-                "[key=value ...]": "Look for faults of rows, tokens and masks, each with its rows and "
-                "what to do. Exit code 3 for errors, 1 for warnings with --strict.",
+                "[key=value ...]": "Look for faults of rows, tokens and masks, each with its "
+                "rows and what to do. Exit code 3 for errors, 1 for warnings with --strict.",
                 "stats FILE [format=json] [output=FILE.json] [key=value ...]": "Count rows, reasons "
                 "of refusal, lengths, truncation, turns, labels and margins.",
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "

@@ -34,6 +34,9 @@ SIMILARITY = 0.8
 BANDS, BAND_ROWS = 25, 5
 """A pair of similarity s becomes a candidate with probability 1 - (1 - s^5)^25: 0.9999 at 0.8."""
 
+_PUNCTUATION = re.compile(r"[.,;:!?…]+(?=\s|$)")
+_QUOTES = str.maketrans("‘’“”", "''\"\"")
+
 _HASH_BITS = np.uint64(40)
 """Bits of a shingle's hash; the upper bits of a sort key hold the number of its text."""
 
@@ -44,6 +47,14 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 def normalize(text: str) -> str:
     """Return the words of a text in lower case, separated by single spaces."""
     return " ".join(_WORD.findall(text.casefold()))
+
+
+def simplify(text: str) -> str:
+    """Return a text in lower case without sentence punctuation and with single spaces.
+
+    Other signs stay: two short commands may differ in one of them.
+    """
+    return " ".join(_PUNCTUATION.sub("", text.casefold().translate(_QUOTES)).split())
 
 
 @dataclass(frozen=True)
@@ -150,8 +161,8 @@ def _band_keys(shingles: Shingles, texts: NDArray[np.int64]) -> Iterator[Hashes]
 
 
 def is_short(text: str) -> bool:
-    """Whether a normalized text has too few words to look for similar ones."""
-    return text.count(" ") + 1 < MIN_WORDS
+    """Whether a text has too few words to look for similar ones."""
+    return len(_WORD.findall(text)) < MIN_WORDS
 
 
 def texts_are_similar(
@@ -161,7 +172,7 @@ def texts_are_similar(
 
     Args:
         parts: shingles of each part.
-        texts: [part][row], normalized.
+        texts: [part][row], results of `simplify`.
         i: one row.
         j: the other row.
     """
