@@ -94,8 +94,8 @@ def check_duplicates(data: CheckedData) -> Iterator[Finding]:
     yield from near.report(
         "near-duplicates",
         _severity(near, data),
-        "rows with nearly the text of an earlier row (80 % of the 5-word sequences, or a short text "
-        f"but for case and punctuation){sampled}",
+        "rows with nearly the text of an earlier one (80 % of the 5-word sequences, 90 % below 50 "
+        f"words, or a short text but for case and punctuation){sampled}",
         len(rows.records),
         advice="Keep one of each, and never one for training and another for evaluation",
     )

@@ -31,6 +31,9 @@ MAX_WORDS = 2000
 SIMILARITY = 0.8
 """Jaccard similarity of the shingles from which on two texts are near duplicates."""
 
+LONG_WORDS, SHORT_SIMILARITY = 50, 0.9
+"""Words of a longer text, and the similarity of shorter ones: in those one word is a large part."""
+
 BANDS, BAND_ROWS = 25, 5
 """A pair of similarity s becomes a candidate with probability 1 - (1 - s^5)^25: 0.9999 at 0.8."""
 
@@ -160,11 +163,6 @@ def _band_keys(shingles: Shingles, texts: NDArray[np.int64]) -> Iterator[Hashes]
         yield key
 
 
-def is_short(text: str) -> bool:
-    """Whether a text has too few words to look for similar ones."""
-    return len(_WORD.findall(text)) < MIN_WORDS
-
-
 def texts_are_similar(
     parts: Sequence[Shingles], texts: Sequence[Sequence[str]], i: int, j: int
 ) -> bool:
@@ -179,8 +177,8 @@ def texts_are_similar(
     for shingles, column in zip(parts, texts, strict=True):
         if column[i] == column[j]:
             continue
-        if is_short(column[i]) or is_short(column[j]):
-            return False
-        if shingles.similarity(i, j) < SIMILARITY:
+        words = min(len(_WORD.findall(column[i])), len(_WORD.findall(column[j])))
+        least = SIMILARITY if words >= LONG_WORDS else SHORT_SIMILARITY
+        if words < MIN_WORDS or shingles.similarity(i, j) < least:
             return False
     return True
