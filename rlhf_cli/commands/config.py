@@ -3,6 +3,7 @@ from re import fullmatch
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import DataPath, Ge, OutputPath, no_rows
+from rlhf_cli.data.config import DataConfig
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
@@ -123,3 +124,14 @@ class MergeConfig:
                 "Try push_to_hub=me/my-model"
             )
         return found
+
+
+@dataclass(kw_only=True)
+class RowsConfig:
+    """Rows of a file, where no stage reads them."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        return []

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from os.path import exists, expanduser, isdir
 from typing import Any
 
-from rlhf_cli.commands.config import GenerateConfig, MergeConfig
+from rlhf_cli.commands.config import GenerateConfig, MergeConfig, RowsConfig
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.data.config import DataConfig, list_paths
@@ -102,6 +102,11 @@ def rows(cfg: StageConfig) -> list[str]:
         *data_problems(cfg.data),
         *_length_problems(cfg),
     ]
+
+
+def rows_alone(cfg: RowsConfig) -> list[str]:
+    """Preflight of rows that no stage reads."""
+    return data_problems(cfg.data)
 
 
 @_after_runs

@@ -11,6 +11,7 @@ ACTIONS = {
     "show": "rlhf_cli.commands.data.show:run",
     "check": "rlhf_cli.commands.data.check:run",
     "stats": "rlhf_cli.commands.data.stats:run",
+    "convert": "rlhf_cli.commands.data.convert:run",
     "elo": "rlhf_cli.commands.data.elo:run",
 }
 """Action -> `module:function`, called with the arguments after it."""
