@@ -140,9 +140,10 @@ TOOLS = {
                 "`data.max_length=`; or `config=RECIPE` in place of the file.",
                 "stats FILE [key=value ...]": "Count rows, reasons of refusal, lengths, "
                 "truncation, turns, labels and margins. Keys as above; `format=json`.",
-                "check FILE [key=value ...]": "Look for faults of rows, tokens and masks, "
-                "each with its rows and what to do. `--strict`, `ignore=CODES`, `rows=N`, `format=json`; keys as "
-                "above. Exit code 3 for errors, 1 for warnings with `--strict`.",
+                "check FILE [key=value ...]": "Look for faults of rows, tokens and masks, each "
+                "with its rows and what to do. `--strict`, `ignore=CODES`, `rows=N` and "
+                "`format=json`; keys as above. Exit code 3 for errors, 1 for warnings with "
+                "`--strict`.",
                 "convert SOURCE TARGET.jsonl [key=value ...]": "Write rows in another layout: "
                 "`to=records` (ours), `trl`, `alpaca`, `sharegpt` or `llama_factory`. `from=` "
                 "names the layout to expect, `pairs=all`, `best_worst` or `adjacent` makes pairs "
