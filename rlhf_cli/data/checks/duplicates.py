@@ -6,9 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from rlhf_cli.data.checks import shingles
 from rlhf_cli.data.checks.content import CheckedData, prompt_and_responses
 from rlhf_cli.data.checks.finding import Finding, Severity, Tally, excerpt
+from rlhf_cli.data.checks.shingles import (
+    candidate_pairs,
+    hash_shingles,
+    normalize,
+    simplify,
+    texts_are_similar,
+)
 from rlhf_cli.data.records.reader import RecordWithSource
 from rlhf_cli.data.records.types import LabelledRecord, PreferenceRecord, Record
 
@@ -40,19 +46,22 @@ class ComparedRows:
         return [_exact_key(record.record) for record in self.records]
 
     @cached_property
-    def prompts(self) -> list[str]:
-        """Normalized prompts."""
-        return [shingles.normalize(key[0]) for key in self.exact]
+    def parts(self) -> tuple[list[str], list[str], list[str]]:
+        """Simplified prompt, first response and other responses of each row.
+
+        They are compared one by one, so that a pair and its reverse are not similar.
+        """
+        simplified = [
+            (simplify(key[0]), simplify("".join(key[1:2])), simplify("\n".join(key[2:])))
+            for key in self.exact
+        ]
+        prompts, first, others = zip(*simplified, strict=True) if simplified else ((), (), ())
+        return [*prompts], [*first], [*others]
 
     @cached_property
-    def responses(self) -> list[str]:
-        """Normalized responses; those of one row are joined."""
-        return [shingles.normalize("\n".join(key[1:])) for key in self.exact]
-
-    @cached_property
-    def normalized(self) -> list[Key]:
-        """Normalized prompt and responses of each row."""
-        return list(zip(self.prompts, self.responses, strict=True))
+    def simplified(self) -> list[Key]:
+        """Simplified texts of each row."""
+        return list(zip(*self.parts, strict=True))
 
 
 def _exact_key(record: Record) -> Key:
@@ -85,8 +94,8 @@ def check_duplicates(data: CheckedData) -> Iterator[Finding]:
     yield from near.report(
         "near-duplicates",
         _severity(near, data),
-        "rows with nearly the words of an earlier row (80 % of the word 5-grams, or all words of "
-        f"a short text){sampled}",
+        "rows with nearly the text of an earlier one (80 % of the 5-word sequences, 90 % below 50 "
+        f"words, or a short text but for case and punctuation){sampled}",
         len(rows.records),
         advice="Keep one of each, and never one for training and another for evaluation",
     )
@@ -104,14 +113,14 @@ def _add(tally: Tally, rows: ComparedRows, one: int, other: int) -> None:
 def _near_pairs(rows: ComparedRows) -> Iterator[tuple[int, int]]:
     """Yield pairs of rows that are equal but for case and punctuation, or similar."""
     first: dict[Key, int] = {}
-    for index, key in enumerate(rows.normalized):
+    for index, key in enumerate(rows.simplified):
         if any(key) and first.setdefault(key, index) != index:
             yield first[key], index
-    whole = shingles.hash_shingles(" ".join(key) for key in rows.normalized)
-    columns = (rows.prompts, rows.responses)
-    parts = [shingles.hash_shingles(column) for column in columns]
-    for one, other in shingles.candidate_pairs(whole):
-        if shingles.texts_are_similar(parts, columns, one, other):
+    words = [[normalize(text) for text in column] for column in rows.parts]
+    whole = hash_shingles(" ".join(row) for row in zip(*words, strict=True))
+    parts = [hash_shingles(column) for column in words]
+    for one, other in candidate_pairs(whole):
+        if texts_are_similar(parts, rows.parts, one, other):
             yield one, other
 
 
@@ -155,10 +164,10 @@ def check_overlap(data: CheckedData) -> Iterator[Finding]:
     own = {one.location for one in data.held_out} if data.held_out_of_rows else frozenset()
     train = ComparedRows([one for one in data.records[:MAX_ROWS] if one.location not in own])
     rows, prompts = Tally(), Tally()
-    same_prompt = _first_index(train.prompts)
+    same_prompt = _first_index(train.parts[0])
     matches = _held_out_matches(train, held_out)
     for index, record in enumerate(held_out.records):
-        prompt = held_out.prompts[index]
+        prompt = held_out.parts[0][index]
         text = excerpt(" | ".join(filter(None, held_out.exact[index])), max_characters=60)
         if index in matches:
             rows.add(record.location, f"as {train.records[matches[index]].location}: {text}")
@@ -187,8 +196,8 @@ def check_overlap(data: CheckedData) -> Iterator[Finding]:
 
 def _held_out_matches(train: ComparedRows, held_out: ComparedRows) -> dict[int, int]:
     """Return held-out row -> the training row that it repeats, word for word or nearly."""
-    first = _first_index(train.normalized)
-    found = {index: first[key] for index, key in enumerate(held_out.normalized) if key in first}
+    first = _first_index(train.simplified)
+    found = {index: first[key] for index, key in enumerate(held_out.simplified) if key in first}
     both = ComparedRows([*train.records, *held_out.records])
     size = len(train.records)
     for one, other in _near_pairs(both):

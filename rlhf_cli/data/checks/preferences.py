@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.data.checks.content import CheckedData, join
 from rlhf_cli.data.checks.finding import Finding, Severity, Tally, excerpt
-from rlhf_cli.data.checks.shingles import normalize
+from rlhf_cli.data.checks.shingles import simplify
 from rlhf_cli.data.records.types import PreferenceRecord, RankedRecord
 from rlhf_cli.evaluation.intervals import Estimate, wilson_interval
 
@@ -103,7 +103,7 @@ def check_similar_responses(data: CheckedData) -> Iterator[Finding]:
     for record in data.records:
         if isinstance(record.record, PreferenceRecord):
             chosen, rejected = join(record.record.chosen), join(record.record.rejected)
-            if normalize(chosen) == normalize(rejected):
+            if simplify(chosen) == simplify(rejected):
                 tally.add(
                     record.location, f"{excerpt(chosen, None, 40)} | {excerpt(rejected, None, 40)}"
                 )

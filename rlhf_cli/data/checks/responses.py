@@ -12,16 +12,22 @@ WARN_SHARE = 0.01
 """Share of rows with role marks from which on they are a warning."""
 
 MIN_WORDS = 30
-"""Words of a response that is expected to end with punctuation; an answer or a command is short."""
+"""Words of a response that is expected to be sentences; an answer or a command is short."""
 
 MIN_LINE_WORDS = 8
 """Words of its last line; items of lists, names and signatures have fewer."""
 
-MIN_UNFINISHED = 0.02
-"""Share of long responses without an end from which on it is reported."""
+MIN_UNFINISHED = 0.005
+"""Share of long responses that stop within a sentence from which on it is reported."""
 
 _ROLE_MARK = re.compile(r"(?:\A|\n)[ \t]*(?:Human|User|Assistant|System)[ \t]*:(?!\S*//)")
-_UNFINISHED = re.compile(r"[\w,;(-]\Z")
+_UNFINISHED = re.compile(
+    r"(?:[,(]|\b(?:the|an?|and|or|of|to|in|with|for|from|as|is|are|your|their|its|our|my|that|which"
+    r"|if|because|but))\Z",
+    re.IGNORECASE,
+)
+"""Words and signs after which a sentence goes on; people leave out a full stop, but not what
+follows these."""
 
 
 def check_role_marks(data: CheckedData) -> Iterator[Finding]:
@@ -60,7 +66,7 @@ def check_unfinished(data: CheckedData) -> Iterator[Finding]:
     yield from tally.report(
         "unfinished-responses",
         "note",
-        f"rows with a response of {MIN_WORDS} words or more that stops without punctuation",
+        f"rows with a response of {MIN_WORDS} words or more that stops in the middle of a sentence",
         data.total,
         advice="Check a few: responses that were cut at a length limit teach to stop anywhere",
     )

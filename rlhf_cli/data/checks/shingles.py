@@ -31,8 +31,14 @@ MAX_WORDS = 2000
 SIMILARITY = 0.8
 """Jaccard similarity of the shingles from which on two texts are near duplicates."""
 
+LONG_WORDS, SHORT_SIMILARITY = 50, 0.9
+"""Words of a longer text, and the similarity of shorter ones: in those one word is a large part."""
+
 BANDS, BAND_ROWS = 25, 5
 """A pair of similarity s becomes a candidate with probability 1 - (1 - s^5)^25: 0.9999 at 0.8."""
+
+_PUNCTUATION = re.compile(r"[.,;:!?…]+(?=\s|$)")
+_QUOTES = str.maketrans("‘’“”", "''\"\"")
 
 _HASH_BITS = np.uint64(40)
 """Bits of a shingle's hash; the upper bits of a sort key hold the number of its text."""
@@ -44,6 +50,14 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 def normalize(text: str) -> str:
     """Return the words of a text in lower case, separated by single spaces."""
     return " ".join(_WORD.findall(text.casefold()))
+
+
+def simplify(text: str) -> str:
+    """Return a text in lower case without sentence punctuation and with single spaces.
+
+    Other signs stay: two short commands may differ in one of them.
+    """
+    return " ".join(_PUNCTUATION.sub("", text.casefold().translate(_QUOTES)).split())
 
 
 @dataclass(frozen=True)
@@ -149,11 +163,6 @@ def _band_keys(shingles: Shingles, texts: NDArray[np.int64]) -> Iterator[Hashes]
         yield key
 
 
-def is_short(text: str) -> bool:
-    """Whether a normalized text has too few words to look for similar ones."""
-    return text.count(" ") + 1 < MIN_WORDS
-
-
 def texts_are_similar(
     parts: Sequence[Shingles], texts: Sequence[Sequence[str]], i: int, j: int
 ) -> bool:
@@ -161,15 +170,15 @@ def texts_are_similar(
 
     Args:
         parts: shingles of each part.
-        texts: [part][row], normalized.
+        texts: [part][row], results of `simplify`.
         i: one row.
         j: the other row.
     """
     for shingles, column in zip(parts, texts, strict=True):
         if column[i] == column[j]:
             continue
-        if is_short(column[i]) or is_short(column[j]):
-            return False
-        if shingles.similarity(i, j) < SIMILARITY:
+        words = min(len(_WORD.findall(column[i])), len(_WORD.findall(column[j])))
+        least = SIMILARITY if words >= LONG_WORDS else SHORT_SIMILARITY
+        if words < MIN_WORDS or shingles.similarity(i, j) < least:
             return False
     return True

@@ -129,7 +129,7 @@ def _first_change(template: ChatTemplate, messages: Messages, turns: list[int]) 
         at = _first_difference(part, whole)
         if _without_tokens(part[at:], template.special_tokens):
             was, becomes = excerpt(part[at:], None, 30), excerpt(whole[at:], None, 30)
-            return f"message {turn}: {was!r} becomes {becomes!r}"
+            return f'message {turn}: "{was}" becomes "{becomes}"'
     return ""
 
 

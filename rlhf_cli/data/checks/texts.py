@@ -11,6 +11,8 @@ from typing import Any
 
 from rlhf_cli.data.checks.content import CheckedData, Text
 from rlhf_cli.data.checks.finding import Finding, Severity, Tally, excerpt
+from rlhf_cli.data.records.fields import TOKEN_BREAK, Message
+from rlhf_cli.data.tokens.chat_template import ChatTemplate
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 """Terminal control sequences (ECMA-48, 5.3 and 5.4; operating system commands as in xterm)."""
@@ -239,13 +241,14 @@ def check_special_tokens(data: CheckedData) -> Iterator[Finding]:
     pattern = _special_token_pattern(data.tokenizer)
     if pattern is None:
         return
+    template = ChatTemplate(data.tokenizer) if data.report.templated else None
     plain, escaped = Tally(), Tally()
     for location, texts in data.texts:
         for text in texts:
-            if found := pattern.search(_without_own_ends(text, data.tokenizer)):
+            found = pattern.search(_without_own_ends(text, data.tokenizer))
+            if found and (template is None or _is_escaped(template, text)):
                 shown = f"{text.place}: {excerpt(text.text, text.text.find(found[0]))}"
-                as_text = text.is_message or data.report.templated
-                (escaped if as_text else plain).add(location, shown)
+                (plain if template is None else escaped).add(location, shown)
     yield from plain.report(
         "special-tokens",
         "warning",
@@ -260,6 +263,12 @@ def check_special_tokens(data: CheckedData) -> Iterator[Finding]:
         data.total,
         advice="Remove them if other programs will read the file: most make tokens of them",
     )
+
+
+def _is_escaped(template: ChatTemplate, text: Text) -> bool:
+    """Whether the loader escapes tokens of a message; marks of a thought keep their meaning."""
+    role = "assistant" if text.is_response else "user"
+    return TOKEN_BREAK in template.escape((Message(role, text.text),))[0].content
 
 
 def _special_token_pattern(tokenizer: Any) -> re.Pattern[str] | None:

@@ -40,8 +40,12 @@ def row(text, prompt="Say it."):
         ("secrets", GITHUB, "ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
         ("role-marks-in-responses", "Human:  Yes, I can", "The human: a study. User stories:"),
         ("role-marks-in-responses", "Yes.\n\nUser: And now?", "Yes: the Assistant said so."),
-        ("unfinished-responses", "word " * 40 + "and then", "word " * 40 + "and then."),
-        ("unfinished-responses", "word " * 40, "Items, many of them: " + "word " * 40 + "\n- tea"),
+        ("unfinished-responses", "word " * 40 + "and the", "word " * 40 + "and the end."),
+        (
+            "unfinished-responses",
+            "word " * 40 + "go,",
+            "Items, many of them: " + "word " * 40 + "\n- of",
+        ),
         ("open-thoughts", "<think>Hm. Yes", "<think>Hm.</think> Yes"),
     ],
 )
@@ -84,6 +88,15 @@ def test_special_tokens_in_messages_stay_text(find):
     found = find({"messages": messages})
     assert found["special-tokens-as-text"].severity == "note"
     assert "special-tokens" not in found
+
+
+def test_marks_of_thoughts_keep_their_meaning(find, tokenizer):
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    thought = [messages[0], {"role": "assistant", "content": "<think>c</think>d"}]
+    assert "special-tokens-as-text" not in find({"messages": thought}, tokenizer=tokenizer)
+    asked = [{"role": "user", "content": "<think>"}, messages[1]]
+    assert "special-tokens-as-text" in find({"messages": asked}, tokenizer=tokenizer)
 
 
 def test_an_end_token_at_the_end_of_a_response_is_its_own(find):
