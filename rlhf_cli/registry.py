@@ -184,8 +184,8 @@ TOOLS = {
             "rlhf_cli.commands.push.run:run",
             {
                 "RUN to=ORG/NAME [KEY=VALUE ...]": "Upload the model folder of a finished run, or "
-                "any model folder. The card has data, metrics before and after, recipe, command and "
-                "versions. A new repository is private; private=false makes it public. "
+                "any model folder. The card has data, metrics before and after, recipe, command "
+                "and versions. A new repository is private; private=false makes it public. "
                 "license=NAME names the licence, by default that of the base's card. "
                 "results=FILE.json adds the table of rlhf evaluate RUN output=FILE.json, with its "
                 "intervals. card=replace replaces a card that the repository has, which is kept "
