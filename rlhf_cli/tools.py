@@ -94,16 +94,15 @@ TOOLS = {
             "Upload a result to the Hugging Face hub, with a model card.",
             "rlhf_cli.commands.push.run:run",
             {
-                "RUN to=ORG/NAME": "Upload the model folder of a finished run, or a model folder. "
-                "The card has data, metrics before and after, recipe, command and versions. A new "
-                "repository is private; private=false makes it public.",
-                "RUN to=ORG/NAME --dry-run": "Show the files and the card; nothing is sent.",
+                "RUN to=ORG/NAME [KEY=VALUE ...]": "Upload the model folder of a finished run, or "
+                "any model folder. The card has data, metrics before and after, recipe, command "
+                "and versions. A new repository is private; private=false makes it public. "
+                "license=NAME names the licence, by default that of the base's card. "
+                "results=FILE.json adds the table of rlhf evaluate RUN output=FILE.json, with its "
+                "intervals. card=replace replaces a card that the repository has, which is kept "
+                "otherwise.",
+                "RUN --dry-run": "Show the files and the card; nothing is sent.",
                 "RUN output=CARD.md": "Write the card to a file; nothing is sent.",
-                "RUN ... license=NAME": "Licence in the card; without it that of the base's card.",
-                "RUN ... results=FILE.json": "Add the table of rlhf evaluate RUN output=FILE.json, "
-                "with its intervals, to the card.",
-                "RUN ... card=replace": "Replace a model card that the repository has; without it "
-                "that card is kept.",
             },
         ),
         Tool(

@@ -81,6 +81,8 @@ def create_files(folder: Path) -> None:
         (folder / name).touch()
     (folder / "judge.py").write_text("def score(prompts, responses, **columns): ...\n")
     (folder / "runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
+    for name in ("runs/sft", "runs/dpo"):
+        (folder / name / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (folder / "runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
     (folder / "chats.yaml").write_text(fenced_blocks(DOCS / "start.md", "yaml")[0])
     (folder / "sft.yaml").write_text(fenced_blocks(DOCS / "configuration.md", "yaml")[0])

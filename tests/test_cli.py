@@ -111,10 +111,12 @@ def test_a_page_of_a_tool_tells_its_forms_in_100_columns(name, capsys):
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if not COMMANDS[name].trains])
 def test_the_examples_of_a_verb_compose(name, calls):
-    for folder in ("runs/base", "runs/sft", "runs/dpo"):
+    for folder in ("runs/base", "runs/sft", "runs/dpo", "runs/reward"):
         Path(folder).mkdir(parents=True)
-    for file in ("held_out.jsonl", "prompts.jsonl", "pairs.jsonl", "answers.jsonl"):
+    files = ("held_out.jsonl", "prompts.jsonl", "pairs.jsonl", "answers.jsonl", "rows.jsonl")
+    for file in files:
         Path(file).touch()
+    Path("runs/reward/artifact.json").write_text('{"kind": "reward_model"}')
     Path("judge.py").write_text("def score(prompts, responses): ...\n")
     Path("runs/sft/config.yaml").write_text("stage: sft\ndata: {path: tiny}\n")
     assert COMMANDS[name].examples

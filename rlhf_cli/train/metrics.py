@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,15 +207,31 @@ class Trackers:
         self._open = {}
 
 
+PROJECT = "rlhf"
+"""Project of trackers that group runs, unless `WANDB_PROJECT` or `TRACKIO_PROJECT` name another."""
+
+
 def _start(name: str, out: Path, settings: Mapping[str, Any]) -> GeneralTracker:
     kind = LOGGER_TYPE_TO_CLASS[name]
+    folder = out / run_files.TRACKERS
     if kind.requires_logging_directory:
-        tracker = kind(name, logging_dir=str(out / run_files.TRACKERS))
+        tracker = kind(name, logging_dir=str(folder))
+    elif name in ("wandb", "trackio"):
+        project = os.environ.get(f"{name.upper()}_PROJECT") or PROJECT
+        tracker = kind(project, name=out.name, **_local_files(name, folder))
     else:
         tracker = kind(out.name)
     tracker.start()
     tracker.store_init_configuration(dict(_flat(log.hide_secrets(dict(settings)))))
     return tracker
+
+
+def _local_files(name: str, folder: Path) -> dict[str, str]:
+    """Place of the files of wandb: in the run folder, unless `WANDB_DIR` names another."""
+    if name != "wandb" or "WANDB_DIR" in os.environ:
+        return {}
+    folder.mkdir(exist_ok=True)
+    return {"dir": str(folder)}
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str | float]]:

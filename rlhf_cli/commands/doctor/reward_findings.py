@@ -30,6 +30,9 @@ from rlhf_cli.evaluation.reward_quality import (
     spread,
 )
 
+SWAPPED = 0.35
+"""Share of pairs in order below which the labels are likely to be swapped."""
+
 WEAK_AGREEMENT = 0.6
 """Share of pairs in order below which a reward model teaches little."""
 
@@ -144,9 +147,12 @@ def _agreement(code: str, estimate: Estimate, what: str, names: Names, pairs: in
 def _judge_agreement(estimate: Estimate, names: Names) -> tuple[Severity, str, tuple[str, ...]]:
     low = estimate.value if math.isnan(estimate.low) else estimate.low
     high = estimate.value if math.isnan(estimate.high) else estimate.high
-    if high < 0.5:
+    if high < SWAPPED:
         cause = "It prefers the worse response: chosen and rejected may be swapped in its data."
         return "problem", cause, (f"rlhf score {names.reward} data=ITS_TRAINING_ROWS",)
+    if high < 0.5:
+        cause = "It prefers the worse response: it may score something else, such as length."
+        return "problem", cause, (names.own_pairs,)
     if high < WEAK_AGREEMENT:
         return "problem", "That is little better than chance, 0.5.", (names.own_pairs,)
     if low <= 0.5:

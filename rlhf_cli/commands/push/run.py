@@ -34,6 +34,9 @@ KEYS = {
     "output": (),
 }
 DRY_RUN = "--dry-run"
+_BLANK_CARD = "Model Card for Model ID"
+"""Title of the card that PEFT saves beside an adapter; it names the base by its local path."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -44,14 +47,12 @@ class Push:
     Attributes:
         hub_id: where to.
         card: text of the model card.
-        own_card: whether the card was made here, not by the user.
         files: name on the hub -> file.
         record: artifact.json without local paths; empty without one.
     """
 
     hub_id: str
     card: str
-    own_card: bool
     files: dict[str, Path]
     record: dict[str, Any]
 
@@ -101,12 +102,17 @@ def prepare(given: str, hub_id: str, values: Mapping[str, str]) -> Push:
     folder = find_folder(given)
     files = hub_files(folder, run_folder(given) / artifact.NAME)
     record = _public_record(files.pop(artifact.NAME, None), facts)
-    own = files.pop(CARD, None)
+    own = own_card(files.pop(CARD, None))
     license_name = values.get("license", "") or facts.license
     if not license_name:
         logger.info("license: unknown, so the card names none. Try license=apache-2.0")
-    card = own.read_text(encoding="utf-8") if own else write_card(facts, hub_id, license_name)
-    return Push(hub_id, card, own is None, files, record)
+    return Push(hub_id, own or write_card(facts, hub_id, license_name), files, record)
+
+
+def own_card(file: Path | None) -> str:
+    """The user's card in the model folder; empty for none, and for the blank form of PEFT."""
+    text = file.read_text(encoding="utf-8") if file else ""
+    return "" if _BLANK_CARD in text else text
 
 
 def _results(path: str) -> tuple[Mapping[str, Any], ...]:

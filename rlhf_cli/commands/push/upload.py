@@ -88,7 +88,10 @@ def upload(
 
 
 def _failed(key: str, hub_id: str, error: Exception) -> ModelError:
-    reason = first_line(error).rstrip(".")
+    reasons = [first_line(error).rstrip(".")]
+    if error.__cause__ is not None:  # an upload of one file says only which
+        reasons.append(first_line(error.__cause__).rstrip("."))
+    reason = ": ".join(dict.fromkeys(reasons))
     return ModelError(
         f"{key}: {hub_id} could not be uploaded ({reason}). Check the name, the connection and the "
         "login (hf auth whoami); nothing local was changed"
