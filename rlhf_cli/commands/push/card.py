@@ -197,7 +197,7 @@ def _metrics(facts: CardFacts) -> Iterator[str]:
         yield "## Held-out metrics"
         yield _table([("", "before", "after"), *rows])
         if any("[" in after for _, _, after in rows):
-            yield "In brackets: 95 % intervals (Wilson)."
+            yield "In brackets: 95 % intervals (bootstrap of the held-out examples)."
     if facts.results:
         yield "## Evaluation"
         yield _table([("", "", "value, 95 % interval", "n"), *map(_result_row, facts.results)])

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from rlhf_cli.commands.serve.facts import Served, find_folder, read_served
 from rlhf_cli.config.paths import is_data_id
 from rlhf_cli.data.config import list_paths
 from rlhf_cli.errors import RlhfError
-from rlhf_cli.evaluation.intervals import Estimate, wilson_interval
+from rlhf_cli.evaluation.intervals import Estimate
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import artifact, hub, log, manifest
 from rlhf_cli.runs.run_files import CONFIG
@@ -135,27 +135,25 @@ def command_line(found: Mapping[str, Any]) -> str:
 
 
 def metric_rows(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, value before and value after of each held-out metric of a run.
-
-    A reward model's accuracy is a share of independent pairs, so it has an interval; of other
-    metrics the run keeps no values of single rows.
-    """
+    """Name, value before and value after of each held-out metric of a run, with its interval."""
     before, after = found.get("before") or {}, found.get("after") or {}
-    held_out = found.get("held_out_data") or {}
-    pairs = held_out.get("kept", 0) if held_out.get("kind") == "preference" else 0
-    with_interval = pairs if found.get("command") == "reward" else 0
+    intervals = found.get("intervals") or {}
+    first, last = intervals.get("before") or {}, intervals.get("after") or {}
     return [
-        (name, *(_shown(name, each.get(name), with_interval) for each in (before, after)))
+        (
+            name,
+            _shown(before.get(name), first.get(name)),
+            _shown(after.get(name), last.get(name)),
+        )
         for name in dict.fromkeys([*before, *after])
     ]
 
 
-def _shown(name: str, value: Any, pairs: int) -> str:
+def _shown(value: Any, bounds: Sequence[float] | None) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "-"
-    if name == "accuracy" and pairs:
-        return show_estimate(wilson_interval(value * pairs, pairs))
-    return f"{value:.4g}"
+    low, high = bounds or (math.nan, math.nan)
+    return show_estimate(Estimate(value, low, high, 0))
 
 
 def show_estimate(estimate: Estimate) -> str:
