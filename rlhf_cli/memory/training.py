@@ -197,19 +197,28 @@ class _Run:
         return self.held() | most
 
     def _backward_begins(self, forward: Pass) -> Parts:
-        """What the forward passes kept, and the widest moment after it."""
+        """What the forward passes kept, and the widest moment after it: log-probs or a layer."""
         parts: Parts = {}
+        recomputes = self.settings.cfg.train.gradient_checkpointing
         for model in self._with_gradients():
-            kept, scores = self._kept(model, forward)
-            add(parts, "activations", kept - scores)
+            if recomputes:
+                add(parts, "activations", activations.checkpointed_bytes(model.shape, forward))
+                continue
+            scores = forward.tokens * activations.score_bytes(model.shape, forward)
+            scores *= model.shape.layers
+            add(parts, "activations", activations.saved_bytes(model, forward) - scores)
             add(parts, "attention", scores)
-        head = self._head(forward)
         layer = max(
             activations.backward_bytes(self.policy, forward),
             activations.transient_bytes(self.policy, forward) if self._compares() else 0,
         )
-        add(parts, "logits", head)
-        add(parts, "activations", max(0, layer - head))
+        if recomputes:
+            layer += activations.one_layer_bytes(self.policy, forward)
+        head = self._logits(forward)
+        add(parts, "logits" if head > layer else "activations", max(head, layer))
+        shape = self.policy.shape
+        if self.policy.trains_base and not self.settings.cfg.scores:
+            add(parts, "gradients", self.b * shape.vocab * shape.width)
         return parts
 
     def _with_gradients(self) -> Sequence[HeldModel]:
@@ -223,21 +232,12 @@ class _Run:
         own = self.settings
         return own.command in ("dpo", "bco") and reference_kind(own.cfg) in ("adapter_off", "copy")
 
-    def _kept(self, model: HeldModel, forward: Pass) -> tuple[int, int]:
-        """Bytes that a model's pass keeps, and those of attention's probabilities among them."""
-        scores = forward.tokens * activations.score_bytes(model.shape, forward)
-        if self.settings.cfg.train.gradient_checkpointing:
-            return activations.checkpointed_bytes(model, forward), scores
-        return activations.saved_bytes(model, forward), scores * model.shape.layers
-
-    def _head(self, forward: Pass) -> int:
-        """Log-probs and their backward pass, with the gradient of a trained output layer."""
+    def _logits(self, forward: Pass) -> int:
+        """Workspace of the log-probs and their backward pass."""
         if self.settings.cfg.scores:
             return 0
-        shape = self.policy.shape
         entropy = self.settings.command == "ppo"
-        size = activations.logits_bytes(shape, forward, backward=True, entropy=entropy)
-        return size + (self.b * shape.vocab * shape.width if self.policy.trains_base else 0)
+        return activations.logits_bytes(self.policy.shape, forward, backward=True, entropy=entropy)
 
     def _without_gradients(self, held: Parts, forward: Pass) -> Parts:
         """A pass of the policy without gradients, beside what is held."""
