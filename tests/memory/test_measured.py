@@ -80,11 +80,24 @@ def test_a_step_of_two_passes_holds_what_was_estimated(words, tmp_path):
     assert_close(float(counted), float(live_peak(step)), rtol=BAR, atol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["sft wide full bf16", "sft wide LoRA nf4", "dpo wide full bf16, reference copy"]
-)
-def test_a_run_takes_what_was_estimated(name):
+RUNS = ("sft wide full bf16", "sft wide LoRA nf4", "dpo wide full bf16, reference copy")
+
+
+def check_run(name):
+    """Run a case of the benchmark, and compare its estimate with its measured peak."""
     case = next(case for case in memory_model.CASES if case.name == name)
     found = memory_model.run(case)
     assert_close(float(found["estimate"]), float(found["measured"]), rtol=BAR, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_takes_what_was_estimated(name):
+    check_run(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_takes_what_was_estimated_of_a_gpu(name):
+    """By torch's allocator, without the context of CUDA."""
+    check_run(name)
