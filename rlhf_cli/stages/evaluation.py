@@ -31,6 +31,7 @@ from rlhf_cli.evaluation.metrics import (
     spearman,
 )
 from rlhf_cli.memory.inference import fit_tokens
+from rlhf_cli.memory.phase import phase
 from rlhf_cli.memory.training import MOST_TOKENS
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen
@@ -69,6 +70,7 @@ def load_held_out(
     return loaded
 
 
+@phase("evaluate")
 def evaluate_rows(
     values: Callable[[TokenBatch], RowValues],
     model: ModelWrapper,
