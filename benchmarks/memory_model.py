@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory_model [--only TEXT] [--device cuda]
 
-Each case is a run of two or three steps in a process of its own, with random weights and rows of
+Each case is a run of two steps in a process of its own, with random weights and rows of
 known lengths. On a CPU the measured peak is the largest resident memory beside what the process
 held after its imports; on a GPU that of torch's allocator. Ten minutes on two cores.
 """
@@ -25,12 +25,12 @@ OUT = SCRATCH / "memory_model"
 
 SHAPES: dict[str, dict[str, Any]] = {
     "deep": {
-        "hidden_size": 576,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "intermediate_size": 1536,
-        "vocab_size": 49_152,
+        "hidden_size": 384,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 1024,
+        "vocab_size": 32_768,
         "tie_word_embeddings": True,
     },
     "wide": {
@@ -43,8 +43,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""`deep` is the shape of SmolLM2-135M: many narrow layers and one large tied embedding; `wide` has
-55 M parameters in few layers, and an output layer of its own."""
+"""`deep` has 38 M parameters in many narrow layers and one large tied embedding; `wide` 55 M in few
+layers, and an output layer of its own."""
 
 PROMPT, RESPONSE = 32, 96
 """Tokens of a prompt and of a response; rows of text have both."""
@@ -132,7 +132,7 @@ def run(case: Case) -> dict[str, Any]:
         f"data={data_file(case)}",
         f"train.batch_size={case.batch}",
         f"data.max_length={ROW}",
-        "train.max_steps=3",
+        "train.max_steps=2",
         "log.preview=false",
         *case.words,
     ]

@@ -69,12 +69,16 @@ def saved_bytes(model: HeldModel, forward: Pass) -> int:
     return (forward.tokens * layer + adapter_constant(model, forward)) * shape.layers + last
 
 
-def checkpointed_bytes(model: HeldModel, forward: Pass) -> int:
-    """Bytes that are kept where only the input of each layer is, and one layer is recomputed."""
-    shape = model.shape
+def checkpointed_bytes(shape: ModelShape, forward: Pass) -> int:
+    """Bytes that are kept where only the input of each layer is; the last norm keeps its own."""
     inputs = forward.tokens * forward.itemsize * shape.width * (shape.layers + 1)
+    return inputs + forward.tokens * shape.width * (4 + forward.itemsize)
+
+
+def one_layer_bytes(model: HeldModel, forward: Pass) -> int:
+    """Bytes that one layer keeps, as when it is recomputed."""
     layer = forward.tokens * sum(layer_bytes(model, forward).values())
-    return inputs + layer + adapter_constant(model, forward)
+    return layer + adapter_constant(model, forward)
 
 
 def layer_bytes(model: HeldModel, forward: Pass) -> dict[str, int]:

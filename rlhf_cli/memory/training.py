@@ -51,11 +51,7 @@ def fit_tokens(settings: Settings) -> tuple[int, Estimate]:
 
 def fit_slots(settings: Settings, tokens: int) -> int:
     """Find how many responses a rollout can decode at once, beside the models that are held."""
-    run = _Run(settings)
-    slots = rollout.slots_of(settings.cfg, settings.processes)
-    while slots > 1 and not run.rollout_fits(slots, tokens):
-        slots = max(1, slots * 3 // 4)
-    return slots
+    return _Run(settings).fit_slots(tokens)
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class _Run:
         phases = {"load": self._load(), "update": self._update(forward, tokens)}
         slots = 0
         if own.command == "ppo":
-            slots = self.slots(tokens)
+            slots = self.fit_slots(tokens)
             phases |= self._rollout(forward, slots)
         elif own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
             phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
@@ -115,15 +111,15 @@ class _Run:
             notes=shape_notes(self.models),
         )
 
-    def slots(self, tokens: int) -> int:
+    def fit_slots(self, tokens: int) -> int:
         """Responses decoded at once: as configured, or as many as fit."""
         own = self.settings
-        if own.cfg.max_num_seqs:
-            return rollout.slots_of(own.cfg, own.processes)
-        return fit_slots(own, tokens)
+        slots = rollout.slots_of(own.cfg, own.processes)
+        while not own.cfg.max_num_seqs and slots > 1 and not self._rollout_fits(slots, tokens):
+            slots = max(1, slots * 3 // 4)
+        return slots
 
-    def rollout_fits(self, slots: int, tokens: int) -> bool:
-        """Whether a rollout with this many responses at once fits."""
+    def _rollout_fits(self, slots: int, tokens: int) -> bool:
         parts = self._rollout(self.forward(tokens), slots)["rollout"]
         return sum(self.settings.with_allocator(parts).values()) <= self.settings.usable
 
@@ -201,19 +197,28 @@ class _Run:
         return self.held() | most
 
     def _backward_begins(self, forward: Pass) -> Parts:
-        """What the forward passes kept, and the widest moment after it."""
+        """What the forward passes kept, and the widest moment after it: log-probs or a layer."""
         parts: Parts = {}
+        recomputes = self.settings.cfg.train.gradient_checkpointing
         for model in self._with_gradients():
-            kept, scores = self._kept(model, forward)
-            add(parts, "activations", kept - scores)
+            if recomputes:
+                add(parts, "activations", activations.checkpointed_bytes(model.shape, forward))
+                continue
+            scores = forward.tokens * activations.score_bytes(model.shape, forward)
+            scores *= model.shape.layers
+            add(parts, "activations", activations.saved_bytes(model, forward) - scores)
             add(parts, "attention", scores)
-        head = self._head(forward)
         layer = max(
             activations.backward_bytes(self.policy, forward),
             activations.transient_bytes(self.policy, forward) if self._compares() else 0,
         )
-        add(parts, "logits", head)
-        add(parts, "activations", max(0, layer - head))
+        if recomputes:
+            layer += activations.one_layer_bytes(self.policy, forward)
+        head = self._logits(forward)
+        add(parts, "logits" if head > layer else "activations", max(head, layer))
+        shape = self.policy.shape
+        if self.policy.trains_base and not self.settings.cfg.scores:
+            add(parts, "gradients", self.b * shape.vocab * shape.width)
         return parts
 
     def _with_gradients(self) -> Sequence[HeldModel]:
@@ -227,21 +232,12 @@ class _Run:
         own = self.settings
         return own.command in ("dpo", "bco") and reference_kind(own.cfg) in ("adapter_off", "copy")
 
-    def _kept(self, model: HeldModel, forward: Pass) -> tuple[int, int]:
-        """Bytes that a model's pass keeps, and those of attention's probabilities among them."""
-        scores = forward.tokens * activations.score_bytes(model.shape, forward)
-        if self.settings.cfg.train.gradient_checkpointing:
-            return activations.checkpointed_bytes(model, forward), scores
-        return activations.saved_bytes(model, forward), scores * model.shape.layers
-
-    def _head(self, forward: Pass) -> int:
-        """Log-probs and their backward pass, with the gradient of a trained output layer."""
+    def _logits(self, forward: Pass) -> int:
+        """Workspace of the log-probs and their backward pass."""
         if self.settings.cfg.scores:
             return 0
-        shape = self.policy.shape
         entropy = self.settings.command == "ppo"
-        size = activations.logits_bytes(shape, forward, backward=True, entropy=entropy)
-        return size + (self.b * shape.vocab * shape.width if self.policy.trains_base else 0)
+        return activations.logits_bytes(self.policy.shape, forward, backward=True, entropy=entropy)
 
     def _without_gradients(self, held: Parts, forward: Pass) -> Parts:
         """A pass of the policy without gradients, beside what is held."""

@@ -15,7 +15,7 @@ from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.load import context_length
 from rlhf_cli.preflight.models import ppo_step_problems
-from rlhf_cli.rollout.engine import generate
+from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE, generate
 from rlhf_cli.rollout.response import Response, response_text
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -124,6 +124,7 @@ class PPOTrainer:
             self.tokenizer,
             [self._encode(index, prompt) for index, prompt in enumerate(prompts)],
             self.cfg.sampling,
+            batch_size=self.cfg.max_num_seqs or DEFAULT_BATCH_SIZE,
             prompt_numbers=range(first, first + len(prompts)),
         )
         skip = self.cfg.reward.skip_special_tokens
