@@ -33,6 +33,7 @@ LARGE = [
     "num_attention_heads: 16, intermediate_size: 5632, max_position_embeddings: 2048}",
     "model.tokenizer=tiny",
     "data=tiny",
+    "device_memory=20GB",
 ]
 """A Llama of 1.2 billion parameters, of which only the shape is needed."""
 
@@ -152,9 +153,9 @@ def test_of_large_files_the_first_rows_are_read(tmp_path, monkeypatch, dry):
 
 
 def test_what_does_not_fit_ends_with_4_and_says_what_to_change(monkeypatch, dry, capsys):
-    small = Device("GPU", "cuda", 24 * 10**9, stated=True)
-    monkeypatch.setattr(dry_run, "find_device", lambda: small)
+    monkeypatch.setattr(dry_run, "find_device", lambda: Device("CPU", "cpu", 16 * 10**9))
     code, found = dry(*LARGE)
+    assert found["run"]["device_bytes"] == 20 * 10**9
     assert code == 4
     assert not found["memory"]["fits"]
     assert found["memory"]["peak_bytes"] > found["memory"]["usable_bytes"]
