@@ -8,8 +8,12 @@ from typing import Any
 from rlhf_cli.errors import RlhfError
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.estimate import Estimate, Rows, estimate_memory
+from rlhf_cli.memory.shape import read_shape
+from rlhf_cli.memory.training import LEAST_TOKENS
 
 MOST_OVERRIDES = 3
+
+QUANT = "needs the extra quant"
 
 LEAST_SAVING = 0.02
 """Share of the peak that an override has to save to be named."""
@@ -97,46 +101,57 @@ def _changes(command: str, cfg: Any, before: Estimate) -> Iterator[Change]:
     if command in ("generate", "evaluate"):
         yield from _inference_changes(cfg)
         return
+    yield from _step_changes(cfg, before)
+    yield from _weight_changes(cfg)
+    if command == "dpo" and cfg.model.reference == "copy" and not cfg.sync_steps:
+        cost = "a pass over the rows before the first step; the same result but for rounding"
+        yield Change({"model.reference": "stored"}, "model.reference=stored", cost, 1)
+    if command == "ppo":
+        yield from _ppo_changes(cfg, before)
+
+
+def _step_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
+    """Changes of how a step is computed."""
     tokens = before.micro_batch_tokens
-    if tokens > 512:
-        smaller = tokens // 4
-        yield Change(
-            {"train.micro_batch_tokens": smaller},
-            f"train.micro_batch_tokens={smaller}",
-            "slower where products get small; the same result",
-            0,
-        )
+    if tokens > LEAST_TOKENS:
+        smaller = max(LEAST_TOKENS, tokens // 4)
+        text = f"train.micro_batch_tokens={smaller}"
+        cost = "slower where products get small; the same result but for rounding"
+        yield Change({"train.micro_batch_tokens": smaller}, text, cost, 0)
     if not cfg.train.gradient_checkpointing and not cfg.train.compile:
+        text = "train.gradient_checkpointing=true"
         yield Change(
-            {"train.gradient_checkpointing": True},
-            "train.gradient_checkpointing=true",
-            "about a third slower; the same result",
-            1,
+            {"train.gradient_checkpointing": True}, text, "a third slower; the same result", 1
         )
     if cfg.train.optimizer == "adamw":
-        yield Change(
-            {"train.optimizer": "adamw_8bit"},
-            "train.optimizer=adamw_8bit",
-            "moments in 8 bits; needs the extra quant",
-            2,
-        )
-    if cfg.adapter.kind == "none":
-        yield Change({"adapter.kind": "lora"}, "adapter=lora", "trains an adapter only", 3)
-        yield Change(
-            {"adapter.kind": "lora", "quant.kind": "nf4"},
-            "adapter=lora quant=nf4",
-            "trains an adapter on 4-bit weights; needs the extra quant",
-            5,
-        )
-    elif cfg.quant.kind in ("auto", "none"):
-        yield Change(
-            {"quant.kind": "nf4"},
-            "quant=nf4",
-            "weights in 4 bits; needs the extra quant",
-            4,
-        )
-    if command == "ppo" and cfg.has_value_model and cfg.value == "model":
-        yield Change({"value": "shared", "value_model": ""}, "value=shared", "a value head only", 3)
+        text = "train.optimizer=adamw_8bit"
+        yield Change({"train.optimizer": "adamw_8bit"}, text, f"moments in 8 bits; {QUANT}", 2)
+
+
+def _weight_changes(cfg: Any) -> Iterator[Change]:
+    """Changes of which weights are trained and how the others are kept."""
+    if cfg.adapter.kind != "none" or read_shape(cfg.model).adapters:
+        if cfg.quant.kind in ("auto", "none"):
+            yield Change({"quant.kind": "nf4"}, "quant=nf4", f"weights in 4 bits; {QUANT}", 4)
+        return
+    yield Change({"adapter.kind": "lora"}, "adapter=lora", "trains low-rank matrices only", 3)
+    yield Change(
+        {"adapter.kind": "lora", "quant.kind": "nf4"},
+        "adapter=lora quant=nf4",
+        f"trains low-rank matrices beside weights in 4 bits; {QUANT}",
+        5,
+    )
+
+
+def _ppo_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
+    if before.slots > 1:
+        fewer = max(1, before.slots // 4)
+        cost = "slower rollouts; the same responses but for rounding"
+        yield Change({"max_num_seqs": fewer}, f"max_num_seqs={fewer}", cost, 0)
+    if cfg.has_value_model and cfg.value != "shared":
+        values = {"value": "shared", "value_model": ""}
+        text = "value=shared" + (" value_model=" if cfg.value_model else "")
+        yield Change(values, text, "the value model is a head on the policy", 3)
 
 
 def _inference_changes(cfg: Any) -> Iterator[Change]:

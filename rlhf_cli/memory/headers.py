@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -48,20 +49,27 @@ def read_headers(folder: Path) -> list[TensorShape]:
     Raises:
         ConfigError: a file is damaged.
     """
-    found = []
+    found: list[TensorShape] = []
     for file in sorted(folder.glob("*.safetensors")):
-        try:
-            header = _read_header(file)
-            found += [
-                TensorShape(name, tuple(entry["shape"]), ITEM_SIZES.get(entry["dtype"], 4))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            ]
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-            raise ConfigError(
-                f"{file}: its header cannot be read ({error}); need whole safetensors files"
-            ) from None
+        about = file.stat()
+        found += _read_tensors(file, about.st_size, about.st_mtime_ns)
     return found
+
+
+@lru_cache(maxsize=256)
+def _read_tensors(file: Path, size: int, changed: int) -> tuple[TensorShape, ...]:
+    """Tensors of a file; read again where its size or time of change differ."""
+    try:
+        header = _read_header(file)
+        return tuple(
+            TensorShape(name, tuple(entry["shape"]), ITEM_SIZES.get(entry["dtype"], 4))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        )
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise ConfigError(
+            f"{file}: its header cannot be read ({error}); need whole safetensors files"
+        ) from None
 
 
 def _read_header(file: Path) -> dict[str, Any]:

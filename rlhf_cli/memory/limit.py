@@ -75,9 +75,8 @@ def refuse_too_large(cfg: Any, processes: int = 1) -> None:
     if command not in ESTIMATED:
         return
     device = find_device(cfg.device_memory)
-    longest = getattr(getattr(cfg, "data", None), "max_length", None) or LEAST_TOKENS
-    length = min(LEAST_TOKENS, longest)
-    rows = Rows(length, length)
+    length = min(LEAST_TOKENS, Rows.of_config(cfg).longest)
+    rows = Rows(length, length, longest_prompt=1)
     try:
         tokens = LEAST_TOKENS if hasattr(cfg, "train") else 0
         found = estimate_memory(

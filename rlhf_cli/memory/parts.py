@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf_cli.data.config import DataConfig
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.weights import HeldModel
 
@@ -56,7 +57,8 @@ class Rows:
     @classmethod
     def of_config(cls, cfg: Any, rows_per_example: int = 1) -> "Rows":
         """Assume the most that a config allows: every row is as long as `data.max_length`."""
-        length = int(getattr(getattr(cfg, "data", None), "max_length", 0) or 1024)
+        named = getattr(getattr(cfg, "data", None), "max_length", None)
+        length = named if isinstance(named, int) else DataConfig.max_length
         return cls(longest=length, mean=float(length), rows_per_example=rows_per_example)
 
 

@@ -223,14 +223,22 @@ def _random_vocabulary(cfg: ModelConfig) -> int:
 
 def tokenizer_size(folder: Path) -> int:
     """Return the largest id + 1 of a tokenizer.json; 0 if there is none or it is unusual."""
+    file = folder / "tokenizer.json"
     try:
-        whole = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        vocabulary = whole["model"]["vocab"]
-        ids = [*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
-        ids += [added["id"] for added in whole.get("added_tokens") or ()]
-        return 1 + int(max(ids))
+        about = file.stat()
+        return _count_ids(file, about.st_size, about.st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
         return 0
+
+
+@lru_cache(maxsize=32)
+def _count_ids(file: Path, size: int, changed: int) -> int:
+    """Largest id + 1; read again where the file's size or time of change differ."""
+    whole = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = whole["model"]["vocab"]
+    ids = [*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
+    ids += [added["id"] for added in whole.get("added_tokens") or ()]
+    return 1 + int(max(ids))
 
 
 def _read_stored(cfg: ModelConfig, key: str) -> ModelShape:

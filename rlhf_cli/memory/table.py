@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.estimate import Estimate
 
+GB = 10**9
+
 ORDER = (
     "policy weights",
     "reference weights",
@@ -42,12 +44,13 @@ def format_estimate(
     phases = list(estimate.phases)
     found = {part for of in estimate.phases.values() for part in of}
     parts = [part for part in ORDER if part in found]
-    rows = [["GB", *phases]]
+    unit = "GB" if estimate.peak[1] >= GB else "MB"
+    rows = [[unit, *phases]]
     for part in parts:
-        rows.append([part, *(_cell(estimate.phases[name].get(part, 0)) for name in phases)])
-    rows.append(["all", *(_cell(estimate.total(name)) for name in phases)])
+        rows.append([part, *(_cell(estimate.phases[name].get(part, 0), unit) for name in phases)])
+    rows.append(["all", *(_cell(estimate.total(name), unit) for name in phases)])
     if measured:
-        rows.append(["measured", *(_cell(measured.get(name, 0)) for name in phases)])
+        rows.append(["measured", *(_cell(measured.get(name, 0), unit) for name in phases)])
     peak = estimate.peak[0]
     rows.append(["", *("▲ peak" if name == peak else "" for name in phases)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -63,8 +66,10 @@ def _line(row: list[str], widths: list[int]) -> str:
     return "  ".join([first, *others]).rstrip()
 
 
-def _cell(size: int) -> str:
-    return f"{size / 1e9:.2f}" if size else "-"
+def _cell(size: int, unit: str) -> str:
+    if not size:
+        return "-"
+    return f"{size / GB:.2f}" if unit == "GB" else f"{size / 1e6:.1f}"
 
 
 def _head(estimate: Estimate, device: Device) -> str:

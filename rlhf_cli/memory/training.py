@@ -51,11 +51,7 @@ def fit_tokens(settings: Settings) -> tuple[int, Estimate]:
 
 def fit_slots(settings: Settings, tokens: int) -> int:
     """Find how many responses a rollout can decode at once, beside the models that are held."""
-    run = _Run(settings)
-    slots = rollout.slots_of(settings.cfg, settings.processes)
-    while slots > 1 and not run.rollout_fits(slots, tokens):
-        slots = max(1, slots * 3 // 4)
-    return slots
+    return _Run(settings).fit_slots(tokens)
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class _Run:
         phases = {"load": self._load(), "update": self._update(forward, tokens)}
         slots = 0
         if own.command == "ppo":
-            slots = self.slots(tokens)
+            slots = self.fit_slots(tokens)
             phases |= self._rollout(forward, slots)
         elif own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
             phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
@@ -115,15 +111,15 @@ class _Run:
             notes=shape_notes(self.models),
         )
 
-    def slots(self, tokens: int) -> int:
+    def fit_slots(self, tokens: int) -> int:
         """Responses decoded at once: as configured, or as many as fit."""
         own = self.settings
-        if own.cfg.max_num_seqs:
-            return rollout.slots_of(own.cfg, own.processes)
-        return fit_slots(own, tokens)
+        slots = rollout.slots_of(own.cfg, own.processes)
+        while not own.cfg.max_num_seqs and slots > 1 and not self._rollout_fits(slots, tokens):
+            slots = max(1, slots * 3 // 4)
+        return slots
 
-    def rollout_fits(self, slots: int, tokens: int) -> bool:
-        """Whether a rollout with this many responses at once fits."""
+    def _rollout_fits(self, slots: int, tokens: int) -> bool:
         parts = self._rollout(self.forward(tokens), slots)["rollout"]
         return sum(self.settings.with_allocator(parts).values()) <= self.settings.usable
 

@@ -25,6 +25,7 @@ from rlhf_cli.evaluation.metrics import (
     spearman,
 )
 from rlhf_cli.memory.inference import fit_tokens
+from rlhf_cli.memory.training import MOST_TOKENS
 from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, TrainedModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
@@ -102,7 +103,10 @@ def evaluate_rows(
 def _fit_tokens(cfg: StageConfig, examples: Examples, ctx: RunContext) -> int:
     """Most tokens of a forward pass that fit the device."""
     device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
-    return fit_tokens(cfg, ctx.compute.itemsize, rows_of(examples), device)
+    try:
+        return fit_tokens(cfg, ctx.compute.itemsize, rows_of(examples), device)
+    except ConfigError:  # a model that transformers loads and the memory model cannot count
+        return MOST_TOKENS[device.kind]
 
 
 def evaluate_against_reference(

@@ -9,18 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.console import logger
-from rlhf_cli.context import (
-    RunContext,
-    create_context,
-    memory_device,
-    use_deterministic_algorithms,
-)
+from rlhf_cli.context import RunContext, create_context, use_deterministic_algorithms
 from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.memory.estimate import Rows
-from rlhf_cli.memory.limit import choose_tokens
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
@@ -41,6 +35,7 @@ from rlhf_cli.train.optim import require_device
 from rlhf_cli.train.resume import StartPoint, check_resumable, find_checkpoint, run_fingerprint
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.step_source import StageState
+from rlhf_cli.train.throughput import fit_micro_batch_tokens
 from rlhf_cli.train.update import Loss
 
 FEW_STEPS = 10
@@ -119,8 +114,7 @@ def prepare_training(
     checkpoint = find_checkpoint(ctx.out, cfg.resume)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
     rows = rows_of(data.train) if isinstance(data, StageData) else Rows.of_config(cfg)
-    device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
-    tokens, limit = choose_tokens(cfg, rows, device, ctx.ranks.world_size)
+    tokens, limit = fit_micro_batch_tokens(cfg, rows, ctx)
     logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
     RECORD.rows = rows
     fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)

@@ -9,9 +9,30 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from rlhf_cli.context import RunContext, memory_device
+from rlhf_cli.memory.estimate import Rows
+from rlhf_cli.memory.limit import Chosen, choose_tokens
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.train.flops import FlopCount
+
+
+def fit_micro_batch_tokens(cfg: Any, rows: Rows, ctx: RunContext) -> Chosen:
+    """Choose the tokens of a micro-batch by the memory model, and say what decided.
+
+    Total, not free memory: the same machine always gives the same micro-batches.
+
+    Args:
+        cfg: of the stage; `train.micro_batch_tokens` and `device_memory` are read.
+        rows: lengths of the training rows.
+        ctx: device, compute type, and the ranks that share a CPU's memory.
+
+    Raises:
+        OutOfMemory: not even the smallest micro-batch fits the device.
+    """
+    device = memory_device(ctx.device, ctx.compute, cfg.device_memory)
+    return choose_tokens(cfg, rows, device, ctx.ranks.world_size)
+
 
 PROBE_SECONDS = 0.15
 PROBES = 3

@@ -59,6 +59,7 @@ def _load_target(cfg: EvaluateConfig, path: str, name: str) -> Target:
         quant=cfg.quant,
         data=cfg.data.applied_to(own.data),
         train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
+        device_memory=cfg.device_memory,
     )
     if cfg.template != "auto":
         config = config if stage == "ppo" else to_response_rows_config(config)
