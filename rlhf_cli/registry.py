@@ -129,13 +129,18 @@ TOOLS = {
             "Look at the rows of a file as a stage reads them, count them, convert them.",
             "rlhf_cli.commands.data.run:run",
             {
-                "show FILE [row=N | rows=N | rows=A..B] [format=json | html] [output=FILE] [full=true] "
-                "[stage=STAGE] [config=RECIPE] [key=value ...]": "Show rows as the stage reads them: "
-                "trained tokens green or in [[ ]], special tokens, what truncation cut, packed "
-                "examples, and why a row is left out. The keys are those of the stage: model=, "
-                "data.max_length=, template= and others.",
-                "stats FILE [format=json] [output=FILE.json] [key=value ...]": "Count rows, reasons "
-                "of refusal, lengths, truncation, turns, labels and margins.",
+                "show FILE [key=value ...]": "Show rows as a stage reads them: trained tokens, "
+                "special tokens, what truncation cut, packed examples, and why a row is left out. "
+                "`row=N` and `rows=A..B` choose lines, `rows=N` the first rows; `format=json`, "
+                "`format=html` and `output=FILE` give other forms; `full=true` shortens nothing. "
+                "`stage=STAGE` and all keys of the stage are taken, as `model=` and "
+                "`data.max_length=`; or `config=RECIPE` in place of the file.",
+                "stats FILE [key=value ...]": "Count rows, reasons of refusal, lengths, "
+                "truncation, turns, labels and margins. Keys as above; `format=json`.",
+                "convert SOURCE TARGET.jsonl [key=value ...]": "Write rows in another layout: "
+                "`to=records` (ours), `trl`, `alpaca`, `sharegpt` or `llama_factory`. `from=` "
+                "names the layout to expect, `pairs=all`, `best_worst` or `adjacent` makes pairs "
+                "of rankings, `transcripts=messages` makes messages of text with turn marks.",
                 "elo FILE [output=NEW.jsonl]": "Rate the `responses` of each row by its "
                 "`comparisons`, and write the rows with `scores` to a file or to the screen. "
                 "See `rlhf docs data`.",

@@ -84,3 +84,4 @@ def create_files(folder: Path) -> None:
     (folder / "chats.yaml").write_text(fenced_blocks(ROOT / "README.md", "yaml")[0])
     (folder / "sft.yaml").write_text(fenced_blocks(DOCS / "configuration.md", "yaml")[0])
     (folder / "compared.jsonl").write_text(fenced_blocks(DOCS / "data.md", "jsonl")[0])
+    (folder / "rankings.jsonl").write_text(fenced_blocks(DOCS / "data.md", "jsonl")[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from rlhf_cli.config import recipe
 from rlhf_cli.config.args import CommandLine, Override, parse
@@ -12,8 +13,8 @@ from rlhf_cli.config.command import Command
 from rlhf_cli.config.schema import options
 from rlhf_cli.config.suggest import nearest
 from rlhf_cli.data.config import DataConfig
-from rlhf_cli.data.dataset import read_records
-from rlhf_cli.data.records.types import KINDS
+from rlhf_cli.data.records.reader import RecordReader
+from rlhf_cli.data.records.types import ANY_RECORDS, kind_name
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.data.sources.mixture import Mixture, open_sources
 from rlhf_cli.errors import ConfigError, DataError
@@ -23,7 +24,9 @@ from rlhf_cli.resolve import Resolved, resolve
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.runs import hub, log
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.inspection import StageRows, open_stage_rows
+
+if TYPE_CHECKING:
+    from rlhf_cli.stages.inspection import StageRows
 
 STAGES = tuple(name for name, command in COMMANDS.items() if command.trains)
 
@@ -39,7 +42,7 @@ STAGE_OF_KIND = {
     "text": "pretrain",
     "prompt": "ppo",
 }
-"""Kind of record -> the stage that most of its rows are for; in the order of preference."""
+"""Kind of record -> the stage that most of its rows are for."""
 
 PREFLIGHT = "rlhf_cli.preflight.commands:rows"
 _SWITCHES = ("-m", "--multirun", "--cfg", "--provenance")
@@ -68,6 +71,8 @@ class RowsRequest:
             DataError: the rows do not exist.
             ModelError: the tokenizer cannot be loaded, or lacks what the rows need.
         """
+        from rlhf_cli.stages.inspection import open_stage_rows  # transformers, for a second
+
         if self.guessed_from:
             guess = f"guessed from the {self.guessed_from} rows; another: stage=NAME"
             print(f"stage: {self.stage}, {guess}", file=sys.stderr)
@@ -159,29 +164,44 @@ def _first_kind(words: list[str]) -> str:
     """
     line = parse(_rows_command("sft"), words)
     keys = [one for one in line.overrides if one.key == "data" or one.key.startswith("data.")]
-    quiet = CommandLine(overrides=[*keys, Override("model", SHIPPED)], problems=line.problems)
-    quiet.multirun = True  # notes are printed when the stage is known
     if not any(one.key in ("data", "data.path") for one in keys):
         raise ConfigError("data: no file given. Try rlhf data show rows.jsonl, or config=RECIPE")
-    data: DataConfig = _checked(_rows_command("sft"), quiet).config.data
+    data = _check_data(keys, line.problems)
     cfg = replace(data, max_bad_rows=sys.maxsize, eval="none")
     mixture = Mixture(sources := open_sources(cfg, cfg.path, "sft", "train"), [None] * len(sources))
     return _kind_of(mixture, cfg)
 
 
+def resolve_data(words: list[str]) -> DataConfig:
+    """Compose and check arguments that are keys of `data` only, for an action without a stage.
+
+    Raises:
+        ConfigError: an argument is wrong; all problems are named.
+        DataError: the file does not exist.
+    """
+    line = parse(_rows_command("sft"), words)
+    others = [one.key for one in line.overrides if one.key.partition(".")[0] != "data"]
+    line.problems += [f"{key}: no key of this action; need keys of data" for key in others]
+    return _check_data([one for one in line.overrides if one.key not in others], line.problems)
+
+
+def _check_data(keys: list[Override], problems: list[str]) -> DataConfig:
+    line = CommandLine(overrides=[*keys, Override("model", SHIPPED)], problems=problems)
+    line.multirun = True  # notes are printed when the stage is known
+    data: DataConfig = _checked(_rows_command("sft"), line).config.data
+    return data
+
+
 def _kind_of(mixture: Mixture, cfg: DataConfig) -> str:
-    kinds = {kind.name: kind.record for kind in KINDS}
-    allowed = tuple(dict.fromkeys(kinds[name] for name in STAGE_OF_KIND))
     report = DataReport(mixture.files)
-    reader = read_records(mixture, cfg, "a stage", allowed, report)
-    first = next(reader, None)
+    settings = [source.settings for source in mixture.sources]
+    reader = RecordReader(cfg, "a stage", ANY_RECORDS, report, settings)
+    first = next(reader.read(mixture.rows()), None)
     if first is None:
         lines = [f"{mixture.label}: no row can be read", *report.left_out_lines()]
         raise DataError("\n".join(lines))
-    matching = [name for name, record in kinds.items() if isinstance(first.record, record)]
-    named = [name for name in STAGE_OF_KIND if name in matching]
     text_only = getattr(first.record, "prompt", None) == ""
-    return next((n for n in named if text_only == n.endswith("_text")), named[0])
+    return kind_name(first.record) + ("_text" if text_only else "")
 
 
 def _rows_command(stage: str) -> Command:

@@ -10,6 +10,7 @@ from rlhf_cli.torch_free import hide_torch
 ACTIONS = {
     "show": "rlhf_cli.commands.data.show:run",
     "stats": "rlhf_cli.commands.data.stats:run",
+    "convert": "rlhf_cli.commands.data.convert:run",
     "elo": "rlhf_cli.commands.data.elo:run",
 }
 """Action -> `module:function`, called with the arguments after it."""

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf_cli.commands.data.selection import Selection
 from rlhf_cli.data.preview import Span, SpanDecoder, row_names
 from rlhf_cli.data.records.reader import RecordWithSource
-from rlhf_cli.data.records.types import TextRecord, kind_name, response_scores
+from rlhf_cli.data.records.types import LabelledRecord, TextRecord, kind_name, response_scores
 from rlhf_cli.data.tokens.packing import Example, ExampleRow, TruncatedRow
 from rlhf_cli.stages.inspection import InspectedRow, StageRows
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -153,6 +153,8 @@ class RowViewer:
         kind = kind_name(record) if record else ""
         scores = () if record is None else response_scores(record) or ()
         names = row_names(kind, scores) or [""] * len(one.rows)
+        if kind == "preference" and LabelledRecord in self.rows.records[:1]:
+            names = ["chosen, as desirable", "rejected, as undesirable"]  # an example each
         rows = [
             self._token_row(row, name, scores[i] if scores else None)
             for i, (row, name) in enumerate(zip(one.rows, names, strict=False))

@@ -1,7 +1,8 @@
-"""Adapters from known data layouts to our columns: ShareGPT, Alpaca, SHP, LLaMA-Factory."""
+"""Adapters from known data layouts to our columns: ShareGPT, Alpaca, SHP, and others."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from rlhf_cli.data.sources.base import describe_value
 
 LAYOUT_COLUMNS = (
     *("conversations", "instruction", "input", "output", "history", "system", "kto_tag"),
-    *("human_ref_A", "human_ref_B", "labels"),
+    *("human_ref_A", "human_ref_B", "labels", "completions"),
 )
 """Columns of other layouts that are read here; `data.columns` can name them too."""
 
@@ -70,7 +71,7 @@ def adapt_row(columns: Columns, *, as_chat: bool, untyped: bool = False) -> Adap
     found = drop_nulls(parse_list_columns(columns, untyped=untyped))
     found, cut = drop_trailing_turns(normalize_message_columns(found))
     row = AdaptedRow(found, {}, (TRAILING_TURNS_NOTE,) if cut else ())
-    for layout in (adapt_kto_tag, adapt_shp, adapt_sharegpt):
+    for layout in (adapt_kto_tag, adapt_shp, adapt_ultrafeedback, adapt_sharegpt):
         row = _add_columns(row, layout(row.columns))
     row = _add_columns(row, adapt_alpaca(row.columns, as_chat=as_chat))
     for layout in (adapt_messages_with_responses, adapt_scored_messages):
@@ -220,6 +221,58 @@ def adapt_shp(columns: Columns) -> DerivedColumns:
         "chosen": derive(columns[chosen], *_SHP_COLUMNS),
         "rejected": derive(columns[rejected], *_SHP_COLUMNS),
     }
+
+
+_RATING_KEYS = ("overall_score", "fine-grained_score", "fine_grained_score", "score", "rating")
+
+
+def adapt_ultrafeedback(columns: Columns) -> DerivedColumns:
+    """UltraFeedback (Cui et al. 2023): an instruction and several rated completions.
+
+    The instruction becomes the user's message. The score of a completion is its overall score, or
+    the mean of its ratings.
+
+    Raises:
+        MalformedRow: a completion is no object with a response and a rating.
+    """
+    listed, instruction = columns.get("completions"), columns.get("instruction")
+    if not isinstance(listed, list) or instruction is None:
+        return {}
+    names = [f"completions[{i}]" for i in range(len(listed))]
+    responses = [_rated_response(name, item) for name, item in zip(names, listed, strict=True)]
+    prompt = [{"role": "user", "content": fields.parse_text("instruction", instruction)}]
+    return {
+        "prompt": derive(prompt, "instruction"),
+        "responses": derive([text for text, _ in responses], "completions"),
+        "scores": derive([score for _, score in responses], "completions"),
+    }
+
+
+def _rated_response(name: str, item: Any) -> tuple[str, float]:
+    if not isinstance(item, dict) or "response" not in item:
+        raise MalformedRow(f"{name}: got {describe_value(item)}; need an object with response")
+    text = fields.parse_text(f"{name}.response", item["response"])
+    overall = [_to_number(item.get(key)) for key in _RATING_KEYS]
+    annotations = item.get("annotations")
+    rated = annotations.values() if isinstance(annotations, dict) else ()
+    single = [_to_number(one.get("Rating")) for one in rated if isinstance(one, dict)]
+    numbers = [number for number in single if number is not None]
+    mean = sum(numbers) / len(numbers) if numbers else None
+    for score in (*overall, mean):
+        if score is not None:
+            return text, score
+    raise MalformedRow(f"{name}: no rating; need one of {', '.join(_RATING_KEYS)}")
+
+
+def _to_number(value: Any) -> float | None:
+    """Return a finite number, also of text; None for `N/A`, which stands where no rating is."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def adapt_kto_tag(columns: Columns) -> DerivedColumns:

@@ -295,6 +295,18 @@ KINDS = (
     RecordKind("prompt", PromptRecord, ("prompt",), _build_prompt),
     RecordKind("chat_prompt", PromptRecord, ("messages",), _build_chat_prompt),
 )
+ANY_RECORDS = (
+    PreferenceRecord,
+    RankedRecord,
+    LabelledRecord,
+    ScoredRecord,
+    ChatRecord,
+    PromptCompletionRecord,
+    TextRecord,
+    PromptRecord,
+)
+"""All record classes; a row that fits several kinds is read as the first."""
+
 COLUMNS = (*dict.fromkeys(name for kind in KINDS for name in kind.columns), "tools")
 
 
