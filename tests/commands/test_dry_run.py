@@ -1,6 +1,7 @@
 """`--dry-run`: what it says is what a run does, and it writes nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def _lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "bco"])
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_it_says_what_the_run_does(stage, run_of, dry):
     settings = [word for word in FAST if not word.startswith("lr=")]
     done = _manifest(run_of(stage))
@@ -172,12 +173,28 @@ def test_a_sweep_has_one_dry_run_for_each_job(dry):
     assert [one["steps"]["total"] for one in found] == [125, 63]
 
 
-def test_a_finished_run_is_complete_and_an_unfinished_one_continues(run_of, dry, capsys):
+def test_a_finished_run_is_complete(run_of, dry, capsys):
     out = run_of("sft")
     words = ["sft", *FAST, "data=tiny", f"output_dir={out}"]
     assert dry(*words) == (0, {"command": "sft", "complete": True})
     assert cli.main([*words, "--dry-run"]) == 0
     assert "already complete" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_has_fewer_steps_left(run_of, tmp_path, capsys):
+    done = run_of("sft")
+    out = tmp_path / "run"
+    shutil.copytree(done, out)
+    manifest = _manifest(out)
+    (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    config = (out / "config.yaml").read_text().replace(str(done), str(out))
+    (out / "config.yaml").write_text(config.replace("max_steps: 2", "max_steps: 8"))
+    words = ["sft", *FAST, "data=tiny", "max_steps=8", f"output_dir={out}"]
+    words.remove("max_steps=2")
+    assert cli.main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "continues from step-000002" in shown
+    assert "6 steps" in shown
 
 
 def test_a_model_without_weights_is_enough(tmp_path, dry):
