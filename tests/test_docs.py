@@ -34,8 +34,9 @@ def _create_files(tmp_path, monkeypatch):
 )
 def test_each_command_composes(command, capsys):
     words = shlex.split(command, comments=True)[1:]
-    look = [] if words[0] in TOOLS else ["--cfg"]
-    assert cli.main([*words, *look]) == 0, capsys.readouterr()
+    if words[0] not in TOOLS:  # composing is less work than a dry run
+        words = [*(word for word in words if word not in ("--dry-run", "--json")), "--cfg"]
+    assert cli.main(words) == 0, capsys.readouterr()
 
 
 def test_the_pages_have_commands():

@@ -88,6 +88,7 @@ def page(command: Command) -> str:
     dry = "" if command.name == "merge" else "[--dry-run] "
     switches = f"{sweeps}[--cfg] [--provenance] {dry}[--quiet] [--json] [--help]"
     usage = f"usage: rlhf {command.name} {first}[config=RECIPE]... [key=value ...] {switches}"
+    usage = textwrap.fill(usage, WIDTH, subsequent_indent=" " * 7, break_on_hyphens=False)
     parts = [usage, "\n".join(textwrap.wrap(" ".join(_purpose(command)), WIDTH))]
     by_group: dict[str, list[Option]] = {}
     for option in options(command.config).values():

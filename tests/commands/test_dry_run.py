@@ -1,6 +1,7 @@
 """`--dry-run`: what it says is what a run does, and it writes nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ LARGE = [
     "num_attention_heads: 16, intermediate_size: 5632, max_position_embeddings: 2048}",
     "model.tokenizer=tiny",
     "data=tiny",
+    "device_memory=20GB",
 ]
 """A Llama of 1.2 billion parameters, of which only the shape is needed."""
 
@@ -63,7 +65,7 @@ def _lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("stage", ["sft", "dpo", "bco"])
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
 def test_it_says_what_the_run_does(stage, run_of, dry):
     settings = [word for word in FAST if not word.startswith("lr=")]
     done = _manifest(run_of(stage))
@@ -152,9 +154,9 @@ def test_of_large_files_the_first_rows_are_read(tmp_path, monkeypatch, dry):
 
 
 def test_what_does_not_fit_ends_with_4_and_says_what_to_change(monkeypatch, dry, capsys):
-    small = Device("GPU", "cuda", 24 * 10**9, stated=True)
-    monkeypatch.setattr(dry_run, "find_device", lambda: small)
+    monkeypatch.setattr(dry_run, "find_device", lambda: Device("CPU", "cpu", 16 * 10**9))
     code, found = dry(*LARGE)
+    assert found["run"]["device_bytes"] == 20 * 10**9
     assert code == 4
     assert not found["memory"]["fits"]
     assert found["memory"]["peak_bytes"] > found["memory"]["usable_bytes"]
@@ -171,12 +173,28 @@ def test_a_sweep_has_one_dry_run_for_each_job(dry):
     assert [one["steps"]["total"] for one in found] == [125, 63]
 
 
-def test_a_finished_run_is_complete_and_an_unfinished_one_continues(run_of, dry, capsys):
+def test_a_finished_run_is_complete(run_of, dry, capsys):
     out = run_of("sft")
     words = ["sft", *FAST, "data=tiny", f"output_dir={out}"]
     assert dry(*words) == (0, {"command": "sft", "complete": True})
     assert cli.main([*words, "--dry-run"]) == 0
     assert "already complete" in capsys.readouterr().out
+
+
+def test_an_unfinished_run_has_fewer_steps_left(run_of, tmp_path, capsys):
+    done = run_of("sft")
+    out = tmp_path / "run"
+    shutil.copytree(done, out)
+    manifest = _manifest(out)
+    (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    config = (out / "config.yaml").read_text().replace(str(done), str(out))
+    (out / "config.yaml").write_text(config.replace("max_steps: 2", "max_steps: 8"))
+    words = ["sft", *FAST, "data=tiny", "max_steps=8", f"output_dir={out}"]
+    words.remove("max_steps=2")
+    assert cli.main([*words, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "continues from step-000002" in shown
+    assert "6 steps" in shown
 
 
 def test_a_model_without_weights_is_enough(tmp_path, dry):
