@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.console import logger
-from rlhf_cli.context import RunContext, create_context, use_deterministic_algorithms
+from rlhf_cli.context import (
+    RunContext,
+    create_context,
+    memory_device,
+    use_deterministic_algorithms,
+)
 from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
