@@ -42,7 +42,7 @@ def write_report(folders: Sequence[Path], target: Path) -> int:
     if one:
         page = run_page(records[0])
     else:
-        sweep = view_sweep(folders[0], records[0].stage) if len(folders) == 1 else None
+        sweep = view_sweep(folders[0]) if len(folders) == 1 else None
         page = compare_page(records, sweep)
     write_text_atomic(target, page)
     return len(records)
