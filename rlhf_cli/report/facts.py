@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rlhf_cli.report.glossary import describe
+from rlhf_cli.report.glossary import Metric, describe
 from rlhf_cli.report.text import NONE, clean, show_number, show_seconds, show_time, show_value
 from rlhf_cli.runs.record import RunRecord
 
@@ -109,11 +109,16 @@ def changes(record: RunRecord) -> list[Change]:
                 before_interval=_interval(intervals.get("before"), name, unit),
                 after_interval=_interval(intervals.get("after"), name, unit),
                 change=_difference(first, last, unit),
-                verdict=_verdict(first, last, head.better),
+                verdict=_verdict(first, last, _direction(record.stage, head)),
                 unit="" if unit in ("share", "bytes") else unit,
             )
         )
     return found
+
+
+def _direction(stage: str, head: Metric) -> str:
+    """Direction of an improvement; a score is to rise in ppo, and has no direction elsewhere."""
+    return describe(head.train_name).better if stage == "ppo" and head.train_name else head.better
 
 
 def _ends(record: RunRecord) -> tuple[dict[str, float], dict[str, float]]:
