@@ -18,7 +18,7 @@ from rlhf_cli.diagnosis.findings import Severity, of_severity
 from rlhf_cli.report import compare, curves, facts, samples, settings
 from rlhf_cli.report.charts import COLORS
 from rlhf_cli.report.series import read_series
-from rlhf_cli.report.text import clean
+from rlhf_cli.report.text import clean, show_folder
 from rlhf_cli.runs.manifest import ORIGINS
 from rlhf_cli.runs.record import RunRecord
 
@@ -79,7 +79,7 @@ def run_page(record: RunRecord) -> str:
         stage=clean(record.stage or record.tool, 40),
         status=record.status,
         status_words=facts.STATUS_WORDS[record.status],
-        folder=clean(record.folder.resolve()),
+        folder=show_folder(record.folder),
         headline=facts.headline(record),
         contents=[(id_, label) for id_, label, there in contents if there],
         error=clean(record.error, 2000),
@@ -134,7 +134,7 @@ def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = Non
         "compare.html.j2",
         f"rlhf: {title}",
         name=title,
-        subtitle=clean(sweep.folder.resolve()) if sweep else ", ".join(names),
+        subtitle=show_folder(sweep.folder) if sweep else ", ".join(names),
         contents=[(id_, label) for id_, label, there in contents if there],
         sweep=sweep,
         columns=columns,
