@@ -200,8 +200,12 @@ def test_a_long_run_is_small_and_fast(a_run):
     assert (run / "report.html").stat().st_size < 100_000
 
 
-def test_at_the_end_of_a_run_nothing_can_fail(tmp_path, capsys):
-    write_at_end(tmp_path / "none")
+def test_at_the_end_of_a_run_nothing_can_fail(tmp_path, a_run, capsys):
+    run = a_run()
+    (run / "report.html").mkdir()
+    write_at_end(run)
     assert "report.html: not written" in capsys.readouterr().err
+    write_at_end(tmp_path / "none")
+    assert capsys.readouterr().err == ""
     with pytest.raises(DataError):
         write_report([tmp_path / "none"], tmp_path / "report.html")
