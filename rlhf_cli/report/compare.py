@@ -11,7 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rlhf_cli.errors import DataError
-from rlhf_cli.report.facts import STATUS_WORDS
+from rlhf_cli.report.facts import STATUS_WORDS, last_step
 from rlhf_cli.report.glossary import describe
 from rlhf_cli.report.plots import Coordinate, draw_parallel
 from rlhf_cli.report.text import NONE, clean, show_number, show_seconds
@@ -259,4 +259,5 @@ def _last_results(record: RunRecord) -> dict[str, float]:
 
 
 def _steps(record: RunRecord) -> str:
-    return f"{record.metrics[-1]['step']:,.0f}" if record.metrics else NONE
+    last = last_step(record)
+    return NONE if last is None else f"{last:,}"

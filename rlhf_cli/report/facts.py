@@ -29,7 +29,7 @@ def headline(record: RunRecord) -> Facts:
     known, options = record.manifest, record.options
     starts = known.get("starts")
     started = starts[0] if isinstance(starts, list) and starts else ""
-    steps = known.get("steps") or (int(record.metrics[-1]["step"]) if record.metrics else None)
+    steps = known.get("steps") or last_step(record)
     facts = [
         ("Model", _short_path(options.get("model.path"))),
         ("Data", _short_path(options.get("data.path"))),
@@ -40,6 +40,11 @@ def headline(record: RunRecord) -> Facts:
         ("Peak memory", _bytes(known.get("peak_memory_bytes"))),
     ]
     return [(label, value) for label, value in facts if value]
+
+
+def last_step(record: RunRecord) -> int | None:
+    """The last step that has metrics; None without any."""
+    return int(max(line["step"] for line in record.metrics)) if record.metrics else None
 
 
 def _short_path(value: object) -> str:
@@ -91,13 +96,25 @@ class Change:
     unit: str
 
 
+NO_RESULTS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
+"""Metrics of another trainer's evaluation that say nothing about the model."""
+
+
+def change_heads(record: RunRecord) -> tuple[str, str]:
+    """Heads of the two columns of `changes`."""
+    lines = record.evaluations
+    if _numbers(record.manifest.get("after")) or not lines:
+        return "Before", "After"
+    return f"Step {lines[0]['step']:,.0f}", f"Step {lines[-1]['step']:,.0f}"
+
+
 def changes(record: RunRecord) -> list[Change]:
     """Held-out metrics before and after; of an unfinished run, those of its last evaluation."""
     before, after = _ends(record)
     known = record.manifest.get("intervals")
     intervals = known if isinstance(known, Mapping) else {}
     found = []
-    for name in dict.fromkeys((*before, *after)):
+    for name in (name for name in dict.fromkeys((*before, *after)) if name not in NO_RESULTS):
         head, first, last = describe(name), before.get(name), after.get(name)
         unit = head.unit
         found.append(

@@ -87,6 +87,7 @@ def run_page(record: RunRecord) -> str:
         passed=find(record, "ok"),
         problems=[clean(line, 300) for line in record.problems],
         changes=changes,
+        heads=facts.change_heads(record),
         has_intervals=any(c.before_interval or c.after_interval for c in changes),
         groups=groups,
         samples=shown,
