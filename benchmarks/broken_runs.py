@@ -92,10 +92,10 @@ FAULTS = {
         (
             *PPO,
             "reward.function={rewards}:length",
-            "kl_coef=0.0",
-            "lr=1e-3",
+            "kl_coef=0",
+            "kl_limit=1000",
+            "lr=3e-4",
             "max_steps=20",
-            "missing_eos_penalty=0",
         ),
         named_by=("ppo.eos",),
     ),

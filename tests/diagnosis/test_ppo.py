@@ -104,7 +104,8 @@ def test_truncated_sampling_is_the_cause_of_a_negative_kl():
     found = find(record, "ppo.negative_kl")
     assert "sampling.top_p=0.8" in found.cause
     assert found.advice == ("sampling.top_p=1",)
-    assert find(record, "ppo.truncated_sampling").severity == "warning"
+    assert find(record, "ppo.truncated_sampling") is None, "named as the cause"
+    assert find(ppo(config=config), "ppo.truncated_sampling").severity == "warning"
 
 
 def test_reused_log_probs_that_differ_are_the_cause_of_a_negative_kl():
