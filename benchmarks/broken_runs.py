@@ -94,10 +94,10 @@ FAULTS = {
             "reward.function={rewards}:length",
             "kl_coef=0",
             "kl_limit=1000",
-            "lr=3e-4",
-            "max_steps=20",
+            "lr=2e-4",
+            "max_steps=24",
         ),
-        named_by=("ppo.eos",),
+        named_by=("ppo.eos", "ppo.ends_less"),
     ),
     "swapped_reward": Fault(
         "chosen and rejected swapped in the rows of the reward model",

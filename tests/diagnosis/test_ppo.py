@@ -50,6 +50,7 @@ def test_a_healthy_run_has_no_alarm():
         ({"tokens/response_length": lambda step: 50 - step}, "ppo.length"),
         ({"tokens/eos_fraction": lambda step: max(0.1, 1 - step / 40)}, "ppo.eos"),
         ({"tokens/eos_fraction": 0.0}, "ppo.eos"),
+        ({"tokens/eos_fraction": lambda step: 1 - 0.009 * step}, "ppo.ends_less"),
         ({"tokens/eos_fraction": 0.3}, "ppo.cut_off"),
         ({"rollout/distinct": 0.1}, "ppo.distinct"),
         ({"objective/score_std": 0.0}, "ppo.constant_reward"),
