@@ -76,7 +76,7 @@ def test_each_symptom_is_named(curves, code):
         {"objective/kl": lambda step: 0.05 * noise(step)},
         {"tokens/response_length": lambda step: 40 + 0.5 * step},
         {"policy/entropy": lambda step: 1 - 0.01 * step},
-        {"tokens/eos_fraction": lambda step: 0.9 - 0.005 * step},
+        {"tokens/eos_fraction": lambda step: 0.9 - 0.002 * step},
         {"objective/constant_groups": 0.2},
         {"objective/teaching": 1.0},
         {"rollout/mismatch": 0.002},
