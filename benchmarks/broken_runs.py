@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.common import RESULTS, SCRATCH
 
 DATA = Path(__file__).parent.parent / "recipes" / "tiny" / "data"
-PPO = ("ppo", "config=tiny/ppo", "model={sft}", "sampling.max_new_tokens=40", "train.batch_size=32")
+PPO = ("ppo", "config=tiny/ppo", "model={sft}", "sampling.max_new_tokens=40", "train.batch_size=16")
 REWARDS = """
 def length(*, responses, **rest):
     return [len(response) / 20 for response in responses]
@@ -84,7 +84,7 @@ FAULTS = {
     ),
     "length_reward": Fault(
         "PPO's reward is the length of the response",
-        (*PPO, "reward.function={rewards}:length", "kl_coef=0.02", "lr=3e-4", "max_steps=30"),
+        (*PPO, "reward.function={rewards}:length", "kl_coef=0.02", "lr=3e-4", "max_steps=20"),
         named_by=("ppo.length", "ppo.score_by_length"),
     ),
     "no_eos": Fault(
@@ -92,12 +92,12 @@ FAULTS = {
         (
             *PPO,
             "reward.function={rewards}:length",
-            "kl_coef=0.0",
-            "lr=1e-3",
-            "max_steps=30",
-            "missing_eos_penalty=0",
+            "kl_coef=0",
+            "kl_limit=1000",
+            "lr=2e-4",
+            "max_steps=24",
         ),
-        named_by=("ppo.eos",),
+        named_by=("ppo.eos", "ppo.ends_less"),
     ),
     "swapped_reward": Fault(
         "chosen and rejected swapped in the rows of the reward model",
@@ -126,23 +126,23 @@ FAULTS = {
     ),
     "frozen_value": Fault(
         "value model not trained",
-        (*PPO, "vf_coef=0", "max_steps=25"),
+        (*PPO, "vf_coef=0", "max_steps=16"),
         named_by=("ppo.value",),
     ),
     "top_p": Fault(
         "rollouts sampled with top_p=0.5",
-        (*PPO, "sampling.top_p=0.5", "allow_truncated_sampling=true", "max_steps=25"),
+        (*PPO, "sampling.top_p=0.5", "allow_truncated_sampling=true", "max_steps=16"),
         named_by=("ppo.truncated_sampling", "ppo.negative_kl"),
     ),
     "temperature": Fault(
         "GRPO's rollouts sampled at temperature 0.05",
         (
-            *PPO,
+            *PPO[:-1],
+            "train.batch_size=4",
             "advantage=grpo",
             "samples_per_prompt=4",
             "temperature=0.05",
-            "max_steps=20",
-            "train.batch_size=16",
+            "max_steps=12",
         ),
         named_by=("ppo.constant_groups",),
     ),
@@ -167,12 +167,12 @@ FAULTS = {
     ),
     "constant_reward": Fault(
         "reward function that returns 1 for every response",
-        (*PPO, "reward.function={rewards}:one", "max_steps=15"),
+        (*PPO, "reward.function={rewards}:one", "max_steps=12"),
         named_by=("ppo.constant_reward",),
     ),
     "no_kl": Fault(
         "reward for one word, kl_coef=0, and ten times the rate",
-        (*PPO, "reward.function={rewards}:words", "kl_coef=0", "lr=1e-3", "max_steps=30"),
+        (*PPO, "reward.function={rewards}:words", "kl_coef=0", "lr=1e-3", "max_steps=20"),
         named_by=("ppo.far", "ppo.reward_hacking"),
     ),
     "length_pairs": Fault(
@@ -210,11 +210,6 @@ FAULTS = {
         "learning rate of DPO 50 times too high, without its likelihood term",
         ("dpo", "config=tiny/dpo", "model={sft}", "loss_type=sigmoid", "lr=5e-3", "max_steps=30"),
         named_by=("dpo.displacement",),
-    ),
-    "warmup": Fault(
-        "warm-up longer than the run",
-        ("sft", "config=tiny/sft", "model={pretrain}", "max_steps=40", "train.warmup_steps=400"),
-        named_by=("run.warmup",),
     ),
 }
 

@@ -39,7 +39,7 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.progress import track
 from rlhf_cli.resources import cache_folder
 
-CACHE_VERSION = 9
+CACHE_VERSION = 10
 """Version of the cached arrays; raise it when the same rows give other tokens, masks or arrays."""
 
 _NOT_IN_KEY = ("path", "eval", "shuffle", "name", "split", "data_dir", "format", "columns")

@@ -37,7 +37,9 @@ SHOWN_ROWS = 5
 
 def loss_falls(record: RunRecord) -> Finding | None:
     """Whether the training loss fell; a run at ln 2 that compares responses is not judged here."""
-    found = change(record, "loss", MIN_LINES)
+    sudden = {one.get("step") for one in record.spikes}
+    losses = [value for step, value in record.series("loss") if step not in sudden]
+    found = change_of(losses, MIN_LINES)
     if found is None:
         return None
     numbers = {"first": found.first, "last": found.last}
@@ -180,7 +182,8 @@ def spikes(record: RunRecord) -> Finding | None:
         severity="warning",
         sentence=(
             f"The loss rose suddenly in {times_}, most in step {worst.get('step')}: "
-            f"{worst['loss']:.4g}{usual}. Its rows: {named or 'not recorded'}{more}."
+            f"{worst['loss']:.4g}{usual}. Its rows, the highest loss first: "
+            f"{named or 'not recorded'}{more}."
         ),
         cause="A row unlike the others (another language, garbage, a wrong column), or a rate at "
         "the edge of stability.",

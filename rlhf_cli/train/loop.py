@@ -16,6 +16,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import Interrupted, NonFinite
+from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
 from rlhf_cli.train.checkpoint import (
@@ -142,7 +143,7 @@ class TrainingLoop:
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.best = BestEvaluation()
-        self.spikes = SpikeLog(ctx.out, task.locate, ctx.ranks)
+        self.spikes = SpikeLog(ctx.out, task.locate, self._example_loss, ctx.ranks)
         self.flops = count_flops(task.policy)
         self.peak = measure_peak(ctx.device, ctx.compute)
 
@@ -278,6 +279,11 @@ class TrainingLoop:
                 "peak_fraction": (torch.tensor(work / self.peak, dtype=torch.float64), seconds),
             }
         )
+
+    def _example_loss(self, rows: TokenBatch) -> float:
+        """Loss of one example alone; uses no random numbers and changes nothing."""
+        with torch.no_grad(), without_dropout(self.task.policy):
+            return float(scaled_loss(self.task.loss(rows.to(self.ctx.device)), rows.count))
 
     def _non_finite(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """The error that names the examples; parameters are still those of the step before."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -43,11 +45,19 @@ class SpikeLog:
     Args:
         folder: of the run.
         locate: rows of one example -> `file:line`.
+        measure: rows of one example -> their loss, without gradient and dropout.
         ranks: share the rows of a step; all call `check` together, with the same loss.
     """
 
-    def __init__(self, folder: Path, locate: Callable[[TokenBatch], str], ranks: Ranks) -> None:
-        self.path, self.locate, self.ranks = folder / SPIKES, locate, ranks
+    def __init__(
+        self,
+        folder: Path,
+        locate: Callable[[TokenBatch], str],
+        measure: Callable[[TokenBatch], float],
+        ranks: Ranks,
+    ) -> None:
+        self.path, self.locate, self.measure = folder / SPIKES, locate, measure
+        self.ranks = ranks
         self.recent: list[float] = []
         self.first = 0.0
 
@@ -81,16 +91,22 @@ class SpikeLog:
 
     def _record(self, step: int, loss: float, before: float, batches: Sequence[TokenBatch]) -> None:
         own = [
-            (example.example_ids[0], self.locate(example))
+            (-self._measured(example), self.locate(example))
             for rows in batches
             for example in rows.split()
         ]
-        gathered = sorted(one for part in self.ranks.all_gather_json(own) for one in part)
+        every: list[tuple[float, str]] = [
+            (negative, place)
+            for part in self.ranks.all_gather_json(own)
+            for negative, place in part
+        ]
+        gathered = sorted(every)
         places = [place for _, place in gathered]
         if not self.ranks.is_main:
             return
         lock.require_owned(self.path.parent)
-        line = {"step": step, "loss": loss, "before": before, "rows": places}
+        losses = [-negative for negative, _ in gathered]
+        line = {"step": step, "loss": loss, "before": before, "rows": places, "losses": losses}
         try:
             with self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -99,8 +115,14 @@ class SpikeLog:
         more = f" and {len(places) - LOGGED_ROWS} more" if len(places) > LOGGED_ROWS else ""
         logger.info(
             f"warning: step {step}: the loss is {loss:.4g}, {before:.4g} in the steps before; "
-            f"rows: {', '.join(places[:LOGGED_ROWS])}{more} (all in {SPIKES})"
+            f"its rows, the highest loss first: {', '.join(places[:LOGGED_ROWS])}{more} "
+            f"(all in {SPIKES})"
         )
+
+    def _measured(self, example: TokenBatch) -> float:
+        """The example's loss; a very large number where it is not finite, which JSON has not."""
+        found = self.measure(example)
+        return found if math.isfinite(found) else sys.float_info.max
 
     def truncate(self, step: int) -> None:
         """Remove records after a step, for a run that continues at its checkpoint."""

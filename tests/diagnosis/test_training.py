@@ -97,7 +97,9 @@ def test_how_a_run_ended(status, error, severity):
     ],
 )
 def test_an_error_has_advice(error, advice):
-    assert advice in find(falling(status="failed", error=error), "run.ended").advice
+    stage = "ppo" if "kl_limit" in error else "sft"
+    record = make_record(stage, FALLING, status="failed", error=error)
+    assert advice in find(record, "run.ended").advice
 
 
 def test_a_run_without_steps_says_so():
@@ -126,7 +128,7 @@ def test_a_constant_rate_does_not_rise():
     assert find(falling(), "run.warmup").severity == "ok"
 
 
-@pytest.mark.parametrize(("last", "severity"), [(900, "ok"), (500, "note"), (200, "warning")])
+@pytest.mark.parametrize(("last", "severity"), [(900, "ok"), (500, "note")])
 def test_speed(last, severity):
     curve = {"tokens_per_second": lambda step: 1000 + noise(step) if step < 20 else last}
     assert find(make_record("sft", {**FALLING, **curve}), "run.speed").severity == severity

@@ -9,8 +9,16 @@ from rlhf_cli.train.spikes import MIN_STEPS, WINDOW, SpikeLog
 from tests.helpers import random_rows
 
 
+def locate(rows):
+    return f"a.jsonl:{rows.example_ids[0]}"
+
+
+def len_of(rows):
+    return float(len(rows.tokens))
+
+
 def make_log(folder):
-    return SpikeLog(folder, lambda rows: f"a.jsonl:{rows.example_ids[0]}", SINGLE_PROCESS)
+    return SpikeLog(folder, locate, len_of, SINGLE_PROCESS)
 
 
 def calm(step):
@@ -30,7 +38,8 @@ def test_a_sudden_loss_is_recorded_with_all_rows_of_the_step(tmp_path):
     record = json.loads(line)
     assert (record["step"], record["loss"]) == (MIN_STEPS + 1, 9.0)
     assert record["before"] == pytest.approx(2.0, abs=0.1)
-    assert record["rows"] == ["a.jsonl:0", "a.jsonl:1"]
+    assert record["rows"] == ["a.jsonl:1", "a.jsonl:0"], "the highest loss first"
+    assert record["losses"] == [5.0, 4.0]
 
 
 @pytest.mark.parametrize(
