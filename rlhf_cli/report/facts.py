@@ -271,6 +271,21 @@ def _count(found: Mapping[str, Any], key: str) -> str:
     return f"{value:,}" if isinstance(value, int) else ""
 
 
+MOST_SPIKES, MOST_ROWS = 12, 4
+
+
+def spike_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """Steps of a sudden loss: step, loss, loss before, and the rows with the highest loss."""
+    found = []
+    for line in record.spikes[:MOST_SPIKES]:
+        step, loss, before = (line.get(name) for name in ("step", "loss", "before"))
+        rows = line.get("rows")
+        named = [clean(row, 80) for row in rows[:MOST_ROWS]] if isinstance(rows, list) else []
+        if all(isinstance(value, int | float) for value in (step, loss, before)):
+            found.append((f"{step:,}", show_number(loss), show_number(before), ", ".join(named)))
+    return found
+
+
 _SHOWN_ELSEWHERE = ("data", "held_out_data", "before", "after", "intervals", "origins", "inputs")
 
 

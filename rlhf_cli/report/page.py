@@ -24,6 +24,9 @@ from rlhf_cli.runs.record import RunRecord
 
 TEMPLATES = Path(__file__).parent / "templates"
 
+ERROR_START = 60
+"""Characters by which an error is found in the sentence of a finding."""
+
 X_LABELS = {"ppo": "rollout"}
 """Stage -> what a step is."""
 
@@ -61,6 +64,7 @@ def run_page(record: RunRecord) -> str:
     changed, rest = settings.split_settings(record)
     shown = samples.view(record.samples, record.fixed_samples)
     manifest = facts.manifest_rows(record)
+    findings = find(record, "problem", "warning", "note")
     contents = [
         ("diagnosis", "Diagnosis", True),
         ("evaluation", "Before and after", bool(changes)),
@@ -82,14 +86,15 @@ def run_page(record: RunRecord) -> str:
         folder=show_folder(record.folder),
         headline=facts.headline(record),
         contents=[(id_, label) for id_, label, there in contents if there],
-        error=clean(record.error, 2000),
-        findings=find(record, "problem", "warning", "note"),
+        error=_untold_error(record, findings),
+        findings=findings,
         passed=find(record, "ok"),
         problems=[clean(line, 300) for line in record.problems],
         changes=changes,
         heads=facts.change_heads(record),
         has_intervals=any(c.before_interval or c.after_interval for c in changes),
         groups=groups,
+        spikes=facts.spike_rows(record),
         samples=shown,
         data=data,
         changed=changed,
@@ -98,6 +103,13 @@ def run_page(record: RunRecord) -> str:
         has_origins=ORIGINS in record.manifest,
         manifest=manifest,
     )
+
+
+def _untold_error(record: RunRecord, findings: Sequence[ShownFinding]) -> str:
+    """What ended the run, unless the diagnosis says it."""
+    error = clean(record.error, 2000)
+    start = error[:ERROR_START]
+    return "" if any(start in one.sentence for one in findings) else error
 
 
 def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = None) -> str:

@@ -128,6 +128,20 @@ def test_values_that_are_not_finite_are_told(a_run):
     assert 'class="lost"' in page
 
 
+def test_sudden_losses_have_their_rows(a_run):
+    run = a_run()
+    line = {"step": 7, "loss": 9.5, "before": 1.5, "rows": ["a.jsonl:3", "<b>"], "losses": [9, 8]}
+    (run / "spikes.jsonl").write_text(json.dumps(line) + '\n{"step": "x"}\n')
+    page = page_of(run)
+    assert "a.jsonl:3, &lt;b&gt;" in page
+    assert "Sudden losses" in page
+
+
+def test_what_ended_a_run_is_told_once(a_run):
+    page = page_of(a_run(status="failed", error="NonFinite: step 3: the loss is not finite"))
+    assert page.count("the loss is not finite") == 1
+
+
 def test_a_metrics_file_with_half_a_line_and_with_garbage(a_run):
     run = a_run()
     with (run / "metrics.jsonl").open("a") as file:
