@@ -112,6 +112,7 @@ def test_samples_of_broken_utf_8(a_run):
         [{"step": k, "loss": [1.0, float("nan"), -float("inf")][k % 3]} for k in range(20)],
         [{"step": k, "loss": (-1) ** k * 1e308} for k in range(20)],
         [{"step": 5, "loss": float(k)} for k in range(20)],
+        [{"step": k, "loss": 10**400 if k == 3 else k} for k in range(20)],
         [{"step": k, "loss": 1e9 + 1e-3 * k} for k in range(20)],
         [{"step": k, "anything/else": k**0.5, "eval/anything/else": k} for k in range(20)],
     ],
