@@ -92,12 +92,12 @@ FAULTS = {
         (
             *PPO,
             "reward.function={rewards}:length",
-            "kl_coef=0.0",
-            "lr=1e-3",
-            "max_steps=20",
-            "missing_eos_penalty=0",
+            "kl_coef=0",
+            "kl_limit=1000",
+            "lr=2e-4",
+            "max_steps=24",
         ),
-        named_by=("ppo.eos",),
+        named_by=("ppo.eos", "ppo.ends_less"),
     ),
     "swapped_reward": Fault(
         "chosen and rejected swapped in the rows of the reward model",
@@ -137,12 +137,12 @@ FAULTS = {
     "temperature": Fault(
         "GRPO's rollouts sampled at temperature 0.05",
         (
-            *PPO,
+            *PPO[:-1],
+            "train.batch_size=4",
             "advantage=grpo",
             "samples_per_prompt=4",
             "temperature=0.05",
             "max_steps=12",
-            "train.batch_size=4",
         ),
         named_by=("ppo.constant_groups",),
     ),
@@ -210,11 +210,6 @@ FAULTS = {
         "learning rate of DPO 50 times too high, without its likelihood term",
         ("dpo", "config=tiny/dpo", "model={sft}", "loss_type=sigmoid", "lr=5e-3", "max_steps=30"),
         named_by=("dpo.displacement",),
-    ),
-    "warmup": Fault(
-        "warm-up longer than the run",
-        ("sft", "config=tiny/sft", "model={pretrain}", "max_steps=40", "train.warmup_steps=400"),
-        named_by=("run.warmup",),
     ),
 }
 

@@ -1,12 +1,13 @@
 """The picture of a report that the README shows: the tiny chain's PPO, drawn by Chromium.
 
-    python -m benchmarks.report_picture [RUN] [--output docs/report.png] [--height 1420]
+    python -m benchmarks.report_picture [RUN] [--output docs/report.png] [--height 1340]
 
 Without RUN, the tiny chain is trained up to PPO first: about four minutes on two cores. The picture
 is the top of the report on a light page, 1200 pixels wide.
 """
 
 import argparse
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -34,27 +35,30 @@ CHAIN = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("run", nargs="?", type=lambda name: Path(name).resolve())
     parser.add_argument("--output", type=Path, default=Path("docs/report.png"))
-    parser.add_argument("--height", type=int, default=1420)
+    parser.add_argument("--height", type=int, default=1340)
     given = parser.parse_args()
-    with TemporaryDirectory() as scratch:
-        run = given.run or train(Path(scratch))
-        page = Path(scratch) / "report.html"
-        write_report([run], page)
-        draw(page, given.output, given.height)
-    size = given.output.stat().st_size
+    output = given.output.resolve()
+    with TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        if given.run:
+            shutil.copytree(given.run, "runs/ppo")
+        else:
+            train(Path("runs"))
+        page = Path("report.html")
+        write_report([Path("runs/ppo")], page)
+        draw(page.resolve(), output, given.height)
+    size = output.stat().st_size
     print(f"{given.output}: {size:,} bytes")
     if size > LARGEST:
         raise SystemExit(f"need at most {LARGEST:,}; try a smaller --height")
 
 
-def train(out: Path) -> Path:
-    """Train the tiny chain, and return the folder of its PPO run."""
+def train(out: Path) -> None:
+    """Train the tiny chain up to PPO."""
     for words in CHAIN:
         command = [sys.executable, "-m", "rlhf_cli", *(word.format(out=out) for word in words)]
         subprocess.run(command, check=True)
-    return out / "ppo"
 
 
 def draw(page: Path, output: Path, height: int) -> None:
@@ -64,7 +68,7 @@ def draw(page: Path, output: Path, height: int) -> None:
         raise SystemExit(f"need one of {', '.join(BROWSERS)}")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     flags += ["--blink-settings=preferredColorScheme=1", f"--window-size={WIDTH},{height}"]
-    flags += [f"--screenshot={output.resolve()}", page.as_uri()]
+    flags += [f"--screenshot={output}", page.as_uri()]
     subprocess.run([browser, *flags], check=True, capture_output=True)
 
 

@@ -3,6 +3,7 @@
 import math
 
 from rlhf_cli.diagnosis.findings import Finding
+from rlhf_cli.diagnosis.reward import SWAP
 from rlhf_cli.diagnosis.series import (
     MIN_LINES,
     change,
@@ -105,9 +106,7 @@ def stuck(record: RunRecord) -> Finding | None:
         if equal
         else f"The learning rate, {rate:.2g} at its peak, is too low for {len(record.training)} "
         "steps.",
-        advice=("data.columns={chosen: ..., rejected: ...}",)
-        if equal
-        else (scaled(record, "train.lr", 10),),
+        advice=() if equal else (scaled(record, "train.lr", 10),),
         numbers=numbers,
     )
 
@@ -129,7 +128,7 @@ def accuracy(record: RunRecord) -> Finding | None:
             sentence=f"{shown} are ranked as labeled: what is learned is wrong for other rows.",
             cause="Chosen and rejected are swapped in one of the two files, or mean something "
             "else there.",
-            advice=("data.columns={chosen: rejected, rejected: chosen}",),
+            advice=(SWAP,),
             numbers=numbers,
         )
     if trained - last > max(GAP, 3 * error):

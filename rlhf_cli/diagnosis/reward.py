@@ -8,6 +8,9 @@ from rlhf_cli.runs.record import RunRecord
 
 CHANCE = 0.5
 
+SWAP = "'data.columns={chosen:rejected,rejected:chosen}'"
+"""Override that reads pairs with their responses swapped, quoted for a shell."""
+
 GAP = 0.15
 """Training accuracy above the held-out one that the choice of rows does not explain."""
 
@@ -35,7 +38,7 @@ def held_out_accuracy(record: RunRecord) -> Finding | None:
             severity="problem",
             sentence=f"{shown}, which is less than chance.",
             cause="Labels are swapped in one of the two files.",
-            advice=("data.columns={chosen: rejected, rejected: chosen}",),
+            advice=(SWAP,),
             numbers=numbers,
         )
     if last < CHANCE + 2 * error:
@@ -94,8 +97,7 @@ def length(record: RunRecord) -> Finding | None:
         severity="problem" if one_sided >= LENGTH_SHARE else "warning",
         sentence=f"{shown}: it is no better than measuring length.",
         cause="In these pairs length predicts the preference; a policy trained on this reward "
-        "will change its length.",
-        advice=("reward.length_penalty=0.01", "data=PAIRS_OF_EQUAL_LENGTH.jsonl"),
+        "will change its length. Pairs of similar length help, and reward.length_penalty in ppo.",
         numbers=numbers,
     )
 

@@ -23,6 +23,9 @@ LENGTH_DRIFT = 2.0
 MIN_ENDED = 0.5
 """Fraction of the baseline's share of responses that ended by themselves."""
 
+ENDS_LESS = 0.85
+"""The same fraction, for a fall over a whole run that is more than noise."""
+
 FEW_ENDED = 0.5
 """Share of responses with an end token below which most are cut off."""
 
@@ -246,6 +249,25 @@ def cut_off(record: RunRecord) -> Finding | None:
     )
 
 
+def ends_less(record: RunRecord) -> Finding | None:
+    """Whether fewer responses end by themselves than at first, though still most of them."""
+    first, now = compare_rollouts(record)
+    moved = change_of(values_of(record, METRICS["ended"]))
+    if moved is None or not moved.fell or now["ended"] >= ENDS_LESS * first["ended"]:
+        return None
+    if now["ended"] < MIN_ENDED * first["ended"]:
+        return None  # named already
+    return Finding(
+        code="ppo.ends_less",
+        severity="warning",
+        sentence=f"{now['ended']:.0%} of the responses end by themselves, {first['ended']:.0%} at "
+        "first: the policy is unlearning to stop.",
+        cause="Nothing in the reward asks for an end, and a longer response scores higher.",
+        advice=("missing_eos_penalty=1",),
+        numbers={"first": first["ended"], "now": now["ended"]},
+    )
+
+
 def score_by_length(record: RunRecord) -> Finding | None:
     """Correlation of score and length over the logged samples."""
     pairs = [
@@ -303,4 +325,4 @@ def constant_groups(record: RunRecord) -> Finding | None:
     )
 
 
-RULES = (*(_rule(check) for check in CHECKS), cut_off, score_by_length, constant_groups)
+RULES = (*(_rule(check) for check in CHECKS), cut_off, ends_less, score_by_length, constant_groups)

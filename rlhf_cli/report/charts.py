@@ -34,6 +34,7 @@ class Line:
         series: its values.
         color: number of its color, from 0.
         dots: evaluation points, drawn as dots with a thin line between them.
+        exact: drawn as they are, without smoothing.
         most: points drawn.
     """
 
@@ -41,6 +42,7 @@ class Line:
     series: Series
     color: int = 0
     dots: bool = False
+    exact: bool = False
     most: int = 240
 
     @property
@@ -161,7 +163,7 @@ def _draw_line(line: Line, x: Axis, y: Axis) -> Iterator[Markup]:
     if len(raw) == 1:
         yield _dot(line, places[0][0], places[1][0], 4.0, svg.title(_point(line, 0)))
         return
-    smooth = line.series.smoothed
+    smooth = line.series.finite if line.exact else line.series.smoothed
     same = smooth is line.series.finite
     if not same:
         yield svg.element("path", d=svg.path(*places), class_=f"raw {line.style}")

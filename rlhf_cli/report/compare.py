@@ -11,8 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from rlhf_cli.errors import DataError
-from rlhf_cli.registry import COMMANDS
-from rlhf_cli.report.facts import STATUS_WORDS
+from rlhf_cli.report.facts import STATUS_WORDS, last_step
 from rlhf_cli.report.glossary import describe
 from rlhf_cli.report.plots import Coordinate, draw_parallel
 from rlhf_cli.report.text import NONE, clean, show_number, show_seconds
@@ -97,14 +96,14 @@ def _number(value: object) -> float | None:
 _RESULTS = ("status", "exit_code", "value", "loss", "seconds", "folder", "job", "rank")
 
 
-def view_sweep(folder: Path, stage: str) -> Sweep | None:
+def view_sweep(folder: Path) -> Sweep | None:
     """The table of a sweep and its parallel coordinates; None where there is no table."""
     rows = read_sweep(folder)
     if not rows:
         return None
     columns = [name for name in rows[0] if name is not None]
     keys = [name for name in columns if name not in _RESULTS and not name.startswith("eval/")]
-    objective = _objective(stage)
+    objective = _objective(rows)
     main = [f"eval/{name}" for name in MAIN_METRICS]
     metrics = ["value", *(name for name in main if name in columns and name != objective)]
     metrics = [name for name in metrics if any(row.get(name) for row in rows)]
@@ -141,9 +140,12 @@ def job_names(folder: Path, records: Sequence[RunRecord]) -> list[str]:
     return found
 
 
-def _objective(stage: str) -> str:
-    command = COMMANDS.get(stage)
-    return str(command.config().default_objective.metric) if command else "value"
+def _objective(rows: Sequence[Mapping[str, str]]) -> str:
+    """The held-out metric that ranks the jobs: the one with the values of `value`."""
+    ranked = [row for row in rows if row.get("value")]
+    names = [name for name in rows[0] if name is not None and name.startswith("eval/")]
+    same = (name for name in names if all(row.get(name) == row["value"] for row in ranked))
+    return next(same, "value") if ranked else "value"
 
 
 def _result(value: object, name: str) -> str:
@@ -257,4 +259,5 @@ def _last_results(record: RunRecord) -> dict[str, float]:
 
 
 def _steps(record: RunRecord) -> str:
-    return f"{record.metrics[-1]['step']:,.0f}" if record.metrics else NONE
+    last = last_step(record)
+    return NONE if last is None else f"{last:,}"

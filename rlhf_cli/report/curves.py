@@ -141,7 +141,7 @@ def compared(
         head = describe(name)
         drawn = groups.setdefault(head.group, _Drawn())
         found = [curves.get(name) for curves in runs]
-        lines = _run_lines(found, names, dots=name.startswith(EVAL))
+        lines = _run_lines(found, names, head, dots=name.startswith(EVAL))
         if not lines:
             continue
         values = {line.series.first for line in lines}
@@ -156,15 +156,18 @@ def compared(
     ]
 
 
-def _run_lines(found: Sequence[Series | None], names: Sequence[str], *, dots: bool) -> list[Line]:
+def _run_lines(
+    found: Sequence[Series | None], names: Sequence[str], head: Metric, *, dots: bool
+) -> list[Line]:
     count = sum(series is not None for series in found)
     most = max(40, POINTS_OF_A_CHART // max(1, count))
     lines = []
     for color, (series, name) in enumerate(zip(found, names, strict=True)):
         if series is None or not len(series.finite):
             continue
-        shown = series if count <= RUNS_WITH_RAW or dots else series.smoothed
-        lines.append(Line(label=name, series=shown, color=color, dots=dots, most=most))
+        shown = series if count <= RUNS_WITH_RAW or dots or head.exact else series.smoothed
+        exact = head.exact or shown is not series
+        lines.append(Line(label=name, series=shown, color=color, dots=dots, exact=exact, most=most))
     return lines
 
 
@@ -237,7 +240,8 @@ def _panel_of_run(
         held_out = each.startswith(EVAL)
         label = TOGETHER[name][1][each] if several else "held out" if held_out else TRAINING
         own = HELD_OUT_COLOR if held_out else color
-        lines.append(Line(label=label, series=curves[each], color=own, dots=held_out))
+        exact = describe(each).exact
+        lines.append(Line(label=label, series=curves[each], color=own, dots=held_out, exact=exact))
         if each in partners:
             label = f"{label}, held out" if several else "held out"
             own = color if several else HELD_OUT_COLOR
@@ -264,7 +268,7 @@ def _panel(
     chart = Chart(title=title, unit=head.unit, lines=lines, healthy=head.healthy, x_label=x_label)
     single = len({line.color for line in lines if not line.dots}) <= 1 and len(lines) <= 2
     main = lines[0].series
-    value, change = _ends(main, head.unit) if single and len(main.finite) else ("", "")
+    value, change = _ends(main, head) if single and len(main.finite) else ("", "")
     said = metrics or [head]
     return Panel(
         title=clean(title, 80),
@@ -289,9 +293,10 @@ def _names(names: Sequence[str]) -> str:
     return f"{shown} · {EVAL}…" if several and len(train) < len(names) else shown
 
 
-def _ends(series: Series, unit: str) -> tuple[str, str]:
-    """The last value of the smoothed curve, and where it came from."""
-    last, first = series.smoothed.last, series.first
+def _ends(series: Series, head: Metric) -> tuple[str, str]:
+    """The last value of the drawn curve, and where it came from."""
+    last, first = series.last if head.exact else series.smoothed.last, series.first
+    unit = head.unit
     noise = 1e-5 * (max(series.finite.values) - min(series.finite.values))
     value = show_number(last if abs(last) > noise else 0.0, unit)
     if len(series.finite) < 2:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rlhf_cli.report.glossary import describe
+from rlhf_cli.report.glossary import Metric, describe
 from rlhf_cli.report.text import NONE, clean, show_number, show_seconds, show_time, show_value
 from rlhf_cli.runs.record import RunRecord
 
@@ -29,7 +29,7 @@ def headline(record: RunRecord) -> Facts:
     known, options = record.manifest, record.options
     starts = known.get("starts")
     started = starts[0] if isinstance(starts, list) and starts else ""
-    steps = known.get("steps") or (int(record.metrics[-1]["step"]) if record.metrics else None)
+    steps = known.get("steps") or last_step(record)
     facts = [
         ("Model", _short_path(options.get("model.path"))),
         ("Data", _short_path(options.get("data.path"))),
@@ -40,6 +40,11 @@ def headline(record: RunRecord) -> Facts:
         ("Peak memory", _bytes(known.get("peak_memory_bytes"))),
     ]
     return [(label, value) for label, value in facts if value]
+
+
+def last_step(record: RunRecord) -> int | None:
+    """The last step that has metrics; None without any."""
+    return int(max(line["step"] for line in record.metrics)) if record.metrics else None
 
 
 def _short_path(value: object) -> str:
@@ -91,13 +96,25 @@ class Change:
     unit: str
 
 
+NO_RESULTS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
+"""Metrics of another trainer's evaluation that say nothing about the model."""
+
+
+def change_heads(record: RunRecord) -> tuple[str, str]:
+    """Heads of the two columns of `changes`."""
+    lines = record.evaluations
+    if _numbers(record.manifest.get("after")) or not lines:
+        return "Before", "After"
+    return f"Step {lines[0]['step']:,.0f}", f"Step {lines[-1]['step']:,.0f}"
+
+
 def changes(record: RunRecord) -> list[Change]:
     """Held-out metrics before and after; of an unfinished run, those of its last evaluation."""
     before, after = _ends(record)
     known = record.manifest.get("intervals")
     intervals = known if isinstance(known, Mapping) else {}
     found = []
-    for name in dict.fromkeys((*before, *after)):
+    for name in (name for name in dict.fromkeys((*before, *after)) if name not in NO_RESULTS):
         head, first, last = describe(name), before.get(name), after.get(name)
         unit = head.unit
         found.append(
@@ -109,11 +126,16 @@ def changes(record: RunRecord) -> list[Change]:
                 before_interval=_interval(intervals.get("before"), name, unit),
                 after_interval=_interval(intervals.get("after"), name, unit),
                 change=_difference(first, last, unit),
-                verdict=_verdict(first, last, head.better),
+                verdict=_verdict(first, last, _direction(record.stage, head)),
                 unit="" if unit in ("share", "bytes") else unit,
             )
         )
     return found
+
+
+def _direction(stage: str, head: Metric) -> str:
+    """Direction of an improvement; a score is to rise in ppo, and has no direction elsewhere."""
+    return describe(head.train_name).better if stage == "ppo" and head.train_name else head.better
 
 
 def _ends(record: RunRecord) -> tuple[dict[str, float], dict[str, float]]:
@@ -247,6 +269,21 @@ def _items(value: object) -> list[tuple[str, Mapping[str, Any]]]:
 def _count(found: Mapping[str, Any], key: str) -> str:
     value = found.get(key)
     return f"{value:,}" if isinstance(value, int) else ""
+
+
+MOST_SPIKES, MOST_ROWS = 12, 4
+
+
+def spike_rows(record: RunRecord) -> list[tuple[str, str, str, str]]:
+    """Steps of a sudden loss: step, loss, loss before, and the rows with the highest loss."""
+    found = []
+    for line in record.spikes[:MOST_SPIKES]:
+        step, loss, before = (line.get(name) for name in ("step", "loss", "before"))
+        rows = line.get("rows")
+        named = [clean(row, 80) for row in rows[:MOST_ROWS]] if isinstance(rows, list) else []
+        if all(isinstance(value, int | float) for value in (step, loss, before)):
+            found.append((f"{step:,}", show_number(loss), show_number(before), ", ".join(named)))
+    return found
 
 
 _SHOWN_ELSEWHERE = ("data", "held_out_data", "before", "after", "intervals", "origins", "inputs")

@@ -38,6 +38,7 @@ class Metric:
         healthy: lower and upper end of the range of a healthy run, where one is known.
         advice: what a value outside of that range, or a trend, says.
         train_name: for a held-out metric the training metric of the same meaning.
+        exact: whether values have no noise, so that smoothing would only blur them.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Metric:
     healthy: tuple[float, float] | None = None
     advice: str = ""
     train_name: str = ""
+    exact: bool = False
 
 
 TOKENS = "mean over the tokens in the loss"
@@ -314,6 +316,7 @@ _KL = (
         meaning="kl_coef of the rollout; it changes with kl_controller=adaptive only.",
         group="kl",
         merged=ROLLOUT,
+        exact=True,
     ),
     Metric(
         name="objective/entropy",
@@ -468,6 +471,7 @@ _UPDATE = (
         meaning="Learning rate of the step, by train.schedule.",
         group="update",
         merged=STEPS,
+        exact=True,
     ),
     Metric(
         name="grad_norm",
@@ -604,6 +608,7 @@ _SPEED = (
         unit="bytes",
         group="speed",
         merged="last value of rank 0",
+        exact=True,
         better="lower",
     ),
 )

@@ -18,11 +18,14 @@ from rlhf_cli.diagnosis.findings import Severity, of_severity
 from rlhf_cli.report import compare, curves, facts, samples, settings
 from rlhf_cli.report.charts import COLORS
 from rlhf_cli.report.series import read_series
-from rlhf_cli.report.text import clean
+from rlhf_cli.report.text import clean, show_folder
 from rlhf_cli.runs.manifest import ORIGINS
 from rlhf_cli.runs.record import RunRecord
 
 TEMPLATES = Path(__file__).parent / "templates"
+
+ERROR_START = 60
+"""Characters by which an error is found in the sentence of a finding."""
 
 X_LABELS = {"ppo": "rollout"}
 """Stage -> what a step is."""
@@ -61,6 +64,7 @@ def run_page(record: RunRecord) -> str:
     changed, rest = settings.split_settings(record)
     shown = samples.view(record.samples, record.fixed_samples)
     manifest = facts.manifest_rows(record)
+    findings = find(record, "problem", "warning", "note")
     contents = [
         ("diagnosis", "Diagnosis", True),
         ("evaluation", "Before and after", bool(changes)),
@@ -79,16 +83,18 @@ def run_page(record: RunRecord) -> str:
         stage=clean(record.stage or record.tool, 40),
         status=record.status,
         status_words=facts.STATUS_WORDS[record.status],
-        folder=clean(record.folder.resolve()),
+        folder=show_folder(record.folder),
         headline=facts.headline(record),
         contents=[(id_, label) for id_, label, there in contents if there],
-        error=clean(record.error, 2000),
-        findings=find(record, "problem", "warning", "note"),
+        error=_untold_error(record, findings),
+        findings=findings,
         passed=find(record, "ok"),
         problems=[clean(line, 300) for line in record.problems],
         changes=changes,
+        heads=facts.change_heads(record),
         has_intervals=any(c.before_interval or c.after_interval for c in changes),
         groups=groups,
+        spikes=facts.spike_rows(record),
         samples=shown,
         data=data,
         changed=changed,
@@ -97,6 +103,13 @@ def run_page(record: RunRecord) -> str:
         has_origins=ORIGINS in record.manifest,
         manifest=manifest,
     )
+
+
+def _untold_error(record: RunRecord, findings: Sequence[ShownFinding]) -> str:
+    """What ended the run, unless the diagnosis says it."""
+    error = clean(record.error, 2000)
+    start = error[:ERROR_START]
+    return "" if any(start in one.sentence for one in findings) else error
 
 
 def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = None) -> str:
@@ -134,7 +147,7 @@ def compare_page(records: Sequence[RunRecord], sweep: compare.Sweep | None = Non
         "compare.html.j2",
         f"rlhf: {title}",
         name=title,
-        subtitle=clean(sweep.folder.resolve()) if sweep else ", ".join(names),
+        subtitle=show_folder(sweep.folder) if sweep else ", ".join(names),
         contents=[(id_, label) for id_, label, there in contents if there],
         sweep=sweep,
         columns=columns,

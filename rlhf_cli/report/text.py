@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.values import format_value
@@ -111,6 +112,12 @@ def show_seconds(seconds: float) -> str:
     while parts and not parts[0][0]:
         parts.pop(0)
     return " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)
+
+
+def show_folder(folder: Path) -> str:
+    """A folder as one would type it here: relative to the working folder if it is in it."""
+    path, here = folder.resolve(), Path.cwd()
+    return clean(path.relative_to(here) if here in path.parents else path)
 
 
 def show_time(text: object) -> str:

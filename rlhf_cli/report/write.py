@@ -7,15 +7,19 @@ from pathlib import Path
 
 from rlhf_cli.console import logger
 from rlhf_cli.errors import DataError, first_line
-from rlhf_cli.report.compare import expand, read_runs, view_sweep
+from rlhf_cli.report.compare import SWEEP_TABLE, expand, read_runs, view_sweep
 from rlhf_cli.report.page import compare_page, run_page
-from rlhf_cli.runs.run_files import REPORT, write_text_atomic
+from rlhf_cli.runs.run_files import METRICS, REPORT, write_text_atomic
 
 
 def write_at_end(folder: Path) -> None:
-    """Write a run's report at its end; an error is one line, for the run itself is fine."""
+    """Write the report of a run or sweep at its end; an error is one line, and changes nothing.
+
+    A run that ended before its first evaluation or step has nothing to report.
+    """
     try:
-        write_report([folder], folder / REPORT)
+        if (folder / METRICS).is_file() or (folder / SWEEP_TABLE).is_file():
+            write_report([folder], folder / REPORT)
     except Exception as error:  # whatever is wrong with the page
         logger.info(f"{REPORT}: not written ({first_line(error)})")
 
@@ -42,7 +46,7 @@ def write_report(folders: Sequence[Path], target: Path) -> int:
     if one:
         page = run_page(records[0])
     else:
-        sweep = view_sweep(folders[0], records[0].stage) if len(folders) == 1 else None
+        sweep = view_sweep(folders[0]) if len(folders) == 1 else None
         page = compare_page(records, sweep)
     write_text_atomic(target, page)
     return len(records)

@@ -28,6 +28,7 @@ from rlhf_cli.config.suggest import nearest
 from rlhf_cli.config.yaml_files import to_yaml
 from rlhf_cli.console import logger
 from rlhf_cli.errors import CheckpointError, ConfigError, DataError, RlhfError
+from rlhf_cli.report.write import write_at_end
 from rlhf_cli.resolve import Resolved, print_notes, recipe_sweep, resolve
 from rlhf_cli.runs import folder, lock, manifest
 from rlhf_cli.runs.run_files import write_error
@@ -316,9 +317,10 @@ def _missing_plugin(group: str, name: str, installed: list[str]) -> str:
 
 
 def _finish(out: Path, objective: Objective) -> None:
-    """Write the table, or remove the folder if no job has run."""
+    """Write the table and the report, or remove the folder if no job has run."""
     if jobs.read_rows(out, objective):
         jobs.write_table(out, objective)
+        write_at_end(out)
         return
     with suppress(OSError):
         (out / "multirun.yaml").unlink(missing_ok=True)

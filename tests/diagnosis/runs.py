@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.schema import options
 from rlhf_cli.diagnosis.diagnose import diagnose
 from rlhf_cli.diagnosis.findings import Finding
+from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs.record import RunRecord
 
 Curve = float | Callable[[int], float]
@@ -65,11 +67,21 @@ def _at(curve: Curve, step: int) -> float:
     return float(curve(step) if callable(curve) else curve)
 
 
+def examine(record: RunRecord) -> list[Finding]:
+    """Diagnose a record; each override that is advised must be a key of its stage."""
+    found = diagnose(record)
+    keys = {*options(COMMANDS[record.stage].config), "loss_type"}
+    words = [word for one in found for advice in one.advice for word in advice.split()]
+    given = [word.strip("'").partition("=")[0] for word in words if "=" in word]
+    assert {key for key in given if key not in keys} == set()
+    return found
+
+
 def find(record: RunRecord, code: str) -> Finding | None:
     """The finding of a code; None if no rule made it."""
-    return next((one for one in diagnose(record) if one.code == code), None)
+    return next((one for one in examine(record) if one.code == code), None)
 
 
 def alarms(record: RunRecord) -> list[str]:
     """Codes of problems and warnings."""
-    return [one.code for one in diagnose(record) if one.severity in ("problem", "warning")]
+    return [one.code for one in examine(record) if one.severity in ("problem", "warning")]

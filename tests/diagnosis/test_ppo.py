@@ -50,6 +50,7 @@ def test_a_healthy_run_has_no_alarm():
         ({"tokens/response_length": lambda step: 50 - step}, "ppo.length"),
         ({"tokens/eos_fraction": lambda step: max(0.1, 1 - step / 40)}, "ppo.eos"),
         ({"tokens/eos_fraction": 0.0}, "ppo.eos"),
+        ({"tokens/eos_fraction": lambda step: 1 - 0.009 * step}, "ppo.ends_less"),
         ({"tokens/eos_fraction": 0.3}, "ppo.cut_off"),
         ({"rollout/distinct": 0.1}, "ppo.distinct"),
         ({"objective/score_std": 0.0}, "ppo.constant_reward"),
@@ -75,7 +76,7 @@ def test_each_symptom_is_named(curves, code):
         {"objective/kl": lambda step: 0.05 * noise(step)},
         {"tokens/response_length": lambda step: 40 + 0.5 * step},
         {"policy/entropy": lambda step: 1 - 0.01 * step},
-        {"tokens/eos_fraction": lambda step: 0.9 - 0.005 * step},
+        {"tokens/eos_fraction": lambda step: 0.9 - 0.002 * step},
         {"objective/constant_groups": 0.2},
         {"objective/teaching": 1.0},
         {"rollout/mismatch": 0.002},
@@ -104,7 +105,8 @@ def test_truncated_sampling_is_the_cause_of_a_negative_kl():
     found = find(record, "ppo.negative_kl")
     assert "sampling.top_p=0.8" in found.cause
     assert found.advice == ("sampling.top_p=1",)
-    assert find(record, "ppo.truncated_sampling").severity == "warning"
+    assert find(record, "ppo.truncated_sampling") is None, "named as the cause"
+    assert find(ppo(config=config), "ppo.truncated_sampling").severity == "warning"
 
 
 def test_reused_log_probs_that_differ_are_the_cause_of_a_negative_kl():

@@ -174,6 +174,10 @@ def test_held_out_accuracy_of_a_reward_model(held_out, code):
     assert code in alarms(reward(accuracy=[0.5, held_out]))
 
 
+def test_swapped_labels_are_not_also_called_overfitting():
+    assert alarms(reward(accuracy=[0.5, 0.1], loss=[0.7, 2.0])) == ["reward.swapped"]
+
+
 def test_a_model_of_length_is_a_problem():
     record = reward(accuracy_longer=[0.8, 0.8], prefers_longer=[0.5, 0.97])
     assert find(record, "reward.length").severity == "problem"

@@ -112,6 +112,7 @@ def test_samples_of_broken_utf_8(a_run):
         [{"step": k, "loss": [1.0, float("nan"), -float("inf")][k % 3]} for k in range(20)],
         [{"step": k, "loss": (-1) ** k * 1e308} for k in range(20)],
         [{"step": 5, "loss": float(k)} for k in range(20)],
+        [{"step": k, "loss": 10**400 if k == 3 else k} for k in range(20)],
         [{"step": k, "loss": 1e9 + 1e-3 * k} for k in range(20)],
         [{"step": k, "anything/else": k**0.5, "eval/anything/else": k} for k in range(20)],
     ],
@@ -126,6 +127,21 @@ def test_values_that_are_not_finite_are_told(a_run):
     page = page_of(a_run(lines=lines))
     assert "1 value is not finite, the first at step 7" in page
     assert 'class="lost"' in page
+
+
+def test_sudden_losses_have_their_rows(a_run):
+    run = a_run()
+    line = {"step": 7, "loss": 9.5, "before": 1.5, "rows": ["a.jsonl:3", "<b>"], "losses": [9, 8]}
+    (run / "spikes.jsonl").write_text(json.dumps(line) + '\n{"step": "x"}\n')
+    page = page_of(run)
+    assert "a.jsonl:3, &lt;b&gt;" in page
+    assert "Sudden losses" in page
+
+
+def test_what_ended_a_run_is_told_once(a_run):
+    page = page_of(a_run(status="failed", error="NonFinite: step 3: the loss is not finite"))
+    assert "the loss is not finite" in page
+    assert "What ended the run" not in page
 
 
 def test_a_metrics_file_with_half_a_line_and_with_garbage(a_run):
@@ -200,8 +216,12 @@ def test_a_long_run_is_small_and_fast(a_run):
     assert (run / "report.html").stat().st_size < 100_000
 
 
-def test_at_the_end_of_a_run_nothing_can_fail(tmp_path, capsys):
-    write_at_end(tmp_path / "none")
+def test_at_the_end_of_a_run_nothing_can_fail(tmp_path, a_run, capsys):
+    run = a_run()
+    (run / "report.html").mkdir()
+    write_at_end(run)
     assert "report.html: not written" in capsys.readouterr().err
+    write_at_end(tmp_path / "none")
+    assert capsys.readouterr().err == ""
     with pytest.raises(DataError):
         write_report([tmp_path / "none"], tmp_path / "report.html")

@@ -119,7 +119,7 @@ def test_hydra_leaves_nothing_of_its_own(folder, capsys):
     [sweep] = Path("runs").iterdir()
     assert sweep.name.startswith("sft-sweep-")
     assert {path.name for path in sweep.iterdir()} == {
-        "0", "1", ".jobs", "sweep.csv", "multirun.yaml"
+        "0", "1", ".jobs", "sweep.csv", "multirun.yaml", "report.html"
     }  # fmt: skip
     out, err = capsys.readouterr()
     assert err.splitlines() == ["job 0: seed=1", "job 1: seed=2"]
