@@ -39,7 +39,7 @@ def estimate(settings: Settings) -> Estimate:
         tokens = cfg.micro_batch_tokens or MOST_TOKENS[settings.device.kind]
         phases["evaluate"] = held | _evaluation(settings, model, b, tokens)
     return Estimate(
-        {name: settings.with_allocator(parts) for name, parts in phases.items()},
+        {name: settings.with_allocator(parts, b) for name, parts in phases.items()},
         settings.usable,
         micro_batch_tokens=tokens,
         slots=slots,
@@ -62,7 +62,7 @@ def fit_tokens(cfg: Any, b: int, rows: Rows, device: Device) -> int:
     tokens = MOST_TOKENS[device.kind]
     while tokens > LEAST_TOKENS:
         parts = {"weights": model.frozen_bytes} | _evaluation(settings, model, b, tokens)
-        if sum(settings.with_allocator(parts).values()) <= settings.usable:
+        if sum(settings.with_allocator(parts, b).values()) <= settings.usable:
             break
         tokens = max(LEAST_TOKENS, tokens * 3 // 4)
     return tokens

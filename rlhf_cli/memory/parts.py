@@ -17,12 +17,21 @@ USABLE = {"cpu": 0.9, "cuda": 0.95}
 FRAMEWORK = {"cpu": 550 << 20, "cuda": 700 << 20}
 """Libraries and their buffers, of a GPU also its context."""
 
-HOLES = {"cpu": 0.10, "cuda": 0.0}
+HOLES = {"cpu": 0.05, "cuda": 0.0}
 """Share of what is counted for freed blocks that no later one fits: glibc keeps them in a process;
 CUDA's allocator counts used blocks only (python -m benchmarks.memory_model)."""
 
-WORKSPACE = {"cpu": 50 << 20, "cuda": 40 << 20}
-"""Buffers and compiled kernels of the libraries of matrix products, beside their code."""
+WORKSPACE = {
+    ("cpu", 4): 20 << 20,
+    ("cpu", 2): 130 << 20,
+    ("cuda", 4): 40 << 20,
+    ("cuda", 2): 40 << 20,
+}
+"""By device and bytes of the compute type: buffers of matrix products. In bf16 on a CPU, oneDNN
+keeps 128 compiled kernels of about a megabyte."""
+
+ADAPTER_WORKSPACE = {"cpu": 100 << 20, "cuda": 0}
+"""More of these, for the low-rank products of an adapter; measured."""
 
 Parts = dict[str, int]
 """Part -> bytes."""
@@ -121,11 +130,12 @@ class Settings:
         """Libraries and the context of the device."""
         return {"framework": FRAMEWORK[self.device.kind]}
 
-    def with_allocator(self, parts: Parts) -> Parts:
+    def with_allocator(self, parts: Parts, itemsize: int, *, adapter: bool = False) -> Parts:
         """Add what the allocator holds beside the tensors, and the libraries."""
         kind = self.device.kind
-        counted = sum(parts.values())
-        return parts | {"allocator": int(HOLES[kind] * counted) + WORKSPACE[kind]} | self.framework
+        workspace = WORKSPACE[kind, itemsize] + (ADAPTER_WORKSPACE[kind] if adapter else 0)
+        holes = int(HOLES[kind] * sum(parts.values()))
+        return parts | {"allocator": holes + workspace} | self.framework
 
 
 def compute_itemsize(precision: str, device: Device) -> int:

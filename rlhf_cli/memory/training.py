@@ -102,7 +102,7 @@ class _Run:
             phases["evaluate"] = self._without_gradients(self.held(), forward)
         phases["save"] = self.held()
         return Estimate(
-            {name: own.with_allocator(phases[name]) for name in PHASES if name in phases},
+            {name: self._whole(phases[name]) for name in PHASES if name in phases},
             own.usable,
             micro_batch_tokens=tokens,
             slots=slots,
@@ -110,6 +110,11 @@ class _Run:
             trained=self.trained,
             notes=shape_notes(self.models),
         )
+
+    def _whole(self, parts: Parts) -> Parts:
+        """The parts of a phase with what the allocator and the libraries hold."""
+        adapter = bool(self.policy.adapter)
+        return self.settings.with_allocator(parts, self.b, adapter=adapter)
 
     def fit_slots(self, tokens: int) -> int:
         """Responses decoded at once: as configured, or as many as fit."""
@@ -121,7 +126,7 @@ class _Run:
 
     def _rollout_fits(self, slots: int, tokens: int) -> bool:
         parts = self._rollout(self.forward(tokens), slots)["rollout"]
-        return sum(self.settings.with_allocator(parts).values()) <= self.settings.usable
+        return sum(self._whole(parts).values()) <= self.settings.usable
 
     def held(self, *, moments: bool = True) -> Parts:
         """What is in memory between two steps: weights, masters and moments."""
@@ -130,9 +135,16 @@ class _Run:
             add(parts, f"{model.role} weights", model.frozen_bytes + model.trained * self.b)
         if self.b != 4:  # in fp32 the weights are the masters
             add(parts, "fp32 masters", 4 * self.trained)
+        if self._keeps_file():
+            add(parts, "reading", self.policy.shape.stored_bytes)
         if moments:
             add(parts, "optimizer", MOMENT_BYTES[self.settings.cfg.train.optimizer] * self.trained)
         return parts
+
+    def _keeps_file(self) -> bool:
+        """Whether the file of a quantized base stays mapped: its embeddings are used from there."""
+        policy, on_cpu = self.policy, self.settings.device.kind == "cpu"
+        return on_cpu and policy.quantized and policy.shape.stored == self.b
 
     def _load(self) -> Parts:
         """Trained weights in fp32, their copy in the probe, and the file they are read from."""

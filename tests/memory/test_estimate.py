@@ -25,6 +25,15 @@ ROWS = Rows(longest=128, mean=128.0)
 COUNT = 984_192
 """Parameters of the shipped model: 1,024 x 128 embeddings, and 4 layers of 128 and 384."""
 
+HEAD = 1024 * 128
+"""Of these, of the output layer."""
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
 TRAINS = {"sft": (), "reward": (), "dpo": (), "bco": (), "ppo": ("reward.length_penalty=1",)}
 
 
@@ -46,14 +55,16 @@ def test_bytes_of_full_training_in_bf16_by_hand():
     found = parts("sft", "train.precision=bf16")
     assert found["policy weights"] == 2 * COUNT
     assert found["fp32 masters"] == 4 * COUNT
-    assert found["gradients"] == 4 * COUNT
+    # of the output layer also the gradient in bf16, which waits for that of the tied embedding
+    assert found["gradients"] == 4 * COUNT + 2 * HEAD
     assert found["optimizer"] == 8 * COUNT
 
 
 def test_in_fp32_the_weights_are_the_masters():
     found = parts("sft", "train.precision=fp32")
     assert "fp32 masters" not in found
-    assert found["policy weights"] + found["gradients"] + found["optimizer"] == 16 * COUNT
+    states = found["policy weights"] + found["gradients"] + found["optimizer"]
+    assert states == 16 * COUNT + 4 * HEAD
 
 
 @pytest.mark.parametrize(("optimizer", "each"), [("adamw", 8), ("adamw_8bit", 2.03)])
@@ -119,12 +130,13 @@ def test_generate_and_evaluate_have_an_estimate():
 
 
 def test_each_override_is_a_key_and_saves_what_it_says():
-    cfg, small = training("ppo"), replace(DEVICE, total_bytes=700_000_000)
-    before = estimate_memory("ppo", cfg, ROWS, small)
-    found = cheapest_overrides("ppo", cfg, ROWS, small)
+    rows, small = Rows(longest=512, mean=512.0), replace(DEVICE, total_bytes=10**9)
+    cfg = training("ppo")
+    before = estimate_memory("ppo", cfg, rows, small)
+    found = cheapest_overrides("ppo", cfg, rows, small)
     assert 0 < len(found) <= 3
     for one in found:
-        after = estimate_memory("ppo", training("ppo", *one.text.split()), ROWS, small)
+        after = estimate_memory("ppo", training("ppo", *one.text.split()), rows, small)
         assert before.peak[1] - after.peak[1] == one.saves_bytes > 0
         assert after.fits == one.fits
 
@@ -134,7 +146,7 @@ def test_a_pass_is_as_large_as_today_where_it_fits_and_smaller_where_memory_is_s
     many = Rows(longest=1024, mean=1024.0)
     assert limit.choose_tokens(cfg, many, DEVICE, 1)[0] == 4096
     assert limit.choose_tokens(cfg, many, GPU, 1)[0] == 32768
-    tokens, said = limit.choose_tokens(cfg, many, replace(DEVICE, total_bytes=790 * 10**6), 1)
+    tokens, said = limit.choose_tokens(cfg, many, replace(DEVICE, total_bytes=900 * 10**6), 1)
     assert 1024 <= tokens < 4096
     assert "memory" in said
     given = training("sft", "train.micro_batch_tokens=77")
