@@ -275,6 +275,12 @@ def train(name: str, words: tuple[str, ...], out: Path, paths: dict[str, str]) -
     return folder
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether a run is there and not going on."""
+    file = folder / "manifest.json"
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["status"] != "running"
+
+
 def examine(folder: Path) -> dict[str, Any]:
     """What `rlhf doctor` says about a run: its codes by severity, and its sentences."""
     command = [sys.executable, "-m", "rlhf_cli", "doctor", str(folder), "--json"]
@@ -319,12 +325,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=SCRATCH / "broken")
     parser.add_argument("--only", nargs="*", default=None, help="faults; default: all")
+    parser.add_argument("--there", action="store_true", help="examine only runs that have ended")
     given = parser.parse_args()
     out = given.out.absolute()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     paths = make_files(out / "data")
     healthy = {}
     for name, words in HEALTHY.items():
+        if given.there and not has_ended(out / name):
+            continue
         folder = train(name, words, out, paths)
         paths[name] = str(folder)
         healthy[name] = [one["code"] for one in examine(folder)["found"]]
@@ -332,6 +341,7 @@ def main() -> None:
     rows = {
         name: verdict(fault, examine(train(name, fault.words, out, paths)))
         for name, fault in chosen.items()
+        if not given.there or has_ended(out / name)
     }
     show(rows, healthy)
     if given.only is None:
