@@ -285,11 +285,21 @@ def examine(folder: Path) -> dict[str, Any]:
     """What `rlhf doctor` says about a run: its codes by severity, and its sentences."""
     command = [sys.executable, "-m", "rlhf_cli", "doctor", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = {"command": command_of(folder)}
     if done.returncode not in (0, 1):
-        return {"error": done.stderr.strip(), "found": []}
+        return {**ran, "error": done.stderr.strip(), "found": []}
     found = json.loads(done.stdout)["runs"][0]["findings"]
     kept = [one for one in found if one["severity"] in ("problem", "warning")]
-    return {"exit_code": done.returncode, "found": kept}
+    return {**ran, "exit_code": done.returncode, "found": kept}
+
+
+def command_of(folder: Path) -> str:
+    """The command that made a run, with paths relative to the folder of all runs."""
+    argv = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["argv"]
+    words = [word for word in argv if not word.startswith("output_dir=")]
+    for parent in (folder.parent, DATA):
+        words = [word.replace(f"{parent}/", "") for word in words]
+    return f"rlhf {' '.join(words)}"
 
 
 def verdict(fault: Fault, said: dict[str, Any]) -> dict[str, Any]:
@@ -298,7 +308,7 @@ def verdict(fault: Fault, said: dict[str, Any]) -> dict[str, Any]:
     named = [one for one in said["found"] if one["code"] in fault.named_by]
     return {
         "fault": fault.what,
-        "command": f"rlhf {' '.join(fault.words)}",
+        "command": said["command"],
         "expected": list(fault.named_by),
         "found": codes,
         "named": bool(named),
