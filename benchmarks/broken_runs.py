@@ -275,15 +275,31 @@ def train(name: str, words: tuple[str, ...], out: Path, paths: dict[str, str]) -
     return folder
 
 
+def has_ended(folder: Path) -> bool:
+    """Whether a run is there and not going on."""
+    file = folder / "manifest.json"
+    return file.exists() and json.loads(file.read_text(encoding="utf-8"))["status"] != "running"
+
+
 def examine(folder: Path) -> dict[str, Any]:
     """What `rlhf doctor` says about a run: its codes by severity, and its sentences."""
     command = [sys.executable, "-m", "rlhf_cli", "doctor", str(folder), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = {"command": command_of(folder)}
     if done.returncode not in (0, 1):
-        return {"error": done.stderr.strip(), "found": []}
+        return {**ran, "error": done.stderr.strip(), "found": []}
     found = json.loads(done.stdout)["runs"][0]["findings"]
     kept = [one for one in found if one["severity"] in ("problem", "warning")]
-    return {"exit_code": done.returncode, "found": kept}
+    return {**ran, "exit_code": done.returncode, "found": kept}
+
+
+def command_of(folder: Path) -> str:
+    """The command that made a run, with paths relative to the folder of all runs."""
+    argv = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["argv"]
+    words = [word for word in argv if not word.startswith("output_dir=")]
+    for parent in (folder.parent, DATA):
+        words = [word.replace(f"{parent}/", "") for word in words]
+    return f"rlhf {' '.join(words)}"
 
 
 def verdict(fault: Fault, said: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +308,7 @@ def verdict(fault: Fault, said: dict[str, Any]) -> dict[str, Any]:
     named = [one for one in said["found"] if one["code"] in fault.named_by]
     return {
         "fault": fault.what,
-        "command": f"rlhf {' '.join(fault.words)}",
+        "command": said["command"],
         "expected": list(fault.named_by),
         "found": codes,
         "named": bool(named),
@@ -319,12 +335,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=SCRATCH / "broken")
     parser.add_argument("--only", nargs="*", default=None, help="faults; default: all")
+    parser.add_argument("--there", action="store_true", help="examine only runs that have ended")
     given = parser.parse_args()
     out = given.out.absolute()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     paths = make_files(out / "data")
     healthy = {}
     for name, words in HEALTHY.items():
+        if given.there and not has_ended(out / name):
+            continue
         folder = train(name, words, out, paths)
         paths[name] = str(folder)
         healthy[name] = [one["code"] for one in examine(folder)["found"]]
@@ -332,6 +351,7 @@ def main() -> None:
     rows = {
         name: verdict(fault, examine(train(name, fault.words, out, paths)))
         for name, fault in chosen.items()
+        if not given.there or has_ended(out / name)
     }
     show(rows, healthy)
     if given.only is None:

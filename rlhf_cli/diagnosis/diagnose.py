@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from rlhf_cli.diagnosis import outcome, ppo, preference, reward, rollouts, training, unpaired
+from rlhf_cli.diagnosis import kl, outcome, ppo, preference, reward, rollouts, training, unpaired
 from rlhf_cli.diagnosis.findings import ORDER, Finding
 from rlhf_cli.runs.record import RunRecord
 
@@ -15,7 +15,7 @@ RULES_OF_STAGE: dict[str, Sequence[Rule]] = {
     "reward": (*training.RULES, *reward.RULES),
     "dpo": (*training.RULES, *preference.RULES, *unpaired.KTO_RULES),
     "bco": (*training.RULES, *unpaired.RULES),
-    "ppo": (*ppo.RULES, *rollouts.RULES),
+    "ppo": (*ppo.RULES, *kl.RULES, *rollouts.RULES),
 }
 
 
