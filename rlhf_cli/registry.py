@@ -136,7 +136,6 @@ COMMANDS = {
             trains=False,
             positional="run",
             more="beside",
-            flags=("json",),
             examples=(
                 "runs/ppo",
                 "runs/a runs/b --json",

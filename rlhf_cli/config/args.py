@@ -95,7 +95,7 @@ class _ArgParser:
     """Takes one argument after the other."""
 
     def __init__(self, command: Command, line: CommandLine) -> None:
-        self.line, self.command = line, command
+        self.line = line
         self.positional = command.positional
         """The key that the first positional argument sets; empty once it is set."""
 
@@ -113,9 +113,7 @@ class _ArgParser:
 
     def add(self, word: str, rest: Iterator[str]) -> None:
         """Take an argument, and the following ones that belong to it."""
-        if word.startswith("--") and self._is_flag(word[2:]):
-            self._set(word, word[2:].replace("-", "_"), "true")
-        elif word in _SWITCHES:
+        if word in _SWITCHES:
             setattr(self.line, _SWITCHES[word], True)
         elif word.startswith("--") and "=" not in word:
             self._dashed(word, rest)
@@ -126,10 +124,6 @@ class _ArgParser:
             self.others.append(word)
         elif word:
             self._add(word.removeprefix("--"), dashed=word.startswith("--"))
-
-    def _is_flag(self, name: str) -> bool:
-        """Whether a switch is a key of this command that needs no value, as `--json`."""
-        return name in self.command.flags
 
     def finish(self) -> None:
         """Set the list of the further positional arguments."""

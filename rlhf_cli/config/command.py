@@ -30,9 +30,6 @@ class Command:
     """The key of a list that takes further positional arguments, as in `rlhf evaluate runs/a
     runs/b`; or empty."""
 
-    flags: tuple[str, ...] = ()
-    """Keys that `--KEY` without a value sets to true."""
-
     examples: tuple[str, ...] = ()
     """Arguments of a command that does not train; for its help page."""
 

@@ -32,9 +32,6 @@ class DoctorConfig:
     beside: list[str] = field(default_factory=list)
     """Further runs; or as arguments after the first: `rlhf doctor runs/a runs/b`."""
 
-    json: bool = False
-    """Print one JSON object with all findings, for scripts; `--json` is the same."""
-
     reward: Annotated[str, ModelPath("reward_revision")] = ""
     """Reward model that is measured on responses of `policy`."""
 

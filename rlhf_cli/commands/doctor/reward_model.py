@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from rlhf_cli.commands.doctor.reward_findings import (
     reward_findings,
     worst,
 )
-from rlhf_cli.console import format_table
+from rlhf_cli.console import format_table, print_result
 from rlhf_cli.context import create_context
 from rlhf_cli.diagnosis.findings import Finding, of_severity
 from rlhf_cli.errors import ConfigError
@@ -55,7 +54,7 @@ def run(cfg: DoctorConfig) -> int:
         write_responses(cfg.output, sampled, found.scores, found.judged)
     names = Names(*map(_shown, (cfg.reward, cfg.policy, cfg.prompts, cfg.judge)))
     findings = reward_findings(found, names, cfg.seed)
-    print(_as_json(cfg, found, findings) if cfg.json else _page(cfg, found, findings), flush=True)
+    print_result(_page(cfg, found, findings), _to_json(cfg, found, findings))
     return NOT_GOOD_ENOUGH if worst(findings) == "problem" else 0
 
 
@@ -139,10 +138,10 @@ def _calibration_rows(found: RewardScores) -> list[list[str]]:
     return [["predicted", "observed", "pairs"], *rows]
 
 
-def _as_json(cfg: DoctorConfig, found: RewardScores, findings: Sequence[Finding]) -> str:
+def _to_json(cfg: DoctorConfig, found: RewardScores, findings: Sequence[Finding]) -> dict[str, Any]:
     better, worse = calibration_pairs(found)
     bins = reliability_curve(*pair_confidence(better, worse), low=0.5) if len(better) else []
-    content: dict[str, Any] = {
+    return {
         "reward": cfg.reward,
         "policy": cfg.policy,
         "verdict": VERDICTS[worst(findings)],
@@ -155,4 +154,3 @@ def _as_json(cfg: DoctorConfig, found: RewardScores, findings: Sequence[Finding]
             {"predicted": one.predicted, "observed": one.observed.value} for one in bins
         ],
     }
-    return json.dumps(content, indent=2)

@@ -1,12 +1,11 @@
 """`rlhf doctor`: what happened in runs, or whether a reward model is good enough for a policy."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from rlhf_cli.commands.doctor.config import DoctorConfig
 from rlhf_cli.config.command import load_function
-from rlhf_cli.console import shorten
+from rlhf_cli.console import print_result, shorten
 from rlhf_cli.diagnosis.diagnose import diagnose
 from rlhf_cli.diagnosis.findings import ORDER, Finding, of_severity, summary
 from rlhf_cli.runs.record import RunRecord, read_record
@@ -24,11 +23,8 @@ def run(cfg: DoctorConfig) -> int:
         return int(load_function(MEASURE_REWARD)(cfg) or 0)
     records = [read_record(folder) for folder in cfg.runs]
     findings = [diagnose(record) for record in records]
-    if cfg.json:
-        print(json.dumps(_to_json(records, findings), indent=2), flush=True)
-    else:
-        parts = [_page(*both) for both in zip(records, findings, strict=True)]
-        print("\n\n".join(parts), flush=True)
+    pages = [_page(*both) for both in zip(records, findings, strict=True)]
+    print_result("\n\n".join(pages), _to_json(records, findings))
     bad = any(of_severity(found, "problem") for found in findings)
     return PROBLEM_FOUND if bad else 0
 
