@@ -256,8 +256,9 @@ def _run_in(out: Path, command: Command, resolved: "Resolved", argv: list[str]) 
         manifest.write_start(out, command.name, argv, resolved.public_tree, read, origins)
         fetch_named(command, resolved.config, resolved.tree)
         manifest.record_commits(out)
-        _refuse_too_large(resolved.config)
-        if launcher.is_single_process(resolved.config.launch.processes):
+        processes = resolved.config.launch.processes
+        _refuse_too_large(resolved.config, launcher.count_processes(processes))
+        if launcher.is_single_process(processes):
             summary = _runner(command)(resolved.config, out)
         else:
             summary = launcher.launch(command.name, resolved.tree, out)
@@ -285,12 +286,11 @@ def _set_keys(resolved: "Resolved") -> dict[str, str]:
     return {key: where for key, where in origins.items() if where != DEFAULT}
 
 
-def _refuse_too_large(config: Any) -> None:
+def _refuse_too_large(config: Any, processes: int = 1) -> None:
     """Refuse models that cannot fit this device, before they are loaded."""
     from rlhf_cli.memory.limit import refuse_too_large
 
-    processes = getattr(getattr(config, "launch", None), "processes", 1)
-    refuse_too_large(config, processes if isinstance(processes, int) else 1)
+    refuse_too_large(config, processes)
 
 
 def _explained(command: Command, config: Any) -> AbstractContextManager[None]:

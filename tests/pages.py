@@ -73,6 +73,11 @@ def _commands(lines) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line.startswith("rlhf ")))
 
 
+def shown_only(words: list[str]) -> list[str]:
+    """The words of a command that shows its configuration: less work than a dry run."""
+    return [*(word for word in words if word not in ("--dry-run", "--json")), "--cfg"]
+
+
 def create_files(folder: Path) -> None:
     """Create the files and folders that the commands name."""
     for name in FOLDERS:

@@ -129,6 +129,10 @@ def words_for(name: str) -> tuple[str, ...]:
         "ppo": (*TINY, "reward.length_penalty=0.1"),
         "generate": ("model=tiny", "prompt=x"),
         "merge": ("model=tiny", "output_dir=new"),
+        "chat": ("model=tiny",),
+        "label": ("file=tiny",),
+        "score": ("reward.model=reward", "data=tiny"),
+        "doctor": ("run=run",),
     }
     return own.get(name, TINY)
 
@@ -138,7 +142,8 @@ def test_the_schema_composes_to_its_own_defaults(name):
     default = asdict(COMMANDS[name].config())
     tree = compose(name, *words_for(name)).tree
     assert tree.keys() == default.keys()
-    assert {**tree["model"], "path": ""} == default["model"]
+    if "model" in default:
+        assert {**tree["model"], "path": ""} == default["model"]
 
 
 def preset_files() -> list[tuple[str, str]]:
@@ -368,7 +373,8 @@ def test_switches(text, value):
         ("train.lr.x=1", "train.lr.x: no such key in sft; did you mean train.lr? Try train.lr=1"),
         (
             "sampling.top_k=3",
-            "sampling.top_k: a key of ppo, generate, evaluate, not of sft. See rlhf sft --help",
+            "sampling.top_k: a key of ppo, generate, chat, evaluate, doctor, not of sft. "
+            "See rlhf sft --help",
         ),
         ("train=smok", "train: got smok; need one of smoke, or keys below it. Try train=smoke"),
         (
@@ -396,9 +402,14 @@ def test_a_bad_setting_is_one_line(word, line):
         (("--lr", "--cfg"), "--lr: got no value. Try lr=VALUE"),
         (
             ("--dry",),
-            "--dry: no such switch; need key=value, or one of -m, --cfg, --provenance, --help",
+            "--dry: no such switch; need key=value, or one of -m, --cfg, --provenance, --dry-run, "
+            "--quiet, --json, --help",
         ),
-        (("-v",), "-v: no such switch; need key=value, or one of -m, --cfg, --provenance, --help"),
+        (
+            ("-v",),
+            "-v: no such switch; need key=value, or one of -m, --cfg, --provenance, --dry-run, "
+            "--quiet, --json, --help",
+        ),
         (("lr=1", "train.lr=2"), "train.lr=2: train.lr is set already by lr=1; need it once"),
         (("hydra.run.dir=x",), "hydra.run.dir=x: Hydra's own settings are for sweeps; add -m"),
         (("hydra/launcher=x",), "hydra/launcher=x: Hydra's own settings are for sweeps; add -m"),
@@ -574,8 +585,8 @@ def test_anchors_and_merge_keys_work():
         ("generate", ("model=tiny", "prompt=x", "prompts=tiny"),
          "prompt: given beside prompts=tiny; need one of the two  (command line)"),
         ("generate", ("model=tiny", "prompt=x", "data=tiny"),
-         "data: a key of pretrain, sft, reward, dpo, ppo, bco, evaluate, not of generate; did you "
-         "mean prompts? Try prompts=tiny  "
+         "data: a key of pretrain, sft, reward, dpo, ppo, bco, score, evaluate, doctor, not of "
+         "generate; did you mean prompts? Try prompts=tiny  "
          "(command line)"),
     ],
 )  # fmt: skip

@@ -12,7 +12,15 @@ import pytest
 
 from rlhf_cli import resources
 from rlhf_cli.tools import TOOLS
-from tests.pages import DOCS, ROOT, create_files, help_commands, page_commands, recipe_commands
+from tests.pages import (
+    DOCS,
+    ROOT,
+    create_files,
+    help_commands,
+    page_commands,
+    recipe_commands,
+    shown_only,
+)
 
 RUN_ALL = """
 import contextlib, io, json, sys
@@ -59,7 +67,7 @@ def test_every_command_that_a_user_is_told_to_type_composes_in_another_folder(in
     create_files(tmp_path)
     typed = dict.fromkeys([*help_commands(), *recipe_commands(), *page_commands()])
     calls = [shlex.split(command, comments=True)[1:] for command in typed]
-    calls = [call if call[0] in TOOLS else [*call, "--cfg"] for call in calls]
+    calls = [call if call[0] in TOOLS else shown_only(call) for call in calls]
     calls += [["docs"], *(["docs", name] for name in resources.page_names()), ["recipes"]]
     run = python(installed, tmp_path, "-c", RUN_ALL, str(installed), input=json.dumps(calls))
     assert run.returncode == 0, run.stderr

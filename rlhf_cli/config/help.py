@@ -110,7 +110,11 @@ def tool_page(tool: Tool) -> str:
         for form, meaning in tool.forms.items()
         for line in _columns(f"rlhf {tool.name} {form}".rstrip(), _wrap(meaning))
     ]
-    return "\n".join([f"usage: rlhf {tool.name} [{words}] [--help]", "", tool.purpose, "", *lines])
+    usage = f"usage: rlhf {tool.name} [{words}] [--help]"
+    if len(usage) > WIDTH:
+        first = " | ".join(dict.fromkeys(form.partition(" ")[0] for form in tool.forms))
+        usage = f"usage: rlhf {tool.name} [{first}] ... [--help]"
+    return "\n".join([usage, "", tool.purpose, "", *lines])
 
 
 def _purpose(command: Command) -> tuple[str, str]:

@@ -46,6 +46,21 @@ def is_single_process(processes: int) -> bool:
     return read_rank_env() is None and (processes == 1 or (processes == 0 and _gpus() < 2))
 
 
+def count_processes(processes: int) -> int:
+    """Number of processes of a run on this machine.
+
+    Args:
+        processes: `launch.processes`.
+
+    Raises:
+        ConfigError: more than it has GPUs, or without GPUs more than it has cores.
+    """
+    own = read_rank_env()
+    if own is not None:
+        return own.world_size
+    return 1 if is_single_process(processes) else _world_size(processes)
+
+
 def launch(stage: str, tree: dict[str, Any], out: Path) -> dict[str, Any]:
     """Prepare a run in this process, then train in several.
 

@@ -9,6 +9,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.report.compare import SWEEP_TABLE, expand, read_runs, view_sweep
 from rlhf_cli.report.page import compare_page, run_page
+from rlhf_cli.runs import lock
 from rlhf_cli.runs.run_files import METRICS, REPORT, write_text_atomic
 
 
@@ -18,6 +19,7 @@ def write_at_end(folder: Path) -> None:
     A run that ended before its first evaluation or step has nothing to report.
     """
     try:
+        lock.require_owned(folder)
         if (folder / METRICS).is_file() or (folder / SWEEP_TABLE).is_file():
             write_report([folder], folder / REPORT)
     except Exception as error:  # whatever is wrong with the page

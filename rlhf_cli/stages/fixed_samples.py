@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rlhf_cli.console import logger, muted
+from rlhf_cli.console import logger
 from rlhf_cli.context import forked_rng
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.distributed import Ranks
@@ -169,9 +169,8 @@ class FixedSamples:
         if not self.ranks.is_main or self.failed:
             return []
         try:
-            with muted():
-                token_ids = [one.token_ids for one in self.prompts]
-                responses = generate(self.policy, self.tokenizer, token_ids, GREEDY)
+            token_ids = [one.token_ids for one in self.prompts]
+            responses = generate(self.policy, self.tokenizer, token_ids, GREEDY)
         except Exception as error:  # of whatever kind: the samples are not worth a run
             self.failed = True
             logger.info(f"log.sample_prompts: no responses ({first_line(error)})")

@@ -224,11 +224,6 @@ def test_what_cannot_be_done_is_one_line(words, code, part, tmp_path, monkeypatc
     assert part in line
 
 
-def test_json_alone_is_refused(capsys):
-    assert cli.main(["sft", "model=tiny", "data=tiny", "--json"]) == 2
-    assert "--dry-run --json" in capsys.readouterr().err
-
-
 def test_a_dry_run_imports_no_torch_and_leaves_no_folder(tmp_path):
     words = ["dpo", "model=tiny", "data=tiny", "--dry-run"]
     done = subprocess.run(

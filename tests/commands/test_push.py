@@ -57,8 +57,8 @@ def test_the_card_tells_of_data_metrics_recipe_and_versions(hub, run_of):
     text = card_of(hub).content
     manifest = json.loads((run_of("sft") / "manifest.json").read_text())
     assert "| training | sft_train.jsonl | chat | 1,000 | 1,000 | none |" in text
-    before, after = manifest["before"]["loss"], manifest["after"]["loss"]
-    assert f"| loss | {before:.4g} | {after:.4g} |" in text
+    low, high = manifest["intervals"]["after"]["loss"]
+    assert f" | {manifest['after']['loss']:.4g} [{low:.4g}, {high:.4g}] |" in text
     assert "rlhf sft model=tiny" in text
     assert f"transformers {manifest['versions']['transformers']}" in text
     assert "\nstage: sft\n" in text

@@ -155,9 +155,12 @@ def test_of_text_the_beginning_of_a_row_is_the_prompt():
     assert [one.token_ids for one in found] == [list(range(24)), list(range(30, 54))]
 
 
-def test_rows_are_json_with_the_score_where_there_is_one(tmp_path, small_model, monkeypatch):
+@pytest.mark.parametrize(("held_out", "keys"), [("tiny", {"score"}), ("none", set())])
+def test_responses_to_held_out_prompts_are_scored(
+    tmp_path, small_model, monkeypatch, held_out, keys
+):
     monkeypatch.chdir(tmp_path)
     Path("judge.py").write_text(JUDGE)
-    out = train("ppo", small_model, tmp_path / "run", "max_steps=1", "data.eval=none")
+    out = train("ppo", small_model, tmp_path / "run", "max_steps=1", f"data.eval={held_out}")
     [line, *_] = (out / FIXED_SAMPLES).read_text().splitlines()
-    assert json.loads(line).keys() == {"step", "prompt", "response", "tokens", "score"}
+    assert json.loads(line).keys() == {"step", "prompt", "response", "tokens"} | keys

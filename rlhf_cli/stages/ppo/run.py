@@ -112,7 +112,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
         loss=components.loss,
         locate=partial(_locate, components, data.prompts[0]),
         evaluate=_evaluation(ctx, held_out, components) if held_out else None,
-        samples=_fixed_samples(cfg, ctx, held_out or worker),
+        samples=_fixed_samples(ctx, worker, held_out),
     )
     return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
@@ -163,9 +163,16 @@ def _evaluation(ctx: RunContext, held_out: RolloutWorker, components: PPOCompone
     return lambda: evaluate(held_out, components.experience_maker, ctx.ranks)
 
 
-def _fixed_samples(cfg: PPOConfig, ctx: RunContext, worker: RolloutWorker) -> FixedSamples | None:
-    """The prompts that the policy answers at each evaluation, and the scores of its responses."""
-    count = cfg.log.sample_prompts
+def _fixed_samples(
+    ctx: RunContext, training: RolloutWorker, held_out: RolloutWorker | None
+) -> FixedSamples | None:
+    """The prompts that the policy answers at each evaluation.
+
+    Responses to held-out prompts are scored too. Others are not: a reward sees nothing of training
+    prompts but their rollouts.
+    """
+    worker = held_out or training
+    count = worker.cfg.log.sample_prompts
     if not count:
         return None
     policy = worker.policy
@@ -174,7 +181,8 @@ def _fixed_samples(cfg: PPOConfig, ctx: RunContext, worker: RolloutWorker) -> Fi
     def score(responses: Sequence[Response]) -> Tensor:
         return worker.score(responses, observe=False).total
 
-    return FixedSamples(ctx.out, policy, worker.tokenizer, prompts, ctx.ranks, score)
+    scored = score if held_out else None
+    return FixedSamples(ctx.out, policy, worker.tokenizer, prompts, ctx.ranks, scored)
 
 
 def _locate(components: PPOComponents, prompts: PromptSet, rows: TokenBatch) -> str:

@@ -119,7 +119,7 @@ def test_rows_longer_than_the_models_positions_are_refused(files, capsys):
 
 def test_a_policy_that_never_ends_gets_a_warning(ppo, capsys):
     ppo("missing_eos_penalty=1", "max_steps=1")
-    assert "no response ended by itself" in capsys.readouterr().err
+    assert "No response ended by itself" in capsys.readouterr().err
 
 
 def test_rows_without_a_prompt_are_reported_with_their_reason(files, capsys):

@@ -227,7 +227,7 @@ def test_the_progress_line_has_score_and_kl(ppo, capsys):
     (line,) = ppo("max_steps=1")
     [shown] = [one for one in capsys.readouterr().err.splitlines() if one.startswith("step 1/1")]
     score, kl = (f"{line[f'objective/{name}']:.4f}" for name in ("scores", "kl"))
-    assert shown.startswith(f"step 1/1  score {score}  kl {kl}  lr ")
+    assert shown.startswith(f"step 1/1  score {score}  kl {kl}  left ")
 
 
 def test_held_out_prompts_get_the_same_samples_each_time(ppo):
@@ -290,7 +290,7 @@ def test_equal_scores_get_a_warning(ppo, capsys):
         words = ["samples_per_prompt=2", f"advantage={advantage}"]
         lines = ppo("reward.function=judge.py:equal", *words, out=advantage)
         assert all(math.isfinite(value) for line in lines for value in line.values())
-        assert "all scores are 1; there is nothing to learn" in capsys.readouterr().err
+        assert "All scores are 1; there is nothing to learn" in capsys.readouterr().err
 
 
 def test_an_exploding_kl_stops_the_run_with_one_line(files, capsys):
