@@ -63,7 +63,7 @@ def log_plain_text(cfg: StageConfig, tokenizer: Any, report: DataReport) -> None
     chats = uses_chat_template("auto", model.path, model.revision, tokenizer)
     if chats and not report.templated and not model.from_scratch:
         logger.info(
-            f"template: {model.path} has a chat template, and the rows are text, which is joined "
-            "without it. template=always makes prompts the user's messages and responses the "
-            "assistant's; template=never leaves this line out"
+            f"warning: template: {model.path} has a chat template, and the rows are text, which is "
+            "joined without it. template=always makes prompts the user's messages and responses "
+            "the assistant's; template=never leaves this line out"
         )

@@ -176,12 +176,14 @@ def load_chat_models(cfg: ChatConfig, ctx: RunContext) -> list[ChatModel]:
         generator = TextGenerator(model, cfg.quant, cfg.template, ctx)
         supports_continuous_batching(generator.model)  # probed and reported now, not in an answer
         found.append(ChatModel(generator, name, _identity(model)))
-    text = [model.name for model in found if not model.reads_messages]
+    text = [model for model in found if not model.reads_messages]
     if text and len(text) < len(found):
+        names = ", ".join(model.name for model in text)
+        can_chat = all(model.generator.tokenizer.chat_template for model in text)
         raise ConfigError(
-            f"template: got {cfg.template}, with which {', '.join(text)} would continue text and "
-            "the others read messages, so that their answers cannot be compared. "
-            "Try template=never"
+            f"template: got {cfg.template}, with which {names} would continue text and the others "
+            "read messages, so that their answers cannot be compared. "
+            f"Try template={'always' if can_chat else 'never'}"
         )
     return found
 
