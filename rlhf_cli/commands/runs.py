@@ -11,7 +11,7 @@ from typing import Any
 from rlhf_cli.console import format_table, print_result, print_results_as_json
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.runs import foreign, run_files
-from rlhf_cli.runs.record import read_record
+from rlhf_cli.runs.record import RunRecord, read_record
 from rlhf_cli.runs.summary import RunSummary, summarize
 
 DEFAULT = "runs"
@@ -87,7 +87,10 @@ def find_runs(folder: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def _read(path: Path) -> Listed:
-    record = read_record(path)
+    try:
+        record = read_record(path)
+    except DataError:  # one damaged folder does not hide the others
+        record = RunRecord(folder=path)
     files = [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
     times = [file.stat().st_mtime for file in files] or [path.stat().st_mtime]
     return Listed(summarize(record), sum(file.stat().st_size for file in files), max(times))

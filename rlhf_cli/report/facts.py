@@ -101,11 +101,12 @@ NO_RESULTS = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
 
 
 def change_heads(record: RunRecord) -> tuple[str, str]:
-    """Heads of the two columns of `changes`."""
+    """Heads of the two columns of `changes`; the second is empty after only one evaluation."""
     lines = record.evaluations
     if _numbers(record.manifest.get("after")) or not lines:
         return "Before", "After"
-    return f"Step {lines[0]['step']:,.0f}", f"Step {lines[-1]['step']:,.0f}"
+    last = f"Step {lines[-1]['step']:,.0f}" if len(lines) > 1 else ""
+    return f"Step {lines[0]['step']:,.0f}", last
 
 
 def changes(record: RunRecord) -> list[Change]:

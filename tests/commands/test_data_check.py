@@ -145,3 +145,10 @@ def test_progress_goes_to_stderr(capsys, monkeypatch):
     printed = capsys.readouterr()
     assert "rows tokenized" in printed.err
     json.loads(printed.out)
+
+
+def test_the_switch_for_json_is_that_of_all_commands(capsys):
+    check(WARNED, "stage=sft", "--json")
+    assert json.loads(capsys.readouterr().out)["rows"] == 3
+    assert cli.main(["data", "elo", "rows.jsonl", "--json"]) == 2
+    assert "--json" in capsys.readouterr().err

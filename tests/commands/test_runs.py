@@ -55,3 +55,11 @@ def test_no_runs_and_no_such_folder(capsys):
     assert cli.main(["runs", "nowhere"]) == 3
     assert "nowhere: no such folder" in capsys.readouterr().err
     assert cli.main(["runs", "--all"]) == 2
+
+
+def test_a_damaged_run_does_not_hide_the_others(folder, capsys):
+    write_run(folder / "runs" / "one", command="sft")
+    (folder / "runs" / "broken").mkdir()
+    (folder / "runs" / "broken" / "trainer_state.json").write_text('{"x":')
+    found = {one["output_dir"]: one["status"] for one in listed(capsys)}
+    assert found == {"runs/one": "complete", "runs/broken": "unknown"}

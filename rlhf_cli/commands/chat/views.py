@@ -167,11 +167,11 @@ class ColumnsView:
 
     def _table(self, lines: int | None) -> Table:
         """The columns; only the last `lines` lines of each while answers grow."""
-        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, expand=True)
+        table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
         width = column_width(self.console.width, max(2, len(self.texts)))
         cells = []
         for heading, text, note in zip(self.headings, self.texts, self.notes, strict=True):
-            table.add_column(Text(heading, "bold", overflow="fold"), ratio=1, overflow="fold")
+            table.add_column(Text(heading, "bold", overflow="fold"), width=width, overflow="fold")
             body = Text(text.strip("\n")).wrap(self.console, width)
             shown = body if lines is None else body[-max(1, lines - 1) :]
             cell = Text("\n").join(shown)

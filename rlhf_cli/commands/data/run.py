@@ -30,4 +30,24 @@ def run(args: list[str]) -> None:
         advice = f"Try rlhf data {nearest(action, ACTIONS) or 'show'} FILE"
         raise ConfigError(f"data: got {action or 'nothing'}; need one of {needed}. {advice}")
     hide_torch()
-    load_function(ACTIONS[action])(rest)
+    load_function(ACTIONS[action])(_with_format(action, rest))
+
+
+AS_JSON = ("show", "check", "stats")
+"""Actions with `format=json`, for which `--json` stands."""
+
+
+def _with_format(action: str, words: list[str]) -> list[str]:
+    """Replace `--json` by the key that it stands for.
+
+    Raises:
+        ConfigError: the action has no JSON form.
+    """
+    if "--json" not in words:
+        return words
+    if action not in AS_JSON:
+        raise ConfigError(
+            f"--json: data {action} prints a summary only; {', '.join(AS_JSON)} have a JSON form. "
+            "Leave it out"
+        )
+    return [*(word for word in words if word != "--json"), "format=json"]
