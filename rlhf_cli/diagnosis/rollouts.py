@@ -210,11 +210,25 @@ def _rule(check: Check) -> Callable[[RunRecord], Finding | None]:
             return None
         found = check(first, now)
         if found is not None:
-            return replace(found, advice=tuple(_concrete(record, one) for one in found.advice))
+            found = replace(found, advice=tuple(_concrete(record, one) for one in found.advice))
+            return _of_short_run(record, found) if check is constant else found
         text = sentence.format(now[name])
         return Finding(code=code, severity="ok", sentence=text, numbers={name: now[name]})
 
     return rule
+
+
+FEW_ROLLOUTS = 10
+"""With fewer rollouts, equal scores may be those of a policy that has not learned to answer."""
+
+
+def _of_short_run(record: RunRecord, found: Finding) -> Finding:
+    """A finding that is a warning only in a run of few rollouts."""
+    rollouts = len(values_of(record, "objective/scores"))
+    if rollouts >= FEW_ROLLOUTS:
+        return found
+    sentence = f"{found.sentence} The run has {rollouts} rollouts only."
+    return replace(found, severity="warning", sentence=sentence)
 
 
 def _concrete(record: RunRecord, advice: str) -> str:

@@ -266,7 +266,8 @@ def _panel(
     metrics: Sequence[Metric] = (),
 ) -> Panel:
     chart = Chart(title=title, unit=head.unit, lines=lines, healthy=head.healthy, x_label=x_label)
-    single = len({line.color for line in lines if not line.dots}) <= 1 and len(lines) <= 2
+    held_out = sum(line.dots for line in lines)
+    single = held_out <= 1 and len(lines) - held_out <= 1
     main = lines[0].series
     value, change = _ends(main, head) if single and len(main.finite) else ("", "")
     said = metrics or [head]

@@ -212,5 +212,5 @@ def test_an_unfinished_run_is_refused(hub, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     (run / "manifest.json").write_text('{"status": "running"}')
-    assert cli.main(["push", str(run), "to=me/model"]) == 1
+    assert cli.main(["push", str(run), "to=me/model"]) == 2
     assert "not finished (status: running)" in capsys.readouterr().err

@@ -169,5 +169,5 @@ def test_an_unfinished_run_is_refused(run_of, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
     (run / "manifest.json").write_text('{"status": "failed"}')
-    assert cli.main(["serve", str(run)]) == 1
+    assert cli.main(["serve", str(run)]) == 2
     assert "not finished (status: failed)" in capsys.readouterr().err

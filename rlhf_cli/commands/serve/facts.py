@@ -82,7 +82,6 @@ def read_served(given: str) -> Served:
 
     Raises:
         ConfigError: there is no such folder, or it holds no model.
-        ModelError: the run is not finished.
     """
     folder = find_folder(given)
     facts, config = artifact.read(folder), read_model_json(folder)
@@ -117,13 +116,13 @@ def find_folder(given: str) -> Path:
     """Folder with the files of a result.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the run is not finished.
         ModelError: the run is not finished.
     """
     try:
         folder = artifact.find_model_folder(given)
     except ModelError as error:
-        raise ModelError(f"{error}; then serve it") from None
+        raise ConfigError(f"{error}; then give this command again") from None
     if folder is None or not folder.is_dir():
         raise ConfigError(
             f"{given}: no such run or model folder here, and no files of such a hub id; need a "
