@@ -53,7 +53,8 @@ def ended(record: RunRecord) -> Finding | None:
     if record.status == "interrupted":
         reason = f": {record.error}" if record.error else ""
         sentence = f"The run was interrupted {where}{reason}."
-        return Finding(code="run.ended", severity="warning", sentence=sentence, cause=again)
+        cause = "" if "again to continue" in record.error else again
+        return Finding(code="run.ended", severity="warning", sentence=sentence, cause=cause)
     if record.status == "failed":
         cause, advice = _cause_of_error(record)
         sentence = f"The run failed {where}: {record.error.rstrip('.')}."
@@ -283,6 +284,26 @@ def distinct_rows(record: RunRecord) -> Finding | None:
     )
 
 
+def empty_answers(record: RunRecord) -> Finding | None:
+    """Whether the policy ends at once on all fixed prompts after the last step."""
+    last = max((row.get("step", 0) for row in record.fixed_samples), default=0)
+    shown = [row for row in record.fixed_samples if row.get("step") == last]
+    if not last or any(str(row.get("response", "")).strip() for row in shown):
+        return None
+    as_text = record.options.get("template") == "auto"
+    return Finding(
+        code="data.empty_answers",
+        severity="warning",
+        sentence=f"The policy answers all {len(shown)} fixed prompts with nothing.",
+        cause="With template=auto, rows of text have no chat template, and a model that was "
+        "trained on chats ends at once on a prompt that is no message."
+        if as_text
+        else "",
+        advice=("template=always",) if as_text else (),
+        numbers={"prompts": float(len(shown))},
+    )
+
+
 RULES = (
     ended,
     steps_logged,
@@ -294,4 +315,5 @@ RULES = (
     truncated_rows,
     trained_tokens,
     distinct_rows,
+    empty_answers,
 )

@@ -60,20 +60,22 @@ class Change:
     after_interval: list[float] | None = None
 
     def __str__(self) -> str:
-        before = _with_interval(self.before, self.before_interval)
-        return f"{before} → {_with_interval(self.after, self.after_interval)}"
+        noise = ROUNDING * max(abs(self.before or 0.0), abs(self.after or 0.0), 1e-4)
+        before = _with_interval(self.before, self.before_interval, noise)
+        return f"{before} → {_with_interval(self.after, self.after_interval, noise)}"
 
 
-def _with_interval(value: float | None, interval: list[float] | None) -> str:
+ROUNDING = 1e-5
+"""Values below this share of the larger one are rounding errors around 0."""
+
+
+def _with_interval(value: float | None, interval: list[float] | None, noise: float) -> str:
     if value is None:
         return "?"
-    bounds = f" [{_round(interval[0])}, {_round(interval[1])}]" if interval else ""
-    return f"{_round(value)}{bounds}"
-
-
-def _round(value: float) -> str:
-    """Four digits; rounding errors around 0 are 0."""
-    return f"{value if abs(value) > 1e-9 else 0.0:.4g}"
+    shown = [
+        f"{number if abs(number) > noise else 0.0:.4g}" for number in (value, *(interval or ()))
+    ]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]" if interval else shown[0]
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class RunSummary:
         rows += [("result", self.model), ("report", self.report), ("next", self.next)]
         rows = [(name, value) for name, value in rows if value]
         where = "held-out rows" if self.held_out else "training rows"
-        print_box(f"{self.stage}: {self.steps} steps, {where} before → after", rows)
+        steps = f"{self.steps} step{'' if self.steps == 1 else 's'}"
+        print_box(f"{self.stage}: {steps}, {where} before → after", rows)
 
 
 def summarize(record: RunRecord) -> RunSummary:

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from tests.diagnosis.runs import alarms, find, make_record, noise
+from rlhf_cli.diagnosis.diagnose import diagnose
+from tests.diagnosis.runs import STEPS, alarms, find, make_record, noise
 
 FALLING = {"loss": lambda step: 1 + 2 / step + 0.05 * noise(step), "lr": 1e-4, "grad_norm": 0.5}
 
@@ -164,3 +165,15 @@ def test_memory_near_the_limit(peak, severity):
 )
 def test_counts_of_rows(data, code, severity):
     assert find(falling(data=data), code).severity == severity
+
+
+@pytest.mark.parametrize(("last", "codes"), [("", ["data.empty_answers"]), ("Hi.", [])])
+def test_fixed_prompts_that_are_answered_with_nothing(last, codes):
+    rows = [
+        {"step": 0, "prompt": "Hello?", "response": "", "tokens": 1},
+        {"step": STEPS, "prompt": "Hello?", "response": last, "tokens": 1},
+    ]
+    record = make_record("dpo", {}, config={"template": "auto"}, fixed_samples=rows)
+    found = [one for one in diagnose(record) if one.code == "data.empty_answers"]
+    assert [one.code for one in found] == codes
+    assert all(one.advice == ("template=always",) for one in found)

@@ -59,3 +59,4 @@ def test_a_folder_with_a_space_is_quoted_in_the_next_command(tmp_path, monkeypat
 
 def test_rounding_errors_around_zero_are_shown_as_zero():
     assert str(Change("accuracy", 0.0, 0.5, [3.5e-18, 0.04])) == "0 [0, 0.04] → 0.5"
+    assert str(Change("margin", 2.861e-07, 0.03364)) == "0 → 0.03364"
