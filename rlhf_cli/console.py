@@ -134,4 +134,4 @@ def shorten(text: str, max_characters: int = MAX_CHARACTERS) -> str:
     """Remove the middle of a long text, and escape terminal control characters."""
     half = max_characters // 2
     short = text if len(text) <= max_characters else f"{text[:half]} ... {text[-half:]}"
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in short)
+    return printable(short)

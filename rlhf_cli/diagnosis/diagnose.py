@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from rlhf_cli.diagnosis import kl, outcome, ppo, preference, reward, rollouts, training, unpaired
 from rlhf_cli.diagnosis.findings import ORDER, Finding
+from rlhf_cli.errors import first_line
 from rlhf_cli.runs.record import RunRecord
 
 Rule = Callable[[RunRecord], Finding | None]
@@ -29,10 +30,20 @@ EXPLAINS = {
 """Code -> codes that it is the cause of, and that are left out beside it."""
 
 
+def _apply(rule: Rule, record: RunRecord) -> Finding | None:
+    """Apply a rule; a record of another tool or version may hold what it cannot read."""
+    try:
+        return rule(record)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        name = getattr(rule, "__name__", "rule")
+        sentence = f"The check {name} could not read this run ({first_line(error)})."
+        return Finding(code=f"unread.{name}", severity="note", sentence=sentence)
+
+
 def diagnose(record: RunRecord) -> list[Finding]:
     """Apply all rules that fit a run; the worst findings come first, then in the rules' order."""
     rules = (*outcome.RULES, *RULES_OF_STAGE.get(record.stage, ()))
-    found = [finding for rule in rules if (finding := rule(record)) is not None]
+    found = [finding for rule in rules if (finding := _apply(rule, record)) is not None]
     explained = {
         code
         for finding in found

@@ -23,9 +23,6 @@ al. 2024, arXiv:2410.08847; Pal et al. 2024, arXiv:2402.13228)."""
 COLLAPSED = 0.5
 """Fall above which the chosen responses are hardly what the policy writes any more."""
 
-LN2_NEAR = 0.01
-"""Distance from ln 2, nats, within which a logistic loss says that nothing was learned."""
-
 LEARNED_MARGIN = 0.02
 """Margin of rewards, nats, below which policy and reference prefer alike."""
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def read_status(name: str) -> int:
-    """Read a size of this process in bytes from /proc: `VmRSS`, `VmHWM`; 0 where there is none."""
+    """Read a size of this process in bytes from /proc: `VmRSS` or `VmHWM`.
+
+    Where there is none, as on macOS, it is the peak of the whole process.
+    """
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             for line in file:
@@ -25,7 +30,8 @@ def read_status(name: str) -> int:
                     return int(line.split()[1]) << 10
     except (OSError, ValueError):
         pass
-    return 0
+    unit = 1 if sys.platform == "darwin" else 1 << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def reset_process_peak() -> None:

@@ -13,7 +13,6 @@ from rlhf_cli.errors import CheckpointError
 
 CONFIG, MANIFEST, ARTIFACT = "config.yaml", "manifest.json", "artifact.json"
 METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
-REPORT = "report.html"
 
 SPIKES = "spikes.jsonl"
 """Steps whose loss rose suddenly, with their rows."""
@@ -145,7 +144,17 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def format_json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     """Format rows as the text of a `.jsonl` file."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(to_json_line(row) for row in rows)
+
+
+def to_json_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of `.jsonl`; values of tables that JSON lacks, such as dates, as text."""
+    text = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can express
+        text = json.dumps(row, default=str)
+    return text + "\n"
 
 
 def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

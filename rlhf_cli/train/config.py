@@ -132,4 +132,4 @@ class LogConfig:
     sample_prompts: Annotated[int, Ge(0), Le(64), RuntimeOnly(), Unit("prompts")] = 2
     """Prompts that the policy answers before the first step, at each evaluation and at the end, for
     `report.html`: the first of the held-out rows, else of the training rows. Greedy, at most 64
-    tokens each; no effect on training. 0 answers none."""
+    tokens each; no effect on training. Rewards of ppo score the held-out ones. 0 answers none."""

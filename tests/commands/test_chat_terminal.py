@@ -165,6 +165,15 @@ def test_ctrl_c_stops_an_answer_and_keeps_its_text(model):
     assert torch.is_grad_enabled()
 
 
+@pytest.fixture
+def _default_interrupt():
+    """Ctrl-C as in a program of its own; a worker of the test suite may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_default_interrupt")
 def test_a_second_ctrl_c_interrupts():
     with stopping_on_interrupt() as is_stopped:
         os.kill(os.getpid(), signal.SIGINT)

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 from rlhf_cli import cli
 from rlhf_cli.commands.push.facts import cached_license, without_local_paths
+from rlhf_cli.commands.push.upload import hub_files
 from tests.hub import FIRST, Hub, HubServer
 
 # huggingface_hub sends a large file by a keyword that httpx advises against
@@ -214,3 +215,30 @@ def test_an_unfinished_run_is_refused(hub, tmp_path, capsys):
     (run / "manifest.json").write_text('{"status": "running"}')
     assert cli.main(["push", str(run), "to=me/model"]) == 2
     assert "not finished (status: running)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("{path:/home/ann/a.jsonl,weight:2}", "{path:a.jsonl,weight:2}"),
+        ("file:///home/ann/x.jsonl", "file://x.jsonl"),
+        ("../../clients/acme/x.jsonl", "x.jsonl"),
+        ("~ann/rows.jsonl", "rows.jsonl"),
+        ("runs/sft", "runs/sft"),
+        ("https://huggingface.co/me/model", "https://huggingface.co/me/model"),
+    ],
+)
+def test_paths_of_this_machine_are_cut(text, published):
+    assert without_local_paths(text) == published
+
+
+def test_tokens_in_a_command_are_masked():
+    token = "hf_" + "aB3dE5fG7hJ9kL1mN3pQ5rS7tU9vW1xY3z"
+    assert token not in without_local_paths(f"rlhf sft token={token}")
+
+
+def test_files_of_hidden_folders_stay_here(tmp_path):
+    (tmp_path / ".git" / "logs").mkdir(parents=True)
+    (tmp_path / ".git" / "logs" / "HEAD").touch()
+    (tmp_path / "config.json").touch()
+    assert [*hub_files(tmp_path)] == ["config.json"]

@@ -177,3 +177,9 @@ def test_fixed_prompts_that_are_answered_with_nothing(last, codes):
     found = [one for one in diagnose(record) if one.code == "data.empty_answers"]
     assert [one.code for one in found] == codes
     assert all(one.advice == ("template=always",) for one in found)
+
+
+def test_a_manifest_that_no_rule_can_read_is_a_note():
+    record = falling(manifest={"data": {"rows": "many", "kept": 3}})
+    codes = {one.code: one.severity for one in diagnose(record)}
+    assert codes["unread.refused_rows"] == "note"

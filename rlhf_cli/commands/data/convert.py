@@ -23,6 +23,7 @@ from rlhf_cli.data.sources.base import RawRow
 from rlhf_cli.data.sources.mixture import mix_training_rows, open_sources
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.runs.run_files import to_json_line
 
 CHOSEN = {
     "from": tuple(SOURCES),
@@ -56,10 +57,7 @@ def run(words: list[str]) -> None:
         head = f"none of {pluralize(converter.report.rows, 'row')} can be written"
         raise DataError("\n".join([head, *_left_out_lines(converter.report)]))
     with open_output(target) as write:
-        lines = (
-            json.dumps(columns, ensure_ascii=False, default=str) + "\n"
-            for columns in chain([first], converted)
-        )
+        lines = (to_json_line(columns) for columns in chain([first], converted))
         while chunk := "".join(islice(lines, CHUNK_ROWS)):
             write(chunk)
         report.require_few_malformed(data.max_bad_rows)

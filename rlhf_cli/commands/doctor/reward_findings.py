@@ -45,7 +45,6 @@ RAW_LENGTH_PROBLEM, RAW_LENGTH_WARNING = 0.8, 0.5
 NOISE_PROBLEM, NOISE_WARNING = 1.0, 2.0
 """Spread of the scores of a prompt's responses, in multiples of the noise."""
 
-MORE_PROMPTS = "more prompts, or a larger samples_per_prompt"
 MORE_ROWS = "more, and more varied, rows in its data"
 
 COPIES_WARNING = 0.7

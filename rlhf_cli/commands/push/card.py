@@ -185,8 +185,9 @@ def _facts_of_run(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     hardware = [found.get("device"), (found.get("machinery") or {}).get("compute")]
     hardware.append(f"{count} processes" if count > 1 else "")
     yield "hardware", ", ".join(str(part) for part in hardware if part)
-    if found.get("peak_memory_bytes"):
-        yield "peak memory", f"{found['peak_memory_bytes'] / 1e9:.1f} GB a process"
+    peaks = found.get("peak_memory_bytes_by_rank")
+    if peaks:
+        yield "peak memory", f"{max(peaks) / 1e9:.1f} GB a process"
     versions = found.get("versions") or {}
     yield "versions", ", ".join(f"{name} {value}" for name, value in versions.items())
 

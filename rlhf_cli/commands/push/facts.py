@@ -13,6 +13,7 @@ from typing import Any
 
 from rlhf_cli.commands.serve.facts import Served, find_folder, read_served
 from rlhf_cli.config.paths import is_data_id
+from rlhf_cli.data.checks.secret_patterns import mask_secrets
 from rlhf_cli.data.config import list_paths
 from rlhf_cli.errors import RlhfError
 from rlhf_cli.evaluation.intervals import Estimate
@@ -21,7 +22,10 @@ from rlhf_cli.runs import artifact, hub, log, manifest
 from rlhf_cli.runs.run_files import CONFIG
 from rlhf_cli.runs.settings import Settings, read_settings
 
-_LOCAL_PATH = re.compile(r"(?<![\w:/.~-])(?:~|/[\w.+=@,-]+)(?:/[\w.+=@,-]+)*/([\w.+=@,-]+)")
+_LOCAL_PATH = re.compile(
+    r"(?:(?<![\w:/.~-])|(?<=path:)|(?<=file://))"
+    r"(?:~\w*|\.\.|/[\w.+=@-]+)(?:/[\w.+=@-]+)*/([\w.+=@-]+)"
+)
 _LICENSE = re.compile(r"^license:\s*[\"']?([\w.-]+)", re.MULTILINE)
 
 
@@ -124,8 +128,8 @@ def cached_license(hub_id: str) -> str:
 
 
 def without_local_paths(text: str) -> str:
-    """Replace each absolute path by its last part, and hide secrets of the configuration."""
-    return _LOCAL_PATH.sub(r"\1", log.redact(text))
+    """Replace each path outside the working folder by its last part, and mask secrets."""
+    return mask_secrets(_LOCAL_PATH.sub(r"\1", log.redact(text)))
 
 
 def command_line(found: Mapping[str, Any]) -> str:

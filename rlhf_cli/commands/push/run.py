@@ -127,12 +127,20 @@ def _results(path: str) -> tuple[Mapping[str, Any], ...]:
         found = read_json(Path(path).expanduser()).get("results")
     except (OSError, ValueError) as error:
         raise DataError(f"results: {path} cannot be read ({first_line(error)})") from error
-    names = {"run", "metric", "value", "n"}
-    if not isinstance(found, list) or not all(names <= {*one} for one in found) or not found:
+    if not found or not isinstance(found, list) or not all(_is_result(one) for one in found):
         raise DataError(
             f"results: {path} holds no results; need a file of rlhf evaluate RUN output={path}"
         )
     return tuple(found)
+
+
+def _is_result(one: Any) -> bool:
+    """Whether a value is a measurement of `rlhf evaluate`."""
+    return (
+        isinstance(one, dict)
+        and {"run", "metric", "value"} <= {*one}
+        and isinstance(one.get("n"), int)
+    )
 
 
 def _public_record(file: Path | None, facts: CardFacts) -> dict[str, Any]:

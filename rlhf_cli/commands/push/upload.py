@@ -20,7 +20,8 @@ def hub_files(folder: Path, artifact: Path | None = None) -> dict[str, Path]:
     found = {
         str(file.relative_to(folder)): file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not any(part.startswith(".") for part in file.parts[-2:])
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
     if artifact is not None and artifact.is_file():
         found.setdefault(artifact.name, artifact)

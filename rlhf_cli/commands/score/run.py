@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from rlhf_cli.progress import ProgressCount
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.runs.run_files import to_json_line
 
 CHUNK_ROWS = 256
 """Rows scored in one call, and then written."""
@@ -63,16 +63,6 @@ def _read_lines(report: DataReport) -> list[str]:
 def print_text(text: str) -> None:
     """Write to stdout at once, as a reader of a pipe expects."""
     print(text, end="", flush=True)
-
-
-def to_json_line(row: Mapping[str, Any]) -> str:
-    """A row as a line of `.jsonl`; values of tables that JSON lacks, such as dates, as text."""
-    text = json.dumps(row, ensure_ascii=False, default=str)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can express
-        text = json.dumps(row, default=str)
-    return text + "\n"
 
 
 def score_rows(
