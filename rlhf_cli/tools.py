@@ -71,7 +71,7 @@ TOOLS = {
             "rlhf_cli.commands.label.agreement:run",
             {
                 "FILE FILE...": "Files of `rlhf label` or `rlhf chat`, or any file of pairs, "
-                "labels or rankings. Raters are told apart by the column `rater`, else by file. "
+                "labels or rankings. Raters are distinguished by the column `rater`, else by file. "
                 "Prints raw agreement, Cohen's κ and the confusion of every two raters, and "
                 "Krippendorff's α of all, with 95 % intervals.",
                 "FILE": "One file with the rows of several raters.",

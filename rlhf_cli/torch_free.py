@@ -1,4 +1,4 @@
-"""Commands that need no torch: libraries that would import it are told that it is not installed."""
+"""Commands that need no torch: it is hidden from libraries that would import it."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Written:
 
 
 class DecisionFile:
-    """Appends decisions, and knows those of earlier sessions.
+    """Appends decisions, and knows those of earlier commands.
 
     Args:
         target: file of the rows.
@@ -102,7 +102,7 @@ class DecisionFile:
         self.done.add(item.key)
 
     def undo(self) -> Item | None:
-        """Remove the last decision of this session; returns its item, or None if there is none.
+        """Remove the last decision since the start; returns its item, or None if there is none.
 
         Raises:
             DataError: the file cannot be written.

@@ -31,7 +31,7 @@ class Undo(Exception):
 
 
 class Skip(Exception):
-    """The rater passes over an item, which is shown again in the next session."""
+    """The rater passes over an item, which the next `rlhf label` shows again."""
 
 
 class Session:
@@ -89,9 +89,9 @@ class Session:
         return next((item for item in self.items if item.key not in passed), None)
 
     def _undo(self) -> None:
-        """Take back the last decision or skip of this session."""
+        """Take back the last decision or skip since the start."""
         if not self.past:
-            self.console.print("nothing to undo in this session")
+            self.console.print("nothing to undo")
             return
         item = self.past.pop()
         if item.key in self.skipped:
@@ -111,7 +111,7 @@ class Session:
         return self._rank(order)
 
     def _order(self, item: Item) -> list[int]:
-        """The answers in the order in which they are shown; the same in every session."""
+        """The answers in the order in which they are shown; the same each time."""
         order = list(range(len(item.answers)))
         random.Random(f"{self.seed} {item.key}").shuffle(order)
         return order
