@@ -292,7 +292,7 @@ def score_by_length(record: RunRecord) -> Finding | None:
     if len(pairs) < MIN_SAMPLES:
         return None
     lengths, scores = zip(*pairs, strict=True)
-    found = correlation(lengths, scores)
+    found = correlation(lengths, scores) or 0.0
     numbers = {"correlation": found, "samples": float(len(pairs))}
     moved = change_of(values_of(record, METRICS["length"]), least=4)
     drift = moved.ratio if moved is not None else 1.0

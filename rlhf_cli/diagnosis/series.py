@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, stdev
+from statistics import StatisticsError, fmean, median, stdev
+from statistics import correlation as pearson
 from typing import Any
 
 from rlhf_cli.runs.record import RunRecord
@@ -123,14 +124,12 @@ def high(record: RunRecord, name: str) -> float | None:
     return values[3 * len(values) // 4] if values else None
 
 
-def correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """Pearson's correlation; 0 where one of the two does not vary."""
-    mx, my = fmean(xs), fmean(ys)
-    sx = math.sqrt(sum((x - mx) ** 2 for x in xs))
-    sy = math.sqrt(sum((y - my) ** 2 for y in ys))
-    if not sx or not sy:
-        return 0.0
-    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / (sx * sy)
+def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's correlation; None for fewer than three points or without spread."""
+    try:
+        return pearson(xs, ys) if len(xs) >= 3 else None
+    except StatisticsError:  # all values of one of the two are equal
+        return None
 
 
 def number(record: RunRecord, key: str, default: float = 0.0) -> float:
@@ -145,6 +144,24 @@ def counts(record: RunRecord, name: str = "data") -> dict[str, Any]:
     """Counts of rows in the manifest, of `data` or `held_out_data`; empty where there are none."""
     found = record.manifest.get(name)
     return found if isinstance(found, dict) else {}
+
+
+CHANCE = 0.5
+"""Accuracy of a ranking of pairs at random."""
+
+GAP = 0.15
+"""Training accuracy above the held-out one that the choice of rows does not explain."""
+
+
+def error_at_chance(record: RunRecord, unknown: int) -> float:
+    """Standard error of the held-out accuracy at chance.
+
+    Args:
+        record: of a run; its held-out examples are counted.
+        unknown: number of examples to assume where they are not known.
+    """
+    examples = counts(record, "held_out_data").get("examples")
+    return 0.5 / math.sqrt(examples if isinstance(examples, int) and examples else unknown)
 
 
 def word(record: RunRecord, key: str, default: str = "") -> Any:

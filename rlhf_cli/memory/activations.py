@@ -121,12 +121,9 @@ def _attention_bytes(model: HeldModel, forward: Pass) -> int:
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     varlen = forward.kind == "cuda" and forward.itemsize == 2 and not products
     keys = keys if varlen else queries  # other kernels get shared heads repeated
-    # a view of the values keeps the merged product
-    kept_whole = shape.merged_qkv and not products and shape.heads == shape.kv_heads
-    merged = queries + keys if kept_whole else 0
     read = int(_reads(model, LAYERS_OUT_OF_ATTENTION))
     outputs = read if products else 1 if varlen else 1 + read
-    return forward.itemsize * (queries + 2 * keys + outputs * queries + merged)
+    return forward.itemsize * (queries + 2 * keys + outputs * queries)
 
 
 def score_bytes(shape: ModelShape, forward: Pass) -> int:

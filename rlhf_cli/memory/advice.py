@@ -8,7 +8,7 @@ from typing import Any
 from rlhf_cli.errors import RlhfError
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.estimate import Estimate, Rows, estimate_memory
-from rlhf_cli.memory.shape import read_shape
+from rlhf_cli.memory.model_files import read_shape
 from rlhf_cli.memory.training import LEAST_TOKENS
 
 MOST_OVERRIDES = 3

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlhf_cli.memory.shape import read_shape
+from rlhf_cli.memory.model_files import read_shape
 from rlhf_cli.memory.weights import HeldModel, frozen_model, same_base, trained_model
 from rlhf_cli.models.config import ModelConfig
 

@@ -1,27 +1,14 @@
-"""`ModelShape`: a model's sizes, from config.json and the headers of its weight files alone."""
+"""`ModelShape`: a model's sizes, from a config of transformers and the shapes of its tensors."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
-from rlhf_cli.errors import ConfigError, RlhfError
 from rlhf_cli.memory.families import build_tensors, expert_count, is_exact
-from rlhf_cli.memory.headers import TensorShape, read_headers
-from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, DEFAULT_VOCAB_SIZE, ModelConfig
-from rlhf_cli.resources import SHIPPED, shipped_model
-from rlhf_cli.runs.artifact import (
-    ADAPTER_CONFIG,
-    find_model_folder,
-    read,
-    read_adapter_base,
-    read_model_json,
-)
-from rlhf_cli.runs.run_files import BASE
+from rlhf_cli.memory.headers import TensorShape
 
 EMBEDDINGS = r"(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight$"
 OUTPUTS = r"^(lm_head|embed_out|output|cls\.predictions\.decoder)\.weight$"
@@ -84,7 +71,6 @@ class ModelShape:
         norms: how a layer normalizes.
         unfused_gelu: whether the MLP's activation is GPT-2's, in elementwise steps.
         parallel: whether attention and MLP of a layer read the same hidden states.
-        merged_qkv: whether one product gives queries, keys and values.
         exact: whether the tensors are known, not those of a similar family.
         adapters: tensors of the adapters that the model comes with.
         quant: quantization that the adapters were trained with, else `none`.
@@ -111,7 +97,6 @@ class ModelShape:
     norms: NormShape = NormShape()
     unfused_gelu: bool = False
     parallel: bool = False
-    merged_qkv: bool = False
     exact: bool = True
     adapters: tuple[TensorShape, ...] = ()
     quant: str = "none"
@@ -165,29 +150,6 @@ def kind_of(tensor: TensorShape) -> str:
     return "linear" if len(tensor.shape) > 1 else "vector"
 
 
-def read_shape(cfg: ModelConfig, key: str = "model.path") -> ModelShape:
-    """Read the shape of the model that a config describes; no weights are read.
-
-    Args:
-        cfg: of the model: a folder, a run, a fetched hub id, `tiny`, or an architecture.
-        key: config key of its path, for messages.
-
-    Raises:
-        ConfigError: there is no such model here, or its files do not describe one.
-    """
-    try:
-        found = _read_random(cfg) if cfg.from_scratch else _read_stored(cfg, key)
-    except RlhfError:
-        raise
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(
-            f"{key}: cannot read the shape of {cfg.path or 'model.architecture'} ({what}); need a "
-            "config.json of a transformers language model"
-        ) from None
-    return found
-
-
 def shape_of(name: str, config: Mapping[str, Any]) -> ModelShape:
     """Return the shape of random weights that a config describes.
 
@@ -195,112 +157,11 @@ def shape_of(name: str, config: Mapping[str, Any]) -> ModelShape:
         name: for messages.
         config: of transformers, as in config.json.
     """
-    text = _text(config)
-    return _shape(name, text, build_tensors(_with_defaults(text)), stored=0)
+    text = text_config(config)
+    return build_shape(name, text, build_tensors(with_defaults(text)), stored=0)
 
 
-def _read_random(cfg: ModelConfig) -> ModelShape:
-    """Shape of random weights, with a vocabulary of the tokenizer's size."""
-    config: dict[str, Any] = dict(cfg.architecture or DEFAULT_ARCHITECTURE)
-    if cfg.path:
-        config = read_model_json(_folder(cfg.path, cfg.revision, "model.path"))
-    config = {**_text(config), "vocab_size": _random_vocabulary(cfg)}
-    return shape_of(cfg.path or f"a new {config.get('model_type')}", config)
-
-
-def _random_vocabulary(cfg: ModelConfig) -> int:
-    """Size of the vocabulary that random weights get."""
-    if cfg.tokenizer_vocab_size:
-        return cfg.tokenizer_vocab_size
-    path = cfg.tokenizer or cfg.path
-    if not path:
-        return DEFAULT_VOCAB_SIZE
-    revision = cfg.tokenizer_revision if cfg.tokenizer else cfg.revision
-    folder = _folder(path, revision, "model.tokenizer")
-    size = tokenizer_size(folder)
-    return size or int(_text(read_model_json(folder))["vocab_size"])
-
-
-def tokenizer_size(folder: Path) -> int:
-    """Return the largest id + 1 of a tokenizer.json; 0 if there is none or it is unusual."""
-    file = folder / "tokenizer.json"
-    try:
-        about = file.stat()
-        return _count_ids(file, about.st_size, about.st_mtime_ns)
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-@lru_cache(maxsize=32)
-def _count_ids(file: Path, size: int, changed: int) -> int:
-    """Largest id + 1; read again where the file's size or time of change differ."""
-    whole = json.loads(file.read_text(encoding="utf-8"))
-    vocabulary = whole["model"]["vocab"]
-    ids = [*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
-    ids += [added["id"] for added in whole.get("added_tokens") or ()]
-    return 1 + int(max(ids))
-
-
-def _read_stored(cfg: ModelConfig, key: str) -> ModelShape:
-    folder = _folder(cfg.path, cfg.revision, key)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        return _read_folder(cfg.path, folder, key)
-    facts = read(folder)
-    base = _read_folder(cfg.path, _base_folder(cfg, folder, key), key)
-    stacked = sorted(path.parent for path in folder.glob(f"*/{ADAPTER_CONFIG}"))
-    adapters = [tensor for each in (*stacked, folder) for tensor in read_headers(each)]
-    return replace(base, adapters=tuple(adapters), quant=str(facts.get("quant", "none")))
-
-
-def _base_folder(cfg: ModelConfig, folder: Path, key: str) -> Path:
-    """Folder of an adapter's base: `model.base`, or in the adapter's run, or as recorded."""
-    if cfg.base:
-        return _folder(cfg.base, cfg.base_revision, "model.base")
-    base, revision = read_adapter_base(folder)
-    beside = folder.parent / BASE
-    if Path(base).name == BASE and beside.is_dir():
-        return beside
-    return _folder(base, cfg.base_revision or revision, key)
-
-
-def _folder(path: str, revision: str, key: str) -> Path:
-    """Local folder of a model's files.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    found = shipped_model(path) if path == SHIPPED else find_model_folder(path, revision)
-    if found is None or not any((found / n).is_file() for n in ("config.json", ADAPTER_CONFIG)):
-        raise ConfigError(
-            f"{key}: {path or 'no path'} is not here; need a model folder, a finished run or a hub "
-            "id that was fetched before. Try model=tiny"
-        )
-    return found
-
-
-def _read_folder(name: str, folder: Path, key: str) -> ModelShape:
-    config = read_model_json(folder)
-    if not config:
-        raise ConfigError(f"{key}: {folder / 'config.json'} cannot be read as JSON")
-    if config.get("is_encoder_decoder"):
-        raise ConfigError(f"{key}: got {name}, an encoder-decoder, which is not supported")
-    text = _text(config)
-    headers = read_headers(folder)
-    sizes = Counter[int]()
-    for tensor in headers:
-        sizes[tensor.itemsize] += tensor.count
-    # of files that are not fetched yet, the type in the config
-    stored = sizes.most_common(1)[0][0] if sizes else _named_size(config, text)
-    tensors = headers or [replace(t, itemsize=stored) for t in build_tensors(_with_defaults(text))]
-    return _shape(name, text, tensors, stored, from_files=bool(headers))
-
-
-def _named_size(config: Mapping[str, Any], text: Mapping[str, Any]) -> int:
-    named = next((c[k] for c in (config, text) for k in ("dtype", "torch_dtype") if c.get(k)), "")
-    return 2 if str(named) in ("bfloat16", "float16") else 4
-
-
-def _text(config: Mapping[str, Any]) -> dict[str, Any]:
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that describes the language model."""
     inner = config.get("text_config")
     if not isinstance(inner, Mapping):
@@ -309,7 +170,7 @@ def _text(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**outer, **inner}
 
 
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config with the defaults of transformers that `build_tensors` needs."""
     found = dict(config)
     if found.get("model_type") == "opt":
@@ -321,7 +182,7 @@ def _first(config: Mapping[str, Any], *names: str, default: int = 0) -> int:
     return next((int(config[name]) for name in names if config.get(name)), default)
 
 
-def _shape(
+def build_shape(
     name: str,
     config: Mapping[str, Any],
     tensors: Sequence[TensorShape],
@@ -329,6 +190,18 @@ def _shape(
     *,
     from_files: bool = False,
 ) -> ModelShape:
+    """Build a shape from the config of a language model and its tensors.
+
+    Args:
+        name: for messages.
+        config: of the language model, as `text_config` returns it.
+        tensors: of the weights, tied ones once.
+        stored: bytes of a value in the files; 0 for random weights.
+        from_files: whether the tensors are those of files, not of a similar family.
+
+    Raises:
+        KeyError: the config lacks a size.
+    """
     width = _first(config, "hidden_size", "n_embd", "d_model")
     layers = _first(config, "num_hidden_layers", "n_layer", "num_layers")
     if not (width and layers):

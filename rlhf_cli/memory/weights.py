@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from rlhf_cli.memory.headers import TensorShape
-from rlhf_cli.memory.shape import ModelShape, kind_of, read_shape
+from rlhf_cli.memory.model_files import read_shape
+from rlhf_cli.memory.shape import ModelShape, kind_of
 from rlhf_cli.models.config import AdapterConfig, ModelConfig, QuantConfig
 
 NF4_BLOCK, NF4_NESTED_BLOCK = 64, 256
@@ -45,11 +46,6 @@ class HeldModel:
     def trains_base(self) -> bool:
         """Whether the weights themselves are trained."""
         return self.trained > 0 and not self.adapter
-
-    @property
-    def keeps_pass(self) -> bool:
-        """Whether a pass of its own is kept for a backward pass; a value head has none."""
-        return self.own_base or bool(self.targets)
 
     @cached_property
     def target_names(self) -> frozenset[str]:
@@ -156,7 +152,7 @@ def trained_model(cfg: Any, role: str, itemsize: int, new_tokens: int = 0) -> He
     )
     held = HeldModel(role, shape, frozen_bytes=frozen, quantized=kind != "none")
     if adapter.kind == "none" or (keeps and adapter.start == "continue"):
-        return _with_saved_adapter(held, itemsize)
+        return _with_saved_adapter(held)
     frozen += sum(t.count for t in shape.adapters) * itemsize if keeps else 0
     targets = adapter_targets(shape, adapter)
     rows = new_tokens * shape.width * (1 if shape.tied or cfg.scores else 2)
@@ -181,7 +177,7 @@ def _fully_trained(cfg: Any, role: str, shape: ModelShape, itemsize: int) -> Hel
     return HeldModel(role, shape, trained=whole - frozen, frozen_bytes=frozen * itemsize)
 
 
-def _with_saved_adapter(held: HeldModel, itemsize: int) -> HeldModel:
+def _with_saved_adapter(held: HeldModel) -> HeldModel:
     """The model with the adapter that it comes with, which is trained further."""
     tensors = held.shape.adapters
     last = [t for t in tensors if "lora_A" in t.name]

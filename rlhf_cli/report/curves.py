@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from rlhf_cli.report.charts import Chart, Line, beyond, draw_chart
-from rlhf_cli.report.glossary import EVAL, GROUPS, METRICS, Group, Metric, describe
+from rlhf_cli.report.glossary import METRICS, describe
+from rlhf_cli.report.metric import GROUPS, Group, Metric
 from rlhf_cli.report.series import Series
 from rlhf_cli.report.text import clean, show_bound, show_number
+from rlhf_cli.runs.record import EVAL
 
 Curves = Mapping[str, Series]
 """Name of a metric -> its values, of one run."""

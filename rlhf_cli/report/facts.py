@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from rlhf_cli.report.glossary import Metric, describe
+from rlhf_cli.report.glossary import describe
+from rlhf_cli.report.metric import Metric
 from rlhf_cli.report.text import NONE, clean, show_number, show_seconds, show_time, show_value
 from rlhf_cli.runs.record import RunRecord
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import StatisticsError
-from statistics import correlation as pearson
 
 from markupsafe import Markup
 
@@ -39,14 +37,6 @@ class Points:
     y: Sequence[float]
     age: Sequence[float]
     words: Sequence[str]
-
-
-def correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Pearson's correlation; None for fewer than three points or without spread."""
-    try:
-        return pearson(x, y) if len(x) >= 3 else None
-    except StatisticsError:  # all values of one of the two are equal
-        return None
 
 
 def draw_scatter(points: Points, x_label: str, y_label: str) -> Markup:

@@ -9,7 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rlhf_cli.report.plots import Points, correlation, draw_scatter
+from rlhf_cli.diagnosis.series import correlation
+from rlhf_cli.report.plots import Points, draw_scatter
+from rlhf_cli.report.series import pick
 from rlhf_cli.report.text import clean, show_number
 
 PROMPT_CHARACTERS, RESPONSE_CHARACTERS = 500, 900
@@ -140,15 +142,8 @@ def _show(row: Mapping[str, Any]) -> Shown:
     )
 
 
-def spread(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of the steps: the first, the last, and some evenly between."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(k * (len(steps) - 1) / (most - 1))] for k in range(most)]
-
-
 def _through(rows: Sequence[Mapping[str, Any]]) -> list[Through]:
-    shown = spread(sorted({int(row["step"]) for row in rows}), MOST_STEPS)
+    shown = pick(sorted({int(row["step"]) for row in rows}), MOST_STEPS)
     by_prompt: dict[str, dict[int, Shown]] = {}
     for row in rows:
         if int(row["step"]) in shown:
@@ -160,7 +155,7 @@ def _through(rows: Sequence[Mapping[str, Any]]) -> list[Through]:
 
 
 def _rollouts(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, Sequence[Shown]]]:
-    shown = spread(sorted({int(row["step"]) for row in rows}), MOST_STEPS)
+    shown = pick(sorted({int(row["step"]) for row in rows}), MOST_STEPS)
     return [
         (step, [_show(row) for row in rows if int(row["step"]) == step][:PER_STEP])
         for step in shown

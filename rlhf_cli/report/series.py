@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from operator import le
+from typing import TypeVar
 
 MAX_POINTS = 240
 """Points of a drawn line; two a pixel of the drawing are not seen."""
@@ -97,7 +98,10 @@ def extreme_indices(values: Sequence[float], stretches: int) -> list[int]:
     return sorted(found)
 
 
-def pick(items: Sequence[float], most: int) -> list[float]:
+T = TypeVar("T")
+
+
+def pick(items: Sequence[T], most: int) -> list[T]:
     """At most so many items: the first, the last, and some evenly between."""
     n = len(items)
     if n <= most:

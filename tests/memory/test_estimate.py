@@ -12,8 +12,9 @@ from rlhf_cli.memory import limit
 from rlhf_cli.memory.advice import cheapest_overrides
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.estimate import Rows, estimate_memory
+from rlhf_cli.memory.model_files import read_shape
 from rlhf_cli.memory.rollout import cache_bytes
-from rlhf_cli.memory.shape import read_shape, shape_of
+from rlhf_cli.memory.shape import shape_of
 from rlhf_cli.memory.table import format_estimate
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.registry import COMMANDS

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.memory.shape import read_shape, shape_of
+from rlhf_cli.memory.model_files import read_shape
+from rlhf_cli.memory.shape import shape_of
 from rlhf_cli.memory.weights import adapter_targets, count_adapter, weight_bytes
 from rlhf_cli.models.attach_adapters import attach_adapters
 from rlhf_cli.models.config import AdapterConfig, ModelConfig

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from rlhf_cli.report.glossary import GROUPS, METRICS, describe, find
+from rlhf_cli.report.glossary import METRICS, describe, find
+from rlhf_cli.report.metric import GROUPS
 from rlhf_cli.report.page import run_page
 from rlhf_cli.runs.record import read_record
 from tests.imports import ROOT
