@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.cuda_graphs import require_cuda
 from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.runs.run_files import format_json_lines
 
 Row = dict[str, Any]
 
@@ -131,7 +131,7 @@ def _row_lines(
         progress.add(len(responses.texts))
         batch = range(done, done + len(responses.texts) // samples)
         built, done = rows.build(prompts.select(batch), responses), batch.stop
-        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in built)
+        yield format_json_lines(built)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ def _locate_model(value: str, path: str) -> str:
     raise InvalidValue(needed, nearest_path(value) or SHIPPED)
 
 
+def as_typed(path: str) -> str:
+    """A path below the working folder as the user would type it; others unchanged."""
+    short = os.path.relpath(path) if os.path.isabs(path) else path
+    return path if short.startswith("..") else short
+
+
 def is_data_id(value: str) -> bool:
     """Whether a name that is not here can be a hub data set: `org/name`, no file's name."""
     first, slash, last = value.partition("/")

@@ -5,9 +5,11 @@ import math
 from rlhf_cli.diagnosis.findings import Finding
 from rlhf_cli.diagnosis.reward import SWAP
 from rlhf_cli.diagnosis.series import (
+    CHANCE,
+    GAP,
     MIN_LINES,
     change,
-    counts,
+    error_at_chance,
     late,
     number,
     peak_rate,
@@ -30,13 +32,8 @@ SATURATED = 0.98
 """Training accuracy that hardly leaves a pair to learn from."""
 
 SATURATED_EARLY = 0.15
-"""Share of the steps in which an accuracy that saturates says that pairs are told apart by
-something trivial."""
-
-GAP = 0.15
-"""Training accuracy above the held-out one that the choice of rows does not explain."""
-
-CHANCE = 0.5
+"""Share of the steps; an accuracy that saturates earlier shows that the responses of a pair differ
+in something trivial."""
 
 
 def displacement(record: RunRecord) -> Finding | None:
@@ -115,7 +112,7 @@ def accuracy(record: RunRecord) -> Finding | None:
     if not held_out or trained is None or len(record.training) < MIN_LINES:
         return None
     last = held_out[-1]
-    error = 0.5 / math.sqrt(max(1, _rows(record)))
+    error = error_at_chance(record, unknown=1)
     numbers = {"trained": trained, "held_out": last}
     shown = f"{trained:.0%} of the training pairs and {last:.0%} of the held-out ones"
     if last < CHANCE - 2 * error and trained > CHANCE + 2 * error and trained - last > GAP:
@@ -139,12 +136,6 @@ def accuracy(record: RunRecord) -> Finding | None:
         )
     sentence = f"{shown} are ranked as labeled."
     return Finding(code="dpo.accuracy", severity="ok", sentence=sentence, numbers=numbers)
-
-
-def _rows(record: RunRecord) -> int:
-    data = counts(record, "held_out_data")
-    found = data.get("examples", 0)
-    return int(found) if isinstance(found, int) else 0
 
 
 def margin_without_accuracy(record: RunRecord) -> Finding | None:

@@ -1,18 +1,23 @@
 """Rules about reward models."""
 
-import math
-
 from rlhf_cli.diagnosis.findings import Finding
-from rlhf_cli.diagnosis.series import MIN_LINES, change, counts, late, scaled, values_of
+from rlhf_cli.diagnosis.series import (
+    CHANCE,
+    GAP,
+    MIN_LINES,
+    change,
+    error_at_chance,
+    late,
+    scaled,
+    values_of,
+)
 from rlhf_cli.runs.record import RunRecord
-
-CHANCE = 0.5
 
 SWAP = "'data.columns={chosen:rejected,rejected:chosen}'"
 """Override that reads pairs with their responses swapped, quoted for a shell."""
 
-GAP = 0.15
-"""Training accuracy above the held-out one that the choice of rows does not explain."""
+FEW_ROWS = 100
+"""Held-out rows that are assumed where their number is unknown."""
 
 LENGTH_SHARE = 0.9
 """Share of held-out pairs in which a model prefers the longer response (or the shorter) above
@@ -28,7 +33,7 @@ def held_out_accuracy(record: RunRecord) -> Finding | None:
     held_out, trained = values_of(record, "eval/accuracy"), late(record, "accuracy")
     if not held_out or trained is None or len(record.training) < MIN_LINES:
         return None
-    last, error = held_out[-1], _error(record)
+    last, error = held_out[-1], error_at_chance(record, FEW_ROWS)
     numbers = {"trained": trained, "held_out": last, "error": error}
     shown = f"The model ranks {trained:.0%} of the training and {last:.0%} of the held-out rows "
     shown += "as labeled"
@@ -62,13 +67,6 @@ def held_out_accuracy(record: RunRecord) -> Finding | None:
     return Finding(code="reward.accuracy", severity="ok", sentence=f"{shown}.", numbers=numbers)
 
 
-def _error(record: RunRecord) -> float:
-    """Standard error of the held-out accuracy at chance; that of 100 rows where it is unknown."""
-    data = counts(record, "held_out_data")
-    rows = data.get("examples") or 100
-    return 0.5 / math.sqrt(rows)
-
-
 def length(record: RunRecord) -> Finding | None:
     """Whether the model is better than a rule that only measures length."""
     longer, prefers = (
@@ -80,7 +78,7 @@ def length(record: RunRecord) -> Finding | None:
         return None
     best = max(longer[-1], 1 - longer[-1])
     word = "longer" if longer[-1] >= CHANCE else "shorter"
-    error = _error(record)
+    error = error_at_chance(record, FEW_ROWS)
     numbers = {"accuracy": accuracy[-1], "by_length": best, "prefers_longer": prefers[-1]}
     one_sided = max(prefers[-1], 1 - prefers[-1])
     shown = (

@@ -40,6 +40,15 @@ class Estimate:
     high: float
     n: int
 
+    def as_text(self, digits: str) -> str:
+        """Value and interval: `0.71 [0.66, 0.75]`; of a value without an interval `0.71`.
+
+        Args:
+            digits: format of each number, as `.2f`.
+        """
+        value, low, high = (format(one, digits) for one in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]" if math.isfinite(self.low) else value
+
 
 def wilson_interval(successes: float, n: int) -> Estimate:
     """Proportion with Wilson's score interval (Wilson 1927, JASA 22:209).

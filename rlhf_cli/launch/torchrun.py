@@ -47,7 +47,7 @@ def run_worker(own: RankEnv) -> int:
         with redacted():
             task.run()
     except BaseException as error:
-        report = build_report(error, own.rank, task.command)
+        report = build_report(error, own.rank)
         text = f"error: {report.message}\n" if report.kind else report.traceback
         print(f"rank {own.rank}: {redact(text)}", end="", file=stderr, flush=True)
         return report.exit_code

@@ -150,7 +150,7 @@ class ErrorReport:
         return RlhfError(f"rank {self.rank}: {self.message}; see its traceback above")
 
 
-def build_report(error: BaseException, rank: int, command: Command) -> ErrorReport:
+def build_report(error: BaseException, rank: int) -> ErrorReport:
     """Describe an error as the command line does in a single process."""
     ours: BaseException | None = error
     if isinstance(error, KeyboardInterrupt):
@@ -205,7 +205,7 @@ def main(folder: Path) -> int:
         try:
             summary = _run_task(folder, task, own)
         except BaseException as error:
-            report = build_report(error, own.rank, task.command)
+            report = build_report(error, own.rank)
             write_report(folder, report)
             if own.rank:
                 print(report.traceback, end="", file=sys.stderr)  # into the rank's log

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import getpass
-import json
 import os
 import stat
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.errors import DataError
+from rlhf_cli.runs.run_files import to_json_line
 
 
 def require_appendable(path: Path, key: str = "output") -> None:
@@ -56,7 +56,7 @@ def append_row(path: Path, row: Mapping[str, Any], key: str = "output") -> bytes
     Raises:
         DataError: the file cannot be written; it is then as it was.
     """
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    line = to_json_line(row).encode()
     with _raising_data_error(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path) as file:

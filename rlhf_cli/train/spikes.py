@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -13,9 +12,14 @@ from typing import Any
 from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed import Ranks
-from rlhf_cli.errors import CheckpointError
 from rlhf_cli.runs import lock
-from rlhf_cli.runs.run_files import SPIKES, read_json_lines, write_text_atomic
+from rlhf_cli.runs.run_files import (
+    SPIKES,
+    append_json_lines,
+    format_json_lines,
+    read_json_lines,
+    write_text_atomic,
+)
 
 WINDOW = 32
 """Steps that a loss is compared with."""
@@ -107,11 +111,7 @@ class SpikeLog:
         lock.require_owned(self.path.parent)
         losses = [-negative for negative, _ in gathered]
         line = {"step": step, "loss": loss, "before": before, "rows": places, "losses": losses}
-        try:
-            with self.path.open("a", encoding="utf-8", newline="\n") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror})") from error
+        append_json_lines(self.path, [line])
         more = f" and {len(places) - LOGGED_ROWS} more" if len(places) > LOGGED_ROWS else ""
         logger.info(
             f"warning: step {step}: the loss is {loss:.4g}, {before:.4g} in the steps before; "
@@ -128,8 +128,7 @@ class SpikeLog:
         """Remove records after a step, for a run that continues at its checkpoint."""
         if self.ranks.is_main and self.path.exists():
             kept = [line for line in read_json_lines(self.path) if line["step"] <= step]
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-            write_text_atomic(self.path, text)
+            write_text_atomic(self.path, format_json_lines(kept))
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values."""

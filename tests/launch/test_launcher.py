@@ -95,7 +95,7 @@ def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):
     for rank, error in enumerate(
         (RankFailed("connection closed"), DataError("r.jsonl:3: no text"))
     ):
-        write_report(tmp_path, build_report(error, rank, SFT))
+        write_report(tmp_path, build_report(error, rank))
     reports = [read_report(tmp_path, rank) for rank in (0, 1)]
     error = launcher.Supervisor([], tmp_path).error(reports, tmp_path)
     assert isinstance(error, DataError)
@@ -106,14 +106,14 @@ def test_an_unexpected_error_keeps_its_traceback(tmp_path, capsys):
     try:
         {}["loss"]
     except KeyError as error:
-        write_report(tmp_path, build_report(error, 1, SFT))
+        write_report(tmp_path, build_report(error, 1))
     error = read_report(tmp_path, 1).error()
     assert str(error) == "rank 1: KeyError: 'loss'; see its traceback above"
     assert '{}["loss"]' in capsys.readouterr().err
 
 
 def test_memory_is_told_as_in_one_process():
-    report = build_report(MemoryError(), 0, SFT)
+    report = build_report(MemoryError(), 0)
     assert report.exit_code == 4
     assert report.message == "out of memory"  # Task.run explains it, see tests/memory
 

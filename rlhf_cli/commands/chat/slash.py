@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from rlhf_cli.config.suggest import nearest
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.runs.run_files import format_json_lines
 
 
 class Quit(Exception):
@@ -149,7 +149,7 @@ class SlashCommands:
             raise DataError(f"save: {path} exists; need another name")
         rows = self.chat.conversations()
         with open_output(path) as write:
-            write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write(format_json_lines(rows))
         return f"wrote {pluralize(len(rows), 'row')} to {path}"
 
     def _good(self, rest: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from rlhf_cli.data.sources.files import find_data_files, read_rows
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.evaluation.elo import TIE, rate_items
 from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.runs.run_files import format_json_lines
 
 Row = dict[str, Any]
 
@@ -29,7 +29,7 @@ def run(args: list[str]) -> None:
     """
     source, target = _files(args)
     rows = _rate_rows(source)
-    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    text = format_json_lines(rows)
     if target is None:
         print(text, end="", flush=True)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +28,7 @@ from rlhf_cli.rewards.rewards import MAX_TOKENS, CombinedReward, load_combined_r
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.cuda_graphs import require_cuda
 from rlhf_cli.runs.outputs import open_output
+from rlhf_cli.runs.run_files import to_json_line
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def write_responses(
     """Write a ranking of each prompt's responses; `scores` are the judge's where there is one."""
     with open_output(Path(path)) as write:
         for row in _rankings(sampled, scores, judged):
-            write(json.dumps(row, ensure_ascii=False) + "\n")
+            write(to_json_line(row))
     logger.info(f"responses: {path}")
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rlhf_cli.commands.doctor.measure import RewardScores
-from rlhf_cli.diagnosis.findings import Finding, Severity
+from rlhf_cli.diagnosis.findings import ORDER, Finding, Severity
 from rlhf_cli.evaluation.intervals import (
     Estimate,
     Measurement,
@@ -79,23 +79,20 @@ class Names:
 
 def reward_findings(found: RewardScores, names: Names, seed: int) -> list[Finding]:
     """All findings, in the order of the checks."""
-    checks: tuple[Callable[[RewardScores, Names, int], Iterator[Finding]], ...] = (
-        check_agreement,
-        check_labelled,
-        check_best_of_n,
-        check_noise,
-        check_length,
-        check_copies,
-        check_calibration,
-    )
-    return [finding for check in checks for finding in check(found, names, seed)]
+    return [
+        *check_agreement(found, names, seed),
+        *check_labelled(found, names),
+        *check_best_of_n(found, names, seed),
+        *check_noise(found),
+        *check_length(found, seed),
+        *check_copies(found),
+        *check_calibration(found, seed),
+    ]
 
 
 def show(estimate: Estimate) -> str:
     """Value and interval: `0.71 [0.66, 0.75]`; of a value without an interval `0.71`."""
-    if math.isnan(estimate.low):
-        return f"{estimate.value:.2f}"
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return estimate.as_text(".2f")
 
 
 def numbers_of(estimate: Estimate, **more: float) -> dict[str, float]:
@@ -165,7 +162,7 @@ def _judge_agreement(estimate: Estimate, names: Names) -> tuple[Severity, str, t
     return "ok", "", ()
 
 
-def check_labelled(found: RewardScores, names: Names, seed: int) -> Iterator[Finding]:
+def check_labelled(found: RewardScores, names: Names) -> Iterator[Finding]:
     """Accuracy on labelled pairs, and whether the policy's responses score in their range."""
     if not len(found.chosen):
         return
@@ -224,7 +221,7 @@ def _judge_gain(gain: Estimate, share: float, fall: Estimate, best: int) -> tupl
     return "ok", ""
 
 
-def check_noise(found: RewardScores, names: Names, seed: int) -> Iterator[Finding]:
+def check_noise(found: RewardScores) -> Iterator[Finding]:
     """Spread of the scores of a prompt's responses against changes that should not matter."""
     if not spread(found.scores):
         yield Finding(
@@ -267,7 +264,7 @@ def _noise(code: str, scores: Values, changed: Values, what: str, advice: str) -
     )
 
 
-def check_length(found: RewardScores, names: Names, seed: int) -> Iterator[Finding]:
+def check_length(found: RewardScores, seed: int) -> Iterator[Finding]:
     """Rank correlation of scores with length within prompts, also given the judge's scores."""
     if not found.lengths.std(1).any():
         return
@@ -308,7 +305,7 @@ def _least_magnitude(estimate: Estimate) -> float:
     return 0.0 if estimate.low <= 0 <= estimate.high else min(abs(estimate.low), abs(estimate.high))
 
 
-def check_copies(found: RewardScores, names: Names, seed: int) -> Iterator[Finding]:
+def check_copies(found: RewardScores) -> Iterator[Finding]:
     """Share of corrupted copies that score below the response; ties count half."""
     for kind, copies in found.copies.items():
         n = len(copies.copy)
@@ -336,7 +333,7 @@ def _copy_advice(shortened: bool) -> str:
     return "such copies as rejected responses in its data"
 
 
-def check_calibration(found: RewardScores, names: Names, seed: int) -> Iterator[Finding]:
+def check_calibration(found: RewardScores, seed: int) -> Iterator[Finding]:
     """Error of the Bradley-Terry probabilities of pairs against the judge's or labels' order."""
     better, worse = calibration_pairs(found)
     if not len(better):
@@ -371,5 +368,4 @@ def pair_error(predicted: Values, right: Values) -> Any:
 
 def worst(findings: Sequence[Finding]) -> Severity:
     """The worst severity among findings."""
-    order: tuple[Severity, ...] = ("problem", "warning", "note", "ok")
-    return min((one.severity for one in findings), key=order.index)
+    return min((one.severity for one in findings), key=ORDER.index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from rlhf_cli.commands.doctor.reward_findings import (
     reward_findings,
     worst,
 )
+from rlhf_cli.config.paths import as_typed
 from rlhf_cli.console import format_table, print_result
 from rlhf_cli.context import create_context
-from rlhf_cli.diagnosis.findings import Finding, of_severity
+from rlhf_cli.diagnosis.findings import ORDER, Finding, of_severity
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.evaluation.metrics import pair_confidence, reliability_curve
 from rlhf_cli.evaluation.reward_quality import best_of_n, kl_of_best_of_n
@@ -52,7 +52,7 @@ def run(cfg: DoctorConfig) -> int:
     found = measure(cfg, sampled, ctx)
     if cfg.output:
         write_responses(cfg.output, sampled, found.scores, found.judged)
-    names = Names(*map(_shown, (cfg.reward, cfg.policy, cfg.prompts, cfg.judge)))
+    names = Names(*map(as_typed, (cfg.reward, cfg.policy, cfg.prompts, cfg.judge)))
     findings = reward_findings(found, names, cfg.seed)
     print_result(_page(cfg, found, findings), _to_json(cfg, found, findings))
     return NOT_GOOD_ENOUGH if worst(findings) == "problem" else 0
@@ -79,21 +79,15 @@ def refuse(cfg: DoctorConfig) -> None:
         raise ConfigError("\n".join(found))
 
 
-def _shown(path: str) -> str:
-    """A path below the working folder as the user would type it; others unchanged."""
-    short = os.path.relpath(path) if os.path.isabs(path) else path
-    return path if short.startswith("..") else short
-
-
 def _page(cfg: DoctorConfig, found: RewardScores, findings: Sequence[Finding]) -> str:
     prompts, count = found.scores.shape
     lines = [
-        f"{_shown(cfg.reward)} for {_shown(cfg.policy)}: {VERDICTS[worst(findings)]}",
+        f"{as_typed(cfg.reward)} for {as_typed(cfg.policy)}: {VERDICTS[worst(findings)]}",
         f"{prompts:,} prompts, {count} responses each, temperature {cfg.sampling.temperature:g}; "
         "95 % intervals",
         "",
     ]
-    for one in of_severity(findings, "problem", "warning", "note", "ok"):
+    for one in of_severity(findings, *ORDER):
         lines.append(f"{one.severity}: {one.text} [{one.code}]")
     lines += ["", *_best_of_n_lines(found)]
     curve = _calibration_rows(found)

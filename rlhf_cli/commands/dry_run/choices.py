@@ -36,7 +36,7 @@ def training_choices(
         *precision_choice("train.precision", cfg.train.precision, device),
         *_micro_batches(cfg, estimate, device),
         *_data_choices(cfg),
-        *model_choices(cfg.model, device),
+        *model_choices(cfg.model),
         *_reference(cfg),
         *_quantization(cfg, policy),
         *_kernels(cfg, device, policy),
@@ -78,7 +78,7 @@ def _data_choices(cfg: Any) -> Iterator[Choice]:
         yield Choice("data.eval", value, reason)
 
 
-def model_choices(model: Any, device: Device) -> Iterator[Choice]:
+def model_choices(model: Any) -> Iterator[Choice]:
     """Choices of a model's weights, tokenizer and attention."""
     if model.init == "auto":
         scratch = model.from_scratch

@@ -151,7 +151,7 @@ def _report(cfg: Any, device: Device, parts: Sequence[_Part], data: Section) -> 
     ]
     chosen: list[Choice] = [
         *precision_choice("precision", cfg.precision, device),
-        *(one for one in model_choices(cfg.model, device) if one.key != "model.attention"),
+        *(one for one in model_choices(cfg.model) if one.key != "model.attention"),
     ]
     sections = [
         _run(cfg, device, parts),

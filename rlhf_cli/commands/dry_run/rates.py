@@ -14,8 +14,8 @@ from rlhf_cli.memory.device import CPUINFO, Device
 
 DATASHEETS: dict[str, tuple[float, float, float]] = {
     r"B200": (2250, 80, 8000),
-    r"H200": (989, 67, 4800),
     r"GH200": (989, 67, 4000),
+    r"H200": (989, 67, 4800),
     r"H100 NVL": (835, 60, 3900),
     r"H100 PCIe": (756, 51, 2000),
     r"H100": (989, 67, 3350),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from rlhf_cli.commands.label.config import ties_file
 from rlhf_cli.commands.label.items import Item, read_rated, to_json_text
-from rlhf_cli.console import format_table, printable
+from rlhf_cli.console import format_table, print_result, printable
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.evaluation.agreement import (
@@ -81,10 +80,7 @@ def run(args: list[str]) -> None:
             "same prompts and answers"
         )
     overall = _overall(raters)
-    if "--json" in args:
-        print(json.dumps(_as_json(pairs, overall), ensure_ascii=False, indent=2), flush=True)
-    else:
-        print("\n".join(_lines(pairs, overall)), flush=True)
+    print_result("\n".join(_lines(pairs, overall)), _to_json(pairs, overall))
 
 
 def read_raters(files: Sequence[Path]) -> dict[str, Decisions]:
@@ -176,7 +172,7 @@ def _shown(one: Estimate) -> str:
     return f"{one.value:.3f}{interval}"
 
 
-def _as_json(pairs: Sequence[Pair], overall: Estimate | None) -> dict[str, Any]:
+def _to_json(pairs: Sequence[Pair], overall: Estimate | None) -> dict[str, Any]:
     found = {"pairs": [_without_nan(asdict(pair)) for pair in pairs]}
     alpha = {} if overall is None else {"krippendorff_alpha": _without_nan(asdict(overall))}
     return {**found, **alpha}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rlhf_cli.commands.label.decisions import DecisionFile
 from rlhf_cli.commands.label.items import Item, read_items
 from rlhf_cli.commands.label.keys import choose_reader
 from rlhf_cli.commands.label.session import NUMBERS, Session
+from rlhf_cli.config.paths import as_typed
 from rlhf_cli.console import logger
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.errors import ConfigError, DataError
@@ -38,7 +38,7 @@ def run(cfg: LabelConfig) -> None:
     decisions = DecisionFile(cfg.target, rater, items)
     logger.info(
         f"{pluralize(len(items), 'item')} to rate, {len(decisions.done)} done by {rater}; "
-        f"rows are appended to {_shown(cfg.target)}"
+        f"rows are appended to {as_typed(str(cfg.target))}"
     )
     session = Session(items, decisions, cfg.seed, Console(highlight=False), choose_reader())
     try:
@@ -66,13 +66,7 @@ def _report(decisions: DecisionFile, items: list[Item]) -> None:
     left = len(items) - len(decisions.done)
     ties = sum(one.path == decisions.ties for one in decisions.written)
     rows = len(decisions.written) - ties
-    added = f"{pluralize(rows, 'row')} added to {_shown(decisions.target)}"
-    tied = f"{pluralize(ties, 'tie')} in {_shown(decisions.ties)}; " if ties else ""
+    added = f"{pluralize(rows, 'row')} added to {as_typed(str(decisions.target))}"
+    tied = f"{pluralize(ties, 'tie')} in {as_typed(str(decisions.ties))}; " if ties else ""
     after = f"{pluralize(left, 'item')} left, the same command continues" if left else "all done"
     logger.info(f"{added}, for {READERS[items[0].kind]}; {tied}{after}")
-
-
-def _shown(path: Path) -> str:
-    """A path as it is shortest to type here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative

@@ -12,7 +12,6 @@ from rlhf_cli.commands.push.facts import (
     CardFacts,
     command_line,
     metric_rows,
-    show_estimate,
     without_local_paths,
 )
 from rlhf_cli.evaluation.intervals import Estimate
@@ -207,7 +206,7 @@ def _metrics(facts: CardFacts) -> Iterator[str]:
 def _result_row(result: Mapping[str, Any]) -> tuple[str, ...]:
     values = {name: result.get(name) for name in ("value", "low", "high")}
     plain = {name: float("nan") if value is None else value for name, value in values.items()}
-    shown = show_estimate(Estimate(**plain, n=int(result["n"])))
+    shown = Estimate(**plain, n=int(result["n"])).as_text(".4g")
     return (str(result["run"]), str(result["metric"]), shown, f"{result['n']:,}")
 
 

@@ -157,11 +157,4 @@ def _shown(value: Any, bounds: Sequence[float] | None) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "-"
     low, high = bounds or (math.nan, math.nan)
-    return show_estimate(Estimate(value, low, high, 0))
-
-
-def show_estimate(estimate: Estimate) -> str:
-    """Value and its 95 % interval."""
-    if not math.isfinite(estimate.low):
-        return f"{estimate.value:.4g}"
-    return f"{estimate.value:.4g} [{estimate.low:.4g}, {estimate.high:.4g}]"
+    return Estimate(value, low, high, 0).as_text(".4g")
