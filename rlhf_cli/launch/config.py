@@ -1,14 +1,57 @@
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import Ge, RuntimeOnly
 
 
 @dataclass(kw_only=True)
 class LaunchConfig:
-    """Processes that train one model together (data parallel)."""
+    """Processes that train one model together: how many, and what each of them holds."""
 
     processes: Annotated[int, Ge(0), RuntimeOnly()] = 1
     """Number of processes on this machine: one per GPU, or sharing the cores of a CPU. 0 uses all
-    GPUs. The result equals that of one process up to rounding. A run is resumed with the number
-    that it started with."""
+    GPUs. The result equals that of one process up to rounding."""
+
+    shard: Annotated[Literal["none", "full", "grad_op", "hybrid"], RuntimeOnly()] = "none"
+    """What the processes divide among them (FSDP2). `none`: nothing, each holds the whole model.
+    `full`: weights, gradients and optimizer state. `grad_op`: the same, but weights stay whole
+    between the forward and the backward pass. `hybrid`: `full` within each of `launch.replicas`
+    groups."""
+
+    replicas: Annotated[int, Ge(1), RuntimeOnly()] = 1
+    """Groups of processes that each hold the whole model, with `launch.shard=hybrid`: usually one
+    per machine. It divides the number of processes."""
+
+    context_parallel: Annotated[int, Ge(1), RuntimeOnly()] = 1
+    """Processes that share the tokens of each micro-batch, for rows that one device cannot hold. It
+    divides the number of processes."""
+
+    offload: Annotated[Literal["none", "optimizer", "all"], RuntimeOnly()] = "none"
+    """What is kept in the memory of the host instead of the GPU's: the optimizer's state and fp32
+    weights, or `all` shards of weights, gradients and optimizer. Needs `launch.shard`."""
+
+    def problems(self) -> list[str]:
+        """Contradictions, one line each."""
+        found = []
+        if self.replicas > 1 and self.shard != "hybrid":
+            found.append(
+                f"launch.replicas: got {self.replicas} with launch.shard={self.shard}; only hybrid "
+                "has replicas. Try launch.shard=hybrid"
+            )
+        if self.shard == "hybrid" and self.replicas == 1:
+            found.append(
+                "launch.shard: got hybrid with launch.replicas=1; need at least 2 groups of "
+                "processes. Try launch.replicas=2, or launch.shard=full"
+            )
+        if self.offload != "none" and self.shard == "none":
+            found.append(
+                f"launch.offload: got {self.offload} with launch.shard=none, which keeps nothing "
+                "on the host. Try launch.shard=full"
+            )
+        together = self.replicas * self.context_parallel
+        if self.processes and self.processes % together:
+            found.append(
+                f"launch.processes: got {self.processes}; need a multiple of launch.replicas x "
+                f"launch.context_parallel = {together}. Try launch.processes={together}"
+            )
+        return found
