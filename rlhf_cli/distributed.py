@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from rlhf_cli.errors import RankFailed, first_line
+from rlhf_cli.watchdog.watch import AGAIN, find_cause
 
 T = TypeVar("T")
 
@@ -149,6 +152,26 @@ def rendezvous_store(
     return store
 
 
+def host_store() -> tuple[Store, int]:
+    """Open a store for the ranks of this machine, and listen on a port of this machine alone.
+
+    The system chooses the port, so that no other program can take it before the ranks use it.
+
+    Returns:
+        The store, with the keys of the ranks, and its port.
+    """
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = int(listening.getsockname()[1])
+    store = TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
+    return store, port
+
+
 def init_process_group(store: Store, rank: int, world_size: int, local_rank: int) -> None:
     """Create the process group: gloo for CPU tensors, NCCL for GPU tensors.
 
@@ -176,5 +199,5 @@ def _raising_rank_failed() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = f"another process of this run ended or does not respond ({first_line(error)})"
-        raise RankFailed(text) from error
+        cause = find_cause() or "another process of this run ended or does not respond"
+        raise RankFailed(f"{cause} ({first_line(error)}); {AGAIN}") from error

@@ -20,7 +20,7 @@ FLOORS = {
     **dict.fromkeys(
         ("context", "evaluation", "kernels", "logprobs", "losses", "distributed", "shards"), 1
     ),
-    **dict.fromkeys(("cache", "progress"), 1),
+    **dict.fromkeys(("cache", "progress", "watchdog"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),
     "stages": 4,
