@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,6 +135,11 @@ def current_ranks() -> Ranks:
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return SINGLE_PROCESS
+
+
+def is_first_on_machine(ranks: Ranks) -> bool:
+    """Whether this rank does for its machine what is needed once on each, as filling the cache."""
+    return int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0
 
 
 def rendezvous_store(

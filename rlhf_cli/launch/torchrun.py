@@ -31,9 +31,9 @@ from rlhf_cli.watchdog.watch import speaks_for_all, tell_end
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-TASK, PREPARED = "rlhf/task", "rlhf/prepared"
-"""Keys of what rank 0 tells the others: the task, and that its rows are tokenized. In place of each
-it can send an exit code."""
+TASK, PREPARED, READY, GO = "rlhf/task", "rlhf/prepared", "rlhf/ready/", "rlhf/go"
+"""Keys of what ranks tell each other: rank 0 the task, and that the rows are tokenized, or in place
+of each an exit code; every rank that its machine has the rows; rank 0 that all have."""
 
 
 def read_launcher_env(argv: list[str]) -> RankEnv | None:
@@ -112,6 +112,8 @@ def _prepare(task: Task, own: RankEnv, store: Store) -> None:
         _main.send(PREPARED, {"exit": build_report(error, own.rank).exit_code})
         raise
     _main.send(PREPARED, {})
+    store.wait([f"{READY}{rank}" for rank in range(1, own.world_size)])
+    store.set(GO, "")
 
 
 def run_worker(own: RankEnv) -> int:
@@ -142,8 +144,17 @@ def _run_part(own: RankEnv, store: Store) -> int:
     prepared = _receive(store, PREPARED)
     if "exit" in prepared:
         return int(prepared["exit"])
+    _prepare_machine(task, own, store)
     run_task(task, own, store)
     return 0
+
+
+def _prepare_machine(task: Task, own: RankEnv, store: Store) -> None:
+    """Tokenize on another machine than rank 0's, unless its cache has the tokens."""
+    if own.local_rank == 0:
+        task.prepare()
+    store.set(f"{READY}{own.rank}", "")
+    store.wait([GO])
 
 
 def _receive(store: Store, key: str) -> dict[str, Any]:
