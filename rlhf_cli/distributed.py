@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from rlhf_cli.errors import RankFailed, first_line
+from rlhf_cli.watchdog.watch import AGAIN, find_cause
 
 T = TypeVar("T")
 
@@ -137,6 +140,11 @@ def current_ranks() -> Ranks:
     return SINGLE_PROCESS
 
 
+def is_first_on_machine(ranks: Ranks) -> bool:
+    """Whether this rank does for its machine what is needed once on each, as filling the cache."""
+    return int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0
+
+
 def rendezvous_store(
     url: str, rank: int, world_size: int, timeout: timedelta = timedelta(minutes=30)
 ) -> Store:
@@ -151,6 +159,26 @@ def rendezvous_store(
     store: Store
     store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
     return store
+
+
+def host_store() -> tuple[Store, int]:
+    """Open a store for the ranks of this machine, and listen on a port of this machine alone.
+
+    The system chooses the port, so that no other program can take it before the ranks use it.
+
+    Returns:
+        The store, with the keys of the ranks, and its port.
+    """
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = int(listening.getsockname()[1])
+    store = TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
+    return store, port
 
 
 def init_process_group(store: Store, rank: int, world_size: int, local_rank: int) -> None:
@@ -186,5 +214,5 @@ def _raising_rank_failed() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = f"another process of this run ended or does not respond ({first_line(error)})"
-        raise RankFailed(text) from error
+        cause = find_cause() or "another process of this run ended or does not respond"
+        raise RankFailed(f"{cause} ({first_line(error)}); {AGAIN}") from error

@@ -41,7 +41,13 @@ from rlhf_cli.train.export import save_model
 from rlhf_cli.train.loop import Evaluate, RunResult, TrainingTask, fit
 from rlhf_cli.train.metrics import Trackers
 from rlhf_cli.train.optim import require_device
-from rlhf_cli.train.resume import StartPoint, check_resumable, find_checkpoint, run_fingerprint
+from rlhf_cli.train.resume import (
+    StartPoint,
+    check_resumable,
+    find_checkpoint,
+    require_equal_inputs,
+    run_fingerprint,
+)
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.step_source import StageState
 from rlhf_cli.train.throughput import fit_micro_batch_tokens
@@ -125,6 +131,7 @@ def prepare_training(
     logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
     RECORD.rows = rows
     fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)
+    require_equal_inputs(fingerprint, ctx.ranks)
     start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
     return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
 

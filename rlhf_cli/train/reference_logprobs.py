@@ -18,6 +18,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate
 from rlhf_cli.data.sampler import group_examples
+from rlhf_cli.distributed import is_first_on_machine
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
@@ -71,7 +72,7 @@ def add_reference_column(
         values = _load_cached(key, examples, compute, ctx)
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
-            if ctx.ranks.is_main:
+            if is_first_on_machine(ctx.ranks):
                 store_entry(key, CacheEntry({REFERENCE_COLUMN: values}, {}), CACHE_KIND)
     return replace(examples, columns={**examples.columns, REFERENCE_COLUMN: values})
 

@@ -10,7 +10,8 @@ import torch
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.errors import CheckpointError
+from rlhf_cli.distributed import Ranks
+from rlhf_cli.errors import CheckpointError, DataError
 from rlhf_cli.models.liger import liger_layers
 from rlhf_cli.models.tokenizer import tokenizer_hash
 from rlhf_cli.models.wrapper import ModelWrapper
@@ -53,6 +54,23 @@ def run_fingerprint(
         "data": report.sha256,
         "held_out_data": held_out_report.sha256 if held_out_report else "",
     }
+
+
+def require_equal_inputs(fingerprint: dict[str, Any], ranks: Ranks) -> None:
+    """Check that all ranks have the same rows and tokenizer: machines may have copies of each.
+
+    Raises:
+        DataError: on all ranks; names the first rank that differs from rank 0.
+    """
+    names = ("data", "held_out_data", "tokenizer")
+    first, *others = ranks.all_gather_json([fingerprint[name] for name in names])
+    for rank, own in enumerate(others, start=1):
+        differing = [name for name, a, b in zip(names, first, own, strict=True) if a != b]
+        if differing:
+            raise DataError(
+                f"rank {rank} has another {' and '.join(differing)} than rank 0; need the same on "
+                "every machine. Copy the files again, or put them into a folder that all share"
+            )
 
 
 def check_resumable(checkpoint: Path | None, fingerprint: dict[str, Any]) -> dict[str, Any]:
