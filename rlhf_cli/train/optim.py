@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.shards import ShardLayout, whole
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -22,6 +24,7 @@ class MasterAdamW:
 
     Attributes:
         masters: name -> fp32 tensor of each trained parameter (tied ones once).
+        layouts: name -> rows of the parameter that this rank's master and moments hold.
     """
 
     def __init__(self, module: nn.Module, cfg: TrainConfig, compute: torch.dtype) -> None:
@@ -32,6 +35,7 @@ class MasterAdamW:
             if compute != torch.float32:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
+        self.layouts: dict[str, ShardLayout] = {n: whole(m) for n, m in self.masters.items()}
         self._rounded = compute != torch.float32
         no_decay = {
             name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "no_weight_decay")
@@ -90,10 +94,21 @@ class MasterAdamW:
             for key, value in self._adamw.state.get(master, {}).items()
         }
 
-    def load(self, masters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """Restore what `masters` and `moments` returned.
+    @property
+    def eight_bit_from(self) -> float:
+        """Values from which a tensor's moments are kept in 8 bits; infinite if they never are."""
+        args = getattr(self._adamw, "args", None)  # of bitsandbytes' optimizers
+        return math.inf if args is None or args.optim_bits == 32 else float(args.min_8bit_size)
 
-        By name, because torch's `load_state_dict` casts fp32 moments to the parameter's dtype.
+    def load(self, masters: Mapping[str, Tensor], moments: Iterable[tuple[str, Tensor]]) -> None:
+        """Restore what `masters` and the items of `moments` returned.
+
+        By name, because torch's `load_state_dict` casts fp32 moments to the parameter's dtype. Each
+        tensor is asked for once, and needs to be in memory only until the next one is.
+
+        Args:
+            masters: this rank's rows of each parameter.
+            moments: `name/slot` and value.
 
         Raises:
             KeyError: a parameter or moment is missing or unknown.
@@ -102,10 +117,11 @@ class MasterAdamW:
         if masters.keys() != self.masters.keys():
             raise KeyError(f"parameters differ: {sorted(masters.keys() ^ self.masters.keys())[:3]}")
         for name, master in self.masters.items():
-            if masters[name].shape != master.shape:
-                raise ValueError(f"{name}: {tuple(masters[name].shape)}, not {tuple(master.shape)}")
-            master.copy_(masters[name])
-        for key, value in moments.items():
+            stored = masters[name]
+            if stored.shape != master.shape:
+                raise ValueError(f"{name}: {tuple(stored.shape)}, not {tuple(master.shape)}")
+            master.copy_(stored)
+        for key, value in moments:
             name, _, slot = key.rpartition("/")
             master = self.masters[name]
             number = value.ndim == 0 and not value.is_floating_point()  # `step` of 8-bit AdamW

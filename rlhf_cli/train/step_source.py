@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.shards import ShardLayout, whole
 
 
 class StageState:
@@ -26,6 +27,10 @@ class StageState:
     def tensors(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint; filled in place when a run is continued."""
         return {}
+
+    def layouts(self) -> dict[str, ShardLayout]:
+        """Name -> rows of the whole tensor that this rank's one of `tensors` holds."""
+        return {name: whole(tensor) for name, tensor in self.tensors().items()}
 
 
 class SampleWriter(Protocol):

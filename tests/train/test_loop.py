@@ -13,12 +13,12 @@ from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.runs.folder import list_checkpoints
-from rlhf_cli.train import checkpoint as checkpoints
-from rlhf_cli.train.checkpoint import latest_checkpoint
+from rlhf_cli.train.checkpoint import latest_checkpoint, load_checkpoint
+from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.loop import TrainingTask, fit
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
-from rlhf_cli.train.optim import learning_rate
+from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint, check_resumable
 from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama
 
@@ -169,7 +169,9 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_the_row(tmp_path):
     assert len(losses(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.safetensors", "state.json", "index.json"]
+)
 def test_a_damaged_checkpoint_is_refused(tmp_path, name):
     train(tmp_path / "run", FixedSteps(2))
     found = latest_checkpoint(tmp_path / "run")
@@ -184,7 +186,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(tmp_path / "run", FixedSteps(2))
     found = latest_checkpoint(tmp_path / "run")
     with pytest.raises(CheckpointError, match="embed_tokens"):
-        checkpoints.load_checkpoint(found, optimizer(hidden_size=64), {})
+        load_checkpoint(found, optimizer(hidden_size=64), {})
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
@@ -243,8 +245,8 @@ def test_a_half_deleted_checkpoint_does_not_count(tmp_path):
 def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
     stored = {"threads": 2, "micro_batch_tokens": 64, "compute": "bf16", "data": "a"}
     stored["attention"] = "per_row"
-    content = checkpoints.Checkpoint(3, optimizer(), {"machinery": stored})
-    checkpoints.save_checkpoint(tmp_path, content, keep=1)
+    content = Checkpoint(3, optimizer(), {"machinery": stored})
+    CheckpointWriter(tmp_path, keep=1).save(content)
     found = latest_checkpoint(tmp_path)
     assert check_resumable(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
     with pytest.raises(CheckpointError, match=f"{name}: .* -> other"):
@@ -253,7 +255,7 @@ def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
 
 def optimizer(**shape):
     policy = Policy(tiny_llama(**shape), choose("auto", CPU)[0], flat=True)
-    return checkpoints.MasterAdamW(policy, TrainConfig(), torch.float32)
+    return MasterAdamW(policy, TrainConfig(), torch.float32)
 
 
 def test_schedules_by_hand():
