@@ -109,7 +109,7 @@ def load_checkpoint(
         tensors: of the stage; filled in place.
         ranks: ranks of the run, whose number may differ from that of the checkpoint's run; all
             call this together, and each checks a part of the files.
-        layouts: of `tensors`; by default they are whole.
+        layouts: of sharded `tensors`; the others are whole.
 
     Returns:
         The saved `state`, with `step`.
@@ -118,7 +118,7 @@ def load_checkpoint(
         CheckpointError: a file is missing, damaged, or of another model.
     """
     state = read_state(path)
-    layouts = layouts or {name: whole(tensor) for name, tensor in tensors.items()}
+    layouts = {name: (layouts or {}).get(name, whole(tensor)) for name, tensor in tensors.items()}
     try:
         index = read_index(path)
         require_same_tensors(path, index, WEIGHTS, optimizer.layouts)

@@ -56,7 +56,6 @@ def select_own(
     optimizer: MasterAdamW,
     tensors: Mapping[str, Tensor],
     layouts: Mapping[str, ShardLayout],
-    rank: int,
 ) -> Own:
     """Select what this rank writes: its rows, where no other rank writes the same ones.
 
@@ -64,29 +63,24 @@ def select_own(
         optimizer: holds masters, moments, and the layouts of both.
         tensors: of the stage.
         layouts: of `tensors`.
-        rank: of this process; rank 0 writes what is not sharded.
     """
     own: Own = {
-        WEIGHTS: _rows(optimizer.masters, optimizer.layouts, rank),
-        OPTIMIZER: _moments(optimizer, rank),
-        STAGE: _rows(tensors, layouts, rank),
+        WEIGHTS: _rows(optimizer.masters, optimizer.layouts),
+        OPTIMIZER: _moments(optimizer),
+        STAGE: _rows(tensors, layouts),
     }
     return {group: pieces for group, pieces in own.items() if pieces}
 
 
-def _writes(layout: ShardLayout, rank: int) -> bool:
-    if layout.is_whole:
-        return layout.writes and rank == 0
-    return layout.writes and layout.rows > 0
+def _writes(layout: ShardLayout) -> bool:
+    return layout.writes and (layout.rows > 0 or layout.is_whole)
 
 
-def _rows(
-    tensors: Mapping[str, Tensor], layouts: Mapping[str, ShardLayout], rank: int
-) -> dict[str, OwnPiece]:
+def _rows(tensors: Mapping[str, Tensor], layouts: Mapping[str, ShardLayout]) -> dict[str, OwnPiece]:
     return {
         name: _piece(tensor, layouts[name])
         for name, tensor in tensors.items()
-        if _writes(layouts[name], rank)
+        if _writes(layouts[name])
     }
 
 
@@ -94,12 +88,12 @@ def _piece(tensor: Tensor, layout: ShardLayout) -> OwnPiece:
     return OwnPiece(tensor.detach(), layout.shape, layout.start, layout.rows)
 
 
-def _moments(optimizer: MasterAdamW, rank: int) -> dict[str, OwnPiece]:
+def _moments(optimizer: MasterAdamW) -> dict[str, OwnPiece]:
     found = {}
     for key, value in optimizer.moments().items():
         name, _, slot = key.rpartition("/")
         layout = optimizer.layouts[name]
-        if not _writes(layout, rank):
+        if not _writes(layout):
             continue
         if slot in ROW_SLOTS:
             found[key] = _piece(value, layout)

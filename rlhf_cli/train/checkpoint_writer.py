@@ -17,7 +17,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Checkpoint:
         optimizer: holds the fp32 masters and moments.
         state: JSON values of everything else: step source, metrics, fingerprint.
         tensors: tensors of the stage.
-        layouts: of `tensors`; those that it lacks are whole.
+        layouts: of sharded `tensors`; the others are whole.
     """
 
     step: int
@@ -64,10 +64,14 @@ class Checkpoint:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     layouts: Mapping[str, ShardLayout] = field(default_factory=dict)
 
-    def own(self, rank: int) -> Own:
-        """What a rank writes."""
-        layouts = {name: whole(tensor) for name, tensor in self.tensors.items()}
-        return select_own(self.optimizer, self.tensors, {**layouts, **self.layouts}, rank)
+    def own(self, ranks: Ranks) -> Own:
+        """What this rank writes; of the stage's tensors rank 0 writes the whole ones."""
+        layouts = {n: self.layouts.get(n, whole(tensor)) for n, tensor in self.tensors.items()}
+        layouts = {
+            n: replace(of, writes=ranks.is_main if of.is_whole else of.writes)
+            for n, of in layouts.items()
+        }
+        return select_own(self.optimizer, self.tensors, layouts)
 
 
 class _Save:
@@ -243,7 +247,7 @@ class CheckpointWriter:
             self._complete(save)
 
     def _begin(self, content: Checkpoint, keep_step: int | None) -> _Save:
-        rng, own = read_rng_state(), content.own(self.ranks.rank)
+        rng, own = read_rng_state(), content.own(self.ranks)
         tensors = self.ranks.all_gather_tensors(rng.tensors)
         values = self.ranks.all_gather_json(rng.values)
         states = [RngState(*one) for one in zip(tensors, values, strict=True)]

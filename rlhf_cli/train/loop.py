@@ -135,7 +135,7 @@ class TrainingLoop:
         self.task, self.cfg, self.ctx = task, cfg, ctx
         self.lr: float = cfg.lr
         self.fingerprint, self.trackers = fingerprint, trackers
-        self.optimizer = MasterAdamW(task.policy, cfg, ctx.compute)
+        self.optimizer = MasterAdamW(task.policy, cfg, ctx.compute, writes=ctx.ranks.is_main)
         self.ranks = ctx.ranks
         self.meter = Meter(self.ranks)
         self.file = MetricsFile(ctx.out / METRICS, self.ranks)

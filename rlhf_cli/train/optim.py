@@ -22,12 +22,20 @@ class MasterAdamW:
     rounded to it, gradients are accumulated in fp32, and each step rounds the masters again: the
     forward pass is that of the saved model, and policy and reference have the same dtype.
 
+    Args:
+        module: the model.
+        cfg: optimizer and its constants.
+        compute: type of the forward and backward pass.
+        writes: whether this process saves parameters that are not sharded.
+
     Attributes:
         masters: name -> fp32 tensor of each trained parameter (tied ones once).
         layouts: name -> rows of the parameter that this rank's master and moments hold.
     """
 
-    def __init__(self, module: nn.Module, cfg: TrainConfig, compute: torch.dtype) -> None:
+    def __init__(
+        self, module: nn.Module, cfg: TrainConfig, compute: torch.dtype, *, writes: bool = True
+    ) -> None:
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.masters: dict[str, Tensor] = {}
         for name, param in self.params.items():
@@ -35,7 +43,9 @@ class MasterAdamW:
             if compute != torch.float32:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
-        self.layouts: dict[str, ShardLayout] = {n: whole(m) for n, m in self.masters.items()}
+        self.layouts: dict[str, ShardLayout] = {
+            name: whole(master, writes=writes) for name, master in self.masters.items()
+        }
         self._rounded = compute != torch.float32
         no_decay = {
             name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "no_weight_decay")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.shards import ShardLayout, whole
+from rlhf_cli.shards import ShardLayout
 
 
 class StageState:
@@ -29,8 +29,8 @@ class StageState:
         return {}
 
     def layouts(self) -> dict[str, ShardLayout]:
-        """Name -> rows of the whole tensor that this rank's one of `tensors` holds."""
-        return {name: whole(tensor) for name, tensor in self.tensors().items()}
+        """Name -> rows that this rank holds, of each of `tensors` that is sharded."""
+        return {}
 
 
 class SampleWriter(Protocol):

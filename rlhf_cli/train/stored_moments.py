@@ -46,7 +46,7 @@ def read_moments(
         name, _, slot = key.rpartition("/")
         slots[name][slot] = entry
     for name, layout in layouts.items():
-        if slots[name]:
+        if slots[name] and layout.rows:
             found = _Moments(reader, name, layout, slots[name]).read(eight_bit_from)
             yield from ((f"{name}/{slot}", value) for slot, value in found.items())
 
