@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from rlhf_cli.data.report import pluralize
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.runs import run_files
@@ -167,11 +168,11 @@ def require_same_tensors(
     differing = [name for name in sorted({**stored, **now}) if stored.get(name) != now.get(name)]
     if not differing:
         return
-    what = "parameters" if group == WEIGHTS else "tensors of the stage"
+    what = pluralize(len(differing), "parameter" if group == WEIGHTS else "tensor")
     first = differing[0]
     raise CheckpointError(
-        f"{path}: is of another model: {len(differing)} {what} differ (it has {len(stored)}, this "
-        f"run {len(now)}), {first} first: {_shape(stored.get(first))} there, "
+        f"{path}: is of another model: {what} of another name or shape (it has {len(stored)}, "
+        f"this run {len(now)}), first {first}: {_shape(stored.get(first))} there, "
         f"{_shape(now.get(first))} here. Use the model and adapter that the run had, or give "
         "another output_dir"
     )

@@ -48,7 +48,7 @@ def test_the_same_rows_are_bitwise_those_of_the_checkpoint(tmp_path, count):
 def test_other_rows_are_those_of_the_checkpoint_within_the_rounding_to_8_bits(
     tmp_path, saved, continued
 ):
-    """Rounding moves a value by at most half of the widest step of the map, times its block's scale.
+    """Rounding moves a value by at most half of the map's widest step, times its block's scale.
 
     For the first moment that is 0.7 % of the block's largest value, for the second 0.35 %.
     """
