@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from rlhf_cli.distributed import SINGLE_PROCESS
@@ -88,12 +89,20 @@ def test_new_ranks_get_states_that_depend_on_the_saved_ones_and_their_number():
     assert numbers(states_of(1, 3), 3) != found[3]
 
 
-def test_random_states_survive_json(tmp_path):
-    """The states of four ranks, saved by four and read by four and by six."""
+def test_random_states_survive_the_checkpoint(tmp_path):
+    states_of(11)
+    path = save(tmp_path, full(1))
+    expected = draw()
+    states_of(12)
+    load(path, full(1))
+    assert draw() == expected
+
+
+def test_every_rank_has_its_states_in_the_checkpoint(tmp_path):
     path = save(tmp_path, full(4))
-    state = json.loads((path / "state.json").read_text())
-    assert len(state["rng"]) == 4
-    load(path, full(6))
+    assert len(json.loads((path / "state.json").read_text())["rng"]) == 4
+    with safe_open(path / "rng.safetensors", "pt") as file:
+        assert {*file.keys()} >= {f"{rank}/cpu" for rank in range(4)}
 
 
 def meters(*sums):
@@ -143,13 +152,14 @@ def test_the_same_processes_keep_micro_batches_and_threads(tmp_path, monkeypatch
         ({"context_parallel": 2}, "on 4 processes (launch.shard=full, launch.context_parallel=2)"),
     ],
 )
-def test_other_processes_use_their_own_and_it_is_said(tmp_path, monkeypatch, capfd, change, said):
+def test_other_processes_have_their_own_micro_batches(tmp_path, monkeypatch, capfd, change, said):
     path, used = checkpoint_with(tmp_path, monkeypatch, FINGERPRINT)
     now = {**FINGERPRINT, "micro_batch_tokens": 512, "threads": 1, **change}
     assert check_resumable(path, now) == now
     assert used == []
     shown = capfd.readouterr().err
-    assert f"continuing a run of {said}" in shown or said in shown
+    assert shown.startswith("continuing a run of 4 processes (launch.shard=full) on ")
+    assert said in shown
     assert shown.count("\n") == 1
 
 
