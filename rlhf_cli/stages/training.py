@@ -124,13 +124,13 @@ def prepare_training(
     if cfg.train.compile:
         with cast_for_compute(model, ctx.compute):
             compile_layers(model)
-    checkpoint = find_checkpoint(ctx.out, cfg.resume)
+    checkpoint = find_checkpoint(ctx.out, cfg.resume, ctx.ranks)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
     rows = rows_of(data.train) if isinstance(data, StageData) else Rows.of_config(cfg)
     tokens, limit = fit_micro_batch_tokens(cfg, rows, ctx)
     logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
     RECORD.rows = rows
-    fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)
+    fingerprint = run_fingerprint(tokens, ctx, cfg.launch, model, tokenizer, report, held_out)
     require_equal_inputs(fingerprint, ctx.ranks)
     start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
     return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
