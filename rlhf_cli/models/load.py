@@ -5,7 +5,7 @@ Quantization, adapters, types and attention are decided here, and printed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -47,10 +47,16 @@ from rlhf_cli.models.probes import probe
 from rlhf_cli.models.quantize import is_quantized, quantized_weight, set_eval_mode
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.stored_tensor import defer
+from rlhf_cli.models.stored_weights import place_shards
 from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
+from rlhf_cli.shards import ShardLayout
 
 Role = TypeVar("Role", Policy, RewardModel)
+
+Shard = Callable[[ModelWrapper], Mapping[str, ShardLayout]]
+"""Shards the parameters of a wrapper in place; name -> the rows that this rank holds."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,14 @@ class LoadInputs:
         tokenizer: gives the size of random weights, and of an extended vocabulary.
         ctx: device, compute type and seed; a base that the run makes is written to its folder.
         new_tokens: ids that were added to the tokenizer, whose embeddings are to be learned.
+        shard: shards the parameters of a wrapper, most of them on the meta device, and returns the
+            rows of each that this rank holds; only these are read from the files. None reads all.
     """
 
     tokenizer: Any
     ctx: RunContext
     new_tokens: Sequence[int] = ()
+    shard: Shard | None = None
 
 
 def load_policy(cfg: LoadConfig, inputs: LoadInputs) -> Policy:
@@ -113,6 +122,8 @@ def load_trainable(
         if param.requires_grad:  # PEFT copies fully trained layers in the base's type
             param.data = param.data.float()
     cast_params((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
+    if inputs.shard is not None:
+        place_shards(loaded, inputs.shard, ctx.device)
     _set_attention(loaded, cfg, ctx.compute)
     _report(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
     return loaded
@@ -139,6 +150,8 @@ def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
     with muted():  # mute log lines that apply to trained models only
         loaded = _wrap(role, model, cfg, source, inputs)
         cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
+        if inputs.shard is not None:
+            place_shards(loaded, inputs.shard, ctx.device)
         _set_attention(loaded, cfg, ctx.compute)
     set_eval_mode(loaded)
     count = sum(p.numel() for p in loaded.parameters())
@@ -197,7 +210,10 @@ def _load_weights(
     """Load the base of a source, quantized as the source says, or build random weights."""
     ctx = inputs.ctx
     if not source.base:
-        return build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+        model = build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+        if inputs.shard is not None:
+            defer(model, ctx.device)
+        return model
     options = BaseOptions(
         kind=kind,
         new_tokens=inputs.new_tokens,
@@ -207,6 +223,7 @@ def _load_weights(
         device=ctx.device,
         allowed=allowed,
         seed=ctx.seed,
+        deferred=inputs.shard is not None and source.quant == "none",
     )
     return load_base_model(cfg, source.folder, inputs.tokenizer, options)
 
