@@ -30,8 +30,16 @@ from rlhf_cli.models.stored_origin import (
 SAME = {"detach", "contiguous", "clone", "cpu", "cuda", "alias"}
 """Functions whose result has the same values."""
 
-CASTS = {"to", "type", "float", "half", "bfloat16", "type_as"}
-"""Functions that change the type or the device alone."""
+CASTS = {
+    "to": None,
+    "type": None,
+    "type_as": None,
+    "double": torch.float64,
+    "float": torch.float32,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+"""Functions that change the type or the device alone, and their types where they name one."""
 
 KEEPS_VALUES = {"requires_grad_", "share_memory_", "retain_grad", "__set__"}
 """Functions that change a tensor but not its values."""
@@ -84,7 +92,7 @@ class StoredTensor(Tensor):
         if in_place and name not in KEEPS_VALUES:
             raise RuntimeError(f"{name} would change a weight that has not been read yet")
         if name in CASTS:
-            return _cast(args, kwargs)
+            return _cast(args, kwargs, CASTS[name])
         result = _without_values(func, args, kwargs)
         if name in KEEPS_VALUES:
             return args[0] if isinstance(result, Tensor) else result
@@ -98,7 +106,8 @@ def _without_values(func: Any, args: Any, kwargs: Any) -> Any:
         def plain(value: Any) -> Any:
             if isinstance(value, StoredTensor):
                 return value
-            is_values = isinstance(value, Tensor) and value.is_floating_point()
+            # a mask decides the shape
+            is_values = isinstance(value, Tensor) and value.dtype != torch.bool
             return value.detach().to("meta") if is_values else value
 
         args, kwargs = tree_map(plain, (args, kwargs))
@@ -141,14 +150,14 @@ def _equal(one: Any, other: Any) -> bool:
     )
 
 
-def _cast(args: Any, kwargs: Any) -> Any:
+def _cast(args: Any, kwargs: Any, dtype: torch.dtype | None) -> Any:
     """Change type and device; the type is that of the result on the meta device."""
     stored, *others = args
     values = [*others, *kwargs.values()]
     if not isinstance(stored, StoredTensor):  # a tensor that is cast as a stored one
         model = next(value for value in values if isinstance(value, StoredTensor))
         return stored.to(model.place, model.dtype)
-    named = [v for v in values if isinstance(v, torch.dtype)]
+    named = [dtype] if dtype else [v for v in values if isinstance(v, torch.dtype)]
     named += [v.dtype for v in values if isinstance(v, Tensor)]
     places = [torch.device(v) for v in values if isinstance(v, str | torch.device)]
     places += [v.device for v in values if isinstance(v, Tensor)]

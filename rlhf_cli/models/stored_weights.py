@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import modeling_utils
 
 from rlhf_cli.models.stored_origin import FileTensor, Origin, fill_rows
-from rlhf_cli.models.stored_tensor import StoredTensor, hold
+from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, replace_parameters
 from rlhf_cli.shards import ShardLayout
 
 DTYPES = {
@@ -144,7 +144,16 @@ def local_rows(param: Tensor) -> Tensor:
 
 
 def allocate(module: nn.Module, device: torch.device) -> None:
-    """Allocate memory for parameters that have none, on a device; others are left alone."""
-    module._apply(
-        lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
-    )
+    """Allocate memory for the parameters that have none; one that is tied stays one.
+
+    Args:
+        module: perhaps sharded by FSDP, which takes over the new parameters.
+        device: of the memory.
+    """
+    found = {
+        id(param): parameter(param, torch.empty_like(param, device=device))
+        for param in module.parameters()
+        if param.is_meta
+    }
+    replace_parameters(module, found)
+    module._apply(lambda tensor: tensor)  # FSDP looks for changed parameters here

@@ -1,5 +1,9 @@
 """Weights that stay in their files are those of ordinary loading, for any number of ranks."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -216,3 +220,62 @@ def test_random_weights_are_those_of_one_process(tokenizer, tmp_path, unprobed):
     cfg = LoadConfig(model=model)
     ctx = RunContext(torch.device("cpu"), BF16, 3, tmp_path)
     require_same(load_policy, cfg, ctx, tokenizer, ranks=2)
+
+
+def save_adapter(folder, base, tokenizer, tmp_path, **adapter):
+    """Train an adapter by chance, and save it as a run does; return its folder."""
+    cfg, ctx = setting(base, tmp_path, FP32, adapter=AdapterConfig(**adapter))
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
+    torch.manual_seed(7)
+    for param in policy.parameters():
+        if param.requires_grad:
+            param.data.normal_()
+    policy.adapters.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("start", ["continue", "stack"])
+@pytest.mark.parametrize("name", ["dora", "whole-layers", "experts"])
+def test_a_saved_adapter_has_the_values_of_its_file(
+    saved, tokenizer, tmp_path, unprobed, name, start
+):
+    kind, adapter = ADAPTERS[name]
+    folder = save_adapter(tmp_path / "adapter", saved(kind), tokenizer, tmp_path, **adapter)
+    again = {"kind": adapter["kind"] if start == "continue" else "lora", "start": start}
+    cfg, ctx = setting(folder, tmp_path, adapter=AdapterConfig(**again))
+    require_same(load_policy, cfg, ctx, tokenizer)
+
+
+def test_an_adapter_with_rows_of_new_tokens_gets_more(saved, tokenizer, tmp_path, unprobed):
+    cfg, ctx = setting(saved("llama"), tmp_path, adapter=AdapterConfig(kind="lora"))
+    new = [len(tokenizer)]
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx, new_tokens=new))
+    policy.adapters.save(tmp_path / "adapter")
+    cfg, ctx = setting(tmp_path / "adapter", tmp_path, adapter=AdapterConfig(kind="lora"))
+    found = require_same(load_policy, cfg, ctx, tokenizer, new_tokens=[len(tokenizer) + 1])
+    rows = [param for name, param in found.items() if "trainable_tokens_delta" in name]
+    assert [len(param) for param in rows] == [2, 2]
+
+
+def test_whole_embeddings_of_an_adapter_replace_those_of_the_base(
+    saved, tokenizer, tmp_path, unprobed
+):
+    cfg, ctx = setting(saved("llama"), tmp_path, FP32, adapter=AdapterConfig(kind="lora"))
+    policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
+    policy.model.get_input_embeddings().weight.data[:] = 3.0
+    policy.adapters.whole_embeddings = True
+    policy.adapters.save(tmp_path / "adapter")
+    cfg, ctx = setting(tmp_path / "adapter", tmp_path, adapter=AdapterConfig(kind="lora"))
+    found = require_same(load_policy, cfg, ctx, tokenizer)
+    assert next(param for name, param in found.items() if "embed_tokens" in name)[5, 5] == 3
+
+
+@pytest.mark.parametrize(("name", "adapter"), [("llama-tied", "none"), ("qwen3", "lora")])
+def test_real_processes_hold_the_shards_of_ordinary_loading(saved, name, adapter):
+    options = ["--standalone", "--nproc-per-node=2", "-m", "tests.models.deferred_rank"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(saved(name)), adapter]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
