@@ -75,19 +75,28 @@ def deferred(device: torch.device | str) -> Iterator[None]:
     def open_deferred(file: Any, *_: object, **__: object) -> _DeferredFile:
         return _DeferredFile(str(file), place)
 
-    changed = {
-        "safe_open": open_deferred,
-        # it would allocate the bytes of the whole model on the device
-        "caching_allocator_warmup": lambda *_, **__: None,
-    }
-    before = {name: getattr(modeling_utils, name) for name in changed}
-    for name, function in changed.items():
-        setattr(modeling_utils, name, function)
+    def no_warmup(*_: object, **__: object) -> None:
+        """Do nothing: it would allocate the bytes of the whole model on the device."""
+
+    with exchanged(modeling_utils, safe_open=open_deferred, caching_allocator_warmup=no_warmup):
+        yield
+
+
+@contextmanager
+def exchanged(module: Any, **functions: Any) -> Iterator[None]:
+    """Exchange functions of a module of transformers inside the context.
+
+    Raises:
+        AttributeError: this version of transformers has no such function.
+    """
+    before = {name: getattr(module, name) for name in functions}
+    for name, function in functions.items():
+        setattr(module, name, function)
     try:
         yield
     finally:
         for name, function in before.items():
-            setattr(modeling_utils, name, function)
+            setattr(module, name, function)
 
 
 def require_deferred(model: nn.Module) -> None:

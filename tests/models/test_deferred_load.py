@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.models import stored_origin
@@ -14,62 +13,12 @@ from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy, load_reward_model
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.stored_origin import Computed, FileTensor, InMemory, fill_rows
-from rlhf_cli.models.stored_tensor import StoredTensor, hold
-from rlhf_cli.models.stored_weights import fill, local_rows
-from rlhf_cli.resources import shipped_model
+from rlhf_cli.models.stored_origin import InMemory, fill_rows
+from rlhf_cli.models.stored_tensor import hold
 from rlhf_cli.shards import ShardLayout
-from tests.helpers import tiny_llama
+from tests.models.architectures import ARCHITECTURES
 
 BF16, FP32 = torch.bfloat16, torch.float32
-
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
-EXPERTS = {"num_experts": 5, "num_local_experts": 5, "num_experts_per_tok": 2}
-ARCHITECTURES = {
-    "llama": {},
-    "llama-tied": {"tie_word_embeddings": True},
-    "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2},
-    "gpt_neox": {},
-    "phi3": {"pad_token_id": 0},
-    "qwen3": {},
-    "gemma2": {"query_pre_attn_scalar": 8},
-    "qwen3_moe": {"moe_intermediate_size": 24, **EXPERTS},
-    "mixtral": EXPERTS,
-    "gpt_oss": {**EXPERTS, "rope_scaling": None},
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(shipped_model())
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, tokenizer):
-    """Folders of models with random weights, by architecture, in files of 40 kB."""
-    folders = {}
-
-    def find(name):
-        if name not in folders:
-            torch.manual_seed(1)
-            kind = name.split("-")[0]
-            config = AutoConfig.for_model(kind, **{**SIZES, **ARCHITECTURES[name]})
-            config.vocab_size = len(tokenizer)
-            folders[name] = tmp_path_factory.mktemp("models") / name
-            model = AutoModelForCausalLM.from_config(config)
-            model.save_pretrained(folders[name], max_shard_size="40kB")
-            tokenizer.save_pretrained(folders[name])
-        return folders[name]
-
-    return find
 
 
 def load(folder, tokenizer, **options):
