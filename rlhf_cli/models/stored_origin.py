@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils._pytree import tree_any, tree_map
+
+from rlhf_cli.errors import ModelError, first_line
 
 BLOCK = 64 * 1024**2
 """Bytes that are read at once beside the rows that are kept."""
@@ -91,7 +93,13 @@ class FileTensor(Origin):
         return bool(self.shape)
 
     def _read(self, index: Any) -> Tensor:
-        found: Tensor = open_file(self.file).get_slice(self.key)[index]
+        try:
+            found: Tensor = open_file(self.file).get_slice(self.key)[index]
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"model.path: cannot read {self.key} of {self.file} ({first_line(error)}). Copy or "
+                "fetch the weights again"
+            ) from error
         return found
 
 

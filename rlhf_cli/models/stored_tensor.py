@@ -44,7 +44,11 @@ CASTS = {
 KEEPS_VALUES = {"requires_grad_", "share_memory_", "retain_grad", "__set__"}
 """Functions that change a tensor but not its values."""
 
-IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+IN_PLACE = {"__setitem__", "__imul__", "__itruediv__"}
+"""Functions that change values in place, beside those whose names end with `_`."""
+
+SUMS = {"__iadd__": Tensor.add, "add_": Tensor.add, "__isub__": Tensor.sub, "sub_": Tensor.sub}
+"""Functions that change a tensor in place and are recorded: PEFT merges by `weight.data += d`."""
 
 
 class StoredTensor(Tensor):
@@ -53,10 +57,12 @@ class StoredTensor(Tensor):
     Attributes:
         origin: computes the values.
         place: device that code is told the tensor is on, where the values will be.
+        owner: the tensor whose `data` this is, and which changes with it; else none.
     """
 
     origin: Origin
     place: torch.device
+    owner: StoredTensor | None = None
 
     @staticmethod
     def of(origin: Origin, place: torch.device) -> StoredTensor:
@@ -88,6 +94,8 @@ class StoredTensor(Tensor):
             return _set_data(*args)
         if name == "equal":
             return _equal(*args)
+        if name in SUMS:
+            return _become(args[0], SUMS[name](*args, **kwargs))
         in_place = name in IN_PLACE or (name.endswith("_") and not name.endswith("__"))
         if in_place and name not in KEEPS_VALUES:
             raise RuntimeError(f"{name} would change a weight that has not been read yet")
@@ -124,10 +132,23 @@ def _attribute(func: Any, attribute: str, args: Any) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         found = func(*args)
     if attribute == "data":
-        return StoredTensor.of(stored.origin, stored.place)
+        data = StoredTensor.of(stored.origin, stored.place)
+        data.owner = stored
+        return data
     if attribute in ("T", "mT"):
         return stored.transpose(-2, -1)
     return found
+
+
+def _become(target: Any, result: Tensor) -> Tensor:
+    """Give a tensor, and the one whose data it is, the values of a result."""
+    stored = isinstance(target, StoredTensor) and isinstance(result, StoredTensor)
+    if not stored or result.dtype != target.dtype:
+        raise RuntimeError("a weight that has not been read yet cannot be added to this tensor")
+    changed, origin = target, origin_of(result)
+    while changed is not None:
+        changed.origin, changed = origin, changed.owner
+    return cast(Tensor, target)
 
 
 def _set_data(target: Tensor, value: Tensor) -> None:
@@ -279,7 +300,7 @@ def replace_parameters(module: nn.Module, found: Mapping[int, nn.Parameter]) -> 
 def parameter(like: nn.Parameter, values: Tensor) -> nn.Parameter:
     """Make a parameter as another is, with what libraries have written on it."""
     made = nn.Parameter(values, requires_grad=like.requires_grad)
-    own = ("origin", "place", "_is_param")
+    own = ("origin", "place", "owner", "_is_param")
     for name, value in vars(like).items():
         if name not in own:
             setattr(made, name, value)

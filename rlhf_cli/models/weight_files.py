@@ -7,12 +7,13 @@ The files are then written weight by weight.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import modeling_utils
 
 from rlhf_cli.models.stored_origin import Origin
-from rlhf_cli.models.stored_tensor import StoredTensor
+from rlhf_cli.models.stored_tensor import StoredTensor, read
 from rlhf_cli.models.stored_weights import DTYPES, exchanged
 
 SHARD = "4GB"
@@ -97,21 +98,51 @@ def save_weights(
         folder: is made; only the main process writes into it.
         dtype: of the floating-point weights that are parameters.
         whole: gives the values of a parameter or buffer by its name in the model; by default those
-            that the model has.
+            that the model has, which may be in their files.
         is_main: whether this process writes.
+
+    Raises:
+        OSError: a file could not be written.
     """
     own = model.state_dict()
-    gather = whole or own.__getitem__
-    if not is_main:
-        with tempfile.TemporaryDirectory() as elsewhere:
-            files = _plan(model, Path(elsewhere), own, dtype, gather)
-        for file in files:
+    with tempfile.TemporaryDirectory() as planned:
+        gather = whole or (lambda name: read(own[name]))
+        files = _plan(model, Path(planned), own, dtype, gather)
+        failed = _write_files(files, Path(planned), folder, is_main)
+    if failed is not None:
+        raise failed
+
+
+def _write_files(
+    files: list[WeightFile], planned: Path, folder: Path, is_main: bool
+) -> OSError | None:
+    """Write what was planned, in one process; all take part in gathering, also when it fails.
+
+    Returns:
+        Why a file could not be written; the others would wait for ever for an error in between.
+    """
+    failed: OSError | None = None
+    if is_main:
+        try:
+            shutil.copytree(planned, folder, dirs_exist_ok=True)
+        except OSError as error:
+            failed = error
+    for file in files:
+        with contextlib.ExitStack() as opened:
+            handle: BinaryIO | None = None
             for origin in _in_order(file):
-                _visit(origin)
-        return
-    for file in _plan(model, folder, own, dtype, gather):
-        with (folder / file.name).open("wb") as handle:
-            write_safetensors(handle, file)
+                if not is_main or failed is not None:
+                    _visit(origin)
+                    continue
+                value = _values(origin)
+                try:
+                    if handle is None:
+                        handle = opened.enter_context((folder / file.name).open("wb"))
+                        _write_header(handle, file)
+                    handle.write(value)
+                except OSError as error:
+                    failed = error
+    return failed
 
 
 def _plan(
@@ -157,7 +188,7 @@ def _stored(
     return found
 
 
-@contextmanager
+@contextlib.contextmanager
 def _with_attributes(target: Any, values: Mapping[str, Any]) -> Iterator[None]:
     """Set attributes of one object inside the context, over those of its class."""
     vars(target).update(values)
@@ -199,6 +230,12 @@ def write_safetensors(handle: BinaryIO, file: WeightFile) -> None:
         handle: of the file, empty.
         file: its tensors and metadata.
     """
+    _write_header(handle, file)
+    for origin in _in_order(file):
+        handle.write(_values(origin))
+
+
+def _write_header(handle: BinaryIO, file: WeightFile) -> None:
     header: dict[str, Any] = {"__metadata__": dict(file.metadata)} if file.metadata else {}
     end = 0
     for name in _order(file.origins):
@@ -213,13 +250,13 @@ def write_safetensors(handle: BinaryIO, file: WeightFile) -> None:
     text += b" " * (-len(text) % ALIGNMENT)
     handle.write(len(text).to_bytes(8, "little"))
     handle.write(text)
-    for name in _order(file.origins):
-        _write_tensor(handle, file.origins[name])
 
 
-def _write_tensor(handle: BinaryIO, origin: Origin) -> None:
+def _values(origin: Origin) -> memoryview:
+    """Compute the bytes of a tensor."""
     value = origin.whole().detach()
     if tuple(value.shape) != origin.shape:
         raise RuntimeError(f"got a tensor of shape {list(value.shape)}; need {list(origin.shape)}")
     value = value.to("cpu", origin.dtype).contiguous()
-    handle.write(value.view(-1).view(torch.uint8).numpy().data)
+    found: memoryview = value.view(-1).view(torch.uint8).numpy().data
+    return found
