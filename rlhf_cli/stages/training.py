@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import report_balancing_loss
-from rlhf_cli.models.sharding import gather_whole
+from rlhf_cli.models.sharding import gather_by_name
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import peak_learning_rate
@@ -216,13 +217,12 @@ def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) ->
     with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
         result = fit(task, plan.train, ctx, plan.start, trackers)
     trained_on = "chat" if plan.report.templated else "text"
-    params = dict(task.policy.named_parameters())
-    whole = {name: gather_whole(params[name], own) for name, own in result.weights.items()}
-
-    def save() -> None:
-        save_model(task.policy, plan.tokenizer, ends, trained_on, cfg, ctx, whole)
-
-    ctx.ranks.run_on_main(save)
+    policy = task.policy
+    save = partial(save_model, policy, plan.tokenizer, ends, trained_on, cfg, ctx, result)
+    if ctx.mesh is not None and policy.adapters is None:
+        save(whole=partial(gather_by_name, policy, result.weights))
+    else:
+        ctx.ranks.run_on_main(save)
     logger.info(f"result: {ctx.out / 'model'}")
     summary = _summary(plan, result)
     if ctx.ranks.is_main:
