@@ -46,7 +46,7 @@ class ExampleLoader:
         micro_batch_tokens: int,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks
+        self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks.data
         self.sampler = EpochSampler(len(examples), len(examples.tokens), data, train, seed)
         self._position = self.sampler.state_dict()
         self._worker = ThreadPoolExecutor(1)
@@ -131,5 +131,5 @@ def eval_batches(
 ) -> Iterator[TokenBatch]:
     """Yield this rank's micro-batches of all examples, in an order that is always the same."""
     groups = group_examples(examples, np.arange(len(examples)), max_tokens)
-    for group in islice(groups, ranks.rank, None, ranks.world_size):
+    for group in islice(groups, ranks.data.rank, None, ranks.data.world_size):
         yield collate(examples, group)

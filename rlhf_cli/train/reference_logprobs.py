@@ -85,9 +85,9 @@ def _compute(
     """Values of all rows; the ranks share the micro-batches."""
     logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(group_examples(examples, np.arange(len(examples)), max_tokens))
-    size = ctx.ranks.world_size
-    own = [compute(part) for part in every[ctx.ranks.rank :: size]]
-    found = ctx.ranks.all_gather_concat(
+    ranks, size = ctx.ranks.data, ctx.ranks.data.world_size
+    own = [compute(part) for part in every[ranks.rank :: size]]
+    found = ranks.all_gather_concat(
         torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own]))
     )
     order = [part for rank in range(size) for part in every[rank::size]]

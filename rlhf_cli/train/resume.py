@@ -44,6 +44,7 @@ def run_fingerprint(
             ctx.ranks.all_gather_json(micro_batch_tokens)  # GPUs of one run may differ
         ),
         "processes": ctx.ranks.world_size,
+        "context_parallel": ctx.ranks.context.world_size,
         "threads": torch.get_num_threads(),
         "attention": model.model.config._attn_implementation,
         "logprobs": model.implementation.name,

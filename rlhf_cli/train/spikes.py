@@ -101,7 +101,7 @@ class SpikeLog:
         ]
         every: list[tuple[float, str]] = [
             (negative, place)
-            for part in self.ranks.all_gather_json(own)
+            for part in self.ranks.data.all_gather_json(own)
             for negative, place in part
         ]
         gathered = sorted(every)
