@@ -164,12 +164,13 @@ class _Run:
         largest = max(example, min(tokens, self._step_tokens()))
         of_mean = rows.rows_per_example * rows.mean
         saved = rows.shared * (rows.rows_per_example - 1) / of_mean
+        sharing = cfg.launch.context_parallel  # processes of a context group: each has 1/N
         return Pass(
             self.b,
             self.settings.device.kind,
-            tokens=ceil(largest * (1 - saved)),
+            tokens=ceil(largest * (1 - saved) / sharing),
             length=min(rows.longest, ceil(rows.mean + (rows.longest - rows.mean) / 3)),
-            scored=ceil(largest * min(1.0, (rows.scored or rows.mean) / rows.mean)),
+            scored=ceil(largest * min(1.0, (rows.scored or rows.mean) / rows.mean) / sharing),
             attention=cfg.model.attention,
             kernels=cfg.kernels,
             liger=self._uses_liger(),
@@ -178,7 +179,8 @@ class _Run:
     def _step_tokens(self) -> int:
         """Tokens of a step of this process, of two deviations more than on average."""
         rows, cfg = self.settings.rows, self.settings.cfg
-        examples: float = cfg.train.batch_size / self.settings.processes
+        groups = self.settings.processes / cfg.launch.context_parallel
+        examples: float = cfg.train.batch_size / groups
         if self.settings.command == "ppo":
             examples *= cfg.samples_per_prompt / cfg.minibatches
         count = max(1.0, examples) * rows.rows_per_example

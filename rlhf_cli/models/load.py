@@ -42,6 +42,7 @@ from rlhf_cli.models.config import (
     QuantConfig,
     TrainedModelConfig,
 )
+from rlhf_cli.models.context_parallel import require_exact_positions
 from rlhf_cli.models.liger import apply_liger
 from rlhf_cli.models.local_base import prepare_base
 from rlhf_cli.models.parameters import (
@@ -255,6 +256,8 @@ def _wrap(
     require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
+    loaded.context = ctx.ranks.context
+    require_exact_positions(loaded.model, loaded.context)
     if isinstance(loaded, Policy):
         loaded.support = find_support(inputs.tokenizer, len(read_head(loaded.model).weight))
     # before any pass: in eval mode bitsandbytes repacks 4-bit weights for a kernel without
@@ -285,7 +288,7 @@ def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) 
     ):
         probe(
             loaded,
-            may_fall_back=attention == "auto",
+            may_fall_back=attention == "auto" and loaded.context.world_size == 1,
             may_drop_layers=cfg.kernels == "auto",
         )
 

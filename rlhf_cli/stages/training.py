@@ -21,6 +21,7 @@ from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.diagnosis.at_end import log_diagnosis
+from rlhf_cli.distributed import divide_ranks
 from rlhf_cli.memory.estimate import Rows
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
@@ -99,6 +100,7 @@ def open_run(cfg: StageConfig, out: Path) -> RunContext:
     if cfg.train.deterministic:
         use_deterministic_algorithms()
     ctx = create_context(cfg.train.precision, cfg.seed, out, cfg.launch)
+    ctx = replace(ctx, ranks=divide_ranks(ctx.ranks, cfg.launch.context_parallel))
     require_device(cfg.train, ctx.device)
     require_liger(cfg.kernels, ctx.device)
     require_compiler(cfg.train.compile, ctx.device)

@@ -139,7 +139,7 @@ class TrainingLoop:
             task.policy, cfg, ctx.compute, ctx.mesh, writes=ctx.ranks.is_main
         )
         self.ranks = ctx.ranks
-        self.meter = Meter(self.ranks)
+        self.meter = Meter(self.ranks.data)
         self.file = MetricsFile(ctx.out / METRICS, self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
@@ -267,7 +267,7 @@ class TrainingLoop:
     def _update(self, update: list[TokenBatch], lr: float) -> float:
         """Take one optimizer step, and return its loss.
 
-        Rank 0 adds the metrics that are the same on all ranks.
+        One rank adds the metrics that are the same on all ranks.
         """
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
@@ -275,7 +275,7 @@ class TrainingLoop:
             loss = clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._non_finite(error, device_rows) from error
-        once = int(self.ranks.is_main)
+        once = int(self.ranks.data.is_main)
         self.meter.add(
             {
                 "loss": (gradients.loss * once, once),
@@ -287,10 +287,11 @@ class TrainingLoop:
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
-        once = int(self.ranks.is_main)
+        once = int(self.ranks.data.is_main)
         tokens = sum(len(rows.tokens) for rows in done)
         computed = float(sum(self.task.policy.computed_tokens(rows) for rows in done))
         work = sum(self.flops.of_rows(rows.row_lengths, len(rows.scored)) for rows in done)
+        work /= self.ranks.context.world_size
         self.meter.add(
             {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
@@ -314,7 +315,8 @@ class TrainingLoop:
                 step, self.task.loss, self.optimizer, self.ranks
             )
         )
-        found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)
+        every = {tuple(one) for of_rank in self.ranks.all_gather_json(own) for one in of_rank}
+        found = sorted(every)  # the ranks of a context group find the same rows
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
         if len(found) > 5:
             named.append(f"  and {len(found) - 5} more of the step's rows")

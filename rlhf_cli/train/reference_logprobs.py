@@ -86,11 +86,11 @@ def _compute(
     """Values of all rows; the ranks share the micro-batches."""
     logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(group_examples(examples, np.arange(len(examples)), max_tokens))
-    size = ctx.ranks.world_size
-    own = [compute(part) for part in every[ctx.ranks.rank :: size]]
-    if ctx.ranks.sharded and len(own) * size < len(every):
+    ranks, size = ctx.ranks.data, ctx.ranks.data.world_size
+    own = [compute(part) for part in every[ranks.rank :: size]]
+    if ranks.sharded and len(own) * size < len(every):
         compute(every[0][:1])  # as many passes as the other ranks
-    found = ctx.ranks.all_gather_concat(
+    found = ranks.all_gather_concat(
         torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own]))
     )
     order = [part for rank in range(size) for part in every[rank::size]]

@@ -60,6 +60,7 @@ def run_fingerprint(
         ),
         **{name: getattr(launch, name) for name in LAUNCH},
         "processes": ctx.ranks.world_size,
+        "context_parallel": ctx.ranks.context.world_size,
         "threads": torch.get_num_threads(),
         "attention": model.model.config._attn_implementation,
         "logprobs": model.implementation.name,
