@@ -7,7 +7,7 @@ import ctypes
 import os
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.memory.device import Device, machine_memory, with_memory
 from rlhf_cli.memory.phase import RECORD
+from rlhf_cli.mesh import ShardMesh, create_mesh
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -34,6 +36,7 @@ class RunContext:
         seed: of weight initialization, data order and sampling.
         out: the run folder.
         ranks: the processes that train together; by default this one alone.
+        mesh: processes that share the weights; none where each holds all of them.
     """
 
     device: torch.device
@@ -41,6 +44,7 @@ class RunContext:
     seed: int
     out: Path
     ranks: Ranks = SINGLE_PROCESS
+    mesh: ShardMesh | None = None
 
     @property
     def compute_name(self) -> str:
@@ -54,17 +58,27 @@ def precision_name(dtype: torch.dtype) -> str:
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
-def create_context(precision: str, seed: int, out: Path) -> RunContext:
-    """Choose device and compute dtype, seed all random generators, and log the choices."""
-    ranks = current_ranks()
+def create_context(
+    precision: str, seed: int, out: Path, launch: LaunchConfig | None = None
+) -> RunContext:
+    """Choose device and compute dtype, seed all random generators, and log the choices.
+
+    Args:
+        precision: `train.precision`.
+        seed: of all random generators.
+        out: the run folder.
+        launch: how weights are shared by the processes of the run; None shares none.
+    """
     device = current_device()
+    mesh = None if launch is None else create_mesh(launch, device)
+    ranks = replace(current_ranks(), sharded=mesh is not None)
     compute, reason = choose_compute(precision, device)
     notes = configure_cpu() if device.type == "cpu" else ""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
     measure_memory_of(device)
-    context = RunContext(device, compute, seed, out, ranks)
+    context = RunContext(device, compute, seed, out, ranks, mesh)
     processes = f"; {ranks.world_size} processes" if ranks.world_size > 1 else ""
     computed = f"compute: {context.compute_name} ({reason})"
     logger.info(f"device: {device_name(device)}{notes}; {computed}{processes}")

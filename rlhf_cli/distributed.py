@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -31,10 +32,13 @@ class Ranks:
     Attributes:
         rank: from 0; rank 0 writes files and logs.
         world_size: number of processes of the run.
+        sharded: whether the ranks share the weights. Every pass of a model is then collective: all
+            ranks make equally many, in the same order.
     """
 
     rank: int = 0
     world_size: int = 1
+    sharded: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -160,6 +164,12 @@ def init_process_group(store: Store, rank: int, world_size: int, local_rank: int
         torch.cuda.set_device(local_rank)
     with _raising_rank_failed():
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+
+
+def ensure_process_group() -> None:
+    """Create a process group of this process alone, unless there is one."""
+    if not dist.is_initialized():
+        init_process_group(HashStore(), 0, 1, 0)
 
 
 def destroy_process_group() -> None:

@@ -28,6 +28,8 @@ class TokenBatch:
             a bool column is a unit too: its number of True positions.
         needs_backward: False if the gradient of the loss is known to be 0 in every row; then the
             batch gives only metrics, and the backward pass is skipped.
+        is_filler: the batch is computed only because another rank computes one; see
+            `equal_passes`. It counts nothing: its loss is multiplied by 0, its values are dropped.
     """
 
     tokens: Tensor
@@ -37,6 +39,7 @@ class TokenBatch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     token_columns: Mapping[str, Tensor] = field(default_factory=dict)
     needs_backward: bool = True
+    is_filler: bool = False
 
     @cached_property
     def row_lengths(self) -> list[int]:

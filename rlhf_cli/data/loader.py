@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,13 @@ def micro_batches(examples: Examples, indices: Indices, max_tokens: int) -> list
 def eval_batches(
     examples: Examples, max_tokens: int, ranks: Ranks = SINGLE_PROCESS
 ) -> Iterator[TokenBatch]:
-    """Yield this rank's micro-batches of all examples, in an order that is always the same."""
-    groups = group_examples(examples, np.arange(len(examples)), max_tokens)
-    for group in islice(groups, ranks.rank, None, ranks.world_size):
+    """Yield this rank's micro-batches of all examples, in an order that is always the same.
+
+    With sharded weights all ranks get equally many; the last of some is a filler.
+    """
+    groups = list(group_examples(examples, np.arange(len(examples)), max_tokens))
+    own = groups[ranks.rank :: ranks.world_size]
+    for group in own:
         yield collate(examples, group)
+    if ranks.sharded and len(own) * ranks.world_size < len(groups):
+        yield replace(collate(examples, groups[0][:1]), is_filler=True)

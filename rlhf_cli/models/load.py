@@ -33,12 +33,19 @@ from rlhf_cli.models.base_model import (
     load_base_model,
 )
 from rlhf_cli.models.checks import AllowedMismatch
-from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
+from rlhf_cli.models.config import (
+    AdapterConfig,
+    LoadConfig,
+    ModelConfig,
+    QuantConfig,
+    TrainedModelConfig,
+)
 from rlhf_cli.models.liger import apply_liger
 from rlhf_cli.models.local_base import prepare_base
 from rlhf_cli.models.parameters import (
     cast_for_compute,
     cast_params,
+    freeze_modules,
     freeze_non_text_modules,
     without_parameter_gradients,
 )
@@ -47,6 +54,7 @@ from rlhf_cli.models.probes import probe
 from rlhf_cli.models.quantize import is_quantized, quantized_weight, set_eval_mode
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.sharding import shard_model
 from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
 
@@ -113,6 +121,10 @@ def load_trainable(
         if param.requires_grad:  # PEFT copies fully trained layers in the base's type
             param.data = param.data.float()
     cast_params((p for p in loaded.parameters() if not p.requires_grad), ctx.compute)
+    if isinstance(cfg.model, TrainedModelConfig) and cfg.model.freeze:
+        freeze_modules(loaded.model, cfg.model.freeze, ctx.compute)
+    if ctx.mesh is not None:
+        shard_model(loaded, ctx.mesh, ctx.compute)
     _set_attention(loaded, cfg, ctx.compute)
     _report(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
     return loaded
@@ -139,6 +151,8 @@ def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
     with muted():  # mute log lines that apply to trained models only
         loaded = _wrap(role, model, cfg, source, inputs)
         cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
+        if ctx.mesh is not None:
+            shard_model(loaded, ctx.mesh, ctx.compute)
         _set_attention(loaded, cfg, ctx.compute)
     set_eval_mode(loaded)
     count = sum(p.numel() for p in loaded.parameters())

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.config.suggest import nearest
 from rlhf_cli.console import logger
@@ -139,8 +140,15 @@ def cast_params(params: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
 
 @contextmanager
 def cast_for_compute(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast trained parameters to the compute type inside the context, as training does."""
-    trained = [p for p in module.parameters() if p.requires_grad and p.is_floating_point()]
+    """Cast trained parameters to the compute type inside the context, as training does.
+
+    Sharded ones are cast whenever they are gathered.
+    """
+    trained = [
+        p
+        for p in module.parameters()
+        if p.requires_grad and p.is_floating_point() and not isinstance(p, DTensor)
+    ]
     before = [p.data for p in trained]
     cast_params(trained, dtype)
     try:
@@ -152,8 +160,15 @@ def cast_for_compute(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
-    """Compute gradients of inputs only inside the context, which takes less memory."""
-    trained = [param for param in module.parameters() if param.requires_grad]
+    """Compute gradients of inputs only inside the context, which takes less memory.
+
+    Sharded parameters keep theirs: FSDP2 reads at the first pass which of them are trained.
+    """
+    trained = [
+        param
+        for param in module.parameters()
+        if param.requires_grad and not isinstance(param, DTensor)
+    ]
     for param in trained:
         param.requires_grad_(False)
     try:

@@ -28,6 +28,7 @@ class Policy(ModelWrapper):
 
     kind = "causal_lm"
     output_name = "log-probs"
+    entry_points = ("values", "hidden_states", "plain_outputs")
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -118,7 +119,7 @@ class Policy(ModelWrapper):
 
     def _role_hidden_states(self, role: str, rows: TokenBatch) -> Tensor:
         with self.use_adapters(role):
-            return self.hidden_states(rows, rows.scored)
+            return self._run_to_hidden(rows, rows.scored, routing=False)[0]
 
     def _run_to_hidden(
         self, rows: TokenBatch, positions: Tensor, routing: bool

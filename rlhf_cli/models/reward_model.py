@@ -26,6 +26,7 @@ class RewardModel(ModelWrapper):
 
     kind = "reward_model"
     output_name = "scores"
+    entry_points = ("scores_at", "plain_outputs")
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -55,7 +56,7 @@ class RewardModel(ModelWrapper):
         with self.use_adapters(role):
             if self.hook is None:
                 return self._pooled(*pad(rows, self.padding_side, self.pad_token))
-            return self.scores_at(rows, rows.row_starts + rows.lengths - 1)
+            return self._scores_at(rows, rows.row_starts + rows.lengths - 1)
 
     def scores_at(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         """Compute the scores [P], fp32, after some positions of the rows.
@@ -67,6 +68,9 @@ class RewardModel(ModelWrapper):
         Raises:
             TypeError: the model is an encoder, which scores whole rows only.
         """
+        return self._scores_at(rows, positions)
+
+    def _scores_at(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         if self.hook is None:
             raise TypeError(f"{type(self.model).__name__} scores whole rows only")
         with self.hook.open() as hook:

@@ -14,6 +14,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.memory.phase import RECORD
+from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models.attention import ATTENTION, padded_attention
 from rlhf_cli.models.batch_layout import (
     TokenIndex,
@@ -51,6 +52,12 @@ class ModelWrapper(nn.Module, ABC):
     output_name: ClassVar[str]
     """What `forward` computes, for messages."""
 
+    entry_points: ClassVar[tuple[str, ...]]
+    """Methods beside `forward` that run the model, and so gather sharded weights."""
+
+    mesh: ShardMesh | None = None
+    """Processes that share the weights; none where this process holds all of them."""
+
     padding_side: Literal["left", "right"] = "right"
     pad_token: int = 0
     shares_prefixes: bool = True
@@ -72,8 +79,8 @@ class ModelWrapper(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
+        """Device that computes; shards of the parameters may be on the host."""
+        return next(self.parameters()).device if self.mesh is None else self.mesh.device
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext, precision_name
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.data.records.fields import Message, Prompt, Response
 from rlhf_cli.data.records.types import PromptCompletionRecord
 from rlhf_cli.data.report import RefusedRow
@@ -216,7 +217,7 @@ class RewardModelScorer:
         key: config key of the scorer, for messages.
         policy_tokenizer: tokenizer of the samples' tokens; None if they have none, and their texts
             are formatted.
-        ctx: device and compute type.
+        ctx: device and compute type, and the ranks, which score together.
         max_tokens: tokens per forward pass.
         policy: policy whose base is shared if the reward model is an adapter on it, or none.
 
@@ -241,7 +242,8 @@ class RewardModelScorer:
             init="pretrained",
         )
         self.origin = f"{key}.model: {cfg.model}"
-        self.output, self.max_tokens, self.device = cfg.output, max_tokens, ctx.device
+        self.output, self.max_tokens = cfg.output, max_tokens
+        self.device, self.ranks = ctx.device, ctx.ranks
         with with_config_key(f"{key}.model", f"{key}.base"):
             require_reward_model(model_cfg)
             self.tokenizer = load_tokenizer(model_cfg)
@@ -285,11 +287,15 @@ class RewardModelScorer:
         rows = self._truncate(self._to_rows(samples))
         require_embedded_ids(rows, self.model.model, samples.describe, self.origin, "responses")
         scores = torch.zeros(len(rows))
+        batches = list(micro_batches(rows, self.max_tokens))
+        parts = equal_passes([part for _, part in batches], self.ranks)
+        chosen = iter([indices for indices, _ in batches])
         with torch.no_grad():
-            for chosen, part in micro_batches(rows, self.max_tokens):
+            for part in parts:
                 logits = self.model(part.to(self.device)).double()
                 logits = logits.sigmoid() if self.output == "probability" else logits
-                scores[chosen] = logits.float().cpu()
+                if not part.is_filler:
+                    scores[next(chosen)] = logits.float().cpu()
         return scores.tolist()
 
     def _to_rows(self, samples: Samples) -> list[TokenRow]:

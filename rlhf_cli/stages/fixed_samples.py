@@ -19,6 +19,7 @@ from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import first_line
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharding import gathered
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.response import Response, response_text
@@ -166,8 +167,10 @@ class FixedSamples:
             append_json_lines(self.path, [self._row(step, *pair) for pair in pairs])
 
     def _generate(self) -> list[Response]:
-        if not self.ranks.is_main or self.failed:
-            return []
+        with gathered(self.policy):
+            return self._responses() if self.ranks.is_main and not self.failed else []
+
+    def _responses(self) -> list[Response]:
         try:
             token_ids = [one.token_ids for one in self.prompts]
             responses = generate(self.policy, self.tokenizer, token_ids, GREEDY)

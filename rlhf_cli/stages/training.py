@@ -24,9 +24,10 @@ from rlhf_cli.memory.estimate import Rows
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
 from rlhf_cli.models.load import enable_activation_checkpointing
-from rlhf_cli.models.parameters import cast_for_compute, freeze_modules
+from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import report_balancing_loss
+from rlhf_cli.models.sharding import gather_whole
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import peak_learning_rate
@@ -90,7 +91,7 @@ def open_run(cfg: StageConfig, out: Path) -> RunContext:
     """
     if cfg.train.deterministic:
         use_deterministic_algorithms()
-    ctx = create_context(cfg.train.precision, cfg.seed, out)
+    ctx = create_context(cfg.train.precision, cfg.seed, out, cfg.launch)
     require_device(cfg.train, ctx.device)
     require_liger(cfg.kernels, ctx.device)
     require_compiler(cfg.train.compile, ctx.device)
@@ -105,14 +106,12 @@ def prepare_training(
     Args:
         cfg: the whole configuration.
         ctx: what `open_run` gave.
-        model: is frozen in parts, compiled, or set to recompute activations, as `cfg` says.
+        model: is compiled, or set to recompute activations, as `cfg` says.
         data: tokenizer and reports.
 
     Raises:
         CheckpointError: the run cannot be continued here.
     """
-    if cfg.model.freeze:
-        freeze_modules(model.model, cfg.model.freeze, ctx.compute)
     report_balancing_loss(model.model, added=cfg.balances_experts)
     if cfg.train.gradient_checkpointing:
         enable_activation_checkpointing(model)
@@ -210,9 +209,11 @@ def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) ->
     with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
         result = fit(task, plan.train, ctx, plan.start, trackers)
     trained_on = "chat" if plan.report.templated else "text"
+    params = dict(task.policy.named_parameters())
+    whole = {name: gather_whole(params[name], own) for name, own in result.weights.items()}
 
     def save() -> None:
-        save_model(task.policy, plan.tokenizer, ends, trained_on, cfg, ctx, result)
+        save_model(task.policy, plan.tokenizer, ends, trained_on, cfg, ctx, whole)
 
     ctx.ranks.run_on_main(save)
     logger.info(f"result: {ctx.out / 'model'}")

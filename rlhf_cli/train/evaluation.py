@@ -129,8 +129,10 @@ def compute_row_values(
     own: list[dict[str, Tensor]] = []
     counted: Counter[str] = Counter()
     for rows in eval_batches(examples, max_tokens, ranks):
-        counted.update(rows.count)
         found = values(rows.to(device))
+        if rows.is_filler:
+            continue
+        counted.update(rows.count)
         moved = {name: value.cpu() for name, value in found.items()}
         own.append({**moved, _EXAMPLE: rows.example_of_row})
     every = [part for part in ranks.all_gather_tensors(_concatenate(own)) if part]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
@@ -26,7 +28,6 @@ from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs import artifact, hub, lock, run_files
 from rlhf_cli.runs.run_files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
-from rlhf_cli.train.loop import RunResult
 
 
 @phase("save")
@@ -37,7 +38,7 @@ def save_model(
     trained_on: str,
     cfg: LoadConfig,
     ctx: RunContext,
-    result: RunResult,
+    weights: Mapping[str, Tensor],
 ) -> None:
     """Save the trained model for `from_pretrained`, PEFT and converters, and describe it.
 
@@ -48,7 +49,7 @@ def save_model(
         trained_on: `chat` where rows were formatted with the chat template, else `text`.
         cfg: the model it started from, and the dtype of the result.
         ctx: the run folder.
-        result: holds the trained fp32 masters.
+        weights: name -> fp32 master of each trained parameter, whole.
 
     Raises:
         CheckpointError: the disk is full or read-only, or another process took the folder over;
@@ -57,8 +58,8 @@ def save_model(
     lock.require_owned(ctx.out)
     dtype = PRECISIONS.get(cfg.model.dtype, ctx.compute)
     for name, param in policy.named_parameters():
-        if name in result.weights:
-            param.data = result.weights[name].to(dtype)
+        if name in weights and not isinstance(param, DTensor):
+            param.data = weights[name].to(dtype)
     if policy.kind == "causal_lm":
         policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     else:
@@ -66,7 +67,7 @@ def save_model(
     final, partial = ctx.out / run_files.MODEL, ctx.out / f"{run_files.MODEL}.tmp"
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        _write_weights(policy, partial, dtype)
+        _write_weights(policy, partial, dtype, weights)
         tokenizer.save_pretrained(partial)
         shutil.rmtree(final, ignore_errors=True)
         flush_folder(partial)
@@ -83,10 +84,13 @@ def save_model(
         ) from error
 
 
-def _write_weights(policy: ModelWrapper, folder: Path, dtype: torch.dtype) -> None:
+def _write_weights(
+    policy: ModelWrapper, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]
+) -> None:
     if policy.adapters is None:
         policy.model.config.dtype = dtype
-        policy.model.save_pretrained(folder)
+        state = {n.removeprefix("model."): v.to(dtype) for n, v in weights.items()}
+        policy.model.save_pretrained(folder, state_dict=None if policy.mesh is None else state)
         return
     policy.adapters.save(folder)
     if policy.kind == "causal_lm":

@@ -135,7 +135,9 @@ class TrainingLoop:
         self.task, self.cfg, self.ctx = task, cfg, ctx
         self.lr: float = cfg.lr
         self.fingerprint, self.trackers = fingerprint, trackers
-        self.optimizer = MasterAdamW(task.policy, cfg, ctx.compute, writes=ctx.ranks.is_main)
+        self.optimizer = MasterAdamW(
+            task.policy, cfg, ctx.compute, ctx.mesh, writes=ctx.ranks.is_main
+        )
         self.ranks = ctx.ranks
         self.meter = Meter(self.ranks)
         self.file = MetricsFile(ctx.out / METRICS, self.ranks)
@@ -308,7 +310,9 @@ class TrainingLoop:
         """The error that names the examples; parameters are still those of the step before."""
         own = sorted(
             (rows.example_ids[0], self.task.locate(rows), what)
-            for rows, what in find_non_finite_examples(step, self.task.loss, self.optimizer)
+            for rows, what in find_non_finite_examples(
+                step, self.task.loss, self.optimizer, self.ranks
+            )
         )
         found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]

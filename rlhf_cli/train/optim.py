@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.shards import ShardLayout, whole
+from rlhf_cli.mesh import ShardMesh
+from rlhf_cli.models.sharding import layout_of, local_tensor
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -20,40 +22,61 @@ class MasterAdamW:
 
     The masters are the module's fp32 parameters. With another compute type the module gets copies
     rounded to it, gradients are accumulated in fp32, and each step rounds the masters again: the
-    forward pass is that of the saved model, and policy and reference have the same dtype.
+    forward pass is that of the saved model, and policy and reference have the same dtype. Of a
+    sharded parameter the master is the shard of this process; it is rounded as it is gathered.
 
     Args:
-        module: the model.
+        module: the model; some of its parameters may be sharded.
         cfg: optimizer and its constants.
         compute: type of the forward and backward pass.
+        mesh: processes that share the weights, or None.
         writes: whether this process saves parameters that are not sharded.
 
     Attributes:
-        masters: name -> fp32 tensor of each trained parameter (tied ones once).
-        layouts: name -> rows of the parameter that this rank's master and moments hold.
+        masters: name -> fp32 tensor of each trained parameter (tied ones once), this process's part
+            of it.
+        layouts: name -> where that part lies in the whole parameter.
     """
 
     def __init__(
-        self, module: nn.Module, cfg: TrainConfig, compute: torch.dtype, *, writes: bool = True
+        self,
+        module: nn.Module,
+        cfg: TrainConfig,
+        compute: torch.dtype,
+        mesh: ShardMesh | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.layouts = {n: layout_of(p, writes=writes) for n, p in self.params.items()}
+        self._mesh, self._rounded = mesh, compute != torch.float32
+        self._sharded = {name for name, p in self.params.items() if isinstance(p, DTensor)}
         self.masters: dict[str, Tensor] = {}
         for name, param in self.params.items():
-            self.masters[name] = param.data
-            if compute != torch.float32:
+            local = local_tensor(param.data)
+            self.masters[name] = local.cpu().clone() if self._copies else local
+            if self._rounded and name not in self._sharded:
                 param.data = param.data.to(compute)
                 param.register_post_accumulate_grad_hook(partial(self._collect, name))
-        self.layouts: dict[str, ShardLayout] = {
-            name: whole(master, writes=writes) for name, master in self.masters.items()
-        }
-        self._rounded = compute != torch.float32
         no_decay = {
             name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "no_weight_decay")
         }
-        decayed = [master for name, master in self.masters.items() if name not in no_decay]
-        plain = [master for name, master in self.masters.items() if name in no_decay]
+        filled = {name: master for name, master in self.masters.items() if master.numel()}
+        decayed = [master for name, master in filled.items() if name not in no_decay]
+        plain = [master for name, master in filled.items() if name in no_decay]
         self._adamw = _adamw(decayed, plain, cfg)
         self.zero_grad()
+
+    @property
+    def _copies(self) -> bool:
+        """Whether the masters are copies on the host of what the device holds."""
+        return self._mesh is not None and self._mesh.offload == "optimizer"
+
+    @property
+    def device(self) -> torch.device:
+        """Device that computes."""
+        first = next(iter(self.params.values()))
+        return first.device if self._mesh is None else self._mesh.device
 
     def _collect(self, name: str, param: Tensor) -> None:
         """Add a new gradient to the master's fp32 sum, and drop it."""
@@ -61,30 +84,55 @@ class MasterAdamW:
             grad, param.grad = param.grad, None
             master = self.masters[name]
             if master.grad is None:
-                master.grad = grad.float()
+                master.grad = grad.to(master.device, torch.float32)
             else:
-                master.grad += grad
+                master.grad += grad.to(master.device)
 
     @property
-    def owners(self) -> dict[str, Tensor]:
-        """Name -> tensor whose `grad` holds the fp32 gradient of a trained parameter."""
-        return dict(self.masters if self._rounded else self.params)
+    def replicated_owners(self) -> dict[str, Tensor]:
+        """Name -> tensor whose `grad` holds the fp32 gradient of a parameter that is not sharded.
+
+        Each rank has the gradient of its own rows there; those of sharded parameters are summed
+        over the ranks already.
+        """
+        owners = self.masters if self._rounded else self.params
+        return {name: owner for name, owner in owners.items() if name not in self._sharded}
 
     def gradients(self) -> dict[str, Tensor]:
-        """Name -> fp32 gradient of each parameter that has one."""
-        return {name: owner.grad for name, owner in self.owners.items() if owner.grad is not None}
+        """Name -> fp32 gradient of each master that has one: of sharded ones this rank's part."""
+        owners: dict[str, Tensor] = {n: self.params[n] for n in self._sharded}
+        owners |= self.replicated_owners
+        return {
+            name: local_tensor(grad)
+            for name in self.params
+            if (grad := owners[name].grad) is not None
+        }
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of the whole gradient, over all ranks; they call this together.
+
+        Returns:
+            Scalar, fp32, the same on all ranks.
+        """
+        gradients = self.gradients()
+        shared = [grad for name, grad in gradients.items() if name not in self._sharded]
+        norm = torch.nn.utils.get_total_norm(shared)
+        if self._mesh is None or not self._sharded:
+            return norm
+        own = [grad for name, grad in gradients.items() if name in self._sharded and grad.numel()]
+        squares = torch.nn.utils.get_total_norm(own).to(self.device).square()
+        torch.distributed.all_reduce(squares, group=self._mesh.group)
+        return (squares + norm.to(self.device).square()).sqrt()
 
     def step(self, lr: float) -> None:
         """Update the masters with their gradients, and then the module's copies."""
         for group in self._adamw.param_groups:
             group["lr"] = lr
-        if not self._rounded:
-            for name, param in self.params.items():
-                self.masters[name].grad = param.grad
+        for name, gradient in self.gradients().items():
+            self.masters[name].grad = gradient.to(self.masters[name].device)
         self._adamw.step()
         self.zero_grad()
-        if self._rounded:
-            self._round()
+        self._update_params()
 
     def zero_grad(self) -> None:
         """Clear all gradients."""
@@ -92,9 +140,14 @@ class MasterAdamW:
             self.masters[name].grad = None
             param.grad = None
 
-    def _round(self) -> None:
-        params = [param.data for param in self.params.values()]
-        torch._foreach_copy_(params, list(self.masters.values()))
+    def _update_params(self) -> None:
+        """Copy the masters to the module's parameters where those are others."""
+        names = [
+            n for n in self.params if self._copies or (self._rounded and n not in self._sharded)
+        ]
+        if names:
+            params = [local_tensor(self.params[name].data) for name in names]
+            torch._foreach_copy_(params, [self.masters[name] for name in names])
 
     def moments(self) -> dict[str, Tensor]:
         """Optimizer state tensors: `name/exp_avg`, `name/exp_avg_sq`, `name/step`, or in 8 bits."""
@@ -136,8 +189,7 @@ class MasterAdamW:
             master = self.masters[name]
             number = value.ndim == 0 and not value.is_floating_point()  # `step` of 8-bit AdamW
             self._adamw.state[master][slot] = value.item() if number else self._put(value, master)
-        if self._rounded:
-            self._round()
+        self._update_params()
 
     def _put(self, value: Tensor, master: Tensor) -> Tensor:
         """Move a moment to the master's device, into paged memory where the optimizer uses it."""

@@ -87,6 +87,8 @@ def _compute(
     every = list(group_examples(examples, np.arange(len(examples)), max_tokens))
     size = ctx.ranks.world_size
     own = [compute(part) for part in every[ctx.ranks.rank :: size]]
+    if ctx.ranks.sharded and len(own) * size < len(every):
+        compute(every[0][:1])  # as many passes as the other ranks
     found = ctx.ranks.all_gather_concat(
         torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own]))
     )

@@ -87,16 +87,20 @@ def backward_full_batch(
         share.backward()
         return share.detach(), output.metrics
     with torch.no_grad():
-        parts = [loss.values(rows) for rows in step]
+        found = [(loss.values(rows), rows.is_filler) for rows in step]
+    parts = [values for values, is_filler in found if not is_filler]
     whole, start = _gather(parts, ranks, device)
     loss.call_on_step(whole)
     output = loss.loss_fn(whole)
     share = scaled_loss(output, counts)
     gradients = _value_gradients(share, whole)
     for rows in step:
-        end = start + len(rows.lengths)
+        end = start if rows.is_filler else start + len(rows.lengths)
         values = loss.values(rows)
-        terms = [(values[n] * gradient[start:end]).sum() for n, gradient in gradients.items()]
+        terms = [
+            (values[n] * (0 if rows.is_filler else gradient[start:end])).sum()
+            for n, gradient in gradients.items()
+        ]
         trained = [term for term in terms if term.requires_grad]
         if trained:
             torch.stack(trained).sum().backward()

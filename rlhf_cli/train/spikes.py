@@ -11,6 +11,7 @@ from typing import Any
 
 from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.run_files import (
@@ -94,11 +95,11 @@ class SpikeLog:
         return rise > needed
 
     def _record(self, step: int, loss: float, before: float, batches: Sequence[TokenBatch]) -> None:
-        own = [
-            (-self._measured(example), self.locate(example))
-            for rows in batches
-            for example in rows.split()
+        examples = [example for rows in batches for example in rows.split()]
+        measured = [
+            (example, -self._measured(example)) for example in equal_passes(examples, self.ranks)
         ]
+        own = [(loss, self.locate(example)) for example, loss in measured if not example.is_filler]
         every: list[tuple[float, str]] = [
             (negative, place)
             for part in self.ranks.all_gather_json(own)

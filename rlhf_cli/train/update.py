@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.losses.reduction import LossOutput, Metrics, scaled_loss
@@ -50,9 +51,10 @@ def accumulate(
     own: Counter[str] = Counter()
     for rows in step:
         own.update(rows.count)
+    step = equal_passes(step, ranks)
     counts = ranks.sum_by_name(own)
     metrics: Metrics = {}
-    device = next(iter(optimizer.masters.values())).device
+    device = optimizer.device
     if isinstance(loss, RowLoss) and loss.needs_full_batch:
         total, found = backward_full_batch(step, loss, counts, ranks, device)
         _merge(metrics, found)
@@ -62,13 +64,16 @@ def accumulate(
             with torch.set_grad_enabled(rows.needs_backward):
                 output = loss(rows)
             share = scaled_loss(output, counts)
+            if rows.is_filler:
+                share = 0 * share
             if rows.needs_backward:
                 share.backward()
+            if rows.is_filler:
+                continue
             total = total + share.detach()
             _merge(metrics, output.metrics)
     total = all_reduce_gradients(optimizer, total, ranks)
-    gradients = list(optimizer.gradients().values())
-    return Gradients(total, torch.nn.utils.get_total_norm(gradients), metrics)
+    return Gradients(total, optimizer.gradient_norm(), metrics)
 
 
 def clip_and_step(
@@ -92,9 +97,11 @@ def clip_and_step(
 
 
 def find_non_finite_examples(
-    step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW
+    step: Sequence[TokenBatch], loss: Loss, optimizer: MasterAdamW, ranks: Ranks = SINGLE_PROCESS
 ) -> list[tuple[TokenBatch, str]]:
     """Find this rank's examples that alone have a non-finite loss or gradient.
+
+    With sharded weights gradients are sums over the ranks' examples, and only losses are examined.
 
     Returns:
         Pairs (rows of the example, `loss` or `gradient`); empty where only their sum overflows.
@@ -103,15 +110,22 @@ def find_non_finite_examples(
     def alone(rows: TokenBatch) -> LossOutput:
         return loss(rows)  # not a RowLoss: the stage's running statistics stay as they are
 
+    examples = [example for rows in step for example in rows.split()]
     found = []
-    for rows in step:
-        for example in rows.split():
-            optimizer.zero_grad()
-            gradients = accumulate([example], alone, optimizer)
-            if not torch.isfinite(gradients.loss):
-                found.append((example, "loss"))
-            elif not torch.isfinite(gradients.norm):
-                found.append((example, "gradient"))
+    if ranks.sharded:
+        with torch.no_grad():
+            for example in equal_passes(examples, ranks):
+                share = scaled_loss(loss(example), example.count)
+                if not (example.is_filler or torch.isfinite(share)):
+                    found.append((example, "loss"))
+        return found
+    for example in examples:
+        optimizer.zero_grad()
+        gradients = accumulate([example], alone, optimizer)
+        if not torch.isfinite(gradients.loss):
+            found.append((example, "loss"))
+        elif not torch.isfinite(gradients.norm):
+            found.append((example, "gradient"))
     optimizer.zero_grad()
     return found
 
@@ -129,8 +143,9 @@ BUCKET_BYTES = 64 * 2**20
 def all_reduce_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> Tensor:
     """Replace every rank's gradients by their sum over all ranks.
 
-    A parameter with a gradient on one rank only counts as zeros on the others; one without any
-    gradient keeps none, as in a single process, and AdamW skips it.
+    Those of sharded parameters are summed already, in the backward pass. A parameter with a
+    gradient on one rank only counts as zeros on the others; one without any gradient keeps none, as
+    in a single process, and AdamW skips it.
 
     Args:
         optimizer: holds the fp32 gradients of the trained parameters.
@@ -142,9 +157,9 @@ def all_reduce_gradients(optimizer: MasterAdamW, loss: Tensor, ranks: Ranks) -> 
     """
     if ranks.world_size == 1:
         return loss
-    owners = list(optimizer.owners.values())
+    owners = list(optimizer.replicated_owners.values())
     present = [owner.grad is not None for owner in owners]
-    head = torch.tensor([0.0, *map(float, present)]).to(owners[0].device)
+    head = torch.tensor([0.0, *map(float, present)]).to(loss.device)
     head[0] = loss
     ranks.all_reduce(head)
     for owner, count in zip(owners, head[1:].tolist(), strict=True):
@@ -181,26 +196,31 @@ def _add_bucket(bucket: list[Tensor], ranks: Ranks) -> None:
 
 
 def require_equal_weights(optimizer: MasterAdamW, ranks: Ranks, step: int) -> None:
-    """Check that all ranks have the same fp32 masters, by a checksum of each parameter.
+    """Check that ranks that hold the same part of a parameter have the same fp32 masters.
+
+    They are compared by a checksum of each part.
 
     Raises:
         CheckpointError: they differ.
     """
     if ranks.world_size == 1:
         return
-    sums = [
-        master.contiguous().view(torch.int32).sum(dtype=torch.int64)
-        for master in optimizer.masters.values()
-    ]
-    first, *others = ranks.all_gather_json(torch.stack(sums).tolist())
-    for rank, other in enumerate(others, start=1):
-        if other != first:
-            differing = [
-                name for name, a, b in zip(optimizer.masters, first, other, strict=True) if a != b
-            ]
+    masters = optimizer.masters.values()
+    sums = [m.contiguous().view(torch.int32).sum(dtype=torch.int64) for m in masters]
+    places = [(layout.start, layout.rows) for layout in optimizer.layouts.values()]
+    own = [(*place, value) for place, value in zip(places, torch.stack(sums).tolist(), strict=True)]
+    first: dict[tuple[str, int, int], tuple[int, int]] = {}
+    for rank, of_rank in enumerate(ranks.all_gather_json(own)):
+        differing = []
+        for name, (start, rows, value) in zip(optimizer.masters, of_rank, strict=True):
+            other, expected = first.setdefault((name, start, rows), (rank, value))
+            if value != expected:
+                differing.append((name, other))
+        if differing:
+            name, other = differing[0]
             raise CheckpointError(
-                f"the weights of rank {rank} are not those of rank 0 after step {step} "
-                f"({len(differing)} of {len(first)} parameters, {differing[0]} among them); "
+                f"the weights of rank {rank} are not those of rank {other} after step {step} "
+                f"({len(differing)} of {len(own)} parameters, {name} among them); "
                 "nothing was saved. Start again from the last checkpoint; if it happens again, use "
                 "launch.processes=1 and report it"
             )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.losses.ppo import gae, grpo_advantages, kl_estimate, rloo_advantages, whiten
 from rlhf_cli.losses.reduction import Metrics
@@ -227,10 +229,10 @@ class ExperienceMaker:
         [micros] = make_minibatches(responses, 1, self.max_tokens, self.policy.device)
         temperature = self.cfg.sampling.temperature
         with torch.no_grad(), without_dropout(self.policy):
-            for micro in micros:
-                ratio = self.policy(micro.rows, temperature=temperature, sampled=True).logp
-                ratio = ratio - self.reference.logprobs(micro.rows, temperature)
-                found |= micro.split(ratio)
+            for micro, rows in self._passes(micros):
+                ratio = self.policy(rows, temperature=temperature, sampled=True).logp
+                ratio = ratio - self.reference.logprobs(rows, temperature)
+                found |= micro.split(ratio) if micro else {}
         mask = response_masks(responses)[RESPONSE_MASK]
         return (pad_table(found, len(responses)) * mask).sum(1)
 
@@ -246,13 +248,15 @@ class ExperienceMaker:
         values: dict[int, Tensor] = {}
         if cfg.reuses_logprobs:
             logprobs = {k: torch.tensor(one.logprobs) for k, one in enumerate(responses)}
-        for micro in (micro for micros in minibatches for micro in micros):
-            own, value = self._run_policy(micro.rows)
+        for micro, rows in self._passes([one for micros in minibatches for one in micros]):
+            own, value = self._run_policy(rows)
+            reference = self.reference.logprobs(rows, cfg.sampling.temperature)
+            if micro is None:
+                continue
             if own is not None:
                 logprobs |= micro.split(own)
             if value is not None:
                 values |= micro.split(value)
-            reference = self.reference.logprobs(micro.rows, cfg.sampling.temperature)
             ref_logprobs |= micro.split(reference)
         count, masks = len(responses), response_masks(responses)
         padded = pad_table(logprobs, count)
@@ -265,6 +269,13 @@ class ExperienceMaker:
             scores,
             cfg.samples_per_prompt,
         )
+
+    def _passes(
+        self, micros: Sequence[MicroBatch]
+    ) -> Iterator[tuple[MicroBatch | None, TokenBatch]]:
+        """Micro-batches and their rows; rows without a micro-batch only fill up the passes."""
+        own = [replace(one.rows, needs_backward=False) for one in micros]
+        yield from zip_longest(micros, equal_passes(own, self.ranks))
 
     def _run_policy(self, rows: TokenBatch) -> tuple[Tensor | None, Tensor | None]:
         """[S] log-probs, None where the sampler's are reused, and [S] values, None without them.

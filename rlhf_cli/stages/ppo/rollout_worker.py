@@ -13,6 +13,7 @@ from rlhf_cli.console import logger, shorten
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharding import gathered
 from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE, generate
@@ -77,16 +78,17 @@ class RolloutWorker:
             step: from 1; each step has other random numbers.
         """
         cfg, samples = self.cfg, self.cfg.samples_per_prompt
-        responses = generate(
-            self.policy,
-            self.tokenizer,
-            [self.prompt_ids[index] for index in indices],
-            cfg.sampling,
-            samples=samples,
-            batch_size=self.slots,
-            prompt_numbers=[step * cfg.train.batch_size + position for position in positions],
-            logprobs=cfg.reuses_logprobs,
-        )
+        with gathered(self.policy):
+            responses = generate(
+                self.policy,
+                self.tokenizer,
+                [self.prompt_ids[index] for index in indices],
+                cfg.sampling,
+                samples=samples,
+                batch_size=self.slots,
+                prompt_numbers=[step * cfg.train.batch_size + position for position in positions],
+                logprobs=cfg.reuses_logprobs,
+            )
         return [
             replace(
                 response,

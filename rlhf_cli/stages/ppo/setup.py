@@ -15,6 +15,7 @@ from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharding import gathered
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.rollout.cuda_graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_graphs
@@ -90,10 +91,11 @@ def load_models(cfg: PPOConfig, ctx: RunContext, data: PromptData) -> PPOModels:
     policy = load_policy(cfg, LoadInputs(data.tokenizer, ctx))
     add_end_token(policy.model, data.tokenizer, data.encoder.turn_end)
     data.require_fits(policy)
-    if cfg.reuses_logprobs:
-        require_continuous_batching(policy.model, "rollout_logprobs", "reuse", "recompute")
-    if cfg.sampling.cuda_graphs:
-        require_cuda_graphs(policy.model, capture)
+    with gathered(policy):
+        if cfg.reuses_logprobs:
+            require_continuous_batching(policy.model, "rollout_logprobs", "reuse", "recompute")
+        if cfg.sampling.cuda_graphs:
+            require_cuda_graphs(policy.model, capture)
     reference = load_reference(cfg, policy, data, ctx)
     attach_value_model(cfg, policy, data.tokenizer, ctx)
     return PPOModels(policy, reference)

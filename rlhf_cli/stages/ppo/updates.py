@@ -225,7 +225,9 @@ class PPOLoss:
         losses = policy_loss(logprobs, old, columns["advantages"][kept], cfg.clip_range)
         terms = {"policy": LossTerm(losses.sum(), RESPONSE_MASK)}
         ratio, approx_kl = (logprobs - old).exp(), approximate_kl(logprobs, old).detach()
-        self.approx_kl = (self.approx_kl[0] + approx_kl.sum(), self.approx_kl[1] + len(approx_kl))
+        if not rows.is_filler:
+            total, count = self.approx_kl
+            self.approx_kl = (total + approx_kl.sum(), count + len(approx_kl))
         metrics: Metrics = {
             "loss/policy": mean_metric(losses),
             "policy/approx_kl": mean_metric(approx_kl),
