@@ -14,28 +14,40 @@ from rlhf_cli.errors import RankFailed
 class _Meeting:
     """Where the ranks exchange values, one collective call after another."""
 
-    SECONDS = 30.0
+    SECONDS = 60.0
 
     def __init__(self, count: int) -> None:
-        self.barrier, self.values = threading.Barrier(count), [None] * count
+        self.count, self.changed = count, threading.Condition()
+        self.calls = [0] * count
+        self.values: dict[int, dict[int, Any]] = {}
+        self.ended: set[int] = set()
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
-        """The values of all ranks; raises `RankFailed` where another rank has ended."""
-        try:
-            self.values[rank] = value
-            self.barrier.wait(self.SECONDS)
-            found = list(self.values)
-            self.barrier.wait(self.SECONDS)
-        except threading.BrokenBarrierError as error:
-            raise RankFailed("another rank ended") from error
-        return found
+        """The values of all ranks; raises `RankFailed` where another rank ended before its call."""
+        with self.changed:
+            found = self.values.setdefault(self.calls[rank], {})
+            self.calls[rank] += 1
+            found[rank] = value
+            self.changed.notify_all()
+            self.changed.wait_for(
+                lambda: len(found) == self.count or self.ended - found.keys(), self.SECONDS
+            )
+            if len(found) < self.count:
+                raise RankFailed("another rank ended")
+            return [found[other] for other in range(self.count)]
+
+    def end(self, rank: int) -> None:
+        """Tell the others that a rank makes no more calls."""
+        with self.changed:
+            self.ended.add(rank)
+            self.changed.notify_all()
 
 
 class ThreadRanks(Ranks):
     """One of several ranks that are threads."""
 
     def __init__(self, rank: int, meeting: _Meeting) -> None:
-        super().__init__(rank, meeting.barrier.parties)
+        super().__init__(rank, meeting.count)
         object.__setattr__(self, "meeting", meeting)
 
     def all_reduce(self, tensor: Any) -> None:
@@ -55,8 +67,9 @@ def on_ranks(count: int, act: Callable[[Ranks], Any]) -> list[Any]:
             return act(ThreadRanks(rank, meeting))
         except BaseException as error:
             errors.append(error)
-            meeting.barrier.abort()
             return None
+        finally:
+            meeting.end(rank)
 
     with ThreadPoolExecutor(count) as pool:
         results = list(pool.map(call, range(count)))

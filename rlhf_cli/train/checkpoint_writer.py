@@ -206,7 +206,7 @@ class CheckpointWriter:
         Raises:
             CheckpointError: it, or the one before, could not be written, or another process took
                 the folder over; the checkpoints before it stand.
-            RankFailed: on ranks other than 0, in the same cases.
+            RankFailed: on ranks other than 0 and the first that failed, in the same cases.
         """
         self.wait()
         save = self._begin(content, keep_step)
@@ -284,7 +284,7 @@ class CheckpointWriter:
 
     def _give_up(self, save: _Save, failed: Mapping[int, str]) -> None:
         rank, why = next(iter(failed.items()))
-        if not self.ranks.is_main:
+        if not self.ranks.is_main and self.ranks.rank != rank:
             raise RankFailed(f"rank {rank} could not write its files of the checkpoint ({why})")
         if self.ranks.world_size == 1:
             why = why.partition(": ")[2]
@@ -294,7 +294,8 @@ class CheckpointWriter:
         raise self._failed(save, why) from save.error
 
     def _failed(self, save: _Save, why: str) -> CheckpointError:
-        shutil.rmtree(save.partial, ignore_errors=True)
+        if self.ranks.is_main:
+            shutil.rmtree(save.partial, ignore_errors=True)
         last = latest_checkpoint(self.out)
         stands = f"{last.name} still stands" if last else "there is none before it"
         return CheckpointError(

@@ -69,8 +69,8 @@ def test_a_full_disk_of_one_rank_fails_all_and_names_it(tmp_path, monkeypatch):
 
 
 def test_the_other_ranks_say_that_a_rank_failed(tmp_path, monkeypatch):
-    fill_disk_of(monkeypatch, "00001-of-00002")
-    every, raised = full(2), {}
+    fill_disk_of(monkeypatch, "00001-of-00003")
+    every, raised = full(3), {}
 
     def of_rank(ranks):
         optimizer = make_optimizer(every[ranks.rank])
@@ -79,28 +79,24 @@ def test_the_other_ranks_say_that_a_rank_failed(tmp_path, monkeypatch):
         except (CheckpointError, RankFailed) as error:
             raised[ranks.rank] = type(error)
 
-    on_ranks(2, of_rank)
-    assert raised == {0: CheckpointError, 1: RankFailed}
+    on_ranks(3, of_rank)
+    assert raised == {0: CheckpointError, 1: CheckpointError, 2: RankFailed}
 
 
 def test_files_that_are_not_in_the_shared_folder_are_missed(tmp_path, monkeypatch):
-    """As where output_dir is a disk of each machine."""
-    real = checkpoint_files.save_file
+    """As where output_dir is a disk of each machine: rank 0 does not see what rank 1 wrote."""
+    real = checkpoint_files.hash_file
 
-    def elsewhere(tensors, path):
-        real(tensors, path)
+    def on_another_disk(path):
+        found = real(path)
         if "00001-of" in path.name:
-            monkeypatch.setattr(checkpoint_files, "hash_file", lambda file: "0")
-            path.rename(tmp_path / path.name)
-            path.symlink_to(tmp_path / path.name)
+            path.unlink()
+        return found
 
-    monkeypatch.setattr(checkpoint_files, "save_file", elsewhere)
-    real_is_file = type(tmp_path).is_file
-    monkeypatch.setattr(
-        type(tmp_path), "is_file", lambda path: real_is_file(path) and not path.is_symlink()
-    )
+    monkeypatch.setattr(checkpoint_files, "hash_file", on_another_disk)
     with pytest.raises(CheckpointError, match="file system that all machines share"):
-        save(tmp_path / "run", full(2))
+        save(tmp_path, full(2))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_save(tmp_path):

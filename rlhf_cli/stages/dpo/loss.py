@@ -11,6 +11,8 @@ from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_diverge
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.losses.unpaired import kto_loss, reference_point
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharding import layout_of, local_tensor
+from rlhf_cli.shards import ShardLayout
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import ReferenceModel, RowReference
 from rlhf_cli.stages.unpaired import (
@@ -145,5 +147,9 @@ class MovingReference(StageState):
                     reference.lerp_(trained.to(reference.dtype), self.share)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The reference's weights."""
-        return {name: reference.data for name, (reference, _) in self.pairs.items()}
+        """The reference's weights, of sharded ones this rank's rows."""
+        return {name: local_tensor(own.data) for name, (own, _) in self.pairs.items()}
+
+    def layouts(self) -> dict[str, ShardLayout]:
+        """Name -> rows of the reference's weights that this rank holds."""
+        return {name: layout_of(own) for name, (own, _) in self.pairs.items()}
