@@ -13,8 +13,10 @@ from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy, load_reward_model
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.quantize import quantization_config
 from rlhf_cli.models.stored_origin import InMemory, fill_rows
-from rlhf_cli.models.stored_tensor import hold
+from rlhf_cli.models.stored_tensor import StoredTensor, hold
+from rlhf_cli.models.stored_weights import quantized_parameters
 from rlhf_cli.shards import ShardLayout
 from tests.models.architectures import ARCHITECTURES
 
@@ -228,3 +230,33 @@ def test_real_processes_hold_the_shards_of_ordinary_loading(saved, name, adapter
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["nf4", "nf4-double", "int8"])
+def test_weights_are_quantized_one_by_one_as_in_ordinary_loading(saved, tokenizer, name, kind):
+    pytest.importorskip("bitsandbytes")
+    own = kind.partition("-")[0]
+    config = quantization_config(own, kind.endswith("double"), BF16)
+    expected = load(saved(name), tokenizer, dtype=BF16, quantization=config)
+    model = load(saved(name), tokenizer, dtype=BF16, quantization=config, deferred=True)
+    params = dict(expected.named_parameters())
+    packed = {n for n, param in params.items() if not param.is_floating_point()}
+    found = dict(quantized_parameters(model))
+    assert found.keys() == packed
+    assert packed
+    for full, param in found.items():
+        assert type(param) is type(params[full])
+        assert torch.equal(param.data, params[full].data)
+        for one, other in zip(scales(param), scales(params[full]), strict=True):
+            assert torch.equal(one, other)
+    assert all(isinstance(model.get_parameter(full), StoredTensor) for full in packed)
+    origins = hold(model)
+    assert all(torch.equal(origins[n].whole(), params[n]) for n in params.keys() - packed)
+
+
+def scales(param):
+    state = getattr(param, "quant_state", None)
+    if state is None:
+        return [param.SCB]
+    return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
