@@ -44,6 +44,7 @@ class _DeferredFile:
 
     def __init__(self, file: str, place: torch.device) -> None:
         self._file, self._place = Path(file), place
+        self._changed = self._file.stat().st_mtime_ns
         with safe_open(file, "pt") as opened:  # it checks the header and the size
             names = list(opened.keys())
             slices = {name: opened.get_slice(name) for name in names}
@@ -57,7 +58,9 @@ class _DeferredFile:
 
     def get_slice(self, name: str) -> StoredTensor:
         shape, dtype = self._facts[name]
-        return StoredTensor.of(FileTensor(shape, dtype, self._file, name), self._place)
+        return StoredTensor.of(
+            FileTensor(shape, dtype, self._file, name, self._changed), self._place
+        )
 
     def __exit__(self, *_: object) -> None:
         """Do nothing: the file is closed."""

@@ -1,13 +1,17 @@
 """Weights that stay in their files are those of ordinary loading, for any number of ranks."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf_cli.context import RunContext
+from rlhf_cli.errors import ModelError
 from rlhf_cli.models import stored_origin
 from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
@@ -221,6 +225,7 @@ def test_whole_embeddings_of_an_adapter_replace_those_of_the_base(
     assert next(param for name, param in found.items() if "embed_tokens" in name)[5, 5] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "adapter"), [("llama-tied", "none"), ("qwen3", "lora")])
 def test_real_processes_hold_the_shards_of_ordinary_loading(saved, name, adapter):
     options = ["--standalone", "--nproc-per-node=2", "-m", "tests.models.deferred_rank"]
@@ -260,3 +265,39 @@ def scales(param):
     if state is None:
         return [param.SCB]
     return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
+
+
+def damaged(saved, tmp_path, damage):
+    """A copy of a model in several files, with one of them damaged."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(saved("llama"), folder)
+    damage(sorted(folder.glob("*.safetensors"))[1])
+    return folder
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def widen(file):
+    weights = {name: torch.cat([value, value]) for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [truncate, widen, Path.unlink])
+def test_damaged_weights_are_refused_as_in_ordinary_loading(saved, tokenizer, tmp_path, damage):
+    folder = damaged(saved, tmp_path, damage)
+    with pytest.raises(ModelError, match=r"^model\.path: ") as ordinary:
+        load(folder, tokenizer)
+    with pytest.raises(ModelError) as deferred:
+        load(folder, tokenizer, deferred=True)
+    assert str(deferred.value) == str(ordinary.value)
+    assert "\n" not in str(ordinary.value)
+
+
+def test_weights_that_change_before_they_are_read_are_refused(saved, tokenizer, tmp_path):
+    folder = damaged(saved, tmp_path, lambda _: None)
+    origins = hold(load(folder, tokenizer, deferred=True))
+    widen(next(iter(sorted(folder.glob("*.safetensors")))))
+    with pytest.raises(ModelError, match=r"^model\.path: .* was changed"):
+        [origin.whole() for origin in origins.values()]
