@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -290,8 +290,11 @@ def load_checkpoint(
     Raises:
         ModelError: weights are missing, left out, or of another shape; it names them.
     """
-    place = options["device_map"][""] if is_deferred else "cpu"
-    with _without_warnings(), deferred(place) if is_deferred else nullcontext():
+    reading: AbstractContextManager[None] = nullcontext()
+    if is_deferred:
+        quantized = options.get("quantization_config") is not None
+        reading = deferred(options["device_map"][""], quantized=quantized)
+    with _without_warnings(), reading:
         model, report = auto.from_pretrained(
             source,
             key_mapping=dict(WRAPPERS),

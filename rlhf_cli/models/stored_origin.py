@@ -70,10 +70,12 @@ class FileTensor(Origin):
     Attributes:
         file: that holds it.
         key: its name there.
+        changed: time of the file's last change when the model was built, in nanoseconds.
     """
 
     file: Path
     key: str
+    changed: int
 
     def whole(self) -> Tensor:
         """Read all of it."""
@@ -94,7 +96,7 @@ class FileTensor(Origin):
 
     def _read(self, index: Any) -> Tensor:
         try:
-            found: Tensor = open_file(self.file).get_slice(self.key)[index]
+            found: Tensor = _open(self.file, self.changed).get_slice(self.key)[index]
         except (SafetensorError, OSError) as error:
             raise ModelError(
                 f"model.path: cannot read {self.key} of {self.file} ({first_line(error)}). Copy or "
@@ -104,8 +106,17 @@ class FileTensor(Origin):
 
 
 @lru_cache(OPEN_FILES)
-def open_file(file: Path) -> Any:
-    """Open a safetensors file; its pages belong to the system's cache, not to this process."""
+def _open(file: Path, changed: int) -> Any:
+    """Open a safetensors file; its pages belong to the system's cache, not to this process.
+
+    Raises:
+        ModelError: it is not the file that the model was built from.
+    """
+    if file.stat().st_mtime_ns != changed:
+        raise ModelError(
+            f"model.path: {file} was changed while the model was loaded; need weights that stay. "
+            "Give the command again"
+        )
     return safe_open(file, "pt")
 
 

@@ -8,8 +8,8 @@ rows of this rank.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import modeling_utils
 
 from rlhf_cli.models.stored_origin import FileTensor, Origin, fill_rows
-from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, replace_parameters
+from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, read, replace_parameters
 from rlhf_cli.shards import ShardLayout
 
 DTYPES = {
@@ -44,6 +44,7 @@ class _DeferredFile:
 
     def __init__(self, file: str, place: torch.device) -> None:
         self._file, self._place = Path(file), place
+        self._changed = self._file.stat().st_mtime_ns
         with safe_open(file, "pt") as opened:  # it checks the header and the size
             names = list(opened.keys())
             slices = {name: opened.get_slice(name) for name in names}
@@ -57,18 +58,21 @@ class _DeferredFile:
 
     def get_slice(self, name: str) -> StoredTensor:
         shape, dtype = self._facts[name]
-        return StoredTensor.of(FileTensor(shape, dtype, self._file, name), self._place)
+        return StoredTensor.of(
+            FileTensor(shape, dtype, self._file, name, self._changed), self._place
+        )
 
     def __exit__(self, *_: object) -> None:
         """Do nothing: the file is closed."""
 
 
-@contextmanager
-def deferred(device: torch.device | str) -> Iterator[None]:
+@contextlib.contextmanager
+def deferred(device: torch.device | str, *, quantized: bool = False) -> Iterator[None]:
     """Let `from_pretrained` build models without reading their weights, inside the context.
 
     Args:
         device: where the values will be.
+        quantized: `from_pretrained` is to quantize weights; `quantized_parameters` does it then.
     """
     place = torch.device(device)
 
@@ -78,13 +82,60 @@ def deferred(device: torch.device | str) -> Iterator[None]:
     def no_warmup(*_: object, **__: object) -> None:
         """Do nothing: it would allocate the bytes of the whole model on the device."""
 
-    with exchanged(modeling_utils, safe_open=open_deferred, caching_allocator_warmup=no_warmup):
+    with contextlib.ExitStack() as changes:
+        loading = {"safe_open": open_deferred, "caching_allocator_warmup": no_warmup}
+        changes.enter_context(exchanged(modeling_utils, **loading))
+        if quantized:
+            from transformers.integrations import bitsandbytes  # an extra, and slow to import
+
+            for kind in (bitsandbytes.Bnb4bitQuantize, bitsandbytes.Bnb8bitQuantize):
+                changes.enter_context(exchanged(kind, convert=_leave_unquantized))
         yield
 
 
-@contextmanager
+def _leave_unquantized(
+    quantizer: Any, tensors: Mapping[str, Any], model: Any = None, **_: object
+) -> dict[str, nn.Parameter]:
+    """Keep a weight that is to be quantized in its file, with what it is quantized by.
+
+    It takes the place of the quantizer's `convert`.
+    """
+    found = {}
+    for name, value in tensors.items():
+        stored = value[0] if isinstance(value, list) else value
+        found[name] = made = nn.Parameter(stored, requires_grad=False)
+        vars(made).update(quantizer=quantizer, pattern=model.get_parameter_or_buffer(name))
+    return found
+
+
+def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Quantize the weights of a deferred model one by one, as transformers does when it loads them.
+
+    Only one weight is read at a time, and the model itself keeps none of them.
+
+    Args:
+        model: loaded inside `deferred` with a quantization.
+
+    Yields:
+        Name and quantized parameter, on the device that the model was deferred to.
+    """
+    for owner_name, owner in model.named_modules():
+        for name, param in list(owner._parameters.items()):
+            if param is None or not hasattr(param, "quantizer"):
+                continue
+            full = f"{owner_name}.{name}" if owner_name else name
+            values = {full: [read(param)]}
+            owner._parameters[name] = param.pattern  # the quantizer looks for its settings here
+            try:
+                done = param.quantizer.convert(values, full_layer_name=full, model=model)
+            finally:
+                owner._parameters[name] = param
+            yield full, done[full]
+
+
+@contextlib.contextmanager
 def exchanged(module: Any, **functions: Any) -> Iterator[None]:
-    """Exchange functions of a module of transformers inside the context.
+    """Exchange functions of a module or class of transformers inside the context.
 
     Raises:
         AttributeError: this version of transformers has no such function.

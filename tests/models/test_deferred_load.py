@@ -1,20 +1,26 @@
 """Weights that stay in their files are those of ordinary loading, for any number of ranks."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rlhf_cli.context import RunContext
+from rlhf_cli.errors import ModelError
 from rlhf_cli.models import stored_origin
 from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy, load_reward_model
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.quantize import quantization_config
 from rlhf_cli.models.stored_origin import InMemory, fill_rows
-from rlhf_cli.models.stored_tensor import hold
+from rlhf_cli.models.stored_tensor import StoredTensor, hold
+from rlhf_cli.models.stored_weights import quantized_parameters
 from rlhf_cli.shards import ShardLayout
 from tests.models.architectures import ARCHITECTURES
 
@@ -219,6 +225,7 @@ def test_whole_embeddings_of_an_adapter_replace_those_of_the_base(
     assert next(param for name, param in found.items() if "embed_tokens" in name)[5, 5] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "adapter"), [("llama-tied", "none"), ("qwen3", "lora")])
 def test_real_processes_hold_the_shards_of_ordinary_loading(saved, name, adapter):
     options = ["--standalone", "--nproc-per-node=2", "-m", "tests.models.deferred_rank"]
@@ -228,3 +235,69 @@ def test_real_processes_hold_the_shards_of_ordinary_loading(saved, name, adapter
         command, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["nf4", "nf4-double", "int8"])
+def test_weights_are_quantized_one_by_one_as_in_ordinary_loading(saved, tokenizer, name, kind):
+    pytest.importorskip("bitsandbytes")
+    own = kind.partition("-")[0]
+    config = quantization_config(own, kind.endswith("double"), BF16)
+    expected = load(saved(name), tokenizer, dtype=BF16, quantization=config)
+    model = load(saved(name), tokenizer, dtype=BF16, quantization=config, deferred=True)
+    params = dict(expected.named_parameters())
+    packed = {n for n, param in params.items() if not param.is_floating_point()}
+    found = dict(quantized_parameters(model))
+    assert found.keys() == packed
+    assert packed
+    for full, param in found.items():
+        assert type(param) is type(params[full])
+        assert torch.equal(param.data, params[full].data)
+        for one, other in zip(scales(param), scales(params[full]), strict=True):
+            assert torch.equal(one, other)
+    assert all(isinstance(model.get_parameter(full), StoredTensor) for full in packed)
+    origins = hold(model)
+    assert all(torch.equal(origins[n].whole(), params[n]) for n in params.keys() - packed)
+
+
+def scales(param):
+    state = getattr(param, "quant_state", None)
+    if state is None:
+        return [param.SCB]
+    return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
+
+
+def damaged(saved, tmp_path, damage):
+    """A copy of a model in several files, with one of them damaged."""
+    folder = tmp_path / "damaged"
+    shutil.copytree(saved("llama"), folder)
+    damage(sorted(folder.glob("*.safetensors"))[1])
+    return folder
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size - 100)
+
+
+def widen(file):
+    weights = {name: torch.cat([value, value]) for name, value in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("damage", [truncate, widen, Path.unlink])
+def test_damaged_weights_are_refused_as_in_ordinary_loading(saved, tokenizer, tmp_path, damage):
+    folder = damaged(saved, tmp_path, damage)
+    with pytest.raises(ModelError, match=r"^model\.path: ") as ordinary:
+        load(folder, tokenizer)
+    with pytest.raises(ModelError) as deferred:
+        load(folder, tokenizer, deferred=True)
+    assert str(deferred.value) == str(ordinary.value)
+    assert "\n" not in str(ordinary.value)
+
+
+def test_weights_that_change_before_they_are_read_are_refused(saved, tokenizer, tmp_path):
+    folder = damaged(saved, tmp_path, lambda _: None)
+    origins = hold(load(folder, tokenizer, deferred=True))
+    widen(next(iter(sorted(folder.glob("*.safetensors")))))
+    with pytest.raises(ModelError, match=r"^model\.path: .* was changed"):
+        [origin.whole() for origin in origins.values()]

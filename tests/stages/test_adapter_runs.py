@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
 from rlhf_cli.context import RunContext
+from rlhf_cli.models import weight_files
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.models.load import LoadInputs, load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
@@ -335,6 +336,24 @@ def test_a_hub_id_without_its_owner_is_refused(lora_run, tmp_path, capsys):
     words = [f"output_dir={tmp_path / 'm'}", "push_to_hub=model"]
     assert cli.main(["merge", str(lora_run), *words]) == 2
     assert "push_to_hub: got model; need a hub id with its owner" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), OSError(28, "no space left on device")])
+def test_a_merge_that_ends_early_leaves_nothing(lora_run, tmp_path, monkeypatch, raised):
+    write, done = weight_files._values, []
+
+    def fail(origin):
+        if len(done) == 3:
+            raise raised
+        done.append(origin)
+        return write(origin)
+
+    monkeypatch.setattr("rlhf_cli.models.weight_files._values", fail)
+    code = cli.main(["merge", str(lora_run), f"output_dir={tmp_path / 'whole'}"])
+    assert code == (130 if isinstance(raised, KeyboardInterrupt) else 1)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert cli.main(["merge", str(lora_run), f"output_dir={tmp_path / 'whole'}"]) == 0
 
 
 def test_merge_refuses_what_is_no_adapter_and_what_changes_nothing(sft_run, tmp_path, capsys):
