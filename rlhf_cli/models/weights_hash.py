@@ -22,8 +22,8 @@ from rlhf_cli.shards import ShardLayout
 BLOCK = 1 << 16
 """Elements that have multipliers of their own; those of a later block get another factor too."""
 
-CHUNK = 64 * BLOCK
-"""Elements that are widened to 64 bits at a time: 32 MiB."""
+CHUNK = 2 * BLOCK
+"""Elements that are widened to 64 bits at a time: 1 MiB, which stays in a processor's cache."""
 
 LANES = 2
 MASK = (1 << 64) - 1
@@ -80,10 +80,16 @@ def element_sums(bits: Tensor, start: int) -> list[int]:
         piece = bits[low - start : high - start].to(torch.int64)
         blocks = nn.functional.pad(piece, (low - first, -(high - first) % BLOCK)).view(-1, BLOCK)
         for lane, numbers in enumerate(_multipliers(bits.device)):
-            sums = (blocks * numbers).sum(1).tolist()
-            for index, value in enumerate(sums, start=first // BLOCK):
+            for index, value in enumerate(_products(blocks, numbers), start=first // BLOCK):
                 totals[lane] += value * _block_factor(index, lane)
     return [total & MASK for total in totals]
+
+
+def _products(blocks: Tensor, numbers: Tensor) -> list[int]:
+    """Sum of each block's products; integers of 64 bits overflow as they should."""
+    if blocks.device.type == "cpu":
+        return list((blocks @ numbers).tolist())
+    return list((blocks * numbers).sum(1).tolist())  # CUDA has no product of integer matrices
 
 
 @functools.cache
