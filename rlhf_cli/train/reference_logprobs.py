@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.console import logger
@@ -22,6 +22,7 @@ from rlhf_cli.distributed import is_first_on_machine
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.weights_hash import hash_weights
 from rlhf_cli.models.wrapper import without_dropout
 
 REFERENCE_COLUMN = "reference"
@@ -141,15 +142,5 @@ def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) 
         examples.example_starts,
     ):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
-    whole.update(hash_weights(reference).encode())
+    whole.update(hash_weights(reference, ctx.ranks).encode())
     return whole.hexdigest()[:32]
-
-
-def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over the names and bits of a model's weights."""
-    whole = hashlib.sha256()
-    for name, param in module.named_parameters():
-        bits = param.detach().contiguous().view(torch.uint8).cpu()
-        whole.update(name.encode())
-        whole.update(bits.numpy().data.cast("B"))
-    return whole.hexdigest()

@@ -32,12 +32,12 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import resolve_folder
 from rlhf_cli.models.tokenizer import load_pretrained_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
+from rlhf_cli.models.weights_hash import hash_weights
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.stages.bco.config import BCOConfig, UDMConfig
 from rlhf_cli.stages.prepare_data import StageData
 from rlhf_cli.stages.training import TrainingPlan
 from rlhf_cli.train.checkpoint import read_state
-from rlhf_cli.train.reference_logprobs import hash_weights
 
 CACHE_KIND = "embeddings"
 BATCH_SIZE = 32
@@ -236,7 +236,7 @@ def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -
     """Embedding function, and the hash of its weights."""
     if cfg.udm.embedding_model != "reference":
         embedder = Embedder(cfg.udm, tokenizer, ctx)
-        return embedder, hash_weights(embedder.model)
+        return embedder, hash_weights(embedder.model, ctx.ranks)
 
     def embed(prompts: Sequence[list[int]]) -> Vectors:
         rows = _rows_of(prompts).to(policy.device)
@@ -247,7 +247,7 @@ def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -
         found: Vectors = (means / rows.lengths[:, None]).cpu().numpy()
         return found
 
-    return embed, hash_weights(policy)
+    return embed, hash_weights(policy, ctx.ranks)
 
 
 def _rows_of(prompts: Sequence[list[int]]) -> TokenBatch:
