@@ -135,13 +135,6 @@ class StageConfig(LoadConfig):
                 f"{self.train.max_steps}; need at most that. "
                 f"Try train.warmup_steps={self.train.max_steps // 10}"
             )
-        if self.launch.offload != "none" and self.train.optimizer.startswith("paged"):
-            plain = self.train.optimizer.removeprefix("paged_")
-            found.append(
-                f"train.optimizer: got {self.train.optimizer}, which pages the moments of weights "
-                f"on a GPU, with launch.offload={self.launch.offload}, which keeps both on the "
-                f"host. Try train.optimizer={plain}"
-            )
         return found
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_cli import cli
 from rlhf_cli.config.args import parse
-from rlhf_cli.errors import ConfigError, OutOfMemory
+from rlhf_cli.errors import OutOfMemory
 from rlhf_cli.memory import limit
 from rlhf_cli.memory.advice import cheapest_overrides
 from rlhf_cli.memory.device import Device
@@ -226,10 +226,3 @@ def test_a_host_that_is_too_small_for_what_is_offloaded_is_refused(monkeypatch):
         limit.choose_tokens(training("sft", *words), ROWS, GPU, 4)
     monkeypatch.setattr(limit, "machine_memory", lambda: 10**8)
     assert limit.choose_tokens(training("sft", *words), ROWS, GPU, 4)[0]
-
-
-def test_paged_moments_are_refused_beside_offload():
-    words = ("train.optimizer=paged_adamw_8bit", "launch.shard=full", "launch.processes=2")
-    training("sft", *words)
-    with pytest.raises(ConfigError, match=r"Try train\.optimizer=adamw_8bit"):
-        training("sft", *words, "launch.offload=optimizer")
