@@ -50,9 +50,7 @@ def main(argv: list[str]) -> int:
         return _main(argv)
     if own.rank:
         return torchrun.run_worker(own)
-    code = _main(argv)
-    torchrun.release_workers(own, code)
-    return code
+    return torchrun.run_command(own, lambda: _main(argv))
 
 
 def _main(argv: list[str]) -> int:

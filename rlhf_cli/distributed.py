@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,11 +15,12 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import HashStore
-from torch.distributed.distributed_c10d import Store
+from torch._C._distributed_c10d import HashStore, TCPStore
+from torch.distributed.distributed_c10d import ProcessGroup, Store
 from torch.distributed.rendezvous import rendezvous
 
-from rlhf_cli.errors import RankFailed, first_line
+from rlhf_cli.errors import ConfigError, RankFailed, first_line
+from rlhf_cli.watchdog.watch import AGAIN, find_cause
 
 T = TypeVar("T")
 
@@ -31,19 +34,44 @@ class Ranks:
 
     Attributes:
         rank: from 0; rank 0 writes files and logs.
-        world_size: number of processes of the run.
+        world_size: number of processes.
         sharded: whether the ranks share the weights. Every pass of a model is then collective: all
             ranks make equally many, in the same order.
+        group: of these processes; none for all processes of the run.
+        data_ranks: one process of each context group, this one's place in the data; none where
+            every process reads rows of its own.
+        context_ranks: the processes that share this one's tokens; none without context parallelism.
     """
 
     rank: int = 0
     world_size: int = 1
     sharded: bool = False
+    group: ProcessGroup | None = None
+    data_ranks: Ranks | None = None
+    context_ranks: Ranks | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
+
+    @property
+    def data(self) -> Ranks:
+        """The ranks among which rows are divided: every row is read, and counted, by one of them.
+
+        Their rank 0 is in each context group's first place, not only on the main process: it counts
+        what is the same on all ranks once, and writes nothing.
+        """
+        return self.data_ranks or self
+
+    @property
+    def context(self) -> Ranks:
+        """The ranks that compute the tokens of the same micro-batches; else this process alone."""
+        return self.context_ranks or SINGLE_PROCESS
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranks:
+        """Return itself: a copy of a model has the same process groups, which cannot be copied."""
+        return self
 
     def shard(self, count: int) -> range:
         """Indices of this rank's shard of `count` items: contiguous, of equal size up to one."""
@@ -54,7 +82,27 @@ class Ranks:
         """Replace a contiguous tensor by its sum over all ranks, in place."""
         if self.world_size > 1:
             with _raising_rank_failed():
-                dist.all_reduce(tensor)
+                dist.all_reduce(tensor, group=self.group)
+
+    def all_to_all(self, tensor: Tensor) -> Tensor:
+        """Send slice r [...] of a tensor [world_size, ...] to rank r; receive theirs, by rank."""
+        if self.world_size == 1:
+            return tensor
+        sent = tensor.contiguous()
+        received = torch.empty_like(sent)
+        with _raising_rank_failed():
+            dist.all_to_all_single(received, sent, group=self.group)
+        return received
+
+    def all_gather_stack(self, tensor: Tensor) -> Tensor:
+        """Stack the tensors [...] of all ranks, which have one shape: [world_size, ...]."""
+        if self.world_size == 1:
+            return tensor[None]
+        sent = tensor.contiguous()
+        received = sent.new_empty((self.world_size, *sent.shape))
+        with _raising_rank_failed():
+            dist.all_gather(list(received.unbind()), sent, group=self.group)
+        return received
 
     def all_gather_json(self, value: T) -> list[T]:
         """Gather one JSON value from each rank, in rank order; tuples come back as lists."""
@@ -84,12 +132,12 @@ class Ranks:
         """Gather bytes from each rank; nothing is unpickled, so what arrives cannot run code."""
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
         with _raising_rank_failed():
-            dist.all_gather(sizes, torch.tensor([len(data)]))
+            dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
         counts = [int(size) for size in sizes]
         padded = bytearray(data).ljust(max(counts), b"\0")
         parts = [torch.empty(len(padded), dtype=torch.uint8) for _ in range(self.world_size)]
         with _raising_rank_failed():
-            dist.all_gather(parts, torch.frombuffer(padded, dtype=torch.uint8))
+            dist.all_gather(parts, torch.frombuffer(padded, dtype=torch.uint8), group=self.group)
         return [part[:count].numpy().tobytes() for part, count in zip(parts, counts, strict=True)]
 
     def sum_by_name(self, values: Mapping[str, float]) -> dict[str, float]:
@@ -137,6 +185,51 @@ def current_ranks() -> Ranks:
     return SINGLE_PROCESS
 
 
+def is_first_on_machine(ranks: Ranks) -> bool:
+    """Whether this rank does for its machine what is needed once on each, as filling the cache."""
+    return int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0
+
+
+def divide_ranks(ranks: Ranks, context_parallel: int) -> Ranks:
+    """Form context groups of consecutive ranks, which share the tokens of each micro-batch.
+
+    Consecutive ranks are on one machine where the groups are no larger than it. All ranks call this
+    together.
+
+    Args:
+        ranks: all processes of the run.
+        context_parallel: ranks of a context group.
+
+    Returns:
+        The same ranks, with their place in the data and in their context group.
+
+    Raises:
+        ConfigError: the groups do not divide the processes.
+    """
+    size, world = context_parallel, ranks.world_size
+    if size == 1:
+        return ranks
+    if world % size:
+        raise ConfigError(
+            f"launch.context_parallel: got {size} with {world} processes; need a divisor of their "
+            f"number. Try launch.processes={size}"
+        )
+    number, place = divmod(ranks.rank, size)
+    context = _form_groups([list(range(i, i + size)) for i in range(0, world, size)])[number]
+    data = _form_groups([list(range(i, world, size)) for i in range(size)])[place]
+    return replace(
+        ranks,
+        data_ranks=Ranks(number, world // size, ranks.sharded, data),
+        context_ranks=Ranks(place, size, ranks.sharded, context),
+    )
+
+
+def _form_groups(members: list[list[int]]) -> list[ProcessGroup]:
+    """Create process groups; each process creates all of them, as torch asks for."""
+    with _raising_rank_failed():
+        return [dist.new_group(ranks) for ranks in members]
+
+
 def rendezvous_store(
     url: str, rank: int, world_size: int, timeout: timedelta = timedelta(minutes=30)
 ) -> Store:
@@ -151,6 +244,26 @@ def rendezvous_store(
     store: Store
     store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
     return store
+
+
+def host_store() -> tuple[Store, int]:
+    """Open a store for the ranks of this machine, and listen on a port of this machine alone.
+
+    The system chooses the port, so that no other program can take it before the ranks use it.
+
+    Returns:
+        The store, with the keys of the ranks, and its port.
+    """
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = int(listening.getsockname()[1])
+    store = TCPStore(
+        "127.0.0.1",
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+    )
+    return store, port
 
 
 def init_process_group(store: Store, rank: int, world_size: int, local_rank: int) -> None:
@@ -186,5 +299,5 @@ def _raising_rank_failed() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = f"another process of this run ended or does not respond ({first_line(error)})"
-        raise RankFailed(text) from error
+        cause = find_cause() or "another process of this run ended or does not respond"
+        raise RankFailed(f"{cause} ({first_line(error)}); {AGAIN}") from error

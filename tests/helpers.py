@@ -16,7 +16,7 @@ from rlhf_cli.context import forked_rng
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.runs import lock
-from rlhf_cli.train import checkpoint as checkpoints
+from rlhf_cli.train import checkpoint_files as files
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -84,16 +84,16 @@ def tokenizer_of(ids: Iterable[int], end: int | None = 2) -> Any:
 
 
 def fill_disk_after_one_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    """Let the three files of one checkpoint be written; the next finds no space."""
-    real, calls = checkpoints.save_file, []
+    """Let the weights and moments of one checkpoint be written; the next finds no space."""
+    real, calls = files.save_file, []
 
     def full(tensors: Any, path: Path) -> None:
         calls.append(path)
-        if len(calls) > 3:
+        if len(calls) > 2:
             raise OSError(28, "No space left on device")
         real(tensors, path)
 
-    patch.setattr(checkpoints, "save_file", full)
+    patch.setattr(files, "save_file", full)
 
 
 MACHINE = ("tokens_per_second", "step_seconds", "peak_fraction", "memory_bytes")

@@ -27,9 +27,6 @@ PROMPTS = (
     "Once upon a time there was a miller who had three sons, a mill, a donkey and a cat.",
 )
 
-SHARD = "5GB"
-"""Largest weight file."""
-
 DTYPES = {**PRECISIONS, "fp16": torch.float16}
 
 MAX_DRIFT = 1e-3
@@ -96,7 +93,7 @@ def run(cfg: MergeConfig) -> None:
 
 
 def _merge_checked(cfg: MergeConfig, source: ModelSource, tokenizer: Any) -> tuple[Any, str]:
-    """Merge, and compare with base and adapter; returns the model in its dtype, and the dtype."""
+    """Merge, and compare with base and adapter; returns the model in fp32, and its dtype."""
     from rlhf_cli.models.local_base import load_with_adapters, merge_adapters
 
     unmerged = load_with_adapters(cfg.model, source, tokenizer)
@@ -111,17 +108,15 @@ def _merge_checked(cfg: MergeConfig, source: ModelSource, tokenizer: Any) -> tup
     dtype = _chosen_dtype(cfg, source)
     cost = _rounding_cost(merged, dtype, drift, check)
     if cost <= MAX_COST:
-        return merged.to(DTYPES[dtype]), dtype
+        return merged, dtype
     logger.info(f"warning: dtype: weights in {dtype} lose {cost:.0%} of what the adapter changes")
     if cfg.dtype != "auto" or dtype == "fp32":
         _require_finite(cost, dtype)
-        return merged.to(DTYPES[dtype]), dtype
+        return merged, dtype
     logger.info(
         f"dtype: fp32 is written instead of {dtype}, the type of the base. dtype={dtype} forces it"
     )
-    # it was rounded in place: freed before the exact weights are loaded again
-    del merged, unmerged
-    return merge_adapters(load_with_adapters(cfg.model, source, tokenizer)), "fp32"
+    return merged, "fp32"
 
 
 def _require_finite(cost: float, dtype: str) -> None:
@@ -166,18 +161,20 @@ def _chosen_dtype(cfg: MergeConfig, source: ModelSource) -> str:
 
 
 def _rounding_cost(merged: Any, dtype: str, drift: float, check: Check) -> float:
-    """Round the merged model in place; returns its error as a share of the adapter's effect."""
-    from rlhf_cli.models.local_base import round_weights
+    """Round the merged model; returns its error as a share of the adapter's effect."""
+    from rlhf_cli.models.local_base import rounded
 
     if dtype != "fp32":
-        round_weights(merged, DTYPES[dtype])
-        drift = check.drift(merged, dtype)
+        with rounded(merged, DTYPES[dtype]):
+            drift = check.drift(merged, dtype)
     return drift / check.effect
 
 
 def _outputs(model: Any, prompts: list[Tensor]) -> Tensor:
     """Compute log-probs [tokens, V] in nats, or scores [prompts, 1], of the prompts."""
-    with torch.no_grad():
+    from rlhf_cli.models.streamed_forward import streamed
+
+    with torch.no_grad(), streamed(model):
         outputs = [model(input_ids=prompt, use_cache=False).logits for prompt in prompts]
     if outputs[0].ndim == 2:
         return torch.cat(outputs).float()
@@ -192,15 +189,18 @@ def _difference(got: Tensor, expected: Tensor) -> str:
 
 def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
     """Save model and tokenizer atomically: complete under the final name, or not at all."""
+    from rlhf_cli.models.weight_files import save_weights
+    from rlhf_cli.train.checkpoint import flush_folder
+
     target = Path(cfg.output_dir).absolute()
     partial = target.with_name(f".{target.name}.tmp")
-    model.config.dtype = DTYPES[dtype]
     if not model.can_generate():
         name_pad_token(model, tokenizer)
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model.save_pretrained(partial, max_shard_size=SHARD)
+        # buffers are written in the type of the weights too
+        save_weights(model.to(DTYPES[dtype]), partial, DTYPES[dtype])
         tokenizer.save_pretrained(partial)
         folder = artifact.find_model_folder(cfg.model.path, cfg.model.revision)
         facts = artifact.read(folder) if folder else {}
@@ -215,9 +215,13 @@ def _save(cfg: MergeConfig, model: Any, dtype: str, tokenizer: Any) -> Path:
                 TOKENIZATION_KEY: tokenization_hash(tokenizer),
             },
         )
+        flush_folder(partial)
         partial.rename(target)
-    except OSError as error:
-        raise write_error(target, error) from error
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)  # an interrupt comes in the middle of a file
+        if isinstance(error, OSError):
+            raise write_error(target, error) from error
+        raise
     return target
 
 

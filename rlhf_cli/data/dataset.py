@@ -120,7 +120,7 @@ def _load(mixture: Mixture, how: _Tokenization, role: str, cached_only: bool) ->
         how.tokenizer, how.cfg, report, as_messages=how.as_messages
     )  # checks the tokenizer, also where the tokens are cached
     key = entry_key(report.sha256, how.tokenizer, how.cfg, how.allowed, as_messages=how.as_messages)
-    entry = load_entry(key)
+    entry = load_entry(key, verify=not cached_only)  # verified when it was put there
     if entry is not None:
         report = DataReport.from_dict(entry.facts)
         examples = examples_from_arrays(mixture.files, entry.arrays)
@@ -128,7 +128,8 @@ def _load(mixture: Mixture, how: _Tokenization, role: str, cached_only: bool) ->
     elif cached_only:
         raise DataError(
             f"{mixture.label}: its tokens are not in the cache ({cache_folder()}), where they were "
-            "put before the ranks started; set RLHF_CACHE to a folder that all processes can use"
+            "put before the ranks started; set RLHF_CACHE to a folder that all processes of this "
+            "machine can use"
         )
     else:
         start = time.monotonic()

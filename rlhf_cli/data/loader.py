@@ -46,7 +46,7 @@ class ExampleLoader:
         micro_batch_tokens: int,
         ranks: Ranks = SINGLE_PROCESS,
     ) -> None:
-        self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks
+        self.examples, self.max_tokens, self.ranks = examples, micro_batch_tokens, ranks.data
         self.sampler = EpochSampler(len(examples), len(examples.tokens), data, train, seed)
         self._position = self.sampler.state_dict()
         self._worker = ThreadPoolExecutor(1)
@@ -134,8 +134,9 @@ def eval_batches(
     With sharded weights all ranks get equally many; the last of some is a filler.
     """
     groups = list(group_examples(examples, np.arange(len(examples)), max_tokens))
-    own = groups[ranks.rank :: ranks.world_size]
+    rank, size = ranks.data.rank, ranks.data.world_size
+    own = groups[rank::size]
     for group in own:
         yield collate(examples, group)
-    if ranks.sharded and len(own) * ranks.world_size < len(groups):
+    if ranks.sharded and len(own) * size < len(groups):
         yield replace(collate(examples, groups[0][:1]), is_filler=True)

@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -23,8 +24,10 @@ class LaunchConfig:
     per machine. It divides the number of processes."""
 
     context_parallel: Annotated[int, Ge(1), RuntimeOnly()] = 1
-    """Processes that share the tokens of each micro-batch, for rows that one device cannot hold. It
-    divides the number of processes."""
+    """Processes that compute the tokens of the same micro-batches together, for rows that one
+    device cannot hold: each has 1/N of the activations (Ulysses, arXiv:2309.14509). It divides the
+    number of processes; rows are divided among the groups. It needs `per_row` attention. The result
+    equals that of one process up to rounding."""
 
     offload: Annotated[Literal["none", "optimizer", "all"], RuntimeOnly()] = "none"
     """What is kept in the memory of the host instead of the GPU's: the optimizer's state and fp32
@@ -49,9 +52,11 @@ class LaunchConfig:
                 "on the host. Try launch.shard=full"
             )
         together = self.replicas * self.context_parallel
-        if self.processes and self.processes % together:
+        started = os.environ.get("WORLD_SIZE", "")  # by torchrun, which needs no launch.processes
+        processes = int(started) if started.isdigit() else self.processes
+        if processes and processes % together:
             found.append(
-                f"launch.processes: got {self.processes}; need a multiple of launch.replicas x "
+                f"launch.processes: got {processes}; need a multiple of launch.replicas x "
                 f"launch.context_parallel = {together}. Try launch.processes={together}"
             )
         return found

@@ -1,4 +1,12 @@
-"""Run a stage in several processes: start the ranks on this machine and supervise them."""
+"""Run a stage in several processes: start the ranks on this machine and supervise them.
+
+Torch's elastic agent starts and polls processes too, but it ends the others by SIGTERM as soon as
+one has failed, so that the first error is often lost; it kills a run 30 s after Ctrl-C, which may
+be in the middle of a checkpoint; it leaves the ranks alive where it is killed itself; it takes over
+four signals of the process; and it shows a table of tracebacks where this shows one line. What is
+taken from it is the store, whose port is never free for another program to take, and the variables
+by which ranks find it.
+"""
 
 import json
 import os
@@ -8,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,9 +27,8 @@ from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
 from rlhf_cli.launch import torchrun
+from rlhf_cli.launch.rank_process import SUMMARY, TASK
 from rlhf_cli.launch.worker import (
-    SUMMARY,
-    TASK,
     ErrorReport,
     RankEnv,
     Task,
@@ -30,6 +38,7 @@ from rlhf_cli.launch.worker import (
 )
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.run_files import RANK_LOGS
+from rlhf_cli.watchdog.watch import AGAIN, last_phase
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0
@@ -115,14 +124,18 @@ def run_ranks(task: Task, world_size: int) -> dict[str, Any]:
         RlhfError: the first error of a rank, or how a rank ended without a report.
         CheckpointError: another process took over the run folder; the ranks were killed.
     """
+    from rlhf_cli.distributed import host_store
+
     logs = Path(task.out) / RANK_LOGS
     logs.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rlhf-") as name, ExitStack() as open_ranks:
         folder = Path(name)
         (folder / TASK).write_text(task.to_json(), encoding="utf-8")
-        environments = [RankEnv(i, i, world_size) for i in range(world_size)]
-        ranks = [open_ranks.enter_context(_start(folder, env)) for env in environments]
-        supervisor = Supervisor(ranks, Path(task.out))
+        store, port = host_store()
+        environments = [RankEnv(i, i, world_size, world_size) for i in range(world_size)]
+        started = [_start(folder, env, port) for env in environments]
+        ranks = [open_ranks.enter_context(rank) for rank in started]
+        supervisor = Supervisor(ranks, Path(task.out), partial(last_phase, store))
         with supervisor.forward_signals():
             supervisor.wait()
         lock.require_owned(supervisor.out)
@@ -134,14 +147,21 @@ def run_ranks(task: Task, world_size: int) -> dict[str, Any]:
         return summary
 
 
-def _start(folder: Path, env: RankEnv) -> subprocess.Popen[bytes]:
-    threads = threads_per_process(env.world_size)
-    variables = {**os.environ, **env.variables(), "OMP_NUM_THREADS": threads}
+def _start(folder: Path, env: RankEnv, port: int) -> subprocess.Popen[bytes]:
+    variables = {
+        **os.environ,
+        **env.variables(),
+        "OMP_NUM_THREADS": threads_per_process(env.world_size),
+        # as under torchrun: torch then joins the store, and rank 0 opens none
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     if sys.platform == "linux":  # all ranks are here, whatever this machine's name resolves to
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; "
-        f"from rlhf_cli.launch.worker import run_rank; run_rank(Path({str(folder)!r}))"
+        f"from rlhf_cli.launch.rank_process import run_rank; run_rank(Path({str(folder)!r}))"
     )
     command = [sys.executable, "-P", "-c", program, f"rank-{env.rank}"]
     # own process group: Ctrl-C reaches the launcher alone, which forwards it once
@@ -154,10 +174,16 @@ class Supervisor:
     Args:
         ranks: the processes, in rank order.
         out: the run folder, whose lock this process holds.
+        last_phase: gives the phase in which a rank was seen last.
     """
 
-    def __init__(self, ranks: list[subprocess.Popen[bytes]], out: Path) -> None:
-        self.ranks, self.out = ranks, out
+    def __init__(
+        self,
+        ranks: list[subprocess.Popen[bytes]],
+        out: Path,
+        last_phase: Callable[[int], str] = lambda rank: "",
+    ) -> None:
+        self.ranks, self.out, self.last_phase = ranks, out, last_phase
         self.requests: list[signal.Signals] = []
         self.ended_by_us: set[int] = set()
 
@@ -224,10 +250,9 @@ class Supervisor:
             return RlhfError(f"rank {number} exited with code {code} without an error report{log}")
         name = signal.Signals(-code).name
         memory = " (the system does so where memory runs out)" if name == "SIGKILL" else ""
-        return RlhfError(
-            f"rank {number} was killed by {name}{memory}; the last checkpoint is kept. "
-            "Give the same command again to continue"
-        )
+        phase = self.last_phase(number)
+        when = f", last seen in phase {phase}" if phase else ""
+        return RlhfError(f"rank {number} was killed by {name}{memory}{when}; {AGAIN}")
 
     def _interrupted(self) -> Interrupted:
         return Interrupted(f"{self.requests[0].name}; the last checkpoint, if any, is kept")

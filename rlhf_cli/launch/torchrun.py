@@ -1,24 +1,39 @@
 """Runs under `torchrun` or `accelerate launch`: rank 0 is the command line, other ranks wait."""
 
-import json
-from datetime import timedelta
-from pathlib import Path
-from threading import Event
-from typing import Any
+from __future__ import annotations
 
-from rlhf_cli.errors import ConfigError
-from rlhf_cli.launch.worker import RankEnv, Task, build_report, read_rank_env, redirect_output
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rlhf_cli.console import logger
+from rlhf_cli.errors import ConfigError, RankFailed, RlhfError
+from rlhf_cli.launch.group import joined, run_task
+from rlhf_cli.launch.same_start import compare_starts
+from rlhf_cli.launch.worker import (
+    ErrorReport,
+    RankEnv,
+    Task,
+    build_report,
+    read_rank_env,
+    redirect_output,
+)
 from rlhf_cli.registry import COMMANDS
+from rlhf_cli.runs import manifest
 from rlhf_cli.runs.log import redact, redacted
 from rlhf_cli.runs.run_files import RANK_LOGS
+from rlhf_cli.watchdog.watch import speaks_for_all, tell_end
 
-TIMEOUT = timedelta(days=2)
-"""How long ranks wait for rank 0, which may have to tokenize first."""
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
-MESSAGE = "rlhf/task"
-
-_sent = Event()
-"""Set once rank 0 has sent the other ranks their task or exit code."""
+TASK, PREPARED, READY, GO = "rlhf/task", "rlhf/prepared", "rlhf/ready/", "rlhf/go"
+"""Keys of what ranks tell each other: rank 0 the task, and that the rows are tokenized, or in place
+of each an exit code; every rank that its machine has the rows; rank 0 that all have."""
 
 
 def read_launcher_env(argv: list[str]) -> RankEnv | None:
@@ -27,39 +42,50 @@ def read_launcher_env(argv: list[str]) -> RankEnv | None:
     return read_rank_env() if trains else None
 
 
-def run_worker(own: RankEnv) -> int:
-    """Wait for the task that rank 0 sends, and run this rank's part of it.
+@dataclass
+class _MainRank:
+    """Rank 0 of a run: its connection to the others, and the folder of the run it started."""
 
-    Returns:
-        Exit code; that of rank 0 if it started no run.
+    store: Store | None = None
+    out: Path | None = None
+
+    def send(self, key: str, values: dict[str, Any]) -> None:
+        assert self.store is not None
+        self.store.set(key, json.dumps(values))
+
+    def end(self, error: RankFailed) -> None:
+        """End the run where the main thread is stuck in a collective call."""
+        if self.out is not None:
+            manifest.fail(self.out, error)
+        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        os._exit(error.exit_code)
+
+
+_main = _MainRank()
+
+
+def run_command(own: RankEnv, command: Callable[[], int]) -> int:
+    """Run the command line as rank 0, and end the other ranks with it.
+
+    Args:
+        own: rank 0 of the run.
+        command: parses, checks and runs; prints its errors; returns the exit code.
     """
-    from rlhf_cli.distributed import destroy_process_group, init_process_group, rendezvous_store
-
-    store = rendezvous_store("env://", own.rank, own.world_size, TIMEOUT)
-    store.wait([MESSAGE], TIMEOUT)
-    message = json.loads(store.get(MESSAGE))
-    init_process_group(store, own.rank, own.world_size, own.local_rank)
-    if "exit" in message:
-        return int(message["exit"])
-    task = Task(**message)
-    stderr = redirect_output(Path(task.out), own.rank)
     try:
-        with redacted():
-            task.run()
-    except BaseException as error:
-        report = build_report(error, own.rank)
-        text = f"error: {report.message}\n" if report.kind else report.traceback
-        print(f"rank {own.rank}: {redact(text)}", end="", file=stderr, flush=True)
-        return report.exit_code
-    destroy_process_group()
-    return 0
+        with joined(own, logger.warning, _main.end) as store:
+            _main.store = store
+            code = command()
+            if _main.out is None:  # it started no run
+                _main.send(TASK, {"exit": code})
+            return code
+    except RlhfError as error:  # the others were not found
+        print(f"error: {redact(str(error))}", file=sys.stderr, flush=True)
+        return error.exit_code
 
 
 def run_main(task: Task, own: RankEnv) -> dict[str, Any]:
     """Prepare a run, send the task to the other ranks, and run rank 0's part of it."""
-    from rlhf_cli.distributed import destroy_process_group
-
-    if _sent.is_set():
+    if _main.out is not None or _main.store is None:
         raise ConfigError("several runs: a launcher starts processes for one; start each by itself")
     processes = task.tree["launch"]["processes"]
     if processes not in (0, 1, own.world_size):
@@ -67,27 +93,98 @@ def run_main(task: Task, own: RankEnv) -> dict[str, Any]:
             f"launch.processes: got {processes}, but the launcher started {own.world_size} "
             "processes; leave the key out"
         )
-    task.prepare()
-    (Path(task.out) / RANK_LOGS).mkdir(exist_ok=True)
-    _send(task.to_json(), own)
-    summary = task.run()
-    destroy_process_group()
-    return summary
+    _main.out = Path(task.out)
+    (_main.out / RANK_LOGS).mkdir(exist_ok=True)
+    _main.send(TASK, asdict(task))
+    try:
+        _prepare(task, own, _main.store)
+        return run_task(task, own, _main.store)
+    except BaseException as error:
+        tell_end(error)
+        raise
 
 
-def release_workers(own: RankEnv, code: int) -> None:
-    """End the other ranks with rank 0's exit code if it has started no run."""
-    from rlhf_cli.distributed import destroy_process_group
+def _prepare(task: Task, own: RankEnv, store: Store) -> None:
+    try:
+        compare_starts(store, own, task)
+        task.prepare()
+    except BaseException as error:
+        _main.send(PREPARED, {"exit": build_report(error, own.rank).exit_code})
+        raise
+    _main.send(PREPARED, {})
+    store.wait([f"{READY}{rank}" for rank in range(1, own.world_size)])
+    store.set(GO, "")
 
-    if not _sent.is_set():
-        _send(json.dumps({"exit": code}), own)
-        destroy_process_group()
+
+def run_worker(own: RankEnv) -> int:
+    """Wait for the task that rank 0 sends, and run this rank's part of it.
+
+    Returns:
+        Exit code; that of rank 0 if it started no run.
+    """
+    ending = _Ending(own, os.fdopen(os.dup(2), "w", encoding="utf-8"))
+    try:
+        with redacted(), joined(own, ending.say, ending.from_watch) as store:
+            try:
+                return _run_part(own, store)
+            except BaseException as error:
+                tell_end(error)
+                return ending.report(error).exit_code
+    except RlhfError as error:  # the others were not found
+        return ending.report(error).exit_code
 
 
-def _send(text: str, own: RankEnv) -> None:
-    from rlhf_cli.distributed import init_process_group, rendezvous_store
+def _run_part(own: RankEnv, store: Store) -> int:
+    sent = _receive(store, TASK)
+    if "exit" in sent:
+        return int(sent["exit"])
+    task = Task(**sent)
+    compare_starts(store, own, task)
+    redirect_output(Path(task.out), own.rank)
+    prepared = _receive(store, PREPARED)
+    if "exit" in prepared:
+        return int(prepared["exit"])
+    _prepare_machine(task, own, store)
+    run_task(task, own, store)
+    return 0
 
-    store = rendezvous_store("env://", own.rank, own.world_size)
-    store.set(MESSAGE, text)
-    _sent.set()
-    init_process_group(store, own.rank, own.world_size, own.local_rank)
+
+def _prepare_machine(task: Task, own: RankEnv, store: Store) -> None:
+    """Tokenize on another machine than rank 0's, unless its cache has the tokens."""
+    if own.local_rank == 0:
+        task.prepare()
+    store.set(f"{READY}{own.rank}", "")
+    store.wait([GO])
+
+
+def _receive(store: Store, key: str) -> dict[str, Any]:
+    store.wait([key])
+    values: dict[str, Any] = json.loads(store.get(key))
+    return values
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """How a rank other than 0 tells what it finds and why it ends.
+
+    An error that another rank caused stands in this rank's log, and on the screen only where the
+    watch chose this rank to speak for all.
+    """
+
+    own: RankEnv
+    screen: TextIO
+
+    def say(self, text: str) -> None:
+        for stream in (self.screen, sys.stderr):
+            print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
+
+    def report(self, error: BaseException) -> ErrorReport:
+        report = build_report(error, self.own.rank)
+        text = f"error: {report.message}" if report.kind else report.traceback.rstrip()
+        silent = report.secondary and not speaks_for_all()
+        stream = sys.stderr if silent else self.screen
+        print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
+        return report
+
+    def from_watch(self, error: RankFailed) -> None:
+        os._exit(self.report(error).exit_code)

@@ -1,16 +1,15 @@
-"""One rank of a run: its environment, its task, its process and its error report."""
+"""One rank of a run: its environment, its task, its error report and its log."""
 
 import json
 import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 from rlhf_cli import errors
 from rlhf_cli.config.check import check
@@ -20,10 +19,6 @@ from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError, fir
 from rlhf_cli.memory.out_of_memory import explained
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import hub, log, manifest, run_files
-from rlhf_cli.runs.log import logged, redacted
-
-TASK, STORE, SUMMARY = "task.json", "store", "summary.json"
-"""Files in the temporary folder that the launcher shares with its ranks."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,18 @@ class RankEnv:
         rank: from 0.
         local_rank: rank on this machine; index of the GPU that the process uses.
         world_size: number of processes.
+        local_world_size: number of processes on this machine; 0 where it is not known.
     """
 
     rank: int
     local_rank: int
     world_size: int
+    local_world_size: int = 0
+
+    @property
+    def is_on_one_machine(self) -> bool:
+        """Whether all ranks are on this machine."""
+        return self.local_world_size == self.world_size
 
     def variables(self) -> dict[str, str]:
         """Environment variables of this rank."""
@@ -46,7 +48,7 @@ class RankEnv:
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
             "WORLD_SIZE": str(self.world_size),
-            "LOCAL_WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self.local_world_size or self.world_size),
         }
 
 
@@ -55,9 +57,10 @@ def read_rank_env(variables: Mapping[str, str] = os.environ) -> RankEnv | None:
     try:
         rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
         local_rank = int(variables.get("LOCAL_RANK", rank))
+        local_world_size = int(variables.get("LOCAL_WORLD_SIZE", 0))
     except (KeyError, ValueError):
         return None
-    return RankEnv(rank, local_rank, world_size) if world_size > 1 else None
+    return RankEnv(rank, local_rank, world_size, local_world_size) if world_size > 1 else None
 
 
 def threads_per_process(processes: int) -> str:
@@ -180,63 +183,6 @@ def read_report(folder: Path, rank: int) -> ErrorReport | None:
         return ErrorReport(**json.loads(report_path(folder, rank).read_text(encoding="utf-8")))
     except (OSError, ValueError):  # ValueError: the rank was killed while it wrote
         return None
-
-
-def run_rank(folder: Path) -> NoReturn:
-    """Run this rank and end the process with its exit code.
-
-    The process ends at once: torch threads that are alive while Python shuts down can abort it.
-    """
-    code = main(folder)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def main(folder: Path) -> int:
-    """Run this rank; write its summary or its error report into the shared folder."""
-    own = read_rank_env()
-    if own is None:
-        raise RuntimeError("a rank is started by `rlhf`, which sets RANK and WORLD_SIZE")
-    end_with_parent()
-    task = Task(**json.loads((folder / TASK).read_text(encoding="utf-8")))
-    redirect_output(Path(task.out), own.rank)
-    with redacted() if own.rank else logged(Path(task.out), with_error=False):
-        try:
-            summary = _run_task(folder, task, own)
-        except BaseException as error:
-            report = build_report(error, own.rank)
-            write_report(folder, report)
-            if own.rank:
-                print(report.traceback, end="", file=sys.stderr)  # into the rank's log
-            return 1
-    if own.rank == 0:
-        (folder / SUMMARY).write_text(json.dumps(summary), encoding="utf-8")
-    return 0
-
-
-def _run_task(folder: Path, task: Task, own: RankEnv) -> dict[str, Any]:
-    from rlhf_cli.distributed import destroy_process_group, init_process_group, rendezvous_store
-
-    # a file, not a port: another program could take a port before the ranks use it
-    store = rendezvous_store(f"file://{folder / STORE}", own.rank, own.world_size)
-    init_process_group(store, own.rank, own.world_size, own.local_rank)
-    summary = task.run()
-    destroy_process_group()
-    return summary
-
-
-def end_with_parent() -> None:
-    """End this process when the launcher is gone, however that ended.
-
-    The launcher holds the other end of our stdin and writes nothing.
-    """
-
-    def wait() -> None:
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def redirect_output(out: Path, rank: int) -> TextIO:

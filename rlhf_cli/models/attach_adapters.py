@@ -25,6 +25,7 @@ from rlhf_cli.models.lora_config import build_lora_config, peft_task
 from rlhf_cli.models.quantize import quantized_weight
 from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, STACKED_PREFIX, ModelSource
 from rlhf_cli.models.reward_model import HEAD
+from rlhf_cli.models.stored_tensor import read, read_parameters
 from rlhf_cli.models.trainable_tokens import (
     add_token_rows,
     extend_saved_rows,
@@ -32,6 +33,7 @@ from rlhf_cli.models.trainable_tokens import (
     replaced_embeddings,
     require_tied_rows,
 )
+from rlhf_cli.models.vocabulary import embedding_layers
 from rlhf_cli.runs.model_checks import compare_adapter
 
 State = Mapping[str, torch.Tensor]
@@ -73,6 +75,8 @@ def attach_adapters(
         with forked_rng():
             torch.manual_seed(seed)
             wrapped = _add(model, wrapped, TRAINED_ADAPTER, config)
+        # fully trained layers stay where they are: each rank reads its own rows
+        read_parameters(wrapped, lambda full, _: _is_small(full))
     elif cfg.kind != "none":
         _require_same_config(wrapped.peft_config[TRAINED_ADAPTER], cfg, saved[-1])
     roles = {"policy": names, **({"reference": frozen} if adds_new else {})}
@@ -124,8 +128,10 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path, new_tokens: Sequenc
         add_token_rows(config, model, new_tokens)
         wrapped = _add(model, wrapped, name, config)
         _require_unquantized_output(model, folder)
+        _read_replaced(wrapped, model, name, folder)
         expected = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=True)
-        stored = extend_saved_rows(load_file(file), expected, model)
+        found = extend_saved_rows(load_file(file), expected, model)
+        stored = {key: read(value) for key, value in found.items()}
         own = get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False)
         _require_fit(folder, stored, expected, own)
         stored = _new_heads(expected) | stored
@@ -138,6 +144,14 @@ def _load(model: Any, wrapped: Any, name: str, folder: Path, new_tokens: Sequenc
             f"({str(error).splitlines()[0][:200]})"
         ) from error
     return wrapped
+
+
+def _read_replaced(wrapped: Any, model: Any, name: str, folder: Path) -> None:
+    """Read deferred weights that an adapter's file has values for: its own, and embeddings."""
+    replaced = replaced_embeddings(folder, model)
+    layers = embedding_layers(model) if replaced else set()
+    embeddings = {id(param) for layer in layers for param in layer.parameters()}
+    read_parameters(wrapped, lambda full, p: f".{name}." in f"{full}." or id(p) in embeddings)
 
 
 def _require_unquantized_output(model: Any, folder: Path) -> None:
@@ -176,6 +190,11 @@ def _require_fit(folder: Path, stored: State, expected: State, own: Iterable[str
             f"model.path: the adapter in {folder} was made for another base: {key} is "
             f"{has.get(key, 'not there')}, and this base needs {needs.get(key, 'no such')}"
         )
+
+
+def _is_small(name: str) -> bool:
+    """Return whether a parameter of the trained adapter is a matrix, a vector or a few rows."""
+    return f".{TRAINED_ADAPTER}." in f"{name}." and ".modules_to_save." not in name
 
 
 def _no_new_tokens(folder: Path) -> ModelError:

@@ -30,6 +30,7 @@ from rlhf_cli.models.attention_kernels import (
     varlen_attention,
 )
 from rlhf_cli.models.config import FLASH_PACKAGES, ModelConfig
+from rlhf_cli.models.context_parallel import ContextChunk
 
 ATTENTION = "rlhf_per_row"
 """Name of `per_row` attention in transformers."""
@@ -50,6 +51,9 @@ GROUP_LENGTH = 128
 
 GROUP_WASTE = 1.3
 """Largest ratio of the longest to the shortest row of such a group."""
+
+Options = tuple[float, float | None, int | None]
+"""Scaling, softcap and sliding window."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,12 @@ class RowLayout:
         lengths: of the rows, > 0.
         follows: index of the earlier row that each row continues, whose tokens it sees too; -1
             where there is none. Empty where no row continues another.
+        chunk: the part of the sequence that this rank computes; none for the whole.
     """
 
     lengths: tuple[int, ...]
     follows: tuple[int, ...] = ()
+    chunk: ContextChunk | None = None
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -121,14 +127,14 @@ def per_row_attention(
 
     Args:
         module: the calling attention layer.
-        query: [1, H, N, D].
+        query: [1, H, N, D]; with a chunk, of its tokens.
         key: [1, K, N, D]; each key head serves H / K query heads.
         value: [1, K, N, D].
         attention_mask: must be none; the rows define what is visible.
         scaling: factor on the scores, by default D^-1/2.
         softcap: c of c · tanh(scores / c).
         sliding_window: number of tokens, itself included, that a token sees.
-        row_layout: the rows; their lengths add up to N.
+        row_layout: the rows; their lengths add up to N, over the chunks of all ranks.
 
     Returns:
         [1, N, H, D], and none in place of the attention weights.
@@ -139,13 +145,25 @@ def per_row_attention(
     if row_layout is None or attention_mask is not None:
         raise ValueError("per-row attention needs row_layout and no attention_mask")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    options = (scale, softcap, sliding_window)
+    chunk = row_layout.chunk
+    if chunk is None:
+        return _attend(query, key, value, row_layout, options), None
+    heads = query.shape[1]
+    query, key, value = chunk.to_heads(query, key, value)
+    return chunk.to_tokens(_attend(query, key, value, row_layout, options), heads), None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, row_layout: RowLayout, options: Options
+) -> Tensor:
+    """Compute attention [1, N, H, D] of whole rows: in one call where there is a kernel for it."""
+    scale, softcap, window = options
     if softcap is None and not unavailable_reason(query.device, query.dtype, query.shape[-1]):
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         lengths, follows = row_layout.lengths, row_layout.follows
-        found = varlen_attention(q, k, v, lengths, follows, scale, sliding_window)
-        return found.unsqueeze(0), None
-    options = (scale, softcap, sliding_window)
-    return _attend_by_group(query, key, value, row_layout, options).unsqueeze(0), None
+        return varlen_attention(q, k, v, lengths, follows, scale, window).unsqueeze(0)
+    return _attend_by_group(query, key, value, row_layout, options).unsqueeze(0)
 
 
 def _attend_by_group(
@@ -153,12 +171,9 @@ def _attend_by_group(
     key: Tensor,
     value: Tensor,
     row_layout: RowLayout,
-    options: tuple[float, float | None, int | None],
+    options: Options,
 ) -> Tensor:
-    """Compute attention [N, H, D] of one group of rows after another.
-
-    `options` are scaling, softcap and sliding window.
-    """
+    """Compute attention [N, H, D] of one group of rows after another."""
     scale, softcap, window = options
     repeats = query.shape[1] // key.shape[1]
     sizes = [sum(group.lengths) for group in row_layout.groups]
@@ -237,6 +252,12 @@ def require_attention(cfg: ModelConfig, ctx: RunContext, *, flat: bool) -> None:
         reason = "has no kernels for fp32, which train.precision=fp32 asks for"
     if reason:
         raise ModelError(f"model.attention: got {asked}, which {reason}. Try model.attention=auto")
+    if ctx.ranks.context.world_size > 1 and not flat:
+        raise ModelError(
+            f"launch.context_parallel: got {ctx.ranks.context.world_size}; {cfg.path} is an "
+            "encoder, whose tokens see those after them, and only decoders are divided. "
+            "Try launch.context_parallel=1"
+        )
 
 
 def padded_attention(model: Any) -> str:

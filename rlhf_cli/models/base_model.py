@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from rlhf_cli.models.resolve import (
     resolve_folder,
 )
 from rlhf_cli.models.reward_model import score_layer
+from rlhf_cli.models.stored_weights import deferred, require_deferred
 from rlhf_cli.models.vocabulary import fit_vocabulary, vocabulary_size
 
 logging.disable_progress_bar()  # one line of ours says what was loaded
@@ -84,6 +85,7 @@ class BaseOptions:
         device: that each weight is read to.
         allowed: what the weights may lack; by default that of the kind.
         seed: of a head that they lack.
+        deferred: leave the weights in their files; each is a `StoredTensor` then.
     """
 
     kind: str = "causal_lm"
@@ -94,6 +96,7 @@ class BaseOptions:
     device: torch.device | str = "cpu"
     allowed: AllowedMismatch | None = None
     seed: int = 0
+    deferred: bool = False
 
 
 def load_base_model(cfg: ModelConfig, folder: str, tokenizer: Any, options: BaseOptions) -> Any:
@@ -122,6 +125,7 @@ def load_base_model(cfg: ModelConfig, folder: str, tokenizer: Any, options: Base
             key="model.path",
             dtype=options.dtype,
             device_map={"": str(options.device)},
+            is_deferred=options.deferred,
             quantization_config=options.quantization,
             trust_remote_code=cfg.trust_remote_code,
             **auto.options,
@@ -265,7 +269,13 @@ def adopt_stop_tokens(model: Any, source: ModelSource) -> None:
 
 
 def load_checkpoint(
-    auto: Any, source: str, allowed: AllowedMismatch, *, key: str, **options: Any
+    auto: Any,
+    source: str,
+    allowed: AllowedMismatch,
+    *,
+    key: str,
+    is_deferred: bool = False,
+    **options: Any,
 ) -> Any:
     """Load a transformers model whose parameters all come from a checkpoint.
 
@@ -274,12 +284,14 @@ def load_checkpoint(
         source: folder or hub id.
         allowed: what may differ between the checkpoint and the class.
         key: config key of the source, for messages.
-        options: of `from_pretrained`.
+        is_deferred: leave the weights in their files; each is a `StoredTensor` then.
+        options: of `from_pretrained`, with a `device_map` of one device.
 
     Raises:
         ModelError: weights are missing, left out, or of another shape; it names them.
     """
-    with _without_warnings():
+    place = options["device_map"][""] if is_deferred else "cpu"
+    with _without_warnings(), deferred(place) if is_deferred else nullcontext():
         model, report = auto.from_pretrained(
             source,
             key_mapping=dict(WRAPPERS),
@@ -292,6 +304,8 @@ def load_checkpoint(
     missing = set(report["missing_keys"]) - _tie_missing_output(model, source, report)
     require_matching_keys(f"{key}: {source}", model, report, missing, allowed)
     _untie_own_output(model, source)
+    if is_deferred:
+        require_deferred(model)
     return model
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.distributed import Ranks
 from rlhf_cli.models.attention import RowLayout
+from rlhf_cli.models.context_parallel import ContextChunk, Places
 
 MIN_SHARED_TOKENS = 32
 """Shortest prefix that is computed once. Attention computes short rows together, but rows that
@@ -43,19 +45,44 @@ class TokenIndex:
     Attributes:
         index: [N], position of each token, batch and sequence counted as one; none where the output
             has the tokens in the batch's own order.
+        chunk: the part of the sequence that the output has; none for the whole.
     """
 
     index: Tensor | None = None
+    chunk: ContextChunk | None = None
 
-    def take(self, values: Tensor, positions: Tensor) -> Tensor:
-        """Select the values [P, ...] of some tokens.
+    def select(self, positions: Tensor) -> Selection:
+        """Find some tokens [P] in the output, by their indices in `TokenBatch.tokens`."""
+        index = positions if self.index is None else self.index[positions]
+        if self.chunk is None:
+            return Selection(index)
+        places = self.chunk.place(index)
+        return Selection(places.local, places)
 
-        Args:
-            values: [1, n, ...] of flat rows, or [R, T, ...] of padded ones.
-            positions: [P] int64, indices of `TokenBatch.tokens`.
-        """
-        flat = values.flatten(0, 1)
-        return flat.index_select(0, positions if self.index is None else self.index[positions])
+
+@dataclass(frozen=True)
+class Selection:
+    """Some tokens [P] of a batch in a model's output, of which this rank computes p.
+
+    Attributes:
+        index: [p], positions of this rank's tokens in its output.
+        places: where the others are computed; none where this rank computes all.
+    """
+
+    index: Tensor
+    places: Places | None = None
+
+    def take(self, values: Tensor) -> Tensor:
+        """Select this rank's [p, ...] of values [1, n, ...] (flat rows) or [R, T, ...] (padded)."""
+        return values.flatten(0, 1).index_select(0, self.index)
+
+    def own(self, values: Tensor) -> Tensor:
+        """Select this rank's [p, ...] of values [P, ...] that are known for all tokens."""
+        return values if self.places is None else values[self.places.own]
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Gather the values [P, ...] of all tokens from those [p, ...] that each rank computed."""
+        return values if self.places is None else self.places.gather(values)
 
 
 def shared_prefixes(rows: TokenBatch) -> list[int]:
@@ -105,6 +132,16 @@ def build_flat_batch(rows: TokenBatch, *, share: bool) -> FlatBatch:
         RowLayout(lengths, tuple(follows)),
         torch.cat(index).to(device, non_blocking=True),
     )
+
+
+def cut_chunk(whole: FlatBatch, ranks: Ranks) -> FlatBatch:
+    """Cut out the chunk of the sequence that this rank of a context group computes."""
+    if ranks.world_size == 1:
+        return whole
+    chunk = ContextChunk(ranks, len(whole.tokens))
+    layout = replace(whole.layout, chunk=chunk)
+    tokens, positions = chunk.cut(whole.tokens), chunk.cut(whole.positions)
+    return replace(whole, tokens=tokens, positions=positions, layout=layout)
 
 
 def pad(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.memory.phase import phase
+from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models.attention import (
     PADDED,
     describe_attention,
@@ -40,6 +42,7 @@ from rlhf_cli.models.config import (
     QuantConfig,
     TrainedModelConfig,
 )
+from rlhf_cli.models.context_parallel import require_exact_positions
 from rlhf_cli.models.liger import apply_liger
 from rlhf_cli.models.local_base import prepare_base
 from rlhf_cli.models.parameters import (
@@ -55,6 +58,8 @@ from rlhf_cli.models.quantize import is_quantized, quantized_weight, set_eval_mo
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.sharding import shard_model
+from rlhf_cli.models.stored_tensor import defer
+from rlhf_cli.models.stored_weights import place_shards
 from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
 
@@ -124,7 +129,7 @@ def load_trainable(
     if isinstance(cfg.model, TrainedModelConfig) and cfg.model.freeze:
         freeze_modules(loaded.model, cfg.model.freeze, ctx.compute)
     if ctx.mesh is not None:
-        shard_model(loaded, ctx.mesh, ctx.compute)
+        _shard(loaded, ctx.mesh, ctx.compute)
     _set_attention(loaded, cfg, ctx.compute)
     _report(loaded, source.describe() or describe_weights(cfg.model), ctx.compute)
     return loaded
@@ -152,7 +157,7 @@ def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
         loaded = _wrap(role, model, cfg, source, inputs)
         cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
         if ctx.mesh is not None:
-            shard_model(loaded, ctx.mesh, ctx.compute)
+            _shard(loaded, ctx.mesh, ctx.compute)
         _set_attention(loaded, cfg, ctx.compute)
     set_eval_mode(loaded)
     count = sum(p.numel() for p in loaded.parameters())
@@ -211,7 +216,10 @@ def _load_weights(
     """Load the base of a source, quantized as the source says, or build random weights."""
     ctx = inputs.ctx
     if not source.base:
-        return build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+        model = build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+        if ctx.mesh is not None:
+            defer(model, ctx.device)
+        return model
     options = BaseOptions(
         kind=kind,
         new_tokens=inputs.new_tokens,
@@ -221,6 +229,7 @@ def _load_weights(
         device=ctx.device,
         allowed=allowed,
         seed=ctx.seed,
+        deferred=ctx.mesh is not None and source.quant == "none",
     )
     return load_base_model(cfg, source.folder, inputs.tokenizer, options)
 
@@ -247,11 +256,19 @@ def _wrap(
     require_attention(cfg.model, ctx, flat=flat)
     wrapped = model if adapters is None else adapters.model
     loaded = role(wrapped.to(ctx.device), implementation, flat=flat, adapters=adapters)
+    loaded.context = ctx.ranks.context
+    require_exact_positions(loaded.model, loaded.context)
     if isinstance(loaded, Policy):
         loaded.support = find_support(inputs.tokenizer, len(read_head(loaded.model).weight))
     # before any pass: in eval mode bitsandbytes repacks 4-bit weights for a kernel without
     # gradients
     return loaded.train()
+
+
+def _shard(loaded: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> None:
+    """Divide the weights among the processes; each reads its own rows from the files."""
+    place = torch.device("cpu") if mesh.offload == "all" else mesh.device
+    place_shards(loaded, partial(shard_model, mesh=mesh, compute=compute), place)
 
 
 def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:
@@ -271,7 +288,7 @@ def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) 
     ):
         probe(
             loaded,
-            may_fall_back=attention == "auto",
+            may_fall_back=attention == "auto" and loaded.context.world_size == 1,
             may_drop_layers=cfg.kernels == "auto",
         )
 

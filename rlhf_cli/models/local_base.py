@@ -7,6 +7,8 @@ weights or weights with an adapter merged in, it is written into the run's folde
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from rlhf_cli.models.base_model import (
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.quantize import set_eval_mode
 from rlhf_cli.models.resolve import LOCAL_BASE, ModelSource, resolve_model
+from rlhf_cli.models.stored_tensor import StoredTensor, defer
+from rlhf_cli.models.weight_files import save_weights
 
 
 def prepare_base(cfg: LoadConfig, tokenizer: Any, ctx: RunContext) -> ModelSource:
@@ -58,7 +62,7 @@ def _write_base(
         base = build_random_model(cfg.model, tokenizer, seed)
     partial = target.with_suffix(".tmp")
     shutil.rmtree(partial, ignore_errors=True)
-    base.save_pretrained(partial)
+    save_weights(base, partial, torch.float32)
     partial.rename(target)
     logger.info(f"base: {found.describe() or 'random weights'} -> {target}")
 
@@ -66,7 +70,10 @@ def _write_base(
 def load_with_adapters(
     cfg: ModelConfig, source: ModelSource, tokenizer: Any, *, quantized: bool = False
 ) -> Any:
-    """Load a base on the CPU in fp32, with its adapters attached; return PEFT's model.
+    """Load a base in fp32, with its adapters attached; return PEFT's model.
+
+    The weights of the base stay in their files, unless they are quantized, which keeps them in
+    memory.
 
     Args:
         cfg: of the model.
@@ -82,6 +89,7 @@ def load_with_adapters(
         adapters=source.adapters,
         quantization=base_quantization(source, torch.float32) if quantized else None,
         allowed=allowed_reward_mismatch(source) if scores else None,
+        deferred=not quantized,
     )
     model = load_base_model(cfg, source.folder, tokenizer, options)
     adopt_stop_tokens(model, source)
@@ -91,8 +99,19 @@ def load_with_adapters(
 
 
 def merge_adapters(adapted: Any) -> Any:
-    """Add the adapters to the weights; return a plain transformers model."""
-    return adapted.merge_and_unload()
+    """Add the adapters to the weights; return a plain transformers model.
+
+    Where the weights of the base are still in their files, none is read: each is computed, by
+    PEFT's own code, when it is read.
+    """
+    if any(isinstance(param, StoredTensor) for param in adapted.parameters()):
+        defer(adapted, torch.device("cpu"))
+    merged = adapted.merge_and_unload()
+    inputs, output = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if merged.config.tie_word_embeddings and output is not None:
+        # PEFT compares the places in memory, which these weights do not have
+        merged.config.tie_word_embeddings = output.weight is inputs.weight
+    return merged
 
 
 def base_dtype(cfg: ModelConfig, source: ModelSource) -> torch.dtype:
@@ -102,13 +121,24 @@ def base_dtype(cfg: ModelConfig, source: ModelSource) -> torch.dtype:
     return named if isinstance(named, torch.dtype) else torch.float32
 
 
-def round_weights(model: Any, dtype: torch.dtype) -> None:
+@contextmanager
+def rounded(model: Any, dtype: torch.dtype) -> Iterator[None]:
     """Round the saved tensors of a model to the values of a type, without a change of their type.
 
     Forward passes then differ from those before only by the weights, not by arithmetic in another
     type, which in bf16 differs as much. Buffers that are computed at load are not saved, and not
-    rounded.
+    rounded. Outside of the context the tensors are exact again.
+
+    Args:
+        model: its parameters are in their files, or computed from them.
+        dtype: that is to be written.
     """
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.to(dtype))
+    own = model.state_dict(keep_vars=True)
+    exact = {name: tensor.data for name, tensor in own.items() if tensor.is_floating_point()}
+    for name, values in exact.items():
+        own[name].data = values.to(dtype).to(values.dtype)
+    try:
+        yield
+    finally:
+        for name, values in exact.items():
+            own[name].data = values

@@ -12,6 +12,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.kernels.lm_head import RouterLoad, Support, TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
+from rlhf_cli.models.batch_layout import Selection
 from rlhf_cli.models.router import routing_sums
 from rlhf_cli.models.value_model import ValueModel
 from rlhf_cli.models.wrapper import HiddenStateHook, ModelWrapper, read_head
@@ -76,8 +77,8 @@ class Policy(ModelWrapper):
         """
         wanted = set(want)
         with self.use_adapters(role):
-            hidden, router = self._run_to_hidden(rows, rows.scored, "router" in wanted)
-            head, targets = read_head(self.model), rows.targets
+            hidden, selected, router = self._run_to_hidden(rows, rows.scored, "router" in wanted)
+            head, targets = read_head(self.model), selected.own(rows.targets)
             if sampled and self.support is not None:
                 head, targets = self.support.compact(head, targets)
             found = token_logprobs(
@@ -88,11 +89,15 @@ class Policy(ModelWrapper):
                 want=wanted - {"value", "router"},
                 implementation=self.implementation.run,
             )
-        found = replace(found, router=router)
+        given = {name: value for name, value in vars(found).items() if value is not None}
+        gathered = {name: selected.gather(value) for name, value in given.items()}
+        found = replace(found, **gathered, router=router)
         if "value" not in wanted:
             return found
         if self.value_model is None:
             raise ValueError("want: got value of a policy without value model")
+        if selected.places is not None:  # its head's gradient would count once for each rank
+            raise ValueError("want: got value, which is not divided over a context group")
 
         def hidden_states(adapters: str) -> Tensor:
             return hidden if adapters == "policy" else self._role_hidden_states(adapters, rows)
@@ -115,20 +120,26 @@ class Policy(ModelWrapper):
 
     def hidden_states(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         """Compute the inputs [P, d] of the output layer at some positions of the rows."""
-        return self._run_to_hidden(rows, positions, routing=False)[0]
+        return self._hidden_states(rows, positions)
+
+    def _hidden_states(self, rows: TokenBatch, positions: Tensor) -> Tensor:
+        hidden, selected, _ = self._run_to_hidden(rows, positions, routing=False)
+        return selected.gather(hidden)
 
     def _role_hidden_states(self, role: str, rows: TokenBatch) -> Tensor:
         with self.use_adapters(role):
-            return self._run_to_hidden(rows, rows.scored, routing=False)[0]
+            return self._hidden_states(rows, rows.scored)
 
     def _run_to_hidden(
         self, rows: TokenBatch, positions: Tensor, routing: bool
-    ) -> tuple[Tensor, RouterLoad | None]:
-        """Compute hidden states at some positions, and the routing of the rows' tokens."""
+    ) -> tuple[Tensor, Selection, RouterLoad | None]:
+        """Compute hidden states at this rank's share of some positions, and the rows' routing."""
         with self.hook.open() as hook:
             output, index = self._run(rows)
-            hidden = index.take(hook.hidden, positions)
-        return hidden, routing_sums(output, index, rows, self.model) if routing else None
+            selected = index.select(positions)
+            hidden = selected.take(hook.hidden)
+        router = routing_sums(output, index, rows, self.model) if routing else None
+        return hidden, selected, router
 
     def probe_outputs(self, rows: TokenBatch) -> tuple[Tensor, Tensor]:
         """Compute log-probs [S], nats, and the row of each."""

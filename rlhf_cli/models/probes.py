@@ -18,7 +18,8 @@ from rlhf_cli.context import precision_name
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import KernelError, ModelError, first_line
 from rlhf_cli.models.attention import ATTENTION, describe_attention, padded_attention
-from rlhf_cli.models.batch_layout import MIN_SHARED_TOKENS, build_flat_batch, pad
+from rlhf_cli.models.batch_layout import MIN_SHARED_TOKENS, build_flat_batch, cut_chunk, pad
+from rlhf_cli.models.context_parallel import ContextChunk
 from rlhf_cli.models.liger import liger_layers, remove_liger, without_liger
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.wrapper import ModelWrapper
@@ -58,7 +59,9 @@ def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = 
         problem = _compare_layers(policy, rows, may_drop=may_drop_layers)
     if problem:
         name = type(policy.model).__name__
-        advice = "" if may_fall_back else ". Try model.attention=auto"
+        attention = "" if may_fall_back else ". Try model.attention=auto"
+        divided = policy.context.world_size > 1
+        advice = ". Try launch.context_parallel=1" if divided else attention
         raise ModelError(
             f"model.path: {name} gives other {policy.output_name} here than in its own forward "
             f"pass ({problem}), so it cannot be trained{advice}"
@@ -142,16 +145,18 @@ def _compare_layers(policy: ModelWrapper, rows: TokenBatch, *, may_drop: bool) -
 
 def _compare(policy: ModelWrapper, rows: TokenBatch) -> str:
     """Compare outputs and gradients of rows; return what differs, or empty."""
-    index = build_flat_batch(rows, share=True).index
+    flat = build_flat_batch(rows, share=True)
+    index, chunk = flat.index, cut_chunk(flat, policy.context).layout.chunk
     try:
         with embedded(policy) as inputs:
             ours, row_of_value = policy.probe_outputs(rows)
         gradient = gradient_at(inputs, ours, retain=True)
+        gradient = gradient if chunk is None else chunk.join(gradient)
         if not policy.flat:
             gradient = gradient[pad(rows, policy.padding_side)[1].flatten().bool()]
         last = row_of_value == len(rows.lengths) - 1
         apart = policy.flat and index is None
-        if apart and _sees_others(ours[last], inputs[0], int(rows.row_starts[-1])):
+        if apart and _sees_others(ours[last], inputs[0], int(rows.row_starts[-1]), chunk):
             return "a row sees the rows before it"
     except torch.OutOfMemoryError:
         raise
@@ -213,13 +218,14 @@ def embedded(policy: ModelWrapper) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _sees_others(values: Tensor, embedded: Tensor, start: int) -> bool:
+def _sees_others(values: Tensor, embedded: Tensor, start: int, chunk: ContextChunk | None) -> bool:
     """Return whether the last row's outputs have a gradient at tokens before its start.
 
     Exact where outputs are not: with random weights a leak can be smaller than the tolerance.
     """
-    (gradient,) = torch.autograd.grad(values.sum(), embedded)
-    return bool(gradient[0, :start].any())
+    gradient = torch.autograd.grad(values.sum(), embedded)[0][0]
+    whole = gradient if chunk is None else chunk.join(gradient)
+    return bool(whole[:start].any())
 
 
 def plain_outputs(policy: ModelWrapper, rows: TokenBatch) -> tuple[Tensor, Tensor]:

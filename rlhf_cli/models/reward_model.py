@@ -76,9 +76,10 @@ class RewardModel(ModelWrapper):
         with self.hook.open() as hook:
             _, index = self._run(rows)
             # in fp32: the head is small, and bf16 would keep 3 digits of a score
-            chosen = index.take(hook.hidden, positions).float()
+            selected = index.select(positions)
+            chosen = selected.take(hook.hidden).float()
         weight, bias = _weights(self.hook.layer)
-        return F.linear(chosen, weight.float(), bias).squeeze(1)
+        return selected.gather(F.linear(chosen, weight.float(), bias).squeeze(1))
 
     def _pooled(self, tokens: Tensor, mask: Tensor) -> Tensor:
         # no positions: an encoder counts them from its own first one

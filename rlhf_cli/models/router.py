@@ -76,10 +76,11 @@ def routing_sums(output: Any, index: TokenIndex, rows: TokenBatch, model: Any) -
         )
     top_k = model.config.get_text_config().num_experts_per_tok
     every = torch.arange(len(rows.tokens), device=rows.tokens.device)
+    tokens_of_rows = index.select(every)
     count = len(rows.lengths)
     chosen, share = [], []
     for logits in output.router_logits:
-        probs = index.take(logits[None], every).float().softmax(-1)
+        probs = tokens_of_rows.gather(tokens_of_rows.take(logits[None])).float().softmax(-1)
         picked = torch.zeros_like(probs).scatter_(1, probs.topk(top_k, dim=-1).indices, 1.0)
         chosen.append(_sum_by_row(picked.detach(), rows, count))
         share.append(_sum_by_row(probs, rows, count))

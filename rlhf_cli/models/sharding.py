@@ -10,7 +10,7 @@ their gradients are summed as without sharding.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
 
-def shard_model(model: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> None:
+def shard_model(
+    model: ModelWrapper, *, mesh: ShardMesh, compute: torch.dtype
+) -> dict[str, ShardLayout]:
     """Shard the weights of a model in place; all ranks call it together.
 
     Args:
@@ -46,6 +48,9 @@ def shard_model(model: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> N
             meta device.
         mesh: processes that share it.
         compute: type of the gathered weights.
+
+    Returns:
+        Parameter -> the rows of it that this process holds.
     """
     offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
     options: dict[str, Any] = {
@@ -67,6 +72,7 @@ def shard_model(model: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> N
     for method in model.entry_points:
         register_fsdp_forward_method(model, method)
     model.mesh = mesh
+    return {name: layout_of(param) for name, param in model.named_parameters()}
 
 
 def replicated_params(model: ModelWrapper) -> set[nn.Parameter]:
@@ -163,6 +169,21 @@ def layout_of(tensor: Tensor, *, writes: bool = True) -> ShardLayout:
     names = mesh.mesh_dim_names or ()
     first = REPLICATE not in names or mesh.get_local_rank(REPLICATE) == 0
     return ShardLayout(tuple(tensor.shape), offset[0], shape[0], writes=first)
+
+
+def gather_by_name(model: nn.Module, own: Mapping[str, Tensor], name: str) -> Tensor:
+    """Gather a parameter or buffer of a model from all processes, which call this together.
+
+    Args:
+        model: some of its parameters are sharded.
+        own: parameter -> values of the part that this process holds, where they are not those of
+            the model. Of tied parameters it has the first name.
+        name: of the parameter or buffer.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    tensor = tensors[name]
+    first = next((key for key in own if tensors[key] is tensor), None)
+    return gather_whole(tensor, local_tensor(tensor.detach()) if first is None else own[first])
 
 
 def gather_whole(tensor: Tensor, own: Tensor) -> Tensor:

@@ -28,6 +28,14 @@ from rlhf_cli.data.examples import Examples
 from rlhf_cli.errors import DataError, ModelError, first_line
 from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.models.resolve import ADAPTER_WEIGHTS
+from rlhf_cli.models.stored_origin import Joined, WithMeanRows, mean_of_rows
+from rlhf_cli.models.stored_tensor import (
+    StoredTensor,
+    hold,
+    origin_of,
+    parameter,
+    replace_parameters,
+)
 from rlhf_cli.runs import artifact
 
 MAX_LISTED = 3
@@ -110,22 +118,46 @@ def fit_vocabulary(
     size = num_embeddings(model)
     saved = [rows_needed_by_adapter(folder, model) for folder in adapters]
     needed = max([size, *(token + 1 for token in new_tokens), *saved])
-    if needed > size:
-        with forked_rng():
-            model.resize_token_embeddings(needed, mean_resizing=False)
-    untrained = sorted({*new_tokens, *range(size, needed)})
-    if untrained:
-        for layer in {model.get_input_embeddings(), model.get_output_embeddings()} - {None}:
-            _fill_with_mean(layer.weight.data, untrained)
+    untrained = frozenset({*new_tokens, *range(size, needed)})
+    if isinstance(model.get_input_embeddings().weight, StoredTensor):
+        _resize_deferred(model, needed, untrained)
+    else:
+        _resize(model, needed, untrained)
     without = describe_without_row(tokenizer, needed)
     if without:
         logger.info(f"tokenizer: {without}; rows that hold none of them are fine")
 
 
-def _fill_with_mean(weight: torch.Tensor, rows: list[int]) -> None:
-    known = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
-    known[rows] = False
-    weight[rows] = weight[known].mean(0)
+def _resize(model: Any, rows: int, untrained: frozenset[int]) -> None:
+    """Resize the embeddings, and set untrained rows to the mean of the others."""
+    if rows > num_embeddings(model):
+        with forked_rng():
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    for layer in embedding_layers(model) if untrained else ():
+        weight = layer.weight.data
+        mean = mean_of_rows(origin_of(weight), untrained)
+        weight[sorted(untrained)] = mean.to(weight.device)
+
+
+def _resize_deferred(model: Any, rows: int, untrained: frozenset[int]) -> None:
+    """Resize embeddings that are still in their file; the mean is computed when they are read."""
+    place = model.get_input_embeddings().weight.device
+    origins = hold(model)
+    if rows > num_embeddings(model):
+        with forked_rng():
+            model.resize_token_embeddings(rows, mean_resizing=False)
+    embeddings = {id(layer.weight) for layer in embedding_layers(model)}
+    found = {}
+    for name, param in model.named_parameters():
+        if name in origins:
+            shape, origin = tuple(param.shape), origins[name]
+            if id(param) in embeddings and untrained:
+                origin = WithMeanRows(shape, origin.dtype, origin, untrained)
+            elif shape != origin.shape:  # the bias of an output layer, to which resizing adds zeros
+                added = torch.zeros(shape[0] - origin.shape[0], dtype=origin.dtype)
+                origin = Joined(shape, origin.dtype, [origin, origin_of(added)])
+            found[id(param)] = parameter(param, StoredTensor.of(origin, place))
+    replace_parameters(model, found)
 
 
 def require_embedded(examples: Examples, model: Any, name: str = "model") -> None:
@@ -251,8 +283,13 @@ def whole_keys(model: Any) -> set[str]:
 
 def embedding_names(model: Any) -> list[str]:
     """List the names of the input embeddings and of the output layer, where a model has one."""
-    layers = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    layers = embedding_layers(model)
     return [name for name, module in model.named_modules() if module in layers]
+
+
+def embedding_layers(model: Any) -> set[Any]:
+    """Return the input embeddings, and the output layer where a model has one."""
+    return {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
 
 
 def saved_token_indices(folder: Path) -> Mapping[str, list[int]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.memory.phase import RECORD
@@ -19,6 +20,7 @@ from rlhf_cli.models.attention import ATTENTION, padded_attention
 from rlhf_cli.models.batch_layout import (
     TokenIndex,
     build_flat_batch,
+    cut_chunk,
     pad,
     padded_index,
     saved_tokens,
@@ -44,6 +46,7 @@ class ModelWrapper(nn.Module, ABC):
         adapters: trained beside frozen weights; none where the weights themselves are trained.
         padding_side: of padded rows; no effect on the result.
         pad_token: id that fills padded rows; no effect on the result.
+        context: ranks that compute the tokens of each batch together; needs `per_row` attention.
     """
 
     kind: ClassVar[str]
@@ -61,6 +64,7 @@ class ModelWrapper(nn.Module, ABC):
     padding_side: Literal["left", "right"] = "right"
     pad_token: int = 0
     shares_prefixes: bool = True
+    context: Ranks = SINGLE_PROCESS
 
     def __init__(
         self,
@@ -122,11 +126,15 @@ class ModelWrapper(nn.Module, ABC):
         return bool(self.model.config._attn_implementation == ATTENTION)
 
     def _run(self, rows: TokenBatch) -> tuple[Any, TokenIndex]:
-        """Run the model; return its output and the index of the rows' tokens in it."""
+        """Run the model; return its output and the index of the rows' tokens in it.
+
+        The output has the tokens that this rank of the context group computes.
+        """
         RECORD.in_flight = (len(rows.row_lengths), len(rows.tokens))
         # no cache: it would let flat rows see each other, and it costs memory
         if self.flat:
-            flat = build_flat_batch(rows, share=self._can_share_prefixes)
+            whole = build_flat_batch(rows, share=self._can_share_prefixes)
+            flat = cut_chunk(whole, self.context)
             # transformers' backends for flat rows find the row borders in the positions
             layout = {"row_layout": flat.layout} if self._per_row_attention else {}
             output = self.model(
@@ -135,7 +143,7 @@ class ModelWrapper(nn.Module, ABC):
                 use_cache=False,
                 **layout,
             )
-            return output, TokenIndex(flat.index)
+            return output, TokenIndex(flat.index, flat.layout.chunk)
         tokens, mask = pad(rows, self.padding_side, self.pad_token)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         output = self.model(

@@ -16,6 +16,7 @@ from rlhf_cli.config.schema import DataPath, FunctionPath
 from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.runs import lock, run_files
 from rlhf_cli.runs.artifact import find_model_folder, read_adapter_base
+from rlhf_cli.runs.digest import file_sha256
 from rlhf_cli.runs.run_files import sample_bytes
 
 METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
@@ -189,9 +190,8 @@ def _differs(file: Path, before: FileState) -> bool:
 
 def _digest(file: Path) -> str:
     """SHA-256 of the content; of evenly spaced parts for weights."""
-    with file.open("rb") as stream:
-        if file.suffix != ".safetensors":
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+    if file.suffix != ".safetensors":
+        return file_sha256(file)
     digest = hashlib.sha256()
     for part in sample_bytes(file):
         digest.update(part)

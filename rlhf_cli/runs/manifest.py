@@ -60,7 +60,7 @@ def write_start(
         "argv": argv,
         "config_sha256": hashlib.sha256(config.encode()).hexdigest(),
         "git_commit": git_commit(),
-        "versions": _versions(),
+        "versions": versions(),
         "hub": hub.commits(),
         "inputs": inputs or {},
         ORIGINS: origins or {},
@@ -145,7 +145,8 @@ def git_commit(folder: Path | None = None) -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package, and of the installed packages that decide results."""
     found = {"python": platform.python_version(), "rlhf-cli": __version__}
     for package in _PACKAGES:
         try:

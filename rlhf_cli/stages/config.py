@@ -96,6 +96,9 @@ class StageConfig(LoadConfig):
     balances_experts: ClassVar[bool] = False
     """Whether the load-balancing loss of a mixture of experts is added to the loss."""
 
+    undivided: ClassVar[str] = ""
+    """Why the stage's rows cannot be divided among processes; empty where they can."""
+
     default_lr: ClassVar[tuple[float, float]] = (2e-5, 2e-4)
     """Values of `train.lr=auto`: for full training, and for an adapter."""
 
@@ -117,6 +120,7 @@ class StageConfig(LoadConfig):
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = super().problems() + size_problems("device_memory", self.device_memory)
+        found += self._context_problems()
         if no_rows(self.data.path):
             found.append(
                 "data.path: none given; need a file or folder of rows. "
@@ -136,6 +140,24 @@ class StageConfig(LoadConfig):
                 f"Try train.warmup_steps={self.train.max_steps // 10}"
             )
         return found
+
+    def _context_problems(self) -> list[str]:
+        """Settings with which the tokens of a row cannot be divided among processes."""
+        size, attention = self.launch.context_parallel, self.model.attention
+        if size == 1:
+            return []
+        if self.undivided:
+            return [
+                f"launch.context_parallel: got {size}; {self.undivided}. "
+                "Try launch.context_parallel=1 and train.gradient_checkpointing=true; --dry-run "
+                "shows the memory of each phase"
+            ]
+        if attention not in ("auto", "per_row"):
+            return [
+                f"model.attention: got {attention} with launch.context_parallel={size}, which "
+                "divides flat rows and their heads; need auto or per_row. Try model.attention=auto"
+            ]
+        return []
 
 
 @dataclass(kw_only=True)

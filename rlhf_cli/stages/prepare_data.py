@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,7 +114,8 @@ def load_stage_data(
     """
     loaded = load_rows(cfg, ctx, stage, records)
     train = transform((loaded.train, loaded.report), "training")
-    loaded.report.distinct = count_distinct(train)
+    if ctx.ranks.is_main:  # which writes the report; hashes of all rows take memory
+        loaded.report.distinct = count_distinct(train)
     held_out = loaded.held_out
     if held_out is not None and loaded.held_out_report is not None:
         held_out = transform((held_out, loaded.held_out_report), "held-out")
@@ -134,10 +136,14 @@ def load_rows(cfg: StageConfig, ctx: RunContext, stage: str, records: Records) -
 
 
 def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> None:
-    """Train the tokenizer and tokenize the rows once, before several processes start."""
-    if trains_tokenizer(cfg.model):
+    """Train the tokenizer and tokenize the rows once, before several processes start.
+
+    Another rank than 0 does so for a machine with a cache of its own, and takes the tokenizer that
+    rank 0 has trained.
+    """
+    if trains_tokenizer(cfg.model) and os.environ.get("RANK", "0") == "0":
         load_trained_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
-        cfg = _with_saved_tokenizer(cfg, out)
+    cfg = _with_saved_tokenizer(cfg, out)
     _load(cfg, stage, records, cached_only=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.diagnosis.at_end import log_diagnosis
+from rlhf_cli.distributed import divide_ranks
 from rlhf_cli.memory.estimate import Rows
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger
@@ -27,7 +29,7 @@ from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import report_balancing_loss
-from rlhf_cli.models.sharding import gather_whole
+from rlhf_cli.models.sharding import gather_by_name
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import peak_learning_rate
@@ -41,7 +43,13 @@ from rlhf_cli.train.export import save_model
 from rlhf_cli.train.loop import Evaluate, RunResult, TrainingTask, fit
 from rlhf_cli.train.metrics import Trackers
 from rlhf_cli.train.optim import require_device
-from rlhf_cli.train.resume import StartPoint, check_resumable, find_checkpoint, run_fingerprint
+from rlhf_cli.train.resume import (
+    StartPoint,
+    check_resumable,
+    find_checkpoint,
+    require_equal_inputs,
+    run_fingerprint,
+)
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.step_source import StageState
 from rlhf_cli.train.throughput import fit_micro_batch_tokens
@@ -92,6 +100,7 @@ def open_run(cfg: StageConfig, out: Path) -> RunContext:
     if cfg.train.deterministic:
         use_deterministic_algorithms()
     ctx = create_context(cfg.train.precision, cfg.seed, out, cfg.launch)
+    ctx = replace(ctx, ranks=divide_ranks(ctx.ranks, cfg.launch.context_parallel))
     require_device(cfg.train, ctx.device)
     require_liger(cfg.kernels, ctx.device)
     require_compiler(cfg.train.compile, ctx.device)
@@ -118,13 +127,14 @@ def prepare_training(
     if cfg.train.compile:
         with cast_for_compute(model, ctx.compute):
             compile_layers(model)
-    checkpoint = find_checkpoint(ctx.out, cfg.resume)
+    checkpoint = find_checkpoint(ctx.out, cfg.resume, ctx.ranks)
     tokenizer, report, held_out = data.tokenizer, data.report, data.held_out_report
     rows = rows_of(data.train) if isinstance(data, StageData) else Rows.of_config(cfg)
     tokens, limit = fit_micro_batch_tokens(cfg, rows, ctx)
     logger.info(f"micro-batches: {tokens} tokens a pass ({limit})")
     RECORD.rows = rows
-    fingerprint = run_fingerprint(tokens, ctx, model, tokenizer, report, held_out)
+    fingerprint = run_fingerprint(tokens, ctx, cfg.launch, model, tokenizer, report, held_out)
+    require_equal_inputs(fingerprint, ctx.ranks)
     start = StartPoint(checkpoint, check_resumable(checkpoint, fingerprint))
     return TrainingPlan(cfg, ctx, tokenizer, report, held_out, start)
 
@@ -209,13 +219,12 @@ def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) ->
     with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
         result = fit(task, plan.train, ctx, plan.start, trackers)
     trained_on = "chat" if plan.report.templated else "text"
-    params = dict(task.policy.named_parameters())
-    whole = {name: gather_whole(params[name], own) for name, own in result.weights.items()}
-
-    def save() -> None:
-        save_model(task.policy, plan.tokenizer, ends, trained_on, cfg, ctx, whole)
-
-    ctx.ranks.run_on_main(save)
+    policy = task.policy
+    save = partial(save_model, policy, plan.tokenizer, ends, trained_on, cfg, ctx, result)
+    if ctx.mesh is not None and policy.adapters is None:
+        save(whole=partial(gather_by_name, policy, result.weights))
+    else:
+        ctx.ranks.run_on_main(save)
     logger.info(f"result: {ctx.out / 'model'}")
     summary = _summary(plan, result)
     if ctx.ranks.is_main:

@@ -1,119 +1,58 @@
-"""Checkpoints: complete or absent, free of pickle, exact.
+"""Checkpoints: complete or absent, free of pickle, exact, and for any number of processes.
 
 A folder `step-000200` holds `weights.safetensors` (fp32 masters), `optimizer.safetensors` (moments
-by parameter name), `rng.safetensors`, `state.json`, and `stage.safetensors` where a stage keeps
-tensors of its own. It is written under a temporary name, flushed to disk and renamed; a crash
-leaves the one before. Rank 0 writes it, with the random states of all ranks.
+by parameter name), `stage.safetensors` where a stage keeps tensors of its own, `rng.safetensors`
+and `state.json`. Under sharding each rank writes the rows that it holds, as in
+`weights-00002-of-00004.safetensors`. `index.json` says which rows lie in which file. A run may be
+continued by another number of processes, and with another sharding: each rank reads the rows that
+it then holds.
+
+This module reads checkpoints; `checkpoint_writer` writes them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import random
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from rlhf_cli.data.report import pluralize
 from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, first_line
-from rlhf_cli.runs import lock, run_files
+from rlhf_cli.runs import run_files
 from rlhf_cli.runs.folder import list_checkpoints
+from rlhf_cli.shards import ShardLayout, whole
+from rlhf_cli.train.checkpoint_files import CheckpointReader, flush_entries, flush_file
+from rlhf_cli.train.checkpoint_index import (
+    FORMAT,
+    RNG,
+    STAGE,
+    STATE,
+    WEIGHTS,
+    Index,
+    count_rows,
+    read_index,
+    require_format,
+    require_hashes,
+)
 from rlhf_cli.train.optim import MasterAdamW
+from rlhf_cli.train.rng_state import RngState, restore_rng_state, state_of_rank
+from rlhf_cli.train.stored_moments import read_moments
 
-FORMAT = 3
 FOLDER = run_files.CHECKPOINTS
-WEIGHTS = "weights.safetensors"
-STAGE = "stage.safetensors"
+
+_DAMAGES = (OSError, SafetensorError, ValueError, LookupError, RuntimeError, TypeError)
+"""What reading a damaged checkpoint raises."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """Content of a checkpoint.
-
-    Attributes:
-        step: optimizer steps done.
-        optimizer: holds the fp32 masters and moments.
-        state: JSON values of everything else: step source, metrics, fingerprint.
-        tensors: tensors of the stage.
-    """
-
-    step: int
-    optimizer: MasterAdamW
-    state: dict[str, Any]
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def save_checkpoint(
-    out: Path,
-    content: Checkpoint,
-    keep: int,
-    ranks: Ranks = SINGLE_PROCESS,
-    *,
-    keep_step: int | None = None,
-) -> None:
-    """Write `checkpoints/step-<step>` and delete the oldest beyond `keep`.
-
-    Args:
-        out: the run folder.
-        content: what is saved.
-        keep: number of checkpoints to keep, this one included.
-        ranks: ranks of the run; all call this together.
-        keep_step: step whose checkpoint is never dropped, or None.
-
-    Raises:
-        CheckpointError: it could not be written, or another process took the folder over; the
-            checkpoints before it stand.
-    """
-    own = read_rng_state()
-    gathered = zip(
-        ranks.all_gather_tensors(own.tensors), ranks.all_gather_json(own.values), strict=True
-    )
-    everyone = [RngState(*one) for one in gathered]
-
-    def save() -> None:
-        lock.require_owned(out)
-        _save(out, content, everyone)
-        for old in list_checkpoints(out)[:-keep]:
-            if keep_step is None or old.name != _name(keep_step):
-                _remove(old)
-
-    ranks.run_on_main(save)
-
-
-def _name(step: int) -> str:
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
     return f"step-{step:06d}"
-
-
-def _save(out: Path, content: Checkpoint, rng_states: list[RngState]) -> None:
-    folder = out / FOLDER
-    final = folder / _name(content.step)
-    partial = folder / f"{_name(content.step)}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        _write(partial, content, rng_states)
-        _remove(final)
-        partial.rename(final)
-        _flush_entries(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        last = latest_checkpoint(out)
-        stands = f"{last.name} still stands" if last else "there is none before it"
-        raise CheckpointError(
-            f"{final}: the checkpoint could not be written ({_reason(error)}); {stands}. "
-            "Free disk space or choose another output_dir, then give the same command again"
-        ) from error
 
 
 def latest_checkpoint(out: Path) -> Path | None:
@@ -122,25 +61,56 @@ def latest_checkpoint(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load_weights(out: Path, step: int) -> dict[str, Tensor]:
+def load_weights(
+    out: Path,
+    step: int,
+    layouts: Mapping[str, ShardLayout] | None = None,
+    ranks: Ranks = SINGLE_PROCESS,
+) -> dict[str, Tensor]:
     """Load the fp32 masters of a step, and nothing else.
+
+    Args:
+        out: the run folder.
+        step: of the checkpoint.
+        layouts: rows that this rank takes of each parameter; by default all rows of all.
+        ranks: ranks of the run; all call this together.
 
     Raises:
         CheckpointError: the checkpoint is missing or damaged.
     """
-    path = out / FOLDER / _name(step)
-    hashes = read_state(path)["sha256"]
+    path = out / FOLDER / checkpoint_name(step)
+    read_state(path)
     try:
-        _verify(path, {WEIGHTS: hashes[WEIGHTS]})
-        return dict(load_file(path / WEIGHTS))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise _unusable(path, error) from error
+        index = read_index(path)
+        _verify(path, index, index.files_of(WEIGHTS), ranks)
+        layouts = layouts or {n: _all_rows(shape) for n, shape in index.shapes.items()}
+        with CheckpointReader(path, index) as reader:
+            return dict(_Rows(reader, WEIGHTS, layouts).items())
+    except _DAMAGES as error:
+        raise unusable(path, error) from error
+
+
+def _all_rows(shape: tuple[int, ...]) -> ShardLayout:
+    return ShardLayout(shape, 0, count_rows(shape))
 
 
 def load_checkpoint(
-    path: Path, optimizer: MasterAdamW, tensors: Mapping[str, Tensor], rank: int = 0
+    path: Path,
+    optimizer: MasterAdamW,
+    tensors: Mapping[str, Tensor],
+    ranks: Ranks = SINGLE_PROCESS,
+    *,
+    layouts: Mapping[str, ShardLayout] | None = None,
 ) -> dict[str, Any]:
     """Restore masters, moments, the stage's tensors and this rank's random number generators.
+
+    Args:
+        path: the checkpoint.
+        optimizer: gets this rank's rows of masters and moments, as its layouts say.
+        tensors: of the stage; filled in place.
+        ranks: ranks of the run, whose number may differ from that of the checkpoint's run; all
+            call this together, and each checks a part of the files.
+        layouts: of sharded `tensors`; the others are whole.
 
     Returns:
         The saved `state`, with `step`.
@@ -149,15 +119,23 @@ def load_checkpoint(
         CheckpointError: a file is missing, damaged, or of another model.
     """
     state = read_state(path)
+    layouts = {name: (layouts or {}).get(name, whole(tensor)) for name, tensor in tensors.items()}
     try:
-        _verify(path, state["sha256"])
-        optimizer.load(load_file(path / WEIGHTS), load_file(path / "optimizer.safetensors"))
-        stored = load_file(path / STAGE) if tensors else {}
-        for name, tensor in tensors.items():
-            tensor.copy_(stored[name])
-        restore_rng_state(_rng_state_of(rank, path, state["rng"]))
-    except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
-        raise _unusable(path, error) from error
+        index = read_index(path)
+        require_same_tensors(path, index, WEIGHTS, optimizer.layouts)
+        if tensors:
+            require_same_tensors(path, index, STAGE, layouts)
+        _verify(path, index, sorted(index.sha256), ranks)
+        with CheckpointReader(path, index) as reader:
+            weights = _Rows(reader, WEIGHTS, optimizer.layouts)
+            moments = read_moments(reader, optimizer.layouts, optimizer.eight_bit_from)
+            optimizer.load(weights, moments)
+            stored = _Rows(reader, STAGE, layouts)
+            for name, tensor in tensors.items():
+                tensor.copy_(stored[name])
+        restore_rng_state(state_of_rank(_rng_states(path, state["rng"]), ranks.rank))
+    except _DAMAGES as error:
+        raise unusable(path, error) from error
     return state
 
 
@@ -168,70 +146,92 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged or of another version.
     """
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        if state["format"] != FORMAT:
-            raise ValueError(f"format {state['format']}, not {FORMAT}")
-    except (OSError, ValueError, KeyError) as error:
-        raise _unusable(path, error) from error
+        state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
+        require_format(state)
+        if state["format"] == FORMAT:
+            require_hashes(path, read_index(path).sha256, [STATE])
+    except _DAMAGES as error:
+        raise unusable(path, error) from error
     return state
 
 
-def _unusable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: cannot be continued from ({_reason(error)}). Remove this folder to continue "
-        "from the checkpoint before it, or give another output_dir"
+def require_same_tensors(
+    path: Path, index: Index, group: str, layouts: Mapping[str, ShardLayout]
+) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        CheckpointError: names or shapes of the tensors differ.
+    """
+    stored = {name: entry.shape for name, entry in index.tensors[group].items()}
+    now = {name: layout.shape for name, layout in layouts.items()}
+    differing = [name for name in sorted({**stored, **now}) if stored.get(name) != now.get(name)]
+    if not differing:
+        return
+    what = pluralize(len(differing), "parameter" if group == WEIGHTS else "tensor")
+    first = differing[0]
+    raise CheckpointError(
+        f"{path}: is of another model: {what} of another name or shape (it has {len(stored)}, "
+        f"this run {len(now)}), first {first}: {_shape(stored.get(first))} there, "
+        f"{_shape(now.get(first))} here. Use the model and adapter that the run had, or give "
+        "another output_dir"
     )
 
 
-def _write(folder: Path, content: Checkpoint, rng_states: list[RngState]) -> None:
-    parts: dict[str, dict[str, Tensor]] = {
-        WEIGHTS: content.optimizer.masters,
-        "optimizer.safetensors": content.optimizer.moments(),
-        "rng.safetensors": {
-            f"{rank}/{name}": tensor
-            for rank, of_rank in enumerate(rng_states)
-            for name, tensor in of_rank.tensors.items()
-        },
-    }
-    if content.tensors:
-        parts[STAGE] = dict(content.tensors)
-    for name, part in parts.items():
-        save_file({key: value.contiguous() for key, value in part.items()}, folder / name)
-    document = {
-        **content.state,
-        "format": FORMAT,
-        "step": content.step,
-        "rng": [of_rank.values for of_rank in rng_states],
-        "sha256": {name: _sha256(folder / name) for name in parts},
-    }
-    (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
-    flush_folder(folder)
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "none" if shape is None else str(list(shape))
 
 
-def _rng_state_of(rank: int, path: Path, values: list[dict[str, Any]]) -> RngState:
-    own, stored = f"{rank}/", load_file(path / "rng.safetensors")
-    tensors = {n.removeprefix(own): t for n, t in stored.items() if n.startswith(own)}
-    return RngState(tensors, values[rank])
+class _Rows(Mapping[str, Tensor]):
+    """This rank's rows of the tensors of a group, each read when it is asked for."""
+
+    def __init__(
+        self, reader: CheckpointReader, group: str, layouts: Mapping[str, ShardLayout]
+    ) -> None:
+        self.reader, self.group, self.layouts = reader, group, layouts
+
+    def __getitem__(self, name: str) -> Tensor:
+        layout = self.layouts[name]
+        return self.reader.rows(self.group, name, layout.start, layout.rows)
+
+    def __iter__(self) -> Any:
+        return iter(self.layouts)
+
+    def __len__(self) -> int:
+        return len(self.layouts)
 
 
-def _verify(path: Path, hashes: dict[str, str]) -> None:
-    for name, expected in hashes.items():
-        if _sha256(path / name) != expected:
-            raise ValueError(f"{name} is damaged: its content is not what was written")
+def _verify(path: Path, index: Index, names: Sequence[str], ranks: Ranks) -> None:
+    """Check files against their hashes, each on one rank.
+
+    Raises:
+        ValueError: one is missing or damaged; on all ranks.
+    """
+    found = ""
+    try:
+        require_hashes(path, index.sha256, names[ranks.rank :: ranks.world_size])
+    except (OSError, ValueError) as error:
+        found = reason(error)
+    if problem := next(filter(None, ranks.all_gather_json(found)), ""):
+        raise ValueError(problem)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _rng_states(path: Path, values: Sequence[dict[str, Any]]) -> list[RngState]:
+    states = [RngState({}, of_rank) for of_rank in values]
+    for name, tensor in load_file(path / RNG).items():
+        rank, _, device = name.partition("/")
+        states[int(rank)].tensors[device] = tensor
+    return states
 
 
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint, renamed first: a half-deleted one must not look complete."""
-    if folder.exists():
-        doomed = folder.with_suffix(".old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+def unusable(path: Path, error: Exception) -> CheckpointError:
+    """Build the error for a checkpoint that cannot be read."""
+    if isinstance(error, CheckpointError):
+        return error
+    return CheckpointError(
+        f"{path}: cannot be continued from ({reason(error)}). Remove this folder to continue "
+        "from the checkpoint before it, or give another output_dir"
+    )
 
 
 def flush_folder(folder: Path) -> None:
@@ -240,54 +240,15 @@ def flush_folder(folder: Path) -> None:
         if entry.is_dir():
             flush_folder(entry)
         else:
-            with entry.open("rb") as handle:
-                os.fsync(handle.fileno())
-    _flush_entries(folder)
+            flush_file(entry)
+    flush_entries(folder)
 
 
-def _flush_entries(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a file could not be written or read, in one line."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
+        name = f": {Path(error.filename).name}" if error.filename else ""
+        return error.strerror.lower() + name
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
     return first_line(error)
-
-
-@dataclass(frozen=True)
-class RngState:
-    """State of the random number generators of one process.
-
-    Attributes:
-        tensors: torch's states, by device type.
-        values: states of `random` and NumPy, as JSON values.
-    """
-
-    tensors: dict[str, Tensor]
-    values: dict[str, Any]
-
-
-def read_rng_state() -> RngState:
-    """Random states of this process."""
-    tensors = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    name, keys, *rest = np.random.get_state(legacy=True)
-    numpy_state = [name, np.asarray(keys).tolist(), *rest]
-    return RngState(tensors, {"python": random.getstate(), "numpy": numpy_state})
-
-
-def restore_rng_state(state: RngState) -> None:
-    """Restore the random states of this process."""
-    torch.set_rng_state(state.tensors["cpu"])
-    if torch.cuda.is_available() and "cuda" in state.tensors:
-        torch.cuda.set_rng_state(state.tensors["cuda"])
-    version, internal, gauss = state.values["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state.values["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))

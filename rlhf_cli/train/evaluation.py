@@ -135,10 +135,10 @@ def compute_row_values(
         counted.update(rows.count)
         moved = {name: value.cpu() for name, value in found.items()}
         own.append({**moved, _EXAMPLE: rows.example_of_row})
-    every = [part for part in ranks.all_gather_tensors(_concatenate(own)) if part]
+    every = [part for part in ranks.data.all_gather_tensors(_concatenate(own)) if part]
     whole = _concatenate(every)
     order = whole.pop(_EXAMPLE).argsort(stable=True)
-    return {name: value[order] for name, value in whole.items()}, ranks.sum_by_name(counted)
+    return {name: value[order] for name, value in whole.items()}, ranks.data.sum_by_name(counted)
 
 
 def _concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
@@ -24,10 +22,15 @@ from rlhf_cli.models.tokenizer import (
     tokenization_hash,
     tokenizer_hash,
 )
+from rlhf_cli.models.weight_files import Whole, save_weights
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs import artifact, hub, lock, run_files
 from rlhf_cli.runs.run_files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
+from rlhf_cli.train.loop import RunResult
+
+MODEL_PREFIX = "model."
+"""Prefix of the parameters of the transformers model within a policy."""
 
 
 @phase("save")
@@ -38,9 +41,12 @@ def save_model(
     trained_on: str,
     cfg: LoadConfig,
     ctx: RunContext,
-    weights: Mapping[str, Tensor],
+    result: RunResult,
+    whole: Whole | None = None,
 ) -> None:
     """Save the trained model for `from_pretrained`, PEFT and converters, and describe it.
+
+    The main process calls it; under sharding all do, and the main one writes.
 
     Args:
         policy: the model; its parameters are set to the result's, in the result's dtype.
@@ -49,25 +55,25 @@ def save_model(
         trained_on: `chat` where rows were formatted with the chat template, else `text`.
         cfg: the model it started from, and the dtype of the result.
         ctx: the run folder.
-        weights: name -> fp32 master of each trained parameter, whole.
+        result: holds the trained fp32 masters.
+        whole: gathers a parameter of the policy by its name, as it is in the result; needed where
+            no process has it as a whole.
 
     Raises:
         CheckpointError: the disk is full or read-only, or another process took the folder over;
             the last checkpoint still stands.
     """
-    lock.require_owned(ctx.out)
     dtype = PRECISIONS.get(cfg.model.dtype, ctx.compute)
-    for name, param in policy.named_parameters():
-        if name in weights and not isinstance(param, DTensor):
-            param.data = weights[name].to(dtype)
-    if policy.kind == "causal_lm":
-        policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
-    else:
-        name_pad_token(policy.model, tokenizer)
     final, partial = ctx.out / run_files.MODEL, ctx.out / f"{run_files.MODEL}.tmp"
-    try:
+    on_main = ctx.ranks.run_on_main if whole is not None else _run
+
+    def prepare() -> None:
+        lock.require_owned(ctx.out)
         shutil.rmtree(partial, ignore_errors=True)
-        _write_weights(policy, partial, dtype, weights)
+
+    def commit() -> None:
+        if failed is not None:
+            raise failed
         tokenizer.save_pretrained(partial)
         shutil.rmtree(final, ignore_errors=True)
         flush_folder(partial)
@@ -75,6 +81,32 @@ def save_model(
         described = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
         described |= _origin(policy, cfg) | _tokens(tokenizer)
         write_json_atomic(ctx.out / artifact.NAME, {"kind": policy.kind, **described})
+
+    on_main(prepare)
+    if whole is None:
+        for name, param in policy.named_parameters():
+            if name in result.weights:
+                param.data = result.weights[name].to(dtype)
+    if policy.kind == "causal_lm":
+        policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
+    else:
+        name_pad_token(policy.model, tokenizer)
+    failed = _write_weights(policy, partial, dtype, whole, ctx.ranks.is_main)
+    on_main(lambda: _explained(commit, final))
+
+
+def _run(act: Callable[[], None]) -> None:
+    act()
+
+
+def _explained(commit: Callable[[], None], final: Path) -> None:
+    """Name the folder that could not be written, and say what is left.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    try:
+        commit()
     except RlhfError:
         raise
     except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
@@ -85,16 +117,20 @@ def save_model(
 
 
 def _write_weights(
-    policy: ModelWrapper, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]
-) -> None:
-    if policy.adapters is None:
-        policy.model.config.dtype = dtype
-        state = {n.removeprefix("model."): v.to(dtype) for n, v in weights.items()}
-        policy.model.save_pretrained(folder, state_dict=None if policy.mesh is None else state)
-        return
-    policy.adapters.save(folder)
-    if policy.kind == "causal_lm":
-        policy.model.generation_config.save_pretrained(folder)
+    policy: ModelWrapper, folder: Path, dtype: torch.dtype, whole: Whole | None, is_main: bool
+) -> Exception | None:
+    """Write the weights, or the adapters alone; return the error, which every process must hear."""
+    try:
+        if policy.adapters is None:
+            gather = None if whole is None else lambda name: whole(f"{MODEL_PREFIX}{name}")
+            save_weights(policy.model, folder, dtype, gather, is_main=is_main)
+        elif is_main:
+            policy.adapters.save(folder)
+            if policy.kind == "causal_lm":
+                policy.model.generation_config.save_pretrained(folder)
+    except Exception as error:
+        return error
+    return None
 
 
 def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:

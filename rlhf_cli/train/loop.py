@@ -20,17 +20,13 @@ from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
-from rlhf_cli.train.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from rlhf_cli.train.checkpoint import load_checkpoint, load_weights
+from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.evaluation import HeldOutMetrics, Intervals
 from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
-from rlhf_cli.train.resume import StartPoint
+from rlhf_cli.train.resume import StartPoint, meter_of_rank
 from rlhf_cli.train.spikes import SpikeLog
 from rlhf_cli.train.step_source import SampleWriter, StageState, StepSource
 from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
@@ -143,7 +139,7 @@ class TrainingLoop:
             task.policy, cfg, ctx.compute, ctx.mesh, writes=ctx.ranks.is_main
         )
         self.ranks = ctx.ranks
-        self.meter = Meter(self.ranks)
+        self.meter = Meter(self.ranks.data)
         self.file = MetricsFile(ctx.out / METRICS, self.ranks)
         self.step = 0
         self.before: dict[str, float] = {}
@@ -152,6 +148,9 @@ class TrainingLoop:
         self.last, self.lowest = HeldOutMetrics({}), HeldOutMetrics({})
         """The last evaluation of this process, and the one with the lowest loss."""
         self.best = BestEvaluation()
+        self.checkpoints = CheckpointWriter(
+            ctx.out, cfg.keep_checkpoints, self.ranks, background=cfg.async_save
+        )
         self.spikes = SpikeLog(ctx.out, task.locate, self._example_loss, ctx.ranks)
         self.flops = count_flops(task.policy)
         self.peak = measure_peak(ctx.device, ctx.compute)
@@ -176,7 +175,12 @@ class TrainingLoop:
                 self._save()  # the starting weights, which no later step may be better than
         require_equal_weights(self.optimizer, self.ranks, self.step)
         with stop_on_request() as stop:
-            self._train(stop)
+            try:
+                self._train(stop)
+            except (Interrupted, NonFinite):  # on all ranks after the same step
+                self.checkpoints.wait()
+                raise
+            self.checkpoints.wait()
         seconds = time.monotonic() - began
         memory = self.ranks.all_gather_json(peak_memory())
         weights, after = self._result()
@@ -190,12 +194,14 @@ class TrainingLoop:
         which = f"the weights after step {self.best.step}" if self.best.step else "starting weights"
         logger.info(f"result: {which}, which had the lowest held-out loss")
         self.intervals["after"] = self.lowest.intervals()
-        return load_weights(self.ctx.out, self.best.step), self.best.values
+        weights = load_weights(self.ctx.out, self.best.step, self.optimizer.layouts, self.ranks)
+        return weights, self.best.values
 
     def _train(self, stop: StopRequest) -> None:
         """Take all remaining steps."""
         with contextlib.closing(ProgressLine(self.task.source.total_steps, self.step)) as progress:
             while not self._stops_early() and self.train_step():
+                self.checkpoints.check()
                 values: dict[str, float] = {}
                 if self._due(self.cfg.log_steps):
                     values |= self.meter.read() | {"memory_bytes": peak_memory()}
@@ -261,7 +267,7 @@ class TrainingLoop:
     def _update(self, update: list[TokenBatch], lr: float) -> float:
         """Take one optimizer step, and return its loss.
 
-        Rank 0 adds the metrics that are the same on all ranks.
+        One rank adds the metrics that are the same on all ranks.
         """
         device_rows = [rows.to(self.ctx.device) for rows in update]
         gradients = accumulate(device_rows, self.task.loss, self.optimizer, self.ranks)
@@ -269,7 +275,7 @@ class TrainingLoop:
             loss = clip_and_step(gradients, self.optimizer, lr, self.cfg.max_grad_norm)
         except NonFiniteStep as error:
             raise self._non_finite(error, device_rows) from error
-        once = int(self.ranks.is_main)
+        once = int(self.ranks.data.is_main)
         self.meter.add(
             {
                 "loss": (gradients.loss * once, once),
@@ -281,10 +287,11 @@ class TrainingLoop:
 
     def _measure(self, lr: float, done: list[TokenBatch], seconds: float) -> None:
         """Add time and speed; computed_per_token rises with padding, falls with shared prefixes."""
-        once = int(self.ranks.is_main)
+        once = int(self.ranks.data.is_main)
         tokens = sum(len(rows.tokens) for rows in done)
         computed = float(sum(self.task.policy.computed_tokens(rows) for rows in done))
         work = sum(self.flops.of_rows(rows.row_lengths, len(rows.scored)) for rows in done)
+        work /= self.ranks.context.world_size
         self.meter.add(
             {
                 "lr": (torch.tensor(lr * once, dtype=torch.float64), once),
@@ -308,7 +315,8 @@ class TrainingLoop:
                 step, self.task.loss, self.optimizer, self.ranks
             )
         )
-        found = sorted(one for of_rank in self.ranks.all_gather_json(own) for one in of_rank)
+        every = {tuple(one) for of_rank in self.ranks.all_gather_json(own) for one in of_rank}
+        found = sorted(every)  # the ranks of a context group find the same rows
         named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
         if len(found) > 5:
             named.append(f"  and {len(found) - 5} more of the step's rows")
@@ -350,18 +358,18 @@ class TrainingLoop:
             "spikes": self.spikes.state_dict(),
             "machinery": self.fingerprint,
         }
-        content = Checkpoint(self.step, self.optimizer, state, self.task.state.tensors())
-        keep_step = self.best.step if self.cfg.result == "best" else None
-        keep = self.cfg.keep_checkpoints
-        save_checkpoint(self.ctx.out, content, keep, self.ranks, keep_step=keep_step)
+        kept = self.task.state
+        content = Checkpoint(self.step, self.optimizer, state, kept.tensors(), kept.layouts())
+        self.checkpoints.save(content, self.best.step if self.cfg.result == "best" else None)
 
     def _continue_from(self, checkpoint: Path) -> None:
+        kept = self.task.state
         state = load_checkpoint(
-            checkpoint, self.optimizer, self.task.state.tensors(), self.ranks.rank
+            checkpoint, self.optimizer, kept.tensors(), self.ranks, layouts=kept.layouts()
         )
         self.task.source.load_state_dict(state["source"])
         self.task.state.load_state_dict(state["stage"])
-        self.meter.load_state_dict(state["meter"][self.ranks.rank])
+        self.meter.load_state_dict(meter_of_rank(state["meter"], self.ranks))
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])

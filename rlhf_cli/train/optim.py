@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -156,10 +157,21 @@ class MasterAdamW:
             for key, value in self._adamw.state.get(master, {}).items()
         }
 
-    def load(self, masters: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """Restore what `masters` and `moments` returned.
+    @property
+    def eight_bit_from(self) -> float:
+        """Values from which a tensor's moments are kept in 8 bits; infinite if they never are."""
+        args = getattr(self._adamw, "args", None)  # of bitsandbytes' optimizers
+        return math.inf if args is None or args.optim_bits == 32 else float(args.min_8bit_size)
 
-        By name, because torch's `load_state_dict` casts fp32 moments to the parameter's dtype.
+    def load(self, masters: Mapping[str, Tensor], moments: Iterable[tuple[str, Tensor]]) -> None:
+        """Restore what `masters` and the items of `moments` returned.
+
+        By name, because torch's `load_state_dict` casts fp32 moments to the parameter's dtype. Each
+        tensor is asked for once, and needs to be in memory only until the next one is.
+
+        Args:
+            masters: this rank's rows of each parameter.
+            moments: `name/slot` and value.
 
         Raises:
             KeyError: a parameter or moment is missing or unknown.
@@ -168,10 +180,11 @@ class MasterAdamW:
         if masters.keys() != self.masters.keys():
             raise KeyError(f"parameters differ: {sorted(masters.keys() ^ self.masters.keys())[:3]}")
         for name, master in self.masters.items():
-            if masters[name].shape != master.shape:
-                raise ValueError(f"{name}: {tuple(masters[name].shape)}, not {tuple(master.shape)}")
-            master.copy_(masters[name])
-        for key, value in moments.items():
+            stored = masters[name]
+            if stored.shape != master.shape:
+                raise ValueError(f"{name}: {tuple(stored.shape)}, not {tuple(master.shape)}")
+            master.copy_(stored)
+        for key, value in moments:
             name, _, slot = key.rpartition("/")
             master = self.masters[name]
             number = value.ndim == 0 and not value.is_floating_point()  # `step` of 8-bit AdamW

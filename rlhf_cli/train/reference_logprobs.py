@@ -18,6 +18,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate
 from rlhf_cli.data.sampler import group_examples
+from rlhf_cli.distributed import is_first_on_machine
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
@@ -71,7 +72,7 @@ def add_reference_column(
         values = _load_cached(key, examples, compute, ctx)
         if values is None:
             values = _compute(examples, compute, max_tokens, ctx)
-            if ctx.ranks.is_main:
+            if is_first_on_machine(ctx.ranks):
                 store_entry(key, CacheEntry({REFERENCE_COLUMN: values}, {}), CACHE_KIND)
     return replace(examples, columns={**examples.columns, REFERENCE_COLUMN: values})
 
@@ -85,11 +86,11 @@ def _compute(
     """Values of all rows; the ranks share the micro-batches."""
     logger.info(f"reference: log-probs of {len(examples):,} examples, computed once")
     every = list(group_examples(examples, np.arange(len(examples)), max_tokens))
-    size = ctx.ranks.world_size
-    own = [compute(part) for part in every[ctx.ranks.rank :: size]]
-    if ctx.ranks.sharded and len(own) * size < len(every):
+    ranks, size = ctx.ranks.data, ctx.ranks.data.world_size
+    own = [compute(part) for part in every[ranks.rank :: size]]
+    if ranks.sharded and len(own) * size < len(every):
         compute(every[0][:1])  # as many passes as the other ranks
-    found = ctx.ranks.all_gather_concat(
+    found = ranks.all_gather_concat(
         torch.from_numpy(np.concatenate([np.empty(0, np.float32), *own]))
     )
     order = [part for rank in range(size) for part in every[rank::size]]

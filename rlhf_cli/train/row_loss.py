@@ -73,7 +73,7 @@ def backward_full_batch(
         step: micro-batches of this rank; may be empty.
         loss: loss of all rows of the step together.
         counts: count of each unit, over all ranks.
-        ranks: ranks that share the rows.
+        ranks: ranks among which the rows are divided (`Ranks.data`).
         device: the model's; a rank without rows computes the loss there too.
 
     Returns:

@@ -102,7 +102,7 @@ class SpikeLog:
         own = [(loss, self.locate(example)) for example, loss in measured if not example.is_filler]
         every: list[tuple[float, str]] = [
             (negative, place)
-            for part in self.ranks.all_gather_json(own)
+            for part in self.ranks.data.all_gather_json(own)
             for negative, place in part
         ]
         gathered = sorted(every)

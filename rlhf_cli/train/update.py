@@ -46,17 +46,18 @@ def accumulate(
     """Accumulate the gradients of a step's micro-batches over all ranks.
 
     Each term is a sum divided by its count over the whole step, so the result does not depend on
-    the micro-batches. A rank without rows adds zeros.
+    the micro-batches. A rank without rows adds zeros. The ranks of a context group have the same
+    rows, which count once; each of them adds its part of their gradients.
     """
     own: Counter[str] = Counter()
     for rows in step:
         own.update(rows.count)
-    step = equal_passes(step, ranks)
-    counts = ranks.sum_by_name(own)
+    step = equal_passes(step, ranks.data)
+    counts = ranks.data.sum_by_name(own)
     metrics: Metrics = {}
     device = optimizer.device
     if isinstance(loss, RowLoss) and loss.needs_full_batch:
-        total, found = backward_full_batch(step, loss, counts, ranks, device)
+        total, found = backward_full_batch(step, loss, counts, ranks.data, device)
         _merge(metrics, found)
     else:
         total = torch.zeros((), device=device)
@@ -72,7 +73,8 @@ def accumulate(
                 continue
             total = total + share.detach()
             _merge(metrics, output.metrics)
-    total = all_reduce_gradients(optimizer, total, ranks)
+    # the ranks of a context group all have the loss of their rows
+    total = all_reduce_gradients(optimizer, total / ranks.context.world_size, ranks)
     return Gradients(total, optimizer.gradient_norm(), metrics)
 
 

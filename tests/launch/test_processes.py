@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ from rlhf_cli.errors import DataError
 from rlhf_cli.launch import launcher
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.preflight.models import positions
+from rlhf_cli.runs.folder import list_checkpoints
 from rlhf_cli.stages.prepare_data import load_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import last_of_each, without_machine
+from tests.stages.test_stages import stop_after
 
 STEPS = 20
 
@@ -149,6 +152,62 @@ def test_rows_of_both_ranks_are_named_when_the_loss_is_not_finite(tmp_path, rows
     assert "Traceback" not in shown
 
 
+def continued(runs, out, rows, *, before, after):
+    """A run that takes its last ten steps with another number of processes."""
+    shutil.copytree(runs[before - 1], out)
+    shutil.rmtree(out / "model")
+    shutil.rmtree(out / "checkpoints" / f"step-{STEPS:06d}")
+    change = {"status": "interrupted"}
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, **change}))
+    assert cli.main(words(out, processes=after, data=rows)) == 0
+    return out
+
+
+def require_one_trajectory(out, unbroken):
+    """20 steps in fp32: the bounds of two processes beside one."""
+    found, expected = lines_of(out), lines_of(unbroken)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for name, most in (("loss", 1e-5), ("grad_norm", 1e-4), ("eval/loss", 1e-5)):
+        pairs = [(a[name], b[name]) for a, b in zip(found, expected, strict=True) if name in b]
+        assert pairs
+        assert max(abs(a - b) for a, b in pairs) < most
+    one, other = weights(unbroken), weights(out)
+    difference = torch.cat([(one[name] - other[name]).abs().flatten() for name in one])
+    assert difference.max() < 1e-3
+    assert difference.mean() < 1e-6
+
+
+def test_a_run_of_two_processes_is_continued_by_one(runs, rows, tmp_path, capfd):
+    """Its trajectory is that of an unbroken run; the same rows in the same steps."""
+    out = continued(runs, tmp_path / "run", rows, before=2, after=1)
+    shown = capfd.readouterr().err
+    assert "continuing a run of 2 processes on 1 process: the same steps" in shown
+    assert "continuing from step-000010" in shown
+    require_one_trajectory(out, runs[0])
+    assert json.loads((out / "manifest.json").read_text())["machinery"]["processes"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_is_continued_by_two(runs, rows, tmp_path, capfd):
+    out = continued(runs, tmp_path / "run", rows, before=1, after=2)
+    assert "continuing a run of 1 process on 2 processes: " in capfd.readouterr().err
+    require_one_trajectory(out, runs[1])
+
+
+@pytest.mark.slow
+def test_two_processes_that_save_in_the_background_write_the_same(runs, rows, tmp_path):
+    out = tmp_path / "run"
+    assert cli.main(words(out, "train.async_save=true", data=rows)) == 0
+    for step in (10, STEPS):
+        name = Path("checkpoints", f"step-{step:06d}")
+        assert {p.name for p in (out / name).iterdir()} == {
+            p.name for p in (runs[1] / name).iterdir()
+        }
+        for file in ("weights.safetensors", "optimizer.safetensors", "rng.safetensors"):
+            assert (out / name / file).read_bytes() == (runs[1] / name / file).read_bytes()
+
+
 @pytest.mark.slow
 def test_a_signal_writes_a_checkpoint_and_torchrun_goes_on(runs, rows, tmp_path, capfd):
     """Bitwise the unbroken run, which our own launcher started."""
@@ -167,9 +226,7 @@ def test_a_signal_writes_a_checkpoint_and_torchrun_goes_on(runs, rows, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_which_one_process_cannot_continue(
-    rows, tmp_path, monkeypatch, capfd
-):
+def test_a_killed_rank_ends_the_run_which_one_process_continues(rows, tmp_path, monkeypatch, capfd):
     started = []
     real = launcher._start
     monkeypatch.setattr(launcher, "_start", lambda *a: started.append(real(*a)) or started[-1])
@@ -182,9 +239,15 @@ def test_a_killed_rank_ends_the_run_which_one_process_cannot_continue(
     assert "error: rank 1 was killed by SIGKILL" in shown
     assert "Traceback" not in shown
     assert all(process.poll() is not None for process in started)
+    last = list_checkpoints(out)[-1]
+    stop_after(monkeypatch, 3 + int(last.name.removeprefix("step-")))
     argv = words(out, "train.save_steps=1", "max_steps=2000", data=rows, processes=1)
-    assert cli.main(argv) == 1
-    assert "processes: 2 -> 1" in capfd.readouterr().err
+    assert cli.main(argv) == 130
+    shown = capfd.readouterr().err
+    assert "continuing a run of 2 processes on 1 process: " in shown
+    assert f"continuing from {last.name}" in shown
+    steps = [line["step"] for line in read_metrics(out / "metrics.jsonl")]
+    assert steps == sorted({*steps})
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base_model import BaseOptions, load_base_model, load_checkpoint
 from rlhf_cli.models.checks import ENCODER, NEW_REWARD_HEAD
 from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.stored_tensor import read_parameters
 from tests.helpers import tiny_llama, tokenizer_of
 
 TOKENIZER = tokenizer_of(range(97))
@@ -54,9 +55,20 @@ def saved(folder, model, rewrite=lambda weights: weights, **config):
     return str(folder)
 
 
+@pytest.fixture(params=[False, True], ids=["read", "deferred"], autouse=True)
+def is_deferred(request, monkeypatch):
+    """Every check holds too where the weights stay in their files; they are read after it."""
+    monkeypatch.setitem(DEFERRED, "is_deferred", request.param)
+
+
+DEFERRED = {}
+
+
 def load(folder, kind="causal_lm", **options):
-    options = BaseOptions(kind=kind, **options)
-    return load_base_model(ModelConfig(path=folder), folder, TOKENIZER, options)
+    options = BaseOptions(kind=kind, deferred=DEFERRED["is_deferred"], **options)
+    model = load_base_model(ModelConfig(path=folder), folder, TOKENIZER, options)
+    read_parameters(model)
+    return model
 
 
 def renamed(*rules):

@@ -1,6 +1,9 @@
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -13,12 +16,13 @@ from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.runs.folder import list_checkpoints
-from rlhf_cli.train import checkpoint as checkpoints
-from rlhf_cli.train.checkpoint import latest_checkpoint
+from rlhf_cli.train import checkpoint_files
+from rlhf_cli.train.checkpoint import latest_checkpoint, load_checkpoint
+from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.loop import TrainingTask, fit
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
-from rlhf_cli.train.optim import learning_rate
+from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint, check_resumable
 from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama
 
@@ -169,7 +173,9 @@ def test_a_non_finite_loss_stops_before_the_step_and_names_the_row(tmp_path):
     assert len(losses(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.safetensors", "state.json", "index.json"]
+)
 def test_a_damaged_checkpoint_is_refused(tmp_path, name):
     train(tmp_path / "run", FixedSteps(2))
     found = latest_checkpoint(tmp_path / "run")
@@ -184,7 +190,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(tmp_path / "run", FixedSteps(2))
     found = latest_checkpoint(tmp_path / "run")
     with pytest.raises(CheckpointError, match="embed_tokens"):
-        checkpoints.load_checkpoint(found, optimizer(hidden_size=64), {})
+        load_checkpoint(found, optimizer(hidden_size=64), {})
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
@@ -192,6 +198,118 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"no space left.*step-000002 still stands"):
         train(tmp_path / "run", FixedSteps(6), save_steps=2)
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_saving_in_the_background_changes_no_bit(tmp_path):
+    settings = {"save_steps": 2, "keep_checkpoints": 9}
+    for background in (False, True):
+        train(tmp_path / str(background), FixedSteps(6), async_save=background, **settings)
+    one, two = (tmp_path / str(background) / "checkpoints" for background in (False, True))
+    names = sorted(str(path.relative_to(one)) for path in one.rglob("*.safetensors"))
+    assert names == sorted(str(path.relative_to(two)) for path in two.rglob("*.safetensors"))
+    assert len(names) == 3 * 3
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_run_saved_in_the_background_continues_bitwise(tmp_path):
+    unbroken = train(tmp_path / "a", FixedSteps(6))
+    train(tmp_path / "b", FixedSteps(6), async_save=True, save_steps=4, keep_checkpoints=9)
+    [found, _] = list_checkpoints(tmp_path / "b")
+    continued = train(tmp_path / "b", FixedSteps(6), checkpoint=found, seed=1)
+    for name, weight in unbroken.weights.items():
+        assert torch.equal(continued.weights[name], weight), name
+
+
+def test_a_full_disk_in_the_background_ends_the_run(tmp_path, monkeypatch):
+    fill_disk_after_one_checkpoint(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"no space left.*step-000002 still stands"):
+        train(tmp_path / "run", FixedSteps(500), save_steps=2, async_save=True)
+    assert len(losses(tmp_path / "run")) < 500
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def write_slowly(monkeypatch):
+    """Files are written after the steps of a short run."""
+    real = checkpoint_files.save_file
+
+    def slow(tensors, path):
+        time.sleep(1)
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint_files, "save_file", slow)
+
+
+def test_an_interrupted_run_waits_for_what_is_written_in_the_background(tmp_path, monkeypatch):
+    write_slowly(monkeypatch)
+    source = FixedSteps(5)
+
+    def interrupt(loss):
+        def interrupting(rows):
+            if source.done == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss(rows)
+
+        return interrupting
+
+    with pytest.raises(Interrupted, match="after step 2; the checkpoint is written"):
+        train(tmp_path / "run", source, wrap=interrupt, async_save=True)
+    assert latest_checkpoint(tmp_path / "run").name == "step-000002"
+
+
+def test_a_non_finite_step_leaves_the_checkpoint_that_was_being_written(tmp_path, monkeypatch):
+    write_slowly(monkeypatch)
+    source = FixedSteps(5)
+
+    def spoil(loss):
+        def spoiled(rows):
+            factor = math.inf if source.done == 3 else 1.0
+            return LossOutput({"nll": LossTerm(loss(rows).terms["nll"].total * factor, "tokens")})
+
+        return spoiled
+
+    with pytest.raises(NonFinite, match="step 3"):
+        train(tmp_path / "run", source, wrap=spoil, save_steps=2, async_save=True)
+    assert latest_checkpoint(tmp_path / "run").name == "step-000002"
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from rlhf_cli.train import checkpoint_files
+from tests.train.test_loop import FixedSteps, train
+
+real, calls = checkpoint_files.save_file, []
+
+def half(tensors, path):
+    calls.append(path)
+    if len(calls) <= 2:  # weights and moments of the first checkpoint
+        return real(tensors, path)
+    path.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(600)
+
+checkpoint_files.save_file = half
+train(Path(sys.argv[1]), FixedSteps(9), save_steps=2, async_save=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_writes_goes_on_from_the_checkpoint_before(tmp_path):
+    unbroken = train(tmp_path / "a", FixedSteps(9))
+    out = tmp_path / "b"
+    command = [sys.executable, "-c", KILLED, str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(signal.SIGKILL)
+    left = {path.name for path in (out / "checkpoints").iterdir()}
+    assert left == {"step-000002", "step-000004.tmp"}
+    found = latest_checkpoint(out)
+    assert found.name == "step-000002"
+    continued = train(out, FixedSteps(9), checkpoint=found, seed=1, save_steps=3)
+    for name, weight in unbroken.weights.items():
+        assert torch.equal(continued.weights[name], weight), name
+    assert not list((out / "checkpoints").glob("*.tmp"))
 
 
 def test_a_half_written_checkpoint_is_not_one(tmp_path):
@@ -243,8 +361,8 @@ def test_a_half_deleted_checkpoint_does_not_count(tmp_path):
 def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
     stored = {"threads": 2, "micro_batch_tokens": 64, "compute": "bf16", "data": "a"}
     stored["attention"] = "per_row"
-    content = checkpoints.Checkpoint(3, optimizer(), {"machinery": stored})
-    checkpoints.save_checkpoint(tmp_path, content, keep=1)
+    content = Checkpoint(3, optimizer(), {"machinery": stored})
+    CheckpointWriter(tmp_path, keep=1).save(content)
     found = latest_checkpoint(tmp_path)
     assert check_resumable(found, {**stored, "threads": 8, "micro_batch_tokens": 9}) == stored
     with pytest.raises(CheckpointError, match=f"{name}: .* -> other"):
@@ -253,7 +371,7 @@ def test_a_run_is_not_continued_with_other_machinery(tmp_path, name):
 
 def optimizer(**shape):
     policy = Policy(tiny_llama(**shape), choose("auto", CPU)[0], flat=True)
-    return checkpoints.MasterAdamW(policy, TrainConfig(), torch.float32)
+    return MasterAdamW(policy, TrainConfig(), torch.float32)
 
 
 def test_schedules_by_hand():

@@ -20,6 +20,7 @@ from rlhf_cli.data.report import MalformedRow
 from rlhf_cli.data.sources.base import DefaultSplit, RawRow, describe_value
 from rlhf_cli.errors import DataError, first_line
 from rlhf_cli.resources import SHIPPED, shipped_rows
+from rlhf_cli.runs.digest import file_sha256
 from rlhf_cli.runs.inputs import METADATA_FILES
 
 BOM = b"\xef\xbb\xbf"
@@ -354,14 +355,14 @@ def wrap_read_errors(file: Path) -> Iterator[None]:
 
 
 def fingerprint_files(files: Iterable[Path]) -> str:
-    """Hash the files' names, order and bytes.
+    """Hash the files' names, order and bytes; each is read once on a machine, not by every rank.
 
     Raises:
         DataError: a file cannot be read.
     """
     whole = hashlib.sha256()
     for file in files:
-        with wrap_read_errors(file), file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        with wrap_read_errors(file):
+            content = file_sha256(file)
         whole.update(f"{file.name}\n{content}\n".encode())
     return whole.hexdigest()

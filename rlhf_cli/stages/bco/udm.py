@@ -20,6 +20,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
+from rlhf_cli.distributed import is_first_on_machine
 from rlhf_cli.errors import ModelError
 from rlhf_cli.losses.unpaired import density_ratio
 from rlhf_cli.models.base_model import load_checkpoint
@@ -107,7 +108,7 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
         found = np.concatenate(
             [embed([list(p) for p in unique[i : i + BATCH_SIZE]]) for i in parts]
         )
-        if ctx.ranks.is_main:
+        if is_first_on_machine(ctx.ranks):
             store_entry(key, CacheEntry({"embeddings": found}, {}), CACHE_KIND)
     assert found is not None
     index = {prompt: i for i, prompt in enumerate(unique)}

@@ -154,6 +154,11 @@ class PPOConfig(StageConfig):
     compat: Literal["none", "trl"] = "none"
     """`trl` puts the score after the end token, as TRL 1.12 does; for comparisons."""
 
+    undivided: ClassVar[str] = (
+        "ppo decodes each response with all its keys and values on one process, so a row that one "
+        "device cannot hold cannot be generated either"
+    )
+
     @property
     def default_objective(self) -> Objective:
         """Objective of sweeps: the score, since the loss does not measure quality."""

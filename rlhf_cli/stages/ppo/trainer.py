@@ -28,7 +28,7 @@ from rlhf_cli.stages.ppo.setup import (
 from rlhf_cli.stages.tokenizers import load_prompt_encoder
 from rlhf_cli.stages.training import prepare_training
 from rlhf_cli.train.export import save_model
-from rlhf_cli.train.loop import TrainingLoop, TrainingTask
+from rlhf_cli.train.loop import RunResult, TrainingLoop, TrainingTask
 
 
 class _GivenUpdates:
@@ -226,14 +226,9 @@ class PPOTrainer:
         Raises:
             CheckpointError: the disk is full or read-only.
         """
+        result = RunResult(self.loop.step, 0.0, [], self.loop.optimizer.masters)
         trained_on = "chat" if self.report.templated else "text"
         save_model(
-            self.policy,
-            self.tokenizer,
-            self.end_ids,
-            trained_on,
-            self.cfg,
-            self.ctx,
-            self.loop.optimizer.masters,
+            self.policy, self.tokenizer, self.end_ids, trained_on, self.cfg, self.ctx, result
         )
         return self.ctx.out / "model"
