@@ -102,6 +102,7 @@ def _changes(command: str, cfg: Any, before: Estimate) -> Iterator[Change]:
         yield from _inference_changes(cfg)
         return
     yield from _step_changes(cfg, before)
+    yield from _sharding_changes(cfg, before.processes)
     yield from _weight_changes(cfg)
     if command == "dpo" and cfg.model.reference == "copy" and not cfg.sync_steps:
         cost = "a pass over the rows before the first step; the same result but for rounding"
@@ -126,6 +127,36 @@ def _step_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
     if cfg.train.optimizer == "adamw":
         text = "train.optimizer=adamw_8bit"
         yield Change({"train.optimizer": "adamw_8bit"}, text, f"moments in 8 bits; {QUANT}", 2)
+
+
+def _sharding_changes(cfg: Any, processes: int) -> Iterator[Change]:
+    """Changes of what several processes divide, and of what the host keeps for them."""
+    if processes == 1:
+        return
+    if cfg.launch.shard != "none" and cfg.log.sample_prompts:
+        cost = "the report has no sample responses; the same result"
+        yield Change({"log.sample_prompts": 0}, "log.sample_prompts=0", cost, 0)
+    rounding = "the same result but for rounding"
+    full = {"launch.shard": "full", "launch.replicas": 1}
+    if cfg.launch.shard != "full":
+        text = "launch.shard=full" + (" launch.replicas=1" if cfg.launch.replicas > 1 else "")
+        cost = f"weights are gathered in each pass; {rounding}"
+        yield Change(full, text, cost, 1)
+    for kept in ("optimizer", "all"):
+        if cfg.launch.offload == "none" or (cfg.launch.offload, kept) == ("optimizer", "all"):
+            cost = f"needs the host's memory, and its updates are slower; {rounding}"
+            yield from _offloads(cfg, kept, cost)
+
+
+def _offloads(cfg: Any, kept: str, cost: str) -> Iterator[Change]:
+    """Offloading, with sharding where there is none, and without what gathers all weights."""
+    values: dict[str, Any] = {"launch.shard": "full"} if cfg.launch.shard == "none" else {}
+    values["launch.offload"] = kept
+    text = " ".join(f"{key}={value}" for key, value in values.items())
+    yield Change(values, text, cost, 2)
+    if cfg.log.sample_prompts:
+        lean = {**values, "log.sample_prompts": 0}
+        yield Change(lean, f"{text} log.sample_prompts=0", f"{cost}; no sample responses", 2)
 
 
 def _weight_changes(cfg: Any) -> Iterator[Change]:

@@ -1,10 +1,11 @@
 """What a run may take: micro-batches by the memory model, and the refusal of what cannot fit."""
 
+import os
 from typing import Any
 
 from rlhf_cli.errors import ConfigError, OutOfMemory
 from rlhf_cli.memory.advice import cheapest_overrides
-from rlhf_cli.memory.device import Device, find_device
+from rlhf_cli.memory.device import Device, find_device, machine_memory
 from rlhf_cli.memory.estimate import Estimate, Rows, estimate_memory
 from rlhf_cli.memory.out_of_memory import advice_lines
 from rlhf_cli.memory.parts import Settings
@@ -54,6 +55,7 @@ def require_fit(cfg: Any, rows: Rows, device: Device, found: Estimate, processes
     Raises:
         OutOfMemory: with the table of the estimate, and overrides that need less.
     """
+    _require_host(cfg, found, device, processes)
     sharing = processes if device.kind == "cpu" else 1
     if found.peak[1] <= device.total_bytes / sharing:
         return
@@ -61,6 +63,19 @@ def require_fit(cfg: Any, rows: Rows, device: Device, found: Estimate, processes
         cheapest_overrides(command_of(cfg), cfg, rows, device, processes=processes)
     )
     raise OutOfMemory("\n".join([format_estimate(found, device), *advice]))
+
+
+def _require_host(cfg: Any, found: Estimate, device: Device, processes: int) -> None:
+    """Refuse an offload that this machine's memory cannot keep; a stated device is elsewhere."""
+    here = min(processes, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+    size, memory = here * sum(found.host.values()), machine_memory()
+    if device.stated or size <= memory:
+        return
+    raise OutOfMemory(
+        f"launch.offload: got {cfg.launch.offload}, for which {here} processes keep "
+        f"{format_bytes(size)} on this machine, which has {format_bytes(memory)}; need more "
+        "machines or a smaller optimizer state. Try train.optimizer=adamw_8bit"
+    )
 
 
 def refuse_too_large(cfg: Any, processes: int = 1) -> None:

@@ -1,7 +1,7 @@
 """What estimates are made from and of: rows of the data, phases and their parts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_cli.data.config import DataConfig
@@ -82,6 +82,7 @@ class Estimate:
         slots: responses decoded at once; 0 for a command without.
         processes: of the run; on a CPU they share its memory.
         trained: number of trained parameters.
+        host: part -> bytes of a process that `launch.offload` keeps in the host's memory.
         notes: what the reader has to know about the numbers.
     """
 
@@ -91,6 +92,7 @@ class Estimate:
     slots: int = 0
     processes: int = 1
     trained: int = 0
+    host: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def total(self, phase: str) -> int:

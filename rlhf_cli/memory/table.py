@@ -13,7 +13,9 @@ ORDER = (
     "value weights",
     "reward weights",
     "fp32 masters",
+    "gathered weights",
     "gradients",
+    "gradient buffers",
     "optimizer",
     "activations",
     "attention",
@@ -55,7 +57,8 @@ def format_estimate(
     rows.append(["", *("▲ peak" if name == peak else "" for name in phases)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [_line(row, widths) for row in rows]
-    return "\n".join([_head(estimate, device), *lines, *(f"note: {n}" for n in estimate.notes)])
+    notes = [*_host_lines(estimate), *(f"note: {note}" for note in estimate.notes)]
+    return "\n".join([_head(estimate, device), *lines, *notes])
 
 
 def _line(row: list[str], widths: list[int]) -> str:
@@ -72,10 +75,28 @@ def _cell(size: int, unit: str) -> str:
     return f"{size / GB:.2f}" if unit == "GB" else f"{size / 1e6:.1f}"
 
 
+def _shared(estimate: Estimate, device: Device) -> str:
+    """How the processes divide the memory: that of a CPU, while each has a GPU of its own."""
+    if estimate.processes == 1:
+        return ""
+    if device.kind == "cpu":
+        return f" / {estimate.processes} processes"
+    return f", each of {estimate.processes} processes"
+
+
+def _host_lines(estimate: Estimate) -> list[str]:
+    """What the processes keep in the memory of their machines."""
+    if not estimate.host:
+        return []
+    size = sum(estimate.host.values())
+    parts = ", ".join(f"{name} {format_bytes(each)}" for name, each in estimate.host.items())
+    return [f"host: {format_bytes(size)} of a machine's memory for each process ({parts})"]
+
+
 def _head(estimate: Estimate, device: Device) -> str:
     phase, size = estimate.peak
     whose = "device_memory" if device.stated else device.name
-    shared = f" / {estimate.processes} processes" if estimate.processes > 1 else ""
+    shared = _shared(estimate, device)
     verdict = "fits" if estimate.fits else "does not fit"
     tokens = f", {estimate.micro_batch_tokens} tokens a pass" if estimate.micro_batch_tokens else ""
     return (

@@ -18,6 +18,7 @@ from rlhf_cli.memory.parts import (
     shape_notes,
 )
 from rlhf_cli.memory.roles import held_models, reference_kind
+from rlhf_cli.memory.sharding import MASTER_BYTES, Sharding
 from rlhf_cli.memory.weights import HeldModel
 from rlhf_cli.models.config import LIGER_MODULE
 
@@ -71,6 +72,12 @@ class _Run:
         own = self.settings
         return held_models(own.command, own.cfg, self.b, own.rows.new_tokens)
 
+    @cached_property
+    def sharding(self) -> Sharding:
+        """What the processes divide among them."""
+        own = self.settings
+        return Sharding.of(own.cfg.launch, own.processes, own.device.kind)
+
     @property
     def policy(self) -> HeldModel:
         return self.models[0]
@@ -79,6 +86,11 @@ class _Run:
     def trained(self) -> int:
         """Number of trained parameters."""
         return sum(model.trained for model in self.models)
+
+    @cached_property
+    def trained_here(self) -> int:
+        """Of these, those whose gradients and moments this process holds."""
+        return sum(self.sharding.trained_here(model) for model in self.models)
 
     def fit_tokens(self) -> int:
         """Most tokens of a micro-batch that fit, at least `LEAST_TOKENS`."""
@@ -96,7 +108,9 @@ class _Run:
         if own.command == "ppo":
             slots = self.fit_slots(tokens)
             phases |= self._rollout(forward, slots)
-        elif own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
+        elif self.sharding.divides and cfg.log.sample_prompts:
+            phases["rollout"] = self._decode(cfg.log.sample_prompts, own.rows.longest)
+        if own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
             phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
         if cfg.data.holds_out:
             phases["evaluate"] = self._without_gradients(self.held(), forward)
@@ -108,18 +122,23 @@ class _Run:
             slots=slots,
             processes=own.processes,
             trained=self.trained,
-            notes=shape_notes(self.models),
+            host=self.sharding.on_host(phases["update"], adapter=bool(self.policy.adapter)),
+            notes=(
+                *shape_notes(self.models),
+                *self.sharding.notes(self.policy, self.b, decodes="rollout" in phases),
+            ),
         )
 
     def _whole(self, parts: Parts) -> Parts:
-        """The parts of a phase with what the allocator and the libraries hold."""
+        """The device's parts of a phase, with what the allocator and the libraries hold."""
         adapter = bool(self.policy.adapter)
-        return self.settings.with_allocator(parts, self.b, adapter=adapter)
+        held = self.sharding.on_device(parts, adapter=adapter)
+        return self.settings.with_allocator(held, self.b, adapter=adapter)
 
     def fit_slots(self, tokens: int) -> int:
         """Responses decoded at once: as configured, or as many as fit."""
         own = self.settings
-        slots = rollout.slots_of(own.cfg, own.processes)
+        slots = rollout.slots_of(own.cfg, self.sharding.data_parallel)
         while not own.cfg.max_num_seqs and slots > 1 and not self._rollout_fits(slots, tokens):
             slots = max(1, slots * 3 // 4)
         return slots
@@ -132,13 +151,13 @@ class _Run:
         """What is in memory between two steps: weights, masters and moments."""
         parts: Parts = {}
         for model in self.models:
-            add(parts, f"{model.role} weights", model.frozen_bytes + model.trained * self.b)
-        if self.b != 4:  # in fp32 the weights are the masters
-            add(parts, "fp32 masters", 4 * self.trained)
+            add(parts, f"{model.role} weights", self.sharding.weight_bytes(model, self.b))
+            add(parts, "fp32 masters", self.sharding.master_bytes(model, self.b))
         if self._keeps_file():
-            add(parts, "reading", self.policy.shape.stored_bytes)
+            add(parts, "reading", self.sharding.share(self.policy.shape.stored_bytes))
         if moments:
-            add(parts, "optimizer", MOMENT_BYTES[self.settings.cfg.train.optimizer] * self.trained)
+            each = MOMENT_BYTES[self.settings.cfg.train.optimizer]
+            add(parts, "optimizer", each * self.trained_here)
         return parts
 
     def _keeps_file(self) -> bool:
@@ -148,12 +167,19 @@ class _Run:
 
     def _load(self) -> Parts:
         """Trained weights in fp32, their copy in the probe, and the file they are read from."""
-        parts: Parts = {}
-        for model in self.models:
-            add(parts, f"{model.role} weights", model.frozen_bytes + 4 * model.trained)
-        copies = self.policy.trained * self.b if self.b != 4 else 0
         on_cpu = self.settings.device.kind == "cpu"
-        read = self.policy.shape.stored_bytes if on_cpu else 0
+        read = self.sharding.share(self.policy.shape.stored_bytes) if on_cpu else 0
+        if self.sharding.divides:
+            parts = self.held(moments=False)
+            parts.pop("reading", None)  # of a quantized base, read once
+            add(parts, "reading", read)
+            add(parts, "gathered weights", self.sharding.gathered_bytes([self.policy], self.b))
+            return parts
+        parts = {}
+        for model in self.models:
+            loaded = model.frozen_bytes + MASTER_BYTES * model.trained
+            add(parts, f"{model.role} weights", loaded)
+        copies = self.policy.trained * self.b if self.b != 4 else 0
         add(parts, "reading", copies + read)
         return parts
 
@@ -164,13 +190,14 @@ class _Run:
         largest = max(example, min(tokens, self._step_tokens()))
         of_mean = rows.rows_per_example * rows.mean
         saved = rows.shared * (rows.rows_per_example - 1) / of_mean
-        sharing = cfg.launch.context_parallel  # processes of a context group: each has 1/N
         return Pass(
             self.b,
             self.settings.device.kind,
-            tokens=ceil(largest * (1 - saved) / sharing),
+            tokens=self.sharding.tokens(ceil(largest * (1 - saved))),
             length=min(rows.longest, ceil(rows.mean + (rows.longest - rows.mean) / 3)),
-            scored=ceil(largest * min(1.0, (rows.scored or rows.mean) / rows.mean) / sharing),
+            scored=self.sharding.tokens(
+                ceil(largest * min(1.0, (rows.scored or rows.mean) / rows.mean))
+            ),
             attention=cfg.model.attention,
             kernels=cfg.kernels,
             liger=self._uses_liger(),
@@ -179,8 +206,7 @@ class _Run:
     def _step_tokens(self) -> int:
         """Tokens of a step of this process, of two deviations more than on average."""
         rows, cfg = self.settings.rows, self.settings.cfg
-        groups = self.settings.processes / cfg.launch.context_parallel
-        examples: float = cfg.train.batch_size / groups
+        examples: float = cfg.train.batch_size / self.sharding.data_parallel
         if self.settings.command == "ppo":
             examples *= cfg.samples_per_prompt / cfg.minibatches
         count = max(1.0, examples) * rows.rows_per_example
@@ -200,15 +226,37 @@ class _Run:
         """
         begins = self._backward_begins(forward)
         grows = self.settings.device.kind == "cuda" and self._step_tokens() <= tokens
+        gradients = MASTER_BYTES * self.trained_here
         if not grows:
-            add(begins, "gradients", 4 * self.trained)
+            add(begins, "gradients", gradients)
         ends: Parts = {}
-        embedding = self.policy.shape.embedding if self.policy.trains_base else 0
-        add(ends, "gradients", 4 * self.trained + self.b * embedding)
+        add(ends, "gradients", gradients)
+        self._add_last_gradients(ends)
         layer = forward.tokens * sum(activations.layer_bytes(self.policy, forward).values())
         add(ends, "activations", layer)
         most = max(begins, ends, key=lambda parts: sum(parts.values()))
         return self.held() | most
+
+    def _add_last_gradients(self, parts: Parts) -> None:
+        """Gradients that are whole at the end: of the embeddings, or of all that is not a layer."""
+        if self.sharding.divides:
+            add(parts, "gathered weights", self.sharding.gathered_bytes([self.policy], self.b))
+            add(parts, "gradient buffers", self.sharding.buffers_of_root(self.policy, self.b))
+        elif self.policy.trains_base:
+            add(parts, "gradients", self.b * self.policy.shape.embedding)
+
+    def _add_first_gradients(self, parts: Parts) -> None:
+        """Gradients that are whole while activations are kept: of the output layer, and a layer."""
+        if self.sharding.divides:
+            passing = [*self._with_gradients(), *(self._references() if self._compares() else ())]
+            add(parts, "gathered weights", self.sharding.gathered_bytes(passing, self.b))
+            add(parts, "gradient buffers", self.sharding.buffers_of_layer(self.policy, self.b))
+        elif self.policy.trains_base and not self.settings.cfg.scores:
+            shape = self.policy.shape
+            add(parts, "gradients", self.b * shape.vocab * shape.width)
+
+    def _references(self) -> list[HeldModel]:
+        return [model for model in self.models if model.role == "reference"]
 
     def _backward_begins(self, forward: Pass) -> Parts:
         """What the forward passes kept, and the widest moment after it: log-probs or a layer."""
@@ -230,9 +278,7 @@ class _Run:
             layer += activations.one_layer_bytes(self.policy, forward)
         head = self._logits(forward)
         add(parts, "logits" if head > layer else "activations", max(head, layer))
-        shape = self.policy.shape
-        if self.policy.trains_base and not self.settings.cfg.scores:
-            add(parts, "gradients", self.b * shape.vocab * shape.width)
+        self._add_first_gradients(parts)
         return parts
 
     def _with_gradients(self) -> Sequence[HeldModel]:
@@ -256,20 +302,35 @@ class _Run:
     def _without_gradients(self, held: Parts, forward: Pass) -> Parts:
         """A pass of the policy without gradients, beside what is held."""
         parts = dict(held)
+        own = [model for model in self.models if model.own_base]
+        most = max(self.sharding.gathered_bytes([model], self.b) for model in own)
+        add(parts, "gathered weights", most)
         add(parts, "activations", activations.transient_bytes(self.policy, forward))
         if not self.settings.cfg.scores:
             shape = self.policy.shape
             add(parts, "logits", activations.logits_bytes(shape, forward, backward=False))
         return parts
 
+    def _decode(self, slots: int, longest: int) -> Parts:
+        """Decoding of responses, with all weights of the policy."""
+        kind = self.settings.device.kind
+        parts = self.held() | rollout.decode_parts(self.policy, self.b, slots, longest, kind)
+        gathered = self.sharding.gathered_bytes([self.policy], self.b, whole=True)
+        add(parts, "gathered weights", gathered)
+        return parts
+
     def _rollout(self, forward: Pass, slots: int) -> dict[str, Parts]:
         """Responses, their scores and their log-probs, beside all models."""
         held, own = self.held(), self.settings
         longest = rollout.longest_response(own.cfg, own.rows)
-        decoded = rollout.decode_parts(self.policy, self.b, slots, longest, own.device.kind)
-        found = {"rollout": held | decoded, "prepare": self._without_gradients(held, forward)}
+        found = {
+            "rollout": self._decode(slots, longest),
+            "prepare": self._without_gradients(held, forward),
+        }
         scorers = [model for model in self.models if model.role == "reward"]
         if scorers:
             most = max(activations.transient_bytes(model, forward) for model in scorers)
             found["score"] = held | {"activations": most}
+            gathered = max(self.sharding.gathered_bytes([model], self.b) for model in scorers)
+            add(found["score"], "gathered weights", gathered)
         return found

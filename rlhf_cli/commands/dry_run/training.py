@@ -27,6 +27,7 @@ from rlhf_cli.data.report import pluralize
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.parts import Rows, compute_itemsize
 from rlhf_cli.memory.roles import held_models
+from rlhf_cli.memory.sharding import Sharding
 from rlhf_cli.memory.table import format_bytes
 from rlhf_cli.memory.weights import HeldModel
 from rlhf_cli.models.tokenizer import load_tokenizer, trains_tokenizer
@@ -90,7 +91,8 @@ def plan_training(
     )
     memory = MemoryReport.of(stage, cfg, needed, device, processes)
     estimate = memory.estimate
-    steps = count_steps(cfg, rows.train, estimate.micro_batch_tokens, processes)
+    groups = Sharding.of(cfg.launch, processes, device.kind).data_parallel
+    steps = count_steps(cfg, rows.train, estimate.micro_batch_tokens, groups)
     work = (
         ppo_work(cfg, rows, steps, models, itemsize)
         if stage == "ppo"
@@ -157,12 +159,11 @@ def _run(plan: TrainingPlan, where: str) -> Section:
     shape, trained = policy.shape, plan.memory.estimate.trained
     total = sum(tensor.count for tensor in shape.tensors) + policy.adapter
     share = "all trained" if policy.trains_base and trained >= total else f"{trained:,} trained"
-    processes = f", {plan.processes} processes" if plan.processes > 1 else ""
     lines = [
         ("model", f"{shape.name} ({shape.model_type}), {total:,} parameters, {share}"),
         *((model.role, model.shape.name) for model in plan.models[1:] if model.shape is not shape),
         ("rows", ", ".join(plan.rows.train.report.files)),
-        ("device", device_text(plan.device) + processes),
+        ("device", device_text(plan.device) + _processes_text(plan)),
         ("output", where),
     ]
     facts = {
@@ -174,9 +175,23 @@ def _run(plan: TrainingPlan, where: str) -> Section:
         "device": plan.device.name,
         "device_bytes": plan.device.total_bytes,
         "processes": plan.processes,
+        "shard": plan.cfg.launch.shard,
         "output_dir": plan.cfg.output_dir,
     }
     return Section("run", lines, facts)
+
+
+def _processes_text(plan: TrainingPlan) -> str:
+    """Number of processes, and what they divide."""
+    launch = plan.cfg.launch
+    found = [f"{plan.processes} processes"] if plan.processes > 1 else []
+    if launch.shard != "none":
+        found.append(f"launch.shard={launch.shard}")
+    if launch.replicas > 1:
+        found.append(f"{launch.replicas} replicas")
+    if launch.context_parallel > 1:
+        found.append(f"{launch.context_parallel} processes a row")
+    return "".join(f", {text}" for text in found)
 
 
 def _data(plan: TrainingPlan) -> Section:
