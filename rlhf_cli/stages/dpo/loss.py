@@ -11,7 +11,7 @@ from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_diverge
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.losses.unpaired import kto_loss, reference_point
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.sharding import layout_of, local_tensor
+from rlhf_cli.models.sharding import layout_of, local_tensor, reshard
 from rlhf_cli.shards import ShardLayout
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import ReferenceModel, RowReference
@@ -136,15 +136,17 @@ class MovingReference(StageState):
     """
 
     def __init__(self, policy: Policy, reference: ReferenceModel, every: int, share: float) -> None:
-        self.every, self.share = every, share
+        self.every, self.share, self.held = every, share, reference.policy
         self.pairs = reference.params_of(policy)
 
     def after_step(self, step: int) -> None:
         """Update the reference if it is due."""
         if step % self.every == 0:
+            reshard(self.held)
             with torch.no_grad():
                 for reference, trained in self.pairs.values():
-                    reference.lerp_(trained.to(reference.dtype), self.share)
+                    own = local_tensor(reference)
+                    own.lerp_(local_tensor(trained).to(own), self.share)
 
     def tensors(self) -> dict[str, Tensor]:
         """The reference's weights, of sharded ones this rank's rows."""
