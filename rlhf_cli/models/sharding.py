@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rlhf_cli.mesh import REPLICATE, ShardMesh
+from rlhf_cli.models.quantize import move_states_to_layers
 from rlhf_cli.shards import ShardLayout, whole
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def shard_model(model: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> N
         mesh: processes that share it.
         compute: type of the gathered weights.
     """
+    move_states_to_layers(model)
     offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
     options: dict[str, Any] = {
         "mesh": mesh.device_mesh,
@@ -66,7 +68,7 @@ def shard_model(model: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> N
         unit.set_force_sum_reduction_for_comms(True)
     for method in model.entry_points:
         register_fsdp_forward_method(model, method)
-    model.mesh = mesh
+    model.mesh, model.gathered_dtype = mesh, compute
 
 
 def replicated_params(model: ModelWrapper) -> set[nn.Parameter]:
