@@ -138,18 +138,23 @@ def load_trainable(
 
 
 @phase("load")
-def load_frozen(role: type[Role], cfg: LoadConfig, inputs: LoadInputs) -> Role:
+def load_frozen(
+    role: type[Role], cfg: LoadConfig, inputs: LoadInputs, *, keeps_new_tokens: bool = False
+) -> Role:
     """Load a model that is only evaluated: frozen, in the compute type, probed.
 
     Args:
         role: class of the result.
         cfg: the weights, and their quantization.
-        inputs: tokenizer and run; its new tokens are left out, since nothing learns them here.
+        inputs: tokenizer and run.
+        keeps_new_tokens: give the tokenizer's new tokens embeddings, as a trained model has; else
+            they are left out, since nothing learns them here.
 
     Raises:
         ModelError: it cannot be loaded, does not fit the tokenizer, or fails a probe.
     """
-    inputs = replace(inputs, new_tokens=())
+    if not keeps_new_tokens:
+        inputs = replace(inputs, new_tokens=())
     ctx = inputs.ctx
     source = prepare_base(cfg, inputs.tokenizer, ctx)
     allowed = allowed_reward_mismatch(source) if role is RewardModel else None

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from rlhf_cli.config.suggest import nearest
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
+from rlhf_cli.models.sharding import shards_of
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -146,7 +147,7 @@ def cast_for_compute(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """
     trained = [
         p
-        for p in module.parameters()
+        for p in shards_of(module).values()
         if p.requires_grad and p.is_floating_point() and not isinstance(p, DTensor)
     ]
     before = [p.data for p in trained]
@@ -166,7 +167,7 @@ def without_parameter_gradients(module: nn.Module) -> Iterator[None]:
     """
     trained = [
         param
-        for param in module.parameters()
+        for param in shards_of(module).values()
         if param.requires_grad and not isinstance(param, DTensor)
     ]
     for param in trained:

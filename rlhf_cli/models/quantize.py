@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_cli.errors import ModelError
@@ -195,8 +195,7 @@ def set_eval_mode(model: nn.Module) -> None:
         state = quant_state(module)
         if state is None:
             continue
-        shared = isinstance(module.weight, DTensor)
-        if shared or state.shape[-1] % state.blocksize or module in outputs:
+        if isinstance(model, FSDPModule) or state.shape[-1] % state.blocksize or module in outputs:
             module.train()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +29,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from rlhf_cli.mesh import REPLICATE, ShardMesh
 from rlhf_cli.models.quantize import move_states_to_layers
+from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.shards import ShardLayout, whole
-
-if TYPE_CHECKING:
-    from rlhf_cli.models.wrapper import ModelWrapper
-
 
 # no caller changes an output of a model in place
 warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)
@@ -81,16 +78,15 @@ def replicated_params(model: ModelWrapper) -> set[nn.Parameter]:
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The repeated layers of a transformers model, which are gathered one after another.
 
-    They are the modules of the outermost lists whose modules are all of one class, as
-    `model.layers` is.
+    They are the modules of the outermost lists, as `model.layers` is. The experts of a layer are a
+    list inside it: they are gathered with their layer, since each process runs others of them.
     """
     found: list[nn.Module] = []
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
-            kinds = {type(one) for one in child} if isinstance(child, nn.ModuleList) else set()
-            if isinstance(child, nn.ModuleList) and len(child) > 1 and len(kinds) == 1:
-                found.extend(child)
+            if isinstance(child, nn.ModuleList):
+                found.extend(layer for layer in child if any(True for _ in layer.parameters()))
             else:
                 visit(child)
 
@@ -99,13 +95,37 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def units(model: nn.Module) -> list[FSDPModule]:
-    """The modules of a model whose weights are gathered together, the root first."""
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+    """The modules of a model whose weights are gathered together, the root first.
+
+    Those of another wrapper inside it, as a separate value model is, are not among them.
+    """
+    found: list[FSDPModule] = [model] if isinstance(model, FSDPModule) else []
+    for child in model.children():
+        if not isinstance(child, ModelWrapper):
+            found += units(child)
+    return found
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether processes share the weights of a model."""
     return isinstance(model, FSDPModule)
+
+
+def reshard(model: nn.Module) -> None:
+    """Free gathered weights, so that the parameters of a model are shards.
+
+    The root keeps its weights gathered after a pass until a backward pass ends. What reads or
+    changes shards between passes calls this first: the next pass would take the old weights.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def shards_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of a model, tied ones once; sharded ones as DTensor, also after a pass."""
+    reshard(model)
+    return dict(model.named_parameters())
 
 
 @contextmanager
@@ -129,13 +149,28 @@ def gathered(model: nn.Module) -> Iterator[None]:
             _forget_passes(unit)
 
 
+def gathered_bytes(model: ModelWrapper, compute: torch.dtype) -> int:
+    """Bytes of the weights that `gathered` holds in each process.
+
+    Args:
+        model: sharded.
+        compute: type in which trained weights are gathered; frozen ones keep theirs.
+    """
+    reshard(model)
+    return sum(
+        param.numel() * (compute if param.requires_grad else param.dtype).itemsize
+        for param in model.model.parameters()
+        if isinstance(param, DTensor)
+    )
+
+
 def _forget_passes(unit: FSDPModule) -> None:
     """Forget the passes since the last backward pass, which ranks made in different numbers.
 
     FSDP2 gathers weights ahead in the reverse order of the passes, and has no public way to forget.
     """
     state = unit._get_fsdp_state()
-    state._comm_ctx.post_forward_order.clear()
+    getattr(state._comm_ctx, "post_forward_order", []).clear()  # missing before the first pass
     for group in state._fsdp_param_groups:
         group._post_forward_indices.clear()
 
@@ -149,6 +184,25 @@ def _reshards(unit: FSDPModule) -> bool:
 def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; shares memory with it."""
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def copy_shards(target: nn.Module, source: nn.Module) -> None:
+    """Copy the parameters of a model to those of another that is sharded alike, part by part.
+
+    Args:
+        target: gets the values, in its own types.
+        source: has the same parameters.
+
+    Raises:
+        ValueError: the parameters differ in name or in shape.
+    """
+    own, values = shards_of(target), shards_of(source)
+    differing = own.keys() ^ values.keys() or {n for n in own if own[n].shape != values[n].shape}
+    if differing:
+        raise ValueError(f"parameters differ: {sorted(differing)[:3]}")
+    with torch.no_grad():
+        for name, param in own.items():
+            local_tensor(param).copy_(local_tensor(values[name]))
 
 
 def layout_of(tensor: Tensor, *, writes: bool = True) -> ShardLayout:

@@ -30,6 +30,7 @@ from rlhf_cli.models.load_errors import convert_load_errors
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.sharding import local_tensor, shards_of
 from rlhf_cli.models.shared_reward_model import SharedRewardModel, can_share_base
 from rlhf_cli.models.tokenizer import load_tokenizer, tokenizer_hash
 from rlhf_cli.models.vocabulary import require_embedded_ids
@@ -103,8 +104,8 @@ def max_tokens_of(model: Any, tokenizer: Any) -> int:
 
 
 def nbytes(module: nn.Module) -> int:
-    """Memory of the parameters, in bytes."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+    """Memory of the parameters in this process, in bytes: of sharded ones its part."""
+    return sum(local_tensor(param).nbytes for param in shards_of(module).values())
 
 
 def dtype_name(module: nn.Module) -> str:

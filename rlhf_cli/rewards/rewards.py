@@ -40,12 +40,14 @@ class WeightedScorer:
         origin: config key and value of the scorer, for messages.
         weight: weight in the sum.
         scorer: computes the scores.
+        is_collective: all ranks call the scorer together, those without samples too.
     """
 
     name: str
     origin: str
     weight: float
     scorer: Scorer
+    is_collective: bool = False
 
     def score(self, samples: Samples) -> Tensor:
         """Scores [n], fp64, not weighted.
@@ -53,7 +55,7 @@ class WeightedScorer:
         Raises:
             DataError: the scorer does not return a finite number for each sample.
         """
-        given = self.scorer(samples) if len(samples) else []
+        given = self.scorer(samples) if len(samples) or self.is_collective else []
         return torch.tensor(check_scores(given, samples, self.origin), dtype=torch.float64)
 
 
@@ -258,7 +260,8 @@ def load_combined_reward(
         weight = f", times {term.weight:g}" if term.weight != 1 else ""
         memory = f", {scorer.nbytes / 1e6:,.1f} MB" if scorer.nbytes else ""
         logger.info(f"reward {name}: {scorer.description}{memory}{weight}")
-        terms.append(WeightedScorer(name, origin, term.weight, scorer))
+        collective = kind == "model" and ctx.ranks.sharded
+        terms.append(WeightedScorer(name, origin, term.weight, scorer, collective))
     return CombinedReward(cfg, terms, ctx.ranks)
 
 

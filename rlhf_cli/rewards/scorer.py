@@ -16,7 +16,7 @@ class Scorer(Protocol):
 
     Attributes:
         description: what scores, for the log.
-        nbytes: memory of its model, bytes; 0 without one.
+        nbytes: memory of its model in this process, bytes; 0 without one.
     """
 
     description: str

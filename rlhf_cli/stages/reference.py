@@ -20,6 +20,7 @@ from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.parameters import cast_params, frozen_copy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import config_for_other_model
+from rlhf_cli.models.sharding import copy_shards, is_sharded, shards_of
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_policy_vocabulary
 from rlhf_cli.models.wrapper import without_dropout
@@ -52,8 +53,8 @@ class ReferenceModel:
         """Name of each trained parameter of a policy -> the reference's tensor and its own."""
         if self.policy is policy and policy.adapters is not None:
             return policy.adapters.cloned_params(self.role)
-        own = dict(self.policy.named_parameters())
-        return {n: (own[n], p) for n, p in policy.named_parameters() if p.requires_grad}
+        own = shards_of(self.policy)
+        return {n: (own[n], p) for n, p in shards_of(policy).items() if p.requires_grad}
 
 
 @dataclass(frozen=True)
@@ -163,20 +164,39 @@ def load_reference(
     if kind == "adapter_off":
         logger.info(f"reference: {_start(cfg.model, policy)} (the policy without its new adapter)")
         return ReferenceModel(policy, "reference")
-    return _copy(cfg.model, policy, ctx)
+    return _copy(cfg, policy, data, ctx)
 
 
-def _copy(model: ComparedModelConfig, policy: Policy, ctx: RunContext) -> ReferenceModel:
+def _copy(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> ReferenceModel:
     """Copy the policy as it is now; with adapters, only a frozen adapter on the same base."""
     if policy.adapters is None:
-        logger.info(f"reference: a frozen copy of {_start(model, policy)}")
+        logger.info(f"reference: a frozen copy of {_start(cfg.model, policy)}")
+        if is_sharded(policy):
+            return ReferenceModel(_sharded_copy(cfg, policy, data, ctx))
         return ReferenceModel(frozen_copy(policy, ctx.compute))
     logger.info(
-        f"reference: {_start(model, policy)}, a frozen copy of the adapter on the same base"
+        f"reference: {_start(cfg.model, policy)}, a frozen copy of the adapter on the same base"
     )
     policy.adapters.clone_adapter("start", trained=False)
     cast_params(policy.adapters.adapter_params("start"), ctx.compute)
     return ReferenceModel(policy, "start")
+
+
+def _sharded_copy(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> Policy:
+    """Load the policy's model again, frozen, and give it the policy's weights.
+
+    FSDP2's modules cannot be copied. Embeddings of new tokens are random, so weights are copied
+    although both come from the same files.
+    """
+    load = LoadConfig(
+        model=cfg.model, adapter=AdapterConfig(), quant=QuantConfig(), kernels=cfg.kernels
+    )
+    new_tokens = data.new_tokens if isinstance(data, StageData) else ()
+    with muted():
+        inputs = LoadInputs(data.tokenizer, ctx, new_tokens)
+        found = load_frozen(Policy, load, inputs, keeps_new_tokens=True)
+    copy_shards(found, policy)
+    return found
 
 
 def _zeros(rows: TokenBatch) -> Tensor:

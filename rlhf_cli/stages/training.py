@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import (
@@ -27,7 +30,7 @@ from rlhf_cli.models.load import enable_activation_checkpointing
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.router import report_balancing_loss
-from rlhf_cli.models.sharding import gather_whole
+from rlhf_cli.models.sharding import gather_whole, local_tensor, shards_of
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.preflight.models import peak_learning_rate
@@ -209,8 +212,7 @@ def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) ->
     with contextlib.closing(Trackers(names, ctx.out, asdict(cfg))) as trackers:
         result = fit(task, plan.train, ctx, plan.start, trackers)
     trained_on = "chat" if plan.report.templated else "text"
-    params = dict(task.policy.named_parameters())
-    whole = {name: gather_whole(params[name], own) for name, own in result.weights.items()}
+    whole = _whole_weights(task.policy, result.weights)
 
     def save() -> None:
         save_model(task.policy, plan.tokenizer, ends, trained_on, cfg, ctx, whole)
@@ -221,6 +223,20 @@ def fit_and_save(plan: TrainingPlan, task: TrainingTask, ends: Sequence[int]) ->
     if ctx.ranks.is_main:
         log_diagnosis(ctx.out, summary)
     return summary
+
+
+def _whole_weights(policy: ModelWrapper, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name -> whole master of each trained parameter, and of a full model each frozen shard too.
+
+    Args:
+        policy: its parameters may be sharded; all ranks call this together.
+        masters: name -> the part of each trained parameter that this rank holds.
+    """
+    return {
+        name: gather_whole(param, masters.get(name, local_tensor(param)))
+        for name, param in shards_of(policy).items()
+        if name in masters or (policy.adapters is None and isinstance(param, DTensor))
+    }
 
 
 def _summary(plan: TrainingPlan, result: RunResult) -> dict[str, Any]:

@@ -89,12 +89,23 @@ def _write_weights(
 ) -> None:
     if policy.adapters is None:
         policy.model.config.dtype = dtype
-        state = {n.removeprefix("model."): v.to(dtype) for n, v in weights.items()}
-        policy.model.save_pretrained(folder, state_dict=None if policy.mesh is None else state)
+        policy.model.save_pretrained(folder, state_dict=_whole_state(policy, weights, dtype))
         return
     policy.adapters.save(folder)
     if policy.kind == "causal_lm":
         policy.model.generation_config.save_pretrained(folder)
+
+
+def _whole_state(
+    policy: ModelWrapper, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor] | None:
+    """Name -> whole tensor of a sharded model; None of another, which has them itself."""
+    if policy.mesh is None:
+        return None
+    state = policy.model.state_dict()  # of which the buffers are whole
+    whole = {name: value for name, value in state.items() if not isinstance(value, DTensor)}
+    own = {n.removeprefix("model."): v for n, v in weights.items() if n.startswith("model.")}
+    return whole | {name: value.to(dtype) for name, value in own.items()}
 
 
 def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.mesh import ShardMesh
-from rlhf_cli.models.sharding import layout_of, local_tensor
+from rlhf_cli.models.sharding import layout_of, local_tensor, reshard, shards_of
 from rlhf_cli.train.config import TrainConfig
 
 
@@ -46,7 +46,8 @@ class MasterAdamW:
         *,
         writes: bool = True,
     ) -> None:
-        self.params = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._module = module
+        self.params = {n: p for n, p in shards_of(module).items() if p.requires_grad}
         self.layouts = {n: layout_of(p, writes=writes) for n, p in self.params.items()}
         self._mesh, self._rounded = mesh, compute != torch.float32
         self._sharded = {name for name, p in self.params.items() if isinstance(p, DTensor)}
@@ -141,6 +142,7 @@ class MasterAdamW:
 
     def _update_params(self) -> None:
         """Copy the masters to the module's parameters where those are others."""
+        reshard(self._module)  # no pass may take weights that were gathered before
         names = [
             n for n in self.params if self._copies or (self._rounded and n not in self._sharded)
         ]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.cache import CacheEntry, load_entry, store_entry
 from rlhf_cli.console import logger
@@ -21,6 +22,7 @@ from rlhf_cli.data.sampler import group_examples
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharding import gather_whole, local_tensor, shards_of
 from rlhf_cli.models.wrapper import without_dropout
 
 REFERENCE_COLUMN = "reference"
@@ -140,15 +142,29 @@ def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) 
         examples.example_starts,
     ):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
-    whole.update(hash_weights(reference).encode())
+    whole.update(hash_weights(reference, ctx).encode())
     return whole.hexdigest()[:32]
 
 
-def hash_weights(module: nn.Module) -> str:
-    """SHA-256 over the names and bits of a model's weights."""
+def hash_weights(module: nn.Module, ctx: RunContext) -> str:
+    """SHA-256 over the names and bits of a model's weights; all ranks call this together.
+
+    It is the same however the weights are sharded: of sharded ones it takes the whole tensors in
+    the compute type, in which they are gathered for a pass.
+
+    Args:
+        module: its parameters are in the types of its passes, or fp32 shards.
+        ctx: compute type, and the ranks, of which rank 0 computes the hash.
+    """
     whole = hashlib.sha256()
-    for name, param in module.named_parameters():
-        bits = param.detach().contiguous().view(torch.uint8).cpu()
-        whole.update(name.encode())
-        whole.update(bits.numpy().data.cast("B"))
-    return whole.hexdigest()
+    for name, param in shards_of(module).items():
+        values = param.detach()
+        if isinstance(param, DTensor):
+            own = local_tensor(values)
+            own = own.to(ctx.compute) if own.is_floating_point() else own
+            values = gather_whole(param, own)
+        if ctx.ranks.is_main:
+            bits = values.contiguous().view(torch.uint8).cpu()
+            whole.update(name.encode())
+            whole.update(bits.numpy().data.cast("B"))
+    return ctx.ranks.all_gather_json(whole.hexdigest())[0]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.shards import ShardLayout
 
 
 class StageState:
@@ -25,6 +26,10 @@ class StageState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint; filled in place when a run is continued."""
+        return {}
+
+    def layouts(self) -> dict[str, ShardLayout]:
+        """Name -> rows that this rank holds, of each of `tensors` that is sharded."""
         return {}
 
 

@@ -235,7 +235,7 @@ def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -
     """Embedding function, and the hash of its weights."""
     if cfg.udm.embedding_model != "reference":
         embedder = Embedder(cfg.udm, tokenizer, ctx)
-        return embedder, hash_weights(embedder.model)
+        return embedder, hash_weights(embedder.model, ctx)
 
     def embed(prompts: Sequence[list[int]]) -> Vectors:
         rows = _rows_of(prompts).to(policy.device)
@@ -246,7 +246,7 @@ def _embedder(cfg: BCOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -
         found: Vectors = (means / rows.lengths[:, None]).cpu().numpy()
         return found
 
-    return embed, hash_weights(policy)
+    return embed, hash_weights(policy, ctx)
 
 
 def _rows_of(prompts: Sequence[list[int]]) -> TokenBatch:

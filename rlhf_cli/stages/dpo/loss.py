@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
@@ -11,6 +12,8 @@ from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_diverge
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.losses.unpaired import kto_loss, reference_point
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.sharding import layout_of, local_tensor, reshard
+from rlhf_cli.shards import ShardLayout
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import ReferenceModel, RowReference
 from rlhf_cli.stages.unpaired import (
@@ -134,16 +137,23 @@ class MovingReference(StageState):
     """
 
     def __init__(self, policy: Policy, reference: ReferenceModel, every: int, share: float) -> None:
-        self.every, self.share = every, share
+        self.every, self.share, self.held = every, share, reference.policy
         self.pairs = reference.params_of(policy)
 
     def after_step(self, step: int) -> None:
         """Update the reference if it is due."""
         if step % self.every == 0:
+            reshard(self.held)
             with torch.no_grad():
                 for reference, trained in self.pairs.values():
-                    reference.lerp_(trained.to(reference.dtype), self.share)
+                    own = local_tensor(reference)
+                    own.lerp_(local_tensor(trained).to(own), self.share)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The reference's weights."""
-        return {name: reference.data for name, (reference, _) in self.pairs.items()}
+        """The reference's weights: of sharded ones the rows of this process."""
+        return {name: local_tensor(held.data) for name, (held, _) in self.pairs.items()}
+
+    def layouts(self) -> dict[str, ShardLayout]:
+        """Name -> rows that this rank holds, of each of `tensors` that is sharded."""
+        sharded = {n: held for n, (held, _) in self.pairs.items() if isinstance(held, DTensor)}
+        return {name: layout_of(held) for name, held in sharded.items()}

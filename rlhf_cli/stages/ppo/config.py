@@ -227,6 +227,12 @@ class PPOConfig(StageConfig):
                 "rollout_logprobs: got reuse with compat=trl, which computes them again as TRL "
                 "does. Try rollout_logprobs=recompute"
             )
+        if self.sampling.cuda_graphs and self.launch.shard != "none":
+            found.append(
+                f"sampling.cuda_graphs: got true with launch.shard={self.launch.shard}, whose "
+                "gathered weights lie elsewhere in memory at each rollout, where a captured graph "
+                "would not find them. Try sampling.cuda_graphs=false"
+            )
         responses = self.train.batch_size * self.samples_per_prompt
         if responses % self.minibatches:
             near = max(n for n in range(1, self.minibatches) if responses % n == 0)

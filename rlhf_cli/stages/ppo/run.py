@@ -25,6 +25,7 @@ from rlhf_cli.memory.parts import Rows, Settings
 from rlhf_cli.memory.rollout import slots_of
 from rlhf_cli.memory.training import fit_slots
 from rlhf_cli.models.load import context_length
+from rlhf_cli.models.sharding import gathered_bytes, is_sharded, reshard
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper
@@ -100,7 +101,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     components = build_components(cfg, plan, models)
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
-    log_memory(models, rewards)
+    log_memory(models, rewards, ctx)
     slots = choose_slots(cfg, data, plan)
     worker = RolloutWorker(cfg, *data.prompts, policy, rewards, tokenizer, ctx.ranks, slots)
     source = RolloutSource(cfg, worker, components.updates, ctx)
@@ -221,8 +222,10 @@ def choose_slots(cfg: PPOConfig, data: PromptFileData, plan: TrainingPlan) -> in
     return fitting
 
 
-def log_memory(models: PPOModels, rewards: CombinedReward) -> None:
-    """Print the memory of each model."""
+def log_memory(models: PPOModels, rewards: CombinedReward, ctx: RunContext) -> None:
+    """Print the memory of each model in this process, and what a rollout needs beside."""
+    reshard(models.policy)
+    reshard(models.reference.policy)
     found: dict[str, nn.Module] = {"policy": models.policy.model}
     found["reference"] = models.reference.policy.model
     if models.policy.value_model is not None:
@@ -233,3 +236,9 @@ def log_memory(models: PPOModels, rewards: CombinedReward) -> None:
             found[f"reward {term.name}"] = model
     for line in memory_table(found):
         logger.info(line)
+    if is_sharded(models.policy):
+        size = gathered_bytes(models.policy, ctx.compute)
+        logger.info(
+            f"rollout: while it generates, each process holds all weights of the policy in "
+            f"{ctx.compute_name}, {size / 1e6:,.1f} MB"
+        )

@@ -53,13 +53,19 @@ class _GivenUpdates:
         del state
 
 
-def _reuse_problems(cfg: PPOConfig) -> list[str]:
-    if not cfg.reuses_logprobs:
-        return []
-    return [
-        "rollout_logprobs: got reuse; PPOTrainer.step accepts responses without log-probs. "
-        "Try rollout_logprobs=recompute"
-    ]
+def _trainer_problems(cfg: PPOConfig) -> list[str]:
+    found = []
+    if cfg.reuses_logprobs:
+        found.append(
+            "rollout_logprobs: got reuse; PPOTrainer.step accepts responses without log-probs. "
+            "Try rollout_logprobs=recompute"
+        )
+    if cfg.launch.shard != "none":
+        found.append(
+            f"launch.shard: got {cfg.launch.shard}; PPOTrainer is one process, which has nobody to "
+            "share weights with. Try launch.shard=none, or `rlhf ppo`"
+        )
+    return found
 
 
 class PPOTrainer:
@@ -77,7 +83,7 @@ class PPOTrainer:
     """
 
     def __init__(self, cfg: PPOConfig, out: str | Path) -> None:
-        if found := cfg.step_problems() + ppo_step_problems(cfg) + _reuse_problems(cfg):
+        if found := cfg.step_problems() + ppo_step_problems(cfg) + _trainer_problems(cfg):
             raise ConfigError("\n".join(found))
         if not cfg.train.max_steps:
             cfg = replace(cfg, train=replace(cfg.train, schedule="constant"))

@@ -15,6 +15,7 @@ from rlhf_cli.models.load import LoadInputs, enable_activation_checkpointing, lo
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import config_for_other_model
 from rlhf_cli.models.reward_model import RewardModel
+from rlhf_cli.models.sharding import local_tensor
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import (
     VALUE_ADAPTER,
@@ -93,7 +94,9 @@ def _load(cfg: PPOConfig, tokenizer: Any, ctx: RunContext) -> RewardModel:
 
 
 def parameter_bytes(models: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    """Bytes of each model's parameters: its own, and those shared with a model before it.
+    """Bytes of each model's parameters in this process: its own, and those of a model before it.
+
+    Of sharded parameters these are the bytes of this process's part.
 
     Args:
         models: by role, in the order in which they are counted.
@@ -103,12 +106,12 @@ def parameter_bytes(models: Mapping[str, nn.Module]) -> dict[str, tuple[int, int
     for role, model in models.items():
         own = shared = 0
         for param in model.parameters():
-            size = param.numel() * param.element_size()
-            if param.data_ptr() in seen:
-                shared += size
+            part = local_tensor(param)
+            if part.data_ptr() in seen:
+                shared += part.nbytes
             else:
-                own += size
-                seen.add(param.data_ptr())
+                own += part.nbytes
+                seen.add(part.data_ptr())
         found[role] = (own, shared)
     return found
 
