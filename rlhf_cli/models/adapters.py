@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 
+from rlhf_cli.models.adapters_on_shards import hold_whole, unread_base
 from rlhf_cli.models.resolve import ModelSource
 
 TRAINED_ADAPTER = "default"
@@ -81,7 +82,7 @@ class Adapters:
         return {n: (params[clone], params[n]) for n, clone in clones.items() if clone != n}
 
     def add(self, role: str, names: Sequence[str], config: Any, *, trained: bool) -> None:
-        """Give a role a new adapter, named `adapter_name(role)`.
+        """Give a role a new adapter, named `adapter_name(role)`, whose values the caller sets.
 
         Args:
             role: a new one.
@@ -90,7 +91,9 @@ class Adapters:
             trained: whether it is trained.
         """
         before = {name: param.requires_grad for name, param in self.model.named_parameters()}
-        self.model.add_adapter(adapter_name(role), config)
+        with unread_base(self.model):
+            self.model.add_adapter(adapter_name(role), config)
+        hold_whole(self.model, adapter_name(role))
         for name, param in self.model.named_parameters():
             param.requires_grad_(before.get(name, trained))  # PEFT changes those of others too
         self._find_layers()

@@ -22,7 +22,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.models.adapters import TOKEN_ROWS_KEY, TRAINED_ADAPTER, Adapters
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.lora_config import build_lora_config, peft_task
-from rlhf_cli.models.quantize import quantized_weight
+from rlhf_cli.models.quantize import has_quantized_weight
 from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, STACKED_PREFIX, ModelSource
 from rlhf_cli.models.reward_model import HEAD
 from rlhf_cli.models.stored_tensor import read, read_parameters
@@ -162,7 +162,7 @@ def _require_unquantized_output(model: Any, folder: Path) -> None:
     """
     layer = model.get_output_embeddings()
     wrapped = isinstance(layer, BaseTunerLayer | ModulesToSaveWrapper)
-    if wrapped and quantized_weight(layer) is not None:
+    if wrapped and has_quantized_weight(layer):
         raise ModelError(
             f"quant.output_layer: got true, and the adapter in {folder} has a part on the output "
             "layer, which must not be quantized then. Try quant.output_layer=false"

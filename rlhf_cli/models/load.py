@@ -54,7 +54,12 @@ from rlhf_cli.models.parameters import (
 )
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.probes import probe
-from rlhf_cli.models.quantize import is_quantized, quantized_weight, set_eval_mode
+from rlhf_cli.models.quantize import (
+    has_quantized_weight,
+    is_quantized,
+    require_shardable,
+    set_eval_mode,
+)
 from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.sharding import shard_model
@@ -120,6 +125,8 @@ def load_trainable(
     dtype = ctx.compute if adapted else torch.float32
     allowed = allowed_reward_mismatch(source, new_head=new_head) if role is RewardModel else None
     quantized = _choose_quantization(source, cfg.quant, role.kind)
+    if ctx.mesh is not None:
+        require_shardable(quantized.quant, cfg.model.path)
     model = _load_weights(role.kind, cfg.model, quantized, inputs, dtype, allowed)
     loaded = _wrap(role, model, cfg, source, inputs)
     for param in loaded.parameters():
@@ -157,6 +164,8 @@ def load_frozen(
     source = prepare_base(cfg, inputs.tokenizer, ctx)
     allowed = allowed_reward_mismatch(source) if role is RewardModel else None
     quantized = _choose_quantization(source, cfg.quant, role.kind)
+    if ctx.mesh is not None:
+        require_shardable(quantized.quant, cfg.model.path)
     model = _load_weights(role.kind, cfg.model, quantized, inputs, ctx.compute, allowed)
     with muted():  # mute log lines that apply to trained models only
         loaded = _wrap(role, model, cfg, source, inputs)
@@ -253,7 +262,7 @@ def _wrap(
         from rlhf_cli.models.attach_adapters import attach_adapters  # PEFT: a second to import
 
         adapters = attach_adapters(model, source, cfg.adapter, ctx.seed, inputs.new_tokens)
-    quantized = quantized_weight(model.get_output_embeddings()) is not None
+    quantized = has_quantized_weight(model.get_output_embeddings())
     implementation, reason = choose(cfg.kernels, ctx.device, quantized=quantized)
     if role is Policy:
         logger.info(f"logprobs: {implementation.name} ({reason})")

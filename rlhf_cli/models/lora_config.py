@@ -16,7 +16,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.parameters import find_modules, non_text_pattern
-from rlhf_cli.models.quantize import quantized_weight
+from rlhf_cli.models.quantize import has_quantized_weight
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.trainable_tokens import trainable_token_indices
 
@@ -162,7 +162,7 @@ def _require_adaptable_output(model: Any, cfg: AdapterConfig, name: str) -> None
         reason = (
             "the adapter below has rows of single tokens in it, and PEFT puts no matrices there"
         )
-    elif quantized_weight(model.get_output_embeddings()) is not None:
+    elif has_quantized_weight(model.get_output_embeddings()):
         reason = "quantized (quant.output_layer=true), it takes no adapter"
     if reason:
         raise ModelError(

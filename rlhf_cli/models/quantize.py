@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf_cli.errors import ModelError
@@ -84,11 +85,11 @@ def require_quantized_output(base: str, model: Any) -> None:
         ModelError: says why.
     """
     layer = model.get_output_embeddings()
-    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    state = quant_state(layer)
     if state is not None and state.shape[-1] % state.blocksize:
         width, block = state.shape[-1], state.blocksize
         raise _unquantizable(base, f"is {width} wide; 4 bits need a multiple of {block}")
-    if quantized_weight(layer) is None:
+    if not has_quantized_weight(layer):
         raise _unquantizable(base, f"is none that bitsandbytes quantizes ({type(layer).__name__})")
 
 
@@ -99,10 +100,28 @@ def _unquantizable(base: str, reason: str) -> ModelError:
     )
 
 
+def quant_state(layer: Any) -> Any:
+    """Return the scales of a layer's 4-bit weight; None for any other layer.
+
+    They belong to the weight, or to the layer where processes share the weight.
+    """
+    weight = getattr(layer, "weight", None)
+    return getattr(weight, "quant_state", None) or getattr(layer, "quant_state", None)
+
+
+def has_quantized_weight(layer: Any) -> bool:
+    """Return whether bitsandbytes has quantized the weight of a layer."""
+    eight = getattr(getattr(layer, "weight", None), "dtype", None) == torch.int8
+    return eight or quant_state(layer) is not None
+
+
 def quantized_weight(layer: Any) -> QuantizedWeight | None:
-    """Return the weight of a layer that bitsandbytes has quantized; none for any other layer."""
+    """Return the weight of a layer that bitsandbytes has quantized; none for any other layer.
+
+    A weight that processes share must be gathered, as it is inside a pass of the model.
+    """
     weight: Any = getattr(layer, "weight", None)
-    state = getattr(weight, "quant_state", None)
+    state = quant_state(layer)
     if state is not None:
         if getattr(state, "packing_format_for_cpu", False):
             raise RuntimeError("the output layer was repacked for the CPU; see `set_eval_mode`")
@@ -130,18 +149,53 @@ def is_quantized(model: Any) -> bool:
     return bool(getattr(model, "is_quantized", False))
 
 
+def require_shardable(kind: str, path: str) -> None:
+    """Refuse to share 8-bit weights among processes: bitsandbytes keeps a second reference to each.
+
+    Args:
+        kind: quantization of the base: `none`, `nf4` or `int8`.
+        path: of the model, for the message.
+
+    Raises:
+        ModelError: the kind is int8.
+    """
+    if kind == "int8":
+        raise ModelError(
+            f"quant.kind: {path} is quantized by int8, and each process would hold all 8-bit "
+            "weights. Try quant.kind=nf4, or launch.shard=none"
+        )
+
+
+def move_states_to_layers(model: nn.Module) -> None:
+    """Make plain tensors of the packed 4-bit weights, whose scales their layers keep.
+
+    Processes can share plain tensors: bitsandbytes' own parameters lose their scales when they are
+    divided. Its layers read the scales from themselves whenever their weight has none.
+    """
+    for module in model.modules():
+        weight = vars(module).get("_parameters", {}).get("weight")
+        state = getattr(weight, "quant_state", None)
+        if state is not None:
+            plain = weight.data.as_subclass(Tensor)
+            module.weight = nn.Parameter(plain, requires_grad=False)
+            module.quant_state = state
+
+
 def set_eval_mode(model: nn.Module) -> None:
     """Put a model that is not trained in eval mode, where bitsandbytes repacks 4-bit CPU weights.
 
-    Two kinds of layers stay in train mode: those whose rows are no multiple of a block, which
-    bitsandbytes fails to repack, and the output layer, whose rows are read in the first format.
+    Three kinds of layers stay in train mode: those whose rows are no multiple of a block, which
+    bitsandbytes fails to repack, the output layer, whose rows are read in the first format, and
+    those whose weight is shared by processes, which gather it in the first format.
     """
     model.eval()
     wholes = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
     outputs = [whole.get_output_embeddings() for whole in wholes]
     for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is not None and (state.shape[-1] % state.blocksize or module in outputs):
+        state = quant_state(module)
+        if state is None:
+            continue
+        if isinstance(model, FSDPModule) or state.shape[-1] % state.blocksize or module in outputs:
             module.train()
 
 

@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from rlhf_cli.mesh import REPLICATE, ShardMesh
+from rlhf_cli.models.quantize import move_states_to_layers
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.shards import ShardLayout, whole
 
@@ -49,6 +50,7 @@ def shard_model(
     Returns:
         Parameter -> the rows of it that this process holds.
     """
+    move_states_to_layers(model)
     offload = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")
     options: dict[str, Any] = {
         "mesh": mesh.device_mesh,
@@ -68,7 +70,7 @@ def shard_model(
         unit.set_force_sum_reduction_for_comms(True)
     for method in model.entry_points:
         register_fsdp_forward_method(model, method)
-    model.mesh = mesh
+    model.mesh, model.gathered_dtype = mesh, compute
     return {name: layout_of(param) for name, param in model.named_parameters()}
 
 

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError, first_line
 from rlhf_cli.models.adapters import Adapters, adapter_name
-from rlhf_cli.models.parameters import cast_params
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.quantize import is_quantized
 from rlhf_cli.models.resolve import ADAPTER_WEIGHTS, ModelSource
@@ -44,7 +43,8 @@ class SharedRewardModel(nn.Module):
         self._policy = (policy,)  # in a tuple, so that its parameters are not this module's
         head = attach_reward_adapter(policy.adapters, role, folder)
         self.own = nn.ParameterList(policy.adapters.adapter_params(role))
-        cast_params(self.own, dtype)
+        for param in self.own:  # they are where the base is, whose shards may be on the host
+            param.data = param.data.to(policy.device, dtype)
         self.head = nn.Parameter(head.to(policy.device, dtype), requires_grad=False)
 
     @property

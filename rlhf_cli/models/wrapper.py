@@ -61,6 +61,9 @@ class ModelWrapper(nn.Module, ABC):
     mesh: ShardMesh | None = None
     """Processes that share the weights; none where this process holds all of them."""
 
+    gathered_dtype: torch.dtype | None = None
+    """Type that shared weights are gathered in; none where this process holds all of them."""
+
     padding_side: Literal["left", "right"] = "right"
     pad_token: int = 0
     shares_prefixes: bool = True
@@ -85,6 +88,14 @@ class ModelWrapper(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device that computes; shards of the parameters may be on the host."""
         return next(self.parameters()).device if self.mesh is None else self.mesh.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the embeddings in a forward pass."""
+        if self.gathered_dtype is not None:
+            return self.gathered_dtype
+        found: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return found
 
     @property
     @abstractmethod

@@ -139,6 +139,23 @@ class StageConfig(LoadConfig):
                 f"{self.train.max_steps}; need at most that. "
                 f"Try train.warmup_steps={self.train.max_steps // 10}"
             )
+        return found + self._not_on_shards()
+
+    def _not_on_shards(self) -> list[str]:
+        """Settings that do not go with shards, or with shards on the host; one line each."""
+        found = []
+        if self.launch.shard != "none" and self.quant.kind == "int8":
+            found.append(
+                f"quant.kind: got int8 with launch.shard={self.launch.shard}; each process would "
+                "hold all 8-bit weights. Try quant.kind=nf4"
+            )
+        if self.launch.offload != "none" and self.train.optimizer.startswith("paged_"):
+            plain = self.train.optimizer.removeprefix("paged_")
+            found.append(
+                f"train.optimizer: got {self.train.optimizer} with launch.offload="
+                f"{self.launch.offload}, which keeps all moments on the host. "
+                f"Try train.optimizer={plain}"
+            )
         return found
 
     def _context_problems(self) -> list[str]:

@@ -13,7 +13,7 @@ from rlhf_cli.context import PRECISIONS, RunContext
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
-from rlhf_cli.models.quantize import quantized_weight
+from rlhf_cli.models.quantize import has_quantized_weight
 from rlhf_cli.models.resolve import weights_fingerprint
 from rlhf_cli.models.reward_model import name_pad_token
 from rlhf_cli.models.tokenizer import (
@@ -148,7 +148,7 @@ def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:
         "adapters": policy.adapters.folders(),
         "quant": quant.kind if own else source.quant,
         "quant_double": quant.double if own else source.double,
-        "quant_output_layer": quantized_weight(policy.output_layer) is not None,
+        "quant_output_layer": has_quantized_weight(policy.output_layer),
     }
 
 
