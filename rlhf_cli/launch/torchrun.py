@@ -1,12 +1,15 @@
-"""Runs under `torchrun` or `accelerate launch`: rank 0 is the command line, other ranks wait."""
+"""Runs under `torchrun`, `accelerate launch` or srun: rank 0 is the command line, others wait."""
 
 import json
+import os
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
 from typing import Any
 
-from rlhf_cli.errors import ConfigError
+from rlhf_cli.errors import ConfigError, Interrupted
+from rlhf_cli.launch.slurm.ranks import set_rank_variables
 from rlhf_cli.launch.worker import RankEnv, Task, build_report, read_rank_env, redirect_output
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs.log import redact, redacted
@@ -24,7 +27,27 @@ _sent = Event()
 def read_launcher_env(argv: list[str]) -> RankEnv | None:
     """Rank of this process if another launcher started several of a training command."""
     trains = argv[:1] and argv[0] in COMMANDS and COMMANDS[argv[0]].trains
-    return read_rank_env() if trains else None
+    if not trains:
+        return None
+    set_rank_variables()
+    return read_rank_env()
+
+
+def require_several(given: Mapping[str, str] = os.environ) -> None:
+    """Refuse a single process that `accelerate launch` started in place of several.
+
+    With `--cpu` it starts one for any `--num_processes`, and the address of rank 0 is all that it
+    passes on of them.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if given.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in given and "RANK" not in given:
+        raise ConfigError(
+            "accelerate launch: with --cpu it starts a single process whatever --num_processes "
+            "says. Try --multi_gpu in place of --cpu, which works without GPUs too, or "
+            "rlhf with launch.processes=2"
+        )
 
 
 def run_worker(own: RankEnv) -> int:
@@ -50,7 +73,8 @@ def run_worker(own: RankEnv) -> int:
         report = build_report(error, own.rank)
         text = f"error: {report.message}\n" if report.kind else report.traceback
         print(f"rank {own.rank}: {redact(text)}", end="", file=stderr, flush=True)
-        return report.exit_code
+        # a launcher ends all ranks when one fails; rank 0 still records the interruption
+        return 0 if report.exit_code == Interrupted.exit_code else report.exit_code
     destroy_process_group()
     return 0
 
