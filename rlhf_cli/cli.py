@@ -20,6 +20,7 @@ from rlhf_cli.console import only_errors, print_result, print_results_as_json
 from rlhf_cli.cores import limit_thread_spinning
 from rlhf_cli.errors import ConfigError, DataError, Interrupted, RlhfError, translate
 from rlhf_cli.launch import torchrun
+from rlhf_cli.launch.slurm.ranks import wait_for_former_start
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.resources import SHIPPED
 from rlhf_cli.tools import TOOLS
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
 def entry() -> int:
     """The console script `rlhf`."""
     limit_thread_spinning()
-    signal.signal(signal.SIGTERM, _interrupt)  # until the loop has a step to finish
+    for number in STOP_SIGNALS:
+        signal.signal(number, _interrupt)  # until the loop has a step to finish
     return main(sys.argv[1:])
 
 
+# Slurm sends SIGUSR1 before the time limit, as `--signal` says, and submitit has it send SIGUSR2.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Let SIGTERM end a command as Ctrl-C does: exit code 130, the manifest and lock in order."""
+    """Let a signal end a command as Ctrl-C does: exit code 130, the manifest and lock in order."""
     raise KeyboardInterrupt
 
 
@@ -49,7 +55,10 @@ def main(argv: list[str]) -> int:
     if own is None:
         return _main(argv)
     if own.rank:
-        return torchrun.run_worker(own)
+        try:
+            return torchrun.run_worker(own)
+        except KeyboardInterrupt:  # before rank 0 sent a task; it has the exit code
+            return 0
     return torchrun.run_command(own, lambda: _main(argv))
 
 
@@ -136,6 +145,8 @@ def _command(word: str) -> Command:
 
 
 def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
+    if command.trains:
+        torchrun.require_several()
     if command.trains and not line.recipes and not _names_model_or_data(line):
         line.recipes.append(f"{SHIPPED}/{command.name}")
         print(f"no model or data given: using recipe {line.recipes[0]}", file=sys.stderr)
@@ -152,6 +163,7 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
     from rlhf_cli.resolve import resolve  # Hydra: 0.2 s, which the help does not need
 
     resolved = resolve(command, line)
+    _require_slurm_for_its_keys(line, resolved)
     if line.show_origins:
         from rlhf_cli.config.provenance import format_table, trace
 
@@ -163,11 +175,25 @@ def _start(command: Command, line: CommandLine, argv: list[str]) -> int:
         print(to_yaml(command.name, resolved.public_tree), end="", flush=True)
     elif line.dry_run:
         return _dry_run(command, line, {"": resolved})
+    elif command.trains and resolved.config.launch.kind == "slurm":
+        from rlhf_cli.launch.slurm import submit
+
+        submit.run(command, resolved)
     elif command.trains:
         _run_training(command, resolved, argv)
     else:
         return _run_once(command, resolved)
     return 0
+
+
+def _require_slurm_for_its_keys(line: CommandLine, resolved: "Resolved") -> None:
+    """Refuse keys of a Slurm job on the command line of a run that is no job."""
+    given = [one.key for one in line.overrides if one.key.startswith("launch.slurm.")]
+    if given and resolved.config.launch.kind != "slurm":
+        raise ConfigError(
+            f"{given[0]}: given, but the run starts on this machine, with launch.kind="
+            f"{resolved.config.launch.kind}. Try launch=slurm"
+        )
 
 
 def _dry_run(command: Command, line: CommandLine, jobs: dict[str, "Resolved"]) -> int:
@@ -206,6 +232,7 @@ def _run_training(command: Command, resolved: "Resolved", argv: list[str]) -> No
     new = not (config.output_dir and os.path.isdir(config.output_dir))
     out = folder.allocate(command.name, config.output_dir)
     decision = ""
+    wait_for_former_start(out)
     try:
         decision = folder.claim(out, resolved.public_tree, command.name, config.resume)
         if decision == "complete":

@@ -95,12 +95,12 @@ def _keys(schema: Schema, properties: Schema, group: str = "") -> Iterator[tuple
     for name, one in properties.items():
         if name in ("stage", "base", "vars"):
             continue
-        yield group + name, one
-        if not group:
-            for part in one.get("anyOf", ()):
-                inner = _resolve(schema, part).get("properties")
-                if inner:
-                    yield from _keys(schema, inner, f"{name}.")
+        if "properties" not in one:  # a group below a group is no choice by itself
+            yield group + name, one
+        for part in [one] if group else one.get("anyOf", ()):
+            inner = _resolve(schema, part).get("properties")
+            if inner:
+                yield from _keys(schema, inner, f"{group}{name}.")
 
 
 def _resolve(schema: Schema, part: Schema) -> Schema:

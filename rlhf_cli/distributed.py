@@ -274,7 +274,8 @@ def init_process_group(store: Store, rank: int, world_size: int, local_rank: int
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(local_rank)
+        # some clusters show each process its own GPU alone
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     with _raising_rank_failed():
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 

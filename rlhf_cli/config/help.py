@@ -19,7 +19,6 @@ from rlhf_cli.config.schema import (
     OutputPath,
     Unit,
     aliases,
-    groups,
     is_group,
     is_union,
     options,
@@ -95,7 +94,7 @@ def page(command: Command) -> str:
         by_group.setdefault(option.key.rpartition(".")[0], []).append(option)
     for group, members in by_group.items():
         lines = [line for option in members for line in _entry(option)]
-        parts.append("\n".join([_heading(command, group), *lines]))
+        parts.append("\n".join([_heading(command, group, members[0].owner), *lines]))
     if aliases(command.config):
         parts.append("\n".join(_short_names(command)))
     parts.append("\n".join(_examples(command)))
@@ -124,12 +123,10 @@ def _purpose(command: Command) -> tuple[str, str]:
     return first, " ".join(rest.split())
 
 
-def _heading(command: Command, group: str) -> str:
+def _heading(command: Command, group: str, config: type[Any]) -> str:
     if not group:
         return f"{command.name}: its own keys"
-    config = groups(command.config).get(group.partition(".")[0])
-    purpose = f": {first_sentence(config.__doc__ or '')}" if config else ""
-    return "\n".join([group + purpose, *_presets(group)])
+    return "\n".join([f"{group}: {first_sentence(config.__doc__ or '')}", *_presets(group)])
 
 
 def first_sentence(text: str) -> str:

@@ -138,12 +138,21 @@ class _Types:
     command: str
     definitions: dict[str, Schema]
 
-    def keys(self, default: Any) -> Schema:
-        """The keys of a config class, given an instance with the defaults."""
+    def keys(self, default: Any, *, nested: bool = False) -> Schema:
+        """The keys of a config class, given an instance with the defaults.
+
+        Args:
+            default: the instance.
+            nested: it stands below a group, and so has neither presets nor a definition.
+        """
         texts = docs(default.__class__)
         properties: dict[str, Schema] = {}
         for name, kind in field_types(type(default)).items():
             value = getattr(default, name)
+            if is_group(kind) and nested:
+                about = {"description": first_sentence(kind.__doc__ or "")}
+                properties[name] = {**self.keys(value, nested=True), **about}
+                continue
             if is_group(kind):
                 properties[name] = self.group(name, value)
                 continue
@@ -153,7 +162,7 @@ class _Types:
 
     def group(self, name: str, default: Any) -> Schema:
         """A group: a preset or, where it has one, a path; or keys."""
-        keys = self.keys(default)
+        keys = self.keys(default, nested=True)
         if name == "sweep":
             keys["additionalProperties"] = {"type": ["array", "string", "object"]}
             keys["description"] = f"All keys but {' and '.join(OBJECTIVE)} are swept with -m."

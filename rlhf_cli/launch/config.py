@@ -1,13 +1,18 @@
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from rlhf_cli.config.schema import Ge, RuntimeOnly
+from rlhf_cli.launch.slurm.config import SlurmConfig
 
 
 @dataclass(kw_only=True)
 class LaunchConfig:
     """Processes that train one model together: how many, and what each of them holds."""
+
+    kind: Annotated[Literal["local", "slurm"], RuntimeOnly()] = "local"
+    """`local` starts the processes on this machine; `slurm` submits a job that starts them, as
+    `launch.slurm` describes it, and returns."""
 
     processes: Annotated[int, Ge(0), RuntimeOnly()] = 1
     """Number of processes on this machine: one per GPU, or sharing the cores of a CPU. 0 uses all
@@ -33,6 +38,16 @@ class LaunchConfig:
     """What is kept in the memory of the host instead of the GPU's: the optimizer's state and fp32
     weights, or `all` shards of weights, gradients and optimizer. Needs `launch.shard`."""
 
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+
+    @property
+    def started(self) -> int:
+        """Number of processes of the run, also where torchrun started them; 0: one for each GPU."""
+        given = os.environ.get("WORLD_SIZE", "")
+        if given.isdigit():
+            return int(given)
+        return self.slurm.processes if self.kind == "slurm" else self.processes
+
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
         found = []
@@ -51,12 +66,23 @@ class LaunchConfig:
                 f"launch.offload: got {self.offload} with launch.shard=none, which keeps nothing "
                 "on the host. Try launch.shard=full"
             )
-        together = self.replicas * self.context_parallel
-        started = os.environ.get("WORLD_SIZE", "")  # by torchrun, which needs no launch.processes
-        processes = int(started) if started.isdigit() else self.processes
-        if processes and processes % together:
-            found.append(
-                f"launch.processes: got {processes}; need a multiple of launch.replicas x "
-                f"launch.context_parallel = {together}. Try launch.processes={together}"
-            )
-        return found
+        return found + self._counts()
+
+    def _counts(self) -> list[str]:
+        """Numbers of processes that do not go together."""
+        together, slurm = self.replicas * self.context_parallel, self.slurm
+        if self.kind == "slurm" and self.processes not in (0, 1, slurm.processes):
+            return [
+                f"launch.processes: got {self.processes} with launch=slurm, which starts "
+                f"{slurm.processes} (launch.slurm.nodes={slurm.nodes} x {slurm.tasks_per_node} on "
+                "each); leave the key out"
+            ]
+        if not self.started or self.started % together == 0:
+            return []
+        need = f"need a multiple of launch.replicas x launch.context_parallel = {together}"
+        if self.kind == "slurm":
+            return [
+                f"launch.slurm.nodes: got {slurm.nodes} with {slurm.tasks_per_node} processes on "
+                f"each, {slurm.processes} together; {need}"
+            ]
+        return [f"launch.processes: got {self.processes}; {need}. Try launch.processes={together}"]

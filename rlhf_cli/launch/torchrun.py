@@ -1,19 +1,20 @@
-"""Runs under `torchrun` or `accelerate launch`: rank 0 is the command line, other ranks wait."""
+"""Runs under `torchrun`, `accelerate launch` or srun: rank 0 is the command line, others wait."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rlhf_cli.console import logger
-from rlhf_cli.errors import ConfigError, RankFailed, RlhfError
+from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError
 from rlhf_cli.launch.group import joined, run_task
 from rlhf_cli.launch.same_start import compare_starts
+from rlhf_cli.launch.slurm.ranks import set_rank_variables
 from rlhf_cli.launch.worker import (
     ErrorReport,
     RankEnv,
@@ -39,7 +40,27 @@ of each an exit code; every rank that its machine has the rows; rank 0 that all 
 def read_launcher_env(argv: list[str]) -> RankEnv | None:
     """Rank of this process if another launcher started several of a training command."""
     trains = argv[:1] and argv[0] in COMMANDS and COMMANDS[argv[0]].trains
-    return read_rank_env() if trains else None
+    if not trains:
+        return None
+    set_rank_variables()
+    return read_rank_env()
+
+
+def require_several(given: Mapping[str, str] = os.environ) -> None:
+    """Refuse a single process that `accelerate launch` started in place of several.
+
+    With `--cpu` it starts one for any `--num_processes`, and the address of rank 0 is all that it
+    passes on of them.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    if given.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in given and "RANK" not in given:
+        raise ConfigError(
+            "accelerate launch: with --cpu it starts a single process whatever --num_processes "
+            "says. Try --multi_gpu in place of --cpu, which works without GPUs too, or "
+            "rlhf with launch.processes=2"
+        )
 
 
 @dataclass
@@ -129,7 +150,9 @@ def run_worker(own: RankEnv) -> int:
                 return _run_part(own, store)
             except BaseException as error:
                 tell_end(error)
-                return ending.report(error).exit_code
+                code = ending.report(error).exit_code
+                # a launcher ends all ranks when one fails; rank 0 still records the interruption
+                return 0 if code == Interrupted.exit_code else code
     except RlhfError as error:  # the others were not found
         return ending.report(error).exit_code
 

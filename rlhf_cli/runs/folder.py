@@ -123,7 +123,7 @@ def predict_decision(path: Path, resolved: dict[str, Any], stage: str, resume: s
 def _decide(path: Path, config: dict[str, Any], stage: str, resume: str) -> Decision:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"output_dir: {path} is a file; need a folder")
-    if not path.exists() or all(entry.name.startswith(".") for entry in path.iterdir()):
+    if not path.exists() or {*run_files.list_entries(path)} <= {*run_files.JOB_FILES}:
         return "fresh"
     status = manifest.status(path)
     has_results = bool(list_checkpoints(path)) or (path / MODEL).is_dir()

@@ -33,6 +33,11 @@ TOKENIZER = "tokenizer"
 RANK_LOGS = "ranks"
 TRACKERS = "trackers"
 
+JOB_SCRIPT, JOB_CONFIG, JOB_LOG = "job.sbatch", "job.yaml", "slurm.log"
+"""Files of a Slurm job, which are there before the run starts and stay when it starts anew."""
+
+JOB_FILES = (JOB_SCRIPT, JOB_CONFIG, JOB_LOG)
+
 FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES, FIXED_SAMPLES, REPORT)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
@@ -70,6 +75,11 @@ def remove_run_files(path: Path) -> list[str]:
     checkpoints = path / CHECKPOINTS
     if checkpoints.is_dir() and not any(checkpoints.iterdir()):
         checkpoints.rmdir()
+    return [name for name in list_entries(path) if name not in JOB_FILES]
+
+
+def list_entries(path: Path) -> list[str]:
+    """List the names in a folder, without hidden ones."""
     return sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
 
 

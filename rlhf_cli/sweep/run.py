@@ -105,6 +105,8 @@ def plan_sweep(command: Command, line: CommandLine) -> Sweep:
         except RlhfError as error:
             refused.append(error)
     refused += _differing_objectives(checked)
+    if any(job.resolved.config.launch.kind == "slurm" for job in checked):
+        refused.append(ConfigError(_NO_JOBS_OF_SLURM))
     folders = {job.resolved.config.output_dir for job in checked}
     if len(folders) > 1:
         text = "output_dir: differs between the jobs; need one folder, in which they are numbered"
@@ -113,6 +115,12 @@ def plan_sweep(command: Command, line: CommandLine) -> Sweep:
     if refused:
         raise _combine(refused)
     return Sweep(command, common, [override.input_line or "" for override in swept], checked)
+
+
+_NO_JOBS_OF_SLURM = (
+    "launch: got slurm with -m; a sweep waits for its runs, which Hydra's launcher submits. "
+    "Try launch=local hydra/launcher=submitit_slurm"
+)
 
 
 def _differing_objectives(checked: list[Job]) -> list[RlhfError]:

@@ -13,7 +13,8 @@ from typing import Any
 from rlhf_cli.console import logger
 from rlhf_cli.distributed import Ranks
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C; the end of a job; Slurm's and submitit's warning before the time limit."""
 
 
 class StopRequest:
@@ -42,7 +43,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_request() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request that the loop checks between two steps."""
+    """Turn a signal of `SIGNALS` into a request that the loop checks between two steps."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may set handlers

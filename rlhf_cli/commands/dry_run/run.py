@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rlhf_cli.commands.dry_run.training import plan_training, sections
 from rlhf_cli.config.command import Command
 from rlhf_cli.console import muted
 from rlhf_cli.errors import ConfigError, OutOfMemory
+from rlhf_cli.launch.slurm import submit
 from rlhf_cli.memory.device import Device, find_device, stated_gpu, with_memory
 from rlhf_cli.preflight.hub import fetch_named
 from rlhf_cli.resolve import Resolved
@@ -63,15 +65,17 @@ def run(command: Command, jobs: Mapping[str, Resolved], *, as_json: bool = False
         values[-1] |= section_values(command.name, parts)
         if not as_json:
             job = f"job {number}: {title}\n\n" if title else ""
-            text = format_sections(_head(command), parts) if parts else _complete(out)
+            text = format_sections(_head(command, resolved), parts) if parts else _complete(out)
             print(f"{job}{text}", end="\n\n" if title else "\n", flush=True)
     if as_json:
         print(json.dumps(values if len(jobs) > 1 else values[0], indent=2), flush=True)
     return 0 if all_fit else OutOfMemory.exit_code
 
 
-def _head(command: Command) -> str:
-    return f"dry run of rlhf {command.name}: nothing is loaded, trained or written"
+def _head(command: Command, resolved: Resolved) -> str:
+    slurm = command.trains and resolved.config.launch.kind == "slurm"
+    last = "submitted" if slurm else "written"
+    return f"dry run of rlhf {command.name}: nothing is loaded, trained or {last}"
 
 
 def _complete(output_dir: str) -> str:
@@ -93,7 +97,15 @@ def _training(command: Command, resolved: Resolved, output_dir: str) -> Found:
             command.name, cfg, _device(cfg), _processes(cfg), out, _steps_done(out, decision)
         )
     where = _folder(command.name, output_dir, decision)
-    return sections(plan, where), plan.memory.estimate.fits
+    job = [_write_job(command, resolved)] if cfg.launch.kind == "slurm" else []
+    return [*sections(plan, where), *job], plan.memory.estimate.fits
+
+
+def _write_job(command: Command, resolved: Resolved) -> Section:
+    """Write the job of a run with `launch=slurm`, and show it."""
+    job = submit.write(command, resolved)
+    lines = [("script", str(job.script)), ("submit", shlex.join(["sbatch", str(job.script)]))]
+    return Section("job", lines, {"script": str(job.script), "text": job.text}, job.text)
 
 
 def _steps_done(out: Path, decision: str) -> int:
@@ -131,4 +143,4 @@ def _device(cfg: Any) -> Device:
 
 def _processes(cfg: Any) -> int:
     """Processes of a run; 0 in the configuration is one for each GPU."""
-    return cfg.launch.processes or max(1, count_gpus())
+    return cfg.launch.started or max(1, count_gpus())
