@@ -178,8 +178,10 @@ RECIPES = (
     Recipe("stack_llama_2/sft", "sft", "Llama-2-7B", 24),
     Recipe("stack_llama_2/dpo", "dpo", "Llama-2-7B", 24, _NF4, rows=2),
     Recipe("zephyr/sft", "sft", "Mistral-7B", 80),
+    Recipe("zephyr/sft", "sft", "Mistral-7B", 80, ("config=zephyr/sharded",)),
     Recipe("zephyr/sft", "sft", "Mistral-7B", 24, ("config=zephyr/qlora",)),
     Recipe("zephyr/dpo", "dpo", "Mistral-7B", 80, rows=2),
+    Recipe("zephyr/dpo", "dpo", "Mistral-7B", 80, ("config=zephyr/sharded",), rows=2),
     Recipe("zephyr/dpo", "dpo", "Mistral-7B", 24, ("config=zephyr/qlora", "adapter=lora"), rows=2),
 )
 
@@ -220,7 +222,10 @@ def estimate_recipe(recipe: Recipe, folder: Path, tokens: int = 0) -> Estimate:
     cfg = config_of(recipe.stage, words)
     device = Device("GPU", "cuda", recipe.gigabytes * 10**9, stated=True)
     rows = Rows.of_config(cfg, recipe.rows)
-    return estimate_memory(recipe.stage, cfg, rows, device, micro_batch_tokens=tokens)
+    processes = cfg.launch.processes
+    return estimate_memory(
+        recipe.stage, cfg, rows, device, processes=processes, micro_batch_tokens=tokens
+    )
 
 
 SMALL_PASS = 2048

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Zephyr: SFT on dialogues, then DPO.
-#   bash recipes/zephyr/run.sh [OUTPUT_FOLDER] [twin] [qlora]
-# With `qlora`, adapters are trained on 4-bit weights; with `twin`, the same commands use a small
-# model and files of $RLHF_DATA: rlhf docs recipes. Run it again after a failure to continue.
+#   bash recipes/zephyr/run.sh [OUTPUT_FOLDER] [twin] [qlora | sharded]
+# With `sharded`, 8 GPUs divide the weights; with `qlora`, adapters are trained on 4-bit weights;
+# with `twin`, the same commands use a small model and files of $RLHF_DATA: rlhf docs recipes. Run
+# it again after a failure to continue.
 set -euo pipefail
 out=${1:-runs/zephyr}
 options=" ${*:2} "
@@ -10,6 +11,9 @@ options=" ${*:2} "
 sft=() dpo=()
 if [[ $options == *" qlora "* ]]; then
   sft+=(config=zephyr/qlora) dpo+=(config=zephyr/qlora)
+fi
+if [[ $options == *" sharded "* ]]; then
+  sft+=(config=zephyr/sharded) dpo+=(config=zephyr/sharded)
 fi
 if [[ $options == *" twin "* ]]; then
   : "${RLHF_DATA:?set RLHF_DATA to the folder of public data (see rlhf docs data)}"

@@ -16,6 +16,9 @@ from rlhf_cli import cli
 from rlhf_cli.train.metrics import read_metrics
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+OVERLAYS = {"qlora", "sharded"}
+"""Recipes that come after one of a stage."""
+
 CHAINS = {
     "stack_llama": ["sft", "reward", "ppo"],
     "stack_llama_2": ["sft", "dpo"],
@@ -93,7 +96,7 @@ def test_a_header_says_where_it_comes_from_and_what_it_takes(path):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_model_and_each_stage_s_data_are_those_of_the_hub(name):
-    stages = [path for path in sorted((RECIPES / name).glob("*.yaml")) if path.stem != "qlora"]
+    stages = [path for path in sorted((RECIPES / name).glob("*.yaml")) if path.stem not in OVERLAYS]
     models = [re.search(rf"^(?:model|  path): {HUB_ID}$", p.read_text(), re.M) for p in stages]
     assert any(models)
     for path in stages:
@@ -103,7 +106,7 @@ def test_the_model_and_each_stage_s_data_are_those_of_the_hub(name):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [*((name, []) for name in CHAINS), ("zephyr", ["qlora"])],
+    [*((name, []) for name in CHAINS), *(("zephyr", [word]) for word in sorted(OVERLAYS))],
 )
 def test_the_commands_of_a_chain_compose(name, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
