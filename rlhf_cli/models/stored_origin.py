@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_any, tree_map
 
 from rlhf_cli.errors import ModelError, first_line
 
-BLOCK = 64 * 1024**2
-"""Bytes that are read at once beside the rows that are kept."""
+BLOCK = 16 * 1024**2
+"""Bytes that are read at once; up to four copies exist while they are read and cast."""
 
 COLUMNS = 64
 """Columns are read in multiples of this number; a sum over rows is the same in blocks of them."""
@@ -346,6 +346,8 @@ def fill_rows(target: Tensor, origin: Origin, start: int) -> None:
         origin: of the whole tensor.
         start: first row.
     """
+    if isinstance(origin, Cast) and origin.dtype == target.dtype:
+        origin = origin.inner  # the copy below is the cast
     with torch.no_grad():
         if not origin.by_rows:
             whole = origin.whole()
