@@ -70,12 +70,14 @@ def random_adapter(base: Path, folder: Path) -> Path:
 
     if not folder.exists():
         cfg = LoadConfig(model=ModelConfig(path=str(base)), adapter=AdapterConfig(kind="lora"))
-        policy = load_policy(cfg, LoadInputs(*_run(base)))
+        tokenizer, ctx = _run(base)
+        policy = load_policy(cfg, LoadInputs(tokenizer, ctx))
         for param in policy.parameters():
             if param.requires_grad:
                 param.data.normal_(0, 0.01)
         assert policy.adapters is not None
         policy.adapters.save(folder)
+        tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -34,7 +34,6 @@ from rlhf_cli.models.checks import (
     require_matching_keys,
     require_safetensors,
     require_unquantized,
-    summarize_names,
 )
 from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, ModelConfig
 from rlhf_cli.models.load_errors import convert_load_errors, require_model_folder
@@ -51,6 +50,7 @@ from rlhf_cli.models.resolve import (
 )
 from rlhf_cli.models.reward_model import score_layer
 from rlhf_cli.models.stored_weights import deferred, require_deferred
+from rlhf_cli.models.tied_output import tie_missing_output, untie_own_output
 from rlhf_cli.models.vocabulary import fit_vocabulary, vocabulary_size
 
 logging.disable_progress_bar()  # one line of ours says what was loaded
@@ -304,9 +304,9 @@ def load_checkpoint(
             **options,
         )
     _forget_wrappers(model, source)
-    missing = set(report["missing_keys"]) - _tie_missing_output(model, source, report)
+    missing = set(report["missing_keys"]) - tie_missing_output(model, source, report)
     require_matching_keys(f"{key}: {source}", model, report, missing, allowed)
-    _untie_own_output(model, source)
+    untie_own_output(model, source)
     if is_deferred:
         require_deferred(model)
     return model
@@ -332,40 +332,3 @@ def _forget_wrappers(model: Any, source: str) -> None:
         logger.info(
             f"weights: names in {source} carry the prefixes of a wrapper; they were removed"
         )
-
-
-def _tie_missing_output(model: Any, source: str, report: Mapping[str, Any]) -> set[str]:
-    """Tie an output layer that the file does not hold; return the names that were tied."""
-    missing = set(report["missing_keys"])
-    if type(model).__name__ not in (model.config.architectures or ()):
-        return set()  # a classifier's or a headless checkpoint has no output layer
-    pairs = (getattr(model, "_tied_weights_keys", None) or {}).items()
-    found = {target for target, tied_to in pairs if target in missing and tied_to not in missing}
-    if found:
-        _set_tied(model, True)
-        model.tie_weights()
-        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
-        logger.info(
-            f"weights: {source} has no {summarize_names(found)}, though its config says that it is "
-            "not tied; it is tied to the input embeddings, and so it is in the result"
-        )
-    return found
-
-
-def _untie_own_output(model: Any, source: str) -> None:
-    """Correct the config where the file holds an output layer that differs from the embeddings."""
-    output = model.get_output_embeddings()
-    if output is None or not getattr(model, "_tied_weights_keys", None):
-        return
-    tied = output.weight is model.get_input_embeddings().weight
-    if model.config.get_text_config().tie_word_embeddings and not tied:
-        _set_tied(model, False)
-        logger.info(
-            f"weights: the config of {source} ties the output layer to the input embeddings, but "
-            "the file holds other values for it; they are used, and the result is not tied"
-        )
-
-
-def _set_tied(model: Any, tied: bool) -> None:
-    for config in (model.config, model.config.get_text_config()):
-        config.tie_word_embeddings = tied
