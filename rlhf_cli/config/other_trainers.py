@@ -40,7 +40,13 @@ _GLOBAL = (
 _STEPS = "It counts optimizer steps, not a share of the run."
 _MEMORY = "How a step is cut to fit memory changes no result and is found by itself."
 _CUT = "Prompt and response share data.max_length, and data.truncation says what is cut."
-_SHARDED = "Sharding over devices is not supported; each process holds the whole model."
+_SHARDED = "launch.shard=full divides weights, gradients and optimizer state among the processes."
+_SHARDINGS = {
+    "full_shard": "launch.shard=full",
+    "shard_grad_op": "launch.shard=grad_op",
+    "hybrid_shard": "launch.shard=hybrid launch.replicas=2",
+    "no_shard": "launch.shard=none",
+}
 _PATHS = "It takes files, folders and hub ids, or a list of {path: FILE, weight: 2}."
 _HELD_OUT = "data.eval says which rows are held out, train.eval_steps how often they are measured."
 _TR_DPO = "A reference that moves is set by sync_steps and sync_alpha."
@@ -115,9 +121,9 @@ TRANSFORMERS = {
     "resume_from_checkpoint": OtherName({"true": "resume=auto", "false": "resume=never"}),
     "overwrite_output_dir": OtherName("", "A folder is never overwritten; give a new output_dir."),
     "data_seed": OtherName("seed={}"),
-    "deepspeed": OtherName("", _SHARDED),
-    "fsdp": OtherName("", _SHARDED),
-    "fsdp_config": OtherName("", _SHARDED),
+    "deepspeed": OtherName("launch.shard=full", _SHARDED),
+    "fsdp": OtherName(_SHARDINGS),
+    "fsdp_config": OtherName("launch.shard=full", _SHARDED),
     "use_liger_kernel": OtherName(
         {"false": "kernels=none"}, "kernels=auto takes liger-kernel's layers where it is installed."
     ),
@@ -334,7 +340,10 @@ OPENRLHF = {
     "l2": OtherName("train.weight_decay={}"),
     "max_norm": OtherName("train.max_grad_norm={}"),
     "packing_samples": OtherName("", "Rows are flat without padding in any case."),
-    "zero_stage": OtherName("", _SHARDED),
+    "zero_stage": OtherName(
+        {"2": "launch.shard=grad_op", "3": "launch.shard=full"},
+        "Of stage 1 there is none; grad_op also divides the gradients.",
+    ),
     "save_path": OtherName("output_dir={}"),
     "ckpt_path": OtherName("output_dir={}", "Checkpoints are in the run's folder."),
     "reward_pretrain": OtherName("reward.model={}"),

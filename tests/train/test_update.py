@@ -70,9 +70,20 @@ def test_alone_nothing_is_touched():
 def test_equal_weights_pass_and_a_difference_is_named():
     _, made = optimizer()
     require_equal_weights(made, Twins(), 3)
-    differ = Twins(other=lambda sums: [sums[0], sums[1] + 1, sums[2]])
+    differ = Twins(other=lambda sums: [sums[0], _changed(sums[1]), sums[2]])
     with pytest.raises(CheckpointError, match=r"rank 1 are not .* after step 3 \(1 of 3 .*, b "):
         require_equal_weights(made, differ, 3)
+
+
+def test_ranks_with_other_parts_of_a_parameter_are_not_compared():
+    _, made = optimizer()
+    elsewhere = Twins(other=lambda sums: [(2, 1, value + 1) for _, _, value in sums])
+    require_equal_weights(made, elsewhere, 3)
+
+
+def _changed(part):
+    start, rows, value = part
+    return (start, rows, value + 1)
 
 
 def test_metrics_of_all_ranks_are_merged_when_read():
