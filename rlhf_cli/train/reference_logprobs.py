@@ -114,7 +114,7 @@ def _load_cached(
     some = sorted({*np.linspace(0, len(examples) - 1, CHECKED_EXAMPLES).astype(int).tolist()})
     drift = np.abs(values[_rows_of(examples, some)] - compute(some)).sum()
     tokens = sum(examples.token_starts[i + 1] - examples.token_starts[i] for i in some)
-    if not drift / tokens <= MAX_DRIFT[ctx.compute]:
+    if ctx.ranks.any(not drift / tokens <= MAX_DRIFT[ctx.compute]):
         logger.info(
             f"reference: the stored log-probs ({key}) are not those of this model (they differ by "
             f"{drift / tokens:.1e} nats a token); computing them anew"

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from rlhf_cli.context import RunContext
 from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.distributed import destroy_process_group
 from rlhf_cli.errors import ConfigError
@@ -29,11 +30,14 @@ from rlhf_cli.models.sharding import (
     shards_of,
     units,
 )
+from rlhf_cli.rewards.rewards import WeightedScorer
+from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.shards import ShardLayout
 from rlhf_cli.stages.dpo.loss import MovingReference
 from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
+from rlhf_cli.train.reference_logprobs import hash_weights
 from tests.helpers import random_rows, rows_of, tiny_llama
 from tests.thread_ranks import on_ranks
 
@@ -251,6 +255,34 @@ def test_whole_tensors_are_gathered_of_other_values(mesh):
     assert torch.equal(gather_whole(weight, torch.ones(97, 32)), torch.ones(97, 32))
     plain = torch.zeros(2)
     assert gather_whole(plain, plain) is plain
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_the_hash_of_weights_is_that_of_the_plain_model(
+    mesh, tmp_path, compute
+):
+    """Stored log-probs of a run on one process serve a sharded run too."""
+    ctx = RunContext(CPU, compute, 0, tmp_path)
+    plain, policy = policy_of().to(compute), sharded_policy(mesh, compute)
+    assert hash_weights(policy, ctx) == hash_weights(plain, ctx)
+    with torch.no_grad():
+        policy(ROWS)  # the root's weights are gathered now
+    assert hash_weights(policy, ctx) == hash_weights(plain, ctx)
+    assert hash_weights(policy_of(seed=1).to(compute), ctx) != hash_weights(plain, ctx)
+
+
+@pytest.mark.parametrize(("collective", "calls"), [(False, 0), (True, 1)])
+def test_a_sharded_reward_model_is_called_without_samples_too(collective, calls):
+    """Ranks that have samples wait for it."""
+    called = []
+
+    def scorer(samples):
+        called.append(samples)
+        return []
+
+    term = WeightedScorer("score", "reward.model: x", 1.0, scorer, collective)
+    assert term.score(Samples([], [], [], [])).tolist() == []
+    assert len(called) == calls
 
 
 def sharded(ranks):

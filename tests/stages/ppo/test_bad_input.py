@@ -43,6 +43,10 @@ def fails(prompts, responses, **columns): return [1 / 0]
             ["rollout_logprobs=reuse", "compat=trl"],
             "rollout_logprobs: got reuse with compat=trl, which computes them again",
         ),
+        (
+            ["sampling.cuda_graphs=true", "launch.shard=full"],
+            "sampling.cuda_graphs: got true with launch.shard=full, whose gathered weights",
+        ),
         (["kl_target=3"], "kl_target: given, but only kl_controller=adaptive reads it"),
     ],
 )

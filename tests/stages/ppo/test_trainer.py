@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from rlhf_cli.errors import ConfigError, DataError
+from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.runs import artifact
@@ -103,6 +104,12 @@ def test_messages_are_accepted_and_recorded_in_the_artifact(trainer):
     assert artifact.read(trainer.save())["trained_on"] == "chat"
     with pytest.raises(DataError, match=r"prompts\[1\]\[0\]: got .*need an object with role"):
         trainer.generate([chat, [{"text": "tea"}]])
+
+
+def test_sharding_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"launch\.shard: got full; PPOTrainer is one process"):
+        PPOTrainer(replace(CFG, launch=LaunchConfig(shard="full")), tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
 
 
 def test_reused_logprobs_are_refused(tmp_path):
