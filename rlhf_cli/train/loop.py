@@ -349,7 +349,7 @@ class TrainingLoop:
         state = {
             "source": self.task.source.state_dict(),
             "stage": self.task.state.state_dict(),
-            "meter": self.ranks.all_gather_json(self.meter.state_dict()),
+            "meter": self.ranks.data.all_gather_json(self.meter.state_dict()),
             "lines": self.file.lines,
             "before": self.before,
             "after": self.after,
@@ -369,7 +369,7 @@ class TrainingLoop:
         )
         self.task.source.load_state_dict(state["source"])
         self.task.state.load_state_dict(state["stage"])
-        self.meter.load_state_dict(meter_of_rank(state["meter"], self.ranks))
+        self.meter.load_state_dict(meter_of_rank(state["meter"], self.ranks.data))
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])
