@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rlhf_cli.console import logger
-from rlhf_cli.errors import ConfigError, RankFailed, RlhfError
+from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError
 from rlhf_cli.launch.group import joined, run_task
 from rlhf_cli.launch.same_start import compare_starts
 from rlhf_cli.launch.worker import (
@@ -122,20 +122,24 @@ def run_worker(own: RankEnv) -> int:
     Returns:
         Exit code; that of rank 0 if it started no run.
     """
-    ending = _Ending(own, os.fdopen(os.dup(2), "w", encoding="utf-8"))
-    try:
-        with redacted(), joined(own, ending.say, ending.from_watch) as store:
-            try:
-                return _run_part(own, store)
-            except BaseException as error:
-                tell_end(error)
-                return ending.report(error).exit_code
-    except RlhfError as error:  # the others were not found
-        return ending.report(error).exit_code
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as screen:
+        ending = _Ending(own, screen)
+        try:
+            with redacted(), joined(own, ending.say, ending.from_watch) as store:
+                try:
+                    return _run_part(own, store)
+                except BaseException as error:
+                    tell_end(error)
+                    return ending.report(error).exit_code
+        except RlhfError as error:  # the others were not found
+            return ending.report(error).exit_code
 
 
 def _run_part(own: RankEnv, store: Store) -> int:
-    sent = _receive(store, TASK)
+    try:
+        sent = _receive(store, TASK)
+    except KeyboardInterrupt:  # rank 0 got the signal too, and tells it
+        return Interrupted.exit_code
     if "exit" in sent:
         return int(sent["exit"])
     task = Task(**sent)
@@ -175,16 +179,20 @@ class _Ending:
     screen: TextIO
 
     def say(self, text: str) -> None:
-        for stream in (self.screen, sys.stderr):
-            print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
+        self._print(text, everywhere=True)
 
     def report(self, error: BaseException) -> ErrorReport:
         report = build_report(error, self.own.rank)
         text = f"error: {report.message}" if report.kind else report.traceback.rstrip()
-        silent = report.secondary and not speaks_for_all()
-        stream = sys.stderr if silent else self.screen
-        print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
+        self._print(text, everywhere=not report.secondary or speaks_for_all())
         return report
+
+    def _print(self, text: str, *, everywhere: bool) -> None:
+        """Print a line into this rank's log, once it has one, and on the screen."""
+        has_log = not os.path.samestat(os.fstat(2), os.fstat(self.screen.fileno()))
+        streams = [sys.stderr] * has_log + [self.screen] * everywhere
+        for stream in streams:
+            print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
 
     def from_watch(self, error: RankFailed) -> None:
         os._exit(self.report(error).exit_code)
