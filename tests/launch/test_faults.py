@@ -50,9 +50,7 @@ def fail(monkeypatch, argv, fault, capfd):
     """Run with a fault; gives exit code and what was shown."""
     with monkeypatch.context() as patch:
         with_faults(patch, fault)
-        began = time.monotonic()
         code = cli.main(argv)
-        assert time.monotonic() - began < 120  # a minute beside the start of the processes
     return code, capfd.readouterr().err
 
 
