@@ -47,6 +47,9 @@ GRACE_SECONDS = 10.0
 KILL_SECONDS = 5.0
 """Time after SIGTERM until a rank that still runs gets SIGKILL."""
 
+PROGRAM = "from rlhf_cli.launch.rank_process import run_rank; run_rank(folder)"
+"""Python program of a rank; `folder` is the name of the temporary folder."""
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -159,10 +162,7 @@ def _start(folder: Path, env: RankEnv, port: int) -> subprocess.Popen[bytes]:
     }
     if sys.platform == "linux":  # all ranks are here, whatever this machine's name resolves to
         variables.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    program = (
-        f"import sys; sys.path[:] = {sys.path!r}; from pathlib import Path; "
-        f"from rlhf_cli.launch.rank_process import run_rank; run_rank(Path({str(folder)!r}))"
-    )
+    program = f"import sys; sys.path[:] = {sys.path!r}; folder = {str(folder)!r}; {PROGRAM}"
     command = [sys.executable, "-P", "-c", program, f"rank-{env.rank}"]
     # own process group: Ctrl-C reaches the launcher alone, which forwards it once
     return subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, process_group=0)
@@ -233,7 +233,7 @@ class Supervisor:
         """Return the first error of the run; errors it caused in other ranks are ignored."""
         reports = sorted(reports, key=lambda report: (report.secondary, report.time))
         if reports and not reports[0].secondary:
-            return reports[0].error()
+            return reports[0].error(named=sum(not report.secondary for report in reports) == 1)
         reported = {report.rank for report in reports}
         for i, rank in enumerate(self.ranks):
             if rank.returncode and i not in reported | self.ended_by_us:

@@ -24,12 +24,12 @@ TASK, SUMMARY = "task.json", "summary.json"
 """Files in the temporary folder that the launcher shares with its ranks."""
 
 
-def run_rank(folder: Path) -> NoReturn:
+def run_rank(folder: str) -> NoReturn:
     """Run this rank and end the process with its exit code.
 
     The process ends at once: torch threads that are alive while Python shuts down can abort it.
     """
-    code = main(folder)
+    code = main(Path(folder))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

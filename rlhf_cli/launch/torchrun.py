@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -31,6 +33,9 @@ from rlhf_cli.watchdog.watch import speaks_for_all, tell_end
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
+
+GRACE_SECONDS = 10.0
+"""Time that a failed rank gives rank 0, which often has the same error, to record it."""
 
 TASK, PREPARED, READY, GO = "rlhf/task", "rlhf/prepared", "rlhf/ready/", "rlhf/go"
 """Keys of what ranks tell each other: rank 0 the task, and that the rows are tokenized, or in place
@@ -143,22 +148,36 @@ def run_worker(own: RankEnv) -> int:
     Returns:
         Exit code; that of rank 0 if it started no run.
     """
-    ending = _Ending(own, os.fdopen(os.dup(2), "w", encoding="utf-8"))
-    try:
-        with redacted(), joined(own, ending.say, ending.from_watch) as store:
-            try:
-                return _run_part(own, store)
-            except BaseException as error:
-                tell_end(error)
-                code = ending.report(error).exit_code
-                # a launcher ends all ranks when one fails; rank 0 still records the interruption
-                return 0 if code == Interrupted.exit_code else code
-    except RlhfError as error:  # the others were not found
-        return ending.report(error).exit_code
+    with os.fdopen(os.dup(2), "w", encoding="utf-8") as screen:
+        ending = _Ending(own, screen)
+        try:
+            with redacted(), joined(own, ending.say, ending.from_watch) as store:
+                try:
+                    return _run_part(own, store)
+                except BaseException as error:
+                    tell_end(error)
+                    return _end_after_rank_0(ending.report(error).exit_code)
+        except RlhfError as error:  # the others were not found
+            return ending.report(error).exit_code
+
+
+def _end_after_rank_0(code: int) -> int:
+    """Let rank 0 record why the run ended, and return the exit code of this rank.
+
+    The launcher ends rank 0 as soon as another rank fails. An interruption is no failure.
+    """
+    if code == Interrupted.exit_code:
+        return 0
+    with suppress(KeyboardInterrupt):  # rank 0 has ended, and so the launcher ends this rank
+        time.sleep(GRACE_SECONDS)
+    return code
 
 
 def _run_part(own: RankEnv, store: Store) -> int:
-    sent = _receive(store, TASK)
+    try:
+        sent = _receive(store, TASK)
+    except KeyboardInterrupt:  # rank 0 got the signal too, and tells it
+        return Interrupted.exit_code
     if "exit" in sent:
         return int(sent["exit"])
     task = Task(**sent)
@@ -198,16 +217,20 @@ class _Ending:
     screen: TextIO
 
     def say(self, text: str) -> None:
-        for stream in (self.screen, sys.stderr):
-            print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
+        self._print(text, everywhere=True)
 
     def report(self, error: BaseException) -> ErrorReport:
         report = build_report(error, self.own.rank)
         text = f"error: {report.message}" if report.kind else report.traceback.rstrip()
-        silent = report.secondary and not speaks_for_all()
-        stream = sys.stderr if silent else self.screen
-        print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
+        self._print(text, everywhere=not report.secondary or speaks_for_all())
         return report
+
+    def _print(self, text: str, *, everywhere: bool) -> None:
+        """Print a line into this rank's log, once it has one, and on the screen."""
+        has_log = not os.path.samestat(os.fstat(2), os.fstat(self.screen.fileno()))
+        streams = [sys.stderr] * has_log + [self.screen] * everywhere
+        for stream in streams:
+            print(f"rank {self.own.rank}: {redact(text)}", file=stream, flush=True)
 
     def from_watch(self, error: RankFailed) -> None:
         os._exit(self.report(error).exit_code)

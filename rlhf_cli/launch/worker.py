@@ -15,7 +15,16 @@ from rlhf_cli import errors
 from rlhf_cli.config.check import check
 from rlhf_cli.config.command import Command
 from rlhf_cli.cores import cores
-from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError, first_line, translate
+from rlhf_cli.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    OutOfMemory,
+    RankFailed,
+    RlhfError,
+    first_line,
+    translate,
+)
 from rlhf_cli.memory.out_of_memory import explained
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import hub, log, manifest, run_files
@@ -144,11 +153,16 @@ class ErrorReport:
         code: int = getattr(errors, self.kind).exit_code if self.kind else RlhfError.exit_code
         return code
 
-    def error(self) -> RlhfError:
-        """Rebuild the error that the rank raised; prints the traceback of an unexpected one."""
+    def error(self, *, named: bool = False) -> RlhfError:
+        """Rebuild the error that the rank raised; prints the traceback of an unexpected one.
+
+        Args:
+            named: begin with the rank, if the error is one of its machine: memory or a disk.
+        """
         if self.kind:
             kind: type[RlhfError] = getattr(errors, self.kind)
-            return kind(self.message)
+            of_machine = named and issubclass(kind, CheckpointError | OutOfMemory)
+            return kind(f"rank {self.rank}: {self.message}" if of_machine else self.message)
         print(self.traceback, end="", file=sys.stderr, flush=True)
         return RlhfError(f"rank {self.rank}: {self.message}; see its traceback above")
 

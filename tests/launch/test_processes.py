@@ -26,6 +26,7 @@ from rlhf_cli.launch import launcher
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.preflight.models import positions
 from rlhf_cli.runs.folder import list_checkpoints
+from rlhf_cli.runs.run_files import TOKENIZER
 from rlhf_cli.stages.prepare_data import load_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
@@ -294,6 +295,20 @@ def test_ranks_tokenize_nothing_themselves(scratch, monkeypatch, tmp_path):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"plays.txt: its tokens are not in the cache .*elsewhere"):
         load_rows(cfg, ctx, "pretrain", (TextRecord,))
+
+
+def test_another_machine_tokenizes_with_the_tokenizer_that_rank_0_trained(
+    scratch, monkeypatch, tmp_path, capfd
+):
+    cfg, ctx = scratch
+    trained = (ctx.out / TOKENIZER / "tokenizer.json").read_bytes()
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "of-the-other-machine"))
+    monkeypatch.setenv("RANK", "8")
+    capfd.readouterr()
+    prepare_rows(cfg, ctx.out, "pretrain", (TextRecord,))
+    assert "trained" not in capfd.readouterr().err
+    assert (ctx.out / TOKENIZER / "tokenizer.json").read_bytes() == trained
+    assert load_rows(cfg, ctx, "pretrain", (TextRecord,)).train.tokens.size
 
 
 @pytest.mark.slow

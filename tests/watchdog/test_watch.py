@@ -106,7 +106,7 @@ def test_a_killed_rank_is_named_by_the_others():
         began = time.monotonic()
         ranks[1].kill()
         first, _, third = texts(ranks)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 60
         for text in (first, third):
             assert text.startswith(
                 "failed: rank 1 (process) was ended from outside in phase rollout"

@@ -1,0 +1,60 @@
+"""Hashes of files are computed once, and anew where a file may have changed."""
+
+import hashlib
+import os
+import time
+
+import pytest
+
+from rlhf_cli.runs import digest
+from rlhf_cli.runs.digest import SMALL_BYTES, file_sha256
+
+
+@pytest.fixture
+def computed(monkeypatch, tmp_path):
+    """Names of the files that were read."""
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    real, found = digest._compute, []
+    monkeypatch.setattr(digest, "_compute", lambda path: found.append(path.name) or real(path))
+    monkeypatch.setattr(digest, "RECENT_NS", 0)
+    return found
+
+
+def test_a_large_file_is_read_once(tmp_path, computed):
+    path = tmp_path / "rows.jsonl"
+    content = os.urandom(SMALL_BYTES)
+    path.write_bytes(content)
+    time.sleep(0.01)
+    assert {file_sha256(path) for _ in range(3)} == {hashlib.sha256(content).hexdigest()}
+    assert computed == ["rows.jsonl"]
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(tmp_path, computed):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"a" * SMALL_BYTES)
+    status = path.stat()
+    time.sleep(0.01)
+    before = file_sha256(path)
+    path.write_bytes(b"b" * SMALL_BYTES)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file_sha256(path) != before
+    assert len(computed) == 2
+
+
+def test_a_file_that_just_changed_is_not_remembered(tmp_path, computed, monkeypatch):
+    monkeypatch.setattr(digest, "RECENT_NS", 10**11)
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"a" * SMALL_BYTES)
+    assert file_sha256(path) == file_sha256(path)
+    assert len(computed) == 2
+
+
+def test_small_files_and_caches_that_cannot_be_written_are_read_each_time(tmp_path, computed):
+    small, large = tmp_path / "small.json", tmp_path / "large.json"
+    small.write_text("{}")
+    large.write_bytes(b"a" * SMALL_BYTES)
+    (tmp_path / "cache").write_text("no folder")
+    time.sleep(0.01)
+    for path in (small, small, large, large):
+        file_sha256(path)
+    assert computed == ["small.json"] * 2 + ["large.json"] * 2
