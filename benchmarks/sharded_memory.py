@@ -69,7 +69,10 @@ def main() -> None:
     model = given.model or str(random_model())
     results: dict[str, Any] = {}
     for shard in given.shard:
-        found = {n: measure(model, shard, n, given.precision) for n in given.processes}
+        found = {}
+        for n in given.processes:
+            found[n] = measure(model, shard, n, given.precision)
+            print(f"{shard}, {n} processes: {found[n]}", file=sys.stderr, flush=True)
         print("\n".join(lines(shard, found)), flush=True)
         results[shard] = {n: vars(one) for n, one in found.items()}
     save("sharded_memory", {"precision": given.precision, "runs": results})

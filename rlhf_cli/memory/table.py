@@ -22,6 +22,7 @@ ORDER = (
     "logits",
     "KV cache",
     "reading",
+    "freed",
     "allocator",
     "framework",
 )

@@ -133,6 +133,8 @@ class _Run:
         """The device's parts of a phase, with what the allocator and the libraries hold."""
         adapter = bool(self.policy.adapter)
         held = self.sharding.on_device(parts, adapter=adapter)
+        kind = self.settings.device.kind
+        add(held, "freed", self.sharding.freed_bytes(self.models, self.b, kind))
         return self.settings.with_allocator(held, self.b, adapter=adapter)
 
     def fit_slots(self, tokens: int) -> int:

@@ -143,6 +143,13 @@ def test_on_a_cpu_the_host_is_the_device():
     assert found.phases["update"]["optimizer"] == 2 * COUNT
 
 
+def test_a_cpu_keeps_what_was_gathered_and_reduced_and_a_gpu_does_not():
+    cpu = Device("CPU", "cpu", 10**12)
+    assert update("sft", "launch.shard=full", device=cpu)["freed"] == (2 + 4) * COUNT
+    assert "freed" not in update("sft", "launch.shard=full")
+    assert "freed" not in update("sft", device=cpu)
+
+
 def test_context_parallelism_divides_the_tokens_of_a_row():
     rows = Rows(longest=512, mean=512.0)
     words = ("launch.shard=full", "train.batch_size=1", "train.micro_batch_tokens=512")
