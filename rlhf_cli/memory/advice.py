@@ -102,6 +102,7 @@ def _changes(command: str, cfg: Any, before: Estimate) -> Iterator[Change]:
         yield from _inference_changes(cfg)
         return
     yield from _step_changes(cfg, before)
+    yield from _context_changes(cfg, before.processes)
     yield from _weight_changes(cfg)
     if command == "dpo" and cfg.model.reference == "copy" and not cfg.sync_steps:
         cost = "a pass over the rows before the first step; the same result but for rounding"
@@ -126,6 +127,14 @@ def _step_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
     if cfg.train.optimizer == "adamw":
         text = "train.optimizer=adamw_8bit"
         yield Change({"train.optimizer": "adamw_8bit"}, text, f"moments in 8 bits; {QUANT}", 2)
+
+
+def _context_changes(cfg: Any, processes: int) -> Iterator[Change]:
+    """Let all processes of a run share the tokens of each row."""
+    if processes > cfg.launch.context_parallel:
+        text = f"launch.context_parallel={processes}"
+        cost = "processes share tokens, not rows: more communication; the same result"
+        yield Change({"launch.context_parallel": processes}, text, cost, 1)
 
 
 def _weight_changes(cfg: Any) -> Iterator[Change]:
