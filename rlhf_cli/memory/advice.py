@@ -103,6 +103,7 @@ def _changes(command: str, cfg: Any, before: Estimate) -> Iterator[Change]:
         return
     yield from _step_changes(cfg, before)
     yield from _sharding_changes(cfg, before.processes)
+    yield from _context_changes(cfg, before.processes)
     yield from _weight_changes(cfg)
     if command == "dpo" and cfg.model.reference == "copy" and not cfg.sync_steps:
         cost = "a pass over the rows before the first step; the same result but for rounding"
@@ -157,6 +158,14 @@ def _offloads(cfg: Any, kept: str, cost: str) -> Iterator[Change]:
     if cfg.log.sample_prompts:
         lean = {**values, "log.sample_prompts": 0}
         yield Change(lean, f"{text} log.sample_prompts=0", f"{cost}; no sample responses", 2)
+
+
+def _context_changes(cfg: Any, processes: int) -> Iterator[Change]:
+    """Let all processes of a run share the tokens of each row."""
+    if processes > cfg.launch.context_parallel:
+        text = f"launch.context_parallel={processes}"
+        cost = "processes share tokens, not rows: more communication; the same result"
+        yield Change({"launch.context_parallel": processes}, text, cost, 1)
 
 
 def _weight_changes(cfg: Any) -> Iterator[Change]:

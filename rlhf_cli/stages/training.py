@@ -101,6 +101,12 @@ def open_run(cfg: StageConfig, out: Path) -> RunContext:
         use_deterministic_algorithms()
     ctx = create_context(cfg.train.precision, cfg.seed, out, cfg.launch)
     ctx = replace(ctx, ranks=divide_ranks(ctx.ranks, cfg.launch.context_parallel))
+    if ctx.ranks.context.world_size > 1:
+        logger.info(
+            f"context parallel: {pluralize(ctx.ranks.data.world_size, 'group')} of "
+            f"{ctx.ranks.context.world_size} processes, which compute the tokens of each "
+            "micro-batch together"
+        )
     require_device(cfg.train, ctx.device)
     require_liger(cfg.kernels, ctx.device)
     require_compiler(cfg.train.compile, ctx.device)

@@ -68,6 +68,27 @@ def test_in_fp32_the_weights_are_the_masters():
     assert states == 16 * COUNT + 4 * HEAD
 
 
+def test_processes_that_share_tokens_divide_the_activations_of_a_long_row():
+    rows = Rows(longest=1 << 16, mean=float(1 << 16))
+    words = ("launch.processes=4", "train.gradient_checkpointing=true")
+    found = {}
+    for context in (1, 4):
+        cfg = training("sft", *words, f"launch.context_parallel={context}")
+        found[context] = estimate_memory("sft", cfg, rows, GPU, processes=4).phases["update"]
+    assert found[4]["activations"] == pytest.approx(found[1]["activations"] / 4, rel=0.01)
+    assert found[4]["policy weights"] == found[1]["policy weights"]
+
+
+def test_several_processes_are_told_to_share_tokens_where_a_row_does_not_fit():
+    rows = Rows(longest=1 << 20, mean=float(1 << 20))
+    cfg = training("sft", "launch.processes=4", "train.gradient_checkpointing=true")
+    small = replace(GPU, total_bytes=8 * 10**9)
+    found = cheapest_overrides("sft", cfg, rows, small, processes=4)
+    assert "launch.context_parallel=4" in [override.text for override in found]
+    alone = cheapest_overrides("sft", training("sft"), rows, small)
+    assert not [override for override in alone if "context_parallel" in override.text]
+
+
 @pytest.mark.parametrize(("optimizer", "each"), [("adamw", 8), ("adamw_8bit", 2.03)])
 def test_bytes_of_the_optimizer(optimizer, each):
     assert parts("sft", f"train.optimizer={optimizer}")["optimizer"] == int(each * COUNT)
