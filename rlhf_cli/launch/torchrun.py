@@ -2,7 +2,9 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from threading import Event
@@ -17,6 +19,9 @@ from rlhf_cli.runs.run_files import RANK_LOGS
 
 TIMEOUT = timedelta(days=2)
 """How long ranks wait for rank 0, which may have to tokenize first."""
+
+GRACE_SECONDS = 10.0
+"""Time that a failed rank gives rank 0, which often has the same error, to record it."""
 
 MESSAGE = "rlhf/task"
 
@@ -73,10 +78,21 @@ def run_worker(own: RankEnv) -> int:
         report = build_report(error, own.rank)
         text = f"error: {report.message}\n" if report.kind else report.traceback
         print(f"rank {own.rank}: {redact(text)}", end="", file=stderr, flush=True)
-        # a launcher ends all ranks when one fails; rank 0 still records the interruption
-        return 0 if report.exit_code == Interrupted.exit_code else report.exit_code
+        return _end_after_rank_0(report.exit_code)
     destroy_process_group()
     return 0
+
+
+def _end_after_rank_0(code: int) -> int:
+    """Let rank 0 record why the run ended, and return the exit code of this rank.
+
+    The launcher ends rank 0 as soon as another rank fails. An interruption is no failure.
+    """
+    if code == Interrupted.exit_code:
+        return 0
+    with suppress(KeyboardInterrupt):  # rank 0 has ended, and so the launcher ends this rank
+        time.sleep(GRACE_SECONDS)
+    return code
 
 
 def run_main(task: Task, own: RankEnv) -> dict[str, Any]:
