@@ -6,13 +6,14 @@ tests. What uses it is skipped where they are not installed.
 
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,11 @@ class Cluster:
         (self.folder / "gres.conf").write_text(gpus)
         self.start_munge()
         self._daemon("slurmctld", "-D", "-i")
+        wait_for(lambda: " is UP" in self.run("scontrol", "ping"), 120, self.logs)
         for node in ("n1", "n2"):
             self._daemon("slurmd", "-D", "-N", node)
-        wait_for(lambda: {*self.run("sinfo", "-h", "-N", "-o", "%T").split()} == {"idle"}, 60)
+        idle = lambda: {*self.run("sinfo", "-h", "-N", "-o", "%T").split()} == {"idle"}  # noqa: E731
+        wait_for(idle, 120, self.logs)
 
     def start_munge(self) -> None:
         """Start the daemon that authenticates users."""
@@ -120,6 +123,11 @@ class Cluster:
             )
         self.daemons.append(daemon)
         return daemon
+
+    def logs(self) -> str:
+        """Last lines of all daemons, for a failed test."""
+        texts = {path.name: path.read_text() for path in self.folder.glob("*.out")}
+        return "\n".join(f"{name}: {text[-1000:]}" for name, text in texts.items())
 
     @property
     def configuration(self) -> str:
@@ -190,11 +198,11 @@ def wait_for(
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that no program uses now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports that no program uses now, below those that Linux gives to outgoing connections."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("", port))
+            found.append(port)
+    return found

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from rlhf_cli import cli
+from rlhf_cli.launch import torchrun
 from rlhf_cli.launch.slurm import ranks
 from rlhf_cli.launch.slurm.config import SlurmConfig, time_limit
 from rlhf_cli.launch.slurm.script import TEMPLATE
-from rlhf_cli.launch.torchrun import read_launcher_env
 from rlhf_cli.runs import lock
 
 TINY = ["sft", "model=tiny", "data=tiny"]
@@ -415,10 +415,10 @@ def test_the_variables_of_a_user_are_kept(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "9")
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
-    assert read_launcher_env(["sft"]).rank == 11
+    assert torchrun.read_launcher_env(["sft"]).rank == 11
     assert os.environ["MASTER_PORT"] == "9"
     assert os.environ["MASTER_ADDR"] == "10.0.0.1"
-    assert read_launcher_env(["recipes"]) is None
+    assert torchrun.read_launcher_env(["recipes"]) is None
 
 
 @pytest.mark.parametrize(
@@ -455,3 +455,13 @@ def test_accelerate_with_cpu_would_train_in_one_process(capsys, monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("RANK", raising=False)
     assert "Try --multi_gpu in place of --cpu" in refused(capsys, *TINY)
+
+
+def test_a_failed_rank_lets_rank_0_record_the_error_first(monkeypatch):
+    """The launcher ends rank 0 when another rank ends with an error; 130 is none."""
+    slept = []
+    monkeypatch.setattr(torchrun.time, "sleep", slept.append)
+    assert torchrun._end_after_rank_0(130) == 0
+    assert slept == []
+    assert torchrun._end_after_rank_0(5) == 5
+    assert slept == [torchrun.GRACE_SECONDS]

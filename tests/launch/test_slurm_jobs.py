@@ -193,16 +193,21 @@ def test_a_signal_requeues_the_job_which_continues_to_the_same_metrics(
 
 @pytest.mark.slow
 def test_the_time_limit_requeues_and_scancel_does_not(cluster, tmp_path, capsys):
-    """Slurm itself sends the signal; `scancel` ends the second start after a checkpoint."""
+    """Slurm itself sends the signal; `scancel` ends the second start after a checkpoint.
+
+    Slurm looks every 30 seconds and sends the signal up to 30 seconds early: here 70 to 100 seconds
+    after the start.
+    """
     out = tmp_path / "run"
-    keys = ["launch.slurm.time=1", "launch.slurm.signal_seconds=20", "max_steps=100000"]
+    keys = ["launch.slurm.time=2", "launch.slurm.signal_seconds=20", "max_steps=100000"]
     job = submit(capsys, *slurm(out, *keys, nodes=1))
     cluster.wait(job, "RUNNING")
-    cluster.log_holds(out, "is requeued")
+    cluster.log_holds(out, "is requeued", 150)
     cluster.wait(job, "PENDING")
+    cluster.run("scontrol", "update", f"job={job}", "TimeLimit=10")
     cluster.start_now(job)
     steps = logged_steps(out)
-    wait_for(lambda: logged_steps(out) > steps + 5, 60)
+    wait_for(lambda: logged_steps(out) > steps + 5, 120)
     cluster.run("scancel", job)
     cluster.wait(job, "CANCELLED")
     wait_for(lambda: status(out) == "interrupted", 60)
@@ -214,15 +219,17 @@ def test_the_time_limit_requeues_and_scancel_does_not(cluster, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_failing_job_tells_its_error_once_and_is_not_requeued(cluster, tmp_path, capsys):
+def test_a_failing_job_tells_its_error_and_is_not_requeued(cluster, tmp_path, capsys):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "How deep?", "completion": " Deep"}\n' * 8)
     out = tmp_path / "run"
     job = submit(capsys, *slurm(out, f"data={rows}", "lr=1e38"))
+    cluster.wait(job, "RUNNING", "FAILED")
     assert cluster.wait(job, "COMPLETED", "FAILED", "PENDING") == "FAILED"
-    assert "ExitCode=5:0" in cluster.run("scontrol", "show", "job", job)
     log = (out / "slurm.log").read_text()
-    assert log.count("stopped before the optimizer step") == 1, log
+    assert " ExitCode=5:0" in cluster.run("scontrol", "show", "job", job), log
+    told = [line for line in log.splitlines() if "stopped before the optimizer step" in line]
+    assert [line.partition("error: ")[0] for line in sorted(told)] == ["", "rank 1: "], log
     assert "Traceback" not in log
     assert status(out) == "failed"
 
