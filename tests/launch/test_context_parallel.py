@@ -121,6 +121,13 @@ def test_four_processes_are_one(whole, rows, tmp_path, processes, context):
     assert_one(whole, tmp_path / "run")
 
 
+@pytest.mark.slow
+def test_ranks_that_share_weights_and_tokens_are_one(whole, rows, tmp_path):
+    """Gradients are summed over all ranks as each layer's backward pass ends."""
+    assert train(tmp_path / "run", rows, "sft", "launch.shard=full", processes=4, context=2) == 0
+    assert_one(whole, tmp_path / "run")
+
+
 DPO = {
     "stored reference": ("model.reference=stored",),
     "copied reference, recomputed": ("model.reference=copy", "train.gradient_checkpointing=true"),
