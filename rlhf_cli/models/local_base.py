@@ -105,7 +105,7 @@ def merge_adapters(adapted: Any) -> Any:
     PEFT's own code, when it is read.
     """
     if any(isinstance(param, StoredTensor) for param in adapted.parameters()):
-        defer(adapted, torch.device("cpu"))
+        defer(adapted, next(adapted.parameters()).device)
     merged = adapted.merge_and_unload()
     inputs, output = merged.get_input_embeddings(), merged.get_output_embeddings()
     if merged.config.tie_word_embeddings and output is not None:

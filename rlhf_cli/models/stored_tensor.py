@@ -25,6 +25,7 @@ from rlhf_cli.models.stored_origin import (
     RowRange,
     Stacked,
     blocks,
+    fill_rows,
 )
 
 SAME = {"detach", "contiguous", "clone", "cpu", "cuda", "alias"}
@@ -311,7 +312,12 @@ def read(tensor: Tensor) -> Tensor:
     """Return a tensor with its values in memory, on its device; itself where it has them."""
     if not isinstance(tensor, StoredTensor):
         return tensor
-    return tensor.origin.whole().to(tensor.place, copy=True)
+    origin = tensor.origin
+    if not origin.by_rows:
+        return origin.whole().to(tensor.place, copy=True)
+    values = torch.empty(origin.shape, dtype=origin.dtype, device=tensor.place)
+    fill_rows(values, origin, 0)
+    return values
 
 
 def read_parameters(
