@@ -258,9 +258,7 @@ def test_whole_tensors_are_gathered_of_other_values(mesh):
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_the_hash_of_weights_is_that_of_the_plain_model(
-    mesh, tmp_path, compute
-):
+def test_the_hash_of_weights_is_that_of_the_plain_model(mesh, tmp_path, compute):
     """Stored log-probs of a run on one process serve a sharded run too."""
     ctx = RunContext(CPU, compute, 0, tmp_path)
     plain, policy = policy_of().to(compute), sharded_policy(mesh, compute)
