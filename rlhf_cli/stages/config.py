@@ -133,6 +133,12 @@ class StageConfig(LoadConfig):
                 "data.eval: got none, but train.early_stop_patience and train.result=best need "
                 "held-out rows. Try data.eval=0.05"
             )
+        if self.train.compile and self.launch.shard != "none":
+            found.append(
+                f"train.compile: got true with launch.shard={self.launch.shard}, and compiled "
+                "layers have not been shown to be exact on gathered weights. "
+                "Try train.compile=false"
+            )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(
                 f"train.warmup_steps: got {self.train.warmup_steps}, more than train.max_steps="

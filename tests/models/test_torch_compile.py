@@ -6,13 +6,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from rlhf_cli.data.config import DataConfig
 from rlhf_cli.errors import ConfigError, ModelError
 from rlhf_cli.kernels.registry import choose
+from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models import torch_compile
+from rlhf_cli.models.config import TrainedModelConfig
 from rlhf_cli.models.parameters import frozen_copy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.torch_compile import compile_layers, require_compiler, uncompiled
 from rlhf_cli.rollout.continuous_batching import generation_mode
+from rlhf_cli.stages.sft.config import SFTConfig
 from rlhf_cli.train.config import TrainConfig
 from tests.helpers import random_rows, tiny_llama
 from tests.models.test_policy import gradient, relative_error
@@ -41,6 +45,17 @@ def test_a_cpu_without_a_compiler_is_refused(monkeypatch):
 def test_compiling_and_recomputing_are_refused_together():
     (line,) = TrainConfig(compile=True, gradient_checkpointing=True).problems()
     assert line.startswith("train.compile: got true beside train.gradient_checkpointing=true")
+
+
+def test_compiling_sharded_layers_is_refused():
+    cfg = SFTConfig(
+        model=TrainedModelConfig(path="tiny"),
+        data=DataConfig(path="tiny"),
+        train=TrainConfig(compile=True),
+        launch=LaunchConfig(shard="full"),
+    )
+    (line,) = cfg.problems()
+    assert line.startswith("train.compile: got true with launch.shard=full, and compiled layers")
 
 
 def test_a_compiler_that_fails_is_told(monkeypatch):

@@ -165,6 +165,8 @@ def require_equal(one, several, tolerance):
     for a, b in zip(expected, got, strict=True):
         assert a.keys() == b.keys()
         for name in a:
+            if a["step"] == 0 and name.endswith("rewards/accuracies"):
+                continue  # rewards are 0 up to rounding, and so is their order
             if name in ("loss", "grad_norm") or name.startswith(("eval/", "policy/", "objective/")):
                 most = tolerance * (1e-5 if name.endswith("loss") else 1e-4)
                 assert b[name] == pytest.approx(a[name], rel=most, abs=most / 100), name
@@ -340,5 +342,5 @@ def _gemma(shape, size):
 )
 def test_twenty_steps_are_those_of_one_process(compare, name, size, shard):
     stage, *changes = CASES[name]
-    steps = "max_steps=20" if stage != "ppo" else "max_steps=10"
-    compare(stage, *changes, steps, size=size, shard=shard)
+    rate = "lr=1e-4" if stage == "ppo" else "lr=1e-3"  # with more, rounding grows at each step
+    compare(stage, *changes, "max_steps=20", rate, size=size, shard=shard)
