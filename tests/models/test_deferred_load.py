@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.errors import ModelError
+from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models import stored_origin
 from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
@@ -25,6 +28,9 @@ from rlhf_cli.shards import ShardLayout
 from tests.models.architectures import ARCHITECTURES
 
 BF16, FP32 = torch.bfloat16, torch.float32
+
+MESH = ShardMesh(None, torch.device("cpu"), reshard=True, offload="none")
+"""Stands for processes that are not there."""
 
 
 def load(folder, tokenizer, **options):
@@ -99,7 +105,9 @@ def require_same(load_role, cfg, ctx, tokenizer, ranks=3, **inputs):
     parts = []
     for rank in range(ranks):
         shard = OneOf(ranks, rank)
-        parts.append(load_role(cfg, LoadInputs(tokenizer, ctx, shard=shard, **inputs)))
+        with patch("rlhf_cli.models.load.shard_model", lambda wrapper, **_: shard(wrapper)):
+            sharded = replace(ctx, mesh=MESH)
+            parts.append(load_role(cfg, LoadInputs(tokenizer, sharded, **inputs)))
         shapes = {name: part.shape for name, part in shard.layouts.items()}
         assert shapes == {name: tuple(param.shape) for name, param in expected.items()}
     found = joined(parts)
