@@ -38,7 +38,7 @@ def with_faults(monkeypatch, fault):
 
 
 @contextmanager
-def two_machines(*commands, fault="9:none:1:kill", **variables):
+def two_machines(*commands, fault="", **variables):
     """One process on each of two machines, as `srun` would start them; both are this machine.
 
     Args:
@@ -58,7 +58,7 @@ def two_machines(*commands, fault="9:none:1:kill", **variables):
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
         "PYTHONPATH": str(Path(__file__).parents[2]),
-        "FAULT": fault,
+        **({"FAULT": fault} if fault else {}),
         **variables,
     }
     ranks = [
