@@ -31,6 +31,7 @@ from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.update import accumulate, clip_and_step
 from tests.helpers import random_rows
+from tests.ranks import join
 
 LENGTHS = [7, 12, 5, 9]
 
@@ -133,6 +134,15 @@ def compare_frozen(case, ctx, sharded, tokenizer):
     return {"off": max(float((one - wanted).abs().max()) for one in outputs)}
 
 
+def save(case, ctx, sharded, tokenizer):
+    """The first process writes the adapters alone."""
+    model = load(case, sharded, tokenizer)
+    if sharded.ranks.is_main:
+        model.adapters.save(Path(case["out"]))
+    sharded.ranks.any(False)  # the others wait
+    return {"out": case["out"]}
+
+
 def refuse(case, ctx, sharded, tokenizer):
     try:
         load(case, sharded, tokenizer)
@@ -141,12 +151,12 @@ def refuse(case, ctx, sharded, tokenizer):
     return {}
 
 
-ACTIONS = {"compare": compare, "frozen": compare_frozen, "refuse": refuse}
+ACTIONS = {"compare": compare, "frozen": compare_frozen, "refuse": refuse, "save": save}
 
 
 def main(file):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join()
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), sharded=True)
     for case in json.loads(Path(file).read_text()):
         tokenizer = AutoTokenizer.from_pretrained(case["folder"])
