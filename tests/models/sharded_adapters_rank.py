@@ -75,7 +75,8 @@ def loss_of(model, case):
 
 def train(model, case, ctx):
     """Loss and gradient norm of each step, the trained parameters, and their largest change."""
-    optimizer = MasterAdamW(model, TrainConfig(), ctx.compute, ctx.mesh)
+    cfg = TrainConfig(optimizer=case.get("optimizer", "adamw"))
+    optimizer = MasterAdamW(model, cfg, ctx.compute, ctx.mesh)
     before = {name: master.clone() for name, master in optimizer.masters.items()}
     found = []
     for step in range(case.get("steps", 3)):
@@ -86,6 +87,15 @@ def train(model, case, ctx):
         found.append((clip_and_step(gradients, optimizer, 1e-2, 1.0), norm))
     moved = max(float((optimizer.masters[n] - before[n]).abs().max()) for n in before)
     return found, optimizer.masters, moved
+
+
+def off(whole, part, mesh):
+    """Largest difference of a shard from its rows of a whole parameter."""
+    if len(part) != len(whole):
+        sizes = [len(rows) for rows in whole.chunk(mesh.device_mesh.size())]
+        start = sum(sizes[: mesh.device_mesh.get_local_rank()])
+        whole = whole[start : start + len(part)]
+    return float((whole - part).abs().max()) if part.numel() else 0.0
 
 
 def held_bytes(model, *, packed=False):
@@ -106,7 +116,7 @@ def compare(case, ctx, sharded, tokenizer):
     return {
         "loss": max(abs(a[0] - b[0]) / abs(a[0]) for a, b in pairs),
         "norm": max(abs(a[1] - b[1]) / abs(a[1]) for a, b in pairs),
-        "params": max(float((params[n] - theirs[n]).abs().max()) for n in params),
+        "params": max(off(params[n], part, other.mesh) for n, part in theirs.items()),
         "moved": moved,
         "bytes": held_bytes(other),
         "whole_bytes": held_bytes(model),
