@@ -7,6 +7,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rlhf_cli.distributed import Ranks
 from rlhf_cli.errors import RankFailed
 
@@ -53,6 +56,13 @@ class ThreadRanks(Ranks):
     def all_reduce(self, tensor: Any) -> None:
         total = sum(self.meeting.exchange(self.rank, tensor.clone()))
         tensor.copy_(total)
+
+    def all_to_all(self, tensor: Tensor) -> Tensor:
+        every = self.meeting.exchange(self.rank, tensor.detach().clone())
+        return torch.stack([sent[self.rank] for sent in every])
+
+    def all_gather_stack(self, tensor: Tensor) -> Tensor:
+        return torch.stack(self.meeting.exchange(self.rank, tensor.detach().clone()))
 
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         return self.meeting.exchange(self.rank, data)

@@ -112,6 +112,19 @@ class Adapters:
         named = self.model.named_parameters()
         return [param for name, param in named if f".{adapter_name(role)}." in f"{name}."]
 
+    def saved_params(self) -> list[nn.Parameter]:
+        """List the parameters that belong to an adapter, and embeddings that are saved again."""
+        names = [f".{name}." for name in self.model.peft_config]
+        named = self.model.named_parameters()
+        found = [param for name, param in named if any(own in f"{name}." for own in names)]
+        if self.whole_embeddings:
+            base = self.model.get_base_model()
+            layers = (base.get_input_embeddings(), base.get_output_embeddings())
+            found += [
+                param for layer in layers if layer is not None for param in layer.parameters()
+            ]
+        return found
+
     def recompute_context(
         self,
     ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

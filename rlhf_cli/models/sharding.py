@@ -75,10 +75,15 @@ def shard_model(
 
 
 def replicated_params(model: ModelWrapper) -> set[nn.Parameter]:
-    """The parameters that every process holds whole: all trained ones beside adapters."""
+    """The parameters that every process holds whole: none without adapters.
+
+    They are all that is trained beside the frozen base, and all that is saved with the adapters,
+    which the first process writes alone.
+    """
     if model.adapters is None:
         return set()
-    return {param for param in model.parameters() if param.requires_grad}
+    trained = {param for param in model.parameters() if param.requires_grad}
+    return trained | set(model.adapters.saved_params())
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -31,6 +31,7 @@ from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.update import accumulate, clip_and_step
 from tests.helpers import random_rows
+from tests.rank_processes import join
 
 LENGTHS = [7, 12, 5, 9]
 
@@ -74,7 +75,8 @@ def loss_of(model, case):
 
 def train(model, case, ctx):
     """Loss and gradient norm of each step, the trained parameters, and their largest change."""
-    optimizer = MasterAdamW(model, TrainConfig(), ctx.compute, ctx.mesh)
+    cfg = TrainConfig(optimizer=case.get("optimizer", "adamw"))
+    optimizer = MasterAdamW(model, cfg, ctx.compute, ctx.mesh)
     before = {name: master.clone() for name, master in optimizer.masters.items()}
     found = []
     for step in range(case.get("steps", 3)):
@@ -85,6 +87,15 @@ def train(model, case, ctx):
         found.append((clip_and_step(gradients, optimizer, 1e-2, 1.0), norm))
     moved = max(float((optimizer.masters[n] - before[n]).abs().max()) for n in before)
     return found, optimizer.masters, moved
+
+
+def off(whole, part, mesh):
+    """Largest difference of a shard from its rows of a whole parameter."""
+    if len(part) != len(whole):
+        sizes = [len(rows) for rows in whole.chunk(mesh.device_mesh.size())]
+        start = sum(sizes[: mesh.device_mesh.get_local_rank()])
+        whole = whole[start : start + len(part)]
+    return float((whole - part).abs().max()) if part.numel() else 0.0
 
 
 def held_bytes(model, *, packed=False):
@@ -105,7 +116,7 @@ def compare(case, ctx, sharded, tokenizer):
     return {
         "loss": max(abs(a[0] - b[0]) / abs(a[0]) for a, b in pairs),
         "norm": max(abs(a[1] - b[1]) / abs(a[1]) for a, b in pairs),
-        "params": max(float((params[n] - theirs[n]).abs().max()) for n in params),
+        "params": max(off(params[n], part, other.mesh) for n, part in theirs.items()),
         "moved": moved,
         "bytes": held_bytes(other),
         "whole_bytes": held_bytes(model),
@@ -133,6 +144,15 @@ def compare_frozen(case, ctx, sharded, tokenizer):
     return {"off": max(float((one - wanted).abs().max()) for one in outputs)}
 
 
+def save(case, ctx, sharded, tokenizer):
+    """The first process writes the adapters alone."""
+    model = load(case, sharded, tokenizer)
+    if sharded.ranks.is_main:
+        model.adapters.save(Path(case["out"]))
+    sharded.ranks.any(False)  # the others wait
+    return {"out": case["out"]}
+
+
 def refuse(case, ctx, sharded, tokenizer):
     try:
         load(case, sharded, tokenizer)
@@ -141,12 +161,12 @@ def refuse(case, ctx, sharded, tokenizer):
     return {}
 
 
-ACTIONS = {"compare": compare, "frozen": compare_frozen, "refuse": refuse}
+ACTIONS = {"compare": compare, "frozen": compare_frozen, "refuse": refuse, "save": save}
 
 
 def main(file):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    join()
     ranks = Ranks(dist.get_rank(), dist.get_world_size(), sharded=True)
     for case in json.loads(Path(file).read_text()):
         tokenizer = AutoTokenizer.from_pretrained(case["folder"])

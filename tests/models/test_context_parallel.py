@@ -34,7 +34,7 @@ from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.value_model import SharedValueModel
 from tests.helpers import random_rows, rows_of, tiny_llama
 from tests.models.test_experts import mixture
-from tests.ranks import run_as_ranks
+from tests.thread_ranks import on_ranks
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -128,7 +128,7 @@ def test_attention_is_that_of_whole_rows(heads, keys, size):
             (found * used[:, start : start + chunk.size]).sum().backward()
             return found.detach(), [one.grad for one in own]
 
-        parts = run_as_ranks(size, divided)
+        parts = on_ranks(size, divided)
         found = torch.cat([part for part, _ in parts], dim=1)[:, :tokens]
         assert_close(found, expected, **CLOSE)
         for number, leaf in enumerate(leaves):
@@ -149,7 +149,7 @@ def test_log_probs_and_gradients_are_those_of_one_process(name, size):
             policy = policy_of(model, ranks)
             return pass_of(policy, policy(rows).logp)
 
-        assert_divided(expected, run_as_ranks(size, divided))
+        assert_divided(expected, on_ranks(size, divided))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_rank_may_have_no_token_or_no_target(rows):
         policy = policy_of(model, ranks)
         return pass_of(policy, policy(rows).logp)
 
-    assert_divided(expected, run_as_ranks(4, divided))
+    assert_divided(expected, on_ranks(4, divided))
 
 
 def test_recomputed_activations_give_the_same_gradients():
@@ -184,7 +184,7 @@ def test_recomputed_activations_give_the_same_gradients():
         enable_activation_checkpointing(policy)
         return pass_of(policy, policy(rows).logp)
 
-    assert_divided(expected, run_as_ranks(2, divided))
+    assert_divided(expected, on_ranks(2, divided))
 
 
 def test_everything_that_is_wanted_of_a_token_is_gathered():
@@ -195,7 +195,7 @@ def test_everything_that_is_wanted_of_a_token_is_gathered():
         policy = policy_of(model, ranks)
         return policy(rows, want=wanted), policy.hidden_states(rows, rows.scored[::3])
 
-    for found, hidden in run_as_ranks(2, divided):
+    for found, hidden in on_ranks(2, divided):
         for name in wanted:
             assert_close(getattr(found, name), getattr(expected, name), **CLOSE)
         assert_close(hidden, policy_of(model).hidden_states(rows, rows.scored[::3]), **CLOSE)
@@ -220,7 +220,7 @@ def test_scores_and_their_gradients_are_those_of_one_process():
         wrapper = reward_model(ranks)
         return pass_of(wrapper, wrapper(rows))
 
-    assert_divided(expected, run_as_ranks(2, divided))
+    assert_divided(expected, on_ranks(2, divided))
 
 
 def test_the_routing_of_a_mixture_is_that_of_one_process():
@@ -237,7 +237,7 @@ def test_the_routing_of_a_mixture_is_that_of_one_process():
         policy = policy_of(model, ranks)
         return pass_of(policy, share(policy))
 
-    assert_divided(expected, run_as_ranks(2, divided))
+    assert_divided(expected, on_ranks(2, divided))
 
 
 def test_a_frozen_copy_has_the_same_context_group():
@@ -254,11 +254,11 @@ def test_the_probe_runs_on_chunks(monkeypatch):
         probe(policy, may_fall_back=False)
         return policy.flat, policy.shares_prefixes
 
-    assert run_as_ranks(2, probed) == [(True, True)] * 2
+    assert on_ranks(2, probed) == [(True, True)] * 2
     real = ContextChunk.to_tokens
     monkeypatch.setattr(ContextChunk, "to_tokens", lambda *a: real(*a).roll(1, dims=2))
     with pytest.raises(ModelError, match=r"cannot be trained\. Try launch\.context_parallel=1"):
-        run_as_ranks(2, probed)
+        on_ranks(2, probed)
 
 
 def test_values_of_a_policy_are_refused():
@@ -271,7 +271,7 @@ def test_values_of_a_policy_are_refused():
         with pytest.raises(ValueError, match="not divided over a context group"):
             own(random_rows([5]), want=("logp", "value"))
 
-    run_as_ranks(2, values)
+    on_ranks(2, values)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
