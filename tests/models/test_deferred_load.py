@@ -53,7 +53,7 @@ class OneOf:
     def __init__(self, ranks, rank):
         self.ranks, self.rank, self.layouts = ranks, rank, {}
 
-    def __call__(self, wrapper):
+    def __call__(self, wrapper, **_):
         for name, param in wrapper.named_parameters():
             part = self.layouts[name] = layout(param.shape, self.ranks, self.rank)
             param.data = param.data[part.start : part.start + part.rows]
@@ -105,7 +105,7 @@ def require_same(load_role, cfg, ctx, tokenizer, ranks=3, **inputs):
     parts = []
     for rank in range(ranks):
         shard = OneOf(ranks, rank)
-        with patch("rlhf_cli.models.load.shard_model", lambda wrapper, **_: shard(wrapper)):
+        with patch("rlhf_cli.models.load.shard_model", side_effect=shard):
             sharded = replace(ctx, mesh=MESH)
             parts.append(load_role(cfg, LoadInputs(tokenizer, sharded, **inputs)))
         shapes = {name: part.shape for name, part in shard.layouts.items()}
