@@ -78,12 +78,8 @@ def run_rank(folder: Path, rank: int, size: int, tokens: int, recompute: bool) -
     import torch
 
     from rlhf_cli.context import keep_freed_memory
-    from rlhf_cli.distributed import (
-        current_ranks,
-        divide_ranks,
-        init_process_group,
-        rendezvous_store,
-    )
+    from rlhf_cli.distributed.process_group import init_process_group, rendezvous_store
+    from rlhf_cli.distributed.ranks import current_ranks, divide_ranks
     from rlhf_cli.memory.phase import read_status, reset_process_peak
     from rlhf_cli.models.load import enable_activation_checkpointing
 

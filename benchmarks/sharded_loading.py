@@ -143,7 +143,7 @@ def _load(
 
 def cut(module: nn.Module, ranks: int) -> dict[str, Any]:
     """Cut parameters on the meta device to the rows of the first rank."""
-    from rlhf_cli.shards import ShardLayout
+    from rlhf_cli.distributed.shards import ShardLayout
 
     found = {}
     for name, param in module.named_parameters():

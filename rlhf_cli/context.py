@@ -15,12 +15,12 @@ import torch
 
 from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, current_ranks
+from rlhf_cli.distributed.mesh import ShardMesh, create_mesh
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks, current_ranks
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.memory.device import Device, machine_memory, with_memory
 from rlhf_cli.memory.phase import RECORD
-from rlhf_cli.mesh import ShardMesh, create_mesh
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

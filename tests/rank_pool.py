@@ -129,7 +129,7 @@ class RankPool:
 
 def serve(store: str) -> None:
     """Run the tasks that arrive, one JSON line each, and answer each with a line."""
-    from rlhf_cli.distributed import init_process_group, rendezvous_store
+    from rlhf_cli.distributed.process_group import init_process_group, rendezvous_store
     from rlhf_cli.launch.worker import read_rank_env
 
     own = read_rank_env()

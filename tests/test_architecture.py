@@ -71,7 +71,7 @@ def test_packages_import_nothing():
             "torch.random.fork_rng()",
             set(),
         ),  # saves the generators of all GPUs, and warns; see forked_rng
-        ('torch.device("cpu")', {"context.py", "commands/merge.py"}),  # a model says where it is
+        ('torch.device("cpu")', {"context.py", "distributed/mesh.py"}),  # a model says where it is
     ],
 )
 def test_what_works_on_one_cpu_only_is_not_called(call, allowed):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import RankFailed
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 
 FIELDS = ("tokens", "lengths", "scored", "example_of_row")
 """Tensors of a TokenBatch beside its columns."""

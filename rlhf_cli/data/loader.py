@@ -14,7 +14,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.sampler import EpochSampler, Indices, StepSettings, group_examples, rank_share
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 
 Updates = list[list[TokenBatch]]
 """Optimizer steps, each a list of micro-batches."""

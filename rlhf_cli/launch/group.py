@@ -36,7 +36,7 @@ def connect(own: RankEnv) -> Store:
             name.
         RlhfError: the store did not answer in time.
     """
-    from rlhf_cli.distributed import rendezvous_store
+    from rlhf_cli.distributed.process_group import rendezvous_store
 
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not (address and port):
@@ -90,7 +90,7 @@ def joined(
 
 def run_task(task: Task, own: RankEnv, store: Store) -> dict[str, Any]:
     """Create the process group and run this rank's part of a task."""
-    from rlhf_cli.distributed import destroy_process_group, init_process_group
+    from rlhf_cli.distributed.process_group import destroy_process_group, init_process_group
 
     init_process_group(store, own.rank, own.world_size, own.local_rank)
     summary = task.run()

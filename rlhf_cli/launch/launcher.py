@@ -127,7 +127,7 @@ def run_ranks(task: Task, world_size: int) -> dict[str, Any]:
         RlhfError: the first error of a rank, or how a rank ended without a report.
         CheckpointError: another process took over the run folder; the ranks were killed.
     """
-    from rlhf_cli.distributed import host_store
+    from rlhf_cli.distributed.process_group import host_store
 
     logs = Path(task.out) / RANK_LOGS
     logs.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.models.attention import RowLayout
 from rlhf_cli.models.context_parallel import ContextChunk, Places
 

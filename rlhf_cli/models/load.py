@@ -15,9 +15,9 @@ from torch import nn
 
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
+from rlhf_cli.distributed.mesh import ShardMesh
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.memory.phase import phase
-from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models.attention import (
     PADDED,
     describe_attention,
@@ -281,8 +281,7 @@ def _wrap(
 
 def _shard(loaded: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> None:
     """Divide the weights among the processes; each reads its own rows from the files."""
-    place = torch.device("cpu") if mesh.offload == "all" else mesh.device
-    place_shards(loaded, partial(shard_model, mesh=mesh, compute=compute), place)
+    place_shards(loaded, partial(shard_model, mesh=mesh, compute=compute), mesh.shard_device)
 
 
 def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:

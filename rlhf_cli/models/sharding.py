@@ -27,10 +27,10 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from rlhf_cli.mesh import REPLICATE, ShardMesh
+from rlhf_cli.distributed.mesh import REPLICATE, ShardMesh
+from rlhf_cli.distributed.shards import ShardLayout, whole
 from rlhf_cli.models.quantize import move_states_to_layers
 from rlhf_cli.models.wrapper import ModelWrapper
-from rlhf_cli.shards import ShardLayout, whole
 
 # no caller changes an output of a model in place
 warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view tensor", UserWarning)

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import modeling_utils
 
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.models.stored_file import FileTensor
 from rlhf_cli.models.stored_origin import Origin, fill_rows
 from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, read, replace_parameters
-from rlhf_cli.shards import ShardLayout
 
 DTYPES = {
     "F64": torch.float64,

@@ -15,9 +15,9 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.models.sharding import layout_of, local_tensor
-from rlhf_cli.shards import ShardLayout
 
 BLOCK = 1 << 16
 """Elements that have multipliers of their own; those of a later block get another factor too."""

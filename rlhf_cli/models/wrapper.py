@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.mesh import ShardMesh
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.kernels.lm_head import LMHead
 from rlhf_cli.kernels.registry import Implementation
 from rlhf_cli.memory.phase import RECORD
-from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models.attention import ATTENTION, padded_attention
 from rlhf_cli.models.batch_layout import (
     TokenIndex,

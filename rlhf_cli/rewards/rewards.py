@@ -14,7 +14,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.records.fields import parse_bool
 from rlhf_cli.data.report import MalformedRow
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.losses.ppo import whiten
 from rlhf_cli.memory.phase import phase

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_cli.console import logger
 from rlhf_cli.context import forked_rng
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import first_line
 from rlhf_cli.models.load import context_length
 from rlhf_cli.models.policy import Policy

@@ -15,7 +15,7 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.dataset import LoadedExamples
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.evaluation.intervals import Measurement, Values, pooled_proportion, ratio_of_sums
 from rlhf_cli.losses.likelihood import load_balancing_loss, nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm

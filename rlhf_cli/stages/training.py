@@ -21,7 +21,7 @@ from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.report import DataReport, pluralize
 from rlhf_cli.data.tokens.chat_template import turn_end
 from rlhf_cli.diagnosis.at_end import log_diagnosis
-from rlhf_cli.distributed import divide_ranks
+from rlhf_cli.distributed.ranks import divide_ranks
 from rlhf_cli.memory.estimate import Rows
 from rlhf_cli.memory.phase import RECORD
 from rlhf_cli.models.liger import require_liger

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlhf_cli.data.report import pluralize
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.shards import ShardLayout, whole
 from rlhf_cli.errors import CheckpointError, first_line
 from rlhf_cli.runs import run_files
 from rlhf_cli.runs.folder import list_checkpoints
-from rlhf_cli.shards import ShardLayout, whole
 from rlhf_cli.train.checkpoint_files import CheckpointReader, flush_entries, flush_file
 from rlhf_cli.train.checkpoint_index import (
     FORMAT,

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf_cli.shards import ShardLayout
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.train.checkpoint_index import (
     OPTIMIZER,
     ROW_SLOTS,

@@ -26,11 +26,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.shards import ShardLayout, whole
 from rlhf_cli.errors import CheckpointError, RankFailed
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.folder import list_checkpoints
-from rlhf_cli.shards import ShardLayout, whole
 from rlhf_cli.train.checkpoint import FOLDER, checkpoint_name, latest_checkpoint, reason
 from rlhf_cli.train.checkpoint_files import (
     Own,

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import eval_batches
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.evaluation.intervals import CONFIDENCE, Measurement
 from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.train.row_loss import RowLoss, RowValues

@@ -15,7 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from torch import Tensor
 
 from rlhf_cli.console import logger
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.progress import StatusLine, format_duration
 from rlhf_cli.runs import lock, log, run_files

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from rlhf_cli.distributed.mesh import ShardMesh
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models.sharding import layout_of, local_tensor, reshard, shards_of
 from rlhf_cli.train.config import TrainConfig
 

@@ -18,7 +18,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import collate
 from rlhf_cli.data.sampler import group_examples
-from rlhf_cli.distributed import is_first_on_machine
+from rlhf_cli.distributed.ranks import is_first_on_machine
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy

@@ -12,7 +12,7 @@ import torch
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.report import DataReport
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import CheckpointError, DataError
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.liger import liger_layers

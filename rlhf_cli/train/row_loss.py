@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.kernels.lm_head import TokenLogprobs
 from rlhf_cli.logprobs import sum_by_row
 from rlhf_cli.losses.dpo import ld_weight

@@ -12,7 +12,7 @@ from typing import Any
 from rlhf_cli.console import logger
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.equal_passes import equal_passes
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.run_files import (
     SPIKES,

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.shards import ShardLayout
+from rlhf_cli.distributed.shards import ShardLayout
 
 
 class StageState:

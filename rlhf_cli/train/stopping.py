@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from rlhf_cli.console import logger
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C; the end of a job; Slurm's and submitit's warning before the time limit."""

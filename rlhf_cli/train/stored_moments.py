@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from rlhf_cli.shards import ShardLayout
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.train.checkpoint_files import CheckpointReader
 from rlhf_cli.train.checkpoint_index import OPTIMIZER, ROW_SLOTS, STEP, Entry, Piece
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.equal_passes import equal_passes
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.losses.reduction import LossOutput, Metrics, scaled_loss
 from rlhf_cli.train.optim import MasterAdamW

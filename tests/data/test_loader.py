@@ -11,7 +11,7 @@ from rlhf_cli.data.examples import flatten
 from rlhf_cli.data.loader import ExampleLoader, collate, eval_batches, micro_batches
 from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import ExampleRow
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import CheckpointError, DataError
 from rlhf_cli.train.config import TrainConfig
 

@@ -20,7 +20,7 @@ from rlhf_cli import cli
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.records.types import TextRecord
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.launch import launcher
 from rlhf_cli.models.config import ModelConfig

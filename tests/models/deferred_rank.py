@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer
 
 from rlhf_cli.context import RunContext
+from rlhf_cli.distributed.mesh import create_mesh
 from rlhf_cli.launch.config import LaunchConfig
-from rlhf_cli.mesh import create_mesh
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.sharding import shards_of

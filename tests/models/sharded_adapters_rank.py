@@ -11,11 +11,11 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.mesh import create_mesh
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import ModelError
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
-from rlhf_cli.mesh import create_mesh
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.load import (
     LoadInputs,

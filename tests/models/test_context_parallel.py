@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks, divide_ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks, divide_ranks
 from rlhf_cli.errors import ConfigError, ModelError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.attention import RowLayout, per_row_attention, require_attention

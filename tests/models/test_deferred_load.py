@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_cli.context import RunContext
+from rlhf_cli.distributed.mesh import ShardMesh
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.errors import ModelError
-from rlhf_cli.mesh import ShardMesh
 from rlhf_cli.models import stored_origin
 from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
@@ -24,7 +25,6 @@ from rlhf_cli.models.quantize import quantization_config
 from rlhf_cli.models.stored_origin import InMemory, fill_rows
 from rlhf_cli.models.stored_tensor import StoredTensor, hold
 from rlhf_cli.models.stored_weights import quantized_parameters
-from rlhf_cli.shards import ShardLayout
 from tests.models.architectures import ARCHITECTURES
 
 BF16, FP32 = torch.bfloat16, torch.float32

@@ -17,8 +17,8 @@ import sys, torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from rlhf_cli.distributed import *
-from rlhf_cli.mesh import REPLICATE
+from rlhf_cli.distributed.ranks import *
+from rlhf_cli.distributed.mesh import REPLICATE
 from rlhf_cli.models.weights_hash import hash_weights
 from tests.models.test_weights_hash import small_model
 rank, size, replicas = map(int, sys.argv[1:])

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf_cli.distributed import Ranks
-from rlhf_cli.shards import ShardLayout
+from rlhf_cli.distributed.ranks import Ranks
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.train.checkpoint import load_checkpoint
 from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig

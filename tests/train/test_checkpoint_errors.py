@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.shards import ShardLayout
 from rlhf_cli.train.checkpoint import load_checkpoint, load_weights, read_state
 from rlhf_cli.train.checkpoint_index import read_index
 from rlhf_cli.train.optim import MasterAdamW

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.errors import CheckpointError, RankFailed
 from rlhf_cli.runs.folder import list_checkpoints
-from rlhf_cli.shards import ShardLayout
 from rlhf_cli.train import checkpoint_files
 from rlhf_cli.train.checkpoint import load_checkpoint
 from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rlhf_cli.distributed import SINGLE_PROCESS
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.train import resume
 from rlhf_cli.train.checkpoint import latest_checkpoint, load_checkpoint

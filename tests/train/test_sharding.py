@@ -12,11 +12,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.equal_passes import equal_passes
-from rlhf_cli.distributed import destroy_process_group
+from rlhf_cli.distributed.mesh import create_mesh
+from rlhf_cli.distributed.process_group import destroy_process_group
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.launch.config import LaunchConfig
-from rlhf_cli.mesh import create_mesh
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import (
     copy_shards,
@@ -32,7 +33,6 @@ from rlhf_cli.models.sharding import (
 )
 from rlhf_cli.rewards.rewards import WeightedScorer
 from rlhf_cli.rewards.samples import Samples
-from rlhf_cli.shards import ShardLayout
 from rlhf_cli.stages.dpo.loss import MovingReference
 from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.train.config import TrainConfig

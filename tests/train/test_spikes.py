@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_cli.distributed import SINGLE_PROCESS
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS
 from rlhf_cli.train.spikes import MIN_STEPS, WINDOW, SpikeLog
 from tests.helpers import random_rows
 

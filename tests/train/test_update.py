@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from rlhf_cli.distributed import SINGLE_PROCESS, Ranks
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError
 from rlhf_cli.train import update
 from rlhf_cli.train.config import TrainConfig

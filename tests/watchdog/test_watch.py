@@ -20,7 +20,7 @@ SHORT = Limits(beat=0.05, silent=0.4, slow=0.4, repeat=0.6, grace=0.05)
 
 RANK = """
 import os, sys, time
-from rlhf_cli.distributed import *
+from rlhf_cli.distributed.ranks import *
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.watchdog.observer import Limits
 from rlhf_cli.watchdog.watch import Watch, watched

@@ -20,7 +20,7 @@ from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.examples import Examples
-from rlhf_cli.distributed import is_first_on_machine
+from rlhf_cli.distributed.ranks import is_first_on_machine
 from rlhf_cli.errors import ModelError
 from rlhf_cli.losses.unpaired import density_ratio
 from rlhf_cli.models.base_model import load_checkpoint

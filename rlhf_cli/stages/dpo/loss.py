@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.losses.dpo import PAIR_LOSSES, LossHyperparams, Pairs, get_divergence, wpo_weight
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics
 from rlhf_cli.losses.unpaired import kto_loss, reference_point
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import layout_of, local_tensor, reshard
-from rlhf_cli.shards import ShardLayout
 from rlhf_cli.stages.dpo.config import NLL, DPOConfig
 from rlhf_cli.stages.reference import ReferenceModel, RowReference
 from rlhf_cli.stages.unpaired import (

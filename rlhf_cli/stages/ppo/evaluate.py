@@ -21,7 +21,7 @@ from rlhf_cli.data.prompts import (
     load_held_out_prompts,
     uses_chat_template,
 )
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.evaluation.intervals import Measurement, proportion
 from rlhf_cli.models.config import LoadConfig, ModelConfig

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.equal_passes import equal_passes
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.losses.ppo import gae, grpo_advantages, kl_estimate, rloo_advantages, whiten
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.memory.phase import phase

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.console import logger, shorten
 from rlhf_cli.data.prompts import PromptSet
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gathered
 from rlhf_cli.rewards.rewards import CombinedReward, Scores

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.loader import ExampleLoader
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.kernels.lm_head import TokenLogprobs
 from rlhf_cli.losses.ppo import KLController, approximate_kl, kl_estimate, policy_loss, value_loss

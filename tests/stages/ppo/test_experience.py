@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.distributed import SINGLE_PROCESS
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo import rollout_worker

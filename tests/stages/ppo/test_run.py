@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_cli import cli
-from rlhf_cli.distributed import Ranks
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.losses.reduction import LossOutput, LossTerm
 from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine

@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from rlhf_cli.distributed import ensure_process_group
+from rlhf_cli.distributed.process_group import ensure_process_group
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.launch.config import LaunchConfig
 
@@ -34,6 +34,11 @@ class ShardMesh:
     device: torch.device
     reshard: bool
     offload: str
+
+    @property
+    def shard_device(self) -> torch.device:
+        """Device of the shards."""
+        return torch.device("cpu") if self.offload == "all" else self.device
 
     @property
     def group(self) -> ProcessGroup:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch import distributed as dist
-from torch._C._distributed_c10d import HashStore, TCPStore
-from torch.distributed.distributed_c10d import ProcessGroup, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import ProcessGroup
 
-from rlhf_cli.errors import ConfigError, RankFailed, first_line
-from rlhf_cli.watchdog.watch import AGAIN, find_cause
+from rlhf_cli.distributed.process_group import raising_rank_failed
+from rlhf_cli.errors import ConfigError, RankFailed
 
 T = TypeVar("T")
 
@@ -81,7 +76,7 @@ class Ranks:
     def all_reduce(self, tensor: Tensor) -> None:
         """Replace a contiguous tensor by its sum over all ranks, in place."""
         if self.world_size > 1:
-            with _raising_rank_failed():
+            with raising_rank_failed():
                 dist.all_reduce(tensor, group=self.group)
 
     def all_to_all(self, tensor: Tensor) -> Tensor:
@@ -90,7 +85,7 @@ class Ranks:
             return tensor
         sent = tensor.contiguous()
         received = torch.empty_like(sent)
-        with _raising_rank_failed():
+        with raising_rank_failed():
             dist.all_to_all_single(received, sent, group=self.group)
         return received
 
@@ -100,7 +95,7 @@ class Ranks:
             return tensor[None]
         sent = tensor.contiguous()
         received = sent.new_empty((self.world_size, *sent.shape))
-        with _raising_rank_failed():
+        with raising_rank_failed():
             dist.all_gather(list(received.unbind()), sent, group=self.group)
         return received
 
@@ -131,12 +126,12 @@ class Ranks:
     def _gather_bytes(self, data: bytes) -> list[bytes]:
         """Gather bytes from each rank; nothing is unpickled, so what arrives cannot run code."""
         sizes = [torch.zeros(1, dtype=torch.long) for _ in range(self.world_size)]
-        with _raising_rank_failed():
+        with raising_rank_failed():
             dist.all_gather(sizes, torch.tensor([len(data)]), group=self.group)
         counts = [int(size) for size in sizes]
         padded = bytearray(data).ljust(max(counts), b"\0")
         parts = [torch.empty(len(padded), dtype=torch.uint8) for _ in range(self.world_size)]
-        with _raising_rank_failed():
+        with raising_rank_failed():
             dist.all_gather(parts, torch.frombuffer(padded, dtype=torch.uint8), group=self.group)
         return [part[:count].numpy().tobytes() for part, count in zip(parts, counts, strict=True)]
 
@@ -226,79 +221,5 @@ def divide_ranks(ranks: Ranks, context_parallel: int) -> Ranks:
 
 def _form_groups(members: list[list[int]]) -> list[ProcessGroup]:
     """Create process groups; each process creates all of them, as torch asks for."""
-    with _raising_rank_failed():
+    with raising_rank_failed():
         return [dist.new_group(ranks) for ranks in members]
-
-
-def rendezvous_store(
-    url: str, rank: int, world_size: int, timeout: timedelta = timedelta(minutes=30)
-) -> Store:
-    """Open the key-value store through which ranks find each other.
-
-    Args:
-        url: `file://PATH` on one machine, or `env://`, which reads MASTER_ADDR and MASTER_PORT.
-        rank: of this process.
-        world_size: number of processes.
-        timeout: how long a read waits for another rank's write.
-    """
-    store: Store
-    store, _, _ = next(rendezvous(url, rank, world_size, timeout=timeout))
-    return store
-
-
-def host_store() -> tuple[Store, int]:
-    """Open a store for the ranks of this machine, and listen on a port of this machine alone.
-
-    The system chooses the port, so that no other program can take it before the ranks use it.
-
-    Returns:
-        The store, with the keys of the ranks, and its port.
-    """
-    listening = socket.create_server(("127.0.0.1", 0))
-    port = int(listening.getsockname()[1])
-    store = TCPStore(
-        "127.0.0.1",
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listening.detach(),
-    )
-    return store, port
-
-
-def init_process_group(store: Store, rank: int, world_size: int, local_rank: int) -> None:
-    """Create the process group: gloo for CPU tensors, NCCL for GPU tensors.
-
-    Torch's own set-up is used: Accelerate's treats two processes without a GPU as two runs.
-    """
-    backend = "gloo"
-    if torch.cuda.is_available():
-        backend = "cpu:gloo,cuda:nccl"
-        # some clusters show each process its own GPU alone
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-    with _raising_rank_failed():
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-
-
-def ensure_process_group() -> None:
-    """Create a process group of this process alone, unless there is one."""
-    if not dist.is_initialized():
-        init_process_group(HashStore(), 0, 1, 0)
-
-
-def destroy_process_group() -> None:
-    """Destroy the process group after a run that succeeded on all ranks."""
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _raising_rank_failed() -> Iterator[None]:
-    """Raise RankFailed where a collective call fails, as it does when another rank is gone."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        cause = find_cause() or "another process of this run ended or does not respond"
-        raise RankFailed(f"{cause} ({first_line(error)}); {AGAIN}") from error
