@@ -103,7 +103,7 @@ MATRIX = {
     "nf4, bf16": {"base": "llama", "bf16": True, "quant": NF4, "checkpointing": True},
 }
 HYBRID = {
-    "lora": {"base": "tied", **ROLES},
+    "lora": {"base": "tied"},
     "nf4": {"base": "llama", "quant": NF4, "checkpointing": True},
 }
 

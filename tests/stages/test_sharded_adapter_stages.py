@@ -51,7 +51,10 @@ def started(tmp_path_factory, files, base):  # noqa: F811
 
 @pytest.fixture(scope="module")
 def compare(tmp_path_factory, files, base, started, pools):  # noqa: F811
-    """Runs a stage with adapters in one process and sharded, and compares the runs."""
+    """Runs a stage with adapters in one process and sharded, and compares the runs.
+
+    DoRA is compared with processes that share nothing.
+    """
     alone = {}
 
     def run(stage, *changes, shard=(FULL,), size=2):
@@ -61,10 +64,16 @@ def compare(tmp_path_factory, files, base, started, pools):  # noqa: F811
             words.remove("continued")
             model = started("sft")
         folder = tmp_path_factory.mktemp("runs")
-        key = (stage, *words)
+        # DoRA divides by norms, which enlarges the rounding of another order of sums
+        whole = size if "adapter=dora" in words else 1
+        key = (stage, whole, *words)
         if key not in alone:
             alone[key] = folder / "one"
-            assert cli.main(words_of(stage, files, model, alone[key], *words)) == 0
+            arguments = words_of(stage, files, model, alone[key], *words)
+            if whole > 1:
+                pools(size).run(arguments)
+            else:
+                assert cli.main(arguments) == 0
         several = folder / "several"
         pools(size).run(words_of(stage, files, model, several, *words, *shard))
         require_equal(alone[key], several)
