@@ -63,7 +63,7 @@ def probe(policy: ModelWrapper, *, may_fall_back: bool, may_drop_layers: bool = 
             f"model.path: {name} gives other {policy.output_name} here than in its own forward "
             f"pass ({problem}), so it cannot be trained{advice}"
         )
-    dtype = policy.model.get_input_embeddings().weight.dtype
+    dtype = policy.compute_dtype
     attention = describe_attention(policy.model, policy.device, dtype)
     said = f"{precision_name(dtype)} with attention {attention}"
     outputs = f"{policy.output_name} and gradients"
@@ -166,8 +166,7 @@ def _compare(policy: ModelWrapper, rows: TokenBatch) -> str:
 
 def tolerance(policy: ModelWrapper) -> float:
     """Return the largest relative difference that the model's types allow."""
-    layer = policy.model.get_input_embeddings()
-    rounded = is_quantized(policy.model) or layer.weight.dtype != torch.float32
+    rounded = is_quantized(policy.model) or policy.compute_dtype != torch.float32
     return ROUNDED_TOLERANCE if rounded else TOLERANCE
 
 

@@ -63,7 +63,7 @@ def shard_model(model: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> N
         unit.set_force_sum_reduction_for_comms(True)
     for method in model.entry_points:
         register_fsdp_forward_method(model, method)
-    model.mesh = mesh
+    model.mesh, model.gathered_dtype = mesh, compute
 
 
 def replicated_params(model: ModelWrapper) -> set[nn.Parameter]:

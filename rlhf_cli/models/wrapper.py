@@ -58,6 +58,9 @@ class ModelWrapper(nn.Module, ABC):
     mesh: ShardMesh | None = None
     """Processes that share the weights; none where this process holds all of them."""
 
+    gathered_dtype: torch.dtype | None = None
+    """Type in which sharded weights are gathered for a pass; none where nothing is sharded."""
+
     padding_side: Literal["left", "right"] = "right"
     pad_token: int = 0
     shares_prefixes: bool = True
@@ -81,6 +84,12 @@ class ModelWrapper(nn.Module, ABC):
     def device(self) -> torch.device:
         """Device that computes; shards of the parameters may be on the host."""
         return next(self.parameters()).device if self.mesh is None else self.mesh.device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type of the weights in a pass."""
+        own: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return own if self.gathered_dtype is None else self.gathered_dtype
 
     @property
     @abstractmethod

@@ -279,7 +279,8 @@ def test_a_spike_records_the_rows_of_all_ranks(files, small_model, pools, tmp_pa
 @pytest.mark.parametrize("shard", [FULL, GRAD_OP])
 def test_bf16_follows_one_process(compare, stage, shard):
     """Micro-batches are other ones, and bf16 keeps 8 bits: the bound is a few roundings."""
-    words = ("train.precision=bf16", "lr=1e-3", "max_steps=6")
+    steps = 1 if stage == "ppo" else 6  # later rollouts draw other tokens where one rounds over
+    words = ("train.precision=bf16", "lr=1e-3", f"max_steps={steps}")
     compare(stage, *words, shard=(shard,), tolerance=500)
 
 
