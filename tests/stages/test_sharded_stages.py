@@ -158,7 +158,7 @@ def compare(tmp_path_factory, files, small_model, pools):
 def require_equal(one, several, tolerance):
     """Loss to 1e-5 and gradient norm to 1e-4, relative, at each step; also held-out values.
 
-    A value near 0 is a difference of larger ones, and is compared with 0.01.
+    A loss below 0.2 is compared with 0.2: that of ppo is a difference of terms of about 1.
     """
     expected, got = (read_metrics(run / "metrics.jsonl") for run in (one, several))
     assert [line["step"] for line in got] == [line["step"] for line in expected]
@@ -167,9 +167,13 @@ def require_equal(one, several, tolerance):
         for name in a:
             if a["step"] == 0 and name.endswith("rewards/accuracies"):
                 continue  # rewards are 0 up to rounding, and so is their order
-            if name in ("loss", "grad_norm") or name.startswith(("eval/", "policy/", "objective/")):
-                most = tolerance * (1e-5 if name.endswith("loss") else 1e-4)
-                assert b[name] == pytest.approx(a[name], rel=most, abs=most / 100), name
+            if name in ("loss", "grad_norm"):
+                most = tolerance * (1e-5 if name == "loss" else 1e-4)
+                assert b[name] == pytest.approx(a[name], rel=most, abs=most / 5), name
+            elif name.startswith(("eval/", "policy/", "objective/")):
+                # rewards and KL are differences of sums of log-probs, which have 7 digits
+                most = tolerance * 1e-4
+                assert b[name] == pytest.approx(a[name], rel=most, abs=most), name
     weights = [load_file(run / "model" / "model.safetensors") for run in (one, several)]
     assert weights[0].keys() == weights[1].keys()
     off = torch.cat([(weights[0][n] - weights[1][n]).float().abs().flatten() for n in weights[0]])
@@ -257,16 +261,16 @@ def test_a_loss_that_is_not_finite_names_rows_of_all_ranks(files, small_model, p
 
 @pytest.mark.slow
 def test_a_spike_records_the_rows_of_all_ranks(files, small_model, pools, tmp_path):
-    """The rows of step 15 are of another kind: the loss jumps, with 3 rows on one rank."""
-    calm = [{"prompt": "Say", "completion": " tea tea"}] * 75
+    """The rows of step 25 are of another kind: the loss jumps, with 3 rows on one rank."""
+    calm = [{"prompt": "Say", "completion": " tea tea"}] * 125
     jump = [{"prompt": line, "completion": line[::-1]} for line in sentences(5, 7)]
-    write_rows(files, "spike", [*calm[:70], *jump, *calm[:5]])
+    write_rows(files, "spike", [*calm[:120], *jump, *calm[:5]])
     out = tmp_path / "run"
-    words = ("data=ROWS/spike.jsonl", "data.shuffle=false", "max_steps=16", FULL)
+    words = ("data=ROWS/spike.jsonl", "data.shuffle=false", "max_steps=26", FULL)
     pools(2).run(words_of("sft", files, small_model, out, *words))
     [line] = (out / "spikes.jsonl").read_text().splitlines()
     record = json.loads(line)
-    assert record["step"] == 15
+    assert record["step"] == 25
     assert len(record["rows"]) == 5
 
 
@@ -275,8 +279,9 @@ def test_a_spike_records_the_rows_of_all_ranks(files, small_model, pools, tmp_pa
 @pytest.mark.parametrize("shard", [FULL, GRAD_OP])
 def test_bf16_follows_one_process(compare, stage, shard):
     """Micro-batches are other ones, and bf16 keeps 8 bits: the bound is a few roundings."""
-    words = ("train.precision=bf16", "lr=1e-3", "max_steps=6")
-    compare(stage, *words, shard=(shard,), tolerance=2000)
+    steps = 1 if stage == "ppo" else 6  # later rollouts draw other tokens where one rounds over
+    words = ("train.precision=bf16", "lr=1e-3", f"max_steps={steps}")
+    compare(stage, *words, shard=(shard,), tolerance=500)
 
 
 @pytest.mark.slow

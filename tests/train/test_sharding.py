@@ -19,6 +19,7 @@ from rlhf_cli.errors import ConfigError
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.probes import probe, tolerance
 from rlhf_cli.models.sharding import (
     copy_shards,
     decoder_layers,
@@ -42,6 +43,8 @@ from tests.helpers import random_rows, rows_of, tiny_llama
 from tests.thread_ranks import on_ranks
 
 CPU = torch.device("cpu")
+# ignored where the module is imported, which pytest undoes; no caller changes outputs in place
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
 ROWS = random_rows([5, 9, 3])
 
 
@@ -228,6 +231,15 @@ def test_a_value_model_inside_a_policy_is_gathered_by_itself(mesh):
     assert units(policy) == own
     with gathered(policy):
         assert all(isinstance(p, DTensor) for p in policy.value_model.parameters())
+
+
+def test_the_probe_allows_the_rounding_of_the_type_that_is_gathered(mesh):
+    """The shards are fp32, and the passes bf16."""
+    policy = sharded_policy(mesh, torch.bfloat16)
+    assert policy.dtype == torch.bfloat16
+    assert tolerance(policy) == tolerance(policy_of().bfloat16()) > tolerance(policy_of())
+    probe(policy, may_fall_back=False)
+    assert policy.flat
 
 
 @pytest.mark.parametrize(("compute", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
