@@ -14,10 +14,11 @@ import hashlib
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.distributed.shards import ShardLayout
-from rlhf_cli.models.sharding import layout_of, local_tensor
+from rlhf_cli.models.sharding import layout_of, local_tensor, shards_of
 
 BLOCK = 1 << 16
 """Elements that have multipliers of their own; those of a later block get another factor too."""
@@ -34,25 +35,36 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def hash_weights(module: nn.Module, ranks: Ranks = SINGLE_PROCESS) -> str:
     """SHA-256 over names, types, shapes and sums of all weights.
 
+    Sharded weights count in the type in which they are gathered for a pass, so that the hash is
+    that of the same model without sharding.
+
     Args:
         module: its weights may be sharded.
         ranks: share the work; all of them call this together.
     """
-    params = dict(module.named_parameters())
-    own = [_own_sums(param, ranks) for param in params.values()]
+    params = shards_of(module)
+    gathered = getattr(module, "gathered_dtype", None)
+    types = {name: _type_in_a_pass(param, gathered) for name, param in params.items()}
+    own = [_own_sums(param, types[name], ranks) for name, param in params.items()]
     every = ranks.all_gather_json(own)
     whole = hashlib.sha256()
     for (name, param), sums in zip(params.items(), zip(*every, strict=True), strict=True):
         totals = [sum(lane) & MASK for lane in zip(*sums, strict=True)]
-        whole.update(f"{name} {param.dtype} {tuple(param.shape)} {totals}\n".encode())
+        whole.update(f"{name} {types[name]} {tuple(param.shape)} {totals}\n".encode())
     return whole.hexdigest()
 
 
-def _own_sums(param: Tensor, ranks: Ranks) -> list[int]:
+def _type_in_a_pass(param: Tensor, gathered: torch.dtype | None) -> torch.dtype:
+    """Type of a parameter in a forward pass; of shards the one in which they are gathered."""
+    is_cast = isinstance(param, DTensor) and param.is_floating_point()
+    return gathered if is_cast and gathered is not None else param.dtype
+
+
+def _own_sums(param: Tensor, dtype: torch.dtype, ranks: Ranks) -> list[int]:
     """Sums of the elements that this rank answers for; together the ranks have each once."""
-    layout, own = layout_of(param), local_tensor(param).detach()
+    layout, own = layout_of(param), local_tensor(param).detach().to(dtype)
     bits = own.contiguous().view(_INTEGERS[own.element_size()]).flatten()
-    if layout.is_whole:
+    if not isinstance(param, DTensor):
         part = ranks.shard(len(bits))
         return element_sums(bits[part.start : part.stop], part.start)
     start = layout.start * _row_elements(layout)

@@ -6,7 +6,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from rlhf_cli import distributed
+from rlhf_cli.distributed.process_group import host_store
 from rlhf_cli.launch import launcher
 from tests.helpers import last_of_each
 
@@ -46,7 +46,7 @@ def two_machines(*commands, fault="", **variables):
         fault: see `tests.launch.faults`.
         variables: of both, beside those of the rank.
     """
-    store, port = distributed.host_store()
+    store, port = host_store()
     common = {
         **os.environ,
         "WORLD_SIZE": "2",

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from rlhf_cli import distributed
+from rlhf_cli.distributed.process_group import host_store
 from rlhf_cli.errors import ConfigError, RankFailed
 from rlhf_cli.launch import same_start
 from rlhf_cli.launch.same_start import compare_starts, find_differences, hash_files, start_facts
@@ -79,7 +79,7 @@ def compare(store, rank, task, errors):
 
 
 def test_every_rank_ends_and_rank_0_has_the_line(task, monkeypatch):
-    store, _ = distributed.host_store()
+    store, _ = host_store()
     facts = start_facts(task)
     monkeypatch.setattr(same_start, "start_facts", lambda task: facts)
     store.set(f"{same_start.KEY}1", json.dumps({**facts, "machine": "node-b", "torch": "1"}))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_cli import distributed
+from rlhf_cli.distributed.process_group import host_store
 from rlhf_cli.models.weights_hash import BLOCK, CHUNK, LANES, MASK, element_sums, hash_weights
 
 RANK = """
@@ -40,7 +40,7 @@ def small_model():
 
 
 def sharded_hashes(size, replicas):
-    store, port = distributed.host_store()
+    store, port = host_store()
     variables = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",

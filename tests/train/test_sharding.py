@@ -10,7 +10,6 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from rlhf_cli.context import RunContext
 from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.distributed.mesh import create_mesh
 from rlhf_cli.distributed.process_group import destroy_process_group
@@ -32,13 +31,13 @@ from rlhf_cli.models.sharding import (
     shards_of,
     units,
 )
+from rlhf_cli.models.weights_hash import hash_weights
 from rlhf_cli.rewards.rewards import WeightedScorer
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.stages.dpo.loss import MovingReference
 from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.optim import MasterAdamW
-from rlhf_cli.train.reference_logprobs import hash_weights
 from tests.helpers import random_rows, rows_of, tiny_llama
 from tests.thread_ranks import on_ranks
 
@@ -72,7 +71,7 @@ def policy_of(**changes):
 
 def sharded_policy(mesh, compute=torch.float32, **changes):
     found = policy_of(**changes)
-    shard_model(found, mesh, compute)
+    shard_model(found, mesh=mesh, compute=compute)
     return found
 
 
@@ -182,7 +181,7 @@ def test_a_pass_after_a_step_takes_the_new_weights(mesh):
 
 def test_a_reference_that_moves_is_read_anew(mesh):
     policy, held = sharded_policy(mesh), policy_of(seed=1).requires_grad_(False)
-    shard_model(held, mesh, torch.float32)
+    shard_model(held, mesh=mesh, compute=torch.float32)
     moving = MovingReference(policy, ReferenceModel(held), every=1, share=1.0)
     with torch.no_grad():
         held(ROWS)
@@ -194,7 +193,7 @@ def test_a_reference_that_moves_is_read_anew(mesh):
 
 def test_shards_are_copied_between_models(mesh):
     policy, held = sharded_policy(mesh), policy_of(seed=1).requires_grad_(False)
-    shard_model(held, mesh, torch.float32)
+    shard_model(held, mesh=mesh, compute=torch.float32)
     with torch.no_grad():
         assert not torch.equal(held(ROWS).logp, policy(ROWS).logp)
         copy_shards(held, policy)
@@ -270,15 +269,14 @@ def test_whole_tensors_are_gathered_of_other_values(mesh):
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_the_hash_of_weights_is_that_of_the_plain_model(mesh, tmp_path, compute):
+def test_the_hash_of_weights_is_that_of_the_plain_model(mesh, compute):
     """Stored log-probs of a run on one process serve a sharded run too."""
-    ctx = RunContext(CPU, compute, 0, tmp_path)
     plain, policy = policy_of().to(compute), sharded_policy(mesh, compute)
-    assert hash_weights(policy, ctx) == hash_weights(plain, ctx)
+    assert hash_weights(policy) == hash_weights(plain)
     with torch.no_grad():
         policy(ROWS)  # the root's weights are gathered now
-    assert hash_weights(policy, ctx) == hash_weights(plain, ctx)
-    assert hash_weights(policy_of(seed=1).to(compute), ctx) != hash_weights(plain, ctx)
+    assert hash_weights(policy) == hash_weights(plain)
+    assert hash_weights(policy_of(seed=1).to(compute)) != hash_weights(plain)
 
 
 @pytest.mark.parametrize(("collective", "calls"), [(False, 0), (True, 1)])

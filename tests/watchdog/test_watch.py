@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from rlhf_cli import distributed
+from rlhf_cli.distributed.process_group import host_store
 from rlhf_cli.errors import DataError
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.watchdog.observer import Limits
@@ -59,7 +59,7 @@ if rank == 1 and act == "leave":
 @contextmanager
 def real_ranks(act, count=3):
     """Store and processes of real ranks; rank 1 acts."""
-    store, port = distributed.host_store()
+    store, port = host_store()
     variables = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
@@ -153,7 +153,7 @@ def test_a_rank_that_left_early_is_named():
 @pytest.fixture
 def stores():
     """A store, with a connection of its own for each rank."""
-    store, _ = distributed.host_store()
+    store, _ = host_store()
     return store
 
 
