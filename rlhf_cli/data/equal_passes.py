@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
@@ -14,7 +15,9 @@ FIELDS = ("tokens", "lengths", "scored", "example_of_row")
 """Tensors of a TokenBatch beside its columns."""
 
 
-def equal_passes(own: Sequence[TokenBatch], ranks: Ranks) -> list[TokenBatch]:
+def equal_passes(
+    own: Sequence[TokenBatch], ranks: Ranks, device: torch.device | str = "cpu"
+) -> list[TokenBatch]:
     """Add fillers until all ranks have equally many micro-batches of each kind, in one order.
 
     A kind is the columns that a batch has and whether it is backpropagated: batches of one kind go
@@ -23,6 +26,8 @@ def equal_passes(own: Sequence[TokenBatch], ranks: Ranks) -> list[TokenBatch]:
     Args:
         own: micro-batches of this rank; may be empty.
         ranks: ranks of the run; all call this together.
+        device: of the fillers; a rank without batches gets an example of another rank, which comes
+            through the host.
 
     Returns:
         The batches, those of one kind together in their order, and the fillers of each kind after
@@ -43,8 +48,7 @@ def equal_passes(own: Sequence[TokenBatch], ranks: Ranks) -> list[TokenBatch]:
             example = _share(example, needs_backward=kind.startswith("True"), ranks=ranks)
         assert example is not None  # of this rank, or of another
         missing = max(of_rank) - len(batches)
-        device = own[0].tokens.device if own else example.tokens.device
-        found += [*batches, *[replace(example.to(device), is_filler=True)] * missing]
+        found += [*batches, *[replace(example.to(torch.device(device)), is_filler=True)] * missing]
     return found
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed as dist
-from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rlhf_cli.distributed.process_group import ensure_process_group
@@ -41,10 +40,15 @@ class ShardMesh:
         return torch.device("cpu") if self.offload == "all" else self.device
 
     @property
-    def group(self) -> ProcessGroup:
-        """The processes that together hold the whole model."""
+    def replicas(self) -> int:
+        """Number of groups of processes that each hold the whole model."""
         names = self.device_mesh.mesh_dim_names or ()
-        return self.device_mesh.get_group(SHARD if REPLICATE in names else 0)
+        return self.device_mesh.size(0) if REPLICATE in names else 1
+
+    @property
+    def keeps_masters_on_host(self) -> bool:
+        """Whether the optimizer's weights and moments are on the host, and the shards are not."""
+        return self.offload == "optimizer" and self.device.type != "cpu"
 
     @property
     def replica(self) -> int:

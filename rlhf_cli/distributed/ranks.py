@@ -54,8 +54,8 @@ class Ranks:
     def data(self) -> Ranks:
         """The ranks among which rows are divided: every row is read, and counted, by one of them.
 
-        Their rank 0 is in each context group's first place, not only on the main process: it counts
-        what is the same on all ranks once, and writes nothing.
+        All processes of the first context group are rank 0 of theirs: what is the same on all ranks
+        is counted on rank 0, and written by the main process alone.
         """
         return self.data_ranks or self
 

@@ -61,6 +61,12 @@ class LaunchConfig:
                 "launch.shard: got hybrid with launch.replicas=1; need at least 2 groups of "
                 "processes. Try launch.replicas=2, or launch.shard=full"
             )
+        if self.shard == "hybrid" and self.replicas > 1 and 0 < self.started < 2 * self.replicas:
+            found.append(
+                f"launch.shard: got hybrid with launch.replicas={self.replicas} and {self.started} "
+                "processes; need at least 2 in each group, to share weights. "
+                f"Try launch.processes={2 * self.replicas}, or launch.shard=full"
+            )
         if self.offload != "none" and self.shard == "none":
             found.append(
                 f"launch.offload: got {self.offload} with launch.shard=none, which keeps nothing "

@@ -289,7 +289,7 @@ class RewardModelScorer:
         require_embedded_ids(rows, self.model.model, samples.describe, self.origin, "responses")
         scores = torch.zeros(len(rows))
         batches = list(micro_batches(rows, self.max_tokens))
-        parts = equal_passes([part for _, part in batches], self.ranks)
+        parts = equal_passes([part for _, part in batches], self.ranks, self.device)
         chosen = iter([indices for indices, _ in batches])
         with torch.no_grad():
             for part in parts:

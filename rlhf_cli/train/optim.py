@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlhf_cli.distributed.mesh import ShardMesh
+from rlhf_cli.distributed.process_group import raising_rank_failed
 from rlhf_cli.errors import ConfigError
 from rlhf_cli.models.sharding import layout_of, local_tensor, reshard, shards_of
 from rlhf_cli.train.config import TrainConfig
@@ -71,7 +72,7 @@ class MasterAdamW:
     @property
     def _copies(self) -> bool:
         """Whether the masters are copies on the host of what the device holds."""
-        return self._mesh is not None and self._mesh.offload == "optimizer"
+        return self._mesh is not None and self._mesh.keeps_masters_on_host
 
     @property
     def device(self) -> torch.device:
@@ -122,8 +123,10 @@ class MasterAdamW:
             return norm
         own = [grad for name, grad in gradients.items() if name in self._sharded and grad.numel()]
         squares = torch.nn.utils.get_total_norm(own).to(self.device).square()
-        torch.distributed.all_reduce(squares, group=self._mesh.group)
-        return (squares + norm.to(self.device).square()).sqrt()
+        # over all processes: sums of each replica by itself could differ in the last bit
+        with raising_rank_failed():
+            torch.distributed.all_reduce(squares)
+        return (squares / self._mesh.replicas + norm.to(self.device).square()).sqrt()
 
     def step(self, lr: float) -> None:
         """Update the masters with their gradients, and then the module's copies."""

@@ -132,9 +132,8 @@ def _rows_of(examples: Examples, chosen: list[int]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(starts[i], starts[i + 1]) for i in chosen])
 
 
-def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) -> str:
-    whole = hashlib.sha256(f"{settings} {ctx.compute_name}".encode())
-    whole.update(f"{reference.implementation.name} {reference.flat}".encode())
+def _hash_rows(examples: Examples) -> str:
+    whole = hashlib.sha256()
     for array in (
         examples.tokens,
         examples.loss_mask,
@@ -142,5 +141,14 @@ def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) 
         examples.example_starts,
     ):
         whole.update(np.ascontiguousarray(array).data.cast("B"))
+    return whole.hexdigest()
+
+
+def _key(examples: Examples, reference: Policy, settings: str, ctx: RunContext) -> str:
+    whole = hashlib.sha256(f"{settings} {ctx.compute_name}".encode())
+    whole.update(f"{reference.implementation.name} {reference.flat}".encode())
+    # rank 0 alone reads all rows
+    [rows, *_] = ctx.ranks.all_gather_json(_hash_rows(examples) if ctx.ranks.is_main else "")
+    whole.update(rows.encode())
     whole.update(hash_weights(reference, ctx.ranks).encode())
     return whole.hexdigest()[:32]

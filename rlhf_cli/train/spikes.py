@@ -96,9 +96,8 @@ class SpikeLog:
 
     def _record(self, step: int, loss: float, before: float, batches: Sequence[TokenBatch]) -> None:
         examples = [example for rows in batches for example in rows.split()]
-        measured = [
-            (example, -self._measured(example)) for example in equal_passes(examples, self.ranks)
-        ]
+        passes = equal_passes(examples, self.ranks)
+        measured = [(example, -self._measured(example)) for example in passes]
         own = [(loss, self.locate(example)) for example, loss in measured if not example.is_filler]
         every: list[tuple[float, str]] = [
             (negative, place)

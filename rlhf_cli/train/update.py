@@ -52,7 +52,7 @@ def accumulate(
     own: Counter[str] = Counter()
     for rows in step:
         own.update(rows.count)
-    step = equal_passes(step, ranks.data)
+    step = equal_passes(step, ranks.data, optimizer.device)
     counts = ranks.data.sum_by_name(own)
     metrics: Metrics = {}
     device = optimizer.device
@@ -116,7 +116,7 @@ def find_non_finite_examples(
     found = []
     if ranks.sharded:
         with torch.no_grad():
-            for example in equal_passes(examples, ranks):
+            for example in equal_passes(examples, ranks, optimizer.device):
                 share = scaled_loss(loss(example), example.count)
                 if not (example.is_filler or torch.isfinite(share)):
                     found.append((example, "loss"))

@@ -79,8 +79,45 @@ def sharded_policy(mesh, compute=torch.float32, **changes):
 def test_hybrid_divides_the_processes_into_groups(processes, rank, group):
     processes(rank, 4)
     found = create_mesh(LaunchConfig(shard="hybrid", replicas=2), CPU)
-    assert found.replica == group
-    assert dist.get_process_group_ranks(found.group) == [2 * group, 2 * group + 1]
+    assert found.replicas == 2
+    members = dist.get_process_group_ranks(found.device_mesh.get_group("shard"))
+    assert members == [2 * group, 2 * group + 1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"replicas": 2, "processes": 2}, "launch.replicas: got 2 with launch.shard=none"),
+        ({"shard": "hybrid"}, "launch.shard: got hybrid with launch.replicas=1"),
+        ({"shard": "hybrid", "replicas": 2, "processes": 2}, "replicas=2 and 2 processes"),
+        ({"shard": "hybrid", "replicas": 2, "processes": 5}, "launch.processes: got 5"),
+        ({"offload": "all"}, "launch.offload: got all with launch.shard=none"),
+        ({"context_parallel": 2, "processes": 3}, "launch.processes: got 3"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(keys, said):
+    [problem] = LaunchConfig(**keys).problems()
+    assert said in problem
+    assert "Try " in problem
+
+
+def test_processes_that_fit_the_mesh_are_accepted():
+    assert LaunchConfig(shard="hybrid", replicas=2, processes=4).problems() == []
+    assert LaunchConfig(shard="full", context_parallel=2, processes=4).problems() == []
+
+
+def test_masters_on_the_host_are_copies_that_a_step_writes_back(mesh):
+    gpu = replace(mesh, device=torch.device("cuda"), offload="optimizer")
+    policy, plain = sharded_policy(mesh), sharded_policy(mesh)
+    for model, own in ((policy, gpu), (plain, mesh)):
+        optimizer = MasterAdamW(model, TrainConfig(), torch.float32, own)
+        (-model(ROWS).logp.mean()).backward()
+        optimizer.step(0.1)
+        name = next(iter(optimizer.masters))
+        held = local_tensor(shards_of(model)[name]).data_ptr()
+        assert (optimizer.masters[name].data_ptr() == held) == (own is mesh)
+    for name, param in shards_of(policy).items():
+        assert torch.equal(local_tensor(param), local_tensor(shards_of(plain)[name])), name
 
 
 @pytest.mark.parametrize(("world_size", "replicas"), [(4, 3), (2, 2), (3, 2)])
@@ -329,6 +366,13 @@ def test_random_numbers_of_batches(seed):
 
 def test_nobody_has_a_batch():
     assert on_ranks(2, lambda ranks: equal_passes([], sharded(ranks))) == [[], []]
+
+
+def test_a_rank_without_batches_computes_its_fillers_on_its_device():
+    own = [[ROWS], []]
+    found = on_ranks(2, lambda ranks: equal_passes(own[ranks.rank], sharded(ranks), "meta"))
+    assert [[rows.is_filler for rows in batches] for batches in found] == [[False], [True]]
+    assert found[1][0].tokens.device.type == "meta"
 
 
 def test_batches_stay_as_they_are_where_nothing_is_sharded():

@@ -275,7 +275,7 @@ class ExperienceMaker:
     ) -> Iterator[tuple[MicroBatch | None, TokenBatch]]:
         """Micro-batches and their rows; rows without a micro-batch only fill up the passes."""
         own = [replace(one.rows, needs_backward=False) for one in micros]
-        yield from zip_longest(micros, equal_passes(own, self.ranks))
+        yield from zip_longest(micros, equal_passes(own, self.ranks, self.policy.device))
 
     def _run_policy(self, rows: TokenBatch) -> tuple[Tensor | None, Tensor | None]:
         """[S] log-probs, None where the sampler's are reused, and [S] values, None without them.
