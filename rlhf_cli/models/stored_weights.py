@@ -15,29 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import modeling_utils
 
 from rlhf_cli.distributed.shards import ShardLayout
-from rlhf_cli.models.stored_file import FileTensor
+from rlhf_cli.models.sharding import local_tensor
+from rlhf_cli.models.stored_file import DTYPES, FileTensor
 from rlhf_cli.models.stored_origin import Origin, fill_rows
 from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, read, replace_parameters
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Types of safetensors."""
 
 
 class _DeferredFile:
@@ -192,16 +177,9 @@ def fill(
     """
     params = dict(module.named_parameters())
     for name, origin in origins.items():
-        local = local_rows(params[name])
+        local = local_tensor(params[name]).detach()
         layout = layouts.get(name)
         fill_rows(local, origin, 0 if layout is None else layout.start)
-
-
-def local_rows(param: Tensor) -> Tensor:
-    """Return the rows of a parameter that this rank holds: all of them, or those of a DTensor."""
-    to_local = getattr(param, "to_local", None)
-    found: Tensor = param.detach() if to_local is None else to_local().detach()
-    return found
 
 
 def allocate(module: nn.Module, device: torch.device) -> None:
