@@ -22,7 +22,7 @@ from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.models.sharding import local_tensor
 from rlhf_cli.models.stored_file import DTYPES, FileTensor
 from rlhf_cli.models.stored_origin import Origin, fill_rows
-from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, read, replace_parameters
+from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, replace_parameters
 
 
 class _DeferredFile:
@@ -53,12 +53,11 @@ class _DeferredFile:
 
 
 @contextlib.contextmanager
-def deferred(device: torch.device | str, *, quantized: bool = False) -> Iterator[None]:
+def deferred(device: torch.device | str) -> Iterator[None]:
     """Let `from_pretrained` build models without reading their weights, inside the context.
 
     Args:
         device: where the values will be.
-        quantized: `from_pretrained` is to quantize weights; `quantized_parameters` does it then.
     """
     place = torch.device(device)
 
@@ -68,55 +67,9 @@ def deferred(device: torch.device | str, *, quantized: bool = False) -> Iterator
     def no_warmup(*_: object, **__: object) -> None:
         """Do nothing: it would allocate the bytes of the whole model on the device."""
 
-    with contextlib.ExitStack() as changes:
-        loading = {"safe_open": open_deferred, "caching_allocator_warmup": no_warmup}
-        changes.enter_context(exchanged(modeling_utils, **loading))
-        if quantized:
-            from transformers.integrations import bitsandbytes  # an extra, and slow to import
-
-            for kind in (bitsandbytes.Bnb4bitQuantize, bitsandbytes.Bnb8bitQuantize):
-                changes.enter_context(exchanged(kind, convert=_leave_unquantized))
+    loading = {"safe_open": open_deferred, "caching_allocator_warmup": no_warmup}
+    with exchanged(modeling_utils, **loading):
         yield
-
-
-def _leave_unquantized(
-    quantizer: Any, tensors: Mapping[str, Any], model: Any = None, **_: object
-) -> dict[str, nn.Parameter]:
-    """Keep a weight that is to be quantized in its file, with what it is quantized by.
-
-    It takes the place of the quantizer's `convert`.
-    """
-    found = {}
-    for name, value in tensors.items():
-        stored = value[0] if isinstance(value, list) else value
-        found[name] = made = nn.Parameter(stored, requires_grad=False)
-        vars(made).update(quantizer=quantizer, pattern=model.get_parameter_or_buffer(name))
-    return found
-
-
-def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Quantize the weights of a deferred model one by one, as transformers does when it loads them.
-
-    Only one weight is read at a time, and the model itself keeps none of them.
-
-    Args:
-        model: loaded inside `deferred` with a quantization.
-
-    Yields:
-        Name and quantized parameter, on the device that the model was deferred to.
-    """
-    for owner_name, owner in model.named_modules():
-        for name, param in list(owner._parameters.items()):
-            if param is None or not hasattr(param, "quantizer"):
-                continue
-            full = f"{owner_name}.{name}" if owner_name else name
-            values = {full: [read(param)]}
-            owner._parameters[name] = param.pattern  # the quantizer looks for its settings here
-            try:
-                done = param.quantizer.convert(values, full_layer_name=full, model=model)
-            finally:
-                owner._parameters[name] = param
-            yield full, done[full]
 
 
 @contextlib.contextmanager
