@@ -50,12 +50,6 @@ class ShardMesh:
         """Whether the optimizer's weights and moments are on the host, and the shards are not."""
         return self.offload == "optimizer" and self.device.type != "cpu"
 
-    @property
-    def replica(self) -> int:
-        """Which of the groups that hold the whole model this process is in."""
-        names = self.device_mesh.mesh_dim_names or ()
-        return self.device_mesh.get_local_rank(REPLICATE) if REPLICATE in names else 0
-
 
 def create_mesh(cfg: LaunchConfig, device: torch.device) -> ShardMesh | None:
     """Create the mesh of a run; None where weights are not sharded. All ranks call it together.

@@ -163,11 +163,23 @@ class Ranks:
                 act()
             except Exception as raised:
                 error = raised
+        self.raise_together(error, "rank 0")
+
+    def raise_together(self, error: Exception | None, others: str = "another rank") -> None:
+        """Raise on all ranks where one has an error, so that none waits for it later.
+
+        Args:
+            error: of this rank; none if it has none.
+            others: ranks that may have one, for the message.
+
+        Raises:
+            RankFailed: another rank has an error, and this one has none.
+        """
         failed = self.any(error is not None)
         if error is not None:
             raise error
         if failed:
-            raise RankFailed("rank 0 failed; see its error")
+            raise RankFailed(f"{others} failed; see its error")
 
 
 SINGLE_PROCESS = Ranks()

@@ -18,7 +18,7 @@ from rlhf_cli.errors import ConfigError, RankFailed
 from rlhf_cli.launch.worker import RankEnv, Task
 from rlhf_cli.resources import PACKAGE
 from rlhf_cli.runs import inputs, manifest
-from rlhf_cli.runs.run_files import RANK_LOGS, sample_bytes
+from rlhf_cli.runs.run_files import RANK_LOGS, hash_name_and_size, hash_samples
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -109,10 +109,9 @@ def hash_files(files: list[Path]) -> str:
         return "no such file"
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+        hash_name_and_size(digest, file)
     for file in files[:: max(1, len(files) // SAMPLED_FILES)]:
-        for part in sample_bytes(file):
-            digest.update(part)
+        hash_samples(digest, file)
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What `launch.shard` divides among processes, what is whole for a moment, what the host keeps.
+"""Divide the memory of a run among processes, as `launch.shard` does, and between device and host.
 
 The rules are those of FSDP2: a layer is gathered when it computes, while the next one is gathered;
 embeddings, output layer and last norm are one unit, whole from the forward pass to the end of the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from rlhf_cli.models.checks import (
 )
 from rlhf_cli.models.config import DEFAULT_ARCHITECTURE, ModelConfig
 from rlhf_cli.models.load_errors import convert_load_errors, require_model_folder
+from rlhf_cli.models.packed_weights import pack_now, packed_later
 from rlhf_cli.models.quantize import (
     quantization_config,
     quantizes_output_layer,
@@ -134,6 +135,7 @@ def load_base_model(cfg: ModelConfig, folder: str, tokenizer: Any, options: Base
     if quantizes_output_layer(options.quantization):
         # again, since a missing output layer is tied while it is loaded
         require_quantizable_output(folder, model.config, options.new_tokens)
+        pack_now(model.get_output_embeddings())  # its format is checked before training
         require_quantized_output(folder, model)
     reset_generation_config(model)
     fit_vocabulary(model, tokenizer, options.new_tokens, options.adapters)
@@ -290,11 +292,13 @@ def load_checkpoint(
     Raises:
         ModelError: weights are missing, left out, or of another shape; it names them.
     """
-    reading: AbstractContextManager[None] = nullcontext()
-    if is_deferred:
-        quantized = options.get("quantization_config") is not None
-        reading = deferred(options["device_map"][""], quantized=quantized)
-    with _without_warnings(), reading:
+    quantized = options.get("quantization_config") is not None
+    with ExitStack() as loading:
+        loading.enter_context(_without_warnings())
+        if is_deferred:
+            loading.enter_context(deferred(options["device_map"][""]))
+        if is_deferred and quantized:
+            loading.enter_context(packed_later())
         model, report = auto.from_pretrained(
             source,
             key_mapping=dict(WRAPPERS),

@@ -45,6 +45,7 @@ from rlhf_cli.models.config import (
 from rlhf_cli.models.context_parallel import require_exact_positions
 from rlhf_cli.models.liger import apply_liger
 from rlhf_cli.models.local_base import prepare_base
+from rlhf_cli.models.packed_weights import can_pack_later
 from rlhf_cli.models.parameters import (
     cast_for_compute,
     cast_params,
@@ -127,7 +128,7 @@ def load_trainable(
     quantized = _choose_quantization(source, cfg.quant, role.kind)
     if ctx.mesh is not None:
         require_shardable(quantized.quant, cfg.model.path)
-    model = _load_weights(role.kind, cfg.model, quantized, inputs, dtype, allowed)
+    model = _load_weights(role.kind, cfg, quantized, inputs, dtype, allowed)
     loaded = _wrap(role, model, cfg, source, inputs)
     for param in loaded.parameters():
         if param.requires_grad:  # PEFT copies fully trained layers in the base's type
@@ -166,7 +167,7 @@ def load_frozen(
     quantized = _choose_quantization(source, cfg.quant, role.kind)
     if ctx.mesh is not None:
         require_shardable(quantized.quant, cfg.model.path)
-    model = _load_weights(role.kind, cfg.model, quantized, inputs, ctx.compute, allowed)
+    model = _load_weights(role.kind, cfg, quantized, inputs, ctx.compute, allowed)
     with muted():  # mute log lines that apply to trained models only
         loaded = _wrap(role, model, cfg, source, inputs)
         cast_params(loaded.requires_grad_(False).parameters(), ctx.compute)
@@ -195,7 +196,7 @@ def load_generator(cfg: ModelConfig, quant: QuantConfig, inputs: LoadInputs) -> 
     ctx = inputs.ctx
     source = ModelSource("") if cfg.from_scratch else resolve_model(cfg)
     quantized = _choose_quantization(source, quant, Policy.kind)
-    model = _load_weights(Policy.kind, cfg, quantized, inputs, ctx.compute)
+    model = _load_weights(Policy.kind, LoadConfig(model=cfg), quantized, inputs, ctx.compute)
     if source.adapters:
         from rlhf_cli.models.attach_adapters import attach_adapters  # PEFT: a second to import
 
@@ -221,7 +222,7 @@ def _choose_quantization(source: ModelSource, quant: QuantConfig, kind: str) -> 
 
 def _load_weights(
     kind: str,
-    cfg: ModelConfig,
+    cfg: LoadConfig,
     source: ModelSource,
     inputs: LoadInputs,
     dtype: torch.dtype,
@@ -230,7 +231,7 @@ def _load_weights(
     """Load the base of a source, quantized as the source says, or build random weights."""
     ctx = inputs.ctx
     if not source.base:
-        model = build_random_model(cfg, inputs.tokenizer, ctx.seed, kind)
+        model = build_random_model(cfg.model, inputs.tokenizer, ctx.seed, kind)
         if ctx.mesh is not None:
             defer(model, ctx.device)
         return model
@@ -243,9 +244,10 @@ def _load_weights(
         device=ctx.device,
         allowed=allowed,
         seed=ctx.seed,
-        deferred=ctx.mesh is not None and source.quant == "none",
+        deferred=ctx.mesh is not None
+        and (source.quant == "none" or can_pack_later(cfg.adapter, source.adapters)),
     )
-    return load_base_model(cfg, source.folder, inputs.tokenizer, options)
+    return load_base_model(cfg.model, source.folder, inputs.tokenizer, options)
 
 
 def _wrap(
@@ -346,21 +348,3 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):  # Llama's attention_dropout
                 setattr(module, name, 0.0)
-
-
-def context_length(model: Any) -> int | None:
-    """Return the longest row that the model's positions allow, where its config says."""
-    config = model.config.get_text_config()
-    length = getattr(config, "max_position_embeddings", None)
-    return int(length) - _first_position(model) if length and length > 0 else None  # XLNet: -1
-
-
-def _first_position(model: Any) -> int:
-    """Return the first position; RoBERTa and its relatives count from the padding id + 1."""
-    for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            return int(module.padding_idx) + 1
-    return 0

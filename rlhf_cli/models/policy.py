@@ -91,9 +91,15 @@ class Policy(ModelWrapper):
             )
         given = {name: value for name, value in vars(found).items() if value is not None}
         gathered = {name: selected.gather(value) for name, value in given.items()}
-        found = replace(found, **gathered, router=router)
-        if "value" not in wanted:
-            return found
+        value = self._value(rows, hidden, selected) if "value" in wanted else None
+        return replace(found, **gathered, router=router, value=value)
+
+    def _value(self, rows: TokenBatch, hidden: Tensor, selected: Selection) -> Tensor:
+        """Compute the values [S] from the hidden states [S, d] that the log-probs are made of.
+
+        Raises:
+            ValueError: the policy has no value model, or a context group divides the positions.
+        """
         if self.value_model is None:
             raise ValueError("want: got value of a policy without value model")
         if selected.places is not None:  # its head's gradient would count once for each rank
@@ -102,7 +108,8 @@ class Policy(ModelWrapper):
         def hidden_states(adapters: str) -> Tensor:
             return hidden if adapters == "policy" else self._role_hidden_states(adapters, rows)
 
-        return replace(found, value=self.value_model(rows, hidden_states))
+        found: Tensor = self.value_model(rows, hidden_states)
+        return found
 
     def values(self, rows: TokenBatch) -> Tensor:
         """Compute the values [S], fp32, of the scored positions, without the output layer.

@@ -12,7 +12,7 @@ from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.resources import SHIPPED, shipped_model
 from rlhf_cli.runs import artifact, hub, run_files
 from rlhf_cli.runs.artifact import resolve_run
-from rlhf_cli.runs.run_files import sample_bytes
+from rlhf_cli.runs.run_files import hash_name_and_size, hash_samples
 
 ADAPTER_WEIGHTS = hub.ADAPTER_WEIGHTS
 LOCAL_BASE = run_files.BASE
@@ -141,10 +141,8 @@ def weights_fingerprint(folder: Path) -> str:
     """Hash the weight files of a folder: their sizes, and evenly spaced parts of their bytes."""
     whole = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        size = file.stat().st_size
-        whole.update(f"{file.name} {size}\n".encode())
-        for part in sample_bytes(file):
-            whole.update(part)
+        hash_name_and_size(whole, file)
+        hash_samples(whole, file)
     return whole.hexdigest()[:32]
 
 

@@ -15,29 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import modeling_utils
 
 from rlhf_cli.distributed.shards import ShardLayout
-from rlhf_cli.models.stored_file import FileTensor
+from rlhf_cli.models.sharding import local_tensor
+from rlhf_cli.models.stored_file import DTYPES, FileTensor
 from rlhf_cli.models.stored_origin import Origin, fill_rows
-from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, read, replace_parameters
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Types of safetensors."""
+from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, replace_parameters
 
 
 class _DeferredFile:
@@ -68,12 +53,11 @@ class _DeferredFile:
 
 
 @contextlib.contextmanager
-def deferred(device: torch.device | str, *, quantized: bool = False) -> Iterator[None]:
+def deferred(device: torch.device | str) -> Iterator[None]:
     """Let `from_pretrained` build models without reading their weights, inside the context.
 
     Args:
         device: where the values will be.
-        quantized: `from_pretrained` is to quantize weights; `quantized_parameters` does it then.
     """
     place = torch.device(device)
 
@@ -83,55 +67,9 @@ def deferred(device: torch.device | str, *, quantized: bool = False) -> Iterator
     def no_warmup(*_: object, **__: object) -> None:
         """Do nothing: it would allocate the bytes of the whole model on the device."""
 
-    with contextlib.ExitStack() as changes:
-        loading = {"safe_open": open_deferred, "caching_allocator_warmup": no_warmup}
-        changes.enter_context(exchanged(modeling_utils, **loading))
-        if quantized:
-            from transformers.integrations import bitsandbytes  # an extra, and slow to import
-
-            for kind in (bitsandbytes.Bnb4bitQuantize, bitsandbytes.Bnb8bitQuantize):
-                changes.enter_context(exchanged(kind, convert=_leave_unquantized))
+    loading = {"safe_open": open_deferred, "caching_allocator_warmup": no_warmup}
+    with exchanged(modeling_utils, **loading):
         yield
-
-
-def _leave_unquantized(
-    quantizer: Any, tensors: Mapping[str, Any], model: Any = None, **_: object
-) -> dict[str, nn.Parameter]:
-    """Keep a weight that is to be quantized in its file, with what it is quantized by.
-
-    It takes the place of the quantizer's `convert`.
-    """
-    found = {}
-    for name, value in tensors.items():
-        stored = value[0] if isinstance(value, list) else value
-        found[name] = made = nn.Parameter(stored, requires_grad=False)
-        vars(made).update(quantizer=quantizer, pattern=model.get_parameter_or_buffer(name))
-    return found
-
-
-def quantized_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Quantize the weights of a deferred model one by one, as transformers does when it loads them.
-
-    Only one weight is read at a time, and the model itself keeps none of them.
-
-    Args:
-        model: loaded inside `deferred` with a quantization.
-
-    Yields:
-        Name and quantized parameter, on the device that the model was deferred to.
-    """
-    for owner_name, owner in model.named_modules():
-        for name, param in list(owner._parameters.items()):
-            if param is None or not hasattr(param, "quantizer"):
-                continue
-            full = f"{owner_name}.{name}" if owner_name else name
-            values = {full: [read(param)]}
-            owner._parameters[name] = param.pattern  # the quantizer looks for its settings here
-            try:
-                done = param.quantizer.convert(values, full_layer_name=full, model=model)
-            finally:
-                owner._parameters[name] = param
-            yield full, done[full]
 
 
 @contextlib.contextmanager
@@ -192,16 +130,9 @@ def fill(
     """
     params = dict(module.named_parameters())
     for name, origin in origins.items():
-        local = local_rows(params[name])
+        local = local_tensor(params[name]).detach()
         layout = layouts.get(name)
         fill_rows(local, origin, 0 if layout is None else layout.start)
-
-
-def local_rows(param: Tensor) -> Tensor:
-    """Return the rows of a parameter that this rank holds: all of them, or those of a DTensor."""
-    to_local = getattr(param, "to_local", None)
-    found: Tensor = param.detach() if to_local is None else to_local().detach()
-    return found
 
 
 def allocate(module: nn.Module, device: torch.device) -> None:

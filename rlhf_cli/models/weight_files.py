@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +23,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import modeling_utils
 
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
+from rlhf_cli.models.stored_file import DTYPES
 from rlhf_cli.models.stored_origin import Origin
 from rlhf_cli.models.stored_tensor import StoredTensor, read
-from rlhf_cli.models.stored_weights import DTYPES, exchanged
+from rlhf_cli.models.stored_weights import exchanged
 
 SHARD = "4GB"
 """Largest weight file."""
@@ -42,30 +44,56 @@ Whole = Callable[[str], Tensor]
 """Name of a tensor -> its values; under sharding all ranks call it, in the same order."""
 
 
+@dataclass(eq=False)
+class Gathering:
+    """Gathers tensors when they are written, each once.
+
+    Attributes:
+        gather: gives the values of a tensor.
+        uses: how often the values are still needed, by name.
+        kept: values that a later tensor is made of too.
+        taken: uses until now.
+        is_broken: whether `gather` failed, so that the processes are no longer at the same tensor.
+    """
+
+    gather: Whole
+    uses: Counter[str] = field(default_factory=Counter)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    taken: int = 0
+    is_broken: bool = False
+
+    def take(self, name: str) -> Tensor:
+        """Gather the values of a tensor, where none before this needed them."""
+        found = self.kept.pop(name, None)
+        value = self._gather(name) if found is None else found
+        self.taken += 1
+        self.uses[name] -= 1
+        if self.uses[name] > 0:
+            self.kept[name] = value
+        return value
+
+    def _gather(self, name: str) -> Tensor:
+        self.is_broken = True
+        value = self.gather(name)
+        self.is_broken = False
+        return value
+
+
 @dataclass(frozen=True, eq=False)
 class Gathered(Origin):
     """A tensor that is gathered when it is written.
 
     Attributes:
         name: of the tensor.
-        gather: gives its values.
-        kept: values that a later tensor of the same file is made of too.
-        uses: how often the values are still needed, by name.
+        gathering: gives its values.
     """
 
     name: str
-    gather: Whole
-    kept: dict[str, Tensor]
-    uses: Counter[str]
+    gathering: Gathering
 
     def whole(self) -> Tensor:
-        """Gather the values, where no tensor before this needed them."""
-        found = self.kept.pop(self.name, None)
-        value = self.gather(self.name) if found is None else found
-        self.uses[self.name] -= 1
-        if self.uses[self.name] > 0:
-            self.kept[self.name] = value
-        return value
+        """Gather the values."""
+        return self.gathering.take(self.name)
 
 
 @dataclass(frozen=True)
@@ -88,8 +116,7 @@ def save_weights(
     folder: Path,
     dtype: torch.dtype,
     whole: Whole | None = None,
-    *,
-    is_main: bool = True,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> None:
     """Write a model for `from_pretrained`: its configs, and its weights one by one.
 
@@ -99,54 +126,54 @@ def save_weights(
         dtype: of the floating-point weights that are parameters.
         whole: gives the values of a parameter or buffer by its name in the model; by default those
             that the model has, which may be in their files.
-        is_main: whether this process writes.
+        ranks: the processes that call this together; rank 0 writes.
 
     Raises:
-        OSError: a file could not be written.
+        OSError: this process could not write a file.
+        RankFailed: another process failed.
     """
     own = model.state_dict()
-    with tempfile.TemporaryDirectory() as planned:
-        gather = whole or (lambda name: read(own[name]))
-        files = _plan(model, Path(planned), own, dtype, gather)
-        failed = _write_files(files, Path(planned), folder, is_main)
-    if failed is not None:
-        raise failed
+    gathering = Gathering(whole or (lambda name: read(own[name])))
+    failed: Exception | None = None
+    with contextlib.ExitStack() as opened:
+        try:
+            planned = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            files = _plan(model, planned, own, dtype, gathering)
+            if ranks.is_main:
+                shutil.copytree(planned, folder, dirs_exist_ok=True)
+        except Exception as error:
+            failed = error
+        ranks.raise_together(failed)  # before the first weight is gathered
+    ranks.raise_together(_write_files(files, folder, gathering, ranks.is_main))
 
 
 def _write_files(
-    files: list[WeightFile], planned: Path, folder: Path, is_main: bool
-) -> OSError | None:
-    """Write what was planned, in one process; all take part in gathering, also when it fails.
+    files: list[WeightFile], folder: Path, gathering: Gathering, is_main: bool
+) -> Exception | None:
+    """Write files in one process; all take part in gathering, also when a file cannot be written.
 
     Returns:
-        Why a file could not be written; the others would wait for ever for an error in between.
+        The first error, which must not be raised while other processes gather.
     """
-    failed: OSError | None = None
-    if is_main:
-        try:
-            shutil.copytree(planned, folder, dirs_exist_ok=True)
-        except OSError as error:
-            failed = error
+    failed: Exception | None = None
     for file in files:
-        with contextlib.ExitStack() as opened:
-            handle: BinaryIO | None = None
-            for origin in _in_order(file):
-                if not is_main or failed is not None:
-                    _visit(origin)
-                    continue
-                value = _values(origin)
-                try:
-                    if handle is None:
-                        handle = opened.enter_context((folder / file.name).open("wb"))
-                        _write_header(handle, file)
-                    handle.write(value)
-                except OSError as error:
-                    failed = error
+        before = gathering.taken
+        if is_main and failed is None:
+            try:
+                with (folder / file.name).open("wb") as handle:
+                    write_safetensors(handle, file)
+            except Exception as error:
+                if gathering.is_broken:
+                    raise
+                failed = error
+        leaves = [leaf for origin in _in_order(file) for leaf in _leaves(origin)]
+        for leaf in leaves[gathering.taken - before :]:
+            leaf.whole()
     return failed
 
 
 def _plan(
-    model: Any, folder: Path, own: Mapping[str, Tensor], dtype: torch.dtype, gather: Whole
+    model: Any, folder: Path, own: Mapping[str, Tensor], dtype: torch.dtype, gathering: Gathering
 ) -> list[WeightFile]:
     """Let transformers write all but the weights, and list the files of these."""
     files: list[WeightFile] = []
@@ -155,7 +182,7 @@ def _plan(
         origins = {name: tensor.origin for name, tensor in tensors.items()}
         files.append(WeightFile(Path(filename).name, origins, dict(metadata or {})))
 
-    stored = _stored(model, own, dtype, gather)
+    stored = _stored(model, own, dtype, gathering)
     changed = {"should_save_on_this_rank": lambda *_: True}
     with exchanged(modeling_utils, safe_save_file=record), _with_attributes(model, changed):
         model.save_pretrained(folder, state_dict=stored, max_shard_size=SHARD)
@@ -166,24 +193,21 @@ def _plan(
     for file in files:
         for origin in file.origins.values():
             for leaf in _leaves(origin):
-                leaf.uses[leaf.name] += 1
+                gathering.uses[leaf.name] += 1
     return files
 
 
 def _stored(
-    model: Any, own: Mapping[str, Tensor], dtype: torch.dtype, gather: Whole
+    model: Any, own: Mapping[str, Tensor], dtype: torch.dtype, gathering: Gathering
 ) -> dict[str, Tensor]:
     """Make a stored tensor for each entry of a state dict; parameters get the dtype of the file."""
     params = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    kept: dict[str, Tensor] = {}
-    uses: Counter[str] = Counter()
     meta = torch.device("meta")  # transformers then finds tied weights by the model's parameters
     found: dict[str, Tensor] = {}
     for name, tensor in own.items():
         is_cast = name in params and tensor.is_floating_point()
-        origin = Gathered(
-            tuple(tensor.shape), dtype if is_cast else tensor.dtype, name, gather, kept, uses
-        )
+        found_dtype = dtype if is_cast else tensor.dtype
+        origin = Gathered(tuple(tensor.shape), found_dtype, name, gathering)
         found[name] = StoredTensor.of(origin, meta)
     return found
 
@@ -206,12 +230,6 @@ def _leaves(origin: Origin) -> list[Gathered]:
     values = [getattr(origin, field.name) for field in fields(origin)]
     inner = [value for value in tree_leaves(values) if isinstance(value, Origin)]
     return [leaf for part in inner for leaf in _leaves(part)]
-
-
-def _visit(origin: Origin) -> None:
-    """Take part in the gathering of a tensor that another process writes."""
-    for leaf in _leaves(origin):
-        leaf.whole()
 
 
 def _in_order(file: WeightFile) -> list[Origin]:

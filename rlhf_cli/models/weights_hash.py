@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
-from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.models.sharding import layout_of, local_tensor, shards_of
 
 BLOCK = 1 << 16
@@ -67,15 +67,8 @@ def _own_sums(param: Tensor, dtype: torch.dtype, ranks: Ranks) -> list[int]:
     if not isinstance(param, DTensor):
         part = ranks.shard(len(bits))
         return element_sums(bits[part.start : part.stop], part.start)
-    start = layout.start * _row_elements(layout)
+    start = layout.start * math.prod(layout.shape[1:])
     return element_sums(bits, start) if layout.writes else [0] * LANES
-
-
-def _row_elements(layout: ShardLayout) -> int:
-    count = 1
-    for size in layout.shape[1:]:
-        count *= size
-    return count
 
 
 def element_sums(bits: Tensor, start: int) -> list[int]:

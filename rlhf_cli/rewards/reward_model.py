@@ -25,7 +25,8 @@ from rlhf_cli.data.tokens.packing import truncate
 from rlhf_cli.errors import DataError, ModelError
 from rlhf_cli.models.checks import refuse_encoder_decoder
 from rlhf_cli.models.config import LoadConfig, ModelConfig
-from rlhf_cli.models.load import LoadInputs, context_length, load_frozen
+from rlhf_cli.models.context_length import context_length
+from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.load_errors import convert_load_errors
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import ModelSource, resolve_model

@@ -20,7 +20,7 @@ from rlhf_cli.context import forked_rng
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.memory.phase import phase
-from rlhf_cli.models.load import context_length
+from rlhf_cli.models.context_length import context_length
 from rlhf_cli.models.vocabulary import find_support, require_embedded_ids
 from rlhf_cli.models.wrapper import ModelWrapper, read_head
 from rlhf_cli.rollout.config import SamplingConfig

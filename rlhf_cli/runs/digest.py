@@ -29,7 +29,7 @@ def file_sha256(path: Path) -> str:
     """
     status = path.stat()
     if status.st_size < SMALL_BYTES:
-        return _compute(path)
+        return hash_file(path)
     facts = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     key = hashlib.sha256(f"{path.absolute()} {facts}".encode()).hexdigest()
     stored = cache_folder() / FOLDER / key
@@ -37,13 +37,18 @@ def file_sha256(path: Path) -> str:
         found = stored.read_text(encoding="ascii")
         if len(found) == hashlib.sha256().digest_size * 2:
             return found
-    found = _compute(path)
+    found = hash_file(path)
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > RECENT_NS:
         _store(stored, found)
     return found
 
 
-def _compute(path: Path) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, which are read each time.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

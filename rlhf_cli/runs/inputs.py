@@ -17,7 +17,7 @@ from rlhf_cli.errors import CheckpointError, ModelError
 from rlhf_cli.runs import lock, run_files
 from rlhf_cli.runs.artifact import find_model_folder, read_adapter_base
 from rlhf_cli.runs.digest import file_sha256
-from rlhf_cli.runs.run_files import sample_bytes
+from rlhf_cli.runs.run_files import hash_samples
 
 METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that `datasets` writes beside rows; they hold no rows."""
@@ -193,6 +193,5 @@ def _digest(file: Path) -> str:
     if file.suffix != ".safetensors":
         return file_sha256(file)
     digest = hashlib.sha256()
-    for part in sample_bytes(file):
-        digest.update(part)
+    hash_samples(digest, file)
     return digest.hexdigest()

@@ -180,7 +180,18 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def sample_bytes(file: Path) -> Iterator[bytes]:
+def hash_samples(digest: Any, file: Path) -> None:
+    """Feed evenly spaced parts of a file to a hash: 4 MiB, or all of a smaller file."""
+    for part in _sample_bytes(file):
+        digest.update(part)
+
+
+def hash_name_and_size(digest: Any, file: Path) -> None:
+    """Feed a file's name and size to a hash, as one line."""
+    digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+
+
+def _sample_bytes(file: Path) -> Iterator[bytes]:
     """Yield evenly spaced parts of a file, 4 MiB in total; the whole file if it is smaller."""
     size = file.stat().st_size
     with file.open("rb") as stream:

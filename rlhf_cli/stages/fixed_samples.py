@@ -17,7 +17,7 @@ from rlhf_cli.context import forked_rng
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import first_line
-from rlhf_cli.models.load import context_length
+from rlhf_cli.models.context_length import context_length
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gathered
 from rlhf_cli.rollout.config import SamplingConfig

@@ -22,7 +22,7 @@ from rlhf_cli.data.examples import Examples, count_distinct
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
-from rlhf_cli.models.load import context_length
+from rlhf_cli.models.context_length import context_length
 from rlhf_cli.models.tokenizer import trains_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
 from rlhf_cli.models.wrapper import ModelWrapper

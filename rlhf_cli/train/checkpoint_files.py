@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rlhf_cli.distributed.shards import ShardLayout
+from rlhf_cli.runs.digest import hash_file
 from rlhf_cli.train.checkpoint_index import (
     OPTIMIZER,
     ROW_SLOTS,
@@ -26,7 +27,6 @@ from rlhf_cli.train.checkpoint_index import (
     Index,
     IndexBuilder,
     Piece,
-    hash_file,
 )
 from rlhf_cli.train.optim import MasterAdamW
 

@@ -10,7 +10,6 @@ is made of their headers.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+
+from rlhf_cli.models.stored_file import DTYPES
+from rlhf_cli.runs.digest import hash_file
 
 FORMAT = 4
 WHOLE_FILES_FORMAT = 3
@@ -220,7 +222,7 @@ def _index_of_headers(path: Path, sha256: dict[str, str]) -> Index:
             for name in stored.keys():  # noqa: SIM118 (not a dictionary)
                 header = stored.get_slice(name)
                 shape = tuple(header.get_shape())
-                dtype = str(stored.get_tensor(name).dtype).removeprefix("torch.")
+                dtype = str(DTYPES[header.get_dtype()]).removeprefix("torch.")
                 if group == WEIGHTS:
                     rows[name] = count_rows(shape)
                 parameter, _, slot = name.rpartition("/")
@@ -228,12 +230,6 @@ def _index_of_headers(path: Path, sha256: dict[str, str]) -> Index:
                 count = rows[parameter] if bound else count_rows(shape)
                 builder.add(group, name, None if bound else shape, Piece(file, 0, count, dtype))
     return builder.build(dict(sha256), WHOLE_FILES_FORMAT)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_hashes(path: Path, sha256: Mapping[str, str], names: Iterable[str]) -> None:

@@ -30,6 +30,7 @@ from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.distributed.shards import ShardLayout, whole
 from rlhf_cli.errors import CheckpointError, RankFailed
 from rlhf_cli.runs import lock
+from rlhf_cli.runs.digest import hash_file
 from rlhf_cli.runs.folder import list_checkpoints
 from rlhf_cli.train.checkpoint import FOLDER, checkpoint_name, latest_checkpoint, reason
 from rlhf_cli.train.checkpoint_files import (
@@ -41,7 +42,7 @@ from rlhf_cli.train.checkpoint_files import (
     select_own,
     write_own,
 )
-from rlhf_cli.train.checkpoint_index import FORMAT, INDEX, RNG, STATE, IndexBuilder, hash_file
+from rlhf_cli.train.checkpoint_index import FORMAT, INDEX, RNG, STATE, IndexBuilder
 from rlhf_cli.train.optim import MasterAdamW
 from rlhf_cli.train.rng_state import RngState, read_rng_state
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf_cli.context import PRECISIONS, RunContext
+from rlhf_cli.distributed.process_group import raising_rank_failed
+from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import CheckpointError, RlhfError, first_line
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.config import ComparedModelConfig, LoadConfig, ModelConfig
@@ -62,51 +66,65 @@ def save_model(
     Raises:
         CheckpointError: the disk is full or read-only, or another process took the folder over;
             the last checkpoint still stands.
+        RankFailed: another process failed.
     """
     dtype = PRECISIONS.get(cfg.model.dtype, ctx.compute)
     final, partial = ctx.out / run_files.MODEL, ctx.out / f"{run_files.MODEL}.tmp"
-    on_main = ctx.ranks.run_on_main if whole is not None else _run
-
-    def prepare() -> None:
-        lock.require_owned(ctx.out)
-        shutil.rmtree(partial, ignore_errors=True)
+    ranks = ctx.ranks if whole is not None else SINGLE_PROCESS
+    described = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
 
     def commit() -> None:
-        if failed is not None:
-            raise failed
         tokenizer.save_pretrained(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        flush_folder(partial)
-        partial.rename(final)
-        described = {"trained_on": trained_on, "dtype": str(dtype).removeprefix("torch.")}
-        described |= _origin(policy, cfg) | _tokens(tokenizer)
-        write_json_atomic(ctx.out / artifact.NAME, {"kind": policy.kind, **described})
+        _replace_folder(final, partial)
+        facts = described | _origin(policy, cfg) | _tokens(tokenizer)
+        write_json_atomic(ctx.out / artifact.NAME, {"kind": policy.kind, **facts})
 
-    on_main(prepare)
+    ranks.run_on_main(lambda: _prepare(ctx.out, partial))
     if whole is None:
-        for name, param in policy.named_parameters():
-            if name in result.weights:
-                param.data = result.weights[name].to(dtype)
+        _set_weights(policy, result, dtype)
+    _set_token_ids(policy, tokenizer, ends)
+    with _explaining(final):
+        _write_weights(policy, partial, dtype, whole, ranks)
+        ranks.run_on_main(commit)
+
+
+def _prepare(out: Path, partial: Path) -> None:
+    """Remove what an earlier attempt left; the run folder must still be this process's."""
+    lock.require_owned(out)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _set_weights(policy: ModelWrapper, result: RunResult, dtype: torch.dtype) -> None:
+    """Set the parameters to the trained masters."""
+    for name, param in policy.named_parameters():
+        if name in result.weights:
+            param.data = result.weights[name].to(dtype)
+
+
+def _set_token_ids(policy: ModelWrapper, tokenizer: Any, ends: Sequence[int]) -> None:
+    """Write the ids that end or pad rows into the configs that are saved."""
     if policy.kind == "causal_lm":
         policy.model.generation_config.eos_token_id = list(ends) if len(ends) > 1 else ends[0]
     else:
         name_pad_token(policy.model, tokenizer)
-    failed = _write_weights(policy, partial, dtype, whole, ctx.ranks.is_main)
-    on_main(lambda: _explained(commit, final))
 
 
-def _run(act: Callable[[], None]) -> None:
-    act()
+def _replace_folder(final: Path, partial: Path) -> None:
+    """Put a folder that is complete on the disk in the place of an earlier one."""
+    shutil.rmtree(final, ignore_errors=True)
+    flush_folder(partial)
+    partial.rename(final)
 
 
-def _explained(commit: Callable[[], None], final: Path) -> None:
+@contextmanager
+def _explaining(final: Path) -> Iterator[None]:
     """Name the folder that could not be written, and say what is left.
 
     Raises:
         CheckpointError: it could not be written.
     """
     try:
-        commit()
+        yield
     except RlhfError:
         raise
     except Exception as error:  # safetensors and tokenizers have their own kinds for a full disk
@@ -117,20 +135,25 @@ def _explained(commit: Callable[[], None], final: Path) -> None:
 
 
 def _write_weights(
-    policy: ModelWrapper, folder: Path, dtype: torch.dtype, whole: Whole | None, is_main: bool
-) -> Exception | None:
-    """Write the weights, or the adapters alone; return the error, which every process must hear."""
-    try:
-        if policy.adapters is None:
-            gather = None if whole is None else lambda name: whole(f"{MODEL_PREFIX}{name}")
-            save_weights(policy.model, folder, dtype, gather, is_main=is_main)
-        elif is_main:
-            policy.adapters.save(folder)
-            if policy.kind == "causal_lm":
-                policy.model.generation_config.save_pretrained(folder)
-    except Exception as error:
-        return error
-    return None
+    policy: ModelWrapper, folder: Path, dtype: torch.dtype, whole: Whole | None, ranks: Ranks
+) -> None:
+    """Write the weights, or the adapters alone; where one process fails, all raise an error."""
+
+    def save_adapters() -> None:
+        assert policy.adapters is not None
+        policy.adapters.save(folder)
+        if policy.kind == "causal_lm":
+            policy.model.generation_config.save_pretrained(folder)
+
+    def gather(name: str) -> Tensor:
+        assert whole is not None
+        with raising_rank_failed() if ranks.world_size > 1 else nullcontext():
+            return whole(f"{MODEL_PREFIX}{name}")
+
+    if policy.adapters is not None:
+        ranks.run_on_main(save_adapters)
+    else:
+        save_weights(policy.model, folder, dtype, None if whole is None else gather, ranks)
 
 
 def _origin(policy: ModelWrapper, cfg: LoadConfig) -> dict[str, Any]:

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from rlhf_cli.context import RunContext
@@ -18,13 +20,13 @@ from rlhf_cli.distributed.shards import ShardLayout
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models import stored_origin
 from rlhf_cli.models.base_model import BaseOptions, load_base_model
-from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig
+from rlhf_cli.models.config import AdapterConfig, LoadConfig, ModelConfig, QuantConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen, load_policy, load_reward_model
+from rlhf_cli.models.packed_weights import Packed, can_pack_later
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.quantize import quantization_config
+from rlhf_cli.models.quantize import quant_state, quantization_config
 from rlhf_cli.models.stored_origin import InMemory, fill_rows
-from rlhf_cli.models.stored_tensor import StoredTensor, hold
-from rlhf_cli.models.stored_weights import quantized_parameters
+from rlhf_cli.models.stored_tensor import hold
 from tests.models.architectures import ARCHITECTURES
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -246,33 +248,91 @@ def test_real_processes_hold_the_shards_of_ordinary_loading(saved, name, adapter
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-@pytest.mark.parametrize("kind", ["nf4", "nf4-double", "int8"])
-def test_weights_are_quantized_one_by_one_as_in_ordinary_loading(saved, tokenizer, name, kind):
+@pytest.mark.parametrize("double", [False, True])
+def test_weights_are_quantized_one_by_one_as_in_ordinary_loading(saved, tokenizer, name, double):
     pytest.importorskip("bitsandbytes")
-    own = kind.partition("-")[0]
-    config = quantization_config(own, kind.endswith("double"), BF16)
+    config = quantization_config("nf4", double, BF16)
     expected = load(saved(name), tokenizer, dtype=BF16, quantization=config)
     model = load(saved(name), tokenizer, dtype=BF16, quantization=config, deferred=True)
     params = dict(expected.named_parameters())
     packed = {n for n, param in params.items() if not param.is_floating_point()}
-    found = dict(quantized_parameters(model))
-    assert found.keys() == packed
     assert packed
-    for full, param in found.items():
-        assert type(param) is type(params[full])
-        assert torch.equal(param.data, params[full].data)
-        for one, other in zip(scales(param), scales(params[full]), strict=True):
-            assert torch.equal(one, other)
-    assert all(isinstance(model.get_parameter(full), StoredTensor) for full in packed)
     origins = hold(model)
-    assert all(torch.equal(origins[n].whole(), params[n]) for n in params.keys() - packed)
+    assert all(quant_state(layer) is None for layer in model.modules())
+    for full, param in params.items():
+        parts = [layout(param.shape, 3, rank) for rank in range(3)]
+        rows = [torch.empty(part.rows, *param.shape[1:], dtype=param.dtype) for part in parts]
+        for part, own in zip(parts, rows, strict=True):
+            fill_rows(own, origins[full], part.start)
+        assert torch.equal(torch.cat(rows), param), full
+        assert origins[full].by_rows == (full not in packed)
+    for full in packed:
+        place = full.rpartition(".")[0]
+        found, ordinary = (quant_state(m.get_submodule(place)) for m in (model, expected))
+        for one, other in zip(scales(found), scales(ordinary), strict=True):
+            assert torch.equal(one, other)
 
 
-def scales(param):
-    state = getattr(param, "quant_state", None)
-    if state is None:
-        return [param.SCB]
+def scales(state):
     return [state.absmax, *([state.offset, state.state2.absmax] if state.nested else [])]
+
+
+QUANTIZED = {
+    "lora": {"adapter": AdapterConfig(kind="lora")},
+    "experts": {"adapter": AdapterConfig(kind="rslora")},
+    "continued": {"adapter": AdapterConfig(kind="lora")},
+    "dora": {"adapter": AdapterConfig(kind="dora")},
+    "frozen": {},
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_a_quantized_model_is_that_of_ordinary_loading(saved, tokenizer, tmp_path, unprobed, name):
+    """Packed bytes and scales are bitwise equal, and only DoRA reads the base before that."""
+    bnb = pytest.importorskip("bitsandbytes")
+    folder = saved("qwen3_moe" if name == "experts" else "llama")
+    if name == "continued":
+        folder = save_adapter(tmp_path / "adapter", folder, tokenizer, tmp_path, kind="lora")
+    cfg, ctx = setting(folder, tmp_path, quant=QuantConfig(kind="nf4"), **QUANTIZED[name])
+    role = partial(load_frozen, Policy) if name == "frozen" else load_policy
+    real, quantized, states = Packed.quantized, [], []
+
+    def record(packed):
+        quantized.append(packed)
+        return real(packed)
+
+    def load_role(*args):
+        loaded = role(*args)
+        layers = [m for m in loaded.modules() if isinstance(m, bnb.nn.Linear4bit)]
+        states.append([quant_state(layer) for layer in layers])
+        return loaded
+
+    with patch.object(Packed, "quantized", record):
+        require_same(load_role, cfg, ctx, tokenizer, ranks=2)
+    ordinary, *ranks = states
+    assert len(ordinary) >= 8
+    assert len(quantized) == (0 if name == "dora" else 2 * len(ordinary))
+    for found in ranks:
+        for one, other in zip(found, ordinary, strict=True):
+            assert all(map(torch.equal, scales(one), scales(other)))
+
+
+@pytest.mark.parametrize(
+    ("saved_as", "new", "expected"),
+    [
+        ({}, {"kind": "lora"}, True),
+        ({}, {"kind": "none"}, True),
+        ({}, {"kind": "dora"}, False),
+        ({}, {"kind": "lora", "modules_to_save": ["norm"]}, False),
+        ({"use_dora": True}, {"kind": "none"}, False),
+        ({"modules_to_save": ["norm"]}, {"kind": "lora"}, False),
+    ],
+)
+def test_adapters_that_read_the_base_keep_it_from_being_packed_later(
+    tmp_path, saved_as, new, expected
+):
+    LoraConfig(r=2, **saved_as).save_pretrained(tmp_path)
+    assert can_pack_later(AdapterConfig(**new), [tmp_path]) == expected
 
 
 def damaged(saved, tmp_path, damage):

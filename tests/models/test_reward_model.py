@@ -14,7 +14,8 @@ from transformers import (
 
 from rlhf_cli.kernels.registry import choose
 from rlhf_cli.models.base_model import is_causal
-from rlhf_cli.models.load import context_length, disable_dropout
+from rlhf_cli.models.context_length import context_length
+from rlhf_cli.models.load import disable_dropout
 from rlhf_cli.models.probes import plain_outputs, probe
 from rlhf_cli.models.reward_model import RewardModel
 from tests.helpers import random_rows, rows_of

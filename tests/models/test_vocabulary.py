@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -16,6 +17,8 @@ from rlhf_cli.kernels.lm_head import Support
 from rlhf_cli.models.base_model import BaseOptions, build_random_model, load_base_model
 from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.reward_model import name_pad_token
+from rlhf_cli.models.stored_file import FileTensor
+from rlhf_cli.models.stored_origin import WithMeanRows
 from rlhf_cli.models.vocabulary import (
     find_support,
     fit_vocabulary,
@@ -115,3 +118,14 @@ def test_a_saved_reward_model_names_a_padding_that_it_embeds(padding, named):
     model = tiny_llama()
     name_pad_token(model, SimpleNamespace(pad_token_id=padding, eos_token_id=2))
     assert model.config.pad_token_id == named
+
+
+@pytest.mark.parametrize("start", [0, 8, 9, 10])
+def test_rows_beyond_the_file_of_an_embedding_need_no_read(tmp_path, start):
+    weight = torch.arange(36.0).view(9, 4)
+    save_file({"embedding": weight}, tmp_path / "w.safetensors")
+    changed = (tmp_path / "w.safetensors").stat().st_mtime_ns
+    stored = FileTensor((9, 4), torch.float32, tmp_path / "w.safetensors", "embedding", changed)
+    origin = WithMeanRows((11, 4), torch.float32, stored, frozenset({9, 10}))
+    expected = torch.cat([weight, weight.mean(0).expand(2, 4)])
+    assert_close(origin.rows(start, 11), expected[start:])

@@ -1,5 +1,6 @@
 """Weight files that are written weight by weight are those of `save_pretrained`."""
 
+import errno
 import json
 from collections import Counter
 
@@ -8,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from rlhf_cli.distributed.ranks import Ranks
+from rlhf_cli.errors import RankFailed
 from rlhf_cli.models import weight_files
 from rlhf_cli.models.base_model import BaseOptions, load_base_model
 from rlhf_cli.models.config import ModelConfig
@@ -24,6 +27,28 @@ def files_of(folder):
 
 def load(folder, tokenizer):
     return load_base_model(ModelConfig(path=str(folder)), str(folder), tokenizer, BaseOptions())
+
+
+class Pair(Ranks):
+    """One of two ranks; what the other one says when they agree is given."""
+
+    def __init__(self, rank, others=()):
+        super().__init__(rank, 2)
+        vars(self).update(others=list(others), said=[])
+
+    def any(self, flag):
+        self.said.append(flag)
+        return flag or (self.others.pop(0) if self.others else False)
+
+
+def recorded(names, values):
+    """Gathers whole values, and writes down their names."""
+
+    def gather(name):
+        names.append(name)
+        return values[name]
+
+    return gather
 
 
 def test_a_file_is_that_of_safetensors_byte_for_byte(tmp_path):
@@ -94,20 +119,89 @@ def test_every_process_gathers_the_same_weights_in_the_same_order_and_once(
     saved, tokenizer, tmp_path, monkeypatch, name
 ):
     monkeypatch.setattr(weight_files, "SHARD", "60kB")
-    asked = {True: [], False: []}
-    for is_main, names in asked.items():
+    asked = {0: [], 1: []}
+    for rank, names in asked.items():
         model = load(saved(name), tokenizer)
         values = model.state_dict()
 
-        def gather(full, names=names, values=values):
-            names.append(full)
-            return values[full]
+        folder = tmp_path / str(rank)
+        save_weights(model, folder, BF16, recorded(names, values), Pair(rank))
+        assert folder.exists() == (rank == 0)
+    assert asked[0] == asked[1]
+    assert set(Counter(asked[0]).values()) == {1}
 
-        folder = tmp_path / str(is_main)
-        save_weights(model, folder, BF16, gather, is_main=is_main)
-        assert folder.exists() == is_main
-    assert asked[True] == asked[False]
-    assert set(Counter(asked[True]).values()) == {1}
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "mixtral"])
+@pytest.mark.parametrize(
+    ("function", "at", "failure"),
+    [("_write_header", 0, full_disk), ("_write_header", 1, full_disk), ("_values", 7, full_memory)],
+)
+def test_a_process_that_cannot_write_gathers_on_and_then_fails(
+    saved, tokenizer, tmp_path, monkeypatch, name, function, at, failure
+):
+    """The other processes wait for it at each weight."""
+    monkeypatch.setattr(weight_files, "SHARD", "20kB")
+    model = load(saved(name), tokenizer)
+    values = model.state_dict()
+    asked = {0: [], 1: []}
+    save_weights(model, tmp_path / "other", BF16, recorded(asked[1], values), Pair(1))
+    real, calls = getattr(weight_files, function), []
+
+    def fails(*args):
+        calls.append(len(asked[0]))
+        return failure() if len(calls) > at else real(*args)
+
+    monkeypatch.setattr(weight_files, function, fails)
+    ranks = Pair(0)
+    with pytest.raises((OSError, torch.OutOfMemoryError)):
+        save_weights(model, tmp_path / "own", BF16, recorded(asked[0], values), ranks)
+    assert len(calls) == at + 1
+    assert ranks.said == [False, True]
+    assert asked[0] == asked[1]
+
+
+def test_what_fails_to_be_gathered_fails_at_once(saved, tokenizer, tmp_path):
+    """The processes are not at the same weight any more: another call would not be answered."""
+    model = load(saved("llama"), tokenizer)
+    ranks = Pair(0)
+    with pytest.raises(RankFailed, match="gone"):
+        save_weights(model, tmp_path / "own", BF16, gone, ranks)
+    assert ranks.said == [False]
+
+
+def gone(_):
+    raise RankFailed("rank 1 is gone")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_weight_is_gathered_where_a_process_cannot_plan(
+    saved, tokenizer, tmp_path, monkeypatch, rank
+):
+    model, asked = load(saved("llama"), tokenizer), []
+    gather = recorded(asked, model.state_dict())
+    with pytest.raises(RankFailed, match="another rank failed"):
+        save_weights(model, tmp_path / "own", BF16, gather, Pair(rank, others=[True]))
+    ranks = Pair(rank)
+    monkeypatch.setattr(weight_files.tempfile, "TemporaryDirectory", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_weights(model, tmp_path / "own", BF16, gather, ranks)
+    assert ranks.said == [True]
+    assert not asked
+
+
+def test_a_process_fails_where_another_could_not_write(saved, tokenizer, tmp_path):
+    model = load(saved("llama"), tokenizer)
+    gather = recorded([], model.state_dict())
+    with pytest.raises(RankFailed, match="another rank failed"):
+        save_weights(model, tmp_path / "own", BF16, gather, Pair(1, others=[False, True]))
 
 
 def test_values_of_another_shape_are_not_written(saved, tokenizer, tmp_path):

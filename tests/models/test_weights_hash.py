@@ -17,7 +17,8 @@ import sys, torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from rlhf_cli.distributed.ranks import *
+from rlhf_cli.distributed.process_group import init_process_group, rendezvous_store
+from rlhf_cli.distributed.ranks import current_ranks
 from rlhf_cli.distributed.mesh import REPLICATE
 from rlhf_cli.models.weights_hash import hash_weights
 from tests.models.test_weights_hash import small_model

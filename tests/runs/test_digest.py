@@ -14,8 +14,8 @@ from rlhf_cli.runs.digest import SMALL_BYTES, file_sha256
 def computed(monkeypatch, tmp_path):
     """Names of the files that were read."""
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-    real, found = digest._compute, []
-    monkeypatch.setattr(digest, "_compute", lambda path: found.append(path.name) or real(path))
+    real, found = digest.hash_file, []
+    monkeypatch.setattr(digest, "hash_file", lambda path: found.append(path.name) or real(path))
     monkeypatch.setattr(digest, "RECENT_NS", 0)
     return found
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS
 from rlhf_cli.errors import CheckpointError
-from rlhf_cli.train import resume
+from rlhf_cli.runs.digest import hash_file
+from rlhf_cli.train import checkpoint_index, resume
 from rlhf_cli.train.checkpoint import latest_checkpoint, load_checkpoint
-from rlhf_cli.train.checkpoint_index import hash_file
+from rlhf_cli.train.checkpoint_index import read_index
 from rlhf_cli.train.metrics import Meter
 from rlhf_cli.train.resume import check_resumable, find_checkpoint, meter_of_rank
 from rlhf_cli.train.rng_state import read_rng_state, restore_rng_state, state_of_rank
@@ -218,6 +219,35 @@ def write_format_3(folder, optimizer, ranks=2):
     }
     (folder / "state.json").write_text(json.dumps(document), encoding="utf-8")
     return folder
+
+
+class Headers:
+    """A safetensors file whose tensors cannot be read."""
+
+    def __init__(self, *args):
+        self.opened = safe_open(*args)
+        self.keys, self.get_slice = self.opened.keys, self.opened.get_slice
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_the_index_of_format_3_is_made_of_headers_alone(tmp_path, monkeypatch):
+    path = write_format_3(tmp_path / "step-000002", make_optimizer(whole_layouts(), KIND, steps=2))
+    monkeypatch.setattr(checkpoint_index, "safe_open", Headers)
+    index = read_index(path)
+    dtypes = set()
+    for group, entries in index.tensors.items():
+        stored = load_file(path / f"{group}.safetensors")
+        assert entries.keys() == stored.keys()
+        for name, entry in entries.items():
+            [piece] = entry.pieces
+            assert piece.dtype == str(stored[name].dtype).removeprefix("torch.")
+            dtypes.add(piece.dtype)
+    assert {"float32", "uint8"} <= dtypes
 
 
 @pytest.mark.parametrize("kind", ["adamw", KIND])

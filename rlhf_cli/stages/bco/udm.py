@@ -25,7 +25,7 @@ from rlhf_cli.errors import ModelError
 from rlhf_cli.losses.unpaired import density_ratio
 from rlhf_cli.models.base_model import load_checkpoint
 from rlhf_cli.models.checks import ENCODER
-from rlhf_cli.models.load import context_length
+from rlhf_cli.models.context_length import context_length
 from rlhf_cli.models.load_errors import convert_load_errors
 from rlhf_cli.models.parameters import cast_for_compute
 from rlhf_cli.models.policy import Policy

@@ -24,7 +24,7 @@ from rlhf_cli.errors import ConfigError
 from rlhf_cli.memory.parts import Rows, Settings
 from rlhf_cli.memory.rollout import slots_of
 from rlhf_cli.memory.training import fit_slots
-from rlhf_cli.models.load import context_length
+from rlhf_cli.models.context_length import context_length
 from rlhf_cli.models.sharding import gathered_bytes, is_sharded, reshard
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded_ids

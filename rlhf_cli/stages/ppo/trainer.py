@@ -13,7 +13,7 @@ from rlhf_cli.data.records.fields import Message, Prompt, parse_messages
 from rlhf_cli.data.report import DataReport, MalformedRow, RefusedRow
 from rlhf_cli.errors import ConfigError, DataError
 from rlhf_cli.losses.reduction import Metrics
-from rlhf_cli.models.load import context_length
+from rlhf_cli.models.context_length import context_length
 from rlhf_cli.preflight.models import ppo_step_problems
 from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE, generate
 from rlhf_cli.rollout.response import Response, response_text
