@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from rlhf_cli.config.rank_env import RankEnv
 from rlhf_cli.errors import ConfigError, RankFailed, RlhfError, first_line
-from rlhf_cli.launch.worker import RankEnv, Task
+from rlhf_cli.launch.worker import Task
 from rlhf_cli.watchdog.watch import Watch, watched
 
 if TYPE_CHECKING:
