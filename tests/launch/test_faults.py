@@ -84,8 +84,8 @@ def test_a_rank_is_killed_and_the_run_goes_on(fault, tmp_path, monkeypatch, capf
 @pytest.mark.slow
 def test_a_rank_is_killed_that_shares_the_weights(tmp_path, monkeypatch, capfd):
     """The others fail in a collective call of FSDP's own."""
-    argv = words("sft", tmp_path / "run", TWO, "launch.shard=full")
-    code, shown = fail(monkeypatch, argv, "1:update:4:kill", capfd)
+    argv = words("sft", tmp_path / "run", TWO, "launch.shard=full", "data.eval=tiny")
+    code, shown = fail(monkeypatch, argv, "1:evaluate:2:kill", capfd)
     assert code == 1
     assert "error: rank 1 was killed by SIGKILL" in shown
     assert "Traceback" not in shown
