@@ -209,6 +209,7 @@ def test_two_processes_that_save_in_the_background_write_the_same(runs, rows, tm
             assert (out / name / file).read_bytes() == (runs[1] / name / file).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_signal_of_slurm_writes_a_checkpoint(rows, tmp_path, capfd):
     before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as the console script has
     out = tmp_path / "run"
