@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.config.rank_env import RankEnv
 from rlhf_cli.errors import RlhfError
 from rlhf_cli.launch import launcher
-from rlhf_cli.launch.worker import RankEnv, Task
+from rlhf_cli.launch.worker import Task
 from rlhf_cli.runs.run_files import RANK_LOGS
 from rlhf_cli.train.metrics import read_metrics
 
@@ -129,8 +130,8 @@ class RankPool:
 
 def serve(store: str) -> None:
     """Run the tasks that arrive, one JSON line each, and answer each with a line."""
+    from rlhf_cli.config.rank_env import read_rank_env
     from rlhf_cli.distributed.process_group import init_process_group, rendezvous_store
-    from rlhf_cli.launch.worker import read_rank_env
 
     own = read_rank_env()
     assert own is not None

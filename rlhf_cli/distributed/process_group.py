@@ -14,6 +14,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from rlhf_cli.errors import RankFailed, first_line
+from rlhf_cli.watchdog.beats import count_collectives
 from rlhf_cli.watchdog.watch import AGAIN, find_cause
 
 
@@ -76,6 +77,7 @@ def ensure_process_group() -> None:
 def destroy_process_group() -> None:
     """Destroy the process group after a run that succeeded on all ranks."""
     if dist.is_available() and dist.is_initialized():
+        count_collectives()  # the watch tells the others these counts
         dist.destroy_process_group()
 
 
@@ -89,3 +91,28 @@ def raising_rank_failed() -> Iterator[None]:
     except RuntimeError as error:
         cause = find_cause() or "another process of this run ended or does not respond"
         raise RankFailed(f"{cause} ({first_line(error)}); {AGAIN}") from error
+
+
+@contextmanager
+def raising_rank_failed_in_torch() -> Iterator[None]:
+    """Raise RankFailed for a failed collective call that torch makes by itself, as FSDP does.
+
+    Other errors inside the block stay as they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_connection(error):
+            raise
+        with raising_rank_failed():
+            raise
+
+
+_CONNECTION_WORDS = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""Texts of gloo's errors, which have no class of their own, and of some of NCCL's."""
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(
+        word in str(error) for word in _CONNECTION_WORDS
+    )

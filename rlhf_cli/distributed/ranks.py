@@ -194,7 +194,7 @@ def current_ranks() -> Ranks:
 
 def is_first_on_machine(ranks: Ranks) -> bool:
     """Whether this rank does for its machine what is needed once on each, as filling the cache."""
-    return int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0
+    return ranks.world_size == 1 or int(os.environ.get("LOCAL_RANK", ranks.rank)) == 0
 
 
 def divide_ranks(ranks: Ranks, context_parallel: int) -> Ranks:

@@ -1,7 +1,7 @@
-import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+from rlhf_cli.config.rank_env import read_rank_env
 from rlhf_cli.config.schema import Ge, RuntimeOnly
 from rlhf_cli.launch.slurm.config import SlurmConfig
 
@@ -43,10 +43,10 @@ class LaunchConfig:
     @property
     def started(self) -> int:
         """Number of processes of the run, also where torchrun started them; 0: one for each GPU."""
-        given = os.environ.get("WORLD_SIZE", "")
-        if given.isdigit():
-            return int(given)
-        return self.slurm.processes if self.kind == "slurm" else self.processes
+        if self.kind == "slurm":
+            return self.slurm.processes
+        own = read_rank_env()
+        return own.world_size if own else self.processes
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
@@ -91,4 +91,6 @@ class LaunchConfig:
                 f"launch.slurm.nodes: got {slurm.nodes} with {slurm.tasks_per_node} processes on "
                 f"each, {slurm.processes} together; {need}"
             ]
+        if read_rank_env():
+            return [f"WORLD_SIZE: got {self.started}; {need}. Try to start {together} processes"]
         return [f"launch.processes: got {self.processes}; {need}. Try launch.processes={together}"]

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from rlhf_cli.config.rank_env import RankEnv
 from rlhf_cli.errors import ConfigError, RankFailed, RlhfError, first_line
-from rlhf_cli.launch.worker import RankEnv, Task
+from rlhf_cli.launch.worker import Task
 from rlhf_cli.watchdog.watch import Watch, watched
 
 if TYPE_CHECKING:
@@ -90,9 +91,14 @@ def joined(
 
 def run_task(task: Task, own: RankEnv, store: Store) -> dict[str, Any]:
     """Create the process group and run this rank's part of a task."""
-    from rlhf_cli.distributed.process_group import destroy_process_group, init_process_group
+    from rlhf_cli.distributed.process_group import (
+        destroy_process_group,
+        init_process_group,
+        raising_rank_failed_in_torch,
+    )
 
     init_process_group(store, own.rank, own.world_size, own.local_rank)
-    summary = task.run()
+    with raising_rank_failed_in_torch():
+        summary = task.run()
     destroy_process_group()
     return summary

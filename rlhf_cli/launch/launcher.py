@@ -23,19 +23,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from rlhf_cli.config.rank_env import RankEnv, read_rank_env
 from rlhf_cli.console import logger
 from rlhf_cli.cores import cores
 from rlhf_cli.errors import ConfigError, Interrupted, RlhfError
 from rlhf_cli.launch import torchrun
 from rlhf_cli.launch.rank_process import SUMMARY, TASK
-from rlhf_cli.launch.worker import (
-    ErrorReport,
-    RankEnv,
-    Task,
-    read_rank_env,
-    read_report,
-    threads_per_process,
-)
+from rlhf_cli.launch.worker import ErrorReport, Task, read_report, threads_per_process
 from rlhf_cli.runs import lock
 from rlhf_cli.runs.run_files import RANK_LOGS
 from rlhf_cli.watchdog.watch import AGAIN, last_phase
@@ -50,7 +44,8 @@ KILL_SECONDS = 5.0
 PROGRAM = "from rlhf_cli.launch.rank_process import run_rank; run_rank(folder)"
 """Python program of a rank; `folder` is the name of the temporary folder."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that the ranks get too; each stops the training after a checkpoint."""
 
 
 def is_single_process(processes: int) -> bool:
@@ -59,13 +54,16 @@ def is_single_process(processes: int) -> bool:
 
 
 def count_processes(processes: int) -> int:
-    """Number of processes of a run on this machine.
+    """Number of processes of a run: those that another launcher started, on all machines.
+
+    Without one they run on this machine.
 
     Args:
         processes: `launch.processes`.
 
     Raises:
-        ConfigError: more than it has GPUs, or without GPUs more than it has cores.
+        ConfigError: no other launcher started them, and they are more than this machine has GPUs,
+            or without GPUs more than it has cores.
     """
     own = read_rank_env()
     if own is not None:
@@ -103,7 +101,7 @@ def _world_size(processes: int) -> int:
             f"Try launch.processes={gpus}"
         )
     most = max(2, cores())
-    if not gpus and processes > most:  # each process holds the whole model
+    if not gpus and processes > most:  # two on one core wait for each other
         raise ConfigError(
             f"launch.processes: got {processes}, but there are {most} cores and no GPU; need at "
             f"most one process per core. Try launch.processes={most}"
@@ -189,7 +187,7 @@ class Supervisor:
 
     @contextmanager
     def forward_signals(self) -> Iterator[None]:
-        """Forward SIGINT and SIGTERM to all ranks; kill what still runs at the end of the block."""
+        """Forward `SIGNALS` to all ranks; kill what still runs at the end of the block."""
         handled = threading.current_thread() is threading.main_thread()
         before = [signal.signal(number, self._forward) for number in SIGNALS] if handled else []
         try:

@@ -7,17 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rlhf_cli.config.rank_env import RankEnv, read_rank_env
 from rlhf_cli.console import logger
 from rlhf_cli.errors import RankFailed
 from rlhf_cli.launch.group import joined, run_task
-from rlhf_cli.launch.worker import (
-    RankEnv,
-    Task,
-    build_report,
-    read_rank_env,
-    redirect_output,
-    write_report,
-)
+from rlhf_cli.launch.worker import Task, build_report, redirect_output, write_report
 from rlhf_cli.runs.log import logged, redacted
 
 TASK, SUMMARY = "task.json", "summary.json"

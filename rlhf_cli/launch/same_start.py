@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_cli.config.rank_env import RankEnv
 from rlhf_cli.errors import ConfigError, RankFailed
-from rlhf_cli.launch.worker import RankEnv, Task
+from rlhf_cli.launch.worker import Task
 from rlhf_cli.resources import PACKAGE
 from rlhf_cli.runs import inputs, manifest
 from rlhf_cli.runs.run_files import RANK_LOGS, hash_name_and_size, hash_samples

@@ -12,24 +12,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rlhf_cli.config.rank_env import RankEnv, read_rank_env
 from rlhf_cli.console import logger
 from rlhf_cli.errors import ConfigError, Interrupted, RankFailed, RlhfError
 from rlhf_cli.launch.group import joined, run_task
 from rlhf_cli.launch.same_start import compare_starts
 from rlhf_cli.launch.slurm.ranks import set_rank_variables
-from rlhf_cli.launch.worker import (
-    ErrorReport,
-    RankEnv,
-    Task,
-    build_report,
-    read_rank_env,
-    redirect_output,
-)
+from rlhf_cli.launch.worker import ErrorReport, Task, build_report, redirect_output
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import manifest
 from rlhf_cli.runs.log import redact, redacted
 from rlhf_cli.runs.run_files import RANK_LOGS
-from rlhf_cli.watchdog.watch import speaks_for_all, tell_end
+from rlhf_cli.watchdog.watch import reports_for_all, tell_end
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -222,7 +216,7 @@ class _Ending:
     def report(self, error: BaseException) -> ErrorReport:
         report = build_report(error, self.own.rank)
         text = f"error: {report.message}" if report.kind else report.traceback.rstrip()
-        self._print(text, everywhere=not report.secondary or speaks_for_all())
+        self._print(text, everywhere=not report.secondary or reports_for_all())
         return report
 
     def _print(self, text: str, *, everywhere: bool) -> None:

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TextIO
 from rlhf_cli import errors
 from rlhf_cli.config.check import check
 from rlhf_cli.config.command import Command
+from rlhf_cli.config.rank_env import read_rank_env
 from rlhf_cli.cores import cores
 from rlhf_cli.errors import (
     CheckpointError,
@@ -28,48 +28,6 @@ from rlhf_cli.errors import (
 from rlhf_cli.memory.out_of_memory import explained
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import hub, log, manifest, run_files
-
-
-@dataclass(frozen=True)
-class RankEnv:
-    """Rank of a process, as torchrun's environment variables give it.
-
-    Attributes:
-        rank: from 0.
-        local_rank: rank on this machine; index of the GPU that the process uses.
-        world_size: number of processes.
-        local_world_size: number of processes on this machine; 0 where it is not known.
-    """
-
-    rank: int
-    local_rank: int
-    world_size: int
-    local_world_size: int = 0
-
-    @property
-    def is_on_one_machine(self) -> bool:
-        """Whether all ranks are on this machine."""
-        return self.local_world_size == self.world_size
-
-    def variables(self) -> dict[str, str]:
-        """Environment variables of this rank."""
-        return {
-            "RANK": str(self.rank),
-            "LOCAL_RANK": str(self.local_rank),
-            "WORLD_SIZE": str(self.world_size),
-            "LOCAL_WORLD_SIZE": str(self.local_world_size or self.world_size),
-        }
-
-
-def read_rank_env(variables: Mapping[str, str] = os.environ) -> RankEnv | None:
-    """Read the rank of this process; None if it was not launched as one of several."""
-    try:
-        rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
-        local_rank = int(variables.get("LOCAL_RANK", rank))
-        local_world_size = int(variables.get("LOCAL_WORLD_SIZE", 0))
-    except (KeyError, ValueError):
-        return None
-    return RankEnv(rank, local_rank, world_size, local_world_size) if world_size > 1 else None
 
 
 def threads_per_process(processes: int) -> str:

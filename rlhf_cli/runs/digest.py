@@ -11,6 +11,9 @@ from rlhf_cli.resources import cache_folder
 
 FOLDER = "digests"
 
+KEPT_SECONDS = 90 * 24 * 3600
+"""Time after which a hash is removed from the cache; one that is still needed is computed anew."""
+
 SMALL_BYTES = 1 << 20
 """Smaller files are hashed each time, which takes a millisecond."""
 
@@ -58,6 +61,20 @@ def _store(path: Path, text: str) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(text)
-        os.replace(name, path)
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(text)
+            os.replace(name, path)
+        except OSError:
+            os.unlink(name)
+            raise
+        _remove_old(path.parent)
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove hashes of long ago, and temporary files of processes that were killed."""
+    oldest = time.time() - KEPT_SECONDS
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process removes too
+            if path.stat().st_mtime < oldest:
+                path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_cli.config.rank_env import is_first_process
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.dataset import (
@@ -141,7 +141,7 @@ def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> N
     Another rank than 0 does so for a machine with a cache of its own, and takes the tokenizer that
     rank 0 has trained.
     """
-    if trains_tokenizer(cfg.model) and os.environ.get("RANK", "0") == "0":
+    if trains_tokenizer(cfg.model) and is_first_process():
         load_trained_tokenizer(cfg, stage, records).save_pretrained(out / TOKENIZER)
     cfg = _with_saved_tokenizer(cfg, out)
     _load(cfg, stage, records, cached_only=False)

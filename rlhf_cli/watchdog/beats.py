@@ -33,7 +33,8 @@ class Beat:
         number: of the beat, from 1; it rises while the process lives.
         phase: that it is in; empty outside of all.
         place: line that its main thread executes, as `loop.py:210 in train_step`.
-        collectives: collective calls that it has begun, in all process groups.
+        collectives: process group -> collective calls that it has begun there. Counts of different
+            groups say nothing about each other.
         outcome: `running`, `done` or `failed`.
         error: first line of its own error; empty for one that another rank caused.
         suspects: rank -> [space, pid], of ranks without a sign of life; written by the watcher.
@@ -48,7 +49,7 @@ class Beat:
     number: int
     phase: str = ""
     place: str = ""
-    collectives: int = 0
+    collectives: dict[str, int] = field(default_factory=dict)
     outcome: str = RUNNING
     error: str = ""
     suspects: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -91,23 +92,33 @@ def own_beat(rank: int, number: int) -> Beat:
     )
 
 
-def count_collectives() -> int:
-    """Collective calls that this process has begun, in all process groups.
+_counted: list[dict[str, int]] = [{}]
+"""The last counts, which stand after the groups were destroyed."""
 
-    Torch's own sequence numbers also count the calls that FSDP and NCCL make by themselves.
+
+def count_collectives() -> dict[str, int]:
+    """Collective calls that this process has begun, by process group; the last ones after its end.
+
+    Torch's own sequence numbers also count the calls that FSDP and NCCL make by themselves. A group
+    is named by its name in torch, which distinct groups can share, and its first rank.
     """
     if "torch.distributed" not in sys.modules:
-        return 0
+        return {}
     from torch import distributed as dist
     from torch.distributed import distributed_c10d
 
     if not (dist.is_available() and dist.is_initialized()):
-        return 0
-    groups = list(distributed_c10d._world.pg_map)
-    backends: list[Any] = [
-        group._get_backend(device) for group in groups for device in group._device_types
-    ]
-    return sum(backend._get_sequence_number_for_group() for backend in backends)
+        return _counted[0]
+    found: dict[str, int] = {}
+    groups = distributed_c10d._world
+    for group, members in list(groups.pg_group_ranks.items()):
+        if group not in groups.pg_names:  # the main thread destroys them
+            return _counted[0]
+        backends: list[Any] = [group._get_backend(device) for device in group._device_types]
+        count = sum(backend._get_sequence_number_for_group() for backend in backends)
+        found[f"{groups.pg_names[group]} of rank {min(members)}"] = count
+    _counted[0] = found
+    return found
 
 
 def main_thread_place() -> str:

@@ -5,7 +5,7 @@ Times are those of the observing process, so the clocks of the machines need not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlhf_cli.watchdog.beats import (
@@ -154,19 +154,20 @@ class Observer:
 
     def _left(self, now: float) -> Finding | None:
         """A rank that ended its part while others wait for its next collective call."""
-        most = max((beat.collectives for beat in self.beats.values()), default=0)
-        for beat in self.beats.values():
-            if beat.outcome == DONE and beat.collectives < most and self._stands(now):
+        beats = list(self.beats.values())
+        for beat in beats:
+            if beat.outcome == DONE and self._stands(now) and _is_behind_any(beat, beats):
                 text = f"{beat.name} has ended its part, but the other ranks wait for it"
                 return Finding(text, f"left {beat.rank}", True)
         return None
 
     def _slow(self, now: float) -> Finding | None:
         running = [beat for beat in self.beats.values() if beat.outcome == RUNNING]
-        counts = {beat.collectives for beat in running}
-        if len(counts) < 2 or not self._stands(now):
+        slow = [beat for beat in running if _is_behind_any(beat, running)]
+        # one that waits for another, slower one in a smaller group is not to blame
+        slow = [beat for beat in slow if not any(_is_behind(other, beat) for other in running)]
+        if not slow or not self._stands(now):
             return None
-        slow = [beat for beat in running if beat.collectives == min(counts)]
         others = len(running) - len(slow)
         waiting = "1 other rank has" if others == 1 else f"{others} other ranks have"
         text = (
@@ -179,7 +180,17 @@ class Observer:
         return now - self.moved_at > self.limits.slow
 
 
-def _progress(beat: Beat) -> tuple[int, str, str]:
+def _is_behind(beat: Beat, other: Beat) -> bool:
+    """Whether a rank has begun fewer collective calls than another, in a group of both."""
+    own, others = beat.collectives, other.collectives
+    return any(own[group] < others[group] for group in own.keys() & others.keys())
+
+
+def _is_behind_any(beat: Beat, others: Iterable[Beat]) -> bool:
+    return any(_is_behind(beat, other) for other in others)
+
+
+def _progress(beat: Beat) -> tuple[dict[str, int], str, str]:
     return beat.collectives, beat.phase, beat.outcome
 
 

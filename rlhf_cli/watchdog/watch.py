@@ -2,8 +2,8 @@
 
 Collective calls wait for 10 minutes with NCCL and for 30 with gloo until they fail. The beats go
 through the store in which the ranks found each other. Rank 0 reads all of them; the others read its
-beat alone, in which it says why the run must end. If rank 0 itself is silent, each reads all, and
-the lowest rank that lives speaks.
+beat alone, in which it says why the run must end. If rank 0 itself is silent, each reads all,
+and the lowest rank that runs prints what is found.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Watch:
         store: through which the ranks found each other; a connection of its own is opened.
         rank: of this process.
         world_size: number of ranks.
-        say: prints one line; only the rank that speaks for all calls it.
+        say: prints one line; only the rank that reports for all calls it.
         end: ends this process with an error, from the watching thread; called if the main thread
             has not ended by itself.
         limits: times.
@@ -123,7 +123,9 @@ class Watch:
                 return
 
     def _look(self, now: float) -> None:
-        """Post a beat, read those of others, and judge them."""
+        """Post a beat, read those of others, and judge them; nothing after the last beat."""
+        if self.closed.is_set():
+            return
         self.post()
         first = self._read([0] if self.rank else range(self.world_size))
         self.observer.see(first, now)
@@ -155,11 +157,11 @@ class Watch:
             self.post()  # the others read it
             return
         after, pause = self.said.get(found.kind, (now, self.limits.repeat))
-        if now >= after and self.speaks(now):
+        if now >= after and self.reports(now):
             self.said[found.kind] = (now + pause, 2 * pause)
             self.say(found.text)
 
-    def speaks(self, now: float) -> bool:
+    def reports(self, now: float) -> bool:
         """Whether no lower rank is there to say what all of them see."""
         silent = {beat.rank for beat in self.observer.silent(now)}
         return not any(rank < self.rank and rank not in silent for rank in self.observer.beats)
@@ -220,8 +222,9 @@ class Watch:
         return self.verdict
 
     def _conclude(self, now: float) -> None:
-        told = [beat.verdict for beat in self.observer.beats.values() if beat.verdict]
-        found = self.observer.finding(now)
+        with self.lock:  # the watching thread adds beats meanwhile
+            told = [beat.verdict for beat in self.observer.beats.values() if beat.verdict]
+            found = self.observer.finding(now)
         if told:
             self.verdict = told[0]
         elif found is not None and found.fatal:
@@ -257,9 +260,9 @@ def tell_end(error: BaseException) -> None:
         watch.close(error)
 
 
-def speaks_for_all() -> bool:
+def reports_for_all() -> bool:
     """Whether no lower rank is there to say what all of them see."""
-    return bool(_current) and _current[-1].speaks(time.monotonic())
+    return bool(_current) and _current[-1].reports(time.monotonic())
 
 
 def last_phase(store: Store, rank: int) -> str:

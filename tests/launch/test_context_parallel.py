@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from rlhf_cli import cli
 from rlhf_cli.launch import launcher
 from rlhf_cli.launch.config import LaunchConfig
+from rlhf_cli.launch.slurm.config import SlurmConfig
 from rlhf_cli.models.config import TrainedModelConfig
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -200,8 +201,18 @@ def test_the_processes_of_torchrun_are_counted(monkeypatch):
     cfg = LaunchConfig(context_parallel=2)
     [problem] = cfg.problems()
     assert problem.startswith("launch.processes: got 1; need a multiple of")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert cfg.problems() == []
     monkeypatch.setenv("WORLD_SIZE", "3")
     [problem] = cfg.problems()
-    assert problem.startswith("launch.processes: got 3")
+    assert problem.startswith("WORLD_SIZE: got 3; need a multiple of")
+    assert problem.endswith("Try to start 2 processes")
+
+
+def test_what_a_shell_exports_does_not_count_the_processes_of_a_job(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert LaunchConfig(processes=2).started == 2
+    monkeypatch.setenv("RANK", "0")
+    slurm = SlurmConfig(nodes=2, gpus_per_node=8)
+    assert LaunchConfig(kind="slurm", slurm=slurm).started == 16

@@ -7,8 +7,12 @@ import threading
 import time
 
 import pytest
+import torch
+from torch import distributed as dist
 
 from rlhf_cli import cli
+from rlhf_cli.distributed.process_group import raising_rank_failed_in_torch
+from rlhf_cli.errors import RankFailed
 from rlhf_cli.launch import group
 from rlhf_cli.train.metrics import read_metrics
 from tests.helpers import without_machine
@@ -75,6 +79,17 @@ def test_a_rank_is_killed_and_the_run_goes_on(fault, tmp_path, monkeypatch, capf
     assert f"error: rank {fault[0]} was killed by SIGKILL" in shown
     assert cli.main(argv) == 0
     assert lines_of(tmp_path / "run") == unbroken("sft", "data.eval=tiny")
+
+
+@pytest.mark.slow
+def test_a_rank_is_killed_that_shares_the_weights(tmp_path, monkeypatch, capfd):
+    """The others fail in a collective call of FSDP's own."""
+    argv = words("sft", tmp_path / "run", TWO, "launch.shard=full", "data.eval=tiny")
+    code, shown = fail(monkeypatch, argv, "1:evaluate:2:kill", capfd)
+    assert code == 1
+    assert "error: rank 1 was killed by SIGKILL" in shown
+    assert "Traceback" not in shown
+    assert cli.main(argv) == 0
 
 
 @pytest.mark.slow
@@ -187,6 +202,21 @@ def test_machines_with_other_commands_are_refused(tmp_path):
     assert "command: sft" in line
     assert "weight_decay=0.1" in line
     assert shown[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:4"), RankFailed),
+        (dist.DistBackendError("NCCL error"), RankFailed),
+        (RuntimeError("shapes cannot be multiplied"), RuntimeError),
+        (torch.OutOfMemoryError("NCCL has no memory"), torch.OutOfMemoryError),
+    ],
+)
+def test_only_errors_of_connections_are_told_as_those_of_another_rank(error, raised):
+    with pytest.raises(raised) as caught, raising_rank_failed_in_torch():
+        raise error
+    assert type(caught.value) is raised
 
 
 def test_a_name_that_the_network_does_not_know(tmp_path, monkeypatch, capfd):

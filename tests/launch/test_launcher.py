@@ -10,16 +10,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.config.rank_env import RankEnv, read_rank_env
 from rlhf_cli.errors import DataError, Interrupted, RankFailed
 from rlhf_cli.launch import launcher
-from rlhf_cli.launch.worker import (
-    RankEnv,
-    build_report,
-    read_rank_env,
-    read_report,
-    threads_per_process,
-    write_report,
-)
+from rlhf_cli.launch.worker import build_report, read_report, threads_per_process, write_report
 from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs import lock
 from tests.helpers import take_over
@@ -82,13 +76,19 @@ def test_a_rank_without_a_word_is_named_with_its_log(tmp_path):
     assert str(found.error([], tmp_path)) == "rank 0 exited with code 7 without an error report"
 
 
-def test_a_signal_to_the_parent_reaches_every_rank(tmp_path):
-    threading.Timer(0.3, signal.raise_signal, (signal.SIGTERM,)).start()
-    found = watch(WAIT, WAIT)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_to_the_parent_reaches_every_rank(number, tmp_path):
+    before = signal.signal(number, signal.default_int_handler)  # the command line has such a one
+    threading.Timer(0.3, signal.raise_signal, (number,)).start()
+    try:
+        found = watch(WAIT, WAIT)
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
     error = found.error([], tmp_path)
     assert isinstance(error, Interrupted)
-    assert str(error).startswith("SIGTERM")
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert str(error).startswith(number.name)
+    assert [rank.returncode for rank in found.ranks] == [-number] * 2
 
 
 def test_the_first_error_is_told_not_what_it_did_to_the_others(tmp_path):

@@ -210,6 +210,19 @@ def test_two_processes_that_save_in_the_background_write_the_same(runs, rows, tm
 
 
 @pytest.mark.slow
+def test_the_signal_of_slurm_writes_a_checkpoint(rows, tmp_path, capfd):
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)  # as the console script has
+    out = tmp_path / "run"
+    when_logged(out, 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    try:
+        assert cli.main(words(out, data=rows)) == 130
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: SIGUSR1 after step")
+    assert len(list((out / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.slow
 def test_a_signal_writes_a_checkpoint_and_torchrun_goes_on(runs, rows, tmp_path, capfd):
     """Bitwise the unbroken run, which our own launcher started."""
     out = tmp_path / "run"
@@ -304,11 +317,20 @@ def test_another_machine_tokenizes_with_the_tokenizer_that_rank_0_trained(
     trained = (ctx.out / TOKENIZER / "tokenizer.json").read_bytes()
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "of-the-other-machine"))
     monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("WORLD_SIZE", "16")
     capfd.readouterr()
     prepare_rows(cfg, ctx.out, "pretrain", (TextRecord,))
-    assert "trained" not in capfd.readouterr().err
+    assert "tokenizer: trained" not in capfd.readouterr().err
     assert (ctx.out / TOKENIZER / "tokenizer.json").read_bytes() == trained
     assert load_rows(cfg, ctx, "pretrain", (TextRecord,)).train.tokens.size
+
+
+def test_a_rank_without_a_world_trains_the_tokenizer(scratch, monkeypatch):
+    cfg, ctx = scratch
+    shutil.rmtree(ctx.out / TOKENIZER)
+    monkeypatch.setenv("RANK", "3")
+    prepare_rows(cfg, ctx.out, "pretrain", (TextRecord,))
+    assert (ctx.out / TOKENIZER / "tokenizer.json").is_file()
 
 
 @pytest.mark.slow

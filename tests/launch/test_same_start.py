@@ -5,11 +5,12 @@ import threading
 
 import pytest
 
+from rlhf_cli.config.rank_env import RankEnv
 from rlhf_cli.distributed.process_group import host_store
 from rlhf_cli.errors import ConfigError, RankFailed
 from rlhf_cli.launch import same_start
 from rlhf_cli.launch.same_start import compare_starts, find_differences, hash_files, start_facts
-from rlhf_cli.launch.worker import RankEnv, Task
+from rlhf_cli.launch.worker import Task
 
 HASH, OTHER = "0" * 64, "1" * 64
 FIRST = {

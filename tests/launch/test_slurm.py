@@ -12,7 +12,7 @@ import yaml
 
 from rlhf_cli import cli
 from rlhf_cli.launch import torchrun
-from rlhf_cli.launch.slurm import ranks
+from rlhf_cli.launch.slurm import cluster, ranks
 from rlhf_cli.launch.slurm.config import SlurmConfig, time_limit
 from rlhf_cli.launch.slurm.script import TEMPLATE
 from rlhf_cli.runs import lock
@@ -67,6 +67,10 @@ def test_the_forms_of_a_time_limit(text, seconds):
         (["extra=--nodes=3"], "launch.slurm.extra: got --nodes=3; need its key. Try launch.slurm."),
         (["extra=-p gpu"], "launch.slurm.extra: got -p gpu; need its key. Try launch.slurm."),
         (["extra=--array=1-4"], "launch.slurm.extra: got --array=1-4, but the jobs of an array"),
+        (["extra=--gpus=8"], "launch.slurm.extra: got --gpus=8; need its key. Try launch.slurm."),
+        (["extra=-G 8"], "launch.slurm.extra: got -G 8; need its key. Try launch.slurm.gpus_per_"),
+        (["extra=--gres=gpu:8"], "launch.slurm.extra: got --gres=gpu:8; need its key. Try launch."),
+        (["extra=--gres=tmp:1,gpu"], "launch.slurm.extra: got --gres=tmp:1,gpu; need its key. Try"),
         (["extra=a100"], "launch.slurm.extra: got 'a100'; need an option of sbatch"),
         (["setup=#SBATCH --mem=1"], "launch.slurm.setup: got '#SBATCH --mem=1'; need shell."),
         (["gpus_per_node=4", "ntasks_per_node=3"], "launch.slurm.ntasks_per_node: got 3 with "),
@@ -235,12 +239,30 @@ def test_a_job_is_requeued_where_it_gets_further(ends, restarts, requeued):
     assert done.returncode == int(ends[-1].split()[1])
 
 
+def test_a_strict_shell_of_the_user_still_requeues():
+    out = submit("run", "launch.slurm.setup=set -euo pipefail")
+    program("srun", "exit 130")
+    program("scontrol", 'echo "scontrol $*"')
+    done = run_script(out)
+    assert "scontrol requeue 12" in done.stdout
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_a_job_without_requeue_stays_ended():
     out = submit("run", "launch.slurm.requeue=false")
     program("srun", "exit 130")
     program("scontrol", 'echo "scontrol $*"')
     assert "scontrol" not in run_script(out).stdout
     assert "#SBATCH --no-requeue" in (out / "job.sbatch").read_text()
+
+
+def test_other_lines_of_squeue_are_no_jobs():
+    program("squeue", "echo slurm_load_jobs: again", "echo '12|PENDING|run'")
+    assert cluster.find_job(Path("run")) == cluster.Job("12", "PENDING")
+
+
+def test_resources_beside_gpus_can_be_added():
+    assert SlurmConfig(extra="--gres=lscratch:100").problems() == []
 
 
 def test_a_folder_with_a_job_in_the_queue_is_refused(capsys):

@@ -58,3 +58,31 @@ def test_small_files_and_caches_that_cannot_be_written_are_read_each_time(tmp_pa
     for path in (small, small, large, large):
         file_sha256(path)
     assert computed == ["small.json"] * 2 + ["large.json"] * 2
+
+
+def test_a_failed_write_leaves_no_file(tmp_path, computed, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"a" * SMALL_BYTES)
+    time.sleep(0.01)
+    monkeypatch.setattr(digest.os, "replace", full)
+    assert file_sha256(path) == hashlib.sha256(b"a" * SMALL_BYTES).hexdigest()
+    assert list((tmp_path / "cache" / digest.FOLDER).iterdir()) == []
+
+
+def test_old_hashes_are_removed(tmp_path, computed):
+    path = tmp_path / "rows.jsonl"
+    stored = tmp_path / "cache" / digest.FOLDER
+    for content, age in ((b"a", digest.KEPT_SECONDS + 60), (b"b", 60)):
+        path.write_bytes(content * SMALL_BYTES)
+        time.sleep(0.01)
+        file_sha256(path)
+        before = time.time() - age
+        for file in stored.iterdir():
+            os.utime(file, (before, before))
+    path.write_bytes(b"c" * SMALL_BYTES)
+    time.sleep(0.01)
+    file_sha256(path)
+    assert len(list(stored.iterdir())) == 2

@@ -13,13 +13,15 @@ import pytest
 from rlhf_cli.distributed.process_group import host_store
 from rlhf_cli.errors import DataError
 from rlhf_cli.memory.phase import phase
+from rlhf_cli.watchdog.beats import DONE, read_beat
 from rlhf_cli.watchdog.observer import Limits
-from rlhf_cli.watchdog.watch import Watch, find_cause, last_phase, watched
+from rlhf_cli.watchdog.watch import KEY, Watch, find_cause, last_phase, watched
 
 SHORT = Limits(beat=0.05, silent=0.4, slow=0.4, repeat=0.6, grace=0.05)
 
 RANK = """
 import os, sys, time
+from rlhf_cli.distributed.process_group import init_process_group, rendezvous_store
 from rlhf_cli.distributed.ranks import *
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.watchdog.observer import Limits
@@ -129,7 +131,7 @@ def test_a_slow_rank_is_named_with_its_phase_and_line_and_not_ended():
     with real_ranks("3", count=2) as (_, ranks):
         first, second = texts(ranks)
         assert first.startswith(
-            "said: rank 1 (process) is behind in phase rollout, at <string>:28 in"
+            "said: rank 1 (process) is behind in phase rollout, at <string>:29 in"
         )
         assert "1 other rank has waited 1 s for it" in first
         assert second == ""
@@ -186,6 +188,22 @@ def test_the_main_thread_is_ended_where_it_is_stuck(stores):
     [error] = ended
     assert "rank 1" in str(error)
     assert "failed in phase load: no rows" in str(error)
+
+
+def test_nothing_is_posted_after_the_last_beat(stores):
+    watch = watch_of(0, stores, [], world_size=1)
+    with watched(watch):
+        pass
+    watch._look(time.monotonic())  # the thread was about to do so
+    assert read_beat(stores.get(f"{KEY}0")).outcome == DONE
+
+
+def test_a_cause_is_sought_while_no_beats_are_added(stores):
+    held = []
+    watch = watch_of(0, stores, [], world_size=1)
+    watch.observer.finding = lambda now: held.append(watch.lock.locked())
+    watch._conclude(time.monotonic())
+    assert held == [True]
 
 
 def test_without_ranks_there_is_no_cause():

@@ -1,4 +1,7 @@
-"""`--dry-run`: what a command would do, need and take, with nothing trained or written."""
+"""`--dry-run`: what a command would do, need and take, with nothing trained.
+
+Nothing is written either, but with `launch=slurm` the job script and its configuration.
+"""
 
 from __future__ import annotations
 

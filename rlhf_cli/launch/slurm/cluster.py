@@ -48,9 +48,9 @@ def find_job(script: Path) -> Job | None:
     """Find the job of a script in the user's queue; None if there is none or Slurm is silent."""
     listed = _run(["squeue", "--me", "--noheader", "--format=%i|%T|%o"])
     for line in listed.stdout.splitlines() if listed.returncode == 0 else []:
-        number, state, command = line.split("|", 2)
-        if command.strip() == str(script):
-            return Job(number, state)
+        parts = line.split("|", 2)  # fewer in a message of squeue
+        if len(parts) == 3 and parts[2].strip() == str(script):
+            return Job(parts[0], parts[1])
     return None
 
 

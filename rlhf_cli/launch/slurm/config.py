@@ -20,6 +20,7 @@ OWN_OPTIONS = {
     "nodes": "nodes",
     "ntasks-per-node": "ntasks_per_node",
     "gpus-per-node": "gpus_per_node",
+    "gpus": "gpus_per_node",
     "cpus-per-task": "cpus_per_task",
     "mem": "mem",
     "job-name": "job_name",
@@ -31,7 +32,9 @@ OWN_OPTIONS = {
 
 _SHORT = {"p": "partition", "A": "account", "q": "qos", "t": "time", "N": "nodes", "J": "job-name"}
 _SHORT |= {"c": "cpus-per-task", "n": "ntasks", "o": "output", "e": "error", "a": "array"}
-_SHORT |= {"D": "chdir", "W": "wait"}
+_SHORT |= {"D": "chdir", "W": "wait", "G": "gpus"}
+
+_GPUS_IN_GRES = re.compile(r"--gres[=\s](?:.*,)?(?:gres[:/])?gpu\b")
 
 _FIXED = {
     "ntasks": "the number of processes is launch.slurm.nodes x launch.slurm.ntasks_per_node",
@@ -43,7 +46,7 @@ _FIXED = {
     "wait": "the command returns when the job is submitted",
     "wrap": "the job runs job.sbatch",
 }
-"""Options of sbatch that nobody sets, with the reason."""
+"""Option of sbatch that no key sets -> the reason."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +67,7 @@ class SlurmConfig:
     partition's default."""
 
     nodes: Annotated[int, Ge(1), RuntimeOnly()] = 1
-    """Machines of the job. They must share the run folder, the data and `RLHF_CACHE`."""
+    """Machines of the job. They must share the run folder and the data."""
 
     gpus_per_node: Annotated[int, Ge(0), RuntimeOnly()] = 1
     """GPUs of each machine; 0 for training on CPUs."""
@@ -194,6 +197,8 @@ class SlurmConfig:
 
 def _long_name(option: str) -> str:
     """Name of an option of sbatch, as `partition` for `--partition=gpu` and `-p gpu`."""
+    if _GPUS_IN_GRES.match(option):
+        return "gpus"
     if option.startswith("--"):
         return re.split(r"[=\s]", option[2:], maxsplit=1)[0]
     return _SHORT.get(option[1:2], option[1:2])

@@ -90,7 +90,7 @@ def _quote(text: str) -> str:
 def _command(cfg: SlurmConfig, stage: str, out: Path, settings: Sequence[str]) -> list[list[str]]:
     """The command in groups of words that stand on one line each."""
     # `block`: neighbouring ranks are on one node. `kill-on-bad-exit`: the other processes of a
-    # failed one, which may wait for it for ever, are ended by Slurm.
+    # failed one, which may wait for it without end, are stopped by Slurm.
     srun = ["srun", "--distribution=block", "--kill-on-bad-exit=1"]
     cores = [f"--cpus-per-task={cfg.cpus_per_task}"] if cfg.cpus_per_task else []
     run = [sys.executable, "-P", "-m", "rlhf_cli", stage]

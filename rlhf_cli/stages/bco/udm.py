@@ -95,7 +95,7 @@ def embed_prompts(examples: Examples, embed: Embed, model_key: str, ctx: RunCont
         examples: of one row each; the prompt is all before the first trained token.
         embed: computes embeddings.
         model_key: hash of the embedding model's weights.
-        ctx: the ranks; rank 0 writes the cache.
+        ctx: the ranks; the first of each machine writes the cache.
     """
     prompts = list(_prompts(examples))
     unique = sorted({tuple(prompt) for prompt in prompts})

@@ -62,8 +62,8 @@ def _trainer_problems(cfg: PPOConfig) -> list[str]:
         )
     if cfg.launch.shard != "none":
         found.append(
-            f"launch.shard: got {cfg.launch.shard}; PPOTrainer is one process, which has nobody to "
-            "share weights with. Try launch.shard=none, or `rlhf ppo`"
+            f"launch.shard: got {cfg.launch.shard}; PPOTrainer is one process, and weights are "
+            "divided among several. Try launch.shard=none, or `rlhf ppo`"
         )
     return found
 
