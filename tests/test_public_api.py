@@ -27,7 +27,9 @@ SIGNATURES = {
         "scores: Sequence[float]) -> dict[str, float]"
     ),
     "PPOTrainer.save": "(self) -> Path",
-    "create_context": "(precision: str, seed: int, out: Path) -> RunContext",
+    "create_context": (
+        "(precision: str, seed: int, out: Path, launch: LaunchConfig | None = None) -> RunContext"
+    ),
     "generate": (
         "(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, "
         "*, samples: int = 1, batch_size: int = 64, prompt_numbers: Sequence[int] | None = None, "
@@ -54,7 +56,9 @@ POLICY_SIGNATURES = {
 FIELDS = {
     "LoadInputs": "tokenizer ctx new_tokens",
     "Response": ("index prompt_index prompt_ids token_ids finished logprobs text trailing_pad"),
-    "TokenBatch": "tokens lengths scored example_of_row columns token_columns needs_backward",
+    "TokenBatch": (
+        "tokens lengths scored example_of_row columns token_columns needs_backward is_filler"
+    ),
 }
 CONFIGS = {
     "LoadConfig",

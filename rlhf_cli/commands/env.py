@@ -25,6 +25,7 @@ EXTRAS = {
     "tensorboard": "track",
     "hydra-joblib-launcher": "sweep",
     "hydra-optuna-sweeper": "sweep",
+    "hydra-submitit-launcher": "sweep",
 }
 """Optional package -> the extra that installs it."""
 

@@ -51,7 +51,7 @@ _FIXED = {
 
 @dataclass(kw_only=True)
 class SlurmConfig:
-    """The Slurm job of a run with `launch=slurm`; the keys are called as the options of sbatch."""
+    """The Slurm job of a run with `launch=slurm`; keys are named as in sbatch."""
 
     partition: Annotated[str, RuntimeOnly()] = ""
     """Partition; empty for the cluster's default."""

@@ -77,7 +77,8 @@ def test_the_longest_response_has_no_trailing_pad(monkeypatch):
     monkeypatch.setattr(rollout_worker, "generate", lambda *args, **words: drawn)
     cfg = PPOConfig(compat="trl", reward=RewardsConfig(length_penalty=1))
     tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=1, decode=lambda *_, **__: "")
-    policy: Any = SimpleNamespace(model=None)
+    policy: Any = torch.nn.Module()
+    policy.model = None
     nothing: Any = None
     worker = RolloutWorker(cfg, nothing, [[3]] * 3, policy, nothing, tokenizer, SINGLE_PROCESS)
     responses = worker.generate([0, 1, 2], [0, 1, 2], step=1)

@@ -68,7 +68,7 @@ def passes(monkeypatch):
         monkeypatch.setattr(Policy, name, counted)
 
     count("forward")
-    count("hidden_states")
+    count("values")
     return seen
 
 
@@ -76,7 +76,7 @@ def passes(monkeypatch):
     ("words", "kinds"),
     [
         ((), {"forward"}),
-        ((REUSE,), {"hidden_states"}),  # for the values; no output layer
+        ((REUSE,), {"values"}),  # no output layer
         ((REUSE, *GRPO), set()),
     ],
 )
