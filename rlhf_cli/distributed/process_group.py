@@ -77,8 +77,10 @@ def ensure_process_group() -> None:
 def destroy_process_group() -> None:
     """Destroy the process group after a run that succeeded on all ranks."""
     if dist.is_available() and dist.is_initialized():
-        count_collectives()  # the watch tells the others these counts
-        dist.destroy_process_group()
+        try:
+            count_collectives()  # the watch tells the others these counts
+        finally:
+            dist.destroy_process_group()
 
 
 @contextmanager

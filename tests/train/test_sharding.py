@@ -127,6 +127,12 @@ def test_processes_that_do_not_fit_the_groups_are_refused(processes, world_size,
         create_mesh(LaunchConfig(shard="hybrid", replicas=replicas), CPU)
 
 
+def test_a_group_that_counts_no_calls_is_destroyed(processes):
+    processes(0, 2)
+    destroy_process_group()
+    assert not dist.is_initialized()
+
+
 def test_nothing_is_created_where_nothing_is_sharded():
     assert create_mesh(LaunchConfig(), CPU) is None
     assert not dist.is_initialized()
