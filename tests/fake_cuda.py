@@ -29,6 +29,8 @@ from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from rlhf_cli.memory.phase import RECORD
+
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 
@@ -427,5 +429,8 @@ def fake_cuda(patch: Any) -> Iterator[FakeCuda]:
     patch.setattr(torch.autograd, "_engine_run_backward", run_backward)
     patch.setattr(torch.autograd.graph, "_engine_run_backward", run_backward)
     patch.setattr(threading.Thread, "run", run_thread)
-    with fake.active():
-        yield fake
+    try:
+        with fake.active():
+            yield fake
+    finally:
+        RECORD.start()  # a run has let it measure the device that is not there
