@@ -133,11 +133,11 @@ def _base(folder: Path, tokenizer: Any, **options: Any) -> Any:
 def _load(
     dtype: str, ranks: str, *, folder: Path, tokenizer: Any, **_: object
 ) -> list[nn.Parameter]:
-    from rlhf_cli.models.stored_weights import place_shards
+    from rlhf_cli.models.stored_weights import shard_and_read
 
     model = _base(folder, tokenizer, dtype=TYPES[dtype], deferred=int(ranks) > 0)
     if int(ranks):
-        place_shards(model, lambda module: cut(module, int(ranks)), torch.device("cpu"))
+        shard_and_read(model, lambda module: cut(module, int(ranks)), torch.device("cpu"))
     return list(model.parameters())
 
 

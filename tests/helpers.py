@@ -17,6 +17,7 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.runs import lock
 from rlhf_cli.train import checkpoint_files as files
+from rlhf_cli.train.metrics import read_metrics
 
 DATA = Path(os.environ.get("RLHF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -103,6 +104,11 @@ MACHINE = ("tokens_per_second", "step_seconds", "peak_fraction", "memory_bytes")
 def without_machine(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Lines of metrics that two runs must have in common."""
     return [{k: v for k, v in line.items() if k not in MACHINE} for line in lines]
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """Metrics of a run, as another run must have them."""
+    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 def last_of_each(*words: str) -> list[str]:

@@ -65,7 +65,7 @@ from rlhf_cli.models.resolve import ModelSource, resolve_model
 from rlhf_cli.models.reward_model import RewardModel
 from rlhf_cli.models.sharding import shard_model
 from rlhf_cli.models.stored_tensor import defer
-from rlhf_cli.models.stored_weights import place_shards
+from rlhf_cli.models.stored_weights import shard_and_read
 from rlhf_cli.models.vocabulary import find_support
 from rlhf_cli.models.wrapper import ModelWrapper, read_head, without_dropout
 
@@ -283,7 +283,7 @@ def _wrap(
 
 def _shard(loaded: ModelWrapper, mesh: ShardMesh, compute: torch.dtype) -> None:
     """Divide the weights among the processes; each reads its own rows from the files."""
-    place_shards(loaded, partial(shard_model, mesh=mesh, compute=compute), mesh.shard_device)
+    shard_and_read(loaded, partial(shard_model, mesh=mesh, compute=compute), mesh.shard_device)
 
 
 def _set_attention(loaded: ModelWrapper, cfg: LoadConfig, compute: torch.dtype) -> None:

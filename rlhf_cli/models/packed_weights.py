@@ -82,7 +82,7 @@ def _convert(
         settings = dict(vars(model.get_parameter_or_buffer(name)))
         shape = ((math.prod(stored.origin.shape) + 1) // 2, 1)
         origin = Packed(shape, torch.uint8, stored, layer, settings)
-        made = nn.Parameter(StoredTensor.of(origin, stored.place), requires_grad=False)
+        made = nn.Parameter(StoredTensor.of(origin, stored.target_device), requires_grad=False)
         vars(made).update({key: settings[key] for key in READ_BY_PEFT})
         layer._is_hf_initialized = True
         found[name] = made

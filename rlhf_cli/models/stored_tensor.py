@@ -57,25 +57,25 @@ class StoredTensor(Tensor):
 
     Attributes:
         origin: computes the values.
-        place: device that code is told the tensor is on, where the values will be.
+        target_device: device that the values will be on; the tensor's `device` is this one.
         owner: the tensor whose `data` this is, and which changes with it; else none.
     """
 
     origin: Origin
-    place: torch.device
+    target_device: torch.device
     owner: StoredTensor | None = None
 
     @staticmethod
-    def of(origin: Origin, place: torch.device) -> StoredTensor:
+    def of(origin: Origin, target_device: torch.device) -> StoredTensor:
         """Make the stand-in for an origin's tensor."""
         meta = torch.empty(origin.shape, dtype=origin.dtype, device="meta")
         found = meta.as_subclass(StoredTensor)
-        found.origin, found.place = origin, place
+        found.origin, found.target_device = origin, target_device
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StoredTensor:
         """Copy the stand-in; both have the same values until one is trained."""
-        found: Any = StoredTensor.of(self.origin, self.place)
+        found: Any = StoredTensor.of(self.origin, self.target_device)
         if isinstance(self, nn.Parameter):
             found = nn.Parameter(found, requires_grad=self.requires_grad)
         memo[id(self)] = found
@@ -127,13 +127,13 @@ def _attribute(func: Any, attribute: str, args: Any) -> Any:
     """Read an attribute; the device is the one where the values will be."""
     stored = args[0]
     if attribute == "device":
-        return stored.place
+        return stored.target_device
     if attribute == "is_meta":
         return False
     with torch._C.DisableTorchFunctionSubclass():
         found = func(*args)
     if attribute == "data":
-        data = StoredTensor.of(stored.origin, stored.place)
+        data = StoredTensor.of(stored.origin, stored.target_device)
         data.owner = stored
         return data
     if attribute in ("T", "mT"):
@@ -158,7 +158,7 @@ def _set_data(target: Tensor, value: Tensor) -> None:
         raise RuntimeError("a tensor and a weight that has not been read yet cannot be exchanged")
     with torch._C.DisableTorchFunctionSubclass():
         target.data = torch.empty(value.shape, dtype=value.dtype, device="meta")
-    target.origin, target.place = value.origin, value.place
+    target.origin, target.target_device = value.origin, value.target_device
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -178,16 +178,16 @@ def _cast(args: Any, kwargs: Any, dtype: torch.dtype | None) -> Any:
     values = [*others, *kwargs.values()]
     if not isinstance(stored, StoredTensor):  # a tensor that is cast as a stored one
         model = next(value for value in values if isinstance(value, StoredTensor))
-        return stored.to(model.place, model.dtype)
+        return stored.to(model.target_device, model.dtype)
     named = [dtype] if dtype else [v for v in values if isinstance(v, torch.dtype)]
     named += [v.dtype for v in values if isinstance(v, Tensor)]
     places = [torch.device(v) for v in values if isinstance(v, str | torch.device)]
     places += [v.device for v in values if isinstance(v, Tensor)]
-    place = places[0] if places else stored.place
+    target = places[0] if places else stored.target_device
     origin = stored.origin
     if named and named[0] != origin.dtype:
         origin = Cast(origin.shape, named[0], origin)
-    return StoredTensor.of(origin, place)
+    return StoredTensor.of(origin, target)
 
 
 def origin_of(value: Tensor) -> Origin:
@@ -199,9 +199,9 @@ def origin_of(value: Tensor) -> Origin:
 
 def _wrapped(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Any:
     """Give each tensor of a result its origin."""
-    place = next(v.place for v in _tensors(args, kwargs) if isinstance(v, StoredTensor))
+    target = next(v.target_device for v in _tensors(args, kwargs) if isinstance(v, StoredTensor))
     if isinstance(result, Tensor):
-        return StoredTensor.of(_origin(func, name, args, kwargs, result, None), place)
+        return StoredTensor.of(_origin(func, name, args, kwargs, result, None), target)
     if isinstance(result, tuple | list) and any(isinstance(part, Tensor) for part in result):
         first, found = 0, []
         for index, part in enumerate(result):
@@ -209,7 +209,7 @@ def _wrapped(func: Any, name: str, args: Any, kwargs: Any, result: Any) -> Any:
             if name in ("chunk", "split") and _dim(args, kwargs, 2) == 0:
                 origin = RowRange(origin.shape, origin.dtype, origin_of(args[0]), first)
                 first += part.shape[0]
-            found.append(StoredTensor.of(origin, place))
+            found.append(StoredTensor.of(origin, target))
         return type(result)(found) if isinstance(result, list) else tuple(found)
     return result
 
@@ -301,7 +301,7 @@ def replace_parameters(module: nn.Module, found: Mapping[int, nn.Parameter]) -> 
 def parameter(like: nn.Parameter, values: Tensor) -> nn.Parameter:
     """Make a parameter as another is, with what libraries have written on it."""
     made = nn.Parameter(values, requires_grad=like.requires_grad)
-    own = ("origin", "place", "owner", "_is_param")
+    own = ("origin", "target_device", "owner", "_is_param")
     for name, value in vars(like).items():
         if name not in own:
             setattr(made, name, value)
@@ -314,8 +314,8 @@ def read(tensor: Tensor) -> Tensor:
         return tensor
     origin = tensor.origin
     if not origin.by_rows:
-        return origin.whole().to(tensor.place, copy=True)
-    values = torch.empty(origin.shape, dtype=origin.dtype, device=tensor.place)
+        return origin.whole().to(tensor.target_device, copy=True)
+    values = torch.empty(origin.shape, dtype=origin.dtype, device=tensor.target_device)
     fill_rows(values, origin, 0)
     return values
 

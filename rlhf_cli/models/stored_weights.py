@@ -28,8 +28,8 @@ from rlhf_cli.models.stored_tensor import StoredTensor, hold, parameter, replace
 class _DeferredFile:
     """A safetensors file whose tensors are not read; takes the place of `safe_open`."""
 
-    def __init__(self, file: str, place: torch.device) -> None:
-        self._file, self._place = Path(file), place
+    def __init__(self, file: str, target_device: torch.device) -> None:
+        self._file, self._target_device = Path(file), target_device
         self._changed = self._file.stat().st_mtime_ns
         with safe_open(file, "pt") as opened:  # it checks the header and the size
             names = list(opened.keys())
@@ -45,7 +45,7 @@ class _DeferredFile:
     def get_slice(self, name: str) -> StoredTensor:
         shape, dtype = self._facts[name]
         return StoredTensor.of(
-            FileTensor(shape, dtype, self._file, name, self._changed), self._place
+            FileTensor(shape, dtype, self._file, name, self._changed), self._target_device
         )
 
     def __exit__(self, *_: object) -> None:
@@ -59,10 +59,10 @@ def deferred(device: torch.device | str) -> Iterator[None]:
     Args:
         device: where the values will be.
     """
-    place = torch.device(device)
+    target_device = torch.device(device)
 
     def open_deferred(file: Any, *_: object, **__: object) -> _DeferredFile:
-        return _DeferredFile(str(file), place)
+        return _DeferredFile(str(file), target_device)
 
     def no_warmup(*_: object, **__: object) -> None:
         """Do nothing: it would allocate the bytes of the whole model on the device."""
@@ -99,7 +99,7 @@ def require_deferred(model: nn.Module) -> None:
         raise RuntimeError("transformers has read the weights, which were to stay in their files")
 
 
-def place_shards(
+def shard_and_read(
     wrapper: nn.Module,
     shard: Callable[[Any], Mapping[str, ShardLayout]],
     device: torch.device,

@@ -141,7 +141,7 @@ def _resize(model: Any, rows: int, untrained: frozenset[int]) -> None:
 
 def _resize_deferred(model: Any, rows: int, untrained: frozenset[int]) -> None:
     """Resize embeddings that are still in their file; the mean is computed when they are read."""
-    place = model.get_input_embeddings().weight.device
+    device = model.get_input_embeddings().weight.device
     origins = hold(model)
     if rows > num_embeddings(model):
         with forked_rng():
@@ -156,7 +156,7 @@ def _resize_deferred(model: Any, rows: int, untrained: frozenset[int]) -> None:
             elif shape != origin.shape:  # the bias of an output layer, to which resizing adds zeros
                 added = torch.zeros(shape[0] - origin.shape[0], dtype=origin.dtype)
                 origin = Joined(shape, origin.dtype, [origin, origin_of(added)])
-            found[id(param)] = parameter(param, StoredTensor.of(origin, place))
+            found[id(param)] = parameter(param, StoredTensor.of(origin, device))
     replace_parameters(model, found)
 
 

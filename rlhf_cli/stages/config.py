@@ -133,12 +133,6 @@ class StageConfig(LoadConfig):
                 "data.eval: got none, but train.early_stop_patience and train.result=best need "
                 "held-out rows. Try data.eval=0.05"
             )
-        if self.train.compile and self.launch.shard != "none":
-            found.append(
-                f"train.compile: got true with launch.shard={self.launch.shard}, and compiled "
-                "layers have not been shown to be exact on gathered weights. "
-                "Try train.compile=false"
-            )
         if 0 < self.train.max_steps < self.train.warmup_steps:
             found.append(
                 f"train.warmup_steps: got {self.train.warmup_steps}, more than train.max_steps="
@@ -150,6 +144,12 @@ class StageConfig(LoadConfig):
     def _not_on_shards(self) -> list[str]:
         """Settings that do not go with shards, or with shards on the host; one line each."""
         found = []
+        if self.train.compile and self.launch.shard != "none":
+            found.append(
+                f"train.compile: got true with launch.shard={self.launch.shard}, and compiled "
+                "layers have not been shown to be exact on gathered weights. "
+                "Try train.compile=false"
+            )
         if self.launch.shard != "none" and self.quant.kind == "int8":
             found.append(
                 f"quant.kind: got int8 with launch.shard={self.launch.shard}; each process would "

@@ -15,8 +15,7 @@ from rlhf_cli.launch.slurm.config import SlurmConfig
 from rlhf_cli.models.config import TrainedModelConfig
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import last_of_each, without_machine
+from tests.helpers import last_of_each, lines_of
 from tests.launch.test_processes import when_logged
 
 PROMPT = "How deep is the sea, and who has been at its bottom, by what means, and in which year? "
@@ -65,10 +64,6 @@ def train(out, rows, stage="sft", *changes, processes=1, context=1, steps=20):
         *changes,
     )
     return cli.main(words)
-
-
-def lines_of(out):
-    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 def assert_one(out, divided, steps=20):

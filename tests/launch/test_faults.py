@@ -14,17 +14,12 @@ from rlhf_cli import cli
 from rlhf_cli.distributed.process_group import raising_rank_failed_in_torch
 from rlhf_cli.errors import RankFailed
 from rlhf_cli.launch import group
-from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import without_machine
+from tests.helpers import lines_of
 from tests.launch.starts import two_machines, with_faults, words
 
 TWO = "launch.processes=2"
 PPO = ("reward.length_penalty=1", "sampling.max_new_tokens=4", "data.max_length=64", "max_steps=3")
 AGAIN = "the last checkpoint is kept. Give the same command again to continue"
-
-
-def lines_of(out):
-    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 @pytest.fixture(scope="module", autouse=True)

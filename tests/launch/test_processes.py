@@ -30,7 +30,7 @@ from rlhf_cli.runs.run_files import TOKENIZER
 from rlhf_cli.stages.prepare_data import load_rows, prepare_rows
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import last_of_each, without_machine
+from tests.helpers import last_of_each, lines_of
 from tests.stages.test_stages import stop_after
 
 STEPS = 20
@@ -70,10 +70,6 @@ def when_logged(out, step, act):
         act()
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def lines_of(out):
-    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 def weights(out):

@@ -9,8 +9,7 @@ import torch
 from rlhf_cli import cli
 from rlhf_cli.train.checkpoint import load_weights
 from rlhf_cli.train.checkpoint_index import read_index
-from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import last_of_each, without_machine
+from tests.helpers import last_of_each, lines_of
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +38,6 @@ def train(stage, out, *words):
 
 def resumed(run):
     return f"resume={run / 'checkpoints' / f'step-{HALF:06d}'}"
-
-
-def lines_of(out):
-    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli import cli
-from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import last_of_each, without_machine
+from tests.helpers import last_of_each, lines_of
 from tests.launch.slurm_cluster import needs_slurm, running_cluster, wait_for
 
 pytestmark = needs_slurm
@@ -58,10 +57,6 @@ def submit(capsys, *argv) -> str:
     capsys.readouterr()
     assert cli.main([*argv, "--json"]) == 0, capsys.readouterr()
     return json.loads(capsys.readouterr().out)["job"]
-
-
-def lines_of(out):
-    return without_machine(read_metrics(out / "metrics.jsonl"))
 
 
 def logged_steps(out) -> int:

@@ -48,41 +48,27 @@ def require_same(tmp_path, stage, keys):
     assert found_norms == pytest.approx(norms, rel=1e-4)
 
 
-@pytest.mark.gpu
+ON = pytest.mark.parametrize(
+    "device",
+    [pytest.param("gpu", marks=pytest.mark.gpu), pytest.param("cpu", marks=pytest.mark.slow)],
+)
+"""The device is the one that is here; the mark chooses the machine."""
+
+
+@ON
 @pytest.mark.parametrize("stage", STAGES)
-def test_each_stage_on_a_gpu(tmp_path, stage):
+def test_each_stage(tmp_path, stage, device):
     require_same(tmp_path, stage, [])
 
 
-@pytest.mark.gpu
+@ON
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
-def test_each_way_to_hold_the_weights_on_a_gpu(tmp_path, keys):
+def test_each_way_to_hold_the_weights(tmp_path, keys, device):
     require_same(tmp_path, "sft", keys)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_each_stage(tmp_path, stage):
-    require_same(tmp_path, stage, [])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
-def test_each_way_to_hold_the_weights(tmp_path, keys):
-    require_same(tmp_path, "sft", keys)
-
-
-@pytest.mark.gpu
-def test_a_checkpoint_of_a_mesh_is_continued_without_it_on_a_gpu(tmp_path):
-    require_continued(tmp_path)
-
-
-@pytest.mark.slow
-def test_a_checkpoint_of_a_mesh_is_continued_without_it(tmp_path):
-    require_continued(tmp_path)
-
-
-def require_continued(tmp_path):
+@ON
+def test_a_checkpoint_of_a_mesh_is_continued_without_it(tmp_path, device):
     whole, _ = losses(tmp_path / "mesh", "sft", "launch.shard=full", "train.save_steps=1")
     step = tmp_path / "mesh" / "checkpoints" / "step-000001"
     found, _ = losses(tmp_path / "plain", "sft", f"resume={step}")
