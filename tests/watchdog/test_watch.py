@@ -55,6 +55,8 @@ with watched(Watch(store, rank, world_size, say, end, limits)):
         print(f"failed: {error}", flush=True)
 if rank == 1 and act == "leave":
     time.sleep(30)  # its connections stay, as with NCCL
+sys.stdout.flush()
+os._exit(0)  # as `run_rank` does: torch's threads can abort Python while it shuts down
 """
 
 
