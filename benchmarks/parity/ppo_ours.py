@@ -91,7 +91,7 @@ def learn(
         return experience[-1]
 
     with (
-        patch("rlhf_cli.stages.ppo.rollout_worker.generate", Replay(rollouts)),
+        patch("rlhf_cli.rollout.engines.generate", Replay(rollouts)),
         patch.object(ppo_experience, "compute_advantages", keep),
     ):
         metrics = ours.run("ppo", out, model, rows, settings, names)

@@ -108,8 +108,8 @@ def _changes(command: str, cfg: Any, before: Estimate) -> Iterator[Change]:
     if command == "dpo" and cfg.model.reference == "copy" and not cfg.sync_steps:
         cost = "a pass over the rows before the first step; the same result but for rounding"
         yield Change({"model.reference": "stored"}, "model.reference=stored", cost, 1)
-    if command == "ppo":
-        yield from _ppo_changes(cfg, before)
+    if cfg.generates:
+        yield from _rollout_changes(cfg, before)
 
 
 def _step_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
@@ -183,12 +183,12 @@ def _weight_changes(cfg: Any) -> Iterator[Change]:
     )
 
 
-def _ppo_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
+def _rollout_changes(cfg: Any, before: Estimate) -> Iterator[Change]:
     if before.slots > 1:
         fewer = max(1, before.slots // 4)
         cost = "slower rollouts; the same responses but for rounding"
         yield Change({"max_num_seqs": fewer}, f"max_num_seqs={fewer}", cost, 0)
-    if cfg.has_value_model and cfg.value != "shared":
+    if getattr(cfg, "has_value_model", False) and cfg.value != "shared":
         values = {"value": "shared", "value_model": ""}
         text = "value=shared" + (" value_model=" if cfg.value_model else "")
         yield Change(values, text, "the value model is a head on the policy", 3)

@@ -7,12 +7,11 @@ from rlhf_cli.memory.weights import HeldModel, frozen_model, same_base, trained_
 from rlhf_cli.models.config import ModelConfig
 
 
-def held_models(command: str, cfg: Any, itemsize: int, new_tokens: int = 0) -> list[HeldModel]:
+def held_models(cfg: Any, itemsize: int, new_tokens: int = 0) -> list[HeldModel]:
     """Describe every model that a training stage holds, the policy first.
 
     Args:
-        command: the stage.
-        cfg: its checked config.
+        cfg: checked config of the stage.
         itemsize: bytes of the compute type.
         new_tokens: tokens whose rows of the embeddings are trained beside an adapter.
 
@@ -21,10 +20,12 @@ def held_models(command: str, cfg: Any, itemsize: int, new_tokens: int = 0) -> l
     """
     policy = trained_model(cfg, "policy", itemsize, new_tokens)
     found = [policy]
-    if command in ("dpo", "bco", "ppo"):
+    if hasattr(cfg.model, "reference"):
         found += _reference(cfg, policy, itemsize)
-    if command == "ppo":
-        found += _value_model(cfg, policy, itemsize) + _reward_models(cfg, policy, itemsize)
+    if getattr(cfg, "has_value_model", False):
+        found += _value_model(cfg, policy, itemsize)
+    if cfg.generates and hasattr(cfg, "reward"):
+        found += _reward_models(cfg, policy, itemsize)
     return found
 
 
@@ -53,8 +54,6 @@ def _reference(cfg: Any, policy: HeldModel, itemsize: int) -> list[HeldModel]:
 
 
 def _value_model(cfg: Any, policy: HeldModel, itemsize: int) -> list[HeldModel]:
-    if not cfg.has_value_model:
-        return []
     head = policy.shape.width + 1
     if cfg.value == "shared":
         return [HeldModel("value", policy.shape, trained=head, own_base=False)]

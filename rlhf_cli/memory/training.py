@@ -70,7 +70,7 @@ class _Run:
     def models(self) -> list[HeldModel]:
         """Every model of the run, the policy first."""
         own = self.settings
-        return held_models(own.command, own.cfg, self.b, own.rows.new_tokens)
+        return held_models(own.cfg, self.b, own.rows.new_tokens)
 
     @cached_property
     def sharding(self) -> Sharding:
@@ -105,7 +105,7 @@ class _Run:
         forward = self.forward(tokens)
         phases = {"load": self._load(), "update": self._update(forward, tokens)}
         slots = 0
-        if own.command == "ppo":
+        if cfg.generates:
             slots = self.fit_slots(tokens)
             phases |= self._rollout(forward, slots)
         elif self.sharding.divides and cfg.log.sample_prompts:
@@ -209,8 +209,8 @@ class _Run:
         """Tokens of a step of this process, of two deviations more than on average."""
         rows, cfg = self.settings.rows, self.settings.cfg
         examples: float = cfg.train.batch_size / self.sharding.data_parallel
-        if self.settings.command == "ppo":
-            examples *= cfg.samples_per_prompt / cfg.minibatches
+        if cfg.generates:
+            examples *= cfg.samples_per_prompt / getattr(cfg, "minibatches", 1)
         count = max(1.0, examples) * rows.rows_per_example
         return ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3)
 

@@ -113,6 +113,11 @@ class StageConfig(LoadConfig):
         return self.sweep.objective(self.default_objective)
 
     @property
+    def generates(self) -> bool:
+        """Whether the stage reads prompts alone, and generates the responses that it trains on."""
+        return False
+
+    @property
     def as_messages(self) -> bool:
         """Whether prompts and responses that are text are put into the chat template."""
         return False

@@ -56,7 +56,7 @@ def load_held_out(
     Raises:
         DataError: there are none, or the stage does not read such rows.
     """
-    log_max_length(cfg)
+    log_max_length(cfg.data, cfg.model)
     loaded = load_eval_examples(cfg.data, stage, tokenizer, records, as_messages=cfg.as_messages)
     if loaded is None:
         raise DataError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,8 +27,8 @@ from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import Example, TruncatedRow
 from rlhf_cli.data.tokens.record_tokenizer import CHUNK_RECORDS, RecordTokenizer, TokenizedRecord
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.records import Records, records_of
+from rlhf_cli.stages.rollouts.config import RolloutSettings
 from rlhf_cli.stages.tokenizers import load_prompt_encoder, load_row_tokenizer
 
 
@@ -249,8 +249,8 @@ def open_stage_rows(cfg: StageConfig, stage: str) -> StageRows:
     report = DataReport(mixture.files)
     encoder: PromptEncoder | None = None
     new: tuple[int, ...] = ()
-    if isinstance(cfg, PPOConfig):
-        encoder = load_prompt_encoder(cfg)
+    if cfg.generates:
+        encoder = load_prompt_encoder(cast(RolloutSettings, cfg))
         tokenizer = encoder.tokenizer
     else:
         tokenizer, new = load_row_tokenizer(cfg, stage, records_of(stage, cfg))
@@ -263,6 +263,6 @@ def _row_tokenizer(
 ) -> RecordTokenizer | PromptTokenizer:
     if encoder is None:
         return RecordTokenizer(tokenizer, cfg.data, report, as_messages=cfg.as_messages)
-    assert isinstance(cfg, PPOConfig)
-    room = cfg.data.max_length - cfg.sampling.max_new_tokens
+    new = cast(RolloutSettings, cfg).sampling.max_new_tokens
+    room = cfg.data.max_length - new
     return PromptTokenizer(encoder, room, cfg.data.truncation, report)

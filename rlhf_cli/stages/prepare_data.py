@@ -13,6 +13,7 @@ import numpy as np
 from rlhf_cli.config.rank_env import is_first_process
 from rlhf_cli.console import logger, muted
 from rlhf_cli.context import RunContext
+from rlhf_cli.data.config import DataConfig
 from rlhf_cli.data.dataset import (
     LoadedExamples,
     load_eval_examples,
@@ -22,6 +23,7 @@ from rlhf_cli.data.examples import Examples, count_distinct
 from rlhf_cli.data.preview import show_first_example
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.errors import ConfigError
+from rlhf_cli.models.config import ModelConfig
 from rlhf_cli.models.context_length import context_length
 from rlhf_cli.models.tokenizer import trains_tokenizer
 from rlhf_cli.models.vocabulary import require_embedded
@@ -148,7 +150,7 @@ def prepare_rows(cfg: StageConfig, out: Path, stage: str, records: Records) -> N
 
 
 def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) -> StageData:
-    log_max_length(cfg)
+    log_max_length(cfg.data, cfg.model)
     tokenizer, new = load_row_tokenizer(cfg, stage, records)
     options = {"as_messages": cfg.as_messages, "cached_only": cached_only}
     train, report = load_examples(cfg.data, stage, tokenizer, records, cfg.seed, **options)
@@ -164,10 +166,10 @@ def _load(cfg: StageConfig, stage: str, records: Records, *, cached_only: bool) 
     )
 
 
-def log_max_length(cfg: StageConfig) -> None:
+def log_max_length(data: DataConfig, model: ModelConfig) -> None:
     """Say that `data.max_length` was lowered to the model's positions."""
-    if cfg.data.max_length == positions(cfg.model):
-        logger.info(f"data.max_length: {cfg.data.max_length}, the model's positions")
+    if data.max_length == positions(model):
+        logger.info(f"data.max_length: {data.max_length}, the model's positions")
 
 
 def require_positions(examples: Examples, model: ModelWrapper, name: str = "model") -> None:

@@ -10,8 +10,8 @@ from rlhf_cli.data.prompts import PromptEncoder, uses_chat_template
 from rlhf_cli.data.report import DataReport
 from rlhf_cli.models.tokenizer import add_chatml, load_tokenizer
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
-from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.records import Records
+from rlhf_cli.stages.rollouts.config import RolloutSettings
 
 
 def load_trained_tokenizer(cfg: StageConfig, stage: str, records: Records) -> Any:
@@ -42,8 +42,8 @@ def load_row_tokenizer(
     return tokenizer, tuple(add_chatml(tokenizer) if needs_template else ())
 
 
-def load_prompt_encoder(cfg: PPOConfig) -> PromptEncoder:
-    """Load the tokenizer of PPO's prompts, and build the prompt encoder around it."""
+def load_prompt_encoder(cfg: RolloutSettings) -> PromptEncoder:
+    """Load the tokenizer of a run's prompts, and build the prompt encoder around it."""
     tokenizer, model = load_tokenizer(cfg.model), cfg.model
     as_message = uses_chat_template(cfg.template, model.path, model.revision, tokenizer)
     return PromptEncoder(tokenizer, as_message=as_message)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from json import JSONDecodeError, loads
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from rlhf_cli.data.checks.content import CheckedData, Cut
 from rlhf_cli.data.examples import flatten
@@ -21,7 +21,7 @@ from rlhf_cli.progress import ProgressCount
 from rlhf_cli.runs.artifact import find_model_folder
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.inspection import InspectedRow, StageRows
-from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.rollouts.config import RolloutSettings
 
 MAX_ROWS = 100_000
 """Rows that are examined; of more a random sample."""
@@ -62,7 +62,7 @@ def read_checked_data(stage: StageRows, max_rows: int = MAX_ROWS) -> CheckedData
         "options": _options(cfg),
         "positions": positions(cfg.model),
     }
-    if isinstance(cfg, PPOConfig):
+    if cfg.generates:
         lengths = [len(one.whole.tokens) for row in kept for one in row.rows]
         return CheckedData(**known, prompt_lengths=lengths)
     examples = flatten(map(_whole_example, kept), stage.mixture.files)
@@ -168,7 +168,7 @@ def end_tokens(model: ModelConfig, tokenizer: Any) -> frozenset[int]:
 
 def _options(cfg: StageConfig) -> dict[str, Any]:
     """Return the keys of a stage that checks read."""
-    if isinstance(cfg, PPOConfig):
-        return {"max_new_tokens": cfg.sampling.max_new_tokens}
+    if cfg.generates:
+        return {"max_new_tokens": cast(RolloutSettings, cfg).sampling.max_new_tokens}
     reads_labels = getattr(cfg, "unpaired", True)  # dpo reads weights with loss_type=kto only
     return {name: getattr(cfg, name) for name in _WEIGHTS if hasattr(cfg, name) and reads_labels}

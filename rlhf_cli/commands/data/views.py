@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from rlhf_cli.commands.data.selection import Selection
 from rlhf_cli.data.preview import Span, SpanDecoder, row_names
@@ -12,7 +12,7 @@ from rlhf_cli.data.records.reader import RecordWithSource
 from rlhf_cli.data.records.types import LabelledRecord, TextRecord, kind_name, response_scores
 from rlhf_cli.data.tokens.packing import Example, ExampleRow, TruncatedRow
 from rlhf_cli.stages.inspection import InspectedRow, StageRows
-from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.rollouts.config import RolloutSettings
 
 Place = tuple[str, int]
 """File and line of a row."""
@@ -126,7 +126,9 @@ class RowViewer:
         self.rows, self.all_pieces = rows, all_pieces
         self.decoder = SpanDecoder(rows.tokenizer)
         cfg = rows.config
-        self.room = cfg.sampling.max_new_tokens if isinstance(cfg, PPOConfig) else 0
+        self.room = 0
+        if cfg.generates:
+            self.room = cast(RolloutSettings, cfg).sampling.max_new_tokens
         self.hidden_pieces = 0
         """Pieces of documents, and packed examples, that were left out."""
 

@@ -36,13 +36,13 @@ from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.resources import SHIPPED, cache_folder
 from rlhf_cli.stages.config import StageConfig
 from rlhf_cli.stages.examples import stage_examples
-from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.records import (
     LIKELIHOOD_RECORDS,
     PREFERENCE_RECORDS,
     Records,
     records_of,
 )
+from rlhf_cli.stages.rollouts.config import RolloutSettings
 from rlhf_cli.stages.tokenizers import load_prompt_encoder
 
 CACHED_BYTES = 256_000_000
@@ -223,7 +223,7 @@ def load_held_out_rows(cfg: StageConfig, stage: str, *, given: bool) -> RowFacts
     own = LIKELIHOOD_RECORDS if stage in ("pretrain", "sft") else records_of(stage, cfg)
     records = _evaluated_records(cfg, stage, own) if given else own
     if records == PROMPT_RECORDS:
-        encoder = load_prompt_encoder(cast(PPOConfig, cfg))
+        encoder = load_prompt_encoder(cast(RolloutSettings, cfg))
         sample = _held_out_sample(cfg.data, "ppo") or sample_rows(
             cfg.data, cfg.data.path, "ppo", "train"
         )

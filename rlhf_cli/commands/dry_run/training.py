@@ -84,10 +84,10 @@ def plan_training(
     """
     itemsize = compute_itemsize(cfg.train.precision, device)
     rows, new_tokens = _load(stage, cfg)
-    models = held_models(stage, cfg, itemsize, new_tokens)
+    models = held_models(cfg, itemsize, new_tokens)
     policy = models[0]
     needed = (
-        _prompt_memory(cfg, rows) if stage == "ppo" else memory_rows(cfg, rows.train, new_tokens)
+        _prompt_memory(cfg, rows) if cfg.generates else memory_rows(cfg, rows.train, new_tokens)
     )
     memory = MemoryReport.of(stage, cfg, needed, device, processes)
     estimate = memory.estimate
@@ -107,7 +107,7 @@ def plan_training(
 
 def _load(stage: str, cfg: Any) -> tuple[RunRows, int]:
     """The rows of a stage, and the number of tokens that are added to its tokenizer."""
-    if stage == "ppo":
+    if cfg.generates:
         return load_prompt_rows(cfg, load_prompt_encoder(cfg)), 0
     records = records_of(stage, cfg)
     if trains_tokenizer(cfg.model):
@@ -249,7 +249,7 @@ def row_facts(rows: RowFacts) -> dict[str, Any]:
 
 def _steps(plan: TrainingPlan) -> Section:
     steps, cfg, exact = plan.steps, plan.cfg, not plan.rows.train.read
-    unit = "prompts" if plan.stage == "ppo" else "examples"
+    unit = "prompts" if plan.cfg.generates else "examples"
     what = f"{format_count(steps.total, exact=exact)} of {steps.items} {unit}"
     epochs = steps.total / steps.per_epoch
     lines = [
@@ -272,7 +272,7 @@ def _steps(plan: TrainingPlan) -> Section:
 def _step_details(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
     steps, cfg = plan.steps, plan.cfg
     tokens = plan.memory.estimate.micro_batch_tokens
-    if plan.stage == "ppo":
+    if cfg.generates:
         responses = steps.items * cfg.samples_per_prompt
         yield (
             "a step",
@@ -316,7 +316,7 @@ def _disk_facts(disk: DiskNeed) -> dict[str, Any]:
 def _time(plan: TrainingPlan) -> Section:
     shared = plan.processes if plan.device.kind == "cuda" else 1  # processes on a CPU share it
     found = time_section(plan.work, plan.rate, shared, plan.left)
-    if plan.stage != "ppo":
+    if not plan.cfg.generates:
         return found
     most = f"every response has {plan.cfg.sampling.max_new_tokens} tokens; fewer take less time"
     return replace(found, lines=[*found.lines, ("", most)])

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 from rlhf_cli.config.schema import DataPath, Ge, Gt, Le, ModelPath, Unit, no_rows, unused_options
 from rlhf_cli.models.config import REFERENCE_CHOICES, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
-from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
+from rlhf_cli.stages.rollouts.config import RolloutStageConfig
 from rlhf_cli.sweep.config import Objective
 
 GROUPED = ("grpo", "rloo")
@@ -25,7 +25,7 @@ class PPOModelConfig(ComparedModelConfig):
 
 
 @dataclass(kw_only=True)
-class PPOConfig(StageConfig):
+class PPOConfig(RolloutStageConfig, StageConfig):
     """Proximal policy optimization: generate responses, score them, and raise their score.
 
     A step is a rollout of `train.batch_size` prompts with `samples_per_prompt` responses each, and
@@ -35,12 +35,7 @@ class PPOConfig(StageConfig):
     default_lr: ClassVar[tuple[float, float]] = (3e-6, 1e-5)
 
     model: PPOModelConfig = field(default_factory=PPOModelConfig)
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
     reward: RewardsConfig = field(default_factory=RewardsConfig)
-
-    template: Literal["auto", "always", "never"] = "auto"
-    """Whether a text prompt becomes a user message in the chat template. `auto`: as in the data
-    that the model was trained on."""
 
     kl_coef: Annotated[float, Ge(0)] = 0.05
     """KL penalty coefficient β: subtracted from the reward per nat of KL to the reference."""
@@ -108,14 +103,6 @@ class PPOConfig(StageConfig):
     compare a response with others to its prompt, `reinforce_baseline` with the whole rollout,
     `reinforce_pp` with none."""
 
-    samples_per_prompt: Annotated[int, Ge(1)] = 1
-    """Responses per prompt of a step."""
-
-    max_num_seqs: Annotated[int, Ge(0), Unit("responses")] = 0
-    """Responses decoded at once by a process; the KV cache has a slot as long as the longest
-    prompt and response for each. Has no effect on responses but by rounding. 0 takes 64, or fewer
-    where the cache does not fit the memory."""
-
     rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
     """Source of the old log-probs: `recompute` computes them again as the updates do, so that the
     first ratio is 1; `reuse` keeps the sampler's, which saves that forward pass, and logs the
@@ -146,10 +133,6 @@ class PPOConfig(StageConfig):
     allow_truncated_sampling: bool = False
     """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs of the updates
     are those of the whole distribution."""
-
-    sample_steps: Annotated[int, Ge(0), Unit("rollouts")] = 10
-    """Log some responses with score and KL, also to `samples.jsonl`, every this many steps; 0 never
-    does."""
 
     compat: Literal["none", "trl"] = "none"
     """`trl` puts the score after the end token, as TRL 1.12 does; for comparisons."""

@@ -1,100 +1,36 @@
-"""Evaluation of a policy on held-out prompts: score, KL, length and end of its responses.
-
-Used during a run of PPO, and by `rlhf evaluate` on its result.
-"""
+"""Evaluation of the result of a PPO run, by `rlhf evaluate`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import (
     PromptEncoder,
-    PromptSet,
     encode_prompts,
     load_held_out_prompts,
     uses_chat_template,
 )
-from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import DataError
-from rlhf_cli.evaluation.intervals import Measurement, proportion
+from rlhf_cli.evaluation.intervals import Measurement
 from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
-from rlhf_cli.rollout.stopping import add_end_token
+from rlhf_cli.rollout.engines import LocalEngine
+from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.evaluation import Evaluation, require_reference
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
-from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
 from rlhf_cli.stages.prepare_data import log_max_length
 from rlhf_cli.stages.reference import ReferenceModel
-from rlhf_cli.train.evaluation import HeldOutMetrics, from_measurements
-
-
-@dataclass(frozen=True)
-class HeldOutResponses:
-    """Measurements of a response to each held-out prompt: [n] each, in the order of the ranks.
-
-    Attributes:
-        score: of the response.
-        kl: nats, of the whole response from the reference.
-        response_length: tokens.
-        eos_fraction: 1 where it ended by itself, else 0.
-    """
-
-    score: Tensor
-    kl: Tensor
-    response_length: Tensor
-    eos_fraction: Tensor
-
-
-def measure_held_out(
-    worker: RolloutWorker, experience_maker: ExperienceMaker, ranks: Ranks
-) -> HeldOutResponses:
-    """Generate and measure responses to held-out prompts, with the same random numbers each time.
-
-    Args:
-        worker: has the held-out prompts.
-        experience_maker: computes the KL.
-        ranks: share the prompts.
-    """
-    own = range(ranks.rank, len(worker.prompts), ranks.world_size)
-    responses = worker.generate(own, own, step=0)
-    found = (
-        worker.score(responses, observe=False).total,
-        experience_maker.compute_kl(responses),
-        torch.tensor([float(len(one.token_ids)) for one in responses]),
-        torch.tensor([float(one.finished) for one in responses]),
-    )
-    return HeldOutResponses(*(ranks.all_gather_concat(values).double() for values in found))
-
-
-def evaluate(
-    worker: RolloutWorker, experience_maker: ExperienceMaker, ranks: Ranks
-) -> HeldOutMetrics:
-    """Means of `measure_held_out`, and `loss`: `kl_coef` times the KL minus the score."""
-    found = measure_held_out(worker, experience_maker, ranks)
-    measured = measurements(found)
-    kl_coef = worker.cfg.kl_coef
-    columns = found.kl.numpy(), found.score.numpy()
-    loss = Measurement("loss", columns, lambda kl, score: kl_coef * kl.mean(-1) - score.mean(-1))
-    return from_measurements([loss, *measured])
-
-
-def measurements(found: HeldOutResponses) -> list[Measurement]:
-    """Mean of each measurement, and the proportion of responses that ended by themselves."""
-    by_metric = {name: values.numpy() for name, values in vars(found).items()}
-    finished = by_metric.pop("eos_fraction")
-    means = [Measurement(name, (values,)) for name, values in by_metric.items()]
-    return [*means, proportion("eos_fraction", finished)]
+from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts, measurements
+from rlhf_cli.stages.rollouts.prompts import EncodedPrompts
+from rlhf_cli.stages.rollouts.worker import RolloutWorker
 
 
 def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
@@ -111,7 +47,7 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
         DataError: there is no prompt.
     """
     require_reference(cfg)
-    log_max_length(cfg)
+    log_max_length(cfg.data, cfg.model)
     tokenizer = load_tokenizer(cfg.model)
     prompts = load_held_out_prompts(cfg.data, stage)
     if prompts is None:
@@ -129,7 +65,7 @@ def _evaluate_result(
     cfg: PPOConfig,
     tokenizer: Any,
     encoder: PromptEncoder,
-    encoded: tuple[PromptSet, list[list[int]]],
+    encoded: EncodedPrompts,
     ctx: RunContext,
 ) -> list[Measurement]:
     policy = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
@@ -139,13 +75,16 @@ def _evaluate_result(
     reference = ReferenceModel(load_frozen(Policy, start, LoadInputs(tokenizer, ctx)))
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
     sampling = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU, this has none
-    single = replace(
-        cfg,
-        sampling=sampling,
-        samples_per_prompt=1,
-        compat="none",
-        rollout_logprobs="recompute",
+    single = replace(cfg, sampling=sampling, samples_per_prompt=1, rollout_logprobs="recompute")
+    worker = RolloutWorker(
+        encoded,
+        LocalEngine(policy, tokenizer, sampling),
+        tokenizer,
+        end_token_ids(policy.model, tokenizer),
+        samples=1,
+        batch_size=cfg.train.batch_size,
+        skip_special_tokens=cfg.reward.skip_special_tokens,
     )
-    worker = RolloutWorker(single, *encoded, policy, rewards, tokenizer, ctx.ranks)
     experience_maker = ExperienceMaker(single, policy, reference, ctx.ranks, MAX_TOKENS)
-    return measurements(measure_held_out(worker, experience_maker, ctx.ranks))
+    held_out = HeldOutPrompts(worker, rewards, experience_maker.compute_kl, ctx.ranks)
+    return measurements(held_out.measure())

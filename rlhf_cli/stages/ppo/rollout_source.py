@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.sampler import EpochSampler
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.losses.reduction import Metrics
+from rlhf_cli.rewards.rewards import CombinedReward
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import RolloutBatch
-from rlhf_cli.stages.ppo.rollout_worker import LOGGED_RESPONSES, RolloutWorker, SampleLog
 from rlhf_cli.stages.ppo.updates import PPOUpdater
+from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
+from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, SampleLog, logged_samples
+from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
 
 
 class RolloutSource:
@@ -25,66 +29,70 @@ class RolloutSource:
 
     Args:
         cfg: the whole configuration.
-        worker: generates responses with the policy's current weights, and scores them.
+        worker: generates responses.
+        rewards: score whole responses.
         updates: makes updates of them.
         ctx: ranks share the prompts of a step.
     """
 
     def __init__(
-        self, cfg: PPOConfig, worker: RolloutWorker, updates: PPOUpdater, ctx: RunContext
+        self,
+        cfg: PPOConfig,
+        worker: RolloutWorker,
+        rewards: CombinedReward,
+        updates: PPOUpdater,
+        ctx: RunContext,
     ) -> None:
-        self.cfg, self.worker, self.updates, self.ctx = cfg, worker, updates, ctx
-        tokens = sum(map(len, worker.prompt_ids))
-        self.order = EpochSampler(
-            len(worker.prompts), tokens, cfg.data, cfg.train, cfg.seed, "prompts"
-        )
+        self.cfg, self.worker, self.rewards, self.updates = cfg, worker, rewards, updates
+        self.ctx = ctx
+        self.pipeline = RolloutPipeline(worker, cfg, ctx.ranks)
         self.samples = SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
         self.metrics: Metrics = {}
 
     @property
     def total_steps(self) -> int:
         """Rollouts of the whole run, from its first."""
-        return self.order.total_steps
+        return self.pipeline.total_steps
 
     def next_step(self) -> Iterator[list[TokenBatch]] | None:
         """Updates of the next rollout, or None at the end of the run."""
-        chosen = self.order.next_step()
-        return None if chosen is None else self._roll_out(chosen.tolist())
+        began = time.monotonic()
+        rollout = self.pipeline.next_rollout()
+        return None if rollout is None else self._train_on(rollout, time.monotonic() - began)
 
     def take_metrics(self) -> Metrics:
         """Return the metrics of the last step, and clear them."""
         found, self.metrics = self.metrics, {}
         return found
 
-    def _roll_out(self, chosen: Sequence[int]) -> Iterator[list[TokenBatch]]:
-        """Generate and score responses, compute their advantages, and yield the updates."""
-        ranks, step = self.ctx.ranks, self.order.step
-        places = ranks.shard(len(chosen))
+    def _train_on(self, rollout: Rollout, waited: float) -> Iterator[list[TokenBatch]]:
+        """Score responses, compute their advantages, and yield the updates."""
+        responses = rollout.responses
+        if self.cfg.compat == "trl":
+            pad = self.worker.tokenizer.pad_token_id
+            responses = add_trailing_pads(responses, pad, self.ctx.ranks)
         began = time.monotonic()
-        responses = self.worker.generate([chosen[place] for place in places], places, step)
-        written = time.monotonic()
-        scores = self.worker.score(responses)
+        scores = score_responses(self.rewards, self.worker.prompts, responses)
         scored = time.monotonic()
-        batch = self.updates.start_rollout(responses, scores.total, step)
-        self._show(responses, scores.total, batch)
+        batch = self.updates.start_rollout(responses, scores.total, rollout.step)
+        self._show(rollout.step, responses, scores.total, batch)
         yield from self.updates.minibatches(batch)
         rows = float(len(responses))
         terms = {f"score/{name}": (of.sum(), rows) for name, of in scores.by_term.items()}
         self.metrics = {**self.updates.metrics, **terms}
-        self._note_times(
-            rollout=written - began, score=scored - written, update=time.monotonic() - scored
-        )
+        self._note_times(rollout=waited, score=scored - began, update=time.monotonic() - scored)
 
-    def _show(self, responses: Sequence[Response], score: Tensor, batch: RolloutBatch) -> None:
-        step, every = self.order.step, self.cfg.sample_steps
+    def _show(
+        self, step: int, responses: Sequence[Response], scores: Tensor, batch: RolloutBatch
+    ) -> None:
+        every = self.cfg.sample_steps
         if step == 1:
             self.samples.truncate(0)  # samples of a run that stopped before its first save
         if every and (step % every == 0 or step in (1, self.total_steps)):
             samples = self.cfg.samples_per_prompt
             shown = slice(0, LOGGED_RESPONSES * samples, samples)  # one response per prompt
-            self.samples.add(
-                step, self.worker.make_samples(responses[shown], score[shown], batch.kl[shown])
-            )
+            chosen = responses[shown], scores[shown], batch.kl[shown]
+            self.samples.add(step, logged_samples(self.worker, *chosen))
 
     def _note_times(self, **seconds: float) -> None:
         once = int(self.ctx.ranks.is_main)
@@ -94,9 +102,9 @@ class RolloutSource:
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: prompt order, KL controller, reward statistics."""
         return {
-            "order": self.order.state_dict(),
+            **self.pipeline.state_dict(),
             "updates": self.updates.state_dict(),
-            "rewards": self.worker.rewards.state_dict(),
+            "rewards": self.rewards.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,7 +113,25 @@ class RolloutSource:
         Raises:
             CheckpointError: the data or the batch size are not those of the checkpoint.
         """
-        self.order.load_state_dict(state["order"])
+        self.pipeline.load_state_dict(state)
         self.updates.load_state_dict(state["updates"])
-        self.worker.rewards.load_state_dict(state["rewards"])
-        self.samples.truncate(self.order.step)
+        self.rewards.load_state_dict(state["rewards"])
+        self.samples.truncate(self.pipeline.step)
+
+
+def add_trailing_pads(responses: Sequence[Response], pad: int, ranks: Ranks) -> list[Response]:
+    """For `compat=trl`, add a token after the end of each response except the longest.
+
+    TRL's tensors are as wide as the longest response, which has no position after it.
+
+    Args:
+        responses: of this rank, possibly none.
+        pad: the token.
+        ranks: whose longest response counts.
+    """
+    lengths = [len(response.token_ids) for response in responses]
+    width = max(ranks.all_gather_json(max(lengths, default=0)))
+    return [
+        replace(response, trailing_pad=pad if response.finished and length < width else None)
+        for response, length in zip(responses, lengths, strict=True)
+    ]

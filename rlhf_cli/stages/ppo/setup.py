@@ -12,7 +12,6 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.dataset import load_examples
 from rlhf_cli.data.examples import Examples
 from rlhf_cli.data.loader import ExampleLoader
-from rlhf_cli.data.prompts import PromptEncoder
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gathered
@@ -24,24 +23,13 @@ from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.updates import PPOLoss, PPOUpdater
 from rlhf_cli.stages.ppo.value_model import attach_value_model
-from rlhf_cli.stages.prepare_data import RunData
 from rlhf_cli.stages.records import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.reference import ReferenceModel, load_reference
+from rlhf_cli.stages.rollouts.prompts import PromptData
 from rlhf_cli.stages.training import TrainingPlan, open_run
 
 UNLIMITED_STEPS = 2**62
 """Steps of `ptx_data`, which is read for as long as there are updates."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptData(RunData):
-    """Tokenizer of a PPO run, and the encoder of its prompts.
-
-    Attributes:
-        encoder: encodes a prompt as token ids.
-    """
-
-    encoder: PromptEncoder
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,8 @@ from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE, generate
 from rlhf_cli.rollout.response import Response, response_text
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.setup import (
-    PromptData,
-    build_components,
-    load_models,
-    open_ppo_run,
-)
+from rlhf_cli.stages.ppo.setup import build_components, load_models, open_ppo_run
+from rlhf_cli.stages.rollouts.prompts import PromptData
 from rlhf_cli.stages.tokenizers import load_prompt_encoder
 from rlhf_cli.stages.training import prepare_training
 from rlhf_cli.train.export import save_model

@@ -1,8 +1,6 @@
 """Token rewards and advantages against a worked example."""
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -11,10 +9,9 @@ from torch.testing import assert_close
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.response import Response
-from rlhf_cli.stages.ppo import rollout_worker
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import RolloutTensors, compute_advantages, has_signal
-from rlhf_cli.stages.ppo.rollout_worker import RolloutWorker
+from rlhf_cli.stages.ppo.rollout_source import add_trailing_pads
 
 
 def table(*rows):
@@ -71,17 +68,10 @@ def test_the_worked_example_with_compat_trl():
     )
 
 
-def test_the_longest_response_has_no_trailing_pad(monkeypatch):
+def test_the_longest_response_has_no_trailing_pad():
     ids, finished = [[5, 1], [6, 7, 1], [6, 7, 8]], [True, True, False]
     drawn = [Response(k, k, [3], ids[k], finished[k]) for k in range(3)]
-    monkeypatch.setattr(rollout_worker, "generate", lambda *args, **words: drawn)
-    cfg = PPOConfig(compat="trl", reward=RewardsConfig(length_penalty=1))
-    tokenizer: Any = SimpleNamespace(pad_token_id=0, eos_token_id=1, decode=lambda *_, **__: "")
-    policy: Any = torch.nn.Module()
-    policy.model = None
-    nothing: Any = None
-    worker = RolloutWorker(cfg, nothing, [[3]] * 3, policy, nothing, tokenizer, SINGLE_PROCESS)
-    responses = worker.generate([0, 1, 2], [0, 1, 2], step=1)
+    responses = add_trailing_pads(drawn, 0, SINGLE_PROCESS)
     assert [one.trailing_pad for one in responses] == [0, None, None]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.stages.ppo import rollout_worker
+from rlhf_cli.rollout import engines
 
 GRPO = ("advantage=grpo", "samples_per_prompt=2")
 REUSE = "rollout_logprobs=reuse"
@@ -36,7 +36,7 @@ def test_bf16_mismatch_is_rounding(ppo):
 
 def test_mismatch_is_measured_before_the_first_update(ppo, monkeypatch):
     """A sampler that is off by 0.25 nats; later updates do not count."""
-    real = rollout_worker.generate
+    real = engines.generate
 
     def off(*args, **words):
         drawn = real(*args, **words)
@@ -46,7 +46,7 @@ def test_mismatch_is_measured_before_the_first_update(ppo, monkeypatch):
     (good,) = ppo(REUSE, *far, out="good")
     assert good["rollout/mismatch"] < 1e-5
     assert good["policy/approx_kl"] > 1e-2
-    monkeypatch.setattr(rollout_worker, "generate", off)
+    monkeypatch.setattr(engines, "generate", off)
     (bad,) = ppo(REUSE, *far, out="bad")
     assert bad["rollout/mismatch"] == pytest.approx(0.25, abs=1e-4)
     assert bad["rollout/mismatch_kl"] == pytest.approx(0.25**2 / 2, abs=1e-4)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_cli.stages.ppo.rollout_worker import LoggedSample, SampleLog
+from rlhf_cli.stages.rollouts.sample_log import LoggedSample, SampleLog
 
 
 @pytest.mark.parametrize("letter", ["\r", "\x0b", "\x1e", "\x85", "\u2028", "\u2029"], ids=ascii)

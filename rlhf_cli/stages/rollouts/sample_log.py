@@ -1,0 +1,121 @@
+"""Responses of rollouts with their scores: `samples.jsonl`, and lines of the log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from rlhf_cli.console import logger, shorten
+from rlhf_cli.rollout.response import Response
+from rlhf_cli.runs import lock
+from rlhf_cli.runs.run_files import (
+    SAMPLES,
+    append_json_lines,
+    format_json_lines,
+    read_json_lines,
+    write_text_atomic,
+)
+from rlhf_cli.stages.rollouts.worker import RolloutWorker
+
+LOGGED_RESPONSES = 4
+"""Responses of a rollout that are logged."""
+
+LOG_WIDTH = 48
+"""Characters of a prompt and of a response in the log."""
+
+
+@dataclass(frozen=True)
+class LoggedSample:
+    """A line of `samples.jsonl`, without its step.
+
+    Attributes:
+        prompt: text of the prompt, of a chat the last message.
+        response: text of the response.
+        score: of the response.
+        kl: nats, of the whole response from the reference.
+        tokens: length of the response.
+    """
+
+    prompt: str
+    response: str
+    score: float
+    kl: float
+    tokens: int
+
+
+def logged_samples(
+    worker: RolloutWorker, responses: Sequence[Response], scores: Tensor, kl: Tensor
+) -> list[LoggedSample]:
+    """Responses with their scores and KLs, for `SampleLog`.
+
+    Args:
+        worker: generated the responses.
+        responses: B of them.
+        scores: [B].
+        kl: [B], nats, of each whole response from the reference.
+    """
+    return [
+        LoggedSample(
+            worker.prompt_text(response.prompt_index),
+            response.text,
+            float(scores[k]),
+            float(kl[k]),
+            len(response.token_ids),
+        )
+        for k, response in enumerate(responses)
+    ]
+
+
+class SampleLog:
+    """Writes samples to `samples.jsonl` and prints them; only rank 0 does.
+
+    Args:
+        folder: of the run.
+        written: whether this rank writes.
+        full: print whole texts, on lines of their own.
+    """
+
+    def __init__(self, folder: Path, *, written: bool, full: bool = False) -> None:
+        self.path, self.written, self.full = folder / SAMPLES, written, full
+
+    def add(self, step: int, samples: Sequence[LoggedSample]) -> None:
+        """Append the samples of a step, and print them.
+
+        Raises:
+            CheckpointError: the disk is full, the folder read-only or owned by another process.
+        """
+        if not self.written:
+            return
+        lock.require_owned(self.path.parent)
+        rows = [{"step": step, **asdict(sample)} for sample in samples]
+        append_json_lines(self.path, rows)
+        logger.info(f"samples of step {step}:   score      KL  prompt -> response")
+        for sample in samples:
+            prompt, response = _last_chars(sample.prompt), _first_chars(sample.response)
+            if self.full:
+                prompt, response = _block(sample.prompt), _block(sample.response)
+            logger.info(f"  {sample.score:20.2f}  {sample.kl:6.2f}  {prompt} -> {response}")
+
+    def truncate(self, step: int) -> None:
+        """Remove samples after a step, for a run that resumes at its checkpoint."""
+        if self.written and self.path.exists():
+            kept = [row for row in read_json_lines(self.path) if row["step"] <= step]
+            write_text_atomic(self.path, format_json_lines(kept))
+
+
+def _first_chars(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= LOG_WIDTH else f"{plain[: LOG_WIDTH - 1]}…"
+
+
+def _last_chars(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= LOG_WIDTH else f"…{plain[1 - LOG_WIDTH :]}"
+
+
+def _block(text: str) -> str:
+    """The text on lines of its own, without terminal control characters."""
+    return "\n" + shorten(text, len(text))
