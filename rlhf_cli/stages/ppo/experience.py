@@ -12,13 +12,15 @@ from torch import Tensor
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.distributed.ranks import Ranks
-from rlhf_cli.losses.ppo import gae, grpo_advantages, kl_estimate, rloo_advantages, whiten
+from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
+from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.rollout.response import Response
-from rlhf_cli.stages.ppo.config import GROUPED, PPOConfig
+from rlhf_cli.stages.ppo.advantage_config import GROUPED
+from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.minibatches import (
     RESPONSE_MASK,
     VALUE_MASK,

@@ -13,8 +13,10 @@ from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import NonFinite
 from rlhf_cli.kernels.lm_head import TokenLogprobs
-from rlhf_cli.losses.ppo import KLController, approximate_kl, kl_estimate, policy_loss, value_loss
+from rlhf_cli.losses.kl import KLController, approximate_kl, kl_estimate
+from rlhf_cli.losses.policy import policy_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
+from rlhf_cli.losses.value import value_loss
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.value_model import SharedValueModel
 from rlhf_cli.rollout.response import Response
