@@ -80,9 +80,9 @@ WAYS = {
         ("generation", "sample tokens", "rollout.engine:generate"),
         ("reward", "score each response", "rewards.rewards:CombinedReward"),
         ("experience", "log-probs and values", "stages.ppo.experience:ExperienceMaker"),
-        ("advantages", "KL, score, GAE", "stages.ppo.experience:compute_advantages"),
+        ("advantages", "KL, score, GAE", "stages.ppo.advantages:compute_advantages"),
         ("minibatches", "epochs over the rollout", "stages.ppo.updates:PPOUpdater"),
-        ("PPO loss", "policy and value loss", "stages.ppo.updates:PPOLoss"),
+        ("PPO loss", "policy and value loss", "stages.ppo.loss:PPOLoss"),
         ("optimizer step", "clip, then AdamW", "train.update:clip_and_step"),
     ),
 }

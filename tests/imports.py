@@ -28,9 +28,14 @@ FLOORS = {
 
 
 def unit(module: str) -> str:
-    """The package or top-level module of a module; all `config.py` with config classes are one."""
+    """The package or top-level module of a module; all files with config classes are one.
+
+    Those are the files `config.py`, and in a stage's folder also `*_config.py`.
+    """
     parts = module.split(".")
     if parts[-1] == "config" and len(parts) > 2:
+        return "configs"
+    if parts[1] == "stages" and parts[-1].endswith("_config"):
         return "configs"
     return parts[1]
 

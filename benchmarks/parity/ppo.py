@@ -24,7 +24,7 @@ from benchmarks.common import SCRATCH, child, save
 from benchmarks.parity.compare import TOLERANCE, compare
 from benchmarks.parity.ppo_ours import Learned, Written, learn
 from benchmarks.parity.ppo_start import Models, make_models, write_prompts
-from rlhf_cli.stages.ppo.experience import Experience
+from rlhf_cli.stages.ppo.advantages import Experience
 
 BATCH, LR, RESPONSE, MICRO_BATCH_TOKENS = 32, 3e-4, 24, 512
 END = 1

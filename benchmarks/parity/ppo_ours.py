@@ -13,7 +13,7 @@ from torch import Tensor
 from benchmarks.parity import ours
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo import experience as ppo_experience
-from rlhf_cli.stages.ppo.experience import Experience
+from rlhf_cli.stages.ppo.advantages import Experience
 
 Written = Sequence[dict[str, list[list[int]]]]
 """Rollouts: the token ids of `prompts` and `responses`."""

@@ -16,7 +16,7 @@ from rlhf_cli.data.records.fields import parse_bool
 from rlhf_cli.data.report import MalformedRow
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import DataError
-from rlhf_cli.losses.ppo import whiten
+from rlhf_cli.losses.advantages import whiten
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
 from rlhf_cli.rewards.function import FunctionScorer

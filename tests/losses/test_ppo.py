@@ -6,17 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rlhf_cli.losses.ppo import (
-    KLController,
-    approximate_kl,
-    gae,
-    grpo_advantages,
-    kl_estimate,
-    policy_loss,
-    rloo_advantages,
-    value_loss,
-    whiten,
-)
+from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
+from rlhf_cli.losses.kl import KLController, approximate_kl, kl_estimate
+from rlhf_cli.losses.policy import policy_loss
+from rlhf_cli.losses.value import value_loss
 
 
 def table(*rows):

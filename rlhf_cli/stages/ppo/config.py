@@ -1,15 +1,18 @@
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from rlhf_cli.config.schema import DataPath, Ge, Gt, Le, ModelPath, Unit, no_rows, unused_options
+from rlhf_cli.config.schema import Ge, ModelPath
 from rlhf_cli.models.config import REFERENCE_CHOICES, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
+from rlhf_cli.stages.ppo.advantage_config import AdvantageConfig
+from rlhf_cli.stages.ppo.kl_config import KLPenaltyConfig
+from rlhf_cli.stages.ppo.policy_loss_config import PolicyLossConfig
+from rlhf_cli.stages.ppo.ptx_config import PtxConfig
+from rlhf_cli.stages.ppo.responses_config import ResponsesConfig
+from rlhf_cli.stages.ppo.value_model_config import ValueModelConfig
 from rlhf_cli.stages.rollouts.config import RolloutStageConfig
 from rlhf_cli.sweep.config import Objective
-
-GROUPED = ("grpo", "rloo")
-"""Advantage estimators that compare responses to the same prompt."""
 
 
 @dataclass(kw_only=True)
@@ -25,7 +28,16 @@ class PPOModelConfig(ComparedModelConfig):
 
 
 @dataclass(kw_only=True)
-class PPOConfig(RolloutStageConfig, StageConfig):
+class PPOConfig(
+    PtxConfig,
+    ValueModelConfig,
+    PolicyLossConfig,
+    KLPenaltyConfig,
+    AdvantageConfig,
+    ResponsesConfig,
+    RolloutStageConfig,
+    StageConfig,
+):
     """Proximal policy optimization: generate responses, score them, and raise their score.
 
     A step is a rollout of `train.batch_size` prompts with `samples_per_prompt` responses each, and
@@ -37,105 +49,11 @@ class PPOConfig(RolloutStageConfig, StageConfig):
     model: PPOModelConfig = field(default_factory=PPOModelConfig)
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
-    kl_coef: Annotated[float, Ge(0)] = 0.05
-    """KL penalty coefficient β: subtracted from the reward per nat of KL to the reference."""
-
-    kl_in: Literal["reward", "loss"] = "reward"
-    """Where the KL penalty is applied: `reward` subtracts it from the reward of each token, as in
-    PPO; `loss` adds it to the loss, as in GRPO."""
-
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of a token's KL: `k1` is the log-ratio, `k2` half its square, `k3` unbiased and
-    never negative."""
-
-    kl_controller: Literal["fixed", "adaptive"] = "fixed"
-    """`adaptive` changes `kl_coef` so that the KL approaches `kl_target` (arXiv:1909.08593)."""
-
-    kl_target: Annotated[float, Gt(0), Unit("nats")] = 6.0
-    """Target KL of a whole response, for `kl_controller=adaptive`."""
-
-    kl_horizon: Annotated[int, Ge(1), Unit("responses")] = 10_000
-    """Horizon of `kl_controller=adaptive`: larger changes `kl_coef` more slowly."""
-
-    kl_limit: Annotated[float, Gt(0), Unit("nats")] = 100.0
-    """Stop the run when the mean KL of a rollout's responses is above this."""
-
-    early_stop_kl: Annotated[float, Ge(0), Unit("nats")] = 0.0
-    """Skip a rollout's remaining updates when the approximate KL per token from the policy that
-    sampled it is above 1.5 times this; 0 never does."""
-
-    clip_range: Annotated[float, Gt(0)] = 0.2
-    """Clip range ε of the policy ratio (arXiv:1707.06347)."""
-
-    value: Literal["shared", "adapter", "model"] = "shared"
-    """Value model: a head on the policy's hidden states, an adapter and a head of its own on the
-    policy's base, or a separate model that starts from `value_model`."""
-
-    value_model: Annotated[str, ModelPath("value_model_revision")] = ""
-    """Reward model that `value=model` starts from; empty takes `reward.model`."""
-
-    value_model_revision: str = ""
-    """Branch, tag or commit of the hub id in `value_model`; empty takes its default branch."""
-
-    value_clip_range: Annotated[float, Ge(0)] = 0.2
-    """Clip range of the value loss: a value further than this from its old value is clipped."""
-
-    value_warmup_steps: Annotated[int, Ge(0), Unit("rollouts")] = 0
-    """Number of first steps in which only the value model is trained."""
-
-    vf_coef: Annotated[float, Ge(0)] = 0.1
-    """Coefficient of the value loss."""
-
-    gamma: Annotated[float, Ge(0), Le(1)] = 1.0
-    """Discount factor γ."""
-
-    gae_lambda: Annotated[float, Ge(0), Le(1)] = 0.95
-    """GAE λ: 0 uses one-step TD errors, 1 full returns (arXiv:1506.02438)."""
-
     ppo_epochs: Annotated[int, Ge(1)] = 4
     """Epochs over each rollout."""
 
     minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per epoch."""
-
-    advantage: Literal["gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp"] = "gae"
-    """Advantage estimator. `gae` trains a value model; the others have none: `grpo` and `rloo`
-    compare a response with others to its prompt, `reinforce_baseline` with the whole rollout,
-    `reinforce_pp` with none."""
-
-    rollout_logprobs: Literal["recompute", "reuse"] = "recompute"
-    """Source of the old log-probs: `recompute` computes them again as the updates do, so that the
-    first ratio is 1; `reuse` keeps the sampler's, which saves that forward pass, and logs the
-    mismatch."""
-
-    missing_eos_penalty: Annotated[float, Ge(0)] = 0.0
-    """Subtracted from the score of a response that did not end by itself."""
-
-    whiten_rewards: bool = False
-    """Divide rewards by their standard deviation over the rollout, without shifting their mean."""
-
-    whiten_advantages: bool = True
-    """With `gae` and `reinforce_pp`: normalize advantages to mean 0 and variance 1 over the
-    rollout."""
-
-    ptx_coef: Annotated[float, Ge(0)] = 0.0
-    """PPO-ptx coefficient γ (arXiv:2203.02155): weight of the language-model loss on `ptx_data`."""
-
-    ptx_data: Annotated[str, DataPath("ptx_revision")] = ""
-    """Data of the PPO-ptx loss: text, chats or pairs of prompt and completion."""
-
-    ptx_revision: str = ""
-    """Branch, tag or commit of a hub id in `ptx_data`."""
-
-    ptx_batch_size: Annotated[int, Ge(1), Unit("examples")] = 8
-    """Examples of `ptx_data` per optimizer step."""
-
-    allow_truncated_sampling: bool = False
-    """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs of the updates
-    are those of the whole distribution."""
-
-    compat: Literal["none", "trl"] = "none"
-    """`trl` puts the score after the end token, as TRL 1.12 does; for comparisons."""
 
     undivided: ClassVar[str] = (
         "ppo decodes each response with all its keys and values on one process, so a row that one "
@@ -146,21 +64,6 @@ class PPOConfig(RolloutStageConfig, StageConfig):
     def default_objective(self) -> Objective:
         """Objective of sweeps: the score, since the loss does not measure quality."""
         return Objective("eval/score", "max")
-
-    @property
-    def has_value_model(self) -> bool:
-        """Whether a value model is trained."""
-        return self.advantage == "gae"
-
-    @property
-    def reuses_logprobs(self) -> bool:
-        """Whether the sampler's log-probs are the old log-probs."""
-        return self.rollout_logprobs == "reuse"
-
-    @property
-    def whitens(self) -> bool:
-        """Whether advantages are whitened."""
-        return self.whiten_advantages and self.advantage in ("gae", "reinforce_pp")
 
     @property
     def optimizer_steps(self) -> int:
@@ -174,8 +77,9 @@ class PPOConfig(RolloutStageConfig, StageConfig):
 
     def step_problems(self) -> list[str]:
         """Contradictions among the keys of a step, wherever its prompts and scores come from."""
-        found = self._reference_problems() + self._kl_problems() + self._group_problems()
-        return found + self._sampling_problems() + self._value_problems() + self._unread_problems()
+        found = self._reference_problems() + self.kl_problems() + self.advantage_problems()
+        found += self._sampling_problems() + self.value_problems(self.value_start)
+        return found + self.ptx_problems()
 
     def _reference_problems(self) -> list[str]:
         if self.model.reference in ("stored", "none"):
@@ -185,28 +89,6 @@ class PPOConfig(RolloutStageConfig, StageConfig):
                 "Try model.reference=auto"
             ]
         return self.model.reference_problems(self.adapter.kind)
-
-    def _kl_problems(self) -> list[str]:
-        found = []
-        if self.kl_controller == "adaptive" and not self.kl_coef:
-            found.append(
-                "kl_coef: got 0.0 with kl_controller=adaptive, which multiplies it, so that it "
-                "stays 0; need a number > 0. Try kl_coef=0.2"
-            )
-        if self.kl_in == "loss" and self.kl_coef and self.kl_estimator == "k1":
-            found.append(
-                "kl_estimator: got k1 with kl_in=loss, where its gradient is 0 on average and "
-                "regularizes nothing; need k2 or k3. Try kl_estimator=k3"
-            )
-        return found
-
-    def _group_problems(self) -> list[str]:
-        if self.advantage not in GROUPED or self.samples_per_prompt >= 2:
-            return []
-        return [
-            f"samples_per_prompt: got {self.samples_per_prompt} with advantage={self.advantage}, "
-            "which compares responses to one prompt; need 2 at least. Try samples_per_prompt=4"
-        ]
 
     def _rollout_problems(self) -> list[str]:
         found = []
@@ -249,21 +131,6 @@ class PPOConfig(RolloutStageConfig, StageConfig):
             )
         return found
 
-    def _value_problems(self) -> list[str]:
-        found = []
-        if self.value == "model" and self.has_value_model and not self.value_start:
-            found.append(
-                "value_model: none given with value=model; need a reward model to start from. "
-                "Try value_model=runs/reward"
-            )
-        if bool(self.ptx_coef) == no_rows(self.ptx_data):
-            given, other = ("ptx_coef", "ptx_data") if self.ptx_coef else ("ptx_data", "ptx_coef")
-            found.append(
-                f"{given}: given without {other}; need both. "
-                f"Try {'ptx_data=text.jsonl' if self.ptx_coef else 'ptx_coef=1'}"
-            )
-        return found
-
     @property
     def value_start(self) -> str:
         """Reward model that a separate value model starts from."""
@@ -273,24 +140,3 @@ class PPOConfig(RolloutStageConfig, StageConfig):
     def value_start_revision(self) -> str:
         """Hub revision of `value_start`."""
         return self.value_model_revision if self.value_model else self.reward.revision
-
-    def _unread_problems(self) -> list[str]:
-        """Options that are set but have no effect in this run."""
-        value_model, adaptive = self.has_value_model, self.kl_controller == "adaptive"
-        read = {
-            "value": value_model,
-            "value_model": value_model and self.value == "model",
-            "value_clip_range": value_model,
-            "value_warmup_steps": value_model,
-            "vf_coef": value_model,
-            "gamma": value_model,
-            "gae_lambda": value_model,
-            "kl_target": adaptive,
-            "kl_horizon": adaptive,
-        }
-        found = []
-        for name, default in unused_options(self, read).items():
-            need = "kl_controller=adaptive" if name.startswith("kl_") else "advantage=gae"
-            need = "value=model" if name == "value_model" and value_model else need
-            found.append(f"{name}: given, but only {need} reads it. Try {name}={default}")
-        return found

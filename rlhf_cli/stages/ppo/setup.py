@@ -21,7 +21,8 @@ from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_gra
 from rlhf_cli.rollout.stopping import add_end_token
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
-from rlhf_cli.stages.ppo.updates import PPOLoss, PPOUpdater
+from rlhf_cli.stages.ppo.loss import PPOLoss
+from rlhf_cli.stages.ppo.updates import PPOUpdater
 from rlhf_cli.stages.ppo.value_model import attach_value_model
 from rlhf_cli.stages.records import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.reference import ReferenceModel, load_reference

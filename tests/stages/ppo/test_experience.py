@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.ppo.advantages import RolloutTensors, compute_advantages, has_signal
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.experience import RolloutTensors, compute_advantages, has_signal
 from rlhf_cli.stages.ppo.rollout_source import add_trailing_pads
 
 

@@ -1,52 +1,9 @@
-"""PPO: KL estimates and coefficient, advantages, whitening, policy and value loss."""
+"""Advantages of sampled responses, from rewards per token or scores per group, and whitening."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: str) -> Tensor:
-    """Estimate of KL(policy || reference) per token (Schulman 2020, "Approximating KL divergence").
-
-    Args:
-        logp: [...], nats, log p of sampled tokens under the policy.
-        ref_logp: [...], nats, the same under the reference.
-        kind: `k1` = log-ratio, unbiased; `k2` = half its square; `k3` = e^-k1 - 1 + k1, unbiased
-            and never negative.
-
-    Returns:
-        [...], nats, not reduced.
-    """
-    logratio = logp - ref_logp
-    if kind == "k1":
-        return logratio
-    if kind == "k2":
-        return 0.5 * logratio**2
-    return (-logratio).exp() - 1 + logratio
-
-
-@dataclass
-class KLController:
-    """KL penalty coefficient β: fixed or adaptive (Ziegler et al. 2019, arXiv:1909.08593).
-
-    Attributes:
-        value: current coefficient, 1/nats.
-        target: target KL per response, nats; 0 keeps the coefficient fixed.
-        horizon: responses over which the coefficient adapts.
-    """
-
-    value: float
-    target: float = 0.0
-    horizon: int = 10_000
-
-    def update(self, kl: float, responses: int) -> None:
-        """Adapt to the mean KL of a rollout, nats (arXiv:1909.08593, section 2.2)."""
-        if self.target:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.value *= 1 + error * responses / self.horizon
 
 
 def gae(
@@ -132,44 +89,3 @@ def rloo_advantages(scores: Tensor) -> Tensor:
 def _relative_to_first(scores: Tensor) -> Tensor:
     """Scores minus the first of their group, so that equal scores give exact zeros."""
     return scores - scores[:, :1]
-
-
-def policy_loss(logp: Tensor, old_logp: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """Clipped surrogate loss of PPO (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated.
-
-    Args:
-        logp: [S], nats, log p of the sampled tokens under the policy.
-        old_logp: [S], nats, the same under the policy that sampled them.
-        advantage: [S].
-        clip_range: ε > 0, clip range of the policy ratio around 1.
-
-    Returns:
-        [S], not reduced.
-    """
-    ratio = (logp - old_logp).exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.maximum(-advantage * ratio, -advantage * clipped)
-
-
-def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_range: float) -> Tensor:
-    """Clipped value loss: half the larger squared error of the value and the clipped value.
-
-    As in OpenAI's implementation of PPO (Huang et al. 2022, "The 37 implementation details of PPO",
-    detail 9).
-
-    Args:
-        value: [S], of the value model.
-        old_value: [S], of the value model when the response was sampled.
-        returns: [S], regression target.
-        clip_range: >= 0, largest change of the clipped value from `old_value`.
-
-    Returns:
-        [S], not reduced.
-    """
-    clipped = torch.clamp(value, old_value - clip_range, old_value + clip_range)
-    return 0.5 * torch.maximum((value - returns) ** 2, (clipped - returns) ** 2)
-
-
-def approximate_kl(logp: Tensor, old_logp: Tensor) -> Tensor:
-    """Approximate KL of an update, [S], nats: half the squared log-ratio (Schulman 2020)."""
-    return 0.5 * (logp - old_logp) ** 2

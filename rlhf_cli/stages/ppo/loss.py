@@ -1,0 +1,108 @@
+"""Loss of PPO: policy loss, value loss and KL of a micro-batch, or likelihood of `ptx_data`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.kernels.lm_head import TokenLogprobs
+from rlhf_cli.losses.kl import approximate_kl, kl_estimate
+from rlhf_cli.losses.policy import policy_loss
+from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
+from rlhf_cli.losses.value import value_loss
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.value_model import SharedValueModel
+from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.minibatches import PTX_MASK, RESPONSE_MASK, VALUE_MASK
+
+
+class PPOLoss:
+    """Loss of a micro-batch: clipped surrogate, value loss and KL, or likelihood of `ptx_data`.
+
+    Attributes:
+        kl_coef: KL penalty coefficient of the rollout, for `kl_in=loss`.
+        value_warmup: only the value model is trained.
+        first_update: the policy is still the one that sampled the responses.
+        approx_kl: sum and count of the approximate KL of the current update, over the tokens of
+            this rank.
+    """
+
+    def __init__(self, cfg: PPOConfig, policy: Policy) -> None:
+        self.cfg, self.policy = cfg, policy
+        self.kl_coef, self.value_warmup, self.first_update = cfg.kl_coef, False, True
+        self.approx_kl: tuple[Tensor | float, int] = (0.0, 0)
+
+    def start_rollout(self, kl_coef: float, *, value_warmup: bool) -> None:
+        """Set the KL coefficient and value warmup for the updates of a rollout."""
+        self.kl_coef, self.value_warmup, self.first_update = kl_coef, value_warmup, True
+        if isinstance(self.policy.value_model, SharedValueModel):
+            self.policy.value_model.detach_hidden = value_warmup
+
+    def __call__(self, rows: TokenBatch) -> LossOutput:
+        """Compute the loss of a micro-batch."""
+        return self._ptx_loss(rows) if PTX_MASK in rows.token_columns else self._ppo_loss(rows)
+
+    def _ptx_loss(self, rows: TokenBatch) -> LossOutput:
+        nll = -self.policy(rows).logp
+        ptx = LossTerm(nll.sum(), PTX_MASK, self.cfg.ptx_coef)
+        return LossOutput({"ptx": ptx}, {"loss/ptx": mean_metric(nll)})
+
+    def _ppo_loss(self, rows: TokenBatch) -> LossOutput:
+        cfg = self.cfg
+        want = {"logp", "entropy"} | ({"value"} if cfg.has_value_model else set())
+        out = self.policy(rows, want=want, temperature=cfg.sampling.temperature, sampled=True)
+        terms, metrics = self._policy_terms(out, rows)
+        if out.value is not None:
+            value, found = self._value_term(out.value, rows)
+            terms["value"] = value
+            metrics |= found
+        return LossOutput(terms, metrics)
+
+    def _policy_terms(
+        self, out: TokenLogprobs, rows: TokenBatch
+    ) -> tuple[dict[str, LossTerm], Metrics]:
+        cfg, columns, kept = self.cfg, rows.token_columns, _index(rows, RESPONSE_MASK)
+        logprobs, old = out.logp[kept], columns["old_logprobs"][kept]
+        losses = policy_loss(logprobs, old, columns["advantages"][kept], cfg.clip_range)
+        terms = {"policy": LossTerm(losses.sum(), RESPONSE_MASK)}
+        ratio, approx_kl = (logprobs - old).exp(), approximate_kl(logprobs, old).detach()
+        if not rows.is_filler:
+            total, count = self.approx_kl
+            self.approx_kl = (total + approx_kl.sum(), count + len(approx_kl))
+        metrics: Metrics = {
+            "loss/policy": mean_metric(losses),
+            "policy/approx_kl": mean_metric(approx_kl),
+            "policy/ratio": mean_metric(ratio),
+            "policy/clip_fraction": mean_metric(((ratio - 1).abs() > cfg.clip_range).float()),
+        }
+        if self.first_update and cfg.reuses_logprobs:
+            metrics["rollout/mismatch"] = mean_metric((logprobs - old).abs())
+            metrics["rollout/mismatch_kl"] = mean_metric(approx_kl)
+        if out.entropy is not None:
+            metrics["policy/entropy"] = mean_metric(out.entropy[kept])
+        if cfg.kl_in == "loss":
+            kl = kl_estimate(logprobs, columns["ref_logprobs"][kept], cfg.kl_estimator)
+            terms["kl"] = LossTerm(kl.sum(), RESPONSE_MASK, self.kl_coef)
+        # not a weight of 0: the optimizer's weight decay acts on what has a gradient, even of zeros
+        return {} if self.value_warmup else terms, metrics
+
+    def _value_term(self, values: Tensor, rows: TokenBatch) -> tuple[LossTerm, Metrics]:
+        cfg, columns, kept = self.cfg, rows.token_columns, _index(rows, VALUE_MASK)
+        values, old = values[kept], columns["old_values"][kept]
+        losses = value_loss(values, old, columns["returns"][kept], cfg.value_clip_range)
+        clipped = (values - old).abs() > cfg.value_clip_range
+        metrics: Metrics = {
+            "loss/value": mean_metric(losses),
+            "value/clip_fraction": mean_metric(clipped.float()),
+        }
+        return LossTerm(losses.sum(), VALUE_MASK, cfg.vf_coef), metrics
+
+
+def _index(rows: TokenBatch, mask: str) -> Tensor | slice:
+    """Index of the scored tokens where a mask is True.
+
+    All of them, unless `compat=trl` scores a position after the end. Then no mask is read, because
+    that would make the host wait for the device.
+    """
+    whole = rows.count[mask] == rows.count["tokens"]
+    return slice(None) if whole else rows.token_columns[mask]
