@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, TypeVar
 from urllib.error import HTTPError, URLError
@@ -21,6 +22,7 @@ from rlhf_cli.config.references import public_url
 from rlhf_cli.console import logger
 from rlhf_cli.errors import first_line
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 MIN_BACKOFF, MAX_BACKOFF = 0.5, 30.0
@@ -228,6 +230,50 @@ def with_retries(
             logger.info(f"{origin}: {error}; asking again in {backoff:g} s")
             sleep(backoff)
     raise AssertionError("retries is 0 or more")
+
+
+def run_concurrently(act: Callable[[S], T], items: Sequence[S], limit: int) -> list[T]:
+    """Call a function for each item, in threads; results are in the order of the items.
+
+    Its threads end with the process: where one call fails, the others are not waited for.
+
+    Args:
+        act: called for each item.
+        items: its arguments.
+        limit: calls at once.
+
+    Raises:
+        Exception: the first that a call raised; no further calls begin.
+    """
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+    lock, ended = threading.Lock(), threading.Event()
+    positions = iter(range(len(items)))
+
+    def work() -> None:
+        while not errors:
+            with lock:
+                index = next(positions, None)
+            if index is None:
+                return
+            try:
+                found = act(items[index])
+            except BaseException as error:
+                errors.append(error)
+                ended.set()
+                return
+            with lock:
+                results[index] = found
+                if len(results) == len(items):
+                    ended.set()
+
+    for _ in range(min(limit, len(items))):
+        threading.Thread(target=work, daemon=True).start()
+    if items:
+        ended.wait()
+    if errors:
+        raise errors[0]
+    return [results[index] for index in range(len(items))]
 
 
 def excerpt(answer: bytes) -> str:

@@ -22,6 +22,7 @@ class Response:
         finished: whether an end token or a stop string ended it, not the length limit.
         logprobs: nats, one per token under the distribution it was sampled from before truncation;
             empty unless asked for.
+        weights_version: number of training steps of the weights that generated its first token.
         text: the response without end and padding tokens, where it has been decoded.
         trailing_pad: a token after the end that gets a value of its own (`compat=trl`), or None.
     """
@@ -32,6 +33,7 @@ class Response:
     token_ids: list[int] = field(default_factory=list)
     finished: bool = False
     logprobs: list[float] = field(default_factory=list)
+    weights_version: int = 0
     text: str = ""
     trailing_pad: int | None = None
 
