@@ -38,6 +38,13 @@ class CheckpointError(RlhfError):
     """A checkpoint or run folder cannot be written, read or continued."""
 
 
+class InferenceServerError(RlhfError):
+    """An inference server cannot be used, or failed for longer than its deadline.
+
+    Training writes a checkpoint before it ends with this error.
+    """
+
+
 class RankFailed(RlhfError):
     """Another rank failed first; that rank's error is the cause."""
 

@@ -40,6 +40,7 @@ UNITS: dict[str, tuple[float, float, str]] = {
     "kernels": (5, 2.2, "fused linear log-probs"),
     "distributed": (5, 3.85, "communication of ranks"),
     "watchdog": (5, 5.0, "dead, slow ranks"),
+    "http_client": (5, 6.15, "requests over HTTP"),
     "preflight": (7, 4.3, "checks before torch"),
     "resolve": (7, 5.45, "composes and checks"),
     "sweep": (6, 6.6, "jobs of -m"),

@@ -17,7 +17,7 @@ FLOORS = {
     ),
     **dict.fromkeys(("config", "configs", "registry", "runs", "preflight", "resolve", "sweep"), 0),
     **dict.fromkeys(("diagnosis", "memory", "report"), 0),
-    **dict.fromkeys(("context", "evaluation", "kernels", "logprobs", "losses"), 1),
+    **dict.fromkeys(("context", "evaluation", "http_client", "kernels", "logprobs", "losses"), 1),
     **dict.fromkeys(("cache", "distributed", "progress", "watchdog"), 1),
     **dict.fromkeys(("data", "models"), 2),
     **dict.fromkeys(("rewards", "rollout", "train"), 3),

@@ -56,7 +56,8 @@ POLICY_SIGNATURES = {
 FIELDS = {
     "LoadInputs": "tokenizer ctx new_tokens",
     "Response": (
-        "index prompt_index prompt_ids token_ids finished logprobs weights_version text trailing_pad"
+        "index prompt_index prompt_ids token_ids finished logprobs weights_version text "
+        "trailing_pad"
     ),
     "TokenBatch": (
         "tokens lengths scored example_of_row columns token_columns needs_backward is_filler"

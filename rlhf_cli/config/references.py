@@ -106,6 +106,8 @@ def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
         if _is_header(key) and _is_secret_name(key.rpartition(".")[2]):
             if not _SCHEME.fullmatch(literal):
                 yield key, f"{key}: holds a secret as plain text; {_need(key)}"
+        elif key == "rollout.token" and literal:
+            yield key, f"{key}: holds a secret as plain text; {_need(key)}"
         elif key.rpartition(".")[2] == "url":
             found = _secret_in_url(literal)
             if found:
