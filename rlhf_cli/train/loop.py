@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.errors import Interrupted, NonFinite
+from rlhf_cli.errors import InferenceServerError, Interrupted, NonFinite, RankFailed
 from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
@@ -180,6 +180,10 @@ class TrainingLoop:
             except (Interrupted, NonFinite):  # on all ranks after the same step
                 self.checkpoints.wait()
                 raise
+            except (InferenceServerError, RankFailed) as error:
+                if self.ranks.any(isinstance(error, InferenceServerError)):
+                    self._save_for_later()
+                raise
             self.checkpoints.wait()
         seconds = time.monotonic() - began
         memory = self.ranks.all_gather_json(peak_memory())
@@ -342,6 +346,14 @@ class TrainingLoop:
             if first:
                 self.task.samples.cut(-1)  # of a run that stopped before its first save
             self.task.samples.write(self.step)
+
+    def _save_for_later(self) -> None:
+        """Save after the last step, unless that is done, for a run that ends between two steps."""
+        self.checkpoints.wait()
+        if self.step and not checkpoint_folder(self.ctx.out, self.step).exists():
+            self._save()
+            self.checkpoints.wait()
+            logger.info(f"the checkpoint after step {self.step} is written")
 
     @phase("save")
     def _save(self) -> None:
