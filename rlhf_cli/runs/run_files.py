@@ -14,6 +14,9 @@ from rlhf_cli.errors import CheckpointError
 CONFIG, MANIFEST, ARTIFACT = "config.yaml", "manifest.json", "artifact.json"
 METRICS, LOG, SAMPLES = "metrics.jsonl", "log.txt", "samples.jsonl"
 
+SERVER_LOG = "server.log"
+"""Output of an inference server that the run has started."""
+
 SPIKES = "spikes.jsonl"
 """Steps whose loss rose suddenly, with their rows."""
 
@@ -38,7 +41,7 @@ JOB_SCRIPT, JOB_CONFIG, JOB_LOG = "job.sbatch", "job.yaml", "slurm.log"
 
 JOB_FILES = (JOB_SCRIPT, JOB_CONFIG, JOB_LOG)
 
-FILES = (CONFIG, ARTIFACT, METRICS, LOG, SAMPLES, SPIKES, FIXED_SAMPLES, REPORT)
+FILES = (CONFIG, ARTIFACT, METRICS, LOG, SERVER_LOG, SAMPLES, SPIKES, FIXED_SAMPLES, REPORT)
 FOLDERS = (MODEL, BASE, TOKENIZER, RANK_LOGS, TRACKERS)
 _PARTIAL = ".tmp"
 _PARTIAL_CHECKPOINTS = ("step-*.tmp", "step-*.old")

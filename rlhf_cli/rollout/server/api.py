@@ -67,6 +67,12 @@ class ServerAPI(Protocol):
     def tokenize(self, text: str, model: str) -> list[int] | None:
         """Token ids of a text without special tokens; None where it has no such endpoint."""
 
+    def base_name(self, model: str) -> str:
+        """What `generate` takes for the server's own model."""
+
+    def logprob_problem(self, model: str) -> str:
+        """Say why its log-probs are not those that it samples from; empty where they are."""
+
     def weight_version(self) -> str:
         """Name of its weights."""
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
 from rlhf_cli.errors import DataError
 from rlhf_cli.http_client import RetryableFailure, run_concurrently
 from rlhf_cli.models.vocabulary import find_support, num_embeddings
@@ -22,6 +21,13 @@ from rlhf_cli.rollout.server.requests import (
     response_seed,
 )
 from rlhf_cli.rollout.stopping import StopCriteria
+
+
+class Stoppable(Protocol):
+    """A server's process."""
+
+    def stop(self) -> None:
+        """End it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class ServerEngine:
         sampling: how tokens are sampled.
         concurrency: requests at once in each process.
         sync: hands weights over; None where the servers keep their own.
-        ranks: the processes that share the servers.
+        process: server that this run has started, or None; `close` ends it.
     """
 
     def __init__(
@@ -61,11 +67,12 @@ class ServerEngine:
         *,
         concurrency: int,
         sync: WeightSync | None = None,
-        ranks: Ranks = SINGLE_PROCESS,
+        process: Stoppable | None = None,
     ) -> None:
         inner = model.model if isinstance(model, ModelWrapper) else model
         self.connections, self.names = list(connections), list(names)
-        self.sampling, self.concurrency, self.sync, self.ranks = sampling, concurrency, sync, ranks
+        self.sampling, self.concurrency = sampling, concurrency
+        self.sync, self.process = sync, process
         self._stop = StopCriteria(inner, tokenizer, sampling)
         self.rows = num_embeddings(inner)
         support = find_support(tokenizer, self.rows)
@@ -165,3 +172,5 @@ class ServerEngine:
         """Give the servers free, remove what was written for them, end those of this run."""
         if self.sync is not None:
             self.sync.close(self.connections)
+        if self.process is not None:
+            self.process.stop()

@@ -93,6 +93,16 @@ class WeightSync:
         self.ranks.run_on_main(give_all)
         self.version = version
 
+    def write_start(self, folder: Path) -> None:
+        """Write weights to start a server with; every rank calls it.
+
+        Raises:
+            InferenceServerError: the disk is full or cannot be written.
+            RankFailed: another rank failed.
+        """
+        self.ranks.run_on_main(partial(self._make_room, folder))
+        self._write(folder)
+
     def prepare(self, version: int) -> Path:
         """Write the weights of a version, unless they are; every rank calls it.
 
@@ -107,6 +117,11 @@ class WeightSync:
         if version in self._written:
             return folder
         self.ranks.run_on_main(partial(self._make_room, folder))
+        self._write(folder)
+        self._written.append(version)
+        return folder
+
+    def _write(self, folder: Path) -> None:
         try:
             self.write(folder)
         except RlhfError:
@@ -114,12 +129,10 @@ class WeightSync:
         except Exception as error:  # safetensors has its own kinds for a full disk
             shutil.rmtree(folder, ignore_errors=True)
             raise InferenceServerError(
-                f"rollout.sync_folder: {folder}: the weights of step {version} could not be "
-                f"written ({first_line(error)}). Free space there, or give another folder, and "
-                "give the same command again"
+                f"rollout.sync_folder: {folder}: the weights could not be written "
+                f"({first_line(error)}). Free space there, or give another folder, and give the "
+                "same command again"
             ) from error
-        self._written.append(version)
-        return folder
 
     def _folder(self, version: int) -> Path:
         return self.folder / str(version)

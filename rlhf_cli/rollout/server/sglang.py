@@ -83,6 +83,21 @@ class SGLangServer:
             raise
         return whole_numbers(field_of(found, "tokens"), "tokens")
 
+    def base_name(self, model: str) -> str:
+        """Nothing: a name asks for an adapter."""
+        return ""
+
+    def logprob_problem(self, model: str) -> str:
+        """Say why it gives no log-probs; those that it gives are at the temperature."""
+        body = {
+            "input_ids": [0],
+            "sampling_params": {"max_new_tokens": 1},
+            "return_logprob": True,
+        }
+        meta = field_of(self.client.request_json("/generate", body), "meta_info")
+        given = isinstance(meta, Mapping) and meta.get("output_token_logprobs")
+        return "" if given else "gives no log-probs; need those of its tokens"
+
     def weight_version(self) -> str:
         """Name of its weights."""
         found = self.client.request_json("/get_model_info", timeout=HEALTH_TIMEOUT)

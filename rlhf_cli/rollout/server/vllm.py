@@ -24,6 +24,9 @@ from rlhf_cli.rollout.server.requests import EXCLUDED_BIAS, Answer, GenerationRe
 
 GENERATE = "/inference/v1/generate"
 
+CERTAIN = 1e-3
+"""Largest size of the log-prob of a token that is the only one, nats."""
+
 SYNC_ENDPOINTS = {
     path: "VLLM_SERVER_DEV_MODE=1"
     for path in ("/collective_rpc", "/pause", "/resume", "/update_weight_version", "/weight_info")
@@ -97,6 +100,32 @@ class VLLMServer:
                 return None
             raise
         return whole_numbers(field_of(found, "tokens"), "tokens")
+
+    def base_name(self, model: str) -> str:
+        """The model's name itself."""
+        return model
+
+    def logprob_problem(self, model: str) -> str:
+        """Say why its log-probs are not those that it samples from; empty where they are.
+
+        Where only one token is allowed, its log-prob is 0 under the distribution that is sampled
+        from, and not under the one before temperature.
+        """
+        body = {
+            "model": model,
+            "token_ids": [0],
+            "sampling_params": {"max_tokens": 1, "logprobs": 0, "allowed_token_ids": [0]},
+        }
+        choice = field_of(self.client.request_json(GENERATE, body), "choices", 0)
+        content = (choice.get("logprobs") or {}).get("content")
+        if not content:
+            return "gives no log-probs; need those of its tokens. Start it without --max-logprobs 0"
+        if abs(float(field_of(content, 0, "logprob"))) > CERTAIN:
+            return (
+                "gives log-probs of the logits before temperature; need those that it samples "
+                "from. Start it with --logprobs-mode processed_logprobs"
+            )
+        return ""
 
     def weight_version(self) -> str:
         """Name of its weights."""
