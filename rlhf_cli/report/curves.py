@@ -23,7 +23,12 @@ TOGETHER: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "logps/chosen": ("Log-probs of responses", {f"logps/{side}": side for side in _SIDES}),
     "time/rollout": (
         "Time of the phases",
-        {"time/rollout": "rollout", "time/score": "scoring", "time/update": "updates"},
+        {
+            "time/rollout": "rollout",
+            "time/wait": "waiting",
+            "time/score": "scoring",
+            "time/update": "updates",
+        },
     ),
 }
 """First metric of a chart with several -> its title, and the label of each metric."""

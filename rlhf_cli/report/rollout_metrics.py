@@ -75,8 +75,8 @@ KL: tuple[Metric, ...] = (
     Metric(
         name="rollout/mismatch",
         label="Mismatch of sampler and trainer",
-        meaning="Mean absolute difference of the log-probs of the sampler and of the updates, "
-        "before the first update; only with rollout_logprobs=reuse.",
+        meaning="Mean absolute difference of the log-probs of the sampler and of the policy, "
+        "before the first update; with a server or rollout_logprobs=reuse.",
         unit="nats per token",
         group="kl",
         merged="mean over response tokens",
@@ -85,11 +85,40 @@ KL: tuple[Metric, ...] = (
     Metric(
         name="rollout/mismatch_kl",
         label="Mismatch as KL",
-        meaning="The mismatch of sampler and trainer as a KL estimate.",
+        meaning="KL of the sampler from the policy, before the first update (the estimate k3); "
+        "with a server or rollout_logprobs=reuse.",
         unit="nats per token",
         group="kl",
         merged="mean over response tokens",
         healthy=(0.0, 0.01),
+    ),
+    Metric(
+        name="rollout/staleness",
+        label="Staleness",
+        meaning="Steps by which the weights that generated a response are older than those that "
+        "its step updates; 0 is on-policy.",
+        unit="steps",
+        group="kl",
+        merged=ROLLOUT,
+    ),
+    Metric(
+        name="correction/weight",
+        label="Importance weight",
+        meaning="Mean importance weight of the policy loss against the mismatch of server and "
+        "policy; 1 without any.",
+        group="kl",
+        merged="mean over response tokens",
+        healthy=(0.8, 1.2),
+        advice="If it drifts from 1, lower rollout.lag, or give the server the policy's precision.",
+    ),
+    Metric(
+        name="correction/cut",
+        label="Cut importance weights",
+        meaning="Share of tokens whose importance weight was cut to correction_cap, or dropped.",
+        unit="share",
+        group="kl",
+        merged="mean over response tokens",
+        healthy=(0.0, 0.05),
     ),
 )
 
@@ -145,6 +174,14 @@ LENGTH: tuple[Metric, ...] = (
         merged=STEPS,
         healthy=(0.5, 1.0),
         advice="If it falls, the policy collapses to a few responses.",
+    ),
+    Metric(
+        name="rollout/redrawn",
+        label="Redrawn prompts",
+        meaning="Prompts that dynamic_sampling drew in place of those whose responses all had the "
+        "same score, divided by the prompts of the step.",
+        group="length",
+        merged="sum over prompts of a rollout, divided by their number",
     ),
 )
 

@@ -115,6 +115,16 @@ SPEED: tuple[Metric, ...] = (
         better="lower",
     ),
     Metric(
+        name="time/wait",
+        label="Time waited for the rollout",
+        meaning="Time in which the updates waited for a rollout; less than the time of the "
+        "rollout where rollout.lag lets the two overlap.",
+        unit="s",
+        group="speed",
+        merged=STEPS,
+        better="lower",
+    ),
+    Metric(
         name="time/score",
         label="Time of scoring",
         meaning="Time in which responses are scored.",

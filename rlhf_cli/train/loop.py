@@ -20,7 +20,12 @@ from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
 from rlhf_cli.runs.run_files import METRICS
-from rlhf_cli.train.checkpoint import load_checkpoint, load_weights
+from rlhf_cli.train.checkpoint import (
+    checkpoint_name,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+)
 from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.evaluation import HeldOutMetrics, Intervals
@@ -350,7 +355,9 @@ class TrainingLoop:
     def _save_for_later(self) -> None:
         """Save after the last step, unless that is done, for a run that ends between two steps."""
         self.checkpoints.wait()
-        if self.step and not checkpoint_folder(self.ctx.out, self.step).exists():
+        latest = latest_checkpoint(self.ctx.out)
+        saved = latest is not None and latest.name == checkpoint_name(self.step)
+        if self.step and not saved:
             self._save()
             self.checkpoints.wait()
             logger.info(f"the checkpoint after step {self.step} is written")

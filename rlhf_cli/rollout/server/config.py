@@ -165,6 +165,13 @@ class RolloutConfig(ServerConfig):
     lag: Annotated[int, Ge(0), Unit("steps")] = 0
     """Rollouts that are written while earlier ones are trained on; 0 is on-policy."""
 
+    @property
+    def corrects(self) -> Literal["none", "token", "sequence"]:
+        """What gets an importance weight: each `token`, or whole responses (`sequence`)."""
+        if self.correction == "auto":
+            return "token" if self.is_used else "none"
+        return self.correction
+
     def problems(self) -> list[str]:
         """Config errors, one line each."""
         found = super().problems()

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Ge, Le, unused_problems
+from rlhf_cli.config.schema import Ge, Le, Unit, unused_problems
 from rlhf_cli.stages.rollouts.config import RolloutStageConfig
 
 GROUPED = ("grpo", "rloo")
@@ -16,6 +16,10 @@ class AdvantageConfig(RolloutStageConfig):
     """Advantage estimator. `gae` trains a value model; the others have none: `grpo` and `rloo`
     compare a response with others to its prompt, `reinforce_baseline` with the whole rollout,
     `reinforce_pp` with none."""
+
+    dynamic_sampling: Annotated[int, Ge(0), Unit("times")] = 0
+    """Replace a prompt whose responses all have the same score by another one, at most this many
+    times in a step (DAPO, arXiv:2503.14476); 0 never does."""
 
     gamma: Annotated[float, Ge(0), Le(1)] = 1.0
     """Discount factor γ."""
@@ -46,6 +50,11 @@ class AdvantageConfig(RolloutStageConfig):
         return self._group_problems() + unused_problems(self, used, "advantage=gae")
 
     def _group_problems(self) -> list[str]:
+        if self.dynamic_sampling and self.advantage not in GROUPED:
+            return [
+                f"dynamic_sampling: got {self.dynamic_sampling} with advantage={self.advantage}, "
+                "which learns from equal scores too; need grpo or rloo. Try dynamic_sampling=0"
+            ]
         if self.advantage not in GROUPED or self.samples_per_prompt >= 2:
             return []
         return [

@@ -11,7 +11,7 @@ from rlhf_cli.stages.ppo.policy_loss_config import PolicyLossConfig
 from rlhf_cli.stages.ppo.ptx_config import PtxConfig
 from rlhf_cli.stages.ppo.responses_config import ResponsesConfig
 from rlhf_cli.stages.ppo.value_model_config import ValueModelConfig
-from rlhf_cli.stages.rollouts.config import RolloutStageConfig
+from rlhf_cli.stages.rollouts.config import RolloutStageConfig, server_problems
 from rlhf_cli.sweep.config import Objective
 
 
@@ -72,7 +72,7 @@ class PPOConfig(
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        found = super().problems() + self.reward.missing()
+        found = super().problems() + self.reward.missing() + server_problems(self)
         return found + self.step_problems() + self._rollout_problems()
 
     def step_problems(self) -> list[str]:
@@ -96,6 +96,12 @@ class PPOConfig(
             found.append(
                 "rollout_logprobs: got reuse with compat=trl, which computes them again as TRL "
                 "does. Try rollout_logprobs=recompute"
+            )
+        if self.reuses_logprobs and self.rollout.correction in ("token", "sequence"):
+            found.append(
+                f"rollout.correction: got {self.rollout.correction} with rollout_logprobs=reuse, "
+                "whose ratio is that of policy and server already. "
+                "Try rollout_logprobs=recompute, or rollout.correction=none"
             )
         if self.sampling.cuda_graphs and self.launch.shard != "none":
             found.append(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -32,6 +32,7 @@ from rlhf_cli.stages.ppo.minibatches import (
     pad_table,
     response_masks,
 )
+from rlhf_cli.stages.ppo.mismatch import correct
 from rlhf_cli.stages.reference import ReferenceModel
 
 
@@ -100,6 +101,10 @@ class ExperienceMaker:
         }
         metrics = _metrics(tensors, experience)
         metrics["objective/teaching"] = (torch.tensor(float(sum(signal))), float(len(signal)))
+        if cfg.rollout.is_used and not cfg.reuses_logprobs:
+            weights, found = correct(responses, tensors, cfg.rollout)
+            columns |= weights
+            metrics |= found
         if cfg.has_value_model:
             metrics |= _explained_variance(tensors, experience, self.ranks)
         rows = [[micro.with_columns(columns) for micro in micros] for micros in minibatches]
@@ -107,16 +112,34 @@ class ExperienceMaker:
 
     def compute_kl(self, responses: Sequence[Response]) -> Tensor:
         """[B], nats: log-ratio of policy to reference, summed over each response."""
+        temperature = self.cfg.sampling.temperature
+
+        def logratio(rows: TokenBatch) -> Tensor:
+            own: Tensor = self.policy(rows, temperature=temperature, sampled=True).logp
+            return own - self.reference.logprobs(rows, temperature)
+
+        return self._of_tokens(responses, logratio).sum(1)
+
+    def compute_logprobs(self, responses: Sequence[Response], temperature: float) -> Tensor:
+        """[B, T], nats: log p of each token under the current policy; zero after a response."""
+
+        def logprobs(rows: TokenBatch) -> Tensor:
+            found: Tensor = self.policy(rows, temperature=temperature, sampled=True).logp
+            return found
+
+        return self._of_tokens(responses, logprobs)
+
+    def _of_tokens(
+        self, responses: Sequence[Response], compute: Callable[[TokenBatch], Tensor]
+    ) -> Tensor:
+        """[B, T]: values of the tokens of each response, computed without gradients."""
         found: dict[int, Tensor] = {}
         [micros] = make_minibatches(responses, 1, self.max_tokens, self.policy.device)
-        temperature = self.cfg.sampling.temperature
         with torch.no_grad(), without_dropout(self.policy):
             for micro, rows in self._passes(micros):
-                ratio = self.policy(rows, temperature=temperature, sampled=True).logp
-                ratio = ratio - self.reference.logprobs(rows, temperature)
-                found |= micro.split(ratio) if micro else {}
-        mask = response_masks(responses)[RESPONSE_MASK]
-        return (pad_table(found, len(responses)) * mask).sum(1)
+                values = compute(rows)
+                found |= micro.split(values) if micro else {}
+        return pad_table(found, len(responses)) * response_masks(responses)[RESPONSE_MASK]
 
     def _compute_tensors(
         self,

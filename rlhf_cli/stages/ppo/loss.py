@@ -14,6 +14,7 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.value_model import SharedValueModel
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.minibatches import PTX_MASK, RESPONSE_MASK, VALUE_MASK
+from rlhf_cli.stages.ppo.mismatch import CORRECTION, mismatch_metrics
 
 
 class PPOLoss:
@@ -64,6 +65,8 @@ class PPOLoss:
         cfg, columns, kept = self.cfg, rows.token_columns, _index(rows, RESPONSE_MASK)
         logprobs, old = out.logp[kept], columns["old_logprobs"][kept]
         losses = policy_loss(logprobs, old, columns["advantages"][kept], cfg.clip_range)
+        if CORRECTION in columns:
+            losses = losses * columns[CORRECTION][kept]
         terms = {"policy": LossTerm(losses.sum(), RESPONSE_MASK)}
         ratio, approx_kl = (logprobs - old).exp(), approximate_kl(logprobs, old).detach()
         if not rows.is_filler:
@@ -76,8 +79,7 @@ class PPOLoss:
             "policy/clip_fraction": mean_metric(((ratio - 1).abs() > cfg.clip_range).float()),
         }
         if self.first_update and cfg.reuses_logprobs:
-            metrics["rollout/mismatch"] = mean_metric((logprobs - old).abs())
-            metrics["rollout/mismatch_kl"] = mean_metric(approx_kl)
+            metrics |= mismatch_metrics(logprobs, old)
         if out.entropy is not None:
             metrics["policy/entropy"] = mean_metric(out.entropy[kept])
         if cfg.kl_in == "loss":

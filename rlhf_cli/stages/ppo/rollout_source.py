@@ -14,11 +14,14 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.losses.reduction import Metrics
-from rlhf_cli.rewards.rewards import CombinedReward
+from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
+from rlhf_cli.stages.ppo.dynamic_sampling import DynamicSampling
 from rlhf_cli.stages.ppo.experience import RolloutBatch
+from rlhf_cli.stages.ppo.mismatch import staleness_metrics
 from rlhf_cli.stages.ppo.updates import PPOUpdater
+from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
 from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, SampleLog, logged_samples
 from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
@@ -45,9 +48,20 @@ class RolloutSource:
     ) -> None:
         self.cfg, self.worker, self.rewards, self.updates = cfg, worker, rewards, updates
         self.ctx = ctx
-        self.pipeline = RolloutPipeline(worker, cfg, ctx.ranks)
+        self.pipeline = RolloutPipeline(worker, cfg, ctx.ranks, lag=cfg.rollout.lag)
+        self.check, self.resample = self._optional_parts()
         self.samples = SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
         self.metrics: Metrics = {}
+
+    def _optional_parts(self) -> tuple[LogprobCheck | None, DynamicSampling | None]:
+        cfg, ranks, check, resample = self.cfg, self.ctx.ranks, None, None
+        if cfg.rollout.is_used:
+            compute = self.updates.experience_maker.compute_logprobs
+            check = LogprobCheck(cfg.rollout, cfg.sampling, self.worker, compute, ranks)
+        if cfg.dynamic_sampling:
+            total = self.pipeline.total_steps
+            resample = DynamicSampling(cfg, self.worker, self.rewards, ranks, total)
+        return check, resample
 
     @property
     def total_steps(self) -> int:
@@ -67,20 +81,35 @@ class RolloutSource:
 
     def _train_on(self, rollout: Rollout, waited: float) -> Iterator[list[TokenBatch]]:
         """Score responses, compute their advantages, and yield the updates."""
-        responses = rollout.responses
-        if self.cfg.compat == "trl":
-            pad = self.worker.tokenizer.pad_token_id
-            responses = add_trailing_pads(responses, pad, self.ctx.ranks)
+        if self.check is not None:
+            self.check(rollout)
         began = time.monotonic()
-        scores = score_responses(self.rewards, self.worker.prompts, responses)
+        responses, scores = self._score(rollout)
         scored = time.monotonic()
         batch = self.updates.start_rollout(responses, scores.total, rollout.step)
         self._show(rollout.step, responses, scores.total, batch)
         yield from self.updates.minibatches(batch)
+        self.pipeline.finish()
         rows = float(len(responses))
         terms = {f"score/{name}": (of.sum(), rows) for name, of in scores.by_term.items()}
-        self.metrics = {**self.updates.metrics, **terms}
-        self._note_times(rollout=waited, score=scored - began, update=time.monotonic() - scored)
+        self.metrics = {**self.metrics, **self.updates.metrics, **terms}
+        if self.cfg.rollout.is_used:
+            self.metrics |= staleness_metrics(responses, rollout.step)
+            self._note_times(wait=waited)
+        update = time.monotonic() - scored
+        self._note_times(rollout=rollout.seconds, score=scored - began, update=update)
+
+    def _score(self, rollout: Rollout) -> tuple[list[Response], Scores]:
+        """The responses that are trained on, and their scores."""
+        responses = rollout.responses
+        scores = score_responses(self.rewards, self.worker.prompts, responses)
+        if self.resample is not None:
+            responses, scores = self.resample(responses, scores, rollout.step)
+            self.metrics |= self.resample.metrics
+        if self.cfg.compat == "trl":
+            pad = self.worker.tokenizer.pad_token_id
+            responses = add_trailing_pads(responses, pad, self.ctx.ranks)
+        return responses, scores
 
     def _show(
         self, step: int, responses: Sequence[Response], scores: Tensor, batch: RolloutBatch
@@ -105,6 +134,7 @@ class RolloutSource:
             **self.pipeline.state_dict(),
             "updates": self.updates.state_dict(),
             "rewards": self.rewards.state_dict(),
+            "resample": None if self.resample is None else self.resample.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -116,6 +146,8 @@ class RolloutSource:
         self.pipeline.load_state_dict(state)
         self.updates.load_state_dict(state["updates"])
         self.rewards.load_state_dict(state["rewards"])
+        if self.resample is not None:
+            self.resample.load_state_dict(state["resample"])
         self.samples.truncate(self.pipeline.step)
 
 

@@ -80,7 +80,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
         evaluate=partial(_evaluate, held_out, source, cfg.kl_coef) if held_out else None,
         samples=_fixed_samples(cfg, policy, ctx, worker, held_out),
     )
-    with contextlib.closing(source.pipeline):
+    with contextlib.closing(engine):
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
 

@@ -4,8 +4,9 @@ from typing import Annotated, Literal, Protocol
 from rlhf_cli.config.schema import Ge, Unit
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
-from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.server.config import RolloutConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
@@ -15,6 +16,10 @@ class RolloutSettings(Protocol):
     @property
     def model(self) -> ModelConfig:
         """The policy."""
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """The adapter that is trained, if any."""
 
     @property
     def data(self) -> DataConfig:
@@ -35,6 +40,10 @@ class RolloutSettings(Protocol):
     @property
     def sampling(self) -> SamplingConfig:
         """How tokens are sampled."""
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """The servers that generate."""
 
     @property
     def template(self) -> str:
@@ -66,6 +75,7 @@ class RolloutStageConfig:
     """Options of the stages that generate responses to prompts."""
 
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
 
     template: Literal["auto", "always", "never"] = "auto"
     """Whether a text prompt becomes a user message in the chat template. `auto`: as in the data
@@ -87,3 +97,30 @@ class RolloutStageConfig:
     def generates(self) -> bool:
         """Whether the stage generates responses: always."""
         return True
+
+
+def server_problems(cfg: RolloutSettings) -> list[str]:
+    """Keys that do not go with a server, one line each.
+
+    Args:
+        cfg: configuration of a stage that generates responses.
+    """
+    if not cfg.rollout.is_used:
+        return []
+    found = []
+    if cfg.max_num_seqs:
+        found.append(
+            f"max_num_seqs: got {cfg.max_num_seqs} with a server, which decides itself how many "
+            "responses it decodes at once. Try rollout.concurrency"
+        )
+    if cfg.sampling.cuda_graphs:
+        found.append(
+            "sampling.cuda_graphs: got true with a server, which has graphs of its own. "
+            "Try sampling.cuda_graphs=false"
+        )
+    if cfg.rollout.sync == "adapter" and cfg.adapter.kind == "none":
+        found.append(
+            "rollout.sync: got adapter with adapter=none; need an adapter that is trained. "
+            "Try rollout.sync=weights"
+        )
+    return found

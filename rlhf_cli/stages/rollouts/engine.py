@@ -1,4 +1,4 @@
-"""The engine of a run, with the number of responses that it decodes at once."""
+"""The engine of a run: servers, or this process with a number of slots that fits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rlhf_cli.memory.training import fit_slots
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.rollout.engine import DEFAULT_BATCH_SIZE
 from rlhf_cli.rollout.engines import Engine, LocalEngine
+from rlhf_cli.rollout.server.open import open_engine
 from rlhf_cli.stages.rollouts.config import RolloutSettings
 from rlhf_cli.stages.rollouts.prompts import PromptFileData
 from rlhf_cli.stages.training import TrainingPlan
@@ -29,7 +30,14 @@ def create_engine(
         data: the prompts.
         plan: device and tokens of a micro-batch.
         stage: the command.
+
+    Raises:
+        ConfigError: the servers cannot do what the configuration asks for.
+        InferenceServerError: a server cannot be started or reached, or belongs to another run.
     """
+    if cfg.rollout.is_used:
+        length = data.longest_prompt + cfg.sampling.max_new_tokens
+        return open_engine(cfg.rollout, policy, data.tokenizer, cfg.sampling, plan.ctx, length)
     slots = choose_slots(cfg, data, plan, stage)
     return LocalEngine(policy, data.tokenizer, cfg.sampling, slots)
 

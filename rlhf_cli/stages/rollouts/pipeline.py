@@ -214,9 +214,7 @@ class RolloutPipeline:
 
     def _from_json(self, row: dict[str, Any], prompts: Sequence[int]) -> Response:
         prompt = prompts[row["index"] // self.worker.samples]
-        response = Response(
-            prompt_index=prompt, prompt_ids=self.worker.prompt_ids[prompt], **row
-        )
+        response = Response(prompt_index=prompt, prompt_ids=self.worker.prompt_ids[prompt], **row)
         response.text = self.worker.text(response)
         return response
 

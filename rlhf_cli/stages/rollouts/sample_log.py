@@ -37,6 +37,7 @@ class LoggedSample:
         score: of the response.
         kl: nats, of the whole response from the reference.
         tokens: length of the response.
+        weights_version: number of steps that the weights which generated it had been trained for.
     """
 
     prompt: str
@@ -44,6 +45,7 @@ class LoggedSample:
     score: float
     kl: float
     tokens: int
+    weights_version: int = 0
 
 
 def logged_samples(
@@ -64,6 +66,7 @@ def logged_samples(
             float(scores[k]),
             float(kl[k]),
             len(response.token_ids),
+            response.weights_version,
         )
         for k, response in enumerate(responses)
     ]

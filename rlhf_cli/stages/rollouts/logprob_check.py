@@ -1,0 +1,122 @@
+"""Check that a server's log-probs are the policy's: on the first rollout, and every few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.console import logger
+from rlhf_cli.distributed.ranks import Ranks
+from rlhf_cli.errors import ModelError
+from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.response import Response
+from rlhf_cli.rollout.server.config import RolloutConfig
+from rlhf_cli.stages.rollouts.pipeline import Rollout
+from rlhf_cli.stages.rollouts.worker import RolloutWorker
+
+CHECKED_RESPONSES = 8
+"""Responses of each rank that are compared."""
+
+ComputeLogprobs = Callable[[Sequence[Response], float], Tensor]
+"""Responses and a temperature -> [B, T], nats, under the current policy; every rank calls it."""
+
+
+class LogprobCheck:
+    """Compares the log-probs of responses by the current weights with the policy's.
+
+    Where all responses are by older weights, some are generated for the check.
+
+    Args:
+        cfg: when to check, and the bound.
+        sampling: the temperature of the log-probs.
+        worker: generates responses.
+        compute: the policy's log-probs.
+        ranks: share the responses.
+    """
+
+    def __init__(
+        self,
+        cfg: RolloutConfig,
+        sampling: SamplingConfig,
+        worker: RolloutWorker,
+        compute: ComputeLogprobs,
+        ranks: Ranks,
+    ) -> None:
+        self.cfg, self.temperature, self.worker = cfg, sampling.temperature, worker
+        self.compute, self.ranks = compute, ranks
+        self.passed_once = False
+
+    def __call__(self, rollout: Rollout) -> None:
+        """Check before a step, if it is due; every rank calls it.
+
+        Raises:
+            ModelError: the difference is above `rollout.check_bound`; says the likely cause.
+            InferenceServerError: the server failed.
+        """
+        every = self.cfg.check_steps
+        if not every or (self.passed_once and rollout.step % every):
+            return
+        responses = self._current(rollout)
+        difference = self._difference(responses, self.temperature)
+        if difference <= self.cfg.check_bound:
+            if not self.passed_once:
+                logger.info(
+                    f"rollout: the server's log-probs differ from the policy's by "
+                    f"{difference:.2g} nats a token (bound {self.cfg.check_bound:g})"
+                )
+            self.passed_once = True
+            return
+        raise ModelError(
+            f"rollout.check_bound: step {rollout.step}: the server's log-probs differ from the "
+            f"policy's by {difference:.3g} nats a token, more than {self.cfg.check_bound:g}. "
+            f"{self._cause(responses)}"
+        )
+
+    def _current(self, rollout: Rollout) -> list[Response]:
+        """Some responses of this rank by the policy's current weights."""
+        version = rollout.step - 1
+        found = [one for one in rollout.responses if one.weights_version == version]
+        if not self.ranks.any(not found and bool(rollout.responses)):
+            return found[:CHECKED_RESPONSES]
+        positions = self.ranks.shard(len(rollout.prompts))[:CHECKED_RESPONSES]
+        error: Exception | None = None
+        probe: list[Response] = []
+        try:
+            probe = self.worker.generate(
+                [rollout.prompts[k] for k in positions], positions, rollout.step
+            )
+        except Exception as raised:
+            error = raised
+        self.ranks.raise_together(error)
+        return probe[:CHECKED_RESPONSES]
+
+    def _difference(self, responses: Sequence[Response], temperature: float) -> float:
+        """Mean absolute difference of a token's log-prob, nats, over all ranks."""
+        own = self.compute(responses, temperature)
+        total = sum(
+            float((own[k, : len(one.logprobs)] - torch.tensor(one.logprobs)).abs().sum())
+            for k, one in enumerate(responses)
+        )
+        count = sum(len(one.logprobs) for one in responses)
+        found = self.ranks.sum_by_name({"total": total, "count": count})
+        return found["total"] / max(found["count"], 1)
+
+    def _cause(self, responses: Sequence[Response]) -> str:
+        """The likely cause of a difference, and what to do."""
+        if self.temperature != 1 and self._difference(responses, 1.0) <= self.cfg.check_bound:
+            return (
+                f"They are those at temperature 1, not {self.temperature:g}. Start vLLM with "
+                "--logprobs-mode processed_logprobs"
+            )
+        if self.passed_once:
+            return (
+                "They were equal at first, so its weights are stale: see its log for failed "
+                "updates, and whether another program changes them"
+            )
+        return (
+            "The likely causes are another model or template than this run's, a quantized or "
+            "lower-precision server (start vLLM with --dtype), or sampling options of its own "
+            "(--generation-config vllm leaves them out)"
+        )
