@@ -205,7 +205,7 @@ def test_samples_are_logged(ppo, files, capsys):
     ppo("sample_steps=2", "max_steps=3")
     rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in rows}) == [1, 2, 3]
-    assert rows[0].keys() == {"step", "prompt", "response", "score", "kl", "tokens"}
+    assert rows[0].keys() == {"step", "prompt", "response", "score", "kl", "tokens", "weights_version"}
     assert "samples of step 2:" in capsys.readouterr().err
 
 
