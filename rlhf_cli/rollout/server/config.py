@@ -178,6 +178,7 @@ class RolloutConfig(ServerConfig):
         if not self.is_used:
             return found
         default = RolloutConfig()
+        found += self._folder_problems()
         if self.sync == "nccl":
             found.append(_NO_NCCL)
         if not self.check_steps and self.check_bound != default.check_bound:
@@ -193,6 +194,27 @@ class RolloutConfig(ServerConfig):
                 if getattr(self, name) != getattr(default, name)
             ]
         return found
+
+    def _folder_problems(self) -> list[str]:
+        """Errors of servers on other machines, which read no folder of this one's memory."""
+        if self.sync_folder:
+            return []
+        hosts = {one: _host(one) for one in self.addresses}
+        return [
+            f"rollout.sync_folder: none given for {public_url(address)}; need a folder that both "
+            "machines see under the same path. Try rollout.sync_folder=/SHARED/FOLDER"
+            for address, host in hosts.items()
+            if host and not is_loopback(host)
+        ]
+
+
+def _host(address: str) -> str:
+    """Host of an address; empty where it is none."""
+    try:
+        parts = urlsplit(address)
+        return (parts.hostname or "") if parts.port != 0 else ""
+    except ValueError:
+        return ""
 
 
 _NO_NCCL = (

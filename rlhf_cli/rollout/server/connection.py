@@ -55,7 +55,7 @@ class Connection:
         self._sleep, self._clock = sleep, clock
         self._slots = threading.BoundedSemaphore(concurrency)
         self._restoring = threading.Lock()
-        self._is_failing = False
+        self._is_failing, self._unhealthy = False, ""
 
     def call(self, act: Callable[[], T], restore: Callable[[], None] | None = None) -> T:
         """Call a function that asks the server, again and again while it fails.
@@ -87,11 +87,27 @@ class Connection:
                 return found
 
     def _recover(self, restore: Callable[[], None] | None) -> None:
-        """Ask for the server's health, and restore what it may have lost; one thread at a time."""
-        with self._restoring:
+        """Ask for the server's health, and restore what it may have lost.
+
+        One thread does so at a time, since a server that hangs takes its time to fail; what it
+        finds counts for those that wait.
+        """
+        if not self._restoring.acquire(blocking=False):
+            with self._restoring:
+                pass
+            if self._unhealthy:
+                raise RetryableFailure(self._unhealthy)
+            return
+        try:
             self.api.require_healthy()
             if restore is not None:
                 restore()
+            self._unhealthy = ""
+        except HTTPFailure as error:
+            self._unhealthy = str(error)
+            raise
+        finally:
+            self._restoring.release()
 
     def _wait(self, error: HTTPFailure, began: float, seconds: float) -> None:
         """Wait before the next try.

@@ -73,10 +73,24 @@ class ServerEngine:
         self.connections, self.names = list(connections), list(names)
         self.sampling, self.concurrency = sampling, concurrency
         self.sync, self.process = sync, process
+        self._model, self._tokenizer = inner, tokenizer
         self._stop = StopCriteria(inner, tokenizer, sampling)
         self.rows = num_embeddings(inner)
         support = find_support(tokenizer, self.rows)
         self.excluded = [] if support is None else support.excluded
+
+    def with_sampling(self, sampling: SamplingConfig) -> ServerEngine:
+        """The same servers with other sampling; only one of the two is closed."""
+        return ServerEngine(
+            self.connections,
+            self.names,
+            self._model,
+            self._tokenizer,
+            sampling,
+            concurrency=self.concurrency,
+            sync=self.sync,
+            process=self.process,
+        )
 
     def hand_over(self, version: int) -> None:
         """Give the servers the policy's current weights; every rank calls it.

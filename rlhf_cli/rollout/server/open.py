@@ -181,20 +181,17 @@ def _open(
     ranks: Ranks,
 ) -> ServerEngine:
     try:
+        apis = _together(ranks, lambda: _connect(cfg, process))
         names: list[str] = []
 
-        def check() -> list[ServerAPI]:
-            if process is None:
-                apis = connect(cfg)
-            else:
-                apis = connect(cfg, [process.address], process.token)
+        def check() -> None:
             for api in apis:
                 if sync is not None:
                     _require_owned(sync, api)
                 names.append(check_server(api, needs))
-            return apis
 
-        apis = _together(ranks, check)
+        ranks.run_on_main(check)
+        names = ranks.all_gather_json(names)[0]
     except BaseException:
         if process is not None:
             process.stop()
@@ -210,6 +207,12 @@ def _open(
         sync=sync,
         process=process,
     )
+
+
+def _connect(cfg: ServerConfig, process: ServerProcess | _Remote | None) -> list[ServerAPI]:
+    if process is None:
+        return connect(cfg)
+    return connect(cfg, [process.address], process.token)
 
 
 def _require_owned(sync: WeightSync, api: ServerAPI) -> None:

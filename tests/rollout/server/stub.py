@@ -230,13 +230,17 @@ def _weights_of(stub, model):
     return stub.adapters.get(model, stub.weights)
 
 
+def _require_known(stub, prompt):
+    if max(prompt) >= stub.rows:
+        raise Refusal(400, {"error": {"message": f"Token id {max(prompt)} is out of vocabulary"}})
+
+
 def _vllm_generate(stub, body, _query):
     params = body["sampling_params"]
     if body["model"] not in ("tiny", *stub.adapters):
         raise Refusal(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})
+    _require_known(stub, body["token_ids"])
     allowed = params.get("allowed_token_ids")
-    if allowed and max(allowed) >= stub.rows:
-        raise Refusal(400, {"error": {"message": "out-of-vocab token id!"}})
     with stub.lock:
         version = stub.version
     with _flight(stub):
@@ -244,8 +248,8 @@ def _vllm_generate(stub, body, _query):
         if found is not None:
             return found
         if allowed:
-            value = 0.0 if stub.mode == "processed" else -6.9
-            return vllm_answer([allowed[0]], [value], "length", version)
+            values = {"processed": [0.0], "raw": [-6.9], "none": []}[stub.mode]
+            return vllm_answer([allowed[0]], values, "length", version)
         write = stub.write or rule
         with stub.lock:
             weights = _weights_of(stub, body["model"])
@@ -347,6 +351,7 @@ VLLM = {
 
 def _sglang_generate(stub, body, _query):
     params = body["sampling_params"]
+    _require_known(stub, body["input_ids"])
     with stub.lock:
         version = stub.version
     with _flight(stub):
@@ -357,13 +362,14 @@ def _sglang_generate(stub, body, _query):
         with stub.lock:
             weights = _weights_of(stub, body.get("lora_path"))
             tokens, logprobs, reason = write(body["input_ids"], params, weights)
+    pairs = [[p, t, None] for p, t in zip(logprobs, tokens, strict=False)]
     return {
         "text": "",
         "output_ids": tokens,
         "meta_info": {
             "finish_reason": {"type": reason},
             "weight_version": version,
-            "output_token_logprobs": [[p, t, None] for p, t in zip(logprobs, tokens, strict=False)],
+            "output_token_logprobs": pairs if stub.mode != "none" else [],
         },
     }
 

@@ -1,8 +1,11 @@
 """Responses by servers: what they must be, and what happens while a server fails."""
 
+import time
+
 import pytest
 
 from rlhf_cli.errors import DataError, InferenceServerError
+from rlhf_cli.http_client import RetryableFailure
 from rlhf_cli.rollout.config import SamplingConfig
 from tests.helpers import tokenizer_of
 from tests.rollout.server.helpers import MODEL, PROMPTS, TOKENIZER, Clock, engine_of, ids, respond
@@ -239,3 +242,29 @@ def test_prompts_are_checked_before_any_request():
                 respond(engine, [[5], prompt], numbers=[3, 4])
         assert respond(engine, []) == []
         assert not stub.count("/inference/v1/generate")
+
+
+def test_requests_that_fail_at_once_ask_for_health_one_at_a_time():
+    def hang(*_):
+        time.sleep(0.1)
+        raise RetryableFailure("hangs")
+
+    with serving() as stub:
+        engine = engine_of(stub)
+        stub.always = 503
+        (connection,) = engine.connections
+        connection.deadline, connection._clock = 0.5, time.monotonic
+        connection._sleep = lambda _: time.sleep(0.01)
+        connection.api.require_healthy = hang
+        began = time.monotonic()
+        with pytest.raises(InferenceServerError, match="hangs"):
+            respond(engine, samples=16)
+    assert time.monotonic() - began < 3  # 64 requests, one after the other, would take 6.4
+
+
+def test_the_same_servers_with_other_sampling():
+    with serving() as stub:
+        engine = engine_of(stub)
+        short = engine.with_sampling(SamplingConfig(max_new_tokens=2, seed=1))
+        assert {len(one.token_ids) for one in respond(short)} == {2}
+        assert {len(one.token_ids) for one in respond(engine)} == {6}

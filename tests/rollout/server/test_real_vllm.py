@@ -11,7 +11,10 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.kernels.registry import choose
+from rlhf_cli.models.attach_adapters import attach_adapters
+from rlhf_cli.models.config import AdapterConfig
 from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.resolve import ModelSource
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
 from rlhf_cli.rollout.server.config import RolloutConfig
@@ -120,22 +123,18 @@ def started(tokenizer, tmp_path_factory):
     assert not engine.sync.folder.exists()
 
 
-def set_sampling(engine, **changed):
-    engine.sampling = SamplingConfig(**changed)
-    engine._stop._strings = engine.sampling.stop
-    engine._stop._window = 64
-
-
 def test_greedy_tokens_are_ours_and_log_probs_too(started, tokenizer):
     engine, policy = started
     engine.hand_over(0)
     prompts = prompts_of()
-    set_sampling(engine, max_new_tokens=24, temperature=0)
+    engine = engine.with_sampling(SamplingConfig(max_new_tokens=24, temperature=0))
     found = engine.generate(prompts, samples=1, prompt_numbers=range(len(prompts)))
     own = generate(policy, tokenizer, prompts, engine.sampling)
     assert [one.token_ids for one in found] == [one.token_ids for one in own]
     for temperature in (1.0, 0.7):
-        set_sampling(engine, max_new_tokens=24, temperature=temperature, seed=3)
+        engine = engine.with_sampling(
+            SamplingConfig(max_new_tokens=24, temperature=temperature, seed=3)
+        )
         found = engine.generate(prompts, samples=4, prompt_numbers=range(len(prompts)))
         assert largest_difference(policy.model, tokenizer, found, temperature) < BOUND
         assert all(max(one.token_ids) < len(tokenizer) for one in found)
@@ -145,7 +144,7 @@ def test_a_repeated_rollout_is_the_same_in_any_order(started):
     engine, _ = started
     engine.hand_over(0)
     prompts = prompts_of(16)
-    set_sampling(engine, max_new_tokens=24, temperature=1.0, seed=5)
+    engine = engine.with_sampling(SamplingConfig(max_new_tokens=24, temperature=1.0, seed=5))
     first = engine.generate(prompts, samples=4, prompt_numbers=range(16))
     again = engine.generate(prompts[::-1], samples=4, prompt_numbers=range(15, -1, -1))
     by_place = {(15 - one.prompt_index, one.index % 4): one.token_ids for one in again}
@@ -157,10 +156,10 @@ def test_a_stop_string_and_an_end_token_end_a_response_and_stay_in_it(started, t
     engine, policy = started
     engine.hand_over(0)
     prompts = prompts_of(12)
-    set_sampling(engine, max_new_tokens=32, temperature=0)
+    engine = engine.with_sampling(SamplingConfig(max_new_tokens=32, temperature=0))
     plain = engine.generate(prompts, samples=1, prompt_numbers=range(12))
     stop = tokenizer.decode([plain[0].token_ids[5]])
-    set_sampling(engine, max_new_tokens=32, temperature=0, stop=[stop])
+    engine = engine.with_sampling(SamplingConfig(max_new_tokens=32, temperature=0, stop=[stop]))
     found = engine.generate(prompts, samples=1, prompt_numbers=range(12))
     own = generate(policy, tokenizer, prompts, engine.sampling)
     assert [one.token_ids for one in found] == [one.token_ids for one in own]
@@ -174,7 +173,7 @@ def test_the_weights_of_a_step_generate_after_it(started, tokenizer):
     for version in (1, 2):
         change(policy.model, version)
         engine.hand_over(version)
-        set_sampling(engine, max_new_tokens=24, temperature=0)
+        engine = engine.with_sampling(SamplingConfig(max_new_tokens=24, temperature=0))
         found = engine.generate(prompts, samples=1, prompt_numbers=range(len(prompts)))
         own = generate(policy, tokenizer, prompts, engine.sampling)
         assert [one.token_ids for one in found] == [one.token_ids for one in own]
@@ -185,7 +184,7 @@ def test_requests_in_flight_go_on_with_the_new_weights_and_count_as_of_the_old(s
     engine, policy = started
     change(policy.model, 8)
     engine.hand_over(8)
-    set_sampling(engine, max_new_tokens=200, temperature=1.0, seed=1)
+    engine = engine.with_sampling(SamplingConfig(max_new_tokens=200, temperature=1.0, seed=1))
     found = []
     prompts = prompts_of(24)
     thread = threading.Thread(
@@ -199,16 +198,40 @@ def test_requests_in_flight_go_on_with_the_new_weights_and_count_as_of_the_old(s
     assert len(found) == 48
     assert {one.weights_version for one in found} <= {8, 9}
     assert 8 in {one.weights_version for one in found}
-    set_sampling(engine, max_new_tokens=24, temperature=0)
+    engine = engine.with_sampling(SamplingConfig(max_new_tokens=24, temperature=0))
     after = engine.generate(prompts, samples=1, prompt_numbers=range(24))
     own = generate(policy, tokenizer, prompts, engine.sampling)
     assert [one.token_ids for one in after] == [one.token_ids for one in own]
 
 
-def test_the_server_ends_with_the_engine(tokenizer, tmp_path):
-    policy = policy_of(make_model(tokenizer))
-    engine = opened(policy, tokenizer, SamplingConfig(), tmp_path, start=COMMAND)
+def test_the_adapter_of_a_step_generates_after_it_and_the_server_ends_with_the_engine(
+    tokenizer, tmp_path
+):
+    base = make_model(tokenizer)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    source = ModelSource(str(tmp_path / "base"))
+    adapters = attach_adapters(base, source, AdapterConfig(kind="lora", rank=4), 0)
+    policy = policy_of(adapters.model.eval(), adapters)
+    sampling = SamplingConfig(max_new_tokens=24, temperature=0)
+    engine = opened(policy, tokenizer, sampling, tmp_path, start=COMMAND)
     process = engine.process._process
+    prompts, seen = prompts_of(), set()
+    for version in (0, 1, 2):
+        generator = torch.Generator().manual_seed(version)
+        for param in policy.parameters():
+            if param.requires_grad:
+                param.data += 0.1 * torch.randn(param.shape, generator=generator)
+        engine.hand_over(version)
+        found = engine.generate(prompts, samples=1, prompt_numbers=range(len(prompts)))
+        own = generate(policy, tokenizer, prompts, sampling)
+        assert [one.token_ids for one in found] == [one.token_ids for one in own]
+        assert {one.weights_version for one in found} == {version}
+        seen.add(str([one.token_ids for one in found]))
+        api = engine.connections[0].api
+        served = api.facts(syncs=True, adapters=True)
+        assert served.models == ["policy", engine.sync.owner.name(version)]
+    assert len(seen) == 3
     engine.close()
     assert process.poll() is not None
     assert "Application startup complete" in (tmp_path / "run" / "server.log").read_text()
