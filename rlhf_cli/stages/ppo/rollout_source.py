@@ -74,7 +74,7 @@ class RolloutSource:
         began = time.monotonic()
         scores = score_responses(self.rewards, self.worker.prompts, responses)
         scored = time.monotonic()
-        batch = self.updates.start_rollout(responses, scores.total, rollout.step)
+        batch = self.updates.start_rollout(responses, scores.total, rollout.step, scores.by_term)
         self._show(rollout.step, responses, scores.total, batch)
         yield from self.updates.minibatches(batch)
         rows = float(len(responses))
