@@ -220,14 +220,6 @@ def unused_options(cfg: Any, used: Mapping[str, bool]) -> dict[str, Any]:
     }
 
 
-def unused_problems(cfg: Any, used: Mapping[str, bool], reader: str) -> list[str]:
-    """Say of each option in `unused_options` that only `reader` reads it, one line each."""
-    return [
-        f"{name}: given, but only {reader} reads it. Try {name}={default}"
-        for name, default in unused_options(cfg, used).items()
-    ]
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Turn `{train: {lr: 1}}` into `{train.lr: 1}`; an empty mapping and a list are values."""
     found: dict[str, Any] = {}

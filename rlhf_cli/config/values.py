@@ -4,6 +4,7 @@ import math
 import operator
 import re
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from rlhf_cli.config import paths
@@ -18,6 +19,7 @@ from rlhf_cli.config.schema import (
     is_group,
     is_union,
     split_annotated,
+    unused_options,
 )
 from rlhf_cli.config.suggest import nearest
 
@@ -188,3 +190,11 @@ def _as_number(kind: Any, constraints: Constraints, value: str | float) -> str:
     except (ValueError, OverflowError):
         return ""
     return format_value(kind(number))
+
+
+def unused_problems(cfg: Any, used: Mapping[str, bool], reader: str) -> list[str]:
+    """Say of each option in `unused_options` that only `reader` reads it, one line each."""
+    return [
+        f"{name}: given, but only {reader} reads it. Try {name}={format_value(default)}"
+        for name, default in unused_options(cfg, used).items()
+    ]

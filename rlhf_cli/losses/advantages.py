@@ -56,18 +56,47 @@ def whiten(
     return torch.where(mask, white + mean if keep_mean else white, 0.0)
 
 
-def grpo_advantages(scores: Tensor) -> Tensor:
+def grpo_advantages(
+    scores: Tensor, scale: str = "std", *, all_scores: Tensor | None = None
+) -> Tensor:
     """Group-relative advantages (Shao et al. 2024, arXiv:2402.03300, section 4.1.2).
 
     Args:
         scores: [prompts, samples], at least two samples per prompt.
+        scale: what the difference from the group's mean is divided by: `std`, the standard
+            deviation of its group + 1e-4; `none`, nothing (Dr. GRPO, Liu et al. 2025,
+            arXiv:2503.20783); `batch`, the standard deviation of all scores + 1e-4
+            (Liu et al. 2025, arXiv:2508.08221).
+        all_scores: [N], scores of the batch, for `batch`; if not given, those of `scores`.
 
     Returns:
-        [prompts, samples]: (score - mean) / (standard deviation + 1e-4) within each group.
+        [prompts, samples].
     """
-    scores = _relative_to_first(scores)
-    centered = scores - scores.mean(1, keepdim=True)
-    return centered / (scores.std(1, keepdim=True) + 1e-4)
+    relative = _relative_to_first(scores)
+    centered = relative - relative.mean(1, keepdim=True)
+    if scale == "none":
+        return centered
+    if scale == "std":
+        return centered / (relative.std(1, keepdim=True) + 1e-4)
+    return centered / ((scores.flatten() if all_scores is None else all_scores).std() + 1e-4)
+
+
+def gdpo_advantages(scores: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the group-relative advantages of several rewards, before whitening.
+
+    GDPO (Liu et al. 2026, arXiv:2601.05242): each reward is normalized within its group
+    by itself, so that different combinations of rewards keep different advantages; the sum is then
+    whitened over the batch.
+
+    Args:
+        scores: [prompts, samples, rewards].
+        weights: [rewards].
+
+    Returns:
+        [prompts, samples].
+    """
+    each = [grpo_advantages(scores[..., k]) for k in range(scores.shape[-1])]
+    return (torch.stack(each, -1) * weights).sum(-1)
 
 
 def rloo_advantages(scores: Tensor) -> Tensor:
@@ -89,3 +118,17 @@ def rloo_advantages(scores: Tensor) -> Tensor:
 def _relative_to_first(scores: Tensor) -> Tensor:
     """Scores minus the first of their group, so that equal scores give exact zeros."""
     return scores - scores[:, :1]
+
+
+def overlong_penalty(lengths: Tensor, max_new_tokens: int, buffer: int) -> Tensor:
+    """Penalty of responses near the length limit (DAPO, arXiv:2503.14476, eq. 13).
+
+    Args:
+        lengths: [B], tokens of each response, at most `max_new_tokens`.
+        max_new_tokens: L_max, the limit.
+        buffer: L_cache > 0, tokens before the limit over which the penalty grows.
+
+    Returns:
+        [B], from 0 at `max_new_tokens - buffer` tokens to -1 at `max_new_tokens`.
+    """
+    return ((max_new_tokens - buffer - lengths.float()) / buffer).clamp(-1, 0)

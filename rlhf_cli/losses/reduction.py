@@ -50,12 +50,13 @@ def scaled_loss(output: LossOutput, counts: Mapping[str, float]) -> Tensor:
 
     Args:
         output: sums over the micro-batch.
-        counts: count of each unit over all micro-batches and ranks of the step; > 0.
+        counts: count of each unit over all micro-batches and ranks of the step.
 
     Returns:
         Scalar: Σ weight · total / count. The contributions of a step add up to its loss.
     """
-    parts = [term.weight * term.total / counts[term.unit] for term in output.terms.values()]
+    # a unit that the step has none of has a sum of 0
+    parts = [term.weight * term.total / (counts[term.unit] or 1) for term in output.terms.values()]
     total = parts[0]
     for part in parts[1:]:
         total = total + part

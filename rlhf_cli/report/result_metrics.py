@@ -140,10 +140,10 @@ RESULT: tuple[Metric, ...] = (
     Metric(
         name="loss/policy",
         label="Policy loss",
-        meaning="Clipped surrogate of PPO (arXiv:1707.06347, eq. 7), negated; its size says "
-        "little, because advantages are whitened.",
+        meaning="Clipped surrogate of PPO (arXiv:1707.06347, eq. 7), negated, or that of "
+        "policy_loss; its size says little, because advantages are normalized.",
         group="result",
-        merged="mean over response tokens",
+        merged="mean as loss_aggregation says",
     ),
     Metric(
         name="loss/ptx",

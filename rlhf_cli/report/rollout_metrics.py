@@ -34,6 +34,15 @@ KL: tuple[Metric, ...] = (
         exact=True,
     ),
     Metric(
+        name="objective/entropy_coef",
+        label="Coefficient of the entropy bonus",
+        meaning="entropy_coef of the rollout; it changes with entropy_target only, and is 0 where "
+        "the entropy is above that.",
+        group="kl",
+        merged=ROLLOUT,
+        exact=True,
+    ),
+    Metric(
         name="objective/entropy",
         label="Negative log-prob of responses",
         meaning="Minus the log-prob of a sampled response, summed over its tokens: an estimate of "

@@ -24,8 +24,8 @@ UPDATE: tuple[Metric, ...] = (
     Metric(
         name="policy/ratio",
         label="Probability ratio",
-        meaning="Mean ratio of the updated policy's probability of a token to that of the policy "
-        "that sampled it.",
+        meaning="Mean ratio of the updated policy's probability of a token, or with ratio=sequence "
+        "of its response, to that of the policy that sampled it.",
         group="update",
         merged="mean over response tokens",
         healthy=(0.9, 1.1),
@@ -67,7 +67,7 @@ UPDATE: tuple[Metric, ...] = (
     Metric(
         name="policy/clip_fraction",
         label="Clipped tokens",
-        meaning="Share of response tokens whose ratio left 1 ± clip_range.",
+        meaning="Share of response tokens whose ratio left 1 - clip_range to 1 + clip_range_high.",
         unit="share",
         group="update",
         merged="mean over response tokens",

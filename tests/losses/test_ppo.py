@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
 from rlhf_cli.losses.kl import KLController, approximate_kl, kl_estimate
-from rlhf_cli.losses.policy import policy_loss
+from rlhf_cli.losses.policy import RatioClip, clipped_surrogate, importance_log_ratio
 from rlhf_cli.losses.value import value_loss
 
 
@@ -22,6 +22,9 @@ VALUES = table([0.1, 0.2, 0.3, 0.4, 0.5], [0, 0.1, 0.2, 0.3, 0.4])
 MASK = torch.tensor([[True, True, True, False, False], [True] * 5])
 TRL_MASK = torch.tensor([[True, True, True, True, False], [True] * 5])
 SCORES = table([1, -1.5])  # the second has lost a point: it did not end
+
+
+A, ROW = table([1.0, -2.0, 0.5])[0], torch.tensor([0, 1, 1])
 
 
 def close(actual, *rows):
@@ -106,7 +109,7 @@ def test_advantages_of_groups():
 def test_the_clipped_surrogate_by_hand():
     logp = torch.tensor([math.log(1.5), math.log(1.5), math.log(0.5), 0.0])
     advantage = torch.tensor([2.0, -2.0, -1.0, 3.0])
-    losses = policy_loss(logp, torch.zeros(4), advantage, 0.2)
+    losses = clipped_surrogate(logp, advantage, RatioClip(0.2, 0.2))
     assert_close(losses, torch.tensor([-2.4, 3.0, 0.8, -3.0]))
 
 
@@ -119,14 +122,16 @@ def test_an_update_that_has_not_moved():
     logp = torch.randn(4)
     assert not approximate_kl(logp, logp).any()
     advantage = torch.randn(4)
-    assert_close(policy_loss(logp, logp, advantage, 0.2), -advantage)
+    losses = clipped_surrogate(logp - logp, advantage, RatioClip(0.2, 0.2))
+    assert_close(losses, -advantage)
 
 
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda x, other: policy_loss(x, other, table([1.0, -2.0, 0.5])[0], 10.0),
-        lambda x, other: value_loss(x, other, table([1.0, -2.0, 0.5])[0], 10.0),
+        lambda x, other: clipped_surrogate(x - other, A, RatioClip(10.0, 10.0, dual=30.0)),
+        lambda x, other: importance_log_ratio(x - other, ROW, 2, "sequence").exp() * A,
+        lambda x, other: value_loss(x, other, A, 10.0),
         lambda x, other: kl_estimate(x, other, "k3"),
     ],
 )

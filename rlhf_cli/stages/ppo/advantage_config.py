@@ -1,7 +1,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Ge, Le, Unit, unused_problems
+from rlhf_cli.config.schema import Ge, Le, Unit
+from rlhf_cli.config.values import unused_problems
 from rlhf_cli.stages.rollouts.config import RolloutStageConfig
 
 GROUPED = ("grpo", "rloo")
@@ -16,6 +17,14 @@ class AdvantageConfig(RolloutStageConfig):
     """Advantage estimator. `gae` trains a value model; the others have none: `grpo` and `rloo`
     compare a response with others to its prompt, `reinforce_baseline` with the whole rollout,
     `reinforce_pp` with none."""
+
+    scale: Literal["std", "none", "batch"] = "std"
+    """With `grpo`: what the difference from the group's mean is divided by: the group's standard
+    deviation, nothing (Dr. GRPO, arXiv:2503.20783), or that of all scores (arXiv:2508.08221)."""
+
+    normalize_rewards: Literal["sum", "each"] = "sum"
+    """With `grpo` and several `reward.terms`: `each` computes the advantages of each term apart, in
+    its own scale, then adds and whitens them (GDPO, arXiv:2601.05242)."""
 
     dynamic_sampling: Annotated[int, Ge(0), Unit("times")] = 0
     """Replace a prompt whose responses all have the same score by another one, at most this many
@@ -47,7 +56,12 @@ class AdvantageConfig(RolloutStageConfig):
     def advantage_problems(self) -> list[str]:
         """Contradictions among these keys, one line each."""
         used = dict.fromkeys(("gamma", "gae_lambda"), self.has_value_model)
-        return self._group_problems() + unused_problems(self, used, "advantage=gae")
+        found = self._group_problems() + unused_problems(self, used, "advantage=gae")
+        grpo = self.advantage == "grpo"
+        found += unused_problems(self, {"normalize_rewards": grpo}, "advantage=grpo")
+        if self.normalize_rewards == "each":
+            return found + unused_problems(self, {"scale": False}, "normalize_rewards=sum")
+        return found + unused_problems(self, {"scale": grpo}, "advantage=grpo")
 
     def _group_problems(self) -> list[str]:
         if self.dynamic_sampling and self.advantage not in GROUPED:

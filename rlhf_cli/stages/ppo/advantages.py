@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.distributed.ranks import Ranks
-from rlhf_cli.losses.advantages import gae, grpo_advantages, rloo_advantages, whiten
+from rlhf_cli.losses.advantages import (
+    gae,
+    gdpo_advantages,
+    grpo_advantages,
+    rloo_advantages,
+    whiten,
+)
 from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.stages.ppo.advantage_config import GROUPED
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -27,6 +33,7 @@ class RolloutTensors:
             the position after an end token.
         scores: [B], of each whole response.
         samples: responses per prompt, which are adjacent.
+        terms: [B, K], scores of each of K reward terms, for `normalize_rewards=each`.
     """
 
     logprobs: Tensor
@@ -36,6 +43,7 @@ class RolloutTensors:
     value_mask: Tensor
     scores: Tensor
     samples: int = 1
+    terms: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,9 @@ def compute_advantages(
     return Experience(advantages * tensors.response_mask, returns, rewards, kl)
 
 
-def has_signal(scores: Tensor, cfg: PPOConfig, kl_coef: float) -> list[bool]:
+def has_signal(
+    scores: Tensor, cfg: PPOConfig, kl_coef: float, terms: Tensor | None = None
+) -> list[bool]:
     """Whether each response can have a gradient, as far as the scores alone show.
 
     Where responses to one prompt are compared and nothing but their scores counts, a prompt whose
@@ -97,11 +107,14 @@ def has_signal(scores: Tensor, cfg: PPOConfig, kl_coef: float) -> list[bool]:
         scores: [B], of each whole response.
         cfg: estimators and switches.
         kl_coef: current KL penalty coefficient.
+        terms: [B, K], scores of each reward term, where they are compared apart.
     """
-    if cfg.advantage not in GROUPED or kl_coef or cfg.whiten_rewards:
+    beside = kl_coef or cfg.whiten_rewards or cfg.has_entropy_bonus
+    if cfg.advantage not in GROUPED or beside:
         return [True] * len(scores)
-    groups = scores.reshape(-1, cfg.samples_per_prompt)
-    differ: list[bool] = (groups != groups[:, :1]).any(1).tolist()
+    compared = scores[:, None] if terms is None else terms
+    groups = compared.reshape(-1, cfg.samples_per_prompt, compared.shape[1])
+    differ: list[bool] = (groups != groups[:, :1]).any(2).any(1).tolist()
     return [one for one in differ for _ in range(cfg.samples_per_prompt)]
 
 
@@ -121,14 +134,28 @@ def _advantages_without_values(
     if cfg.advantage == "reinforce_pp":  # each token gets the rewards after it (Hu 2025)
         return rewards.flip(1).cumsum(1).flip(1)
     total = rewards.sum(1).reshape(len(rewards) // tensors.samples, tensors.samples)
-    if cfg.advantage == "grpo":
-        advantages = grpo_advantages(total)
+    if tensors.terms is not None:
+        advantages = _gdpo(tensors.terms, tensors.samples, cfg, ranks)
+    elif cfg.advantage == "grpo":
+        everything = ranks.all_gather_concat(total.flatten()) if cfg.scale == "batch" else None
+        advantages = grpo_advantages(total, cfg.scale, all_scores=everything)
     elif cfg.advantage == "rloo":
         advantages = rloo_advantages(total)
     else:
-        everything = ranks.all_gather_concat(total.flatten()).tolist()
-        advantages = total - sum(everything) / len(everything)
+        every = ranks.all_gather_concat(total.flatten()).tolist()
+        advantages = total - sum(every) / len(every)
     return advantages.reshape(-1, 1).expand_as(rewards)
+
+
+def _gdpo(terms: Tensor, samples: int, cfg: PPOConfig, ranks: Ranks) -> Tensor:
+    """[prompts, samples]: sum of the terms' advantages, over its deviation in the whole rollout.
+
+    Its mean is 0, because that of each group is; so nothing is subtracted, and a group of equal
+    scores keeps advantages of exactly 0.
+    """
+    weights = torch.tensor([term.weight for term in cfg.reward.all_terms], dtype=terms.dtype)
+    total = gdpo_advantages(terms.reshape(-1, samples, terms.shape[1]), weights)
+    return total / (ranks.all_gather_concat(total.flatten()).std() + 1e-4)
 
 
 def _whiten(values: Tensor, mask: Tensor, ranks: Ranks, *, keep_mean: bool = False) -> Tensor:

@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from rlhf_cli.config.schema import Ge, ModelPath
+from rlhf_cli.config.values import format_value, unused_problems
 from rlhf_cli.models.config import REFERENCE_CHOICES, ComparedModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
@@ -55,6 +56,9 @@ class PPOConfig(
     minibatches: Annotated[int, Ge(1)] = 1
     """Optimizer steps per epoch."""
 
+    minibatch_shuffle: bool = False
+    """Divide the responses of a rollout into other minibatches in each epoch after the first."""
+
     undivided: ClassVar[str] = (
         "ppo decodes each response with all its keys and values on one process, so a row that one "
         "device cannot hold cannot be generated either"
@@ -78,8 +82,9 @@ class PPOConfig(
     def step_problems(self) -> list[str]:
         """Contradictions among the keys of a step, wherever its prompts and scores come from."""
         found = self._reference_problems() + self.kl_problems() + self.advantage_problems()
-        found += self._sampling_problems() + self.value_problems(self.value_start)
-        return found + self.ptx_problems()
+        found += self.policy_loss_problems() + self._sampling_problems()
+        found += self.value_problems(self.value_start) + self.ptx_problems()
+        return found + self._penalty_problems() + self._separate_reward_problems()
 
     def _reference_problems(self) -> list[str]:
         if self.model.reference in ("stored", "none"):
@@ -136,6 +141,50 @@ class PPOConfig(
                 "allow_truncated_sampling=true"
             )
         return found
+
+    def _penalty_problems(self) -> list[str]:
+        found, most = [], self.sampling.max_new_tokens
+        if self.overlong_buffer > most:
+            found.append(
+                f"overlong_buffer: got {self.overlong_buffer}, more than "
+                f"sampling.max_new_tokens={most}; need at most that. "
+                f"Try overlong_buffer={max(1, most // 5)}"
+            )
+        used = {"overlong_penalty": bool(self.overlong_buffer)}
+        found += unused_problems(self, used, "overlong_buffer")
+        shuffled = {"minibatch_shuffle": self.ppo_epochs > 1 and self.minibatches > 1}
+        return found + unused_problems(self, shuffled, "a run of several epochs and minibatches")
+
+    def _separate_reward_problems(self) -> list[str]:
+        """With `normalize_rewards=each`: what needs the sum of the terms, or changes it."""
+        if self.normalize_rewards == "sum" or self.advantage != "grpo":
+            return []
+        found = []
+        if len(self.reward.terms) < 2:
+            found.append(
+                "normalize_rewards: got each with fewer than two reward.terms; need several. "
+                "Try normalize_rewards=sum"
+            )
+        if self.kl_coef and self.kl_in == "reward":
+            found.append(
+                "kl_in: got reward with normalize_rewards=each, where a reward per token belongs "
+                "to none of the terms. Try kl_in=loss kl_estimator=k3, or kl_coef=0"
+            )
+        summed = {
+            "missing_eos_penalty": (self.missing_eos_penalty, 0),
+            "overlong_buffer": (self.overlong_buffer, 0),
+            "whiten_rewards": (self.whiten_rewards, False),
+            "reward.combine": (self.reward.combine, "sum"),
+            "reward.baseline": (self.reward.baseline, 0),
+            "reward.scale": (self.reward.scale, "none"),
+            "reward.clip": (self.reward.clip, 0),
+        }
+        return found + [
+            f"{name}: given with normalize_rewards=each, which reads the scores of each term and "
+            f"not their sum. Try {name}={format_value(default)}"
+            for name, (value, default) in summed.items()
+            if value != default
+        ]
 
     @property
     def value_start(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -30,6 +31,7 @@ from rlhf_cli.stages.ppo.minibatches import (
     MicroBatch,
     make_minibatches,
     pad_table,
+    policy_columns,
     response_masks,
 )
 from rlhf_cli.stages.ppo.mismatch import correct
@@ -44,11 +46,14 @@ class RolloutBatch:
         minibatches: micro-batches of each minibatch, with the experience as token columns.
         kl: [B], nats, log-ratio of policy to reference of each of this rank's responses.
         metrics: sums and counts over this rank's responses.
+        divide_again: divides the responses of all ranks into other minibatches, with the same
+            experience; called with the place of each response's index.
     """
 
     minibatches: list[list[TokenBatch]]
     kl: Tensor
     metrics: Metrics
+    divide_again: Callable[[Sequence[int]], list[list[TokenBatch]]]
 
 
 class ExperienceMaker:
@@ -74,21 +79,37 @@ class ExperienceMaker:
         self.ranks, self.max_tokens = ranks, max_tokens
 
     @phase("prepare")
-    def make(self, responses: Sequence[Response], scores: Tensor, kl_coef: float) -> RolloutBatch:
+    def make(
+        self,
+        responses: Sequence[Response],
+        scores: Tensor,
+        kl_coef: float,
+        terms: Tensor | None = None,
+    ) -> RolloutBatch:
         """Make the training batch of this rank's responses; all ranks call it together.
 
         Args:
             responses: possibly none.
             scores: [B] fp32, of each response.
             kl_coef: current KL penalty coefficient.
+            terms: [B, K] fp32, scores of each reward term, for `normalize_rewards=each`.
         """
         cfg = self.cfg
-        signal = has_signal(scores, cfg, kl_coef)
-        minibatches = make_minibatches(
-            responses, cfg.minibatches, self.max_tokens, self.policy.device, signal
+        signal = has_signal(scores, cfg, kl_coef, terms)
+        if cfg.mask_truncated and not cfg.has_value_model:
+            signal = [of and one.finished for of, one in zip(signal, responses, strict=True)]
+        divide = partial(
+            make_minibatches,
+            responses,
+            cfg.minibatches,
+            self.max_tokens,
+            self.policy.device,
+            signal,
         )
+        minibatches = divide()
         with torch.no_grad(), without_dropout(self.policy):
             tensors = self._compute_tensors(minibatches, responses, scores)
+        tensors = replace(tensors, terms=terms)
         experience = compute_advantages(tensors, cfg, kl_coef, self.ranks)
         columns = {
             RESPONSE_MASK: tensors.response_mask,
@@ -98,6 +119,7 @@ class ExperienceMaker:
             "old_values": tensors.values,
             "advantages": experience.advantages,
             "returns": experience.returns,
+            **policy_columns(responses, cfg),
         }
         metrics = _metrics(tensors, experience)
         metrics["objective/teaching"] = (torch.tensor(float(sum(signal))), float(len(signal)))
@@ -107,8 +129,16 @@ class ExperienceMaker:
             metrics |= found
         if cfg.has_value_model:
             metrics |= _explained_variance(tensors, experience, self.ranks)
-        rows = [[micro.with_columns(columns) for micro in micros] for micros in minibatches]
-        return RolloutBatch(rows, experience.kl.sum(1), metrics)
+
+        def with_experience(divided: list[list[MicroBatch]]) -> list[list[TokenBatch]]:
+            return [[micro.with_columns(columns) for micro in micros] for micros in divided]
+
+        return RolloutBatch(
+            with_experience(minibatches),
+            experience.kl.sum(1),
+            metrics,
+            lambda order: with_experience(divide(order)),
+        )
 
     def compute_kl(self, responses: Sequence[Response]) -> Tensor:
         """[B], nats: log-ratio of policy to reference, summed over each response."""

@@ -1,7 +1,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Ge, Gt, Unit, unused_problems
+from rlhf_cli.config.schema import Ge, Gt, Unit
+from rlhf_cli.config.values import unused_problems
 
 
 @dataclass(kw_only=True)

@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.sampler import group_by_tokens
+from rlhf_cli.losses.policy import aggregation_weights
 from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.ppo.config import PPOConfig
 
 RESPONSE_MASK = "response_mask"
 """Token column, True for tokens that the policy sampled."""
@@ -23,6 +25,13 @@ RESPONSE_MASK = "response_mask"
 VALUE_MASK = "value_mask"
 """Token column, True where the value loss counts: with `compat=trl` also the position after the
 end, else as `RESPONSE_MASK`."""
+
+POLICY_UNIT = "policy_unit"
+"""Token column, True once for each of what the policy loss is divided by: each token, or the first
+token of each response."""
+
+POLICY_WEIGHT = "policy_weight"
+"""Token column, fp32: weight of a token's policy loss before it is divided."""
 
 PTX_MASK = "ptx_mask"
 """Token column, True for tokens of `ptx_data`."""
@@ -62,22 +71,26 @@ def make_minibatches(
     max_tokens: int,
     device: torch.device,
     has_signal: Sequence[bool] | None = None,
+    order: Sequence[int] | None = None,
 ) -> list[list[MicroBatch]]:
     """Divide responses into minibatches, and each of them into micro-batches.
 
     Args:
         responses: of this rank.
-        count: number of minibatches; which one a response is in depends on its index alone.
+        count: number of minibatches; which one a response is in depends on its index and `order`
+            alone.
         max_tokens: tokens of a micro-batch.
         device: of the rows.
         has_signal: per response, False where its gradient is 0; by default all are True. Responses
             without signal get micro-batches of their own, which need no backward pass, unless a
             minibatch has no others: the optimizer then steps with a gradient of 0.
+        order: place of each index among the responses of all ranks; by default the index.
     """
     has_signal = [True] * len(responses) if has_signal is None else has_signal
+    places = [one.index if order is None else order[one.index] for one in responses]
     found: list[list[MicroBatch]] = []
     for number in range(count):
-        members = [k for k, one in enumerate(responses) if one.index % count == number]
+        members = [k for k, place in enumerate(places) if place % count == number]
         with_gradient = [k for k in members if has_signal[k]] or members
         without_gradient = [k for k in members if k not in set(with_gradient)]
         found.append([])
@@ -140,6 +153,24 @@ def response_masks(responses: Sequence[Response]) -> dict[str, Tensor]:
     valued = torch.tensor([len(one.scored_ids) for one in responses], dtype=torch.long)
     index = torch.arange(max(valued.tolist(), default=1))
     return {RESPONSE_MASK: index < sampled[:, None], VALUE_MASK: index < valued[:, None]}
+
+
+def policy_columns(responses: Sequence[Response], cfg: PPOConfig) -> dict[str, Tensor]:
+    """[B, T] each: `POLICY_UNIT` and `POLICY_WEIGHT`, which reduce the policy loss.
+
+    Args:
+        responses: of this rank.
+        cfg: `loss_aggregation` and `mask_truncated`.
+    """
+    tokens = response_masks(responses)[RESPONSE_MASK]
+    kept = tokens
+    if cfg.mask_truncated:
+        kept = tokens & torch.tensor([one.finished for one in responses], dtype=torch.bool)[:, None]
+    weights = aggregation_weights(tokens.sum(1), cfg.loss_aggregation, cfg.sampling.max_new_tokens)
+    first = torch.zeros_like(tokens)
+    first[:, 0] = True
+    units = {"token": kept, "sequence": kept & first, "constant": tokens & first}
+    return {POLICY_UNIT: units[cfg.loss_aggregation], POLICY_WEIGHT: weights[:, None] * kept}
 
 
 def mark_as_ptx(rows: TokenBatch) -> TokenBatch:

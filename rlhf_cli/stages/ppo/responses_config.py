@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Ge
+from rlhf_cli.config.schema import Ge, Gt, Unit
 
 
 @dataclass(kw_only=True)
@@ -15,6 +15,13 @@ class ResponsesConfig:
 
     missing_eos_penalty: Annotated[float, Ge(0)] = 0.0
     """Subtracted from the score of a response that did not end by itself."""
+
+    overlong_buffer: Annotated[int, Ge(0), Unit("tokens")] = 0
+    """Tokens before `sampling.max_new_tokens` over which a penalty grows from 0 to
+    `overlong_penalty` (DAPO, arXiv:2503.14476); 0 has none."""
+
+    overlong_penalty: Annotated[float, Gt(0)] = 1.0
+    """Subtracted from the score of a response at the length limit, with `overlong_buffer`."""
 
     allow_truncated_sampling: bool = False
     """Allow `top_k`, `top_p`, `min_p` and `min_new_tokens`, although the log-probs of the updates

@@ -86,7 +86,7 @@ class RolloutSource:
         began = time.monotonic()
         responses, scores = self._score(rollout)
         scored = time.monotonic()
-        batch = self.updates.start_rollout(responses, scores.total, rollout.step)
+        batch = self.updates.start_rollout(responses, scores.total, rollout.step, scores.by_term)
         self._show(rollout.step, responses, scores.total, batch)
         yield from self.updates.minibatches(batch)
         self.pipeline.finish()

@@ -1,7 +1,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from rlhf_cli.config.schema import Ge, ModelPath, Unit, unused_problems
+from rlhf_cli.config.schema import Ge, ModelPath, Unit
+from rlhf_cli.config.values import unused_problems
 from rlhf_cli.stages.ppo.advantage_config import AdvantageConfig
 
 

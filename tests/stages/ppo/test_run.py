@@ -120,6 +120,14 @@ def test_padding_does_not_matter(side, ppo, monkeypatch):
         (),
         pytest.param(("advantage=rloo", "samples_per_prompt=2"), marks=pytest.mark.slow),
         pytest.param(("batch_size=1", "minibatches=1"), marks=pytest.mark.slow),
+        pytest.param(
+            (
+                *("advantage=grpo", "samples_per_prompt=2", "sampling.stop=[e,a,o]", "scale=batch"),
+                *("loss_aggregation=sequence", "ratio=sequence", "mask_truncated=true"),
+                *("entropy_target=9", "entropy_coef=0.1", "minibatch_shuffle=true", "max_steps=2"),
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_processes_equal_one(words, ppo, files):
@@ -142,6 +150,7 @@ RESUMED = {
     "text": ["ptx_coef=0.5", "ptx_data=text.jsonl", "ptx_batch_size=2"],
     "reuse": ["rollout_logprobs=reuse"],
     "grpo": ["advantage=grpo", "samples_per_prompt=2", "kl_in=loss", "kl_estimator=k3"],
+    "entropy": ["entropy_target=3", "entropy_step=0.1", "minibatch_shuffle=true", "kl_coef=0"],
 }
 
 
@@ -205,7 +214,15 @@ def test_samples_are_logged(ppo, files, capsys):
     ppo("sample_steps=2", "max_steps=3")
     rows = [json.loads(line) for line in (files / "run" / "samples.jsonl").read_text().splitlines()]
     assert sorted({row["step"] for row in rows}) == [1, 2, 3]
-    assert rows[0].keys() == {"step", "prompt", "response", "score", "kl", "tokens", "weights_version"}
+    assert rows[0].keys() == {
+        "step",
+        "prompt",
+        "response",
+        "score",
+        "kl",
+        "tokens",
+        "weights_version",
+    }
     assert "samples of step 2:" in capsys.readouterr().err
 
 
