@@ -18,7 +18,7 @@ from rlhf_cli.rollout.server.config import is_loopback
 from rlhf_cli.rollout.server.connect import refusal
 from rlhf_cli.rollout.server.requests import GenerationRequest
 
-DOCS = "See docs/rollout_servers.md"
+DOCS = "See `rlhf docs rollout_servers`"
 
 PROBES = (
     "The quick brown fox, 3.14159 + 2 = ?\n\tdef f(x): return x",

@@ -1,6 +1,8 @@
 """Engines are opened on running and on started servers, by one process and by several."""
 
+import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -78,6 +80,18 @@ def test_a_started_server_that_does_not_fit_is_stopped(tmp_path):
     assert "pid" in (tmp_path / "server.log").read_text()
     pid = int((tmp_path / "server.log").read_text().split("pid ")[1].split()[0])
     assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_started_server_that_dies_is_not_waited_for(tmp_path):
+    start = f"{shlex.quote(sys.executable)} {STUB} {{model}} {{port}} {{name}}"
+    engine = opened(tmp_path, start=start, sync_folder=str(tmp_path / "s"), deadline=1000)
+    engine.hand_over(0)
+    pid = int((tmp_path / "server.log").read_text().split("pid ")[1].split()[0])
+    os.kill(pid, signal.SIGKILL)
+    engine.process._process.wait(10)
+    with pytest.raises(InferenceServerError, match="the server ended with exit code 137"):
+        respond(engine)
+    engine.close()
 
 
 def test_several_ranks_share_the_servers_and_rank_0_hands_over(tmp_path):
