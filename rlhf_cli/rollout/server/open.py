@@ -56,7 +56,15 @@ def open_engine(
     """
     sharded = ctx.mesh is not None
     kind = choose_kind(cfg.sync, policy, sharded=sharded)
-    write = PolicyWriter(policy, tokenizer, kind, ctx.compute, ctx.ranks, sharded=sharded)
+    write = PolicyWriter(
+        policy,
+        tokenizer,
+        kind,
+        ctx.compute,
+        ctx.ranks,
+        sharded=sharded,
+        untied=bool(cfg.start) and ctx.device.type == "cpu",
+    )
     owner = Owner.of_run(ctx.out)
     folder = choose_folder(cfg.sync_folder, owner)
     sync = WeightSync(write, kind, owner, folder, ranks=ctx.ranks, kept=cfg.lag)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from rlhf_cli.distributed.process_group import raising_rank_failed
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -20,9 +25,13 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gather_by_name
 from rlhf_cli.models.weight_files import save_weights
 from rlhf_cli.rollout.server.hand_over import Kind
+from rlhf_cli.runs.run_files import read_json
 
 MAX_RANK = 512
 """Largest rank of an adapter that vLLM loads."""
+
+UNTIED_FILE = "output_layer.safetensors"
+"""Holds an output layer that is written beside the embeddings it is tied to."""
 
 MODEL_PREFIX = "model."
 """Prefix of the parameters of the transformers model within a policy."""
@@ -104,6 +113,7 @@ class PolicyWriter:
         dtype: of whole weights.
         ranks: the processes that train.
         sharded: whether they share the weights.
+        untied: write an output layer that is tied to the embeddings as a weight of its own.
     """
 
     def __init__(
@@ -115,9 +125,10 @@ class PolicyWriter:
         ranks: Ranks = SINGLE_PROCESS,
         *,
         sharded: bool = False,
+        untied: bool = False,
     ) -> None:
         self.policy, self.tokenizer, self.kind = policy, tokenizer, kind
-        self.dtype, self.ranks, self.sharded = dtype, ranks, sharded
+        self.dtype, self.ranks, self.sharded, self.untied = dtype, ranks, sharded, untied
         self._has_tokenizer = False
 
     def __call__(self, folder: Path) -> None:
@@ -133,6 +144,8 @@ class PolicyWriter:
             save_weights(self.policy.model, folder, self.dtype, self._gather, self.ranks)
         else:
             self.ranks.run_on_main(partial(save_weights, self.policy.model, folder, self.dtype))
+        if self.untied:
+            self.ranks.run_on_main(partial(untie, folder, tied_output(self.policy)))
         if not self._has_tokenizer:
             self.ranks.run_on_main(partial(self.tokenizer.save_pretrained, folder))
             self._has_tokenizer = True
@@ -140,6 +153,49 @@ class PolicyWriter:
     def _gather(self, name: str) -> Tensor:
         with raising_rank_failed():
             return gather_by_name(self.policy, {}, f"{MODEL_PREFIX}{name}")
+
+
+def tied_output(policy: Policy) -> dict[str, str]:
+    """Name of the output layer's weight -> that of the embeddings it is tied to, as in files."""
+    base = policy.adapters.model.get_base_model() if policy.adapters else policy.model
+    if not base.config.get_text_config().tie_word_embeddings:
+        return {}
+    names = dict(base.named_parameters(remove_duplicate=False))
+    output = base.get_output_embeddings()
+    tied = base._tied_weights_keys or {}
+    return {name: source for name, source in tied.items() if names.get(name) is output.weight}
+
+
+def untie(folder: Path, tied: Mapping[str, str]) -> None:
+    """Store tied output layers of a folder beside the embeddings, and say so in its config.
+
+    A vLLM on a CPU computes with a packed copy of the output layer, which it renews only where the
+    weights that it reads have one (seen in 0.32.0): with tied embeddings it answers by the old one.
+
+    Args:
+        folder: a model in safetensors.
+        tied: name of the output layer's weight -> that of the embeddings.
+    """
+    if not tied:
+        return
+    found: dict[str, Tensor] = {}
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as stored:
+            names = set(stored.keys())
+            found |= {
+                name: stored.get_tensor(source) for name, source in tied.items() if source in names
+            }
+    save_file(found, folder / UNTIED_FILE)
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if index.exists():
+        content = read_json(index)
+        content["weight_map"] |= dict.fromkeys(found, UNTIED_FILE)
+        index.write_text(json.dumps(content), encoding="utf-8")
+    config = folder / CONFIG_NAME
+    content = read_json(config)
+    for part in (content, content.get("text_config", {})):
+        part["tie_word_embeddings"] = False
+    config.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _write_merged(policy: Policy, folder: Path, dtype: torch.dtype) -> None:

@@ -19,6 +19,17 @@ from rlhf_cli.stages.rollouts.worker import RolloutWorker
 CHECKED_RESPONSES = 8
 """Responses of each rank that are compared."""
 
+GROWTH = 20.0
+"""A difference that has grown by more than this factor, and is above `SMALL`, is reported."""
+
+SMALL = 5e-3
+"""Nats a token: what two engines in bf16 differ by at least."""
+
+STALE = (
+    "some of its weights may be stale. A vLLM on a CPU does not renew an output layer that is tied "
+    "to the embeddings, unless rollout.start starts it; else see its log for failed updates"
+)
+
 ComputeLogprobs = Callable[[Sequence[Response], float], Tensor]
 """Responses and a temperature -> [B, T], nats, under the current policy; every rank calls it."""
 
@@ -46,33 +57,45 @@ class LogprobCheck:
     ) -> None:
         self.cfg, self.temperature, self.worker = cfg, sampling.temperature, worker
         self.compute, self.ranks = compute, ranks
-        self.passed_once = False
+        self.first: float | None = None
+        """Difference at the first check, nats."""
+        self._changed = False
 
     def __call__(self, rollout: Rollout) -> None:
         """Check before a step, if it is due; every rank calls it.
+
+        It is due in the first step of a process and in the one after it, whose weights are the
+        first that the server got from training; then every `rollout.check_steps`.
 
         Raises:
             ModelError: the difference is above `rollout.check_bound`; says the likely cause.
             InferenceServerError: the server failed.
         """
         every = self.cfg.check_steps
-        if not every or (self.passed_once and rollout.step % every):
+        if not every or (self._changed and rollout.step % every):
             return
         responses = self._current(rollout)
         difference = self._difference(responses, self.temperature)
-        if difference <= self.cfg.check_bound:
-            if not self.passed_once:
-                logger.info(
-                    f"rollout: the server's log-probs differ from the policy's by "
-                    f"{difference:.2g} nats a token (bound {self.cfg.check_bound:g})"
-                )
-            self.passed_once = True
+        if difference > self.cfg.check_bound:
+            raise ModelError(
+                f"rollout.check_bound: step {rollout.step}: the server's log-probs differ from the "
+                f"policy's by {difference:.3g} nats a token, more than "
+                f"{self.cfg.check_bound:g}. {self._cause(responses)}"
+            )
+        if self.first is None:
+            self.first = difference
+            logger.info(
+                f"rollout: the server's log-probs differ from the policy's by {difference:.2g} "
+                f"nats a token (bound {self.cfg.check_bound:g})"
+            )
             return
-        raise ModelError(
-            f"rollout.check_bound: step {rollout.step}: the server's log-probs differ from the "
-            f"policy's by {difference:.3g} nats a token, more than {self.cfg.check_bound:g}. "
-            f"{self._cause(responses)}"
-        )
+        self._changed = True
+        if difference > max(GROWTH * self.first, SMALL):
+            logger.info(
+                f"warning: rollout: the server's log-probs differ from the policy's by "
+                f"{difference:.2g} nats a token after step {rollout.step - 1}, and by "
+                f"{self.first:.2g} at first: {STALE}"
+            )
 
     def _current(self, rollout: Rollout) -> list[Response]:
         """Some responses of this rank by the policy's current weights."""
@@ -110,11 +133,8 @@ class LogprobCheck:
                 f"They are those at temperature 1, not {self.temperature:g}. Start vLLM with "
                 "--logprobs-mode processed_logprobs"
             )
-        if self.passed_once:
-            return (
-                "They were equal at first, so its weights are stale: see its log for failed "
-                "updates, and whether another program changes them"
-            )
+        if self.first is not None:
+            return f"At first they differed by {self.first:.2g}: {STALE}"
         return (
             "The likely causes are another model or template than this run's, a quantized or "
             "lower-precision server (start vLLM with --dtype), or sampling options of its own "
