@@ -79,6 +79,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
         locate=partial(_locate, components, data.prompts[0]),
         evaluate=partial(_evaluate, held_out, source, cfg.kl_coef) if held_out else None,
         samples=_fixed_samples(cfg, policy, ctx, worker, held_out),
+        lr_factors=components.lr_factors,
     )
     with contextlib.closing(source.pipeline):
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
