@@ -52,14 +52,14 @@ def prepare(cfg: PPOConfig, out: Path) -> None:
 def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     """Generate responses, score them, and train the policy towards higher scores."""
     ctx = open_ppo_run(cfg, out)
-    data = load_prompt_data(cfg, "ppo")
+    data = load_prompt_data(cfg, cfg.command)
     models = load_models(cfg, ctx, data)
     plan = prepare_training(cfg, ctx, models.policy, data)
     components = build_components(cfg, plan, models)
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
     log_memory(models, rewards, ctx)
-    engine = create_engine(cfg, policy, data, plan, "ppo")
+    engine = create_engine(cfg, policy, data, plan, cfg.command)
     worker = _worker(cfg, data.prompts, engine, tokenizer, policy)
     source = RolloutSource(cfg, worker, rewards, components.updates, ctx)
     log_step_counts(cfg, source.total_steps)
