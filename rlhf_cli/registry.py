@@ -9,6 +9,7 @@ from rlhf_cli.commands.score.config import ScoreConfig
 from rlhf_cli.config.command import Command
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
+from rlhf_cli.stages.grpo.config import GRPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.pretrain.config import PretrainConfig
 from rlhf_cli.stages.reward.config import RewardConfig
@@ -48,6 +49,14 @@ COMMANDS = {
         Command(
             "ppo",
             PPOConfig,
+            "rlhf_cli.stages.ppo.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:ppo",
+            needs="reward.function=tiny/judge.py:score",
+        ),
+        Command(
+            "grpo",
+            GRPOConfig,
             "rlhf_cli.stages.ppo.run:run",
             trains=True,
             preflight="rlhf_cli.preflight.commands:ppo",
@@ -151,6 +160,7 @@ EVALUATORS = {
     "reward": "rlhf_cli.stages.reward.run:open_evaluation",
     "dpo": "rlhf_cli.stages.dpo.run:open_evaluation",
     "ppo": "rlhf_cli.stages.ppo.evaluate:open_evaluation",
+    "grpo": "rlhf_cli.stages.ppo.evaluate:open_evaluation",
     "bco": "rlhf_cli.stages.bco.run:open_evaluation",
 }
 """Stage -> `module:function`, which opens the rows that a run of the stage is measured on.

@@ -21,9 +21,18 @@ def shipped_model(name: str = SHIPPED) -> Path:
     return shipped_folder("recipes") / name / "model"
 
 
+SAME_ROWS = {"grpo": "ppo"}
+"""Stage -> the stage whose shipped rows it takes."""
+
+
 def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
     """File of a stage's shipped rows; not every stage has one."""
-    return shipped_folder("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
+    return (
+        shipped_folder("recipes")
+        / SHIPPED
+        / "data"
+        / f"{SAME_ROWS.get(stage, stage)}_{split}.jsonl"
+    )
 
 
 def presets(group: str) -> list[str]:

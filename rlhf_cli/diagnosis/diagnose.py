@@ -17,6 +17,7 @@ RULES_OF_STAGE: dict[str, Sequence[Rule]] = {
     "dpo": (*training.RULES, *preference.RULES, *unpaired.KTO_RULES),
     "bco": (*training.RULES, *unpaired.RULES),
     "ppo": (*ppo.RULES, *kl.RULES, *rollouts.RULES),
+    "grpo": (*ppo.RULES, *kl.RULES, *rollouts.RULES),
 }
 
 

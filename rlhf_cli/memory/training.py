@@ -298,7 +298,7 @@ class _Run:
         """Workspace of the log-probs and their backward pass."""
         if self.settings.cfg.scores:
             return 0
-        entropy = self.settings.command == "ppo"
+        entropy = self.settings.command in ("ppo", "grpo")
         return activations.logits_bytes(self.policy.shape, forward, backward=True, entropy=entropy)
 
     def _without_gradients(self, held: Parts, forward: Pass) -> Parts:

@@ -136,8 +136,9 @@ def changes(record: RunRecord) -> list[Change]:
 
 
 def _direction(stage: str, head: Metric) -> str:
-    """Direction of an improvement; a score is to rise in ppo, and has no direction elsewhere."""
-    return describe(head.train_name).better if stage == "ppo" and head.train_name else head.better
+    """Direction of an improvement; a score is to rise in ppo and grpo, elsewhere it has none."""
+    rises = stage in ("ppo", "grpo") and head.train_name
+    return describe(head.train_name).better if rises else head.better
 
 
 def _ends(record: RunRecord) -> tuple[dict[str, float], dict[str, float]]:

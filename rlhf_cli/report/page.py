@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 ERROR_START = 60
 """Characters by which an error is found in the sentence of a finding."""
 
-X_LABELS = {"ppo": "rollout"}
+X_LABELS = {"ppo": "rollout", "grpo": "rollout"}
 """Stage -> what a step is."""
 
 

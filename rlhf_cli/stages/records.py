@@ -29,6 +29,7 @@ _OF_STAGE = {
     "sft": SFT_RECORDS,
     "reward": PREFERENCE_RECORDS,
     "ppo": PROMPT_RECORDS,
+    "grpo": PROMPT_RECORDS,
     "dpo": PAIRED_RECORDS,
     "bco": UNPAIRED_RECORDS,
 }

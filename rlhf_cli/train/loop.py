@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,7 @@ class TrainingTask:
         state: what the stage keeps from step to step beside the weights.
         samples: writes responses after each evaluation, or None.
         finds_spikes: whether a sudden rise of the loss means something; of PPO it does not.
+        lr_factors: name -> factor of the learning rate of a parameter; 1 where none is given.
     """
 
     policy: ModelWrapper
@@ -95,6 +96,7 @@ class TrainingTask:
     state: StageState = field(default_factory=StageState)
     samples: SampleWriter | None = None
     finds_spikes: bool = False
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -141,7 +143,12 @@ class TrainingLoop:
         self.lr: float = cfg.lr
         self.fingerprint, self.trackers = fingerprint, trackers
         self.optimizer = MasterAdamW(
-            task.policy, cfg, ctx.compute, ctx.mesh, writes=ctx.ranks.is_main
+            task.policy,
+            cfg,
+            ctx.compute,
+            ctx.mesh,
+            writes=ctx.ranks.is_main,
+            lr_factors=task.lr_factors,
         )
         self.ranks = ctx.ranks
         self.meter = Meter(self.ranks.data)

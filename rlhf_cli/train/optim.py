@@ -32,6 +32,7 @@ class MasterAdamW:
         compute: type of the forward and backward pass.
         mesh: processes that share the weights, or None.
         writes: whether this process saves parameters that are not sharded.
+        lr_factors: name -> factor of the learning rate of a parameter; 1 where none is given.
 
     Attributes:
         masters: name -> fp32 tensor of each trained parameter (tied ones once), this process's part
@@ -47,6 +48,7 @@ class MasterAdamW:
         mesh: ShardMesh | None = None,
         *,
         writes: bool = True,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
         self._module = module
         self.params = {n: p for n, p in shards_of(module).items() if p.requires_grad}
@@ -64,9 +66,17 @@ class MasterAdamW:
             name for name, p in self.params.items() if p.ndim < 2 or hasattr(p, "no_weight_decay")
         }
         filled = {name: master for name, master in self.masters.items() if master.numel()}
-        decayed = [master for name, master in filled.items() if name not in no_decay]
-        plain = [master for name, master in filled.items() if name in no_decay]
-        self._adamw = _adamw(decayed, plain, cfg)
+        factors = lr_factors or {}
+        self._lr_factors: list[float] = []
+        groups = []
+        for factor in sorted({1.0, *factors.values()}):
+            own = [name for name in filled if factors.get(name, 1.0) == factor]
+            decayed = [filled[name] for name in own if name not in no_decay]
+            plain = [filled[name] for name in own if name in no_decay]
+            groups.append({"params": decayed, "weight_decay": cfg.weight_decay})
+            groups.append({"params": plain, "weight_decay": 0.0})
+            self._lr_factors += [factor, factor]
+        self._adamw = _adamw(groups, cfg)
         self.zero_grad()
 
     @property
@@ -130,8 +140,8 @@ class MasterAdamW:
 
     def step(self, lr: float) -> None:
         """Update the masters with their gradients, and then the module's copies."""
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
+        for group, factor in zip(self._adamw.param_groups, self._lr_factors, strict=True):
+            group["lr"] = lr * factor
         for name, gradient in self.gradients().items():
             self.masters[name].grad = gradient.to(self.masters[name].device)
         self._adamw.step()
@@ -219,12 +229,8 @@ def require_device(cfg: TrainConfig, device: torch.device) -> None:
         )
 
 
-def _adamw(decayed: list[Tensor], plain: list[Tensor], cfg: TrainConfig) -> torch.optim.Optimizer:
-    """Build the configured optimizer; its learning rate is set at each step."""
-    groups = [
-        {"params": decayed, "weight_decay": cfg.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+def _adamw(groups: list[dict[str, Any]], cfg: TrainConfig) -> torch.optim.Optimizer:
+    """Build the configured optimizer; the learning rate of each group is set at each step."""
     betas, eps = (cfg.adam_beta1, cfg.adam_beta2), cfg.adam_epsilon
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)

@@ -95,7 +95,7 @@ def plan_training(
     steps = count_steps(cfg, rows.train, estimate.micro_batch_tokens, groups)
     work = (
         ppo_work(cfg, rows, steps, models, itemsize)
-        if stage == "ppo"
+        if stage in ("ppo", "grpo")
         else stage_work(stage, cfg, rows, steps, policy)
     )
     rate = find_rate(device, itemsize, cfg.device_flops)

@@ -62,7 +62,7 @@ def _load_target(cfg: EvaluateConfig, path: str, name: str) -> Target:
         device_memory=cfg.device_memory,
     )
     if cfg.template != "auto":
-        config = config if stage == "ppo" else to_response_rows_config(config)
+        config = config if stage in ("ppo", "grpo") else to_response_rows_config(config)
         config = replace(config, template=cfg.template)
     fit_to_model(config)  # as a stage does; `data` is a copy of the run's
     return Target(name, stage, config, settings.commits if settings else {})

@@ -22,6 +22,7 @@ STAGES = {
     "sft": "supervised fine-tuning",
     "reward": "reward modelling",
     "ppo": "proximal policy optimization",
+    "grpo": "group-relative policy optimization",
     "dpo": "direct preference optimization",
     "bco": "binary classifier optimization",
 }

@@ -46,6 +46,8 @@ class PPOConfig(
     """
 
     default_lr: ClassVar[tuple[float, float]] = (3e-6, 1e-5)
+    command: ClassVar[str] = "ppo"
+    """The command that has these keys."""
 
     model: PPOModelConfig = field(default_factory=PPOModelConfig)
     reward: RewardsConfig = field(default_factory=RewardsConfig)
@@ -89,8 +91,8 @@ class PPOConfig(
     def _reference_problems(self) -> list[str]:
         if self.model.reference in ("stored", "none"):
             return [
-                f"model.reference: got {self.model.reference}; ppo computes the KL of responses "
-                "that it generates during the run, so it needs a reference in memory. "
+                f"model.reference: got {self.model.reference}; {self.command} computes the KL of "
+                "responses that it generates during the run, so it needs a reference in memory. "
                 "Try model.reference=auto"
             ]
         return self.model.reference_problems(self.adapter.kind)
@@ -122,7 +124,7 @@ class PPOConfig(
                 "responses of a step (train.batch_size times samples_per_prompt). "
                 f"Try minibatches={near}"
             )
-        return found + prompt_rows_problems("ppo", self.data, self.sampling.max_new_tokens)
+        return found + prompt_rows_problems(self.command, self.data, self.sampling.max_new_tokens)
 
     def _sampling_problems(self) -> list[str]:
         found, sampling = [], self.sampling

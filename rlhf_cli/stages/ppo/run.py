@@ -52,14 +52,14 @@ def prepare(cfg: PPOConfig, out: Path) -> None:
 def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     """Generate responses, score them, and train the policy towards higher scores."""
     ctx = open_ppo_run(cfg, out)
-    data = load_prompt_data(cfg, "ppo")
+    data = load_prompt_data(cfg, cfg.command)
     models = load_models(cfg, ctx, data)
     plan = prepare_training(cfg, ctx, models.policy, data)
     components = build_components(cfg, plan, models)
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
     log_memory(models, rewards, ctx)
-    engine = create_engine(cfg, policy, data, plan, "ppo")
+    engine = create_engine(cfg, policy, data, plan, cfg.command)
     worker = _worker(cfg, data.prompts, engine, tokenizer, policy)
     source = RolloutSource(cfg, worker, rewards, components.updates, ctx)
     log_step_counts(cfg, source.total_steps)
@@ -79,6 +79,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
         locate=partial(_locate, components, data.prompts[0]),
         evaluate=partial(_evaluate, held_out, source, cfg.kl_coef) if held_out else None,
         samples=_fixed_samples(cfg, policy, ctx, worker, held_out),
+        lr_factors=components.lr_factors,
     )
     with contextlib.closing(engine):
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))

@@ -16,6 +16,7 @@ from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gathered
 from rlhf_cli.models.vocabulary import require_embedded
+from rlhf_cli.preflight.models import peak_learning_rate
 from rlhf_cli.rollout.cuda_graphs import capture, require_cuda
 from rlhf_cli.rollout.probe import require_continuous_batching, require_cuda_graphs
 from rlhf_cli.rollout.stopping import add_end_token
@@ -23,7 +24,7 @@ from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.ppo.loss import PPOLoss
 from rlhf_cli.stages.ppo.updates import PPOUpdater
-from rlhf_cli.stages.ppo.value_model import attach_value_model
+from rlhf_cli.stages.ppo.value_model import attach_value_model, value_lr_factors
 from rlhf_cli.stages.records import LIKELIHOOD_RECORDS
 from rlhf_cli.stages.reference import ReferenceModel, load_reference
 from rlhf_cli.stages.rollouts.prompts import PromptData
@@ -55,12 +56,14 @@ class PPOComponents:
         experience_maker: computes log-probs, values and advantages of responses.
         updates: minibatches of a rollout, and the KL coefficient.
         ptx_data: examples of `ptx_data`, or None.
+        lr_factors: name -> factor of the learning rate of a parameter, where it is not 1.
     """
 
     loss: PPOLoss
     experience_maker: ExperienceMaker
     updates: PPOUpdater
     ptx_data: Examples | None
+    lr_factors: dict[str, float]
 
 
 def open_ppo_run(cfg: PPOConfig, out: Path) -> RunContext:
@@ -102,7 +105,11 @@ def build_components(cfg: PPOConfig, plan: TrainingPlan, models: PPOModels) -> P
         train = replace(cfg.train, batch_size=cfg.ptx_batch_size, max_steps=UNLIMITED_STEPS)
         source = ExampleLoader(examples, cfg.data, train, cfg.seed, tokens, ranks)
     return PPOComponents(
-        loss, experience_maker, PPOUpdater(cfg, experience_maker, loss, source, ranks), examples
+        loss,
+        experience_maker,
+        PPOUpdater(cfg, experience_maker, loss, source, ranks),
+        examples,
+        value_lr_factors(cfg, models.policy, peak_learning_rate(cfg)),
     )
 
 

@@ -56,6 +56,11 @@ def _trainer_problems(cfg: PPOConfig) -> list[str]:
             "rollout_logprobs: got reuse; PPOTrainer.step accepts responses without log-probs. "
             "Try rollout_logprobs=recompute"
         )
+    if cfg.normalize_rewards == "each":
+        found.append(
+            "normalize_rewards: got each; PPOTrainer.step takes one score of each response. "
+            "Try normalize_rewards=sum"
+        )
     if cfg.launch.shard != "none":
         found.append(
             f"launch.shard: got {cfg.launch.shard}; PPOTrainer is one process, and weights are "
@@ -102,6 +107,7 @@ class PPOTrainer:
             source=self.source,
             loss=components.loss,
             locate=lambda rows: f"prompts[{rows.example_ids[0]}]",
+            lr_factors=components.lr_factors,
         )
         self.loop = TrainingLoop(task, plan.train, self.ctx, plan.start.fingerprint)
 

@@ -15,7 +15,7 @@ from rlhf_cli.models.load import LoadInputs, enable_activation_checkpointing, lo
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.resolve import config_for_other_model
 from rlhf_cli.models.reward_model import RewardModel
-from rlhf_cli.models.sharding import local_tensor
+from rlhf_cli.models.sharding import local_tensor, shards_of
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.models.value_model import (
     VALUE_ADAPTER,
@@ -50,6 +50,24 @@ def attach_value_model(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunC
         "model": f"a separate model, from {cfg.value_start}",
     }[cfg.value]
     logger.info(f"value model: {kind}, {count:,} parameters of its own")
+
+
+def value_lr_factors(cfg: PPOConfig, policy: Policy, lr: float) -> dict[str, float]:
+    """Name of each parameter that only the value model has -> `value_lr` divided by `lr`.
+
+    Args:
+        cfg: `value_lr`; where it is 0, no parameter has a factor.
+        policy: with its value model.
+        lr: peak learning rate of the run.
+    """
+    if not cfg.value_lr or policy.value_model is None:
+        return {}
+    named = shards_of(policy)
+    own = {id(param) for param in policy.value_model.parameters()}
+    if cfg.value == "adapter" and policy.adapters is not None:
+        own |= {id(param) for param in policy.adapters.adapter_params(VALUE_ADAPTER)}
+    factor = cfg.value_lr / lr
+    return {name: factor for name, param in named.items() if id(param) in own}
 
 
 def _build(cfg: PPOConfig, policy: Policy, tokenizer: Any, ctx: RunContext) -> ValueModel:

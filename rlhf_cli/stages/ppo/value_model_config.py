@@ -26,6 +26,10 @@ class ValueModelConfig(AdvantageConfig):
     value_warmup_steps: Annotated[int, Ge(0), Unit("rollouts")] = 0
     """Number of first steps in which only the value model is trained."""
 
+    value_lr: Annotated[float, Ge(0)] = 0.0
+    """Peak learning rate of the value model's own parameters, with the warm-up and decay of
+    `train.lr`; 0 takes `train.lr`."""
+
     vf_coef: Annotated[float, Ge(0)] = 0.1
     """Coefficient of the value loss."""
 
@@ -41,7 +45,7 @@ class ValueModelConfig(AdvantageConfig):
                 "value_model: none given with value=model; need a reward model to start from. "
                 "Try value_model=runs/reward"
             )
-        names = ("value", "value_clip_range", "value_warmup_steps", "vf_coef")
+        names = ("value", "value_clip_range", "value_warmup_steps", "value_lr", "vf_coef")
         used = dict.fromkeys(names, self.has_value_model)
         found += unused_problems(self, used, "advantage=gae")
         separate = self.has_value_model and self.value == "model"

@@ -146,7 +146,7 @@ def test_two_processes_equal_one(words, ppo, files):
 
 RESUMED = {
     "shared": ["kl_controller=adaptive", "reward.scale=running", "value_warmup_steps=3"],
-    "adapters": ["adapter=lora", "adapter.rank=2", "value=adapter"],
+    "adapters": ["adapter=lora", "adapter.rank=2", "value=adapter", "value_lr=1e-2"],
     "text": ["ptx_coef=0.5", "ptx_data=text.jsonl", "ptx_batch_size=2"],
     "reuse": ["rollout_logprobs=reuse"],
     "grpo": ["advantage=grpo", "samples_per_prompt=2", "kl_in=loss", "kl_estimator=k3"],
