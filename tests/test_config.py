@@ -373,7 +373,7 @@ def test_switches(text, value):
         ("train.lr.x=1", "train.lr.x: no such key in sft; did you mean train.lr? Try train.lr=1"),
         (
             "sampling.top_k=3",
-            "sampling.top_k: a key of ppo, generate, chat, evaluate, doctor, not of sft. "
+            "sampling.top_k: a key of dpo, ppo, generate, chat, evaluate, doctor, not of sft. "
             "See rlhf sft --help",
         ),
         ("train=smok", "train: got smok; need one of smoke, or keys below it. Try train=smoke"),

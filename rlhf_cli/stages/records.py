@@ -39,7 +39,10 @@ def records_of(stage: str, cfg: Any) -> Records:
 
     Args:
         stage: name of the stage.
-        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses.
+        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses, and
+            `online` takes prompts.
     """
+    if stage == "dpo" and cfg.online:
+        return PROMPT_RECORDS
     unpaired = stage == "dpo" and cfg.unpaired
     return UNPAIRED_RECORDS if unpaired else _OF_STAGE[stage]
