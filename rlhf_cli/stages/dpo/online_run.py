@@ -24,6 +24,7 @@ from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.dpo.loss import preference_loss, reference_state
 from rlhf_cli.stages.dpo.online import OnlineSource, with_kl
+from rlhf_cli.stages.records import rows_stage
 from rlhf_cli.stages.reference import held_reference, load_reference
 from rlhf_cli.stages.rollouts.engine import create_engine
 from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts, fixed_samples
@@ -35,14 +36,10 @@ from rlhf_cli.stages.training import fit_and_save, open_run, prepare_training
 from rlhf_cli.train.evaluation import HeldOutMetrics
 from rlhf_cli.train.loop import TrainingTask
 
-SHIPPED_PROMPTS = "ppo"
-"""Stage whose shipped rows are prompts."""
-
-
 def run_online(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     """Generate responses, rank them by their scores, and train on the pairs."""
     ctx = open_run(cfg, out)
-    data = load_prompt_data(cfg, SHIPPED_PROMPTS)
+    data = load_prompt_data(cfg, rows_stage("dpo", cfg))
     policy, tokenizer = _load_policy(cfg, ctx, data), data.tokenizer
     reference = load_reference(cfg, policy, data, ctx)
     plan = prepare_training(cfg, ctx, policy, data)

@@ -26,7 +26,7 @@ from rlhf_cli.stages.evaluation import (
 )
 from rlhf_cli.stages.examples import kto_examples, unpaired_examples
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows, untransformed
-from rlhf_cli.stages.records import records_of
+from rlhf_cli.stages.records import records_of, rows_stage
 from rlhf_cli.stages.reference import load_row_reference
 from rlhf_cli.stages.rollouts.evaluate import open_evaluation as open_prompt_evaluation
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
@@ -74,7 +74,7 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
         DataError: the rows cannot be read, or are of one class only.
     """
     if cfg.online:
-        return open_prompt_evaluation(cfg, stage)
+        return open_prompt_evaluation(cfg, rows_stage(stage, cfg))
     require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
     loaded = load_held_out(cfg, stage, tokenizer, records_of("dpo", cfg))
