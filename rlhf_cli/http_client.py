@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, TypeVar
 from urllib.error import HTTPError, URLError
@@ -232,7 +233,9 @@ def with_retries(
     raise AssertionError("retries is 0 or more")
 
 
-def run_concurrently(act: Callable[[S], T], items: Sequence[S], limit: int) -> list[T]:
+def run_concurrently(
+    act: Callable[[S], T], items: Sequence[S], limit: int, *, in_order: bool = False
+) -> list[T]:
     """Call a function for each item, in threads; results are in the order of the items.
 
     Its threads end with the process: where one call fails, the others are not waited for.
@@ -241,39 +244,36 @@ def run_concurrently(act: Callable[[S], T], items: Sequence[S], limit: int) -> l
         act: called for each item.
         items: its arguments.
         limit: calls at once.
+        in_order: of several calls that fail, raise the exception of the first item, whichever ended
+            first; calls for earlier items are then waited for.
 
     Raises:
         Exception: the first that a call raised; no further calls begin.
     """
-    results: dict[int, T] = {}
-    errors: list[BaseException] = []
-    lock, ended = threading.Lock(), threading.Event()
-    positions = iter(range(len(items)))
+    results: list[Future[T]] = [Future() for _ in items]
+    positions, failed, lock = iter(range(len(items))), threading.Event(), threading.Lock()
 
     def work() -> None:
-        while not errors:
+        while True:
             with lock:
-                index = next(positions, None)
+                index = None if failed.is_set() else next(positions, None)
             if index is None:
                 return
             try:
-                found = act(items[index])
+                results[index].set_result(act(items[index]))
             except BaseException as error:
-                errors.append(error)
-                ended.set()
-                return
-            with lock:
-                results[index] = found
-                if len(results) == len(items):
-                    ended.set()
+                failed.set()
+                results[index].set_exception(error)
 
     for _ in range(min(limit, len(items))):
         threading.Thread(target=work, daemon=True).start()
-    if items:
-        ended.wait()
-    if errors:
-        raise errors[0]
-    return [results[index] for index in range(len(items))]
+    try:
+        if not in_order:
+            for one in wait(results, return_when=FIRST_EXCEPTION).done:
+                one.result()
+        return [one.result() for one in results]
+    finally:
+        failed.set()  # also after Ctrl-C
 
 
 def excerpt(answer: bytes) -> str:

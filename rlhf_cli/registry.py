@@ -159,8 +159,8 @@ EVALUATORS = {
     "sft": "rlhf_cli.stages.likelihood:open_likelihood_evaluation",
     "reward": "rlhf_cli.stages.reward.run:open_evaluation",
     "dpo": "rlhf_cli.stages.dpo.run:open_evaluation",
-    "ppo": "rlhf_cli.stages.ppo.evaluate:open_evaluation",
-    "grpo": "rlhf_cli.stages.ppo.evaluate:open_evaluation",
+    "ppo": "rlhf_cli.stages.rollouts.evaluate:open_evaluation",
+    "grpo": "rlhf_cli.stages.rollouts.evaluate:open_evaluation",
     "bco": "rlhf_cli.stages.bco.run:open_evaluation",
 }
 """Stage -> `module:function`, which opens the rows that a run of the stage is measured on.

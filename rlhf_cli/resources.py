@@ -21,18 +21,14 @@ def shipped_model(name: str = SHIPPED) -> Path:
     return shipped_folder("recipes") / name / "model"
 
 
-SAME_ROWS = {"grpo": "ppo"}
-"""Stage -> the stage whose shipped rows it takes."""
+ROWS_OF = {"online dpo": "ppo", "grpo": "ppo"}
+"""Stage -> the stage whose shipped rows it reads, where it has none of its own."""
 
 
 def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
     """File of a stage's shipped rows; not every stage has one."""
-    return (
-        shipped_folder("recipes")
-        / SHIPPED
-        / "data"
-        / f"{SAME_ROWS.get(stage, stage)}_{split}.jsonl"
-    )
+    name = ROWS_OF.get(stage, stage)
+    return shipped_folder("recipes") / SHIPPED / "data" / f"{name}_{split}.jsonl"
 
 
 def presets(group: str) -> list[str]:

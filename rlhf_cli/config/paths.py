@@ -203,7 +203,8 @@ def _defined(path: str, shown: str) -> list[str]:
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidValue(f"{shown} cannot be read as Python ({error})") from None
     statements = list(_top_level(tree.body))
-    functions = [node.name for node in statements if isinstance(node, ast.FunctionDef)]
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    functions = [node.name for node in statements if isinstance(node, kinds)]
     others = [name for node in statements for name in _bound_names(node)]
     return list(dict.fromkeys([*functions, *others]))
 
@@ -221,7 +222,7 @@ def _top_level(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 
 def _bound_names(node: ast.stmt) -> Iterator[str]:
     """The names that a statement other than a function definition binds."""
-    if isinstance(node, ast.ClassDef | ast.AsyncFunctionDef):
+    if isinstance(node, ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Import | ast.ImportFrom):
         yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)

@@ -2,7 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from rlhf_cli.diagnosis import kl, outcome, ppo, preference, reward, rollouts, training, unpaired
+from rlhf_cli.diagnosis import (
+    kl,
+    online,
+    outcome,
+    ppo,
+    preference,
+    reward,
+    rollouts,
+    training,
+    unpaired,
+)
 from rlhf_cli.diagnosis.findings import ORDER, Finding
 from rlhf_cli.errors import first_line
 from rlhf_cli.runs.record import RunRecord
@@ -25,7 +35,10 @@ EXPLAINS = {
     "reward.swapped": ("loss.overfit", "reward.length"),
     "dpo.swapped": ("loss.overfit",),
     "labels.swapped": ("loss.overfit",),
-    "ppo.constant_reward": ("ppo.score_flat", "ppo.value", "ppo.constant_groups"),
+    "ppo.constant_reward": (
+        *("ppo.score_flat", "ppo.value", "ppo.constant_groups"),
+        *("dpo.score_flat", "dpo.ties"),
+    ),
     "ppo.negative_kl": ("ppo.truncated_sampling",),
 }
 """Code -> codes that it is the cause of, and that are left out beside it."""
@@ -41,9 +54,16 @@ def _apply(rule: Rule, record: RunRecord) -> Finding | None:
         return Finding(code=f"unread.{name}", severity="note", sentence=sentence)
 
 
+def _rules_of(record: RunRecord) -> Sequence[Rule]:
+    """Rules of a run's stage; online DPO has some of those of PPO."""
+    if record.stage == "dpo" and record.options.get("online"):
+        return (*online.RULES, *rollouts.RULES)
+    return RULES_OF_STAGE.get(record.stage, ())
+
+
 def diagnose(record: RunRecord) -> list[Finding]:
     """Apply all rules that fit a run; the worst findings come first, then in the rules' order."""
-    rules = (*outcome.RULES, *RULES_OF_STAGE.get(record.stage, ()))
+    rules = (*outcome.RULES, *_rules_of(record))
     found = [finding for rule in rules if (finding := _apply(rule, record)) is not None]
     explained = {
         code

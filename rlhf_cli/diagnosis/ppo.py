@@ -42,7 +42,7 @@ def score(record: RunRecord) -> Finding | None:
     numbers = {"first": found.first, "last": found.last}
     shown = f"from {found.first:.3g} to {found.last:.3g}"
     held_out = values_of(record, "eval/score")
-    learned = len(held_out) > 1 and held_out[-1] - held_out[0] > SURE * _score_error(record)
+    learned = len(held_out) > 1 and held_out[-1] - held_out[0] > SURE * score_error(record)
     if found.rose or learned:
         of = "" if found.rose else "of held-out prompts "
         if not found.rose:
@@ -70,7 +70,7 @@ def score(record: RunRecord) -> Finding | None:
     )
 
 
-def _score_error(record: RunRecord) -> float:
+def score_error(record: RunRecord) -> float:
     """Standard error of a mean score over the held-out prompts; those of 100 if unknown."""
     data = counts(record, "held_out_data")
     deviation = late(record, "objective/score_std") or 1.0

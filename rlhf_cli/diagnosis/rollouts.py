@@ -38,7 +38,7 @@ BY_LENGTH = 0.5
 MIN_SAMPLES = 12
 """Samples below which their correlation says nothing."""
 
-LESS_RATE, MORE_KL = "a smaller train.lr", "a larger kl_coef"
+LESS_RATE, MORE_KL = "a smaller train.lr", "a larger kl_coef (of dpo: beta)"
 MORE_TOKENS = "a larger sampling.max_new_tokens"
 
 Rollout = Mapping[str, float]
@@ -239,6 +239,8 @@ def _concrete(record: RunRecord, advice: str) -> str:
         return scaled(record, "train.lr", 0.3)
     if advice == MORE_TOKENS:
         return times(record, "sampling.max_new_tokens", 2, 128)
+    if advice == MORE_KL and record.stage == "dpo":
+        return scaled(record, "beta", 2)
     if advice == MORE_KL:
         return f"kl_coef={4 * number(record, 'kl_coef') or 0.05:g}"
     return advice

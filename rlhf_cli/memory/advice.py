@@ -105,7 +105,8 @@ def _changes(command: str, cfg: Any, before: Estimate) -> Iterator[Change]:
     yield from _sharding_changes(cfg, before.processes)
     yield from _context_changes(cfg, before.processes)
     yield from _weight_changes(cfg)
-    if command == "dpo" and cfg.model.reference == "copy" and not cfg.sync_steps:
+    copies = command == "dpo" and cfg.model.reference == "copy"
+    if copies and not (cfg.sync_steps or cfg.generates):
         cost = "a pass over the rows before the first step; the same result but for rounding"
         yield Change({"model.reference": "stored"}, "model.reference=stored", cost, 1)
     if cfg.generates:

@@ -64,11 +64,12 @@ class Rows:
     new_tokens: int = 0
 
     @classmethod
-    def of_config(cls, cfg: Any, rows_per_example: int = 1) -> "Rows":
+    def of_config(cls, cfg: Any) -> "Rows":
         """Assume the most that a config allows: every row is as long as `data.max_length`."""
         named = getattr(getattr(cfg, "data", None), "max_length", None)
         length = named if isinstance(named, int) else DataConfig.max_length
-        return cls(longest=length, mean=float(length), rows_per_example=rows_per_example)
+        together = getattr(cfg, "rows_per_example", 1)
+        return cls(longest=length, mean=float(length), rows_per_example=together)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ def reference_kind(cfg: Any) -> str:
     if named == "auto":
         if cfg.adapter.kind != "none":
             return "adapter_off"
-        return "stored" if "stored" in cfg.model.reference_choices else "copy"
+        can_store = "stored" in cfg.model.reference_choices and not getattr(cfg, "generates", False)
+        return "stored" if can_store else "copy"
     return named if named in cfg.model.reference_choices else "path"
 
 

@@ -110,7 +110,7 @@ class _Run:
             phases |= self._rollout(forward, slots)
         elif self.sharding.divides and cfg.log.sample_prompts:
             phases["rollout"] = self._decode(cfg.log.sample_prompts, own.rows.longest)
-        if own.command in ("dpo", "bco") and reference_kind(cfg) in ("stored", "path"):
+        if self._precomputes():
             phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
         if cfg.data.holds_out:
             phases["evaluate"] = self._without_gradients(self.held(), forward)
@@ -210,7 +210,7 @@ class _Run:
         rows, cfg = self.settings.rows, self.settings.cfg
         examples: float = cfg.train.batch_size / self.sharding.data_parallel
         if cfg.generates:
-            examples *= cfg.samples_per_prompt / getattr(cfg, "minibatches", 1)
+            examples *= cfg.rows_per_prompt / rows.rows_per_example / getattr(cfg, "minibatches", 1)
         count = max(1.0, examples) * rows.rows_per_example
         return ceil(count * rows.mean + 2 * sqrt(count) * (rows.longest - rows.mean) / 3)
 
@@ -292,7 +292,14 @@ class _Run:
     def _compares(self) -> bool:
         """Whether the reference is computed beside what the policy keeps."""
         own = self.settings
-        return own.command in ("dpo", "bco") and reference_kind(own.cfg) in ("adapter_off", "copy")
+        held = ("adapter_off", "copy", "path") if own.cfg.generates else ("adapter_off", "copy")
+        return own.command in ("dpo", "bco") and reference_kind(own.cfg) in held
+
+    def _precomputes(self) -> bool:
+        """Whether the log-probs of the reference are computed before the first step."""
+        own = self.settings
+        rows_are_known = own.command in ("dpo", "bco") and not own.cfg.generates
+        return rows_are_known and reference_kind(own.cfg) in ("stored", "path")
 
     def _logits(self, forward: Pass) -> int:
         """Workspace of the log-probs and their backward pass."""

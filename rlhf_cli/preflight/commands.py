@@ -77,7 +77,8 @@ def training(cfg: StageConfig) -> list[str]:
 @_after_runs
 def dpo(cfg: DPOConfig) -> list[str]:
     """Preflight of `rlhf dpo`."""
-    return _training(cfg) + reference_problems(cfg.model)
+    rewards = reward_problems(cfg.reward) if cfg.online else []
+    return [*rewards, *_training(cfg), *reference_problems(cfg.model)]
 
 
 @_after_runs

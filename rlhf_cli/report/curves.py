@@ -207,9 +207,9 @@ def _repeats_score(name: str, curves: Mapping[str, Series]) -> bool:
 def _partners(curves: Curves) -> dict[str, str]:
     """Training metric -> the held-out metric that is drawn as dots in its chart."""
     found = {}
-    in_ppo = "loss/policy" in curves  # its held-out loss is another quantity
+    generates = "objective/scores" in curves  # the held-out loss is another quantity
     for name in curves:
-        if not name.startswith(EVAL) or (in_ppo and name == f"{EVAL}loss"):
+        if not name.startswith(EVAL) or (generates and name == f"{EVAL}loss"):
             continue
         plain = name.removeprefix(EVAL)
         train = plain if plain in curves else describe(plain).train_name

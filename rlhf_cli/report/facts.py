@@ -128,17 +128,20 @@ def changes(record: RunRecord) -> list[Change]:
                 before_interval=_interval(intervals.get("before"), name, unit),
                 after_interval=_interval(intervals.get("after"), name, unit),
                 change=_difference(first, last, unit),
-                verdict=_verdict(first, last, _direction(record.stage, head)),
+                verdict=_verdict(first, last, _direction(record, head)),
                 unit="" if unit in ("share", "bytes") else unit,
             )
         )
     return found
 
 
-def _direction(stage: str, head: Metric) -> str:
-    """Direction of an improvement; a score is to rise in ppo and grpo, elsewhere it has none."""
-    rises = stage in ("ppo", "grpo") and head.train_name
-    return describe(head.train_name).better if rises else head.better
+def _direction(record: RunRecord, head: Metric) -> str:
+    """Direction of an improvement.
+
+    A score is to rise where responses are trained on, and has no direction elsewhere.
+    """
+    raises = record.stage in ("ppo", "grpo") or bool(record.options.get("online"))
+    return describe(head.train_name).better if raises and head.train_name else head.better
 
 
 def _ends(record: RunRecord) -> tuple[dict[str, float], dict[str, float]]:

@@ -8,8 +8,8 @@ RESULT: tuple[Metric, ...] = (
     Metric(
         name="objective/scores",
         label="Score",
-        meaning="Mean score of the responses by the reward, before the KL penalty; what ppo "
-        "raises.",
+        meaning="Mean score of the responses by the reward, before the KL penalty; what ppo and "
+        "online dpo raise.",
         group="result",
         merged=ROLLOUT,
         better="higher",
@@ -23,6 +23,14 @@ RESULT: tuple[Metric, ...] = (
         group="result",
         merged=STEPS,
         advice="Where it is 0, all responses score alike and there is nothing to learn from them.",
+    ),
+    Metric(
+        name="objective/score_margin",
+        label="Score margin of the pairs",
+        meaning="Mean difference of the scores of the best and the worst response to a prompt, in "
+        "online dpo; ties count as 0.",
+        group="result",
+        merged="mean over prompts",
     ),
     Metric(
         name="objective/rlhf_reward",
@@ -39,8 +47,8 @@ RESULT: tuple[Metric, ...] = (
         "pretrain and sft, a pair or row in reward, dpo and bco, a response token in ppo.",
         group="result",
         better="lower",
-        advice="In ppo the loss of the updates need not fall, and the held-out loss is kl_coef "
-        "times the KL minus the score.",
+        advice="In ppo and online dpo the loss of the updates need not fall, and the held-out loss "
+        "is kl_coef (of dpo: beta) times the KL minus the score.",
     ),
     Metric(
         name="perplexity",
@@ -122,8 +130,8 @@ RESULT: tuple[Metric, ...] = (
     Metric(
         name="score",
         label="Score",
-        meaning="Mean score of a response: of the reward model that is trained, or in ppo of the "
-        "reward on held-out prompts.",
+        meaning="Mean score of a response: of the reward model that is trained, or in ppo and "
+        "online dpo of the reward on held-out prompts.",
         group="result",
         merged=ROWS,
         advice="Of a reward model only differences of scores matter, not where 0 is.",

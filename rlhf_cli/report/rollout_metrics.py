@@ -8,7 +8,8 @@ KL: tuple[Metric, ...] = (
     Metric(
         name="objective/kl",
         label="KL from the reference",
-        meaning="Mean log-ratio of policy to reference, summed over each sampled response.",
+        meaning="Mean log-ratio of policy to reference, summed over each sampled response; in "
+        "online dpo of the responses in pairs.",
         unit="nats per response",
         group="kl",
         merged=ROLLOUT,
@@ -18,8 +19,8 @@ KL: tuple[Metric, ...] = (
     Metric(
         name="kl",
         label="KL from the reference",
-        meaning="Mean log-ratio of policy to reference: in ppo of sampled responses to held-out "
-        "prompts, in dpo with kto the reference point z.",
+        meaning="Mean log-ratio of policy to reference: in ppo and online dpo of sampled responses "
+        "to held-out prompts, in dpo with kto the reference point z.",
         unit="nats per response",
         group="kl",
         merged=ROLLOUT,

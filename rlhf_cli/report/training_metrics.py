@@ -43,6 +43,18 @@ UPDATE: tuple[Metric, ...] = (
         "reward has too few levels.",
     ),
     Metric(
+        name="objective/ties",
+        label="Prompts without a pair",
+        meaning="Share of prompts whose best and worst response have equal scores, or are the same "
+        "response; online dpo does not train on them.",
+        unit="share",
+        group="update",
+        merged="mean over prompts",
+        better="lower",
+        healthy=(0.0, 0.7),
+        advice="Where most prompts are ties, take more samples_per_prompt or a higher temperature.",
+    ),
+    Metric(
         name="objective/constant_groups",
         label="Groups with equal scores",
         meaning="Share of prompts whose responses all have the same score; they say nothing about "

@@ -62,6 +62,10 @@ class ScorerConfig:
     batch_size: Annotated[int, Ge(1), Unit("responses")] = 32
     """Batch size of requests to `url`, and of the classifier."""
 
+    concurrency: Annotated[int, Ge(1), Unit("requests")] = 8
+    """Requests to `url` at once, of each process; 1 sends a request when the one before it is
+    answered."""
+
     pattern: str = ""
     """Rule: 1 for a response that contains a match of this regular expression, else 0."""
 
@@ -92,6 +96,7 @@ class ScorerConfig:
         "timeout": ("url",),
         "retries": ("url",),
         "batch_size": ("url", "classifier"),
+        "concurrency": ("url",),
         "free_length": ("length_penalty",),
     }
     """Options, and the kinds of scorer that read them."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import inspect
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +22,15 @@ from rlhf_cli.rewards.samples import Samples
 PASS_THROUGH = (MemoryError, torch.OutOfMemoryError)
 """Errors that are not the function's fault; the command line reports them."""
 
+FAILURES = (Exception, SystemExit, asyncio.CancelledError)
+"""Errors of the function that are reported as such."""
+
 
 class FunctionScorer:
     """Scores responses by calling `score(prompts=, responses=, **columns)`.
+
+    A coroutine that it returns, as an `async def` function does, is awaited in an event loop of
+    this scorer's own, the same for all calls: a client that the function keeps belongs to one loop.
 
     Args:
         value: `FILE.py:FUNCTION`.
@@ -66,7 +75,7 @@ class FunctionScorer:
             return self._call(samples)
         except PASS_THROUGH:
             raise
-        except (Exception, SystemExit) as error:
+        except FAILURES as error:
             where = self._describe_failing(samples)
             raise DataError(
                 f"{self.origin} raised {self._format_error(error)}, for {where}"
@@ -74,7 +83,15 @@ class FunctionScorer:
 
     def _call(self, samples: Samples) -> Any:
         columns = {name: list(values) for name, values in samples.columns.items()}
-        return self.function(**samples.call_arguments(), **columns)
+        given = self.function(**samples.call_arguments(), **columns)
+        return self.loop.run_until_complete(given) if inspect.iscoroutine(given) else given
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Event loop of an asynchronous function, closed when this scorer is deleted."""
+        loop = asyncio.new_event_loop()
+        weakref.finalize(self, loop.close)
+        return loop
 
     def _require_signature(self, samples: Samples) -> None:
         for name in ("prompts", "responses"):
@@ -101,7 +118,7 @@ class FunctionScorer:
         for index in range(len(samples)):
             try:
                 self._call(samples.part(index, index + 1))
-            except (Exception, SystemExit):
+            except FAILURES:
                 return samples.describe(index)
         return f"{len(samples)} responses together, for none of them alone"
 

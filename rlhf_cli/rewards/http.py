@@ -10,7 +10,13 @@ from typing import Any, TypeVar
 
 from rlhf_cli.config.references import public_url, unset_names
 from rlhf_cli.errors import ConfigError, DataError
-from rlhf_cli.http_client import HTTPClient, HTTPFailure, excerpt, with_retries
+from rlhf_cli.http_client import (
+    HTTPClient,
+    HTTPFailure,
+    excerpt,
+    run_concurrently,
+    with_retries,
+)
 from rlhf_cli.rewards.config import ScorerConfig
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rewards.scorer import check_scores
@@ -22,7 +28,7 @@ class HTTPScorer:
     """Scores batches by an HTTP endpoint, with retries; a missing score is an error.
 
     Args:
-        cfg: `url`, `headers`, `timeout`, `retries` and `batch_size` are read.
+        cfg: `url`, `headers`, `timeout`, `retries`, `batch_size` and `concurrency` are read.
         key: config key of the url, for messages.
         sleep: waits for a number of seconds.
 
@@ -55,19 +61,24 @@ class HTTPScorer:
         self._with_retries(self.client.require_reachable)
 
     def __call__(self, samples: Samples) -> list[float]:
-        """Scores [n], requested in batches.
+        """Scores [n], requested in batches, `concurrency` of them at once.
 
         Raises:
-            DataError: no answer, or not a finite number for each response.
+            DataError: no answer, or not a finite number for each response; of several batches that
+                fail, the first is named.
         """
-        scores: list[float] = []
-        for first in range(0, len(samples), self.cfg.batch_size):
-            part = samples.part(first, first + self.cfg.batch_size)
-            columns = {name: list(values) for name, values in part.columns.items()}
-            body = json.dumps({**part.call_arguments(), "columns": columns}, default=str).encode()
-            answer = self._with_retries(partial(self.client.request, body=body))
-            scores += check_scores(self._parse(answer), part, self.origin, first)
-        return scores
+        firsts = range(0, len(samples), self.cfg.batch_size)
+        score = partial(self._score, samples)
+        batches = run_concurrently(score, firsts, self.cfg.concurrency, in_order=True)
+        return [score for scores in batches for score in scores]
+
+    def _score(self, samples: Samples, first: int) -> list[float]:
+        """Scores of the batch that begins at sample `first`; called by several threads."""
+        part = samples.part(first, first + self.cfg.batch_size)
+        columns = {name: list(values) for name, values in part.columns.items()}
+        body = json.dumps({**part.call_arguments(), "columns": columns}, default=str).encode()
+        answer = self._with_retries(partial(self.client.request, body=body))
+        return check_scores(self._parse(answer), part, self.origin, first)
 
     def _with_retries(self, request: Callable[[], T]) -> T:
         """Call `request`, and again up to `retries` times if it fails.

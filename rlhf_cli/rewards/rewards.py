@@ -16,6 +16,7 @@ from rlhf_cli.data.records.fields import parse_bool
 from rlhf_cli.data.report import MalformedRow
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import DataError
+from rlhf_cli.http_client import run_concurrently
 from rlhf_cli.losses.advantages import whiten
 from rlhf_cli.memory.phase import phase
 from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
@@ -103,7 +104,7 @@ class CombinedReward:
             DataError: a scorer does not return a finite number for each sample.
             ConfigError: a function does not accept the samples' columns.
         """
-        by_term = {term.name: term.score(samples) for term in self.terms}
+        by_term = self._score_terms(samples)
         total = self._combine(by_term, samples) - self.cfg.baseline
         if self.cfg.scale == "running":
             if observe:
@@ -112,6 +113,16 @@ class CombinedReward:
         if self.cfg.clip:
             total = total.clamp(-self.cfg.clip, self.cfg.clip)
         return Scores(total.float(), {name: scores.float() for name, scores in by_term.items()})
+
+    def _score_terms(self, samples: Samples) -> dict[str, Tensor]:
+        """Scores [n] of each term, in the order of the terms; all endpoints are asked at once."""
+        remote = [term for term in self.terms if isinstance(term.scorer, HTTPScorer)]
+        answers = run_concurrently(
+            lambda term: term.score(samples), remote, len(remote), in_order=True
+        )
+        found = {term.name: scores for term, scores in zip(remote, answers, strict=True)}
+        found |= {term.name: term.score(samples) for term in self.terms if term not in remote}
+        return {term.name: found[term.name] for term in self.terms}
 
     def _combine(self, by_term: dict[str, Tensor], samples: Samples) -> Tensor:
         if self.cfg.combine == "sum":

@@ -27,7 +27,7 @@ from rlhf_cli.data.tokens.encode import TokenRow
 from rlhf_cli.data.tokens.packing import Example, TruncatedRow
 from rlhf_cli.data.tokens.record_tokenizer import CHUNK_RECORDS, RecordTokenizer, TokenizedRecord
 from rlhf_cli.stages.config import StageConfig
-from rlhf_cli.stages.records import Records, records_of
+from rlhf_cli.stages.records import Records, records_of, rows_stage
 from rlhf_cli.stages.rollouts.config import RolloutSettings
 from rlhf_cli.stages.tokenizers import load_prompt_encoder, load_row_tokenizer
 
@@ -217,7 +217,7 @@ class StageRows:
         Raises:
             DataError: they do not exist.
         """
-        mixture = open_held_out_data(self.data, self.stage)
+        mixture = open_held_out_data(self.data, rows_stage(self.stage, self.config))
         if mixture is None:
             return None
         report = DataReport(mixture.files)
@@ -243,7 +243,7 @@ def open_stage_rows(cfg: StageConfig, stage: str) -> StageRows:
     """
     sources = [
         replace(source, settings=replace(source.settings, weight=1.0))
-        for source in open_sources(cfg.data, cfg.data.path, stage, "train")
+        for source in open_sources(cfg.data, cfg.data.path, rows_stage(stage, cfg), "train")
     ]
     mixture = mix_training_rows(sources, 0, seed=0)
     report = DataReport(mixture.files)

@@ -35,12 +35,20 @@ _OF_STAGE = {
 }
 
 
+def rows_stage(stage: str, cfg: Any) -> str:
+    """Name of a stage where its rows are opened: online dpo reads others than dpo."""
+    return "online dpo" if stage == "dpo" and cfg.online else stage
+
+
 def records_of(stage: str, cfg: Any) -> Records:
     """Return the record classes that a stage reads under its configuration.
 
     Args:
         stage: name of the stage.
-        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses.
+        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses, and
+            `online` takes prompts.
     """
+    if rows_stage(stage, cfg) == "online dpo":
+        return PROMPT_RECORDS
     unpaired = stage == "dpo" and cfg.unpaired
     return UNPAIRED_RECORDS if unpaired else _OF_STAGE[stage]

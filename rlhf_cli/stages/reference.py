@@ -37,10 +37,12 @@ class ReferenceModel:
     Attributes:
         policy: computes the log-probs.
         role: adapters that are on meanwhile; other than the policy's own where both use one base.
+        is_copy: it was copied from the policy, and is of this run alone.
     """
 
     policy: Policy
     role: str = "policy"
+    is_copy: bool = False
 
     def logprobs(self, rows: TokenBatch, temperature: float) -> Tensor:
         """[S], nats, without gradient: log-prob of each scored token at a temperature."""
@@ -115,18 +117,12 @@ def load_row_reference(
     if not cfg.needs_reference:
         return RowReference(_zeros), data
 
-    def logprobs(model: Policy, rows: TokenBatch, role: str = "policy") -> Tensor:
+    def logprobs(model: Policy, rows: TokenBatch, role: str) -> Tensor:
         return row_logprobs(model(rows, role=role), rows, ld_alpha)
 
     kind = _kind(cfg.model, policy)
     if kind in ("adapter_off", "copy"):
-        reference = load_reference(cfg, policy, data, plan.ctx)
-
-        def frozen_logprobs(rows: TokenBatch) -> Tensor:
-            with torch.no_grad(), without_dropout(reference.policy):
-                return logprobs(reference.policy, rows, reference.role)
-
-        return RowReference(frozen_logprobs, reference if kind == "copy" else None), data
+        return held_reference(load_reference(cfg, policy, data, plan.ctx), ld_alpha), data
     if kind == "stored":
         other = policy
         logger.info(f"reference: {_start(cfg.model, policy)}")
@@ -137,6 +133,21 @@ def load_row_reference(
         lambda examples: add_reference_column(examples, other, logprobs, settings, tokens, plan.ctx)
     )
     return RowReference(lambda rows: rows.columns[REFERENCE_COLUMN]), data
+
+
+def held_reference(reference: ReferenceModel, ld_alpha: float = 1.0) -> RowReference:
+    """Reference log-probs of rows by a model in memory, computed with the loss.
+
+    Args:
+        reference: the model.
+        ld_alpha: as in `row_logprobs`.
+    """
+
+    def logprobs(rows: TokenBatch) -> Tensor:
+        with torch.no_grad(), without_dropout(reference.policy):
+            return row_logprobs(reference.policy(rows, role=reference.role), rows, ld_alpha)
+
+    return RowReference(logprobs, reference if reference.is_copy else None)
 
 
 def load_reference(
@@ -172,14 +183,14 @@ def _copy(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> 
     if policy.adapters is None:
         logger.info(f"reference: a frozen copy of {_start(cfg.model, policy)}")
         if is_sharded(policy):
-            return ReferenceModel(_sharded_copy(cfg, policy, data, ctx))
-        return ReferenceModel(frozen_copy(policy, ctx.compute))
+            return ReferenceModel(_sharded_copy(cfg, policy, data, ctx), is_copy=True)
+        return ReferenceModel(frozen_copy(policy, ctx.compute), is_copy=True)
     logger.info(
         f"reference: {_start(cfg.model, policy)}, a frozen copy of the adapter on the same base"
     )
     policy.adapters.clone_adapter("start", trained=False)
     cast_params(policy.adapters.adapter_params("start"), ctx.compute)
-    return ReferenceModel(policy, "start")
+    return ReferenceModel(policy, "start", is_copy=True)
 
 
 def _sharded_copy(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> Policy:

@@ -123,6 +123,21 @@ def test_ppo_counts_rollouts_and_names_its_phases(dry):
     assert "rollout" in found["memory"]["phases"]
 
 
+def test_online_dpo_counts_its_pairs(dry):
+    """Of four responses to a prompt two are trained on, as of two."""
+    words = ["dpo", "online=true", "model=tiny", "data=tiny", "max_new_tokens=8", "batch_size=20"]
+    words += ["reward.function=tiny/judge.py:score", "max_steps=10"]
+    code, two = dry(*words)
+    _, four = dry(*words, "samples_per_prompt=4")
+    assert code == 0
+    assert two["steps"]["total"] == four["steps"]["total"] == 10
+    assert two["chosen"]["model.reference"]["value"] == "copy"
+    for name, factor in (("sampling", 2), ("log-probs", 1), ("training", 1)):
+        flops = [found["time"]["phases"][name]["flops"] for found in (two, four)]
+        assert flops[1] == pytest.approx(factor * flops[0])
+    assert "rollout" in two["memory"]["phases"]
+
+
 def test_generate_and_evaluate(run_of, dry):
     path = str(run_of("sft"))
     code, found = dry(

@@ -61,6 +61,12 @@ def test_a_function_is_found_from_the_working_folder_and_from_a_recipe(monkeypat
             assert rewards("config=../b.yaml").function == f"{here}:score"
 
 
+def test_an_asynchronous_function_is_one_too():
+    Path("slow.py").write_text("limit = 8\nasync def score(prompts, responses): ...\n")
+    assert rewards("reward.function=slow.py:score").is_given
+    assert "Try reward.function=slow.py:score" in refused("reward.function=slow.py")
+
+
 def test_terms_on_the_command_line_and_again_from_the_saved_configuration():
     text = "[{function: judge.py:score}, {url: 'http://localhost:8000/s', weight: .5, name: far}]"
     first = compose(f"reward.terms={text}")

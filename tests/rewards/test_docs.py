@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
-JUDGE, SERVER = blocks("python")
+JUDGE, SLOW_JUDGE, SERVER = blocks("python")
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +56,15 @@ def test_the_function_of_the_page():
     judge = load_combined_reward(RewardsConfig(function="judge.py:score"), None, context())
     given = samples(("2 + 2?", "It is 4."), ("2 + 3?", "It is 4."), answer=["4", "5"])
     assert judge.score(given).total.tolist() == pytest.approx([1.08, 0.08])
+
+
+def test_the_asynchronous_function_of_the_page():
+    Path("slow_judge.py").write_text(SLOW_JUDGE)
+    judge = load_combined_reward(RewardsConfig(function="slow_judge.py:score"), None, context())
+    for _ in range(2):
+        assert judge.score(samples(*(("a", "b" * n) for n in range(20)))).total.tolist() == [
+            *range(20)
+        ]
 
 
 def test_the_endpoint_of_the_page_in_a_process_of_its_own():

@@ -54,6 +54,66 @@ def test_it_is_given_texts_messages_and_columns(write):
     assert seen.score(samples(("a", "c"), (user("b"), "d"), answer=[3, 4])).total.tolist() == [0, 1]
 
 
+ASYNC = """
+import asyncio
+
+async def points(text, loops=set()):
+    loops.add(asyncio.get_running_loop())
+    assert len(loops) == 1, "another event loop"
+    await asyncio.sleep(0)
+    return len(text)
+
+"""
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "async def score(prompts, responses, **columns):\n"
+        "    return await asyncio.gather(*map(points, responses))",
+        "async def several(responses):\n    return [await points(text) for text in responses]\n"
+        "def score(prompts, responses, **columns):\n    return several(responses)",
+    ],
+    ids=["coroutine function", "returns a coroutine"],
+)
+def test_an_asynchronous_function_is_awaited_in_one_loop(write, function):
+    judge = write(ASYNC + function)
+    assert judge.score(TWO).total.tolist() == [4, 3]
+    assert judge.score(samples(("a", "b"))).total.tolist() == [1]
+
+
+def test_calls_of_an_asynchronous_function_wait_at_once(write):
+    judge = write(
+        "import asyncio\n"
+        "async def points(text, here=[]):\n"
+        "    here.append(text)\n"
+        "    while len(here) < 2:  # for ever, were they called one after the other\n"
+        "        await asyncio.sleep(0)\n"
+        "    return len(text)\n"
+        "async def score(prompts, responses, **columns):\n"
+        "    return await asyncio.wait_for(asyncio.gather(*map(points, responses)), 10)"
+    )
+    assert judge.score(TWO).total.tolist() == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("raise ValueError('no')", "raised ValueError: no"),
+        ("raise asyncio.CancelledError", "raised CancelledError"),
+        ("await asyncio.wait_for(asyncio.sleep(9), 0.001)", "raised TimeoutError"),
+    ],
+)
+def test_what_an_asynchronous_function_raises(write, body, told):
+    judge = write(
+        "import asyncio\nasync def score(prompts, responses, **columns):\n"
+        f"    if 'ill' in responses:\n        {body}\n    return [0] * len(responses)"
+    )
+    with pytest.raises(DataError, match=told) as caught:
+        judge.score(TWO)
+    assert 'whose prompt begins "And your mother?"' in str(caught.value)
+
+
 def test_what_it_does_to_its_arguments_changes_nothing(write):
     judge = write(f"{HEAD}responses.clear()\n    columns['answer'].clear()\n    return [1, 2]")
     judge.score(TWO)

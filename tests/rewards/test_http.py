@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from rlhf_cli.errors import DataError
-from rlhf_cli.rewards.config import RewardsConfig, ScorerConfig
+from rlhf_cli.rewards.config import RewardsConfig, RewardTerm, ScorerConfig
 from rlhf_cli.rewards.http import HTTPScorer
 from rlhf_cli.rewards.rewards import load_combined_reward
 from tests.rewards.helpers import context, samples, user
@@ -107,6 +107,82 @@ def test_batches_are_sent_in_order_with_messages_and_columns():
         },
         {"prompts": ["Say:"], "responses": ["fgh"], "columns": {"answer": [3]}},
     ]
+
+
+class Meeting:
+    """Holds each request until a number of others wait too, and counts those in flight."""
+
+    def __init__(self, size):
+        self.size, self.now, self.most = size, 0, 0
+        self.changed = threading.Condition()
+
+    def __call__(self, asked):
+        with self.changed:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.most >= self.size, timeout=10)
+        try:
+            return lengths(asked)
+        finally:
+            with self.changed:
+                self.now -= 1
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_as_many_requests_as_allowed_are_in_flight(at_once):
+    meeting = Meeting(at_once)
+    many = samples(*(("a", "b" * size) for size in range(12)))
+    with serving(meeting) as (url, asked):
+        assert scorer(url, batch_size=1, concurrency=at_once)[0](many) == [*range(12)]
+    assert (meeting.most, len(asked)) == (at_once, 12)
+
+
+def test_endpoints_of_several_terms_are_asked_at_once_and_combined_in_order():
+    meeting = Meeting(2)
+    with serving(meeting) as (one, _), serving(meeting) as (other, _):
+        terms = [
+            RewardTerm(url=one, weight=2),
+            RewardTerm(pattern="e"),
+            RewardTerm(url=other, name="again"),
+        ]
+        found = load_combined_reward(RewardsConfig(terms=terms), None, context()).score(THREE)
+    assert meeting.most == 2
+    assert [*found.by_term] == ["url", "pattern", "again"]
+    assert found.total.tolist() == [6, 4, 9]
+
+
+def test_of_batches_that_fail_the_first_is_named_and_no_further_one_is_sent():
+    last = threading.Event()
+
+    def answer(asked):
+        [number] = asked["columns"]["answer"]
+        if number == 1:  # the second batch fails first
+            assert last.wait(10)
+            return 404, b"one"
+        last.set()
+        return 404, b"two"
+
+    many = samples(*(("a", "b") for _ in range(9)), answer=[*range(1, 10)])
+    with serving(answer) as (url, asked), pytest.raises(DataError, match="answers HTTP 404: one"):
+        scorer(url, batch_size=1, concurrency=2)[0](many)
+    assert len(asked) == 2
+
+
+def test_each_request_has_retries_of_its_own():
+    failed = set()
+
+    def answer(asked):
+        [number] = asked["columns"]["answer"]
+        if number not in failed:
+            failed.add(number)
+            return 503, b"busy"
+        return lengths(asked)
+
+    with serving(answer) as (url, asked):
+        endpoint, pauses = scorer(url, batch_size=1, concurrency=3, retries=1)
+        assert endpoint(THREE) == [2, 1, 3]
+    assert (len(asked), pauses) == (6, [0.5] * 3)
 
 
 def test_errors_of_the_server_are_answered_by_asking_again(capsys):

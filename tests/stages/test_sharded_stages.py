@@ -118,6 +118,10 @@ PPO = (
     "template=never", "max_new_tokens=6", "minibatches=2", "ppo_epochs=2", "lr=1e-3",
     "log.sample_prompts=0",
 )  # fmt: skip
+ONLINE = (
+    "online=true", "data=ROWS/prompts.jsonl", "template=never", "max_new_tokens=6", "lr=1e-3",
+    "reward.function=ROWS/judge.py:length", "samples_per_prompt=3", "log.sample_prompts=0",
+)  # fmt: skip
 
 
 def words_of(stage, files, model, out, *changes):
@@ -197,6 +201,9 @@ CASES = {
     "tr-dpo": ("dpo", "model.reference=copy", "sync_steps=2", "data.eval=ROWS/pairs.jsonl"),
     "dpo, full batch": ("dpo", "loss_type=aot"),
     "kto": ("dpo", "loss_type=kto", "data=ROWS/labels.jsonl"),
+    "online dpo": ("dpo", *ONLINE, "model.reference=copy", "sync_steps=2"),
+    "online dpo, held out": ("dpo", *ONLINE, "data.eval=ROWS/one.jsonl"),
+    "online dpo, one prompt": ("dpo", *ONLINE, "batch_size=1", "loss_type=aot"),
     "bco": ("bco", "data.eval=ROWS/labels.jsonl"),
     "bco, udm": ("bco", "udm.embedding_model=reference"),
     "ppo": ("ppo",),

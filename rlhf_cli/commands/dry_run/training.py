@@ -21,7 +21,7 @@ from rlhf_cli.commands.dry_run.rows import (
 )
 from rlhf_cli.commands.dry_run.section import Section, format_count, format_flops, format_seconds
 from rlhf_cli.commands.dry_run.steps import Steps, count_steps
-from rlhf_cli.commands.dry_run.work import Work, ppo_work, stage_work
+from rlhf_cli.commands.dry_run.work import Work, rollout_work, stage_work
 from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.memory.device import Device
@@ -94,8 +94,8 @@ def plan_training(
     groups = Sharding.of(cfg.launch, processes, device.kind).data_parallel
     steps = count_steps(cfg, rows.train, estimate.micro_batch_tokens, groups)
     work = (
-        ppo_work(cfg, rows, steps, models, itemsize)
-        if stage in ("ppo", "grpo")
+        rollout_work(cfg, rows, steps, models, itemsize)
+        if cfg.generates
         else stage_work(stage, cfg, rows, steps, policy)
     )
     rate = find_rate(device, itemsize, cfg.device_flops)

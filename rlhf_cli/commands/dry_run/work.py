@@ -89,13 +89,14 @@ def _of_rows(count: FlopCount, rows: RowFacts) -> float:
     return rows.share * count.of_rows(rows.lengths, rows.scored)
 
 
-def ppo_work(
+def rollout_work(
     cfg: Any, rows: RunRows, steps: Steps, models: Iterable[HeldModel], itemsize: int
 ) -> list[Work]:
-    """Work of PPO, if every response has `sampling.max_new_tokens` tokens.
+    """Work of PPO and online DPO, if every response has `sampling.max_new_tokens` tokens.
 
-    A rollout is sampled, scored, its log-probs (with `rollout_logprobs=recompute`), reference
-    log-probs and values are computed, and it is trained on `ppo_epochs` times.
+    A rollout is sampled and scored. In PPO its log-probs (with `rollout_logprobs=recompute`),
+    reference log-probs and values are computed, and it is trained on `ppo_epochs` times. In online
+    DPO the reference log-probs of the pairs are computed, which are trained on once.
     """
     held = list(models)
     policy, roles = held[0], {model.role: model for model in held}
@@ -105,10 +106,11 @@ def ppo_work(
     per_response = responses * steps.total / max(len(lengths), 1)
     forward = forward_flops(policy)
     scored = new * len(lengths)
-    one_pass = per_response * forward.of_rows(lengths, scored)
+    used = per_response * cfg.rows_per_prompt / cfg.samples_per_prompt
+    one_pass = used * forward.of_rows(lengths, scored)
     recompute = cfg.train.gradient_checkpointing
     trained = training_flops(policy, recompute=recompute).of_rows(lengths, scored)
-    passes = 1 if cfg.reuses_logprobs else 2  # reference, and the policy's own
+    passes = 1 if getattr(cfg, "reuses_logprobs", True) else 2  # reference, and the policy's own
     found = [
         decode_work(policy, prompts, new, steps.total * responses, DEFAULT_SLOTS, itemsize),
         Work("log-probs", passes * one_pass),
@@ -122,7 +124,7 @@ def ppo_work(
         if model.role == "reward":
             scores = forward_flops(model, scores=True).of_rows(lengths, 0)
             found.append(Work("scores", per_response * scores))
-    found.append(Work("training", cfg.ppo_epochs * per_response * trained))
+    found.append(Work("training", getattr(cfg, "ppo_epochs", 1) * used * trained))
     if rows.held_out:
         count = steps.evaluations * rows.held_out.count
         decoded = decode_work(policy, rows.held_out.lengths, new, count, DEFAULT_SLOTS, itemsize)

@@ -133,7 +133,7 @@ def open_evaluation(target: Target, *, given: bool) -> Evaluation:
     records = _stage_records(cfg, stage)
     others = [record for record in _ANY if record not in records]
     first = first_held_out_record_type(
-        cfg.data, stage, (*records, *others) if not cfg.generates else _PROMPTS
+        cfg.data, stage, _GENERATED if cfg.generates else (*records, *others)
     )
     if first in records or first is None:
         return own(cfg, stage)
@@ -143,8 +143,9 @@ def open_evaluation(target: Target, *, given: bool) -> Evaluation:
 
 
 _ANY = (*LIKELIHOOD_RECORDS, *PREFERENCE_RECORDS)
-_PROMPTS = (*_ANY, PromptRecord)
-"""Records for a run on prompts: a row is measured by its response unless `data.format=prompt`."""
+_GENERATED = (*_ANY, PromptRecord)
+"""Records for a run that generated its responses: a row is measured by its response unless
+`data.format=prompt`."""
 
 
 def _stage_evaluation(stage: str) -> Open:
@@ -155,7 +156,7 @@ def _stage_evaluation(stage: str) -> Open:
 
 def _stage_records(cfg: StageConfig, stage: str) -> tuple[type, ...]:
     """Record classes that a stage's own evaluation takes."""
-    if isinstance(cfg, DPOConfig):
+    if isinstance(cfg, DPOConfig) and not cfg.online:
         return records_of(stage, cfg)
-    own = {"bco": UNPAIRED_RECORDS, "ppo": (PromptRecord,), "grpo": (PromptRecord,)}
+    own = {"bco": UNPAIRED_RECORDS, **dict.fromkeys(("ppo", "grpo", "dpo"), (PromptRecord,))}
     return own.get(stage, LIKELIHOOD_RECORDS)

@@ -6,6 +6,8 @@ from rlhf_cli.config.schema import Ge, Gt, Le, Lt, Unit, unused_options
 from rlhf_cli.losses.config import PREFERENCE_LOSSES
 from rlhf_cli.models.config import ComparedModelConfig
 from rlhf_cli.stages.config import ResponseRowsConfig, response_rows_problems
+from rlhf_cli.stages.dpo.online_config import OnlineConfig
+from rlhf_cli.stages.rollouts.config import server_problems
 from rlhf_cli.sweep.config import Objective
 
 _ACCURACY = Objective("eval/rewards/accuracies", "max")
@@ -37,7 +39,7 @@ LossName = Literal[
 
 
 @dataclass(kw_only=True)
-class DPOConfig(ResponseRowsConfig):
+class DPOConfig(OnlineConfig, ResponseRowsConfig):
     """Direct preference optimization: train on pairs of a chosen and a rejected response."""
 
     default_lr: ClassVar[tuple[float, float]] = (1e-6, 5e-6)
@@ -108,7 +110,12 @@ class DPOConfig(ResponseRowsConfig):
 
     @property
     def default_objective(self) -> Objective:
-        """Reward accuracy: unlike losses, it is comparable across `beta` and `loss_type`."""
+        """Reward accuracy: unlike losses, it is comparable across `beta` and `loss_type`.
+
+        Online it is the score of held-out responses.
+        """
+        if self.online:
+            return Objective("eval/score", "max")
         return super().default_objective if self.unpaired else _ACCURACY
 
     @property
@@ -118,8 +125,13 @@ class DPOConfig(ResponseRowsConfig):
 
     def problems(self) -> list[str]:
         """Contradictions, one line each."""
-        formats = ("preference", "labelled") if self.unpaired else ("preference",)
-        found = super().problems() + response_rows_problems("dpo", self.data, formats)
+        found = super().problems()
+        if self.online:
+            found += server_problems(self)
+            found += self.online_problems(self.data, self.launch) + self._online_loss_problems()
+        else:
+            formats = ("preference", "labelled") if self.unpaired else ("preference",)
+            found += response_rows_problems("dpo", self.data, formats) + self.offline_problems()
         return found + self._loss_problems() + self._option_problems() + self._reference_problems()
 
     def _loss_problems(self) -> list[str]:
@@ -149,6 +161,21 @@ class DPOConfig(ResponseRowsConfig):
             found.append(
                 "label_smoothing: got 0.0 with loss_type=exo_pair, whose loss is then infinite; "
                 "need more than 0. Try label_smoothing=0.001"
+            )
+        return found
+
+    def _online_loss_problems(self) -> list[str]:
+        found = []
+        if self.unpaired or not self.needs_reference:
+            what = "takes rows with labels" if self.unpaired else "compares with no reference"
+            found.append(
+                f"loss_type: got {_listed(self.losses)} with online=true; it {what}, and an online "
+                "run ranks pairs and measures its KL from a reference. Try loss_type=sigmoid"
+            )
+        if self.model.reference in ("stored", "none"):
+            found.append(
+                f"model.reference: got {self.model.reference} with online=true, whose responses "
+                "are not known before the run; need a reference in memory. Try model.reference=auto"
             )
         return found
 

@@ -155,3 +155,10 @@ class MovingReference(StageState):
     def layouts(self) -> dict[str, ShardLayout]:
         """Name -> rows of the reference's weights that this rank holds."""
         return {name: layout_of(own) for name, (own, _) in self.pairs.items()}
+
+
+def reference_state(cfg: DPOConfig, policy: Policy, reference: RowReference) -> StageState:
+    """What the run keeps from step to step: a reference that moves, or nothing."""
+    if reference.copy is None or not cfg.sync_steps:
+        return StageState()
+    return MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_alpha)

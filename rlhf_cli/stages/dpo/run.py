@@ -15,7 +15,8 @@ from rlhf_cli.evaluation.metrics import preference_accuracy
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.stages.dpo.config import DPOConfig
-from rlhf_cli.stages.dpo.loss import MovingReference, kto_row_loss, preference_loss
+from rlhf_cli.stages.dpo.loss import kto_row_loss, preference_loss, reference_state
+from rlhf_cli.stages.dpo.online_run import run_online
 from rlhf_cli.stages.evaluation import (
     Evaluation,
     evaluate_against_reference,
@@ -25,19 +26,26 @@ from rlhf_cli.stages.evaluation import (
 )
 from rlhf_cli.stages.examples import kto_examples, unpaired_examples
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows, untransformed
-from rlhf_cli.stages.records import records_of
+from rlhf_cli.stages.records import records_of, rows_stage
 from rlhf_cli.stages.reference import load_row_reference
+from rlhf_cli.stages.rollouts.evaluate import open_evaluation as open_prompt_evaluation
 from rlhf_cli.stages.training import open_run, prepare_training, train_and_save
 from rlhf_cli.stages.unpaired import reward_separation
 
 
 def prepare(cfg: DPOConfig, out: Path) -> None:
-    """Tokenize before several processes start."""
-    prepare_rows(cfg, out, "dpo", records_of("dpo", cfg))
+    """Tokenize before several processes start; there are no rows to tokenize online."""
+    if not cfg.online:
+        prepare_rows(cfg, out, "dpo", records_of("dpo", cfg))
 
 
 def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
-    """Train on pairs of a chosen and a rejected response, or with kto on labelled responses."""
+    """Train on pairs of a chosen and a rejected response, or with kto on labelled responses.
+
+    With `online` the pairs are responses of the policy, ranked by their scores.
+    """
+    if cfg.online:
+        return run_online(cfg, out)
     ctx = open_run(cfg, out)
     transform = partial(kto_examples, max_length=cfg.data.max_length)
     data = load_stage_data(
@@ -48,14 +56,12 @@ def run(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     plan = prepare_training(cfg, ctx, policy, data)
     reference, data = load_row_reference(cfg, plan, policy, data, cfg.ld_alpha)
     loss = (kto_row_loss if cfg.unpaired else preference_loss)(cfg, policy, reference)
-    state = None
-    if reference.copy is not None and cfg.sync_steps:
-        state = MovingReference(policy, reference.copy, cfg.sync_steps, cfg.sync_alpha)
+    state = reference_state(cfg, policy, reference)
     return train_and_save(plan, policy, loss, data, state=state)
 
 
 def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
-    """Load the held-out rows: pairs, or labelled rows for kto.
+    """Load the held-out rows: pairs, labelled rows for kto, or prompts of an online run.
 
     The evaluation computes implicit rewards against the reference, and log-probs of the responses.
 
@@ -67,6 +73,8 @@ def open_evaluation(cfg: DPOConfig, stage: str) -> Evaluation:
         ConfigError: the model that the policy started from is unknown.
         DataError: the rows cannot be read, or are of one class only.
     """
+    if cfg.online:
+        return open_prompt_evaluation(cfg, rows_stage(stage, cfg))
     require_reference(cfg)
     tokenizer = load_tokenizer(cfg.model)
     loaded = load_held_out(cfg, stage, tokenizer, records_of("dpo", cfg))

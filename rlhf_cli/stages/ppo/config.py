@@ -110,12 +110,7 @@ class PPOConfig(
                 "whose ratio is that of policy and server already. "
                 "Try rollout_logprobs=recompute, or rollout.correction=none"
             )
-        if self.sampling.cuda_graphs and self.launch.shard != "none":
-            found.append(
-                f"sampling.cuda_graphs: got true with launch.shard={self.launch.shard}, whose "
-                "gathered weights lie elsewhere in memory at each rollout, where a captured graph "
-                "would not find them. Try sampling.cuda_graphs=false"
-            )
+        found += self.graph_problems(self.launch)
         responses = self.train.batch_size * self.samples_per_prompt
         if responses % self.minibatches:
             near = max(n for n in range(1, self.minibatches) if responses % n == 0)

@@ -36,6 +36,7 @@ from rlhf_cli.stages.ppo.minibatches import (
 )
 from rlhf_cli.stages.ppo.mismatch import correct
 from rlhf_cli.stages.reference import ReferenceModel
+from rlhf_cli.stages.rollouts.rows import response_kl, response_logprobs
 
 
 @dataclass(frozen=True)
@@ -142,34 +143,24 @@ class ExperienceMaker:
 
     def compute_kl(self, responses: Sequence[Response]) -> Tensor:
         """[B], nats: log-ratio of policy to reference, summed over each response."""
-        temperature = self.cfg.sampling.temperature
-
-        def logratio(rows: TokenBatch) -> Tensor:
-            own: Tensor = self.policy(rows, temperature=temperature, sampled=True).logp
-            return own - self.reference.logprobs(rows, temperature)
-
-        return self._of_tokens(responses, logratio).sum(1)
+        return response_kl(
+            responses,
+            self.policy,
+            self.reference,
+            self.ranks,
+            max_tokens=self.max_tokens,
+            temperature=self.cfg.sampling.temperature,
+        )
 
     def compute_logprobs(self, responses: Sequence[Response], temperature: float) -> Tensor:
         """[B, T], nats: log p of each token under the current policy; zero after a response."""
-
-        def logprobs(rows: TokenBatch) -> Tensor:
-            found: Tensor = self.policy(rows, temperature=temperature, sampled=True).logp
-            return found
-
-        return self._of_tokens(responses, logprobs)
-
-    def _of_tokens(
-        self, responses: Sequence[Response], compute: Callable[[TokenBatch], Tensor]
-    ) -> Tensor:
-        """[B, T]: values of the tokens of each response, computed without gradients."""
-        found: dict[int, Tensor] = {}
-        [micros] = make_minibatches(responses, 1, self.max_tokens, self.policy.device)
-        with torch.no_grad(), without_dropout(self.policy):
-            for micro, rows in self._passes(micros):
-                values = compute(rows)
-                found |= micro.split(values) if micro else {}
-        return pad_table(found, len(responses)) * response_masks(responses)[RESPONSE_MASK]
+        return response_logprobs(
+            responses,
+            self.policy,
+            self.ranks,
+            max_tokens=self.max_tokens,
+            temperature=temperature,
+        )
 
     def _compute_tensors(
         self,

@@ -59,14 +59,3 @@ def correct(
     metrics["correction/weight"] = mean_metric(kept)
     metrics["correction/cut"] = mean_metric(cut.float())
     return {CORRECTION: weights}, metrics
-
-
-def staleness_metrics(responses: Sequence[Response], step: int) -> Metrics:
-    """Steps by which the weights of responses are older than those that the step updates.
-
-    Args:
-        responses: of this rank.
-        step: that trains on them, from 1.
-    """
-    ages = torch.tensor([float(step - 1 - one.weights_version) for one in responses])
-    return {"rollout/staleness": mean_metric(ages)}

@@ -19,11 +19,11 @@ from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.dynamic_sampling import DynamicSampling
 from rlhf_cli.stages.ppo.experience import RolloutBatch
-from rlhf_cli.stages.ppo.mismatch import staleness_metrics
 from rlhf_cli.stages.ppo.updates import PPOUpdater
 from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
 from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, SampleLog, logged_samples
+from rlhf_cli.stages.rollouts.statistics import staleness_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.data.report import pluralize
-from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gathered_bytes, is_sharded, reshard
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
-from rlhf_cli.rollout.engines import Engine
 from rlhf_cli.rollout.stopping import end_token_ids
-from rlhf_cli.stages.fixed_samples import FixedSamples, prompts_of_set
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.minibatches import PTX_MASK
 from rlhf_cli.stages.ppo.rollout_source import RolloutSource
@@ -35,9 +31,9 @@ from rlhf_cli.stages.ppo.setup import (
 )
 from rlhf_cli.stages.ppo.value_model import memory_table
 from rlhf_cli.stages.rollouts.engine import create_engine
-from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts
-from rlhf_cli.stages.rollouts.prompts import EncodedPrompts, load_prompt_data
-from rlhf_cli.stages.rollouts.worker import RolloutWorker
+from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts, fixed_samples
+from rlhf_cli.stages.rollouts.prompts import load_prompt_data
+from rlhf_cli.stages.rollouts.worker import create_worker
 from rlhf_cli.stages.training import fit_and_save, prepare_training
 from rlhf_cli.train.evaluation import HeldOutMetrics
 from rlhf_cli.train.loop import TrainingTask
@@ -60,72 +56,33 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
     log_memory(models, rewards, ctx)
     engine = create_engine(cfg, policy, data, plan, cfg.command)
-    worker = _worker(cfg, data.prompts, engine, tokenizer, policy)
+    parts = engine, tokenizer, policy
+    samples, logprobs = cfg.samples_per_prompt, cfg.reuses_logprobs
+    worker = create_worker(cfg, data.prompts, *parts, samples=samples, logprobs=logprobs)
     source = RolloutSource(cfg, worker, rewards, components.updates, ctx)
     log_step_counts(cfg, source.total_steps)
     held_out = None
     if data.held_out:
-        single = replace(cfg, samples_per_prompt=1, rollout_logprobs="recompute")
-        held_out = HeldOutPrompts(
-            _worker(single, data.held_out, engine, tokenizer, policy),
-            rewards,
-            components.experience_maker.compute_kl,
-            ctx.ranks,
-        )
+        single = create_worker(cfg, data.held_out, *parts, samples=1)
+        compute_kl = components.experience_maker.compute_kl
+        held_out = HeldOutPrompts(single, rewards, compute_kl, ctx.ranks)
     task = TrainingTask(
         policy=policy,
         source=source,
         loss=components.loss,
         locate=partial(_locate, components, data.prompts[0]),
         evaluate=partial(_evaluate, held_out, source, cfg.kl_coef) if held_out else None,
-        samples=_fixed_samples(cfg, policy, ctx, worker, held_out),
+        samples=fixed_samples(policy, ctx, cfg.log.sample_prompts, worker, held_out),
         lr_factors=components.lr_factors,
     )
     with contextlib.closing(engine):
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
 
-def _worker(
-    cfg: PPOConfig, prompts: EncodedPrompts, engine: Engine, tokenizer: Any, policy: Policy
-) -> RolloutWorker:
-    """Generates `samples_per_prompt` responses to each prompt."""
-    return RolloutWorker(
-        prompts,
-        engine,
-        tokenizer,
-        end_token_ids(policy.model, tokenizer),
-        samples=cfg.samples_per_prompt,
-        batch_size=cfg.train.batch_size,
-        logprobs=cfg.reuses_logprobs,
-        skip_special_tokens=cfg.reward.skip_special_tokens,
-    )
-
-
 def _evaluate(held_out: HeldOutPrompts, source: RolloutSource, kl_coef: float) -> HeldOutMetrics:
     """Evaluate the current policy on held-out prompts."""
     source.pipeline.hand_over()
     return held_out.evaluate(kl_coef)
-
-
-def _fixed_samples(
-    cfg: PPOConfig,
-    policy: Policy,
-    ctx: RunContext,
-    training: RolloutWorker,
-    held_out: HeldOutPrompts | None,
-) -> FixedSamples | None:
-    """The prompts that the policy answers at each evaluation.
-
-    Responses to held-out prompts are scored too. Others are not: a reward sees nothing of training
-    prompts but their rollouts.
-    """
-    worker = held_out.worker if held_out else training
-    count = cfg.log.sample_prompts
-    if not count:
-        return None
-    prompts = prompts_of_set(worker.prompt_text, worker.prompt_ids, policy, count)
-    score = held_out.score if held_out else None
-    return FixedSamples(ctx.out, policy, worker.tokenizer, prompts, ctx.ranks, score)
 
 
 def _locate(components: PPOComponents, prompts: PromptSet, rows: TokenBatch) -> str:

@@ -22,7 +22,7 @@ from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker, RolloutBatch
 from rlhf_cli.stages.ppo.loss import PPOLoss
 from rlhf_cli.stages.ppo.minibatches import mark_as_ptx
-from rlhf_cli.stages.ppo.reward_hacking import RewardHackingMonitor
+from rlhf_cli.stages.rollouts.statistics import RolloutStatistics
 
 EARLY_STOP_FACTOR = 1.5
 """Updates stop above this multiple of `early_stop_kl`, as in OpenAI's PPO."""
@@ -56,7 +56,7 @@ class PPOUpdater:
         self.kl = KLController(cfg.kl_coef, target, cfg.kl_horizon)
         self.entropy = EntropyController(cfg.entropy_coef, cfg.entropy_target, cfg.entropy_step)
         self.step = 0
-        self.monitor = RewardHackingMonitor()
+        self.statistics = RolloutStatistics(ranks)
         self.metrics: Metrics = {}
 
     def start_rollout(
@@ -83,9 +83,8 @@ class PPOUpdater:
             terms = torch.stack([*by_term.values()], -1)
         batch = self.experience_maker.make(responses, penalized, self.kl.value, terms)
         self.step = step
-        self._collect_metrics(responses, batch)
+        self._collect_metrics(responses, scores, batch)
         entropy_coef = self._next_entropy_coef(responses)
-        self._check_reward_hacking(responses, scores)
         self._require_kl_limit(batch.kl, step)
         self.loss.start_rollout(
             self.kl.value, entropy_coef, value_warmup=step <= self.cfg.value_warmup_steps
@@ -169,43 +168,19 @@ class PPOUpdater:
                 "Lower lr, raise kl_coef, or raise kl_limit if this is wanted"
             )
 
-    def _collect_metrics(self, responses: Sequence[Response], batch: RolloutBatch) -> None:
-        rows = float(len(responses))
-        lengths = [len(one.token_ids) for one in responses]
-        finished = [one.finished for one in responses]
+    def _collect_metrics(
+        self, responses: Sequence[Response], scores: Tensor, batch: RolloutBatch
+    ) -> None:
+        rows, entropy = float(len(responses)), float(batch.metrics["objective/entropy"][0])
         self.metrics = {
             **batch.metrics,
-            "tokens/response_length": (torch.tensor(float(sum(lengths))), rows),
-            "tokens/eos_fraction": (torch.tensor(float(sum(finished))), rows),
+            **self.statistics.measure(responses, scores, entropy),
             "objective/kl_coef": (torch.tensor(self.kl.value * rows, dtype=torch.float64), rows),
         }
-        if self.cfg.early_stop_kl:
-            self.metrics["policy/early_stopped"] = (torch.tensor(0.0), 1.0)
-
-    def _check_reward_hacking(self, responses: Sequence[Response], scores: Tensor) -> None:
-        """Compare with earlier rollouts, over the responses of all ranks."""
-        entropies = self.ranks.all_gather_json(float(self.metrics["objective/entropy"][0]))
-        own = [(len(one.token_ids), one.finished, one.fingerprint) for one in responses]
-        gathered = [one for part in self.ranks.all_gather_json(own) for one in part]
-        every_score = self.ranks.all_gather_concat(scores).double()
-        distinct = len({fingerprint for *_, fingerprint in gathered}) / len(gathered)
-        tokens = sum(length for length, *_ in gathered)
-        deviation = float(every_score.std()) if len(every_score) > 1 else 1.0
-        once = int(self.ranks.is_main)
-        self.metrics["objective/score_std"] = (torch.tensor(deviation * once), once)
-        self.metrics["rollout/distinct"] = (torch.tensor(distinct * once), once)
         if self.cfg.samples_per_prompt > 1:
             self.metrics["objective/constant_groups"] = self._count_constant_groups(scores)
-        self.monitor.check(
-            {
-                "score": float(every_score.mean()),
-                "deviation": deviation,
-                "length": tokens / len(gathered),
-                "ended": sum(finished for _, finished, _ in gathered) / len(gathered),
-                "distinct": distinct if len(gathered) > 3 else 1.0,
-                "entropy": sum(entropies) / tokens,
-            }
-        )
+        if self.cfg.early_stop_kl:
+            self.metrics["policy/early_stopped"] = (torch.tensor(0.0), 1.0)
 
     def _count_constant_groups(self, scores: Tensor) -> tuple[Tensor, float]:
         """Number of prompts whose responses all have the same score, and of prompts."""
@@ -218,7 +193,7 @@ class PPOUpdater:
         return {
             "kl_coef": self.kl.value,
             "entropy_coef": self.entropy.value,
-            "signs": self.monitor.state_dict(),
+            "signs": self.statistics.state_dict(),
             "text": text,
         }
 
@@ -226,6 +201,6 @@ class PPOUpdater:
         """Restore what `state_dict` returned."""
         self.kl.value = state["kl_coef"]
         self.entropy.value = state.get("entropy_coef", self.entropy.value)
-        self.monitor.load_state_dict(state["signs"])
+        self.statistics.load_state_dict(state["signs"])
         if self.ptx is not None:
             self.ptx.load_state_dict(state["text"])

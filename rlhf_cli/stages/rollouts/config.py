@@ -5,6 +5,7 @@ from rlhf_cli.config.schema import Ge, Unit
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
+from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.server.config import RolloutConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
@@ -70,6 +71,14 @@ class RolloutSettings(Protocol):
         """Memory to plan for."""
 
 
+class RewardedSettings(RolloutSettings, Protocol):
+    """The same of stages whose responses are scored."""
+
+    @property
+    def reward(self) -> RewardsConfig:
+        """What scores the responses."""
+
+
 @dataclass(kw_only=True)
 class RolloutStageConfig:
     """Options of the stages that generate responses to prompts."""
@@ -97,6 +106,26 @@ class RolloutStageConfig:
     def generates(self) -> bool:
         """Whether the stage generates responses: always."""
         return True
+
+    @property
+    def rows_per_prompt(self) -> int:
+        """Responses to a prompt that are trained on: all."""
+        return self.samples_per_prompt
+
+    @property
+    def rows_per_example(self) -> int:
+        """Responses of these that stay in one micro-batch."""
+        return 1
+
+    def graph_problems(self, launch: LaunchConfig) -> list[str]:
+        """The line for CUDA graphs of weights that move in memory."""
+        if not self.sampling.cuda_graphs or launch.shard == "none":
+            return []
+        return [
+            f"sampling.cuda_graphs: got true with launch.shard={launch.shard}, whose gathered "
+            "weights lie elsewhere in memory at each rollout, where a captured graph would not "
+            "find them. Try sampling.cuda_graphs=false"
+        ]
 
 
 def server_problems(cfg: RolloutSettings) -> list[str]:

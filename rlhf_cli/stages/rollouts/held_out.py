@@ -8,12 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rlhf_cli.context import RunContext
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.evaluation.intervals import Measurement, proportion
+from rlhf_cli.models.policy import Policy
 from rlhf_cli.rewards.rewards import CombinedReward
 from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.fixed_samples import FixedSamples, prompts_of_set
 from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
 from rlhf_cli.train.evaluation import HeldOutMetrics, from_measurements
+
+ResponseKL = Callable[[Sequence[Response]], Tensor]
+"""Responses of this rank -> [B], nats, log-ratio of policy to reference; every rank calls it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class HeldOutPrompts:
 
     worker: RolloutWorker
     rewards: CombinedReward
-    compute_kl: Callable[[Sequence[Response]], Tensor]
+    compute_kl: ResponseKL
     ranks: Ranks
 
     def score(self, responses: Sequence[Response]) -> Tensor:
@@ -75,6 +81,33 @@ class HeldOutPrompts:
             "loss", columns, lambda kl, score: kl_coef * kl.mean(-1) - score.mean(-1)
         )
         return from_measurements([loss, *measurements(found)])
+
+
+def fixed_samples(
+    policy: Policy,
+    ctx: RunContext,
+    count: int,
+    training: RolloutWorker,
+    held_out: HeldOutPrompts | None,
+) -> FixedSamples | None:
+    """The prompts that the policy answers at each evaluation.
+
+    Responses to held-out prompts are scored too. Others are not: a reward sees nothing of training
+    prompts but their rollouts.
+
+    Args:
+        policy: answers.
+        ctx: run folder and ranks.
+        count: number of prompts.
+        training: has the training prompts.
+        held_out: the held-out prompts, or None.
+    """
+    if not count:
+        return None
+    worker = held_out.worker if held_out else training
+    prompts = prompts_of_set(worker.prompt_text, worker.prompt_ids, policy, count)
+    score = held_out.score if held_out else None
+    return FixedSamples(ctx.out, policy, worker.tokenizer, prompts, ctx.ranks, score)
 
 
 def measurements(found: HeldOutResponses) -> list[Measurement]:

@@ -7,10 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.models.policy import Policy
 from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rewards.samples import Samples
 from rlhf_cli.rollout.engines import Engine
 from rlhf_cli.rollout.response import Response, response_text
+from rlhf_cli.rollout.stopping import end_token_ids
+from rlhf_cli.stages.rollouts.config import RewardedSettings
 from rlhf_cli.stages.rollouts.prompts import EncodedPrompts
 
 
@@ -84,6 +87,39 @@ class RolloutWorker:
         """Text of a prompt, of a chat its last message."""
         prompt = self.prompts.prompts[index]
         return prompt if isinstance(prompt, str) else prompt[-1].content
+
+
+def create_worker(
+    cfg: RewardedSettings,
+    prompts: EncodedPrompts,
+    engine: Engine,
+    tokenizer: Any,
+    policy: Policy,
+    *,
+    samples: int,
+    logprobs: bool = False,
+) -> RolloutWorker:
+    """Create the worker of a run for training or held-out prompts.
+
+    Args:
+        cfg: the whole configuration.
+        prompts: the prompts and their tokens.
+        engine: generates.
+        tokenizer: the policy's.
+        policy: whose end tokens end a response.
+        samples: responses per prompt.
+        logprobs: whether responses need the log-probs of the sampler.
+    """
+    return RolloutWorker(
+        prompts,
+        engine,
+        tokenizer,
+        end_token_ids(policy.model, tokenizer),
+        samples=samples,
+        batch_size=cfg.train.batch_size,
+        logprobs=logprobs,
+        skip_special_tokens=cfg.reward.skip_special_tokens,
+    )
 
 
 def score_responses(

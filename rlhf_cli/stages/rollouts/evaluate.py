@@ -1,4 +1,4 @@
-"""Evaluation of the result of a PPO run, by `rlhf evaluate`."""
+"""Evaluation of the result of a run that generated its responses, by `rlhf evaluate`."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import MAX_TOKENS, load_combined_reward
 from rlhf_cli.rollout.engines import LocalEngine
-from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
+from rlhf_cli.rollout.stopping import add_end_token
 from rlhf_cli.stages.evaluation import Evaluation, require_reference
-from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.experience import ExperienceMaker
 from rlhf_cli.stages.prepare_data import log_max_length
 from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts, measurements
 from rlhf_cli.stages.rollouts.prompts import EncodedPrompts
-from rlhf_cli.stages.rollouts.worker import RolloutWorker
+from rlhf_cli.stages.rollouts.rows import response_kl
+from rlhf_cli.stages.rollouts.worker import create_worker
 
 
-def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
+def open_evaluation(cfg: Any, stage: str) -> Evaluation:
     """Load the held-out prompts of a run; the result evaluates its policy on them.
 
     Measures the score by the run's own reward, and the KL from its reference.
 
     Args:
-        cfg: of the run; `model.path` is its result, `data.eval` the prompts.
+        cfg: of the run, with a reward and a reference; `model.path` is its result, `data.eval` the
+            prompts.
         stage: names the shipped rows, and is used in errors.
 
     Raises:
@@ -62,7 +62,7 @@ def open_evaluation(cfg: PPOConfig, stage: str) -> Evaluation:
 
 
 def _evaluate_result(
-    cfg: PPOConfig,
+    cfg: Any,
     tokenizer: Any,
     encoder: PromptEncoder,
     encoded: EncodedPrompts,
@@ -75,16 +75,14 @@ def _evaluate_result(
     reference = ReferenceModel(load_frozen(Policy, start, LoadInputs(tokenizer, ctx)))
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx)
     sampling = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU, this has none
-    single = replace(cfg, sampling=sampling, samples_per_prompt=1, rollout_logprobs="recompute")
-    worker = RolloutWorker(
-        encoded,
-        LocalEngine(policy, tokenizer, sampling),
-        tokenizer,
-        end_token_ids(policy.model, tokenizer),
-        samples=1,
-        batch_size=cfg.train.batch_size,
-        skip_special_tokens=cfg.reward.skip_special_tokens,
+    engine = LocalEngine(policy, tokenizer, sampling)
+    compute_kl = partial(
+        response_kl,
+        policy=policy,
+        reference=reference,
+        ranks=ctx.ranks,
+        max_tokens=MAX_TOKENS,
+        temperature=sampling.temperature,
     )
-    experience_maker = ExperienceMaker(single, policy, reference, ctx.ranks, MAX_TOKENS)
-    held_out = HeldOutPrompts(worker, rewards, experience_maker.compute_kl, ctx.ranks)
-    return measurements(held_out.measure())
+    worker = create_worker(cfg, encoded, engine, tokenizer, policy, samples=1)
+    return measurements(HeldOutPrompts(worker, rewards, compute_kl, ctx.ranks).measure())

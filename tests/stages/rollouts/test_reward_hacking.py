@@ -2,7 +2,11 @@
 
 import pytest
 
-from rlhf_cli.stages.ppo.reward_hacking import BASELINE_ROLLOUTS, REPEAT_AFTER, RewardHackingMonitor
+from rlhf_cli.stages.rollouts.reward_hacking import (
+    BASELINE_ROLLOUTS,
+    REPEAT_AFTER,
+    RewardHackingMonitor,
+)
 
 CALM = {"score": 1.0, "entropy": 1.0, "length": 20.0, "ended": 0.8, "distinct": 1.0, "deviation": 1}
 
