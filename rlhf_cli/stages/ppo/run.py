@@ -54,28 +54,27 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
     components = build_components(cfg, plan, models)
     policy, tokenizer = models.policy, data.tokenizer
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, plan.micro_batch_tokens, policy)
-    log_memory(models, rewards, ctx)
-    engine = create_engine(cfg, policy, data, plan, cfg.command)
-    parts = engine, tokenizer, policy
-    samples, logprobs = cfg.samples_per_prompt, cfg.reuses_logprobs
-    worker = create_worker(cfg, data.prompts, *parts, samples=samples, logprobs=logprobs)
-    source = RolloutSource(cfg, worker, rewards, components.updates, ctx)
-    log_step_counts(cfg, source.total_steps)
-    held_out = None
-    if data.held_out:
-        single = create_worker(cfg, data.held_out, *parts, samples=1)
-        compute_kl = components.experience_maker.compute_kl
-        held_out = HeldOutPrompts(single, rewards, compute_kl, ctx.ranks)
-    task = TrainingTask(
-        policy=policy,
-        source=source,
-        loss=components.loss,
-        locate=partial(_locate, components, data.prompts[0]),
-        evaluate=partial(_evaluate, held_out, source, cfg.kl_coef) if held_out else None,
-        samples=fixed_samples(policy, ctx, cfg.log.sample_prompts, worker, held_out),
-        lr_factors=components.lr_factors,
-    )
-    with contextlib.closing(engine):
+    log_memory(models, rewards, ctx, uses_server=cfg.rollout.is_used)
+    with contextlib.closing(create_engine(cfg, policy, data, plan, cfg.command)) as engine:
+        parts = engine, tokenizer, policy
+        samples, logprobs = cfg.samples_per_prompt, cfg.reuses_logprobs
+        worker = create_worker(cfg, data.prompts, *parts, samples=samples, logprobs=logprobs)
+        source = RolloutSource(cfg, worker, rewards, components.updates, ctx)
+        log_step_counts(cfg, source.total_steps)
+        held_out = None
+        if data.held_out:
+            single = create_worker(cfg, data.held_out, *parts, samples=1)
+            compute_kl = components.experience_maker.compute_kl
+            held_out = HeldOutPrompts(single, rewards, compute_kl, ctx.ranks)
+        task = TrainingTask(
+            policy=policy,
+            source=source,
+            loss=components.loss,
+            locate=partial(_locate, components, data.prompts[0]),
+            evaluate=partial(_evaluate, held_out, source, cfg.kl_coef) if held_out else None,
+            samples=fixed_samples(policy, ctx, cfg.log.sample_prompts, worker, held_out),
+            lr_factors=components.lr_factors,
+        )
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
 
@@ -102,7 +101,9 @@ def log_step_counts(cfg: PPOConfig, total: int) -> None:
     )
 
 
-def log_memory(models: PPOModels, rewards: CombinedReward, ctx: RunContext) -> None:
+def log_memory(
+    models: PPOModels, rewards: CombinedReward, ctx: RunContext, *, uses_server: bool
+) -> None:
     """Print the memory of each model in this process, and what a rollout needs beside."""
     reshard(models.policy)
     reshard(models.reference.policy)
@@ -116,7 +117,7 @@ def log_memory(models: PPOModels, rewards: CombinedReward, ctx: RunContext) -> N
             found[f"reward {term.name}"] = model
     for line in memory_table(found):
         logger.info(line)
-    if is_sharded(models.policy):
+    if is_sharded(models.policy) and not uses_server:
         size = gathered_bytes(models.policy, ctx.compute)
         logger.info(
             f"rollout: while it generates, each process holds all weights of the policy in "
