@@ -23,7 +23,12 @@ def shipped_model(name: str = SHIPPED) -> Path:
 
 def shipped_rows(stage: str, split: Literal["train", "test"]) -> Path:
     """File of a stage's shipped rows; not every stage has one."""
-    return shipped_folder("recipes") / SHIPPED / "data" / f"{stage}_{split}.jsonl"
+    name = ROWS_OF.get(stage, stage)
+    return shipped_folder("recipes") / SHIPPED / "data" / f"{name}_{split}.jsonl"
+
+
+ROWS_OF = {"distill": "sft"}
+"""Stage -> the stage whose shipped rows it reads, where it has none of its own."""
 
 
 def presets(group: str) -> list[str]:

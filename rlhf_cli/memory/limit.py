@@ -102,5 +102,5 @@ def refuse_too_large(cfg: Any, processes: int = 1) -> None:
     require_fit(cfg, rows, device, found, processes)
 
 
-ESTIMATED = ("pretrain", "sft", "reward", "dpo", "bco", "ppo", "generate", "evaluate")
+ESTIMATED = ("pretrain", "sft", "reward", "dpo", "bco", "ppo", "distill", "generate", "evaluate")
 """Commands that the memory model covers."""

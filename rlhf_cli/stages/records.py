@@ -31,6 +31,7 @@ _OF_STAGE = {
     "ppo": PROMPT_RECORDS,
     "dpo": PAIRED_RECORDS,
     "bco": UNPAIRED_RECORDS,
+    "distill": PROMPT_RECORDS,
 }
 
 
@@ -39,7 +40,10 @@ def records_of(stage: str, cfg: Any) -> Records:
 
     Args:
         stage: name of the stage.
-        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses.
+        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses,
+            and `generates` of distill between prompts and completions.
     """
+    if stage == "distill" and not cfg.generates:
+        return SFT_RECORDS
     unpaired = stage == "dpo" and cfg.unpaired
     return UNPAIRED_RECORDS if unpaired else _OF_STAGE[stage]

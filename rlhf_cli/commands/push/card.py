@@ -24,6 +24,7 @@ STAGES = {
     "ppo": "proximal policy optimization",
     "dpo": "direct preference optimization",
     "bco": "binary classifier optimization",
+    "distill": "on-policy distillation",
 }
 
 
