@@ -148,7 +148,8 @@ class Policy(ModelWrapper):
         divergence: Divergence,
         want: Iterable[str] = (),
         *,
-        logprobs: bool = False,
+        logprobs_at: float | None = None,
+        sampled: bool = False,
     ) -> DivergenceSum:
         """Compute the divergence of this policy from a teacher, summed over the scored tokens.
 
@@ -158,8 +159,9 @@ class Policy(ModelWrapper):
                 adapters on this base.
             divergence: kind and temperature.
             want: further values, as in `linear_divergence`.
-            logprobs: compute the log-probs of the rows' own tokens too, over all rows of the output
-                layer.
+            logprobs_at: temperature at which the log-probs of the rows' own tokens are computed
+                too; none leaves them out.
+            sampled: normalize these over the ids that sampling can give, as in `forward`.
 
         Raises:
             KeyError: the base has no such role.
@@ -171,10 +173,18 @@ class Policy(ModelWrapper):
         with self.use_adapters("policy"):
             own = self._output_states(rows)
             found = linear_divergence(own, teacher, divergence, want)
-            if not logprobs:
+            if logprobs_at is None:
                 return found
-            head, run = read_head(self.model), self.implementation.run
-            of_targets = token_logprobs(own.hidden, head, rows.targets, implementation=run)
+            head, targets = read_head(self.model), rows.targets
+            if sampled and self.support is not None:
+                head, targets = self.support.compact(head, targets)
+            of_targets = token_logprobs(
+                own.hidden,
+                head,
+                targets,
+                temperature=logprobs_at,
+                implementation=self.implementation.run,
+            )
             return replace(found, logp=of_targets.logp)
 
     def hidden_states(self, rows: TokenBatch, positions: Tensor) -> Tensor:

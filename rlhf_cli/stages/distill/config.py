@@ -1,12 +1,15 @@
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from rlhf_cli.config.paths import is_url
-from rlhf_cli.config.schema import Ge, Gt, Le, Lt, ModelPath, unused_options
+from rlhf_cli.config.references import public_url
+from rlhf_cli.config.schema import Ge, Gt, Le, Lt, ModelPath, RuntimeOnly, unused_options
 from rlhf_cli.models.config import QuantConfig, TrainedModelConfig
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.server.config import is_loopback
 from rlhf_cli.stages.config import StageConfig, prompt_rows_problems
-from rlhf_cli.stages.rollouts.config import RolloutStageConfig
+from rlhf_cli.stages.rollouts.config import RolloutStageConfig, server_problems
 
 ADAPTER_OFF = "adapter_off"
 """Value of `teacher`: the student without its new adapter."""
@@ -32,6 +35,10 @@ class DistillConfig(RolloutStageConfig, StageConfig):
 
     teacher_revision: str = ""
     """Branch, tag or commit of the hub id in `teacher`."""
+
+    teacher_token: Annotated[str, RuntimeOnly()] = ""
+    """Key that a server as teacher asks for (`Authorization: Bearer`), as `${oc.env:NAME}`. Needed
+    for a server on another machine."""
 
     teacher_quant: Literal["auto", "none", "nf4", "int8"] = "auto"
     """Quantization of a teacher in memory; `auto` is that of the adapter at `teacher`, else
@@ -105,6 +112,7 @@ class DistillConfig(RolloutStageConfig, StageConfig):
             *self._share_problems(),
             *self._server_problems(),
             *self._sampling_problems(),
+            *self._rollout_problems(),
             *self._unread_problems(),
             *self._rows_problems(),
         ]
@@ -152,6 +160,13 @@ class DistillConfig(RolloutStageConfig, StageConfig):
         if not self.teacher_is_server:
             return []
         found = []
+        address = urlsplit(self.teacher)
+        if not self.teacher_token and not is_loopback(address.hostname or ""):
+            found.append(
+                f"teacher_token: none given for {public_url(self.teacher)}; need the server's key "
+                "for another machine than this one. Try teacher_token='${oc.env:NAME}', and start "
+                "the server with --api-key"
+            )
         needed = {
             "divergence": "reverse_kl",
             "divergence_temperature": 1.0,
@@ -174,6 +189,27 @@ class DistillConfig(RolloutStageConfig, StageConfig):
                     else f"{key}: got {given}, but a server as teacher gives the log-probs of "
                     f"sampled tokens, which estimate {value} alone. Try {key}={value}"
                 )
+        return found
+
+    def _rollout_problems(self) -> list[str]:
+        """Keys of servers that generate the responses which do not go with the rest."""
+        rollout = self.rollout
+        if not rollout.is_used:
+            return []
+        if not self.generates:
+            return [
+                "rollout.server: given with on_policy_fraction=0, which generates nothing. "
+                "Leave rollout.server and rollout.start out"
+            ]
+        found = server_problems(self)
+        corrects = self.teacher_is_server
+        if rollout.correction == "sequence" or (rollout.correction == "token" and not corrects):
+            need = "token" if corrects else "none"
+            found.append(
+                f"rollout.correction: got {rollout.correction}; distill weighs "
+                + ("single tokens. " if corrects else "no tokens of a teacher in memory. ")
+                + f"Try rollout.correction={need}"
+            )
         return found
 
     def _sampling_problems(self) -> list[str]:
@@ -201,6 +237,7 @@ class DistillConfig(RolloutStageConfig, StageConfig):
             "samples_per_prompt": (writes, "on_policy_fraction above 0"),
             "max_num_seqs": (writes, "on_policy_fraction above 0"),
             "sample_steps": (writes, "on_policy_fraction above 0"),
+            "teacher_token": (not in_memory, "a server as teacher"),
             "teacher_quant": (own_weights, "a teacher with weights of its own"),
             "teacher_revision": (own_weights, "a teacher on the hub"),
         }

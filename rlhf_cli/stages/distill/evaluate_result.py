@@ -24,10 +24,12 @@ from rlhf_cli.stages.distill.data import as_rows_config, has_held_out_completion
 from rlhf_cli.stages.distill.evaluate import (
     HeldOutResponses,
     measurements,
+    sampled_divergence,
     whole_divergence,
 )
 from rlhf_cli.stages.distill.loss import divergence_of
 from rlhf_cli.stages.distill.teacher import load_teacher
+from rlhf_cli.stages.distill.teacher_server import open_teacher
 from rlhf_cli.stages.evaluation import Evaluation, evaluate_rows, load_held_out
 from rlhf_cli.stages.prepare_data import RunData, log_max_length, require_positions
 from rlhf_cli.stages.records import SFT_RECORDS
@@ -78,7 +80,13 @@ def _on_responses(
     tokenizer = encoder.tokenizer
     student = load_frozen(Policy, cfg, LoadInputs(tokenizer, ctx))
     add_end_token(student.model, tokenizer, encoder.turn_end)
-    teacher = load_teacher(cfg, student, _run_data(tokenizer), ctx)
+    server = None
+    if cfg.teacher_is_server:
+        server = open_teacher(cfg, tokenizer, student, max(map(len, encoded[1])))
+        values = sampled_divergence(student)
+    else:
+        teacher = load_teacher(cfg, student, _run_data(tokenizer), ctx)
+        values = whole_divergence(student, teacher, divergence_of(cfg))
     sampling = replace(cfg.sampling, cuda_graphs=False)  # the run may have had a GPU, this has none
     worker = RolloutWorker(
         encoded,
@@ -88,9 +96,8 @@ def _on_responses(
         samples=1,
         batch_size=cfg.train.batch_size,
     )
-    values = whole_divergence(student, teacher, divergence_of(cfg))
     tokens = cfg.train.micro_batch_tokens or MOST_TOKENS[ctx.device.type]
-    held_out = HeldOutResponses(worker, values, tokens, ctx.device, ctx.ranks)
+    held_out = HeldOutResponses(worker, values, tokens, ctx.device, ctx.ranks, server)
     with torch.no_grad():
         return held_out.measure()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from torch import Tensor
 
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.losses.correction import importance_weights
 from rlhf_cli.losses.distillation import Divergence, sampled_reverse_kl_loss
 from rlhf_cli.losses.likelihood import nll_loss
 from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.distill.config import DistillConfig
 from rlhf_cli.stages.distill.teacher import TeacherModel
+from rlhf_cli.stages.ppo.mismatch import mismatch_metrics
 from rlhf_cli.train.row_loss import row_sums
 
 RESPONSE = "response"
@@ -21,6 +23,9 @@ SAMPLED = "sampled"
 
 TEACHER_LOGPROBS = "teacher_logprobs"
 """Token column of such rows: log-probs under a teacher that is a server, nats."""
+
+SAMPLER_LOGPROBS = "sampler_logprobs"
+"""Token column of such rows: log-probs of the server that generated them, nats."""
 
 
 def divergence_of(cfg: DistillConfig) -> Divergence:
@@ -50,38 +55,73 @@ class DistillLoss:
         """Compute the loss of a micro-batch."""
         if self.teacher is None:
             return self._sampled(rows)
-        on_policy = SAMPLED in rows.token_columns
-        with_nll = self.cfg.sft_coef > 0 and not on_policy
-        found = self.teacher.compare(
-            self.student, rows, self.divergence, ("entropy",), logprobs=with_nll
+        if SAMPLED in rows.token_columns:
+            return self._on_responses(rows, self.teacher)
+        return self._on_completions(rows, self.teacher)
+
+    def _on_responses(self, rows: TokenBatch, teacher: TeacherModel) -> LossOutput:
+        """Divergence at tokens that the student sampled."""
+        by_server = SAMPLER_LOGPROBS in rows.token_columns
+        at = self.cfg.sampling.temperature if by_server else None
+        found = teacher.compare(
+            self.student, rows, self.divergence, ("entropy",), logprobs_at=at, sampled=True
         )
-        terms = {"divergence": LossTerm(found.total, "tokens")}
-        where = "student" if on_policy else "data"
         metrics: Metrics = {
-            f"divergence/{where}": mean_metric(found.tokens),
+            "divergence/student": mean_metric(found.tokens),
+            "policy/entropy": mean_metric(found.extra["entropy"]),
+        }
+        if found.logp is not None:
+            sampler = rows.token_columns[SAMPLER_LOGPROBS]
+            metrics |= mismatch_metrics(found.logp.detach(), sampler)
+        self._note(rows, found.tokens)
+        return LossOutput({"divergence": LossTerm(found.total, "tokens")}, metrics)
+
+    def _on_completions(self, rows: TokenBatch, teacher: TeacherModel) -> LossOutput:
+        """Divergence at the tokens of the rows' completions, and their likelihood."""
+        at = 1.0 if self.cfg.sft_coef else None
+        found = teacher.compare(self.student, rows, self.divergence, ("entropy",), logprobs_at=at)
+        terms = {"divergence": LossTerm(found.total, "tokens")}
+        metrics: Metrics = {
+            "divergence/data": mean_metric(found.tokens),
             "policy/entropy": mean_metric(found.extra["entropy"]),
         }
         if found.logp is not None:
             nll = nll_loss(found.logp)
             terms["sft"] = LossTerm(nll.sum(), "tokens", self.cfg.sft_coef)
             metrics["loss/sft"] = mean_metric(nll)
-        if on_policy:
-            self._note(rows, found.tokens)
         return LossOutput(terms, metrics)
 
     def _sampled(self, rows: TokenBatch) -> LossOutput:
         """Loss at the sampled tokens alone, by the log-probs of a server."""
         out = self.student(rows, want=("logp", "entropy"), sampled=True)
-        losses = sampled_reverse_kl_loss(out.logp, rows.token_columns[TEACHER_LOGPROBS])
+        ratios = sampled_reverse_kl_loss(out.logp, rows.token_columns[TEACHER_LOGPROBS])
+        weights, metrics = self._corrections(out.logp.detach(), rows)
         assert out.entropy is not None
-        metrics: Metrics = {
-            "divergence/student": mean_metric(losses),
-            "policy/entropy": mean_metric(out.entropy),
-        }
-        self._note(rows, losses)
+        metrics["divergence/student"] = mean_metric(ratios)
+        metrics["policy/entropy"] = mean_metric(out.entropy)
+        self._note(rows, ratios)
+        losses = ratios if weights is None else weights * ratios
         return LossOutput({"divergence": LossTerm(losses.sum(), "tokens")}, metrics)
 
-    def _note(self, rows: TokenBatch, tokens: torch.Tensor) -> None:
+    def _corrections(self, logp: Tensor, rows: TokenBatch) -> tuple[Tensor | None, Metrics]:
+        """Importance weights [S] of tokens that a server sampled, and metrics of its mismatch."""
+        sampler = rows.token_columns.get(SAMPLER_LOGPROBS)
+        if sampler is None:
+            return None, {}
+        rollout, metrics = self.cfg.rollout, mismatch_metrics(logp, sampler)
+        if rollout.corrects == "none":
+            return None, metrics
+        weights = importance_weights(
+            logp[None],
+            sampler[None],
+            rows.token_columns[SAMPLED][None],
+            per="token",
+            cap=rollout.correction_cap,
+            drop=rollout.correction_mask,
+        )[0]
+        return weights, {**metrics, "correction/weight": mean_metric(weights)}
+
+    def _note(self, rows: TokenBatch, tokens: Tensor) -> None:
         """Keep the divergence of each response for the log."""
         if rows.is_filler or RESPONSE not in rows.columns:
             return

@@ -41,6 +41,7 @@ from rlhf_cli.stages.distill.source import (
     load_completion_steps,
 )
 from rlhf_cli.stages.distill.teacher import TeacherModel, load_teacher
+from rlhf_cli.stages.distill.teacher_server import open_teacher
 from rlhf_cli.stages.fixed_samples import FixedSamples, prompts_of_set
 from rlhf_cli.stages.prepare_data import load_stage_data, prepare_rows
 from rlhf_cli.stages.records import SFT_RECORDS
@@ -107,9 +108,14 @@ def _train_on_responses(cfg: DistillConfig, ctx: RunContext) -> dict[str, Any]:
     """On-policy distillation: the student answers prompts, as many as the configuration says."""
     data = load_distill_data(cfg, prepared=ctx.ranks.world_size > 1)
     policy = _load_student(cfg, ctx, data)
-    teacher = load_teacher(cfg, policy, data, ctx)
+    teacher = server = None
+    if cfg.teacher_is_server:
+        server = open_teacher(cfg, data.tokenizer, policy, data.longest_prompt)
+    else:
+        teacher = load_teacher(cfg, policy, data, ctx)
     plan = prepare_training(cfg, ctx, policy, data)
-    student = _Student(policy, create_engine(cfg, policy, data, plan, STAGE), teacher, None)
+    engine = create_engine(cfg, policy, data, plan, STAGE)
+    student = _Student(policy, engine, teacher, server)
     loss = DistillLoss(cfg, policy, student.teacher)
     steps = count_steps(cfg, data)
     worker = _worker(cfg, data.prompts, student.engine, data, policy)
@@ -135,7 +141,7 @@ def _train_on_responses(cfg: DistillConfig, ctx: RunContext) -> dict[str, Any]:
         evaluate=_evaluation(cfg, data, student, plan, source, held_out) if held_out else None,
         samples=_fixed_samples(cfg, policy, ctx, held_out or worker),
     )
-    with contextlib.closing(source.pipeline):
+    with contextlib.closing(engine):
         return fit_and_save(plan, task, end_token_ids(policy.model, data.tokenizer))
 
 

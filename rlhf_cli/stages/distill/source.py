@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -12,13 +14,23 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.sampler import EpochSampler
+from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.losses.reduction import Metrics
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.distill.config import DistillConfig
 from rlhf_cli.stages.distill.data import DistillData
-from rlhf_cli.stages.distill.loss import RESPONSE, SAMPLED, TEACHER_LOGPROBS, DistillLoss
+from rlhf_cli.stages.distill.loss import (
+    RESPONSE,
+    SAMPLED,
+    SAMPLER_LOGPROBS,
+    TEACHER_LOGPROBS,
+    DistillLoss,
+)
 from rlhf_cli.stages.ppo.minibatches import (
     RESPONSE_MASK,
     MicroBatch,
@@ -26,6 +38,8 @@ from rlhf_cli.stages.ppo.minibatches import (
     pad_table,
     response_masks,
 )
+from rlhf_cli.stages.ppo.mismatch import staleness_metrics
+from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
 from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog
 from rlhf_cli.stages.rollouts.worker import RolloutWorker
@@ -37,6 +51,40 @@ class TeacherServer(Protocol):
 
     def logprobs(self, responses: Sequence[Response]) -> list[Tensor]:
         """Log-probs [T] of each response's tokens, nats; each rank asks for its own."""
+
+
+def score_together(
+    server: TeacherServer, responses: Sequence[Response], ranks: Ranks
+) -> list[Tensor]:
+    """Ask a server for the log-probs of each rank's responses; all ranks call it.
+
+    Raises:
+        InferenceServerError: the server failed.
+        RankFailed: another rank failed.
+    """
+    found: list[Tensor] = []
+    error: Exception | None = None
+    try:
+        found = server.logprobs(responses)
+    except Exception as raised:
+        error = raised
+    ranks.raise_together(error)
+    return found
+
+
+def student_logprobs(
+    student: Policy, plan: TrainingPlan, responses: Sequence[Response], temperature: float
+) -> Tensor:
+    """[B, T], nats: log p of each response's tokens under the student; every rank calls it."""
+    found: dict[int, Tensor] = {}
+    [micros] = make_minibatches(responses, 1, plan.micro_batch_tokens, student.device)
+    own = [replace(micro.rows, needs_backward=False) for micro in micros]
+    passes = equal_passes(own, plan.ctx.ranks, student.device)
+    with torch.no_grad(), without_dropout(student):
+        for micro, rows in zip_longest(micros, passes):
+            values = student(rows, temperature=temperature, sampled=True).logp
+            found |= micro.split(values) if micro else {}
+    return pad_table(found, len(responses))
 
 
 def count_steps(cfg: DistillConfig, data: DistillData) -> int:
@@ -88,7 +136,12 @@ class DistillSource:
         self.cfg, self.worker, self.loss, self.plan = cfg, worker, loss, plan
         self.completions, self.server = completions, server
         train = replace(cfg.train, batch_size=cfg.prompts_per_step, max_steps=steps)
-        self.pipeline = RolloutPipeline(worker, replace(cfg, train=train), plan.ctx.ranks)
+        steps_cfg, ranks = replace(cfg, train=train), plan.ctx.ranks
+        self.pipeline = RolloutPipeline(worker, steps_cfg, ranks, lag=cfg.rollout.lag)
+        self.check: LogprobCheck | None = None
+        if cfg.rollout.is_used:
+            compute = partial(student_logprobs, loss.student, plan)
+            self.check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ranks)
         self.samples = _sample_log(cfg, plan.ctx)
         self.metrics: Metrics = {}
 
@@ -110,22 +163,37 @@ class DistillSource:
 
     def _train_on(self, rollout: Rollout, waited: float) -> Iterator[list[TokenBatch]]:
         """Ask a server for the teacher's log-probs, and yield the update."""
+        if self.check is not None:
+            self.check(rollout)
         responses = rollout.responses
         began = time.monotonic()
-        scored = self.server.logprobs(responses) if self.server else None
+        scored = self._scored(responses)
         asked = time.monotonic()
         tokens, device = self.plan.micro_batch_tokens, self.loss.student.device
-        rows = sampled_rows(responses, tokens, device, scored)
+        by_server = self.cfg.rollout.is_used
+        rows = sampled_rows(responses, tokens, device, scored, by_server=by_server)
         self.loss.of_response.clear()
         yield [*rows, *self._next_completions()]
+        self.pipeline.finish()
         self._show(rollout.step, responses)
         count = float(len(responses))
         self.metrics = {
             "tokens/response_length": (_total(len(one.token_ids) for one in responses), count),
             "tokens/eos_fraction": (_total(one.finished for one in responses), count),
         }
-        times = {"rollout": waited, "update": time.monotonic() - asked}
-        self._note_times(**times, **({"teacher": asked - began} if self.server else {}))
+        times = {"rollout": rollout.seconds, "update": time.monotonic() - asked}
+        if self.server is not None:
+            times["teacher"] = asked - began
+        if by_server:
+            times["wait"] = waited
+            self.metrics |= staleness_metrics(responses, rollout.step)
+        self._note_times(**times)
+
+    def _scored(self, responses: Sequence[Response]) -> list[Tensor] | None:
+        """The teacher's log-probs where it is a server; all ranks fail where one of them does."""
+        if self.server is None:
+            return None
+        return score_together(self.server, responses, self.plan.ctx.ranks)
 
     def _next_completions(self) -> list[TokenBatch]:
         if self.completions is None:
@@ -188,6 +256,8 @@ def sampled_rows(
     max_tokens: int,
     device: torch.device,
     teacher_logprobs: Sequence[Tensor] | None = None,
+    *,
+    by_server: bool = False,
 ) -> list[TokenBatch]:
     """Micro-batches of responses, with the columns that the loss reads.
 
@@ -196,16 +266,19 @@ def sampled_rows(
         max_tokens: tokens of a micro-batch.
         device: of the rows.
         teacher_logprobs: [T] of each response, of a teacher that is a server.
+        by_server: add the log-probs of the server that generated them.
     """
     [micros] = make_minibatches(responses, 1, max_tokens, device)
-    return [_with_columns(micro, responses, teacher_logprobs) for micro in micros]
-
-
-def _with_columns(
-    micro: MicroBatch, responses: Sequence[Response], teacher_logprobs: Sequence[Tensor] | None
-) -> TokenBatch:
+    count = len(responses)
     tables = {SAMPLED: response_masks(responses)[RESPONSE_MASK]}
     if teacher_logprobs is not None:
-        tables[TEACHER_LOGPROBS] = pad_table(dict(enumerate(teacher_logprobs)), len(responses))
+        tables[TEACHER_LOGPROBS] = pad_table(dict(enumerate(teacher_logprobs)), count)
+    if by_server:
+        own = {k: torch.tensor(one.logprobs) for k, one in enumerate(responses)}
+        tables[SAMPLER_LOGPROBS] = pad_table(own, count)
+    return [_with_columns(micro, tables) for micro in micros]
+
+
+def _with_columns(micro: MicroBatch, tables: Mapping[str, Tensor]) -> TokenBatch:
     numbers = torch.tensor([float(k) for k in micro.members])
     return micro.with_columns(tables).with_columns({RESPONSE: numbers})

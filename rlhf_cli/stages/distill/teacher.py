@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,17 +39,22 @@ class TeacherModel:
         rows: TokenBatch,
         divergence: Divergence,
         want: Iterable[str] = (),
-        *,
-        logprobs: bool = False,
+        **logprobs: Any,
     ) -> DivergenceSum:
-        """Compute the divergence of a student at the scored tokens; see `Policy.divergence`."""
+        """Compute the divergence of a student at the scored tokens; see `Policy.divergence`.
+
+        Args:
+            student: gets the gradient.
+            rows: on its device.
+            divergence: kind and temperature.
+            want: further values.
+            logprobs: `logprobs_at` and `sampled`, for the log-probs of the rows' own tokens.
+        """
         teacher: OutputStates | str = self.role
         if self.policy is not student:
             with torch.no_grad():
                 teacher = self.policy.output_states(rows)
-        found: DivergenceSum = student.divergence(
-            rows, teacher, divergence, want, logprobs=logprobs
-        )
+        found: DivergenceSum = student.divergence(rows, teacher, divergence, want, **logprobs)
         return found
 
 
@@ -102,7 +108,7 @@ def require_equal_rows(teacher: Policy, student: Policy, path: str) -> None:
     Raises:
         ModelError: one of them has no row for some token.
     """
-    own, theirs = _token_rows(student), _token_rows(teacher)
+    own, theirs = token_rows(student), token_rows(teacher)
     if own != theirs:
         raise ModelError(
             f"teacher: {path} gives probabilities to {theirs} tokens of the vocabulary, the "
@@ -110,8 +116,8 @@ def require_equal_rows(teacher: Policy, student: Policy, path: str) -> None:
         )
 
 
-def _token_rows(policy: Policy) -> int:
-    """Token ids that a model gives probabilities to."""
+def token_rows(policy: Policy) -> int:
+    """Number of token ids that a model gives probabilities to."""
     support = policy.support
     if support is not None:
         return support.stop - len(support.holes)
