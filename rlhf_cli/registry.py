@@ -8,6 +8,7 @@ from rlhf_cli.commands.label.config import LabelConfig
 from rlhf_cli.commands.score.config import ScoreConfig
 from rlhf_cli.config.command import Command
 from rlhf_cli.stages.bco.config import BCOConfig
+from rlhf_cli.stages.distill.config import DistillConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.grpo.config import GRPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
@@ -68,6 +69,14 @@ COMMANDS = {
             "rlhf_cli.stages.bco.run:run",
             trains=True,
             preflight="rlhf_cli.preflight.commands:bco",
+        ),
+        Command(
+            "distill",
+            DistillConfig,
+            "rlhf_cli.stages.distill.run:run",
+            trains=True,
+            preflight="rlhf_cli.preflight.commands:distill",
+            needs="teacher=runs/sft",
         ),
         Command(
             "generate",
@@ -162,6 +171,7 @@ EVALUATORS = {
     "ppo": "rlhf_cli.stages.rollouts.evaluate:open_evaluation",
     "grpo": "rlhf_cli.stages.rollouts.evaluate:open_evaluation",
     "bco": "rlhf_cli.stages.bco.run:open_evaluation",
+    "distill": "rlhf_cli.stages.distill.evaluate_result:open_evaluation",
 }
 """Stage -> `module:function`, which opens the rows that a run of the stage is measured on.
 

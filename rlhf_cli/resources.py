@@ -21,7 +21,7 @@ def shipped_model(name: str = SHIPPED) -> Path:
     return shipped_folder("recipes") / name / "model"
 
 
-ROWS_OF = {"online dpo": "ppo", "grpo": "ppo"}
+ROWS_OF = {"online dpo": "ppo", "grpo": "ppo", "distill": "sft"}
 """Stage -> the stage whose shipped rows it reads, where it has none of its own."""
 
 

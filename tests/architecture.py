@@ -32,7 +32,7 @@ UNITS: dict[str, tuple[float, float, str]] = {
     "models": (3, 2.75, "loading by role"),
     "data": (3, 4.4, "files to batches"),
     "evaluation": (4, 0, "metrics with intervals"),
-    "losses": (4, 1.1, "functions of tensors"),
+    "losses": (5, 1.1, "functions of tensors"),
     "logprobs": (4, 2.2, "log-probs of tokens"),
     "context": (4, 3.3, "device, precision, seed"),
     "progress": (4, 4.5, "progress bar"),

@@ -32,7 +32,7 @@ FILES = (
 )
 FOLDERS = (
     "folder", "texts", "runs/base", "runs/domain", "runs/sft", "runs/qsft", "runs/dpo",
-    "runs/tiny/pretrain", "runs/tiny/sft", "runs/reward",
+    "runs/tiny/pretrain", "runs/tiny/sft", "runs/reward", "runs/student", "runs/tiny/student",
     "runs/arithmetic_grpo/sft",
 )  # fmt: skip
 

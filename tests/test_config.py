@@ -128,6 +128,7 @@ def words_for(name: str) -> tuple[str, ...]:
     own = {
         "ppo": (*TINY, "reward.length_penalty=0.1"),
         "grpo": (*TINY, "reward.length_penalty=0.1"),
+        "distill": (*TINY, "teacher=tiny"),
         "generate": ("model=tiny", "prompt=x"),
         "merge": ("model=tiny", "output_dir=new"),
         "chat": ("model=tiny",),
@@ -374,8 +375,8 @@ def test_switches(text, value):
         ("train.lr.x=1", "train.lr.x: no such key in sft; did you mean train.lr? Try train.lr=1"),
         (
             "sampling.top_k=3",
-            "sampling.top_k: a key of dpo, ppo, grpo, generate, chat, evaluate, doctor, not of "
-            "sft. See rlhf sft --help",
+            "sampling.top_k: a key of dpo, ppo, grpo, distill, generate, chat, evaluate, doctor, "
+            "not of sft. See rlhf sft --help",
         ),
         ("train=smok", "train: got smok; need one of smoke, or keys below it. Try train=smoke"),
         (
@@ -586,8 +587,8 @@ def test_anchors_and_merge_keys_work():
         ("generate", ("model=tiny", "prompt=x", "prompts=tiny"),
          "prompt: given beside prompts=tiny; need one of the two  (command line)"),
         ("generate", ("model=tiny", "prompt=x", "data=tiny"),
-         "data: a key of pretrain, sft, reward, dpo, ppo, grpo, bco, score, evaluate, doctor, not "
-         "of generate; did you mean prompts? Try prompts=tiny  "
+         "data: a key of pretrain, sft, reward, dpo, ppo, grpo, bco, distill, score, evaluate, "
+         "doctor, not of generate; did you mean prompts? Try prompts=tiny  "
          "(command line)"),
     ],
 )  # fmt: skip

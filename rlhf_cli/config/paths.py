@@ -110,7 +110,7 @@ def locate(kind: InputKind, value: str) -> str:
         return value
     path = os.path.abspath(os.path.expanduser(value))
     if isinstance(kind, ModelPath):
-        return _locate_model(value, path)
+        return value if kind.urls and is_url(value) else _locate_model(value, path)
     if os.path.isfile(path) or (os.path.isdir(path) and isinstance(kind, DataPath)):
         return path
     if isinstance(kind, DataPath) and is_data_id(value):
@@ -137,6 +137,11 @@ def as_typed(path: str) -> str:
     """A path below the working folder as the user would type it; others unchanged."""
     short = os.path.relpath(path) if os.path.isabs(path) else path
     return path if short.startswith("..") else short
+
+
+def is_url(value: str) -> bool:
+    """Whether a value is the address of a server, not a path."""
+    return value.startswith(("http://", "https://"))
 
 
 def is_data_id(value: str) -> bool:
@@ -254,8 +259,9 @@ class Input:
 
     @property
     def names_file(self) -> bool:
-        """Whether the value is not one of the names that the key also takes."""
-        return self.value not in ("", SHIPPED, *_words(self.kind))
+        """Whether the value is not one of the names, or an address, that the key also takes."""
+        address = isinstance(self.kind, ModelPath) and self.kind.urls and is_url(self.value)
+        return not address and self.value not in ("", SHIPPED, *_words(self.kind))
 
 
 def named_inputs(values: dict[str, Any], config: type[Any]) -> Iterator[Input]:

@@ -24,6 +24,10 @@ _WORD_START = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SCHEME = re.compile(r"(?:bearer|basic|token)?\s*", re.IGNORECASE)
 
 
+TOKENS = ("rollout.token", "teacher_token")
+"""Keys whose whole value is a secret."""
+
+
 class Reference(str):
     """A text that refers to the environment; in YAML its `${` is not escaped."""
 
@@ -51,7 +55,7 @@ def find_references(raw: Any, resolved: Any) -> dict[str, str]:
 
 
 def _may_hold_secret(key: str) -> bool:
-    return _is_header(key) or key.rpartition(".")[2] == "url"
+    return key in TOKENS or _is_header(key) or key.rpartition(".")[2] == "url"
 
 
 def _is_header(key: str) -> bool:
@@ -106,7 +110,7 @@ def literal_secrets(raw: Any) -> Iterator[tuple[str, str]]:
         if _is_header(key) and _is_secret_name(key.rpartition(".")[2]):
             if not _SCHEME.fullmatch(literal):
                 yield key, f"{key}: holds a secret as plain text; {_need(key)}"
-        elif key == "rollout.token" and literal:
+        elif key in TOKENS and literal:
             yield key, f"{key}: holds a secret as plain text; {_need(key)}"
         elif key.rpartition(".")[2] == "url":
             found = _secret_in_url(literal)

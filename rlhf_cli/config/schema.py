@@ -55,6 +55,9 @@ class ModelPath:
     words: tuple[str, ...] = ()
     """Values that are not a path."""
 
+    urls: bool = False
+    """Whether the address of a server is a value too."""
+
 
 @dataclass(frozen=True)
 class FilePath:

@@ -137,6 +137,17 @@ class TokenBatch:
         vars(rows).update({name: getattr(self, name) for name in HOST_ATTRIBUTES})
         return rows
 
+    def with_columns(self, columns: Mapping[str, Tensor]) -> TokenBatch:
+        """Replace all columns.
+
+        Args:
+            columns: name -> [R], on any device.
+        """
+        sent = {name: values.to(self.tokens.device) for name, values in columns.items()}
+        rows = replace(self, columns=sent)
+        vars(rows).update({name: getattr(self, name) for name in HOST_ATTRIBUTES})
+        return rows
+
     def with_token_columns(self, columns: Mapping[str, Tensor]) -> TokenBatch:
         """Replace all token columns.
 

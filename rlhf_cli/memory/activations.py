@@ -24,6 +24,11 @@ GROUP_LENGTH = 128
 TILE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 """Workspace of one tile of logits; see `kernels/chunked.py`."""
 
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+MIN_CHUNK, CHUNK_TENSORS = 16, 7
+"""Workspace and least tokens of a chunk of two models' logits, and its [tokens, V] tensors; see
+`kernels/divergence.py`."""
+
 LAYERS_INTO_ATTENTION = {"q_proj", "k_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj"}
 LAYERS_OUT_OF_ATTENTION = {"o_proj", "out_proj", "dense", "c_proj"}
 LAYERS_INTO_MLP = {"gate_proj", "up_proj", "gate_up_proj", "c_fc", "dense_h_to_4h", "fc1"}
@@ -205,6 +210,21 @@ def is_eager(forward: Pass) -> bool:
     if isinstance(forward.kernels, str):
         return forward.kernels == "none"
     return "eager" in forward.kernels and not {"triton", "chunked"} & {*forward.kernels}
+
+
+def divergence_bytes(shape: ModelShape, forward: Pass, *, trained: bool) -> int:
+    """Workspace of the divergence from a teacher: a chunk of both logits, and the gradients.
+
+    Args:
+        shape: of the student.
+        forward: the pass.
+        trained: whether the output layer has a gradient, which is summed in fp32.
+    """
+    each = CHUNK_TENSORS * 4 * shape.vocab
+    chunk = min(forward.scored, max(MIN_CHUNK, CHUNK_BYTES[forward.kind] // each))
+    of_weight = 4 * shape.vocab * shape.width if trained else 0
+    hidden = forward.scored * (2 * forward.itemsize + 4) * shape.width
+    return hidden + chunk * each + of_weight
 
 
 def logits_bytes(shape: ModelShape, forward: Pass, *, backward: bool, entropy: bool = False) -> int:

@@ -102,5 +102,16 @@ def refuse_too_large(cfg: Any, processes: int = 1) -> None:
     require_fit(cfg, rows, device, found, processes)
 
 
-ESTIMATED = ("pretrain", "sft", "reward", "dpo", "bco", "ppo", "grpo", "generate", "evaluate")
+ESTIMATED = (
+    "pretrain",
+    "sft",
+    "reward",
+    "dpo",
+    "bco",
+    "ppo",
+    "grpo",
+    "distill",
+    "generate",
+    "evaluate",
+)
 """Commands that the memory model covers."""

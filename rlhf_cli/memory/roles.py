@@ -5,6 +5,7 @@ from typing import Any
 from rlhf_cli.memory.model_files import read_shape
 from rlhf_cli.memory.weights import HeldModel, frozen_model, same_base, trained_model
 from rlhf_cli.models.config import ModelConfig
+from rlhf_cli.stages.distill.config import ADAPTER_OFF
 
 
 def held_models(cfg: Any, itemsize: int, new_tokens: int = 0) -> list[HeldModel]:
@@ -22,6 +23,8 @@ def held_models(cfg: Any, itemsize: int, new_tokens: int = 0) -> list[HeldModel]
     found = [policy]
     if hasattr(cfg.model, "reference"):
         found += _reference(cfg, policy, itemsize)
+    if getattr(cfg, "teacher", ""):
+        found += _teacher(cfg, itemsize)
     if getattr(cfg, "has_value_model", False):
         found += _value_model(cfg, policy, itemsize)
     if cfg.generates and hasattr(cfg, "reward"):
@@ -52,6 +55,14 @@ def _reference(cfg: Any, policy: HeldModel, itemsize: int) -> list[HeldModel]:
     count = policy.adapter or sum(tensor.count for tensor in policy.shape.tensors)
     size = count * itemsize
     return [HeldModel("reference", policy.shape, frozen_bytes=size, own_base=not policy.adapter)]
+
+
+def _teacher(cfg: Any, itemsize: int) -> list[HeldModel]:
+    """The teacher of distill, where it has weights of its own in this process."""
+    if cfg.teacher_is_server or cfg.teacher == ADAPTER_OFF:
+        return []
+    other = ModelConfig(path=cfg.teacher, revision=cfg.teacher_revision)
+    return [frozen_model(other, "teacher", itemsize, "teacher", cfg.teacher_load)]
 
 
 def _value_model(cfg: Any, policy: HeldModel, itemsize: int) -> list[HeldModel]:

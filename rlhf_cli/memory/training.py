@@ -258,7 +258,13 @@ class _Run:
             add(parts, "gradients", self.b * shape.vocab * shape.width)
 
     def _references(self) -> list[HeldModel]:
-        return [model for model in self.models if model.role == "reference"]
+        return [model for model in self.models if model.role in ("reference", "teacher")]
+
+    @property
+    def _has_teacher(self) -> bool:
+        """Whether a teacher in memory gives whole distributions."""
+        cfg = self.settings.cfg
+        return bool(getattr(cfg, "teacher", "")) and not cfg.teacher_is_server
 
     def _backward_begins(self, forward: Pass) -> Parts:
         """What the forward passes kept, and the widest moment after it: log-probs or a layer."""
@@ -272,16 +278,20 @@ class _Run:
             scores *= model.shape.layers
             add(parts, "activations", activations.saved_bytes(model, forward) - scores)
             add(parts, "attention", scores)
-        layer = max(
-            activations.backward_bytes(self.policy, forward),
-            activations.transient_bytes(self.policy, forward) if self._compares() else 0,
-        )
+        layer = max(activations.backward_bytes(self.policy, forward), self._comparing(forward))
         if recomputes:
             layer += activations.one_layer_bytes(self.policy, forward)
         head = self._logits(forward)
         add(parts, "logits" if head > layer else "activations", max(head, layer))
         self._add_first_gradients(parts)
         return parts
+
+    def _comparing(self, forward: Pass) -> int:
+        """A pass of the model that is compared with, beside what the policy keeps."""
+        if not self._compares():
+            return 0
+        others = [model for model in self._references() if model.own_base] or [self.policy]
+        return max(activations.transient_bytes(model, forward) for model in others)
 
     def _with_gradients(self) -> Sequence[HeldModel]:
         """Models whose passes are kept for a backward pass of their own."""
@@ -290,8 +300,10 @@ class _Run:
         ]
 
     def _compares(self) -> bool:
-        """Whether the reference is computed beside what the policy keeps."""
+        """Whether reference or teacher are computed beside what the policy keeps."""
         own = self.settings
+        if self._has_teacher:
+            return True
         held = ("adapter_off", "copy", "path") if own.cfg.generates else ("adapter_off", "copy")
         return own.command in ("dpo", "bco") and reference_kind(own.cfg) in held
 
@@ -305,8 +317,11 @@ class _Run:
         """Workspace of the log-probs and their backward pass."""
         if self.settings.cfg.scores:
             return 0
+        shape = self.policy.shape
+        if self._has_teacher:
+            return activations.divergence_bytes(shape, forward, trained=self.policy.trains_base)
         entropy = self.settings.command in ("ppo", "grpo")
-        return activations.logits_bytes(self.policy.shape, forward, backward=True, entropy=entropy)
+        return activations.logits_bytes(shape, forward, backward=True, entropy=entropy)
 
     def _without_gradients(self, held: Parts, forward: Pass) -> Parts:
         """A pass of the policy without gradients, beside what is held."""
@@ -314,9 +329,13 @@ class _Run:
         own = [model for model in self.models if model.own_base]
         most = max(self.sharding.gathered_bytes([model], self.b) for model in own)
         add(parts, "gathered weights", most)
-        add(parts, "activations", activations.transient_bytes(self.policy, forward))
-        if not self.settings.cfg.scores:
-            shape = self.policy.shape
+        compared = self._comparing(forward) if self._has_teacher else 0
+        own_pass = activations.transient_bytes(self.policy, forward)
+        add(parts, "activations", max(own_pass, compared))
+        shape = self.policy.shape
+        if self._has_teacher:
+            add(parts, "logits", activations.divergence_bytes(shape, forward, trained=False))
+        elif not self.settings.cfg.scores:
             add(parts, "logits", activations.logits_bytes(shape, forward, backward=False))
         return parts
 

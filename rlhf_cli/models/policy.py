@@ -6,16 +6,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
+from rlhf_cli.kernels.divergence import DivergenceSum, OutputStates, linear_divergence
 from rlhf_cli.kernels.lm_head import RouterLoad, Support, TokenLogprobs
 from rlhf_cli.logprobs import token_logprobs
+from rlhf_cli.losses.distillation import Divergence
 from rlhf_cli.models.batch_layout import Selection
 from rlhf_cli.models.router import routing_sums
 from rlhf_cli.models.value_model import ValueModel
-from rlhf_cli.models.wrapper import HiddenStateHook, ModelWrapper, read_head
+from rlhf_cli.models.wrapper import HiddenStateHook, ModelWrapper, read_head, without_dropout
 
 
 class Policy(ModelWrapper):
@@ -29,7 +32,7 @@ class Policy(ModelWrapper):
 
     kind = "causal_lm"
     output_name = "log-probs"
-    entry_points = ("values", "hidden_states", "plain_outputs")
+    entry_points = ("values", "hidden_states", "plain_outputs", "output_states", "divergence")
 
     def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
@@ -124,6 +127,65 @@ class Policy(ModelWrapper):
             raise ValueError("values: asked of a policy without value model")
         found: Tensor = self.value_model(rows, lambda role: self._role_hidden_states(role, rows))
         return found
+
+    def output_states(self, rows: TokenBatch) -> OutputStates:
+        """Compute the inputs of the output layer at the scored positions, and read the layer.
+
+        It covers the ids that sampling can give (`support`).
+        """
+        return self._output_states(rows)
+
+    def _output_states(self, rows: TokenBatch) -> OutputStates:
+        hidden, head = self._hidden_states(rows, rows.scored), read_head(self.model)
+        if self.support is not None:
+            head, _ = self.support.compact(head, rows.targets)
+        return OutputStates(hidden, head)
+
+    def divergence(
+        self,
+        rows: TokenBatch,
+        teacher: OutputStates | str,
+        divergence: Divergence,
+        want: Iterable[str] = (),
+        *,
+        logprobs_at: float | None = None,
+        sampled: bool = False,
+    ) -> DivergenceSum:
+        """Compute the divergence of this policy from a teacher, summed over the scored tokens.
+
+        Args:
+            rows: on this policy's device.
+            teacher: `output_states` of another model for the same rows, or the role of other
+                adapters on this base.
+            divergence: kind and temperature.
+            want: further values, as in `linear_divergence`.
+            logprobs_at: temperature at which the log-probs of the rows' own tokens are computed
+                too; none leaves them out.
+            sampled: normalize these over the ids that sampling can give, as in `forward`.
+
+        Raises:
+            KeyError: the base has no such role.
+            ValueError: the teacher has another number of token ids.
+        """
+        if isinstance(teacher, str):
+            with torch.no_grad(), without_dropout(self), self.use_adapters(teacher):
+                teacher = self._output_states(rows)
+        with self.use_adapters("policy"):
+            own = self._output_states(rows)
+            found = linear_divergence(own, teacher, divergence, want)
+            if logprobs_at is None:
+                return found
+            head, targets = read_head(self.model), rows.targets
+            if sampled and self.support is not None:
+                head, targets = self.support.compact(head, targets)
+            of_targets = token_logprobs(
+                own.hidden,
+                head,
+                targets,
+                temperature=logprobs_at,
+                implementation=self.implementation.run,
+            )
+            return replace(found, logp=of_targets.logp)
 
     def hidden_states(self, rows: TokenBatch, positions: Tensor) -> Tensor:
         """Compute the inputs [P, d] of the output layer at some positions of the rows."""

@@ -27,6 +27,7 @@ from rlhf_cli.preflight.models import (
     positions,
     ppo_step_problems,
     reference_problems,
+    teacher_problems,
     trains_adapter,
 )
 from rlhf_cli.preflight.rewards import reward_problems
@@ -42,6 +43,7 @@ from rlhf_cli.runs.outputs import check_output
 from rlhf_cli.runs.settings import read_settings
 from rlhf_cli.stages.bco.config import BCOConfig
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.distill.config import DistillConfig
 from rlhf_cli.stages.dpo.config import DPOConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.train.config import LogConfig, TrainConfig
@@ -94,6 +96,12 @@ def bco(cfg: BCOConfig) -> list[str]:
 def ppo(cfg: PPOConfig) -> list[str]:
     """Preflight of `rlhf ppo`."""
     return [*reward_problems(cfg.reward), *_training(cfg), *ppo_step_problems(cfg)]
+
+
+@_after_runs
+def distill(cfg: DistillConfig) -> list[str]:
+    """Preflight of `rlhf distill`."""
+    return [*_training(cfg), *teacher_problems(cfg)]
 
 
 @_after_runs

@@ -25,6 +25,7 @@ from rlhf_cli.runs.model_checks import (
     check_revision,
 )
 from rlhf_cli.stages.config import StageConfig
+from rlhf_cli.stages.distill.config import ADAPTER_OFF, DistillConfig
 from rlhf_cli.stages.ppo.config import PPOConfig
 
 
@@ -95,6 +96,20 @@ def reference_problems(model: ComparedModelConfig) -> list[str]:
             f"{', '.join(model.reference_choices)} or a model. Try model.reference={meant}"
         ]
     return check_language_model("model.reference", reference, model.reference_revision)
+
+
+def teacher_problems(cfg: DistillConfig) -> list[str]:
+    """Problems with the model that `teacher` names."""
+    teacher = cfg.teacher
+    if teacher in ("", SHIPPED, ADAPTER_OFF) or cfg.teacher_is_server:
+        return []  # refused by the config class, or no model's folder
+    meant = nearest(teacher, (ADAPTER_OFF,), 0.7)
+    if not isdir(teacher) and meant:
+        return [
+            f"teacher: got {teacher}, which is no folder here; need {ADAPTER_OFF} or a model. "
+            f"Try teacher={meant}"
+        ]
+    return check_language_model("teacher", teacher, cfg.teacher_revision)
 
 
 def load_problems(cfg: LoadConfig) -> list[str]:

@@ -44,7 +44,7 @@ RESULT: tuple[Metric, ...] = (
         name="loss",
         label="Loss",
         meaning="The quantity that the optimizer minimizes, per unit of the stage: a token in "
-        "pretrain and sft, a pair or row in reward, dpo and bco, a response token in ppo.",
+        "pretrain, sft and distill, a pair or row in reward, dpo and bco, a response token in ppo.",
         group="result",
         better="lower",
         advice="In ppo and online dpo the loss of the updates need not fall, and the held-out loss "
@@ -152,6 +152,64 @@ RESULT: tuple[Metric, ...] = (
         "policy_loss; its size says little, because advantages are normalized.",
         group="result",
         merged="mean as loss_aggregation says",
+    ),
+    Metric(
+        name="divergence/student",
+        label="Divergence on the student's responses",
+        meaning="Mean divergence from the teacher at the tokens that the student sampled; with a "
+        "server as teacher the mean log-ratio, an estimate of the reverse KL.",
+        unit="nats per token",
+        group="result",
+        merged=TOKENS,
+        better="lower",
+        advice="It falls while the student learns. With a high value on responses and a low one on "
+        "completions the student fails where its own mistakes lead it.",
+    ),
+    Metric(
+        name="divergence/data",
+        label="Divergence on completions",
+        meaning="Mean divergence from the teacher at the tokens of the rows' completions.",
+        unit="nats per token",
+        group="result",
+        merged=TOKENS,
+        better="lower",
+    ),
+    Metric(
+        name="reverse_kl",
+        label="Reverse KL from the teacher",
+        meaning="Mean KL(student || teacher) of the next-token distributions on held-out rows.",
+        unit="nats per token",
+        group="kl",
+        merged=TOKENS,
+        better="lower",
+    ),
+    Metric(
+        name="forward_kl",
+        label="Forward KL from the teacher",
+        meaning="Mean KL(teacher || student) of the next-token distributions on held-out rows.",
+        unit="nats per token",
+        group="kl",
+        merged=TOKENS,
+        better="lower",
+    ),
+    Metric(
+        name="agreement",
+        label="Agreement with the teacher",
+        meaning="Share of held-out positions where student and teacher have the same most likely "
+        "token.",
+        unit="share",
+        group="result",
+        merged=TOKENS,
+        better="higher",
+    ),
+    Metric(
+        name="loss/sft",
+        label="Loss on completions",
+        meaning="Negative log-likelihood of the rows' completions, which sft_coef adds.",
+        unit="nats per token",
+        group="result",
+        merged=TOKENS,
+        better="lower",
     ),
     Metric(
         name="loss/ptx",

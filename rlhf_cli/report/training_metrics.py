@@ -146,6 +146,15 @@ SPEED: tuple[Metric, ...] = (
         better="lower",
     ),
     Metric(
+        name="time/teacher",
+        label="Time of the teacher",
+        meaning="Time in which a server scores the responses.",
+        unit="s",
+        group="speed",
+        merged=STEPS,
+        better="lower",
+    ),
+    Metric(
         name="time/update",
         label="Time of the updates",
         meaning="Time of log-probs, values and optimizer steps.",

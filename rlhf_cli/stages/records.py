@@ -32,6 +32,7 @@ _OF_STAGE = {
     "grpo": PROMPT_RECORDS,
     "dpo": PAIRED_RECORDS,
     "bco": UNPAIRED_RECORDS,
+    "distill": PROMPT_RECORDS,
 }
 
 
@@ -45,10 +46,13 @@ def records_of(stage: str, cfg: Any) -> Records:
 
     Args:
         stage: name of the stage.
-        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses, and
-            `online` takes prompts.
+        cfg: its configuration; `unpaired` of dpo decides between pairs and labelled responses, its
+            `online` takes prompts, and `generates` of distill decides between prompts and
+            completions.
     """
     if rows_stage(stage, cfg) == "online dpo":
         return PROMPT_RECORDS
+    if stage == "distill" and not cfg.generates:
+        return SFT_RECORDS
     unpaired = stage == "dpo" and cfg.unpaired
     return UNPAIRED_RECORDS if unpaired else _OF_STAGE[stage]

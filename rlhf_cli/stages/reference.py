@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +15,13 @@ from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import ModelError
 from rlhf_cli.models.base_model import describe_weights
-from rlhf_cli.models.config import AdapterConfig, ComparedModelConfig, LoadConfig, QuantConfig
+from rlhf_cli.models.config import (
+    AdapterConfig,
+    ComparedModelConfig,
+    LoadConfig,
+    ModelConfig,
+    QuantConfig,
+)
 from rlhf_cli.models.load import LoadInputs, load_frozen
 from rlhf_cli.models.parameters import cast_params, frozen_copy
 from rlhf_cli.models.policy import Policy
@@ -24,6 +30,7 @@ from rlhf_cli.models.sharding import copy_shards, is_sharded, shards_of
 from rlhf_cli.models.tokenizer import load_tokenizer, require_tokenizer
 from rlhf_cli.models.vocabulary import require_policy_vocabulary
 from rlhf_cli.models.wrapper import without_dropout
+from rlhf_cli.resources import SHIPPED
 from rlhf_cli.stages.prepare_data import RunData, StageData
 from rlhf_cli.stages.training import TrainingPlan
 from rlhf_cli.train.reference_logprobs import REFERENCE_COLUMN, add_reference_column
@@ -235,38 +242,81 @@ def _start(model: ComparedModelConfig, policy: Policy) -> str:
 
 
 def _load_other(cfg: HasReference, policy: Policy, data: RunData, ctx: RunContext) -> Policy:
-    """Load the model at `model.reference`, frozen.
+    """Load the model at `model.reference`, frozen; see `load_other_policy`."""
+    model = cfg.model
+    source = OtherModel("model.reference", "reference", model.reference, model.reference_revision)
+    return load_other_policy(source, model, cfg.kernels, policy, data, ctx)
+
+
+@dataclass(frozen=True)
+class OtherModel:
+    """A second language model of a run.
+
+    Attributes:
+        key: config key of its path, for messages.
+        name: of its role, for messages.
+        path: folder, finished run or hub id.
+        revision: of a hub id.
+        quant: quantization of its base.
+        seed: of the random weights of a shipped shape.
+    """
+
+    key: str
+    name: str
+    path: str
+    revision: str = ""
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    seed: int = 0
+
+
+def load_other_policy(
+    other: OtherModel,
+    own: ModelConfig,
+    kernels: Any,
+    policy: Policy,
+    data: RunData,
+    ctx: RunContext,
+) -> Policy:
+    """Load a second model of the policy's vocabulary, frozen.
+
+    Args:
+        other: names the weights.
+        own: config of the run's own model.
+        kernels: that models are loaded with.
+        policy: as it starts.
+        data: the policy's tokenizer, and rows that have to fit the model.
+        ctx: device and compute type.
 
     Raises:
         ModelError: it cannot be loaded, or its tokenizer gives other ids.
         ConfigError: rows are longer than its positions.
     """
-    path, tokenizer = cfg.model.reference, data.tokenizer
-    plain = config_for_other_model(cfg.model, path, cfg.model.reference_revision)
-    load = LoadConfig(
-        model=plain, adapter=AdapterConfig(), quant=QuantConfig(), kernels=cfg.kernels
-    )
+    key, path, tokenizer = other.key, other.path, data.tokenizer
+    plain = config_for_other_model(own, path, other.revision)
+    if path == SHIPPED:
+        plain, ctx = replace(plain, init="scratch"), replace(ctx, seed=other.seed)
+    load = LoadConfig(model=plain, adapter=AdapterConfig(), quant=other.quant, kernels=kernels)
     advice = "Put the policy's beside it if it is the same"
-    require_tokenizer("model.reference", path, plain.revision, advice)
-    with _under_reference_key(), muted():
+    require_tokenizer(key, path, plain.revision, advice)
+    with _under_key(key), muted():
         theirs = load_tokenizer(plain)
         if theirs.get_vocab() != tokenizer.get_vocab():
             raise ModelError(
-                f"model.reference: {path} has another vocabulary ({len(theirs)} tokens, "
+                f"{key}: {path} has another vocabulary ({len(theirs)} tokens, "
                 f"the policy {len(tokenizer)}); need a model with the policy's tokenizer"
             )
-        reference = load_frozen(Policy, load, LoadInputs(tokenizer, ctx))
-    require_policy_vocabulary(reference.model, policy.model, tokenizer, "model.reference", path)
-    data.require_fits(reference, "reference")
-    return reference
+        found = load_frozen(Policy, load, LoadInputs(tokenizer, ctx))
+    require_policy_vocabulary(found.model, policy.model, tokenizer, key, path)
+    data.require_fits(found, other.name)
+    return found
 
 
 @contextmanager
-def _under_reference_key() -> Iterator[None]:
-    """Report an error of the reference under `model.reference` instead of `model.path`."""
+def _under_key(key: str) -> Iterator[None]:
+    """Report an error of another model under its key instead of `model.path`."""
     try:
         yield
     except ModelError as error:
-        key, _, reason = str(error).partition(": ")
-        text = f"model.reference: {reason}" if key == "model.path" else str(error)
+        named, _, reason = str(error).partition(": ")
+        text = f"{key}: {reason}" if named == "model.path" else str(error)
         raise ModelError(text) from error

@@ -116,3 +116,11 @@ def test_checkpointing_keeps_a_vector_a_layer():
     shape = shape_of("x", SIZES | {"model_type": "llama", "num_hidden_layers": 5})
     forward = Pass(2, "cpu", tokens=10, length=600, scored=10)
     assert activations.checkpointed_bytes(shape, forward) == 10 * 64 * (2 * 6 + 4 + 2)
+
+
+def test_chunks_of_the_divergence_are_those_of_the_kernel():
+    from rlhf_cli.kernels import divergence
+
+    assert activations.CHUNK_BYTES == divergence.CHUNK_BYTES
+    assert activations.MIN_CHUNK == divergence.MIN_CHUNK
+    assert activations.CHUNK_TENSORS == divergence.TENSORS

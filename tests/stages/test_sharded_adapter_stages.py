@@ -115,6 +115,7 @@ CASES = {
     "tr-dpo": ("dpo", "model.reference=copy", "sync_steps=2", *LORA),
     "kto": ("dpo", *LORA, "loss_type=kto", "data=ROWS/labels.jsonl"),
     "bco": ("bco", *LORA),
+    "distill": ("distill", *QLORA, "teacher=adapter_off", "lr=1e-1"),
     "ppo": ("ppo", *LORA, *ROLES),
     "ppo, recomputed": ("ppo", *LORA, *ROLES, "train.gradient_checkpointing=true"),
     "ppo, qlora": ("ppo", *QLORA, "value=shared"),

@@ -76,6 +76,9 @@ def files(tmp_path_factory):
     )
     write_rows(folder, "prompts", [{"prompt": f"Say {line}"} for line in text])
     write_rows(folder, "one", [{"prompt": "Say it"}])
+    tokenizer = AutoTokenizer.from_pretrained(shipped_model("tiny"))
+    tiny_llama(5, vocab_size=len(tokenizer)).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
     (folder / "judge.py").write_text(
         "def length(prompts, responses, **columns):\n"
         "    return [len(text) / 10 for text in responses]\n"
@@ -114,6 +117,8 @@ def reward_model(tmp_path_factory, files, small_model):
 
 
 ROWS = {"pretrain": "text", "sft": "sft", "reward": "pairs", "dpo": "pairs", "bco": "labels"}
+ROWS["distill"] = "sft"
+DISTILL = ("teacher=ROWS/teacher", "template=never", "max_new_tokens=6", "lr=1e-3")
 PPO = (
     "template=never", "max_new_tokens=6", "minibatches=2", "ppo_epochs=2", "lr=1e-3",
     "log.sample_prompts=0",
@@ -137,6 +142,11 @@ def words_of(stage, files, model, out, *changes):
         given = any(word.startswith(("reward.model", "reward.terms")) for word in changes)
         common += [*PPO, *([] if given else [own.replace("judge", f"{files}/judge")])]
         common = [word.replace("batch_size=5", "batch_size=4") for word in common]
+    if stage == "distill":
+        common += [*DISTILL, "log.sample_prompts=0", "batch_size=4"]
+        if "on_policy_fraction=0" in changes:
+            common.remove("max_new_tokens=6")
+        common = [word.replace("ROWS/", f"{files}/") for word in common]
     return last_of_each(*common, *(word.replace("ROWS/", f"{files}/") for word in changes))
 
 
@@ -206,6 +216,9 @@ CASES = {
     "online dpo, one prompt": ("dpo", *ONLINE, "batch_size=1", "loss_type=aot"),
     "bco": ("bco", "data.eval=ROWS/labels.jsonl"),
     "bco, udm": ("bco", "udm.embedding_model=reference"),
+    "distill": ("distill", "data.eval=ROWS/sft.jsonl", "on_policy_fraction=0.5"),
+    "distill, prompts": ("distill", "data=ROWS/prompts.jsonl", "data.eval=ROWS/one.jsonl"),
+    "distill, rows": ("distill", "on_policy_fraction=0", "divergence=jsd", "sft_coef=0.5"),
     "ppo": ("ppo",),
     "ppo, held out": ("ppo", "data.eval=ROWS/one.jsonl", "log.sample_prompts=2"),
     "ppo, copy": ("ppo", "model.reference=copy"),
@@ -222,7 +235,7 @@ CASES = {
         "reward.scale=running",
     ),
 }
-CORE = ("sft", "reward", "tr-dpo", "bco", "ppo, ptx")
+CORE = ("sft", "reward", "tr-dpo", "bco", "distill", "ppo, ptx")
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -354,5 +367,7 @@ def _gemma(shape, size):
 )
 def test_twenty_steps_are_those_of_one_process(compare, name, size, shard):
     stage, *changes = CASES[name]
-    rate = "lr=1e-4" if stage == "ppo" else "lr=1e-3"  # with more, rounding grows at each step
+    rate = (
+        "lr=1e-4" if stage in ("ppo", "distill") else "lr=1e-3"
+    )  # with more, rounding grows at each step
     compare(stage, *changes, "max_steps=20", rate, size=size, shard=shard)

@@ -21,7 +21,7 @@ from rlhf_cli.commands.dry_run.rows import (
 )
 from rlhf_cli.commands.dry_run.section import Section, format_count, format_flops, format_seconds
 from rlhf_cli.commands.dry_run.steps import Steps, count_steps
-from rlhf_cli.commands.dry_run.work import Work, rollout_work, stage_work
+from rlhf_cli.commands.dry_run.work import Work, distill_work, rollout_work, stage_work
 from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.report import pluralize
 from rlhf_cli.memory.device import Device
@@ -93,11 +93,12 @@ def plan_training(
     estimate = memory.estimate
     groups = Sharding.of(cfg.launch, processes, device.kind).data_parallel
     steps = count_steps(cfg, rows.train, estimate.micro_batch_tokens, groups)
-    work = (
-        rollout_work(cfg, rows, steps, models, itemsize)
-        if cfg.generates
-        else stage_work(stage, cfg, rows, steps, policy)
-    )
+    if stage == "distill":
+        work = distill_work(cfg, rows, steps, models, itemsize)
+    elif cfg.generates:
+        work = rollout_work(cfg, rows, steps, models, itemsize)
+    else:
+        work = stage_work(stage, cfg, rows, steps, policy)
     rate = find_rate(device, itemsize, cfg.device_flops)
     disk = disk_need(cfg, policy, estimate.trained, steps, itemsize, out)
     return TrainingPlan(
@@ -273,12 +274,15 @@ def _step_details(plan: TrainingPlan) -> Iterator[tuple[str, str]]:
     steps, cfg = plan.steps, plan.cfg
     tokens = plan.memory.estimate.micro_batch_tokens
     if cfg.generates:
-        responses = steps.items * cfg.samples_per_prompt
+        kept = getattr(cfg, "completions_per_step", 0)
+        responses = (steps.items - kept) * cfg.samples_per_prompt
+        completions = f" and {pluralize(kept, 'completion')}" if kept else ""
         yield (
             "a step",
             (
-                f"{responses} responses of at most {cfg.sampling.max_new_tokens} tokens, "
-                f"{pluralize(cfg.optimizer_steps, 'update')}; at most {tokens} tokens a pass"
+                f"{responses} responses of at most {cfg.sampling.max_new_tokens} tokens"
+                f"{completions}, {pluralize(cfg.optimizer_steps, 'update')}; "
+                f"at most {tokens} tokens a pass"
             ),
         )
         return

@@ -132,6 +132,39 @@ def rollout_work(
     return found
 
 
+def distill_work(
+    cfg: Any, rows: RunRows, steps: Steps, models: Iterable[HeldModel], itemsize: int
+) -> list[Work]:
+    """Work of distillation, if every response has `sampling.max_new_tokens` tokens.
+
+    Responses are sampled; on them and on completions, counted as long, teacher and student run
+    once. A teacher that is a server works elsewhere.
+    """
+    held = list(models)
+    student = held[0]
+    new, samples = cfg.sampling.max_new_tokens, cfg.samples_per_prompt
+    responses = steps.total * cfg.prompts_per_step * samples
+    kept = steps.total * cfg.completions_per_step
+    if cfg.generates:
+        lengths, scored = rows.train.lengths + new, new * len(rows.train.lengths)
+    else:
+        lengths, scored = rows.train.lengths, rows.train.scored
+    share = (responses + kept) / max(len(lengths), 1)
+    training = training_flops(student, recompute=cfg.train.gradient_checkpointing)
+    found = [Work("training", share * training.of_rows(lengths, scored))]
+    if not cfg.teacher_is_server:
+        teacher = next((model for model in held if model.role == "teacher"), student)
+        found.append(Work("teacher", share * forward_flops(teacher).of_rows(lengths, scored)))
+    if responses:
+        prompts = rows.train.lengths
+        found.insert(0, decode_work(student, prompts, new, responses, DEFAULT_SLOTS, itemsize))
+    if rows.held_out:
+        count, per_row = steps.evaluations, rows.held_out.lengths + (new if cfg.generates else 0)
+        both = forward_flops(student).of_rows(per_row, new * len(per_row))
+        found.append(Work("evaluation", 2 * count * both))
+    return found
+
+
 def decode_work(
     model: HeldModel, prompts: Any, new: int, responses: float, slots: int, itemsize: int
 ) -> Work:

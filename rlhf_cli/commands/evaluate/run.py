@@ -16,6 +16,7 @@ from rlhf_cli.config.schema import no_rows
 from rlhf_cli.console import logger, print_result
 from rlhf_cli.context import RunContext, create_context
 from rlhf_cli.data.dataset import first_held_out_record_type
+from rlhf_cli.data.prompts import PROMPT_RECORDS
 from rlhf_cli.data.records.types import PromptRecord
 from rlhf_cli.errors import Interrupted, first_line
 from rlhf_cli.evaluation.table import Result, format_table, to_json
@@ -158,5 +159,9 @@ def _stage_records(cfg: StageConfig, stage: str) -> tuple[type, ...]:
     """Record classes that a stage's own evaluation takes."""
     if isinstance(cfg, DPOConfig) and not cfg.online:
         return records_of(stage, cfg)
-    own = {"bco": UNPAIRED_RECORDS, **dict.fromkeys(("ppo", "grpo", "dpo"), (PromptRecord,))}
+    own = {
+        "bco": UNPAIRED_RECORDS,
+        "distill": PROMPT_RECORDS,
+        **dict.fromkeys(("ppo", "grpo", "dpo"), (PromptRecord,)),
+    }
     return own.get(stage, LIKELIHOOD_RECORDS)

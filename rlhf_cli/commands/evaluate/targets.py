@@ -16,6 +16,7 @@ from rlhf_cli.registry import COMMANDS
 from rlhf_cli.runs.artifact import is_reward_model
 from rlhf_cli.runs.settings import Settings, read_settings
 from rlhf_cli.stages.config import ResponseRowsConfig, StageConfig
+from rlhf_cli.stages.distill.config import ADAPTER_OFF, DistillConfig
 from rlhf_cli.sweep.jobs import job_overrides
 
 
@@ -61,11 +62,23 @@ def _load_target(cfg: EvaluateConfig, path: str, name: str) -> Target:
         train=replace(own.train, micro_batch_tokens=cfg.micro_batch_tokens),
         device_memory=cfg.device_memory,
     )
+    if isinstance(own, DistillConfig) and isinstance(config, DistillConfig):
+        teacher, revision = _teacher(cfg, own)
+        config = replace(config, teacher=teacher, teacher_revision=revision)
     if cfg.template != "auto":
-        config = config if stage in ("ppo", "grpo") else to_response_rows_config(config)
+        config = config if hasattr(config, "template") else to_response_rows_config(config)
         config = replace(config, template=cfg.template)
     fit_to_model(config)  # as a stage does; `data` is a copy of the run's
     return Target(name, stage, config, settings.commits if settings else {})
+
+
+def _teacher(cfg: EvaluateConfig, own: DistillConfig) -> tuple[str, str]:
+    """Teacher of a run and its revision; `reference` names another."""
+    if cfg.reference:
+        return cfg.reference, cfg.reference_revision
+    if own.teacher == ADAPTER_OFF:  # the base has a path of its own here
+        return own.model.path, own.model.revision
+    return own.teacher, own.teacher_revision
 
 
 def to_response_rows_config(cfg: StageConfig) -> StageConfig:

@@ -25,6 +25,7 @@ STAGES = {
     "grpo": "group-relative policy optimization",
     "dpo": "direct preference optimization",
     "bco": "binary classifier optimization",
+    "distill": "on-policy distillation",
 }
 
 

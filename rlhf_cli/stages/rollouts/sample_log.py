@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,18 +35,35 @@ class LoggedSample:
     Attributes:
         prompt: text of the prompt, of a chat the last message.
         response: text of the response.
-        score: of the response.
-        kl: nats, of the whole response from the reference.
+        score: of the response; None where there is no reward.
+        kl: nats, of the whole response from the reference; None where there is none.
         tokens: length of the response.
         weights_version: number of steps that the weights which generated it had been trained for.
+        divergence: nats, from a teacher, summed over the response; None where there is none.
     """
 
     prompt: str
     response: str
-    score: float
-    kl: float
-    tokens: int
+    score: float | None = None
+    kl: float | None = None
+    tokens: int = 0
     weights_version: int = 0
+    divergence: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @property
+    def numbers(self) -> str:
+        """Score and KL, or the divergence, below `HEADS`."""
+        if self.score is not None and self.kl is not None:
+            return f"{self.score:20.2f}  {self.kl:6.2f}"
+        return f"{self.divergence or 0.0:20.2f}"
+
+
+HEADS = {True: "score      KL", False: "divergence"}
+"""Heads of the numbers of a sample, by whether it has a score."""
 
 
 def logged_samples(
@@ -93,14 +111,14 @@ class SampleLog:
         if not self.written:
             return
         lock.require_owned(self.path.parent)
-        rows = [{"step": step, **asdict(sample)} for sample in samples]
-        append_json_lines(self.path, rows)
-        logger.info(f"samples of step {step}:   score      KL  prompt -> response")
+        append_json_lines(self.path, [{"step": step, **one.to_dict()} for one in samples])
+        head = HEADS[any(one.score is not None for one in samples)]
+        logger.info(f"samples of step {step}:   {head}  prompt -> response")
         for sample in samples:
             prompt, response = _last_chars(sample.prompt), _first_chars(sample.response)
             if self.full:
                 prompt, response = _block(sample.prompt), _block(sample.response)
-            logger.info(f"  {sample.score:20.2f}  {sample.kl:6.2f}  {prompt} -> {response}")
+            logger.info(f"  {sample.numbers}  {prompt} -> {response}")
 
     def truncate(self, step: int) -> None:
         """Remove samples after a step, for a run that resumes at its checkpoint."""

@@ -39,6 +39,7 @@ class Stub:
         missing: paths that it lacks.
         write: prompt ids, sampling parameters, weights -> token ids, log-probs, finish reason.
         tokenize: text -> token ids.
+        score: token ids -> log-prob of each but the first.
         calls: method, path and body of each request.
     """
 
@@ -53,6 +54,7 @@ class Stub:
     missing: set = field(default_factory=set)
     write: object = None
     tokenize: object = lambda text: [ord(c) % 100 for c in text]
+    score: object = lambda ids: [-token / 50 for token in ids[1:]]
     mode: str = "processed"
     is_dead: bool = False
     is_healthy: bool = True
@@ -271,6 +273,20 @@ def vllm_answer(tokens, logprobs, reason, version, **changed):
     return {"choices": [choice]}
 
 
+def _vllm_completions(stub, body, _query):
+    """Log-probs of a prompt; a token that is generated beside them is left out."""
+    ids = body["prompt"]
+    _require_known(stub, ids)
+    with _flight(stub):
+        found = _faulty(stub, body)
+        if found is not None:
+            return found
+        pairs = zip(ids[1:], stub.score(ids), strict=True)
+        listed = [None, *({str(token): {"logprob": value}} for token, value in pairs)]
+    assert body["prompt_logprobs"] == 0
+    return {"choices": [{"prompt_logprobs": listed if stub.mode != "none" else None}]}
+
+
 def _vllm_models(stub, _body, _query):
     names = ["tiny", *stub.adapters]
     return {"data": [{"id": name, "max_model_len": stub.context} for name in names]}
@@ -337,6 +353,7 @@ VLLM = {
     "/version": ("GET", lambda stub, *_: {"version": stub.software}),
     "/v1/models": ("GET", _vllm_models),
     "/inference/v1/generate": ("POST", _vllm_generate),
+    "/v1/completions": ("POST", _vllm_completions),
     "/tokenize": ("POST", _tokenize),
     "/pause": ("POST", _pause),
     "/resume": ("POST", _resume),
@@ -358,6 +375,8 @@ def _sglang_generate(stub, body, _query):
         found = _faulty(stub, body)
         if found is not None:
             return found
+        if params["max_new_tokens"] == 0:
+            return _sglang_input_logprobs(stub, body)
         write = stub.write or rule
         with stub.lock:
             weights = _weights_of(stub, body.get("lora_path"))
@@ -372,6 +391,13 @@ def _sglang_generate(stub, body, _query):
             "output_token_logprobs": pairs if stub.mode != "none" else [],
         },
     }
+
+
+def _sglang_input_logprobs(stub, body):
+    ids, start = body["input_ids"], body["logprob_start_len"]
+    pairs = [[p, t, None] for p, t in zip(stub.score(ids), ids[1:], strict=True)]
+    listed = [[None, ids[start], None], *pairs[start:]]
+    return {"meta_info": {"input_token_logprobs": listed if stub.mode != "none" else []}}
 
 
 def _sglang_reload(stub, body, _query):

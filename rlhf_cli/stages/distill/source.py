@@ -1,0 +1,284 @@
+"""Distillation's `StepSource`: each step is an update on new responses of the student."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.context import RunContext
+from rlhf_cli.data.batches import TokenBatch
+from rlhf_cli.data.equal_passes import equal_passes
+from rlhf_cli.data.loader import ExampleLoader
+from rlhf_cli.data.sampler import EpochSampler
+from rlhf_cli.distributed.ranks import Ranks
+from rlhf_cli.losses.reduction import Metrics
+from rlhf_cli.models.policy import Policy
+from rlhf_cli.models.wrapper import without_dropout
+from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.distill.config import DistillConfig
+from rlhf_cli.stages.distill.data import DistillData
+from rlhf_cli.stages.distill.loss import (
+    RESPONSE,
+    SAMPLED,
+    SAMPLER_LOGPROBS,
+    TEACHER_LOGPROBS,
+    DistillLoss,
+)
+from rlhf_cli.stages.ppo.minibatches import (
+    RESPONSE_MASK,
+    MicroBatch,
+    make_minibatches,
+    pad_table,
+    response_masks,
+)
+from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
+from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
+from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog
+from rlhf_cli.stages.rollouts.statistics import staleness_metrics
+from rlhf_cli.stages.rollouts.worker import RolloutWorker
+from rlhf_cli.stages.training import TrainingPlan
+
+
+class TeacherServer(Protocol):
+    """A teacher that is asked for log-probs over HTTP."""
+
+    def logprobs(self, responses: Sequence[Response]) -> list[Tensor]:
+        """Log-probs [T] of each response's tokens, nats; each rank asks for its own."""
+
+
+def score_together(
+    server: TeacherServer, responses: Sequence[Response], ranks: Ranks
+) -> list[Tensor]:
+    """Ask a server for the log-probs of each rank's responses; all ranks call it.
+
+    Raises:
+        InferenceServerError: the server failed.
+        RankFailed: another rank failed.
+    """
+    found: list[Tensor] = []
+    error: Exception | None = None
+    try:
+        found = server.logprobs(responses)
+    except Exception as raised:
+        error = raised
+    ranks.raise_together(error)
+    return found
+
+
+def student_logprobs(
+    student: Policy, plan: TrainingPlan, responses: Sequence[Response], temperature: float
+) -> Tensor:
+    """[B, T], nats: log p of each response's tokens under the student; every rank calls it."""
+    found: dict[int, Tensor] = {}
+    [micros] = make_minibatches(responses, 1, plan.micro_batch_tokens, student.device)
+    own = [replace(micro.rows, needs_backward=False) for micro in micros]
+    passes = equal_passes(own, plan.ctx.ranks, student.device)
+    with torch.no_grad(), without_dropout(student):
+        for micro, rows in zip_longest(micros, passes):
+            values = student(rows, temperature=temperature, sampled=True).logp
+            found |= micro.split(values) if micro else {}
+    return pad_table(found, len(responses))
+
+
+def count_steps(cfg: DistillConfig, data: DistillData) -> int:
+    """Steps of a run."""
+    tokens = data.prompts[1]
+    every = EpochSampler(len(tokens), sum(map(len, tokens)), cfg.data, cfg.train, cfg.seed)
+    return every.total_steps
+
+
+def load_completion_steps(
+    cfg: DistillConfig, data: DistillData, plan: TrainingPlan, steps: int
+) -> ExampleLoader | None:
+    """The completions of each step, or None where the student answers all prompts.
+
+    Their order has a seed of its own: that of the prompts would give the same rows in a step.
+    """
+    if data.completions is None:
+        return None
+    train = replace(cfg.train, batch_size=cfg.completions_per_step, max_steps=steps)
+    tokens, ranks = plan.micro_batch_tokens, plan.ctx.ranks
+    seed = (cfg.seed + 1) % 2**32
+    return ExampleLoader(data.completions, cfg.data, train, seed, tokens, ranks)
+
+
+class DistillSource:
+    """A `StepSource` that yields one update for each rollout.
+
+    Args:
+        cfg: the whole configuration.
+        worker: generates the student's responses.
+        loss: of the updates; knows the divergence of each response afterwards.
+        plan: tokens of a micro-batch, device and ranks.
+        steps: of the run.
+        completions: rows of each step that keep their completions, or None.
+        server: scores the responses, where the teacher is a server.
+    """
+
+    def __init__(
+        self,
+        cfg: DistillConfig,
+        worker: RolloutWorker,
+        loss: DistillLoss,
+        plan: TrainingPlan,
+        steps: int,
+        *,
+        completions: ExampleLoader | None = None,
+        server: TeacherServer | None = None,
+    ) -> None:
+        self.cfg, self.worker, self.loss, self.plan = cfg, worker, loss, plan
+        self.completions, self.server = completions, server
+        train = replace(cfg.train, batch_size=cfg.prompts_per_step, max_steps=steps)
+        steps_cfg, ranks = replace(cfg, train=train), plan.ctx.ranks
+        self.pipeline = RolloutPipeline(worker, steps_cfg, ranks, lag=cfg.rollout.lag)
+        self.check: LogprobCheck | None = None
+        if cfg.rollout.is_used:
+            compute = partial(student_logprobs, loss.student, plan)
+            self.check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ranks)
+        self.samples = _sample_log(cfg, plan.ctx)
+        self.metrics: Metrics = {}
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, from its first."""
+        return self.pipeline.total_steps
+
+    def next_step(self) -> Iterator[list[TokenBatch]] | None:
+        """The update of the next rollout, or None at the end of the run."""
+        began = time.monotonic()
+        rollout = self.pipeline.next_rollout()
+        return None if rollout is None else self._train_on(rollout, time.monotonic() - began)
+
+    def take_metrics(self) -> Metrics:
+        """Return the metrics of the last step, and clear them."""
+        found, self.metrics = self.metrics, {}
+        return found
+
+    def _train_on(self, rollout: Rollout, waited: float) -> Iterator[list[TokenBatch]]:
+        """Ask a server for the teacher's log-probs, and yield the update."""
+        if self.check is not None:
+            self.check(rollout)
+        responses = rollout.responses
+        began = time.monotonic()
+        scored = self._scored(responses)
+        asked = time.monotonic()
+        tokens, device = self.plan.micro_batch_tokens, self.loss.student.device
+        by_server = self.cfg.rollout.is_used
+        rows = sampled_rows(responses, tokens, device, scored, by_server=by_server)
+        self.loss.of_response.clear()
+        yield [*rows, *self._next_completions()]
+        self.pipeline.finish()
+        self._show(rollout.step, responses)
+        count = float(len(responses))
+        self.metrics = {
+            "tokens/response_length": (_total(len(one.token_ids) for one in responses), count),
+            "tokens/eos_fraction": (_total(one.finished for one in responses), count),
+        }
+        times = {"rollout": rollout.seconds, "update": time.monotonic() - asked}
+        if self.server is not None:
+            times["teacher"] = asked - began
+        if by_server:
+            times["wait"] = waited
+            self.metrics |= staleness_metrics(responses, rollout.step)
+        self._note_times(**times)
+
+    def _scored(self, responses: Sequence[Response]) -> list[Tensor] | None:
+        """The teacher's log-probs where it is a server; all ranks fail where one of them does."""
+        if self.server is None:
+            return None
+        return score_together(self.server, responses, self.plan.ctx.ranks)
+
+    def _next_completions(self) -> list[TokenBatch]:
+        if self.completions is None:
+            return []
+        updates = self.completions.next_step()
+        assert updates is not None  # there are as many steps as rollouts
+        return updates[0]
+
+    def _show(self, step: int, responses: Sequence[Response]) -> None:
+        every = self.cfg.sample_steps
+        if step == 1:
+            self.samples.truncate(0)  # samples of a run that stopped before its first save
+        if not every or not (step % every == 0 or step in (1, self.total_steps)):
+            return
+        samples = self.cfg.samples_per_prompt
+        shown = range(0, min(len(responses), LOGGED_RESPONSES * samples), samples)
+        self.samples.add(step, [self._sample(k, responses[k]) for k in shown])
+
+    def _sample(self, k: int, response: Response) -> LoggedSample:
+        return LoggedSample(
+            self.worker.prompt_text(response.prompt_index),
+            response.text,
+            tokens=len(response.token_ids),
+            weights_version=response.weights_version,
+            divergence=self.loss.of_response.get(k, float("nan")),
+        )
+
+    def _note_times(self, **seconds: float) -> None:
+        once = int(self.plan.ctx.ranks.is_main)
+        for name, spent in seconds.items():
+            self.metrics[f"time/{name}"] = (torch.tensor(spent * once, dtype=torch.float64), once)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State as JSON values: the order of prompts and completions."""
+        rows = None if self.completions is None else self.completions.state_dict()
+        return {**self.pipeline.state_dict(), "completions": rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: the data or the batch size are not those of the checkpoint.
+        """
+        self.pipeline.load_state_dict(state)
+        if self.completions is not None:
+            self.completions.load_state_dict(state["completions"])
+        self.samples.truncate(self.pipeline.step)
+
+
+def _sample_log(cfg: DistillConfig, ctx: RunContext) -> SampleLog:
+    return SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
+
+
+def _total(values: Any) -> Tensor:
+    return torch.tensor(float(sum(values)))
+
+
+def sampled_rows(
+    responses: Sequence[Response],
+    max_tokens: int,
+    device: torch.device,
+    teacher_logprobs: Sequence[Tensor] | None = None,
+    *,
+    by_server: bool = False,
+) -> list[TokenBatch]:
+    """Micro-batches of responses, with the columns that the loss reads.
+
+    Args:
+        responses: of this rank.
+        max_tokens: tokens of a micro-batch.
+        device: of the rows.
+        teacher_logprobs: [T] of each response, of a teacher that is a server.
+        by_server: add the log-probs of the server that generated them.
+    """
+    [micros] = make_minibatches(responses, 1, max_tokens, device)
+    count = len(responses)
+    tables = {SAMPLED: response_masks(responses)[RESPONSE_MASK]}
+    if teacher_logprobs is not None:
+        tables[TEACHER_LOGPROBS] = pad_table(dict(enumerate(teacher_logprobs)), count)
+    if by_server:
+        own = {k: torch.tensor(one.logprobs) for k, one in enumerate(responses)}
+        tables[SAMPLER_LOGPROBS] = pad_table(own, count)
+    return [_with_columns(micro, tables) for micro in micros]
+
+
+def _with_columns(micro: MicroBatch, tables: Mapping[str, Tensor]) -> TokenBatch:
+    numbers = torch.tensor([float(k) for k in micro.members])
+    return micro.with_columns(tables).with_columns({RESPONSE: numbers})
