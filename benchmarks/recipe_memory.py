@@ -169,7 +169,7 @@ RECIPES = (
     Recipe("instructgpt/sft", "sft", "Pythia-1.4B", 80),
     Recipe("instructgpt/reward", "reward", "Pythia-1.4B", 80, ("data=tiny",), rows=7),
     Recipe("instructgpt/ppo", "ppo", "Pythia-1.4B", 80, (f"reward.model={REWARD}", "value=model")),
-    Recipe("r1_zero/grpo", "ppo", "Qwen2.5-1.5B", 80),
+    Recipe("r1_zero/grpo", "grpo", "Qwen2.5-1.5B", 80),
     Recipe("stack_llama/sft", "sft", "Llama-2-7B", 80),
     Recipe("stack_llama/reward", "reward", "Llama-2-7B", 80, _INT8, rows=2),
     Recipe(

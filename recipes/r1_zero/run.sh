@@ -15,4 +15,4 @@ if [ "${2:-}" = twin ]; then
   grpo+=(data="${problems}_train.jsonl" data.eval="${problems}_test.jsonl")
 fi
 
-rlhf ppo config=r1_zero/grpo "${grpo[@]}" output_dir="$out/grpo"
+rlhf grpo config=r1_zero/grpo "${grpo[@]}" output_dir="$out/grpo"

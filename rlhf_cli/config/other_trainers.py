@@ -222,6 +222,19 @@ TRL = {
     "cliprange": OtherName("clip_range={}"),
     "cliprange_value": OtherName("value_clip_range={}"),
     "epsilon": OtherName("clip_range={}"),
+    "epsilon_high": OtherName("clip_range_high={}"),
+    "importance_sampling_level": OtherName({"token": "ratio=token", "sequence": "ratio=sequence"}),
+    "scale_rewards": OtherName(
+        {"group": "scale=std", "batch": "scale=batch", "none": "scale=none"}
+    ),
+    "multi_objective_aggregation": OtherName(
+        {
+            "sum_then_normalize": "normalize_rewards=sum",
+            "normalize_then_sum": "normalize_rewards=each",
+        }
+    ),
+    "mask_truncated_completions": OtherName("mask_truncated={}"),
+    "entropy_coef_delta": OtherName("entropy_step={}"),
     "lam": OtherName("gae_lambda={}"),
     "init_kl_coef": OtherName("kl_coef={}"),
     "adap_kl_ctrl": OtherName({"true": "kl_controller=adaptive", "false": "kl_controller=fixed"}),

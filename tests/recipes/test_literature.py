@@ -26,7 +26,7 @@ CHAINS = {
     "instructgpt": ["pretrain", "sft", "reward", "ppo"],
     "detox": ["ppo"],
     "bco_thumbs": ["bco"],
-    "r1_zero": ["ppo"],
+    "r1_zero": ["grpo"],
 }
 FILES = [path for name in CHAINS for path in sorted((RECIPES / name).glob("*.yaml"))]
 HUB_ID = r"[\w.-]+/[\w.-]+"
