@@ -158,7 +158,7 @@ class RolloutConfig(ServerConfig):
 
     check_bound: Annotated[float, Gt(0), Unit("nats"), RuntimeOnly()] = 0.2
     """Largest mean difference of a token's log-prob between server and policy; above it the run
-    ends. With bf16 in both it was 0.04 for SmolLM2-135M on a CPU, in fp32 below 0.00001."""
+    ends. With bf16 in both it was 0.04 for SmolLM2-135M on a CPU."""
 
     correction: Literal["auto", "none", "token", "sequence"] = "auto"
     """Importance weights against the difference between the server's and the policy's

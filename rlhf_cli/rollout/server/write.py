@@ -19,8 +19,10 @@ from rlhf_cli.models.adapters import TRAINED_ADAPTER, Adapters, adapter_kind
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.sharding import gather_by_name
 from rlhf_cli.models.weight_files import save_weights
-from rlhf_cli.rollout.server.config import VLLM_RANKS
 from rlhf_cli.rollout.server.hand_over import Kind
+
+MAX_RANK = 512
+"""Largest rank of an adapter that vLLM loads."""
 
 MODEL_PREFIX = "model."
 """Prefix of the parameters of the transformers model within a policy."""
@@ -69,8 +71,8 @@ def adapter_problem(adapters: Adapters) -> str:
     config = adapters.model.peft_config[TRAINED_ADAPTER]
     if adapter_kind(config) == "dora":
         return "because it is a DoRA adapter"
-    if config.r > VLLM_RANKS[-1]:
-        return f"because its rank is {config.r}, more than {VLLM_RANKS[-1]}"
+    if config.r > MAX_RANK:
+        return f"because its rank is {config.r}, more than {MAX_RANK}"
     if config.modules_to_save or config.trainable_token_indices or adapters.whole_embeddings:
         return "because it has whole layers or rows of single tokens"
     return "because it is on experts" if config.target_parameters else ""
