@@ -12,11 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlhf_cli.commands.serve.facts import Served
+from rlhf_cli.rollout.server.config import VLLM_RANKS
 
 PORT = 8000
-
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""Values of vLLM's --max-lora-rank."""
 
 SGLANG_SCORES = tuple(
     f"{family}ForSequenceClassification" for family in ("Llama", "Qwen2", "Qwen3", "Gemma2")

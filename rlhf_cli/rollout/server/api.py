@@ -13,6 +13,9 @@ from rlhf_cli.rollout.server.requests import Answer, GenerationRequest
 HEALTH_TIMEOUT = 10.0
 """Seconds within which a healthy server says so."""
 
+SYNC_TIMEOUT = 600.0
+"""Seconds, at least, within which a server must have loaded new weights."""
+
 
 @dataclass(frozen=True)
 class ServerFacts:

@@ -28,6 +28,9 @@ from rlhf_cli.runs.run_files import SERVER_LOG
 
 T = TypeVar("T")
 
+START_SECONDS = 900.0
+"""Time that a started server may take to load its model, at least."""
+
 
 def open_engine(
     cfg: RolloutConfig,
@@ -125,7 +128,7 @@ def open_fixed_engine(
     process = None
     if cfg.start:
         process = ServerProcess(cfg.start, ServedModel(folder, dtype, context_length), log)
-        process.wait_until_healthy(cfg.deadline)
+        process.wait_until_healthy(max(cfg.deadline, START_SECONDS))
     inner = getattr(model, "model", model) if isinstance(model, Policy) else model
     needs = ServerNeeds(
         tokenizer,
@@ -165,7 +168,7 @@ def _start(
     def start() -> None:
         process = ServerProcess(cfg.start, model, out / SERVER_LOG)
         started.append(process)
-        process.wait_until_healthy(cfg.deadline)
+        process.wait_until_healthy(max(cfg.deadline, START_SECONDS))
 
     try:
         ranks.run_on_main(start)

@@ -22,6 +22,7 @@ from rlhf_cli.errors import ConfigError, InferenceServerError
 from rlhf_cli.http_client import HTTPClient, HTTPFailure
 from rlhf_cli.rollout.server import supervisor
 from rlhf_cli.rollout.server.api import HEALTH_TIMEOUT, bearer
+from rlhf_cli.rollout.server.config import VLLM_RANKS
 
 HOST = "127.0.0.1"
 """Started servers listen to this machine alone."""
@@ -33,6 +34,13 @@ LAST_LINES = 5
 """Lines of a server's output that an error shows."""
 
 PROGRAMS = {"vllm": ["vllm", "serve"], "sglang": ["python", "-m", "sglang.launch_server"]}
+
+RANK_VARIABLES = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT"),
+)
+"""Variables of torchrun, which vLLM and SGLang would read."""
 
 _FIXED_PORT = re.compile(r"--port[ =](\d+)")
 
@@ -96,7 +104,7 @@ def _vllm_options(words: Sequence[str], model: ServedModel, port: int) -> list[s
         *("--logprobs-mode", "processed_logprobs", "--enable-scale-out"),
     ]
     if model.adapter_rank:
-        rank = next(r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= model.adapter_rank)
+        rank = next(rank for rank in VLLM_RANKS if rank >= model.adapter_rank)
         options += ["--enable-lora", "--max-lora-rank", str(rank)]
         options += ["--max-loras", str(model.adapters), "--max-cpu-loras", str(model.adapters)]
     return options
@@ -167,7 +175,7 @@ class ServerProcess:
         _require_program(self.command[0])
         self.address, self.log, self._sleep = f"http://{HOST}:{port}", log, sleep
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not _is_of_rank(name)},
             "VLLM_SERVER_DEV_MODE": "1",
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "VLLM_API_KEY": self.token,
@@ -190,8 +198,11 @@ class ServerProcess:
     def wait_until_healthy(self, deadline: float) -> None:
         """Wait until it serves requests.
 
+        Args:
+            deadline: seconds.
+
         Raises:
-            InferenceServerError: it ended, or was not ready within `deadline` seconds.
+            InferenceServerError: it ended, or was not ready in time.
         """
         client = HTTPClient(self.address, "rollout.start", HEALTH_TIMEOUT, bearer(self.token))
         began = time.monotonic()
@@ -208,8 +219,8 @@ class ServerProcess:
             if time.monotonic() - began > deadline:
                 self.stop()
                 raise InferenceServerError(
-                    f"rollout.start: the server was not ready within rollout.deadline={deadline:g} "
-                    f"seconds ({reason}); its last lines in {self.log}: {self._last_lines()}"
+                    f"rollout.start: the server was not ready within {deadline:g} seconds "
+                    f"({reason}); its last lines in {self.log}: {self._last_lines()}"
                 )
             self._sleep(0.5)
 
@@ -247,6 +258,11 @@ class ServerProcess:
         except subprocess.TimeoutExpired:  # it would have killed the server by now
             self._process.kill()
             self._process.wait()
+
+
+def _is_of_rank(name: str) -> bool:
+    """Whether a variable gives a process its place among ranks, of which the server is none."""
+    return name in RANK_VARIABLES or name.startswith("TORCHELASTIC_")
 
 
 def _require_program(program: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rlhf_cli.http_client import HTTPClient, RefusedRequest, RetryableFailure
 from rlhf_cli.rollout.server.api import (
     HEALTH_TIMEOUT,
+    SYNC_TIMEOUT,
     ServerFacts,
     field_of,
     has_endpoint,
@@ -115,7 +116,9 @@ class SGLangServer:
         """
         self.client.request("/pause_generation", b'{"mode": "retract"}')
         body = {"model_path": str(folder), "weight_version": version, "flush_cache": True}
-        _require_success(self.client.request_json("/update_weights_from_disk", body))
+        timeout = max(self.client.timeout, SYNC_TIMEOUT)
+        path = "/update_weights_from_disk"
+        _require_success(self.client.request_json(path, body, timeout=timeout))
         self.client.request("/continue_generation", b"{}")
 
     def load_adapter(self, name: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from rlhf_cli.http_client import HTTPClient, RefusedRequest, RetryableFailure
 from rlhf_cli.rollout.server.api import (
     HEALTH_TIMEOUT,
+    SYNC_TIMEOUT,
     ServerFacts,
     field_of,
     has_endpoint,
@@ -144,7 +145,9 @@ class VLLMServer:
         """
         self.client.request("/pause?mode=keep", b"{}")
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-        self.client.request_json("/collective_rpc", body)
+        self.client.request_json(
+            "/collective_rpc", body, timeout=max(self.client.timeout, SYNC_TIMEOUT)
+        )
         # after the weights are complete: what is cached in between would be of both
         path = "/reset_prefix_cache?reset_running_requests=true"
         if not field_of(self.client.request_json(path, {}), "success"):

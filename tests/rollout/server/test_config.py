@@ -38,6 +38,8 @@ def test_what_fits_has_no_problem(given):
         ({"concurrency": 3}, "rollout.concurrency: given without rollout.server"),
         ({"sync": "weights"}, "rollout.sync: given without rollout.server"),
         ({"server": URL, "start": "vllm"}, "rollout.start: given beside rollout.server"),
+        ({"server": URL, "token": "a\nb"}, "rollout.token: has characters that no header"),
+        ({"server": "http://127.0.0.1/ü"}, "need an address as http://127.0.0.1:8000"),
         ({"start": "vllm", "token": "x"}, "rollout.token: given with rollout.start"),
         ({"server": [URL, f"{URL}/"]}, f"rollout.server: got {URL} twice"),
         ({"server": "127.0.0.1:8000"}, "rollout.server: got 127.0.0.1:8000; need an address"),
