@@ -24,6 +24,7 @@ STAGES: dict[str, Words] = {
     "reward": (),
     "dpo": (),
     "bco": (),
+    "distill": ("teacher=tiny", "max_new_tokens=4"),
     "ppo": ("reward.length_penalty=1", "max_new_tokens=4", "ppo_epochs=1"),
 }
 
