@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     ),
     "two epochs": ("ppo_epochs=2",),
     "two epochs, shuffled": ("ppo_epochs=2", "minibatch_shuffle=true"),
+    "dynamic sampling": ("dynamic_sampling=2",),
     "two rewards": TWO,
     "two rewards apart": (*TWO, "normalize_rewards=each"),
 }
