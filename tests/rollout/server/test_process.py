@@ -105,7 +105,14 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("end", ["SIGKILL", "SIGTERM", "SIGINT", "exit", "raise"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "SIGKILL",
+        "SIGTERM",
+        *(pytest.param(end, marks=pytest.mark.slow) for end in ("SIGINT", "exit", "raise")),
+    ],
+)
 def test_it_ends_when_the_trainer_ends(end, command, tmp_path):
     log = tmp_path / "server.log"
     words = [sys.executable, "-c", TRAINER, command, str(log), end]
