@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
@@ -284,3 +285,26 @@ def test_weights_are_in_memory_unless_a_folder_is_given(tmp_path, monkeypatch):
     assert choose_folder("", OWNER).parent == tmp_path
     monkeypatch.setattr(hand_over, "MEMORY", tmp_path / "missing")
     assert choose_folder("", OWNER).parent != tmp_path / "missing"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tied_output_layer_is_written_apart_for_a_server_that_packs_it(tied, tmp_path):
+    policy = policy_of(tiny_llama(tie_word_embeddings=tied))
+    PolicyWriter(policy, TOKENIZER, "weights", torch.float32, untied=True)(tmp_path / "new")
+    stored = {}
+    for file in (tmp_path / "new").glob("*.safetensors"):
+        stored |= load_file(file)
+    inner = policy.model
+    assert torch.equal(stored["lm_head.weight"], inner.lm_head.weight)
+    assert torch.equal(stored["model.embed_tokens.weight"], inner.model.embed_tokens.weight)
+    assert len(stored) == len(dict(inner.named_parameters(remove_duplicate=False)))
+    # vLLM reads every file of the folder, transformers model.safetensors alone
+    read = type(inner)(type(inner.config).from_pretrained(tmp_path / "new")).eval()
+    read.load_state_dict(stored)
+    assert read.config.tie_word_embeddings is False
+    assert inner.config.tie_word_embeddings is tied
+    inner.set_attn_implementation("eager")
+    read.set_attn_implementation("eager")
+    row = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        assert_close(read(row).logits, inner(row).logits)

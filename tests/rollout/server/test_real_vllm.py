@@ -49,7 +49,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(TOKENIZER_FOLDER)
 
 
-def make_model(tokenizer, rows=None, seed=0):
+def make_model(tokenizer, rows=None, seed=0, tied=False):
     """A small model with heads of 32, which vLLM's attention for CPUs needs."""
     torch.manual_seed(seed)
     cfg = LlamaConfig(
@@ -62,6 +62,7 @@ def make_model(tokenizer, rows=None, seed=0):
         head_dim=32,
         max_position_embeddings=512,
         initializer_range=0.1,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -202,6 +203,20 @@ def test_requests_in_flight_go_on_with_the_new_weights_and_count_as_of_the_old(s
     after = engine.generate(prompts, samples=1, prompt_numbers=range(24))
     own = generate(policy, tokenizer, prompts, engine.sampling)
     assert [one.token_ids for one in after] == [one.token_ids for one in own]
+
+
+def test_tied_embeddings_of_a_step_generate_after_it(tokenizer, tmp_path):
+    """A vLLM on a CPU packs the output layer, and kept the first one where it was tied."""
+    policy = policy_of(make_model(tokenizer, tied=True))
+    sampling = SamplingConfig(max_new_tokens=24)
+    engine = opened(policy, tokenizer, sampling, tmp_path, start=COMMAND)
+    prompts = prompts_of()
+    for version in (0, 1, 2):
+        change(policy.model, version)
+        engine.hand_over(version)
+        found = engine.generate(prompts, samples=2, prompt_numbers=range(len(prompts)))
+        assert largest_difference(policy.model, tokenizer, found) < BOUND
+    engine.close()
 
 
 def test_the_adapter_of_a_step_generates_after_it_and_the_server_ends_with_the_engine(
