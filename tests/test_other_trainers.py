@@ -106,7 +106,8 @@ def test_a_sentence_names_keys_that_exist(entry):
         ("sft", ("fp16=true",), "fp16: no such key in sft. Compute is bf16 or fp32 "
          "(train.precision); fp16 is not supported. See rlhf sft --help"),
         ("sft", ("num_generations=4",), "num_generations: no such key in sft; did you mean "
-         "samples_per_prompt, a key of ppo, grpo, distill, generate, doctor? See rlhf sft --help"),
+         "samples_per_prompt, a key of dpo, ppo, grpo, distill, generate, doctor? "
+         "See rlhf sft --help"),
         ("dpo", ("pref_ftx=0.5",), "pref_ftx: no such key in dpo; did you mean loss_weights? "
          "Try loss_type=[sigmoid,sft] loss_weights=[1,0.5]"),
         ("dpo", ("rpo_alpha=x",), "rpo_alpha: no such key in dpo; did you mean loss_weights? "
