@@ -213,6 +213,12 @@ TRL = {
         "reward.function={}", "It is a function in a file, as FILE.py:FUNCTION."
     ),
     "sft_model_path": OtherName("model.path={}"),
+    "teacher_model": OtherName("teacher={}"),
+    "teacher_model_name_or_path": OtherName("teacher={}"),
+    "lmbda": OtherName(
+        "on_policy_fraction={}", "It is a share of each step's prompts, not of the steps."
+    ),
+    "seq_kd": OtherName("", "rlhf generate writes the teacher's responses, rlhf sft learns them."),
     "response_length": OtherName("sampling.max_new_tokens={}"),
     "max_completion_length": OtherName("sampling.max_new_tokens={}"),
     "num_generations": OtherName("samples_per_prompt={}"),

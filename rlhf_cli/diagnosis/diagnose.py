@@ -26,6 +26,7 @@ RULES_OF_STAGE: dict[str, Sequence[Rule]] = {
     "reward": (*training.RULES, *reward.RULES),
     "dpo": (*training.RULES, *preference.RULES, *unpaired.KTO_RULES),
     "bco": (*training.RULES, *unpaired.RULES),
+    "distill": (training.loss_falls, training.gradients),
     "ppo": (*ppo.RULES, *kl.RULES, *rollouts.RULES),
     "grpo": (*ppo.RULES, *kl.RULES, *rollouts.RULES),
 }

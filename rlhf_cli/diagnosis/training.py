@@ -1,4 +1,4 @@
-"""Rules about runs that lower a loss on rows: pretrain, sft, reward, dpo and bco."""
+"""Rules about runs that lower a loss on rows: pretrain, sft, reward, dpo, bco and distill."""
 
 from statistics import median
 
