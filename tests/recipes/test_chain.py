@@ -33,5 +33,11 @@ def test_the_chain_reaches_half_of_the_judges_points_and_prints_its_table(tmp_pa
     ppo = json.loads((tmp_path / "runs" / "ppo" / "manifest.json").read_text())
     assert ppo["after"]["score"] > ppo["before"]["score"] + 1
     assert ppo["after"]["kl"] < 15
+    command = [sys.executable, "-m", "rlhf_cli", "dpo", "config=tiny/online_dpo"]
+    command += [f"model={tmp_path}/runs/sft", f"output_dir={tmp_path}/runs/online_dpo"]
+    subprocess.run(command, capture_output=True, check=True)
+    online = json.loads((tmp_path / "runs" / "online_dpo" / "manifest.json").read_text())
+    assert online["after"]["score"] > online["before"]["score"] + 0.8
+    assert online["after"]["kl"] < 15
     manifest = json.loads((tmp_path / "runs" / "sft" / "manifest.json").read_text())
     assert manifest["after"]["loss"] < 0.6 * manifest["before"]["loss"]

@@ -243,8 +243,10 @@ def test_a_bad_score_in_a_later_batch_is_counted_from_the_first():
 
 
 def test_a_wrong_count_is_not_made_up_for_by_the_next_batch():
-    counts = iter([3, 1])
-    with serving(lambda _: (200, {"scores": [0] * next(counts)})) as (url, _):
+    def answer(asked):
+        return 200, {"scores": [0] * {2: 3, 1: 1}[len(asked["responses"])]}
+
+    with serving(answer) as (url, _):
         assert "gave 3 scores for 2 responses" in told(url, batch_size=2)
 
 

@@ -42,6 +42,7 @@ def test_metrics_are_those_of_the_responses(online):
     assert names | times <= line.keys()
 
 
+@pytest.mark.slow
 def test_the_score_rises(online):
     lines = online("batch_size=8", "max_steps=12", "lr=3e-3", "samples_per_prompt=4", "beta=0.05")
     first = sum(line["objective/scores"] for line in lines[:3]) / 3
@@ -72,7 +73,11 @@ def given_responses(monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [["beta=0.3"], ["loss_type=[sigmoid,sft]", "train.micro_batch_tokens=1"], ["ld_alpha=0.5"]],
+    [
+        ["loss_type=[sigmoid,sft]", "beta=0.3", "train.micro_batch_tokens=1"],
+        pytest.param(["ld_alpha=0.5"], marks=pytest.mark.slow),
+        pytest.param(["loss_type=aot", "label_smoothing=0.1"], marks=pytest.mark.slow),
+    ],
 )
 def test_training_equals_that_of_offline_dpo_on_the_same_pairs(
     words, files, online, given_responses
