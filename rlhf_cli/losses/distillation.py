@@ -90,9 +90,7 @@ def _reverse_gradient(probs: Tensor, logratio: Tensor) -> Tensor:
     return probs * (logratio - mean)
 
 
-def sampled_reverse_kl_loss(
-    logp: Tensor, teacher_logp: Tensor, sampler_logp: Tensor | None = None
-) -> Tensor:
+def sampled_reverse_kl_loss(logp: Tensor, teacher_logp: Tensor) -> Tensor:
     """Policy-gradient loss of the reverse KL at sampled tokens.
 
     The advantage of a token is log p - log q of the token alone, without those after it (Thinking
@@ -102,13 +100,10 @@ def sampled_reverse_kl_loss(
     Args:
         logp: [S], nats, log q of the sampled tokens under the student.
         teacher_logp: [S], nats, log p under the teacher.
-        sampler_logp: [S], nats, under the policy that sampled them, whose importance weights are
-            q / sampler; none where that is the student as it is.
 
     Returns:
-        [S], not reduced. Without `sampler_logp` its value is the log-ratio log q - log p, an
-        unbiased estimate of the reverse KL.
+        [S], not reduced. Its value is the log-ratio log q - log p, an unbiased estimate of the
+        reverse KL.
     """
     advantage = (teacher_logp - logp).detach()
-    ratio = (logp - (logp.detach() if sampler_logp is None else sampler_logp)).exp()
-    return -advantage * ratio
+    return -advantage * (logp - logp.detach()).exp()

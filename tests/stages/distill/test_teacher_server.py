@@ -82,6 +82,9 @@ def test_a_server_that_generates_and_one_that_scores(server, models, distill, fi
             assert line["rollout/mismatch"] < 1e-4
             assert line["rollout/staleness"] == 0
             assert "correction/weight" not in line
+        late = distill(*words, f"teacher={server.url}", "rollout.lag=1", "max_steps=3", out="late")
+        assert [line["rollout/staleness"] for line in late] == [0, 1, 1]
+        assert all(line["correction/weight"] <= 3 for line in late)
 
 
 def told(models, *words):
