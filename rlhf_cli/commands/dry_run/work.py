@@ -95,7 +95,8 @@ def ppo_work(
     """Work of PPO, if every response has `sampling.max_new_tokens` tokens.
 
     A rollout is sampled, scored, its log-probs (with `rollout_logprobs=recompute`), reference
-    log-probs and values are computed, and it is trained on `ppo_epochs` times.
+    log-probs and values are computed, and it is trained on `ppo_epochs` times. What servers
+    generate is not counted.
     """
     held = list(models)
     policy, roles = held[0], {model.role: model for model in held}
@@ -109,10 +110,11 @@ def ppo_work(
     recompute = cfg.train.gradient_checkpointing
     trained = training_flops(policy, recompute=recompute).of_rows(lengths, scored)
     passes = 1 if cfg.reuses_logprobs else 2  # reference, and the policy's own
-    found = [
-        decode_work(policy, prompts, new, steps.total * responses, DEFAULT_SLOTS, itemsize),
-        Work("log-probs", passes * one_pass),
-    ]
+    found = [Work("log-probs", passes * one_pass)]
+    in_process = not cfg.rollout.is_used
+    if in_process:
+        count = steps.total * responses
+        found.insert(0, decode_work(policy, prompts, new, count, DEFAULT_SLOTS, itemsize))
     value = roles.get("value")
     if value is not None and value.trained > policy.shape.width + 1:
         trained += training_flops(value, scores=True, recompute=recompute).of_rows(lengths, 0)
@@ -123,7 +125,7 @@ def ppo_work(
             scores = forward_flops(model, scores=True).of_rows(lengths, 0)
             found.append(Work("scores", per_response * scores))
     found.append(Work("training", cfg.ppo_epochs * per_response * trained))
-    if rows.held_out:
+    if rows.held_out and in_process:
         count = steps.evaluations * rows.held_out.count
         decoded = decode_work(policy, rows.held_out.lengths, new, count, DEFAULT_SLOTS, itemsize)
         found.append(Work("evaluation", decoded.flops, decoded.read_bytes))
