@@ -165,6 +165,20 @@ class Ranks:
                 error = raised
         self.raise_together(error, "rank 0")
 
+    def call_together(self, act: Callable[[], T]) -> T:
+        """Call a function on all ranks, and raise on all where it fails on one.
+
+        Raises:
+            RankFailed: another rank has an error, and this one has none.
+        """
+        error: Exception | None = None
+        try:
+            found = act()
+        except Exception as raised:
+            error = raised
+        self.raise_together(error)
+        return found
+
     def raise_together(self, error: Exception | None, others: str = "another rank") -> None:
         """Raise on all ranks where one has an error, so that none waits for it later.
 

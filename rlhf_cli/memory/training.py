@@ -50,9 +50,9 @@ def fit_tokens(settings: Settings) -> tuple[int, Estimate]:
     return tokens, run.estimate(tokens)
 
 
-def fit_slots(settings: Settings, tokens: int) -> int:
+def fit_slots(settings: Settings) -> int:
     """Find how many responses a rollout can decode at once, beside the models that are held."""
-    return _Run(settings).fit_slots(tokens)
+    return _Run(settings).fit_slots()
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,11 @@ class _Run:
         phases = {"load": self._load(), "update": self._update(forward, tokens)}
         slots = 0
         if cfg.generates:
-            slots = self.fit_slots(tokens)
-            phases |= self._rollout(forward, slots)
-        elif self.sharding.divides and cfg.log.sample_prompts:
+            if not cfg.rollout.is_used:
+                slots = self.fit_slots()
+                phases["rollout"] = self._decode(slots, rollout.longest_response(cfg, own.rows))
+            phases |= self._experience(forward)
+        if "rollout" not in phases and self.sharding.divides and cfg.log.sample_prompts:
             phases["rollout"] = self._decode(cfg.log.sample_prompts, own.rows.longest)
         if self._precomputes():
             phases["prepare"] = self._without_gradients(self.held(moments=False), forward)
@@ -137,16 +139,17 @@ class _Run:
         add(held, "freed", self.sharding.freed_bytes(self.models, self.b, kind))
         return self.settings.with_allocator(held, self.b, adapter=adapter)
 
-    def fit_slots(self, tokens: int) -> int:
+    def fit_slots(self) -> int:
         """Responses decoded at once: as configured, or as many as fit."""
         own = self.settings
         slots = rollout.slots_of(own.cfg, self.sharding.data_parallel)
-        while not own.cfg.max_num_seqs and slots > 1 and not self._rollout_fits(slots, tokens):
+        while not own.cfg.max_num_seqs and slots > 1 and not self._rollout_fits(slots):
             slots = max(1, slots * 3 // 4)
         return slots
 
-    def _rollout_fits(self, slots: int, tokens: int) -> bool:
-        parts = self._rollout(self.forward(tokens), slots)["rollout"]
+    def _rollout_fits(self, slots: int) -> bool:
+        own = self.settings
+        parts = self._decode(slots, rollout.longest_response(own.cfg, own.rows))
         return sum(self._whole(parts).values()) <= self.settings.usable
 
     def held(self, *, moments: bool = True) -> Parts:
@@ -347,14 +350,10 @@ class _Run:
         add(parts, "gathered weights", gathered)
         return parts
 
-    def _rollout(self, forward: Pass, slots: int) -> dict[str, Parts]:
-        """Responses, their scores and their log-probs, beside all models."""
-        held, own = self.held(), self.settings
-        longest = rollout.longest_response(own.cfg, own.rows)
-        found = {
-            "rollout": self._decode(slots, longest),
-            "prepare": self._without_gradients(held, forward),
-        }
+    def _experience(self, forward: Pass) -> dict[str, Parts]:
+        """Scores of responses and their log-probs, beside all models."""
+        held = self.held()
+        found = {"prepare": self._without_gradients(held, forward)}
         scorers = [model for model in self.models if model.role == "reward"]
         if scorers:
             most = max(activations.transient_bytes(model, forward) for model in scorers)

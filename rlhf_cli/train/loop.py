@@ -160,6 +160,8 @@ class TrainingLoop:
         self.last, self.lowest = HeldOutMetrics({}), HeldOutMetrics({})
         """The last evaluation of this process, and the one with the lowest loss."""
         self.best = BestEvaluation()
+        self.values: dict[str, float] | None = None
+        """Of the step that has been taken and not logged, where its evaluation is still to come."""
         self.checkpoints = CheckpointWriter(
             ctx.out, cfg.keep_checkpoints, self.ranks, background=cfg.async_save
         )
@@ -216,32 +218,38 @@ class TrainingLoop:
     def _train(self, stop: StopRequest) -> None:
         """Take all remaining steps."""
         with contextlib.closing(ProgressLine(self.task.source.total_steps, self.step)) as progress:
-            while not self._stops_early() and self.train_step():
-                self.checkpoints.check()
-                values: dict[str, float] = {}
-                if self._due(self.cfg.log_steps):
-                    values |= self.meter.read() | {"memory_bytes": peak_memory()}
-                    progress.show(self.step, values)
-                better = False
-                if self._due(self.cfg.eval_steps):
-                    progress.close()
-                    self.after = self._evaluate()
-                    values |= with_prefix("eval/", self.after)
-                    better = bool(self.after) and self.best.update(self.step, self.after)
-                    self.lowest = self.last if better else self.lowest
-                self.log(values)
-                if self._due(self.cfg.eval_steps):
-                    self._write_samples()
-                asked = stop.agreed(self.ranks)
-                wanted = (better and self.cfg.result == "best") or self._stops_early()
-                if asked or wanted or self._due(self.cfg.save_steps):
-                    self._save()
-                if asked and self.step < self.task.source.total_steps:
-                    raise Interrupted(
-                        f"{asked} after step {self.step}; the checkpoint is written. "
-                        "Give the same command again to continue"
-                    )
+            while self.values is not None or (not self._stops_early() and self.train_step()):
+                self._finish_step(stop, progress)
         self.log(self.meter.read())  # an early end can leave steps between two logged ones
+
+    def _finish_step(self, stop: StopRequest, progress: ProgressLine) -> None:
+        """Log, evaluate and save after a step, as they are due."""
+        self.checkpoints.check()
+        if self.values is None:
+            self.values = {}
+            if self._due(self.cfg.log_steps):
+                self.values = self.meter.read() | {"memory_bytes": peak_memory()}
+                progress.show(self.step, self.values)
+        better = False
+        if self._due(self.cfg.eval_steps):
+            progress.close()
+            self.after = self._evaluate()
+            self.values |= with_prefix("eval/", self.after)
+            better = bool(self.after) and self.best.update(self.step, self.after)
+            self.lowest = self.last if better else self.lowest
+        self.log(self.values)
+        self.values = None
+        if self._due(self.cfg.eval_steps):
+            self._write_samples()
+        asked = stop.agreed(self.ranks)
+        wanted = (better and self.cfg.result == "best") or self._stops_early()
+        if asked or wanted or self._due(self.cfg.save_steps):
+            self._save()
+        if asked and self.step < self.task.source.total_steps:
+            raise Interrupted(
+                f"{asked} after step {self.step}; the checkpoint is written. "
+                "Give the same command again to continue"
+            )
 
     def _stops_early(self) -> bool:
         """Whether the held-out loss has not fallen for `early_stop_patience` evaluations."""
@@ -364,7 +372,7 @@ class TrainingLoop:
         self.checkpoints.wait()
         latest = latest_checkpoint(self.ctx.out)
         saved = latest is not None and latest.name == checkpoint_name(self.step)
-        if self.step and not saved:
+        if self.step and not self.ranks.any(saved):  # where not all machines have its folder
             self._save()
             self.checkpoints.wait()
             logger.info(f"the checkpoint after step {self.step} is written")
@@ -383,6 +391,7 @@ class TrainingLoop:
             "best": self.best.state_dict(),
             "spikes": self.spikes.state_dict(),
             "machinery": self.fingerprint,
+            "values": self.values,
         }
         kept = self.task.state
         content = Checkpoint(self.step, self.optimizer, state, kept.tensors(), kept.layouts())
@@ -399,7 +408,8 @@ class TrainingLoop:
         self.file.cut(state["lines"])
         self.step, self.before, self.after = state["step"], state["before"], state["after"]
         self.best = BestEvaluation(**state["best"])
-        self.intervals = state.get("intervals", {})  # missing in a checkpoint of version 0.1
+        # both missing in a checkpoint of version 0.1
+        self.intervals, self.values = state.get("intervals", {}), state.get("values")
         if self.task.samples is not None:
             self.task.samples.cut(self.step)
         self.spikes.load_state_dict(state.get("spikes", {}))

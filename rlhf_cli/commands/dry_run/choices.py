@@ -123,6 +123,10 @@ def _kernels(cfg: Any, device: Device, policy: HeldModel) -> Iterator[Choice]:
 
 
 def _rollout(cfg: Any, estimate: Estimate) -> Iterator[Choice]:
+    if cfg.generates and cfg.rollout.is_used and cfg.rollout.correction == "auto":
+        reuses = cfg.reuses_logprobs
+        reason = "rollout_logprobs=reuse" if reuses else "servers generate the responses"
+        yield Choice("rollout.correction", "none" if reuses else cfg.rollout.corrects, reason)
     if estimate.slots and not cfg.max_num_seqs:
         responses = cfg.train.batch_size * cfg.samples_per_prompt
         yield Choice("max_num_seqs", estimate.slots, f"of {responses} responses in a rollout")

@@ -94,9 +94,10 @@ def rollout_work(
 ) -> list[Work]:
     """Work of PPO and online DPO, if every response has `sampling.max_new_tokens` tokens.
 
-    A rollout is sampled and scored. In PPO its log-probs (with `rollout_logprobs=recompute`),
-    reference log-probs and values are computed, and it is trained on `ppo_epochs` times. In online
-    DPO the reference log-probs of the pairs are computed, which are trained on once.
+    A rollout is sampled, unless servers generate, and scored. In PPO its log-probs (with
+    `rollout_logprobs=recompute`), reference log-probs and values are computed, and it is trained on
+    `ppo_epochs` times. In online DPO the reference log-probs of the pairs are computed, which are
+    trained on once.
     """
     held = list(models)
     policy, roles = held[0], {model.role: model for model in held}
@@ -111,10 +112,11 @@ def rollout_work(
     recompute = cfg.train.gradient_checkpointing
     trained = training_flops(policy, recompute=recompute).of_rows(lengths, scored)
     passes = 1 if getattr(cfg, "reuses_logprobs", True) else 2  # reference, and the policy's own
-    found = [
-        decode_work(policy, prompts, new, steps.total * responses, DEFAULT_SLOTS, itemsize),
-        Work("log-probs", passes * one_pass),
-    ]
+    found = [Work("log-probs", passes * one_pass)]
+    in_process = not cfg.rollout.is_used
+    if in_process:
+        count = steps.total * responses
+        found.insert(0, decode_work(policy, prompts, new, count, DEFAULT_SLOTS, itemsize))
     value = roles.get("value")
     if value is not None and value.trained > policy.shape.width + 1:
         trained += training_flops(value, scores=True, recompute=recompute).of_rows(lengths, 0)
@@ -125,7 +127,7 @@ def rollout_work(
             scores = forward_flops(model, scores=True).of_rows(lengths, 0)
             found.append(Work("scores", per_response * scores))
     found.append(Work("training", getattr(cfg, "ppo_epochs", 1) * used * trained))
-    if rows.held_out:
+    if rows.held_out and in_process:
         count = steps.evaluations * rows.held_out.count
         decoded = decode_work(policy, rows.held_out.lengths, new, count, DEFAULT_SLOTS, itemsize)
         found.append(Work("evaluation", decoded.flops, decoded.read_bytes))

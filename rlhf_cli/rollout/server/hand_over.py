@@ -232,9 +232,13 @@ class WeightSync:
         return version if self.kind == "adapter" else found
 
     def close(self, connections: Sequence[Connection]) -> None:
-        """Give the servers free for other runs, as far as they answer, and remove the files."""
+        """Give the servers free for other runs, as far as they answer, and remove the files.
+
+        Requests that are still in flight fail, and get no weights for it.
+        """
+        version, self.version = self.version, None
         if self.ranks.is_main:
-            for connection in connections if self.version is not None else []:
+            for connection in connections if version is not None else []:
                 self._set_free(connection.api)
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -25,8 +24,6 @@ from rlhf_cli.rollout.server.owner import Owner
 from rlhf_cli.rollout.server.process import ServedModel, ServerProcess
 from rlhf_cli.rollout.server.write import PolicyWriter, choose_kind
 from rlhf_cli.runs.run_files import SERVER_LOG
-
-T = TypeVar("T")
 
 START_SECONDS = 900.0
 """Time that a started server may take to load its model, at least."""
@@ -192,7 +189,7 @@ def _open(
     ranks: Ranks,
 ) -> ServerEngine:
     try:
-        apis = _together(ranks, lambda: _connect(cfg, process))
+        apis = ranks.call_together(lambda: _connect(cfg, process))
         names: list[str] = []
 
         def check() -> None:
@@ -231,15 +228,3 @@ def _require_owned(sync: WeightSync, api: ServerAPI) -> None:
         sync.require_owned(api)
     except HTTPFailure as error:
         raise InferenceServerError(f"{api.origin}: {error}") from error
-
-
-def _together(ranks: Ranks, act: Callable[[], Sequence[T]]) -> list[T]:
-    """Call a function on every rank; where one fails, all raise an error."""
-    found: list[T] = []
-    failed: Exception | None = None
-    try:
-        found = list(act())
-    except Exception as error:
-        failed = error
-    ranks.raise_together(failed)
-    return found

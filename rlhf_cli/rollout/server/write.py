@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from rlhf_cli.distributed.process_group import raising_rank_failed
 from rlhf_cli.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -30,8 +30,11 @@ from rlhf_cli.runs.run_files import read_json
 MAX_RANK = 512
 """Largest rank of an adapter that vLLM loads."""
 
-UNTIED_FILE = "output_layer.safetensors"
-"""Holds an output layer that is written beside the embeddings it is tied to."""
+UNTIED_FILES = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+"""Names of a model's only file, and of one for an output layer beside the embeddings it is tied to.
+
+With the index they are what transformers reads as a model of several files.
+"""
 
 MODEL_PREFIX = "model."
 """Prefix of the parameters of the transformers model within a policy."""
@@ -178,24 +181,27 @@ def untie(folder: Path, tied: Mapping[str, str]) -> None:
     """
     if not tied:
         return
-    found: dict[str, Tensor] = {}
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as stored:
-            names = set(stored.keys())
-            found |= {
-                name: stored.get_tensor(source) for name, source in tied.items() if source in names
-            }
-    save_file(found, folder / UNTIED_FILE)
     index = folder / SAFE_WEIGHTS_INDEX_NAME
-    if index.exists():
-        content = read_json(index)
-        content["weight_map"] |= dict.fromkeys(found, UNTIED_FILE)
-        index.write_text(json.dumps(content), encoding="utf-8")
+    content = read_json(index) if index.exists() else _indexed(folder)
+    found: dict[str, Tensor] = {}
+    for name, source in tied.items():
+        with safe_open(folder / content["weight_map"][source], "pt") as stored:
+            found[name] = stored.get_tensor(source)
+    save_file(found, folder / UNTIED_FILES[1], {"format": "pt"})
+    content["weight_map"] |= dict.fromkeys(found, UNTIED_FILES[1])
+    index.write_text(json.dumps(content), encoding="utf-8")
     config = folder / CONFIG_NAME
     content = read_json(config)
     for part in (content, content.get("text_config", {})):
         part["tie_word_embeddings"] = False
     config.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _indexed(folder: Path) -> dict[str, Any]:
+    """Give a model's only file the name of the first of several, and return their index."""
+    file = (folder / SAFE_WEIGHTS_NAME).rename(folder / UNTIED_FILES[0])
+    with safe_open(file, "pt") as stored:
+        return {"metadata": {}, "weight_map": dict.fromkeys(stored.keys(), file.name)}
 
 
 def _write_merged(policy: Policy, folder: Path, dtype: torch.dtype) -> None:

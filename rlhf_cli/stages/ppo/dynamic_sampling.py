@@ -78,7 +78,7 @@ class DynamicSampling:
                 break
             places = [kept[group * self.samples].index // self.samples for group in constant]
             numbering = number * (self.total_steps + 1) + step
-            fresh = self.worker.generate(self._draw(len(constant)), places, numbering)
+            fresh = self._generate(self._draw(len(constant)), places, numbering)
             index = self._responses_of(constant)
             fresh_scores = score_responses(self.rewards, self.worker.prompts, fresh)
             scores = _replaced(scores, fresh_scores, index)
@@ -87,6 +87,11 @@ class DynamicSampling:
             drawn += len(constant)
         self.metrics = {"rollout/redrawn": (torch.tensor(float(drawn)), float(groups))}
         return kept, scores
+
+    def _generate(
+        self, prompts: Sequence[int], places: Sequence[int], numbering: int
+    ) -> list[Response]:
+        return self.ranks.call_together(lambda: self.worker.generate(prompts, places, numbering))
 
     def _constant_groups(self, scores: Scores) -> list[int]:
         groups = scores.total.reshape(-1, self.samples)

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed.ranks import Ranks
+from rlhf_cli.errors import InferenceServerError, RankFailed
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rollout.response import Response
@@ -100,7 +101,18 @@ class RolloutSource:
         self._note_times(rollout=rollout.seconds, score=scored - began, update=update)
 
     def _score(self, rollout: Rollout) -> tuple[list[Response], Scores]:
-        """The responses that are trained on, and their scores."""
+        """The responses that are trained on, and their scores.
+
+        Where a server fails, the state is that before, and a checkpoint of it is exact.
+        """
+        before = self._scoring_state()
+        try:
+            return self._score_and_replace(rollout)
+        except (InferenceServerError, RankFailed):
+            self._restore_scoring(before)
+            raise
+
+    def _score_and_replace(self, rollout: Rollout) -> tuple[list[Response], Scores]:
         responses = rollout.responses
         scores = score_responses(self.rewards, self.worker.prompts, responses)
         if self.resample is not None:
@@ -133,9 +145,19 @@ class RolloutSource:
         return {
             **self.pipeline.state_dict(),
             "updates": self.updates.state_dict(),
+            **self._scoring_state(),
+        }
+
+    def _scoring_state(self) -> dict[str, Any]:
+        return {
             "rewards": self.rewards.state_dict(),
             "resample": None if self.resample is None else self.resample.state_dict(),
         }
+
+    def _restore_scoring(self, state: dict[str, Any]) -> None:
+        self.rewards.load_state_dict(state["rewards"])
+        if self.resample is not None:
+            self.resample.load_state_dict(state["resample"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
@@ -145,9 +167,7 @@ class RolloutSource:
         """
         self.pipeline.load_state_dict(state)
         self.updates.load_state_dict(state["updates"])
-        self.rewards.load_state_dict(state["rewards"])
-        if self.resample is not None:
-            self.resample.load_state_dict(state["resample"])
+        self._restore_scoring(state)
         self.samples.truncate(self.pipeline.step)
 
 

@@ -50,7 +50,7 @@ def choose_slots(cfg: RolloutSettings, data: PromptFileData, plan: TrainingPlan,
     rows = replace(Rows.of_config(cfg), longest_prompt=data.longest_prompt)
     settings = Settings(stage, cfg, rows, device, plan.ctx.ranks.world_size)
     try:
-        fitting = fit_slots(settings, plan.micro_batch_tokens)
+        fitting = fit_slots(settings)
     except ConfigError:  # a model that the memory model cannot count
         return DEFAULT_BATCH_SIZE
     if fitting >= slots_of(cfg, plan.ctx.ranks.world_size):

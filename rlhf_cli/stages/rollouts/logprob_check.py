@@ -76,7 +76,7 @@ class LogprobCheck:
             return
         responses = self._current(rollout)
         difference = self._difference(responses, self.temperature)
-        if difference > self.cfg.check_bound:
+        if not difference <= self.cfg.check_bound:  # NaN too
             raise ModelError(
                 f"rollout.check_bound: step {rollout.step}: the server's log-probs differ from the "
                 f"policy's by {difference:.3g} nats a token, more than "
@@ -104,15 +104,10 @@ class LogprobCheck:
         if not self.ranks.any(not found and bool(rollout.responses)):
             return found[:CHECKED_RESPONSES]
         positions = self.ranks.shard(len(rollout.prompts))[:CHECKED_RESPONSES]
-        error: Exception | None = None
-        probe: list[Response] = []
-        try:
-            probe = self.worker.generate(
-                [rollout.prompts[k] for k in positions], positions, rollout.step
-            )
-        except Exception as raised:
-            error = raised
-        self.ranks.raise_together(error)
+        prompts = [rollout.prompts[k] for k in positions]
+        probe = self.ranks.call_together(
+            lambda: self.worker.generate(prompts, positions, rollout.step)
+        )
         return probe[:CHECKED_RESPONSES]
 
     def _difference(self, responses: Sequence[Response], temperature: float) -> float:

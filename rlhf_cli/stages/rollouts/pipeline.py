@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 from rlhf_cli.data.sampler import EpochSampler
 from rlhf_cli.distributed.ranks import Ranks
@@ -16,8 +16,6 @@ from rlhf_cli.errors import RlhfError
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.rollouts.config import RolloutSettings
 from rlhf_cli.stages.rollouts.worker import RolloutWorker
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,13 @@ class RolloutPipeline:
             InferenceServerError: a server failed; the rollout is asked for again by the next call.
             RankFailed: another rank failed.
         """
+        if self.step >= self.total_steps:
+            return None
         if self._ahead and self._ahead[0].result is not None:
             self._take(self._ahead[0])
-        self._together(lambda: self.worker.engine.hand_over(self.step))
+        self._give_weights()
         self._ask()
-        return self._take(self._ahead[0]) if self._ahead else None
+        return self._take(self._ahead[0])
 
     def finish(self) -> None:
         """Go on to the step after that of the next rollout, which has been trained on."""
@@ -113,7 +113,10 @@ class RolloutPipeline:
         for one in self._ahead:
             if one.result is not None:
                 self._take(one)
-        self._together(lambda: self.worker.engine.hand_over(self.step))
+        self._give_weights()
+
+    def _give_weights(self) -> None:
+        self.ranks.call_together(lambda: self.worker.engine.hand_over(self.step))
 
     def _ask(self) -> None:
         """Draw the prompts of the next step and of `lag` more, and ask for their rollouts."""
@@ -151,20 +154,10 @@ class RolloutPipeline:
         """Wait for a rollout until it is complete on all ranks; one that failed is forgotten."""
         assert one.result is not None
         try:
-            return self._together(one.result.result)
+            return self.ranks.call_together(one.result.result)
         except RlhfError:
             one.result = None
             raise
-
-    def _together(self, act: Callable[[], T]) -> T:
-        """Call a function on all ranks, and fail on all where it fails on one."""
-        error: Exception | None = None
-        try:
-            found = act()
-        except Exception as raised:
-            error = raised
-        self.ranks.raise_together(error)
-        return found
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: the order of the prompts, and the rollouts ahead of the step.
