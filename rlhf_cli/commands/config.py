@@ -2,12 +2,14 @@ from dataclasses import dataclass, field
 from re import fullmatch
 from typing import Annotated, Literal
 
+from rlhf_cli.commands.served.config import served_problems
 from rlhf_cli.config.schema import DataPath, Ge, OutputPath, RuntimeOnly, Unit, no_rows
 from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.server.config import ServerConfig
 
 
 @dataclass(kw_only=True)
@@ -17,6 +19,7 @@ class GenerateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
+    rollout: ServerConfig = field(default_factory=ServerConfig)
     reward: RewardsConfig = field(default_factory=RewardsConfig)
 
     prompt: str | list[str] = ""
@@ -73,7 +76,17 @@ class GenerateConfig:
                 "system: given with template=never, with which a prompt is text and no chat. "
                 "Try template=always"
             )
-        return found + self._sample_problems() + self._score_problems()
+        return [
+            *found,
+            *self._sample_problems(),
+            *self._score_problems(),
+            *served_problems(self),
+        ]
+
+    @property
+    def computes(self) -> bool:
+        """Whether a model gives scores in this process."""
+        return any(term.model or term.classifier for term in self.reward.all_terms)
 
     def _sample_problems(self) -> list[str]:
         count = self.samples_per_prompt

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_cli.commands.config import GenerateConfig
 from rlhf_cli.commands.generator import Responses, TextGenerator
+from rlhf_cli.commands.served.generator import open_generator
 from rlhf_cli.config.schema import no_rows
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext, create_context
@@ -32,14 +33,14 @@ def run(cfg: GenerateConfig) -> None:
     require_cuda(cfg.sampling, ctx.device)
     prompts = _prompts(cfg)
     skip = cfg.reward.skip_special_tokens
-    generator = TextGenerator(cfg.model, cfg.quant, cfg.template, ctx, skip_special_tokens=skip)
-    if cfg.system:
-        prompts = add_system_message(cfg.system, prompts, generator.encoder)
-    prompts, tokens = generator.encode(prompts)
-    if len(prompts) == 1 and cfg.samples_per_prompt == 1 and not cfg.output:
-        generator.stream(tokens[0], cfg.sampling)
-    else:
-        _generate_all(cfg, generator, _row_builder(cfg, generator, ctx), prompts, tokens)
+    with open_generator(cfg, cfg.model, ctx, skip_special_tokens=skip) as generator:
+        if cfg.system:
+            prompts = add_system_message(cfg.system, prompts, generator.encoder)
+        prompts, tokens = generator.encode(prompts)
+        if len(prompts) == 1 and cfg.samples_per_prompt == 1 and not cfg.output:
+            generator.stream(tokens[0], cfg.sampling)
+        else:
+            _generate_all(cfg, generator, _row_builder(cfg, generator, ctx), prompts, tokens)
 
 
 def _prompts(cfg: GenerateConfig) -> PromptSet:

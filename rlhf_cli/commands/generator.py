@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptEncoder, PromptSet, encode_every_prompt, uses_chat_template
@@ -12,7 +13,7 @@ from rlhf_cli.models.load import LoadInputs, load_generator
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.engine import generate
-from rlhf_cli.rollout.response import ResponseStreamer, response_text
+from rlhf_cli.rollout.response import Response, ResponseStreamer, response_text
 from rlhf_cli.rollout.stopping import add_end_token, end_token_ids
 
 BATCHES_PER_CALL = 8
@@ -65,9 +66,13 @@ class TextGenerator:
     ) -> None:
         self.skip_special_tokens = skip_special_tokens
         self.tokenizer = load_tokenizer(cfg)
-        self.model = load_generator(cfg, quant, LoadInputs(self.tokenizer, ctx))
+        self.model = self.load(cfg, quant, ctx)
         as_message = uses_chat_template(template, cfg.path, cfg.revision, self.tokenizer)
         self.encoder = PromptEncoder(self.tokenizer, as_message=as_message)
+
+    def load(self, cfg: ModelConfig, quant: QuantConfig, ctx: RunContext) -> Any:
+        """Load the transformers model."""
+        return load_generator(cfg, quant, LoadInputs(self.tokenizer, ctx))
 
     def encode(self, prompts: PromptSet) -> tuple[PromptSet, list[list[int]]]:
         """Encode the prompts; those that the chat template refuses are dropped.
@@ -101,20 +106,32 @@ class TextGenerator:
         ends = end_token_ids(self.model, self.tokenizer)
         for first in range(0, len(tokens), size):
             portion = tokens[first : first + size]
-            rollout = generate(
-                self.model,
-                self.tokenizer,
-                portion,
-                sampling,
-                samples=samples,
-                batch_size=batch_size,
-                prompt_numbers=range(first, first + len(portion)),
-            )
+            numbers = range(first, first + len(portion))
+            rollout = self.respond(portion, sampling, batch_size, samples, numbers)
             texts = [self._text(response, ends) for response in [one.token_ids for one in rollout]]
             given = [prompt for prompt in portion for _ in range(samples)]
             yield Responses(
                 given, [one.token_ids for one in rollout], texts, [one.finished for one in rollout]
             )
+
+    def respond(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingConfig,
+        batch_size: int,
+        samples: int,
+        numbers: Sequence[int],
+    ) -> list[Response]:
+        """Generate responses to some of the prompts, which have these numbers."""
+        return generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            sampling,
+            samples=samples,
+            batch_size=batch_size,
+            prompt_numbers=numbers,
+        )
 
     def _text(self, response: Sequence[int], ends: Sequence[int]) -> str:
         skip = self.skip_special_tokens

@@ -7,7 +7,7 @@ are found by the `problems` of the config classes. Torch is not imported.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from os.path import exists, expanduser, isdir
@@ -33,7 +33,8 @@ from rlhf_cli.preflight.models import (
 from rlhf_cli.preflight.rewards import reward_problems
 from rlhf_cli.registry import EVALUATORS
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.runs.artifact import is_reward_model
+from rlhf_cli.rollout.server.config import ServerConfig
+from rlhf_cli.runs.artifact import is_adapter, is_reward_model
 from rlhf_cli.runs.model_checks import (
     check_not_encoder_decoder,
     check_not_reward_model,
@@ -127,7 +128,22 @@ def generate(cfg: GenerateConfig) -> list[str]:
     """Preflight of `rlhf generate`."""
     found = model_problems(cfg.model) + reward_problems(cfg.reward)
     found += check_not_reward_model("model.path", cfg.model.path, cfg.model.revision)
+    found += _served_problems(cfg.rollout, [("model.path", cfg.model.path)], cfg.model.revision)
     return found + check_output(cfg) + _room_problems(positions(cfg.model), cfg.sampling)
+
+
+def _served_problems(
+    rollout: ServerConfig, named: Sequence[tuple[str, str]], revision: str
+) -> list[str]:
+    """The line for each adapter, which a server cannot be started with."""
+    if not rollout.is_used:
+        return []
+    return [
+        f"{key}: got {path}, an adapter, with a server; need whole weights. "
+        f"Try rlhf merge model={path} output_dir={path.rstrip('/')}-merged"
+        for key, path in named
+        if is_adapter(path, revision)
+    ]
 
 
 def _room_problems(room: int | None, sampling: SamplingConfig) -> list[str]:
@@ -187,6 +203,7 @@ def evaluate(cfg: EvaluateConfig) -> list[str]:
         found += check_not_encoder_decoder(key, path)
     if not cfg.judge:
         return found + _held_out_problems(cfg)
+    found += _served_problems(cfg.rollout, cfg.named_models, cfg.model.revision)
     return found + [
         f"{key}: {path} is a reward model, which writes no answers"
         for key, path in cfg.named_models

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from rlhf_cli.commands.config import GenerateConfig
 from rlhf_cli.commands.dry_run.choices import Choice, model_choices, precision_choice
 from rlhf_cli.commands.dry_run.memory import MemoryReport
+from rlhf_cli.commands.dry_run.prompts import prompt_lengths, prompt_section, served_sections
 from rlhf_cli.commands.dry_run.rates import find_rate
 from rlhf_cli.commands.dry_run.rows import RowFacts, load_held_out_rows
 from rlhf_cli.commands.dry_run.section import Section
@@ -26,24 +25,14 @@ from rlhf_cli.commands.dry_run.work import Work, decode_work, forward_flops
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.targets import Target, load_targets, target_model
 from rlhf_cli.config.schema import no_rows
-from rlhf_cli.data.prompts import (
-    PromptEncoder,
-    PromptSet,
-    encode_every_prompt,
-    load_prompts,
-    uses_chat_template,
-)
+from rlhf_cli.data.prompts import PromptSet, load_prompts
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.parts import Rows, compute_itemsize
 from rlhf_cli.memory.weights import HeldModel, frozen_model
 from rlhf_cli.models.config import ModelConfig
-from rlhf_cli.models.tokenizer import load_tokenizer
 
 Found = tuple[list[Section], bool]
 """The report, and whether the command fits the device."""
-
-MAX_PROMPTS = 2000
-"""Prompts that are encoded; the tokens of others are taken to be alike."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +59,11 @@ def generate_sections(cfg: GenerateConfig, device: Device) -> Found:
         if no_rows(cfg.prompts)
         else load_prompts(cfg.prompts)
     )
+    if cfg.rollout.is_used:
+        return served_sections(cfg, [cfg.model], prompts), True
     part = _decoding("generate", cfg, cfg.model, prompts, device)
-    return _report(cfg, device, [part], _prompt_section(cfg, prompts, part))
+    longest = part.memory.rows.longest_prompt
+    return _report(cfg, device, [part], prompt_section(cfg, prompts, longest))
 
 
 def evaluate_sections(cfg: EvaluateConfig, device: Device) -> Found:
@@ -83,11 +75,12 @@ def evaluate_sections(cfg: EvaluateConfig, device: Device) -> Found:
     """
     if cfg.judge:
         prompts = load_prompts(cfg.prompts)
-        paths = [path for _, path in cfg.named_models]
-        parts = [
-            _decoding("evaluate", cfg, target_model(cfg, path), prompts, device) for path in paths
-        ]
-        return _report(cfg, device, parts, _prompt_section(cfg, prompts, parts[0]))
+        models = [target_model(cfg, path) for _, path in cfg.named_models]
+        if cfg.rollout.is_used:
+            return served_sections(cfg, models, prompts), True
+        parts = [_decoding("evaluate", cfg, model, prompts, device) for model in models]
+        longest = parts[0].memory.rows.longest_prompt
+        return _report(cfg, device, parts, prompt_section(cfg, prompts, longest))
     parts = [_measuring(cfg, target, device) for target in load_targets(cfg)]
     lines = [line for part in parts if part.rows for line in row_lines(part.name, part.rows)]
     facts = {part.name: row_facts(part.rows) for part in parts if part.rows}
@@ -98,11 +91,7 @@ def _decoding(
     command: str, cfg: Any, model: ModelConfig, prompts: PromptSet, device: Device
 ) -> _Part:
     """A model that responds to prompts."""
-    tokenizer = load_tokenizer(model)
-    as_message = uses_chat_template(cfg.template, model.path, model.revision, tokenizer)
-    encoder = PromptEncoder(tokenizer, as_message=as_message)
-    _, tokens = encode_every_prompt(prompts.select(range(min(len(prompts), MAX_PROMPTS))), encoder)
-    lengths = np.array([len(ids) for ids in tokens])
+    lengths = prompt_lengths(cfg.template, model, prompts)
     itemsize, new = compute_itemsize(cfg.precision, device), cfg.sampling.max_new_tokens
     held = frozen_model(model, "policy", itemsize, "model.path", cfg.quant)
     longest = int(lengths.max())
@@ -177,23 +166,3 @@ def _run(cfg: Any, device: Device, parts: Sequence[_Part]) -> Section:
         "output": cfg.output,
     }
     return Section("run", lines, facts)
-
-
-def _prompt_section(cfg: Any, prompts: PromptSet, part: _Part) -> Section:
-    new, samples = cfg.sampling.max_new_tokens, getattr(cfg, "samples_per_prompt", 1)
-    longest = part.memory.rows.longest_prompt
-    text = f"{len(prompts):,}, the longest of {longest:,} tokens"
-    lines = [
-        ("prompts", text),
-        (
-            "responses",
-            f"{samples} to each prompt, {new} tokens at most, {cfg.batch_size} at once",
-        ),
-    ]
-    facts = {
-        "prompts": len(prompts),
-        "longest_tokens": longest,
-        "responses": len(prompts) * samples,
-        "max_new_tokens": new,
-    }
-    return Section("data", lines, facts)

@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
+from rlhf_cli.commands.served.config import served_problems
 from rlhf_cli.config.schema import (
     DataPath,
     FunctionPath,
@@ -16,6 +17,7 @@ from rlhf_cli.config.sizes import size_problems
 from rlhf_cli.data.config import Columns, DataConfig, Format, SourceConfig, SourceList
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rollout.config import SamplingConfig
+from rlhf_cli.rollout.server.config import ServerConfig
 
 _ROW_RULES = ("max_length", "truncation", "packing", "train_on")
 _FILE_OPTIONS = ("name", "revision", "split", "data_dir", "format", "columns")
@@ -103,6 +105,7 @@ class EvaluateConfig:
     quant: QuantConfig = field(default_factory=QuantConfig)
     data: HeldOutConfig = field(default_factory=HeldOutConfig)
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7))
+    rollout: ServerConfig = field(default_factory=ServerConfig)
 
     beside: Annotated[list[Annotated[str, ModelPath()]], ModelPath()] = field(default_factory=list)
     """Further models; or as arguments after the first: `rlhf evaluate runs/base runs/sft`."""
@@ -162,6 +165,11 @@ class EvaluateConfig:
         found += size_problems("device_memory", self.device_memory)
         return found + (self._judge_problems() if self.judge else self._data_problems())
 
+    @property
+    def computes(self) -> bool:
+        """Whether a model beside those of the servers is loaded: none."""
+        return False
+
     def _repeated(self) -> list[str]:
         named = [path for _, path in self.named_models]
         twice = [path for i, path in enumerate(named) if path in named[:i]]
@@ -183,7 +191,12 @@ class EvaluateConfig:
                 f"data.path: given beside judge={self.judge}, which reads prompts. "
                 "Try prompts=FILE, or leave judge out"
             )
-        return found
+        if self.rollout.addresses and (self.beside or self.baseline):
+            found.append(
+                "rollout.server: given with several models, and a server has one; need one model, "
+                "or a server started for each in turn. Try rollout.start=vllm"
+            )
+        return found + served_problems(self)
 
     @property
     def named_models(self) -> list[tuple[str, str]]:
@@ -200,4 +213,9 @@ class EvaluateConfig:
             f"{name}: given without a judge; need judge. Try judge=FILE.py:FUNCTION"
             for name in ("baseline", "prompts")
             if getattr(self, name)
+        ] + [
+            f"rollout.{name}: given without a judge; held-out rows are measured by the model in "
+            "this process. Try judge=FILE.py:FUNCTION"
+            for name in ("server", "start")
+            if getattr(self.rollout, name)
         ]

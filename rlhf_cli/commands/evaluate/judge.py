@@ -12,6 +12,7 @@ import torch
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.targets import short_names, target_model
 from rlhf_cli.commands.generator import Responses, TextGenerator
+from rlhf_cli.commands.served.generator import open_generator
 from rlhf_cli.console import logger
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.prompts import PromptSet, load_prompts
@@ -67,7 +68,13 @@ def judge_models(cfg: EvaluateConfig, ctx: RunContext) -> tuple[list[Result], li
 
 
 def _generate(cfg: EvaluateConfig, path: str, prompts: PromptSet, ctx: RunContext) -> Responses:
-    generator = TextGenerator(target_model(cfg, path), cfg.quant, cfg.template, ctx)
+    with open_generator(cfg, target_model(cfg, path), ctx) as generator:
+        return _responses(cfg, path, prompts, generator)
+
+
+def _responses(
+    cfg: EvaluateConfig, path: str, prompts: PromptSet, generator: TextGenerator
+) -> Responses:
     taken, tokens = generator.encode(prompts)
     if len(taken) < len(prompts):
         raise DataError(

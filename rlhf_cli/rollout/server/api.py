@@ -26,12 +26,14 @@ class ServerFacts:
         models: names that it serves.
         context_length: tokens of the longest prompt and response together; 0 if it does not say.
         missing: endpoints that it lacks, each with the option that opens it.
+        root: folder or hub id that it was started with; empty if it does not say.
     """
 
     software: str
     models: Sequence[str]
     context_length: int
     missing: Sequence[str] = ()
+    root: str = ""
 
 
 class ServerAPI(Protocol):

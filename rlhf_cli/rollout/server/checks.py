@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.server.api import HEALTH_TIMEOUT, ServerAPI, ServerFacts
 from rlhf_cli.rollout.server.config import is_loopback
 from rlhf_cli.rollout.server.connect import refusal
+from rlhf_cli.rollout.server.owner import was_handed_over
 from rlhf_cli.rollout.server.requests import GenerationRequest
 
 DOCS = "See `rlhf docs rollout_servers`"
@@ -38,6 +40,8 @@ class ServerNeeds:
         logprobs: whether log-probs are needed.
         syncs: whether it gets new weights.
         adapters: whether these are adapters.
+        model: path and folder of the model that it must have been started with, where it keeps its
+            weights.
     """
 
     tokenizer: Any
@@ -46,6 +50,7 @@ class ServerNeeds:
     logprobs: bool = True
     syncs: bool = True
     adapters: bool = False
+    model: Sequence[str] = ()
 
 
 def check_server(api: ServerAPI, needs: ServerNeeds) -> str:
@@ -68,6 +73,8 @@ def check_server(api: ServerAPI, needs: ServerNeeds) -> str:
         if not facts.models:
             raise ConfigError(f"{api.origin}: serves no model; need the policy's. {DOCS}")
         name = facts.models[0]
+        if needs.model:
+            _require_model(api, facts, needs.model)
         _require_context(api, facts, needs)
         _require_tokenizer(api, name, needs.tokenizer)
         _require_vocabulary(api, name, needs)
@@ -98,6 +105,33 @@ def _require_endpoints(api: ServerAPI, facts: ServerFacts) -> None:
             f"{api.origin}: {facts.software} has not got {', '.join(facts.missing)}; need it. "
             f"Start the server with what opens it, or a newer version. {DOCS}"
         )
+
+
+def _require_model(api: ServerAPI, facts: ServerFacts, model: Sequence[str]) -> None:
+    """Require a server that was started with a model, or serves it by its path as the name."""
+    found = facts.root or facts.models[0]
+    if not any(_is_same(one, path) for one in (found, facts.models[0]) for path in model):
+        raise ConfigError(
+            f"{api.origin}: serves {found}; need model.path={model[0]}. Start it with that model, "
+            f"or under that name where it is the same (--served-model-name {model[0]})"
+        )
+    try:
+        version = api.weight_version()
+    except RefusedRequest:  # it lets nobody change its weights
+        return
+    if was_handed_over(version):
+        raise ConfigError(
+            f"{api.origin}: has weights that a training run handed over ({version}), not those of "
+            f"{model[0]}; need a server started with them"
+        )
+
+
+def _is_same(served: str, path: str) -> bool:
+    """Whether two paths are one folder, or one hub id."""
+    try:
+        return served == path or os.path.samefile(served, path)
+    except OSError:
+        return False
 
 
 def _require_context(api: ServerAPI, facts: ServerFacts, needs: ServerNeeds) -> None:

@@ -49,10 +49,6 @@ class ServerConfig:
     concurrency: Annotated[int, Ge(1), Unit("requests"), RuntimeOnly()] = 256
     """Requests in flight at once, over all servers."""
 
-    sync_folder: Annotated[str, OutputPath(), RuntimeOnly()] = ""
-    """Folder that the servers read new weights from; must be the same on their machines. Empty: one
-    of the run's own in memory (/dev/shm), else in the temporary folder."""
-
     @property
     def addresses(self) -> list[str]:
         """Addresses of the servers, without a slash at the end; none where they are started."""
@@ -151,6 +147,10 @@ class RolloutConfig(ServerConfig):
     """How the servers get new weights: `adapter` loads the trained adapter under a new name,
     `weights` reloads all weights, with adapters merged into them. `auto` takes `adapter` where one
     is trained that the server can load, else `weights`."""
+
+    sync_folder: Annotated[str, OutputPath(), RuntimeOnly()] = ""
+    """Folder that the servers read new weights from; must be the same on their machines. Empty: one
+    of the run's own in memory (/dev/shm), else in the temporary folder."""
 
     check_steps: Annotated[int, Ge(0), Unit("steps"), RuntimeOnly()] = 10
     """Compare the servers' log-probs with the policy's in the first step and every this many; 0

@@ -55,6 +55,7 @@ class ServerEngine:
         concurrency: requests at once in each process.
         sync: hands weights over; None where the servers keep their own.
         process: server that this run has started, or None; `close` ends it.
+        logprobs: whether the log-probs of the samplers are used.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class ServerEngine:
         concurrency: int,
         sync: WeightSync | None = None,
         process: Stoppable | None = None,
+        logprobs: bool = True,
     ) -> None:
         inner = model.model if isinstance(model, ModelWrapper) else model
         self.connections, self.names = list(connections), list(names)
         self.sampling, self.concurrency = sampling, concurrency
-        self.sync, self.process = sync, process
+        self.sync, self.process, self.logprobs = sync, process, logprobs
         self._model, self._tokenizer = inner, tokenizer
         self._stop = StopCriteria(inner, tokenizer, sampling)
         self.rows = num_embeddings(inner)
@@ -90,6 +92,7 @@ class ServerEngine:
             concurrency=self.concurrency,
             sync=self.sync,
             process=self.process,
+            logprobs=self.logprobs,
         )
 
     def hand_over(self, version: int) -> None:
@@ -121,8 +124,8 @@ class ServerEngine:
             prompts: token ids of this rank's prompts, possibly none.
             samples: responses per prompt.
             prompt_numbers: of each prompt, >= 0, for its seed and its server.
-            logprobs: no effect: servers give those they sampled from wherever there is a
-                distribution.
+            logprobs: no effect: an engine that uses log-probs has those of the servers wherever
+                there is a distribution.
 
         Raises:
             DataError: a prompt has no tokens, or one that the model does not have.
@@ -140,7 +143,14 @@ class ServerEngine:
         self, index: int, sample: int, prompt: Sequence[int], number: int, samples: int
     ) -> _Task:
         seed = response_seed(self.sampling.seed, number, sample)
-        request = GenerationRequest(prompt, seed, self.sampling, self._stop.end_ids, self.excluded)
+        request = GenerationRequest(
+            prompt,
+            seed,
+            self.sampling,
+            self._stop.end_ids,
+            self.excluded,
+            self.logprobs,
+        )
         response = Response(index * samples + sample, index, prompt)
         return _Task(response, request, self.connections[number % len(self.connections)])
 

@@ -105,21 +105,26 @@ def open_fixed_engine(
     folder: Path,
     log: Path,
     dtype: str = "auto",
+    path: str = "",
+    logprobs: bool = True,
 ) -> ServerEngine:
     """Open the engine of a command that trains nothing: the servers keep the weights they have.
 
     Args:
         cfg: the group `rollout`.
-        model: has the vocabulary and end tokens of what the servers serve.
+        model: has the vocabulary and end tokens of what the servers serve; may be without weights.
         tokenizer: of the model.
         sampling: how tokens are sampled.
         context_length: tokens of the longest prompt and response together.
         folder: of the model, for a server that is started.
         log: file for the output of a server that is started.
         dtype: of its weights.
+        path: `model.path`, which running servers must have been started with; empty takes any
+            with its vocabulary.
+        logprobs: whether the log-probs of the samplers are used.
 
     Raises:
-        ConfigError: the servers cannot do what the configuration asks for.
+        ConfigError: the servers cannot do what the configuration asks for, or have another model.
         InferenceServerError: a server cannot be started or reached.
     """
     process = None
@@ -131,10 +136,13 @@ def open_fixed_engine(
         tokenizer,
         num_embeddings(inner),
         context_length,
-        logprobs=sampling.temperature > 0,
+        logprobs=logprobs and sampling.temperature > 0,
         syncs=False,
+        model=[path, str(folder)] if path and process is None else [],
     )
-    return _open(cfg, model, tokenizer, sampling, needs, process, None, SINGLE_PROCESS)
+    engine = _open(cfg, model, tokenizer, sampling, needs, process, None, SINGLE_PROCESS)
+    engine.logprobs = logprobs
+    return engine
 
 
 def _rank_of(policy: Policy) -> int:

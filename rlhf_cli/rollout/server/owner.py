@@ -47,3 +47,8 @@ class Owner:
         """Whether weights belong to another run."""
         found = _NAME.fullmatch(name)
         return found is not None and found[1] != self.token
+
+
+def was_handed_over(name: str) -> bool:
+    """Whether a run has handed over the weights of this name, now or before its end."""
+    return name == FREE or _NAME.fullmatch(name) is not None

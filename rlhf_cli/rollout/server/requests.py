@@ -29,6 +29,7 @@ class GenerationRequest:
         sampling: length, temperature, truncation, stop strings.
         end_ids: tokens that end a response.
         excluded: ids that are never sampled, because the tokenizer has no token for them.
+        logprobs: whether log-probs are used.
     """
 
     prompt_ids: Sequence[int]
@@ -36,11 +37,12 @@ class GenerationRequest:
     sampling: SamplingConfig
     end_ids: Sequence[int]
     excluded: Sequence[int] = ()
+    logprobs: bool = True
 
     @property
     def wants_logprobs(self) -> bool:
         """Whether log-probs are asked for; greedy decoding has no distribution."""
-        return self.sampling.temperature > 0
+        return self.logprobs and self.sampling.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,6 @@ class Answer:
     logprobs: list[float]
     finish_reason: str
     version: str
-
-
-def sampling_problems(sampling: SamplingConfig) -> list[str]:
-    """Sampling keys that servers do not follow as this process does, one line each."""
-    found = []
-    if sampling.cuda_graphs:
-        found.append(
-            "sampling.cuda_graphs: given with a server, which captures its own; need it left out"
-        )
-    if sampling.min_new_tokens and sampling.stop:
-        found.append(
-            "sampling.min_new_tokens: given with sampling.stop and a server, which looks for stop "
-            "strings only after so many tokens; need one of the two. Try sampling.min_new_tokens=0"
-        )
-    return found
 
 
 def response_seed(seed: int, prompt: int, sample: int) -> int:

@@ -50,9 +50,9 @@ class SGLangServer:
             *(SYNC_ENDPOINTS if syncs else ()),
             *(ADAPTER_ENDPOINTS if adapters else ()),
         ]
-        version = info.get("version", "") if isinstance(info, dict) else ""
+        known = info if isinstance(info, dict) else {}
         return ServerFacts(
-            f"SGLang {version}".strip(),
+            f"SGLang {known.get('version', '')}".strip(),
             [str(field_of(model, "id")) for model in models],
             int(field_of(models, 0, "max_model_len") or 0),
             [
@@ -60,6 +60,7 @@ class SGLangServer:
                 for path in needed
                 if not has_endpoint(self.client, path)
             ],
+            str(known.get("model_path") or ""),
         )
 
     def generate(self, request: GenerationRequest, model: str) -> Answer:

@@ -68,6 +68,7 @@ class VLLMServer:
             [str(field_of(model, "id")) for model in models],
             int(field_of(models, 0, "max_model_len") or 0),
             [f"{path} ({opens})" for path, opens in needed.items() if not self._has(path)],
+            str(models[0].get("root") or ""),
         )
 
     def _has(self, path: str) -> bool:

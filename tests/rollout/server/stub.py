@@ -32,6 +32,7 @@ class Stub:
     Attributes:
         kind: vllm or sglang.
         rows: ids of its model.
+        root: folder that it says it was started with.
         token: that it asks for under /v1 and /inference.
         faults: what to do with the next requests for a response, one each: a function of the body
             that answers in the server's place, or a status.
@@ -49,6 +50,7 @@ class Stub:
     token: str = ""
     version: str = "default"
     software: str = "0.32.0"
+    root: str = ""
     faults: list = field(default_factory=list)
     always: object = None
     missing: set = field(default_factory=set)
@@ -289,7 +291,8 @@ def _vllm_completions(stub, body, _query):
 
 def _vllm_models(stub, _body, _query):
     names = ["tiny", *stub.adapters]
-    return {"data": [{"id": name, "max_model_len": stub.context} for name in names]}
+    facts = {"max_model_len": stub.context, "root": stub.root}
+    return {"data": [{"id": name, **facts} for name in names]}
 
 
 def _tokenize(stub, body, _query):
@@ -406,10 +409,14 @@ def _sglang_reload(stub, body, _query):
     return {"success": True, "message": ""}
 
 
+def _sglang_info(stub, _body, _query):
+    return {"version": stub.software, "model_path": stub.root}
+
+
 SGLANG = {
     "/health": ("GET", _health),
     "/get_model_info": ("GET", lambda stub, *_: {"weight_version": stub.version}),
-    "/get_server_info": ("GET", lambda stub, *_: {"version": stub.software}),
+    "/get_server_info": ("GET", _sglang_info),
     "/v1/models": ("GET", _vllm_models),
     "/generate": ("POST", _sglang_generate),
     "/tokenize": ("POST", _tokenize),

@@ -1,6 +1,7 @@
 """A server that does not fit the policy is refused in one line before the first response."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,30 @@ def test_a_server_without_a_tokenizer_is_asked_for_its_vocabulary_alone(kind):
 def test_another_vocabulary_is_refused(kind, rows, line):
     with serving(kind=kind, rows=rows) as stub:
         assert line in refused(stub)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fixed_model_is_that_of_the_folder_or_of_the_name(kind, tmp_path):
+    def needs(*model):
+        return replace(NEEDS, syncs=False, model=model)
+
+    with serving(kind=kind, root=str(tmp_path)) as stub:
+        check(stub, needs("runs/sft", f"{tmp_path}/."))
+        assert f"serves {tmp_path}; need model.path=runs/sft" in refused(stub, needs("runs/sft"))
+        stub.root = "/models/on/another/machine"
+        check(stub, needs("tiny"))  # what it calls its model
+        stub.root = "org/name"
+        check(stub, needs("org/name"))
+        for version in ("free", "rlhf-0123456789ab-5"):
+            stub.version = version
+            assert f"handed over ({version})" in refused(stub, needs("org/name"))
+        stub.version = "default"
+        check(stub, needs("org/name"))
+
+
+def test_a_server_whose_weights_nobody_can_change_names_none():
+    with serving(missing={"/weight_info"}) as stub:
+        check(stub, replace(NEEDS, syncs=False, model=("tiny",)))
 
 
 def test_log_probs_before_temperature_are_refused():

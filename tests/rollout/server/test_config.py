@@ -2,10 +2,11 @@
 
 import pytest
 
+from rlhf_cli.commands.served.config import sampling_problems
 from rlhf_cli.config.references import literal_secrets
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.server.config import RolloutConfig, ServerConfig, is_loopback
-from rlhf_cli.rollout.server.requests import response_seed, sampling_problems
+from rlhf_cli.rollout.server.requests import response_seed
 
 URL = "http://127.0.0.1:8000"
 
