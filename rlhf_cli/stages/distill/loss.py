@@ -12,7 +12,7 @@ from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.distill.config import DistillConfig
 from rlhf_cli.stages.distill.teacher import TeacherModel
-from rlhf_cli.stages.ppo.mismatch import mismatch_metrics
+from rlhf_cli.stages.rollouts.statistics import mismatch_metrics
 from rlhf_cli.train.row_loss import row_sums
 
 RESPONSE = "response"

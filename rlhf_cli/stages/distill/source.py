@@ -31,14 +31,14 @@ from rlhf_cli.stages.distill.loss import (
     TEACHER_LOGPROBS,
     DistillLoss,
 )
-from rlhf_cli.stages.ppo.minibatches import (
+from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
+from rlhf_cli.stages.rollouts.minibatches import (
     RESPONSE_MASK,
     MicroBatch,
     make_minibatches,
     pad_table,
     response_masks,
 )
-from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
 from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog
 from rlhf_cli.stages.rollouts.statistics import staleness_metrics

@@ -24,18 +24,18 @@ from rlhf_cli.stages.ppo.advantages import (
     compute_advantages,
     has_signal,
 )
+from rlhf_cli.stages.ppo.columns import policy_columns
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.minibatches import (
+from rlhf_cli.stages.ppo.correction import correct
+from rlhf_cli.stages.reference import ReferenceModel
+from rlhf_cli.stages.rollouts.minibatches import (
     RESPONSE_MASK,
     VALUE_MASK,
     MicroBatch,
     make_minibatches,
     pad_table,
-    policy_columns,
     response_masks,
 )
-from rlhf_cli.stages.ppo.mismatch import correct
-from rlhf_cli.stages.reference import ReferenceModel
 from rlhf_cli.stages.rollouts.rows import response_kl, response_logprobs
 
 

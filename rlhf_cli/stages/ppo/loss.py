@@ -17,15 +17,11 @@ from rlhf_cli.losses.reduction import LossOutput, LossTerm, Metrics, mean_metric
 from rlhf_cli.losses.value import value_loss
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.models.value_model import SharedValueModel
+from rlhf_cli.stages.ppo.columns import POLICY_UNIT, POLICY_WEIGHT, PTX_MASK
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.minibatches import (
-    POLICY_UNIT,
-    POLICY_WEIGHT,
-    PTX_MASK,
-    RESPONSE_MASK,
-    VALUE_MASK,
-)
-from rlhf_cli.stages.ppo.mismatch import CORRECTION, mismatch_metrics
+from rlhf_cli.stages.ppo.correction import CORRECTION
+from rlhf_cli.stages.rollouts.minibatches import RESPONSE_MASK, VALUE_MASK
+from rlhf_cli.stages.rollouts.statistics import mismatch_metrics
 
 
 class PPOLoss:

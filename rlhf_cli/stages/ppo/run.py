@@ -18,8 +18,8 @@ from rlhf_cli.models.sharding import gathered_bytes, is_sharded, reshard
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rollout.stopping import end_token_ids
+from rlhf_cli.stages.ppo.columns import PTX_MASK
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.minibatches import PTX_MASK
 from rlhf_cli.stages.ppo.rollout_source import RolloutSource
 from rlhf_cli.stages.ppo.setup import (
     PPOComponents,

@@ -18,10 +18,10 @@ from rlhf_cli.losses.entropy import EntropyController
 from rlhf_cli.losses.kl import KLController
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.rollout.response import Response
+from rlhf_cli.stages.ppo.columns import mark_as_ptx
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.experience import ExperienceMaker, RolloutBatch
 from rlhf_cli.stages.ppo.loss import PPOLoss
-from rlhf_cli.stages.ppo.minibatches import mark_as_ptx
 from rlhf_cli.stages.rollouts.statistics import RolloutStatistics
 
 EARLY_STOP_FACTOR = 1.5

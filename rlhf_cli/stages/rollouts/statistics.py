@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.distributed.ranks import Ranks
+from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.losses.reduction import Metrics, mean_metric
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.rollouts.reward_hacking import RewardHackingMonitor
@@ -77,3 +78,14 @@ def staleness_metrics(responses: Sequence[Response], step: int) -> Metrics:
     """
     ages = torch.tensor([float(step - 1 - one.weights_version) for one in responses])
     return {"rollout/staleness": mean_metric(ages)}
+
+
+def mismatch_metrics(logprobs: Tensor, sampler_logprobs: Tensor) -> Metrics:
+    """Mean absolute difference and KL of the sampler from the policy, of tokens [N], nats.
+
+    The KL is Schulman's k3 estimate, since the tokens were drawn from the sampler.
+    """
+    return {
+        "rollout/mismatch": mean_metric((logprobs - sampler_logprobs).abs()),
+        "rollout/mismatch_kl": mean_metric(kl_estimate(sampler_logprobs, logprobs, "k3")),
+    }

@@ -13,14 +13,10 @@ from rlhf_cli.rewards.config import RewardsConfig, RewardTerm
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.advantages import RolloutTensors, compute_advantages, has_signal
+from rlhf_cli.stages.ppo.columns import POLICY_UNIT, POLICY_WEIGHT, policy_columns
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.minibatches import (
-    POLICY_UNIT,
-    POLICY_WEIGHT,
-    make_minibatches,
-    policy_columns,
-)
 from rlhf_cli.stages.ppo.updates import PPOUpdater
+from rlhf_cli.stages.rollouts.minibatches import make_minibatches
 from tests.stages.ppo.conftest import words_of
 from tests.stages.ppo.test_run import require_equal
 

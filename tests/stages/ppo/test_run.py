@@ -20,8 +20,9 @@ from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.rollout import engine
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo import setup
+from rlhf_cli.stages.ppo.columns import PTX_MASK
 from rlhf_cli.stages.ppo.loss import PPOLoss
-from rlhf_cli.stages.ppo.minibatches import PTX_MASK, make_minibatches
+from rlhf_cli.stages.rollouts.minibatches import make_minibatches
 from rlhf_cli.train.metrics import read_metrics
 from rlhf_cli.train.optim import MasterAdamW
 from tests.helpers import without_machine

@@ -7,7 +7,7 @@ computed with the same rows, so that the first probability ratio is exactly 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.sampler import group_by_tokens
-from rlhf_cli.losses.policy import aggregation_weights
 from rlhf_cli.rollout.response import Response
-from rlhf_cli.stages.ppo.config import PPOConfig
 
 RESPONSE_MASK = "response_mask"
 """Token column, True for tokens that the policy sampled."""
@@ -25,16 +23,6 @@ RESPONSE_MASK = "response_mask"
 VALUE_MASK = "value_mask"
 """Token column, True where the value loss counts: with `compat=trl` also the position after the
 end, else as `RESPONSE_MASK`."""
-
-POLICY_UNIT = "policy_unit"
-"""Token column, True once for each of what the policy loss is divided by: each token, or the first
-token of each response."""
-
-POLICY_WEIGHT = "policy_weight"
-"""Token column, fp32: weight of a token's policy loss before it is divided."""
-
-PTX_MASK = "ptx_mask"
-"""Token column, True for tokens of `ptx_data`."""
 
 
 @dataclass(frozen=True)
@@ -153,26 +141,3 @@ def response_masks(responses: Sequence[Response]) -> dict[str, Tensor]:
     valued = torch.tensor([len(one.scored_ids) for one in responses], dtype=torch.long)
     index = torch.arange(max(valued.tolist(), default=1))
     return {RESPONSE_MASK: index < sampled[:, None], VALUE_MASK: index < valued[:, None]}
-
-
-def policy_columns(responses: Sequence[Response], cfg: PPOConfig) -> dict[str, Tensor]:
-    """[B, T] each: `POLICY_UNIT` and `POLICY_WEIGHT`, which reduce the policy loss.
-
-    Args:
-        responses: of this rank.
-        cfg: `loss_aggregation` and `mask_truncated`.
-    """
-    tokens = response_masks(responses)[RESPONSE_MASK]
-    kept = tokens
-    if cfg.mask_truncated:
-        kept = tokens & torch.tensor([one.finished for one in responses], dtype=torch.bool)[:, None]
-    weights = aggregation_weights(tokens.sum(1), cfg.loss_aggregation, cfg.sampling.max_new_tokens)
-    first = torch.zeros_like(tokens)
-    first[:, 0] = True
-    units = {"token": kept, "sequence": kept & first, "constant": tokens & first}
-    return {POLICY_UNIT: units[cfg.loss_aggregation], POLICY_WEIGHT: weights[:, None] * kept}
-
-
-def mark_as_ptx(rows: TokenBatch) -> TokenBatch:
-    """Rows of `ptx_data` with `PTX_MASK`."""
-    return replace(rows, token_columns={PTX_MASK: torch.ones_like(rows.scored, dtype=torch.bool)})

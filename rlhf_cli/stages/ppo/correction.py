@@ -1,4 +1,4 @@
-"""How far a server's log-probs are from the policy's, and the weights that correct for it."""
+"""Importance weights of PPO's policy loss against the mismatch of server and policy."""
 
 from __future__ import annotations
 
@@ -8,26 +8,15 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.losses.correction import importance_weights
-from rlhf_cli.losses.kl import kl_estimate
 from rlhf_cli.losses.reduction import Metrics, mean_metric
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.rollout.server.config import RolloutConfig
 from rlhf_cli.stages.ppo.advantages import RolloutTensors
-from rlhf_cli.stages.ppo.minibatches import pad_table
+from rlhf_cli.stages.rollouts.minibatches import pad_table
+from rlhf_cli.stages.rollouts.statistics import mismatch_metrics
 
 CORRECTION = "correction"
 """Token column: importance weights that multiply the policy loss."""
-
-
-def mismatch_metrics(logprobs: Tensor, sampler_logprobs: Tensor) -> Metrics:
-    """Mean absolute difference and KL of the sampler from the policy, of tokens [N], nats.
-
-    The KL is Schulman's k3 estimate, since the tokens were drawn from the sampler.
-    """
-    return {
-        "rollout/mismatch": mean_metric((logprobs - sampler_logprobs).abs()),
-        "rollout/mismatch_kl": mean_metric(kl_estimate(sampler_logprobs, logprobs, "k3")),
-    }
 
 
 def correct(
