@@ -188,6 +188,7 @@ def test_models_to_be_judged_are_served_one_after_the_other(
     sft, base = run_of("sft"), run_of("pretrain")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     Path("temporary").mkdir()
+    capsys.readouterr()  # of the runs
     logs: list[str] = []
 
     def keep(folder: Path, **_: object) -> None:

@@ -119,6 +119,7 @@ class ServedGenerator(TextGenerator):
             dtype=str(self._ctx.compute).removeprefix("torch."),
             path=cfg.path,
             logprobs=False,
+            on_cpu=self._ctx.device.type == "cpu",
         )
 
     def respond(

@@ -82,6 +82,7 @@ def open_engine(
             context_length,
             rank,
             adapters=cfg.lag + 2,
+            on_cpu=ctx.device.type == "cpu",
         )
         process = _start(cfg, model, ctx.out, ctx.ranks)
         shutil.rmtree(sync.folder / "start", ignore_errors=True)
@@ -107,6 +108,7 @@ def open_fixed_engine(
     dtype: str = "auto",
     path: str = "",
     logprobs: bool = True,
+    on_cpu: bool = False,
 ) -> ServerEngine:
     """Open the engine of a command that trains nothing: the servers keep the weights they have.
 
@@ -122,6 +124,7 @@ def open_fixed_engine(
         path: `model.path`, which running servers must have been started with; empty takes any
             with its vocabulary.
         logprobs: whether the log-probs of the samplers are used.
+        on_cpu: whether a server that is started computes on a CPU.
 
     Raises:
         ConfigError: the servers cannot do what the configuration asks for, or have another model.
@@ -129,7 +132,8 @@ def open_fixed_engine(
     """
     process = None
     if cfg.start:
-        process = ServerProcess(cfg.start, ServedModel(folder, dtype, context_length), log)
+        served = ServedModel(folder, dtype, context_length, on_cpu=on_cpu)
+        process = ServerProcess(cfg.start, served, log)
         process.wait_until_healthy(max(cfg.deadline, START_SECONDS))
     inner = getattr(model, "model", model) if isinstance(model, Policy) else model
     needs = ServerNeeds(

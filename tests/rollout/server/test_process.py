@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,16 @@ def test_commands_get_the_options_that_the_run_needs():
         "--enable-deterministic-inference --enable-lora --max-lora-rank 12 "
         "--lora-target-modules all --max-loras-per-batch 3"
     )
+
+
+def test_on_a_cpu_vllm_splits_no_prompt_unless_the_command_says_so():
+    on_cpu = replace(MODEL, on_cpu=True)
+    (added,) = {*build_command("vllm", on_cpu, 81, "key")} - {
+        *build_command("vllm", MODEL, 81, "key")
+    }
+    assert added == "--no-enable-chunked-prefill"
+    given = "vllm serve --enable-chunked-prefill"
+    assert build_command(given, on_cpu, 81, "key") == build_command(given, MODEL, 81, "key")
 
 
 def test_the_key_is_not_printed(command, tmp_path, capsys):
