@@ -10,40 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rlhf_cli import cli
-from rlhf_cli.resources import shipped_model
 from rlhf_cli.rollout import engines
 from rlhf_cli.rollout.server.engine import ServerEngine
 from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import without_machine
-from tests.rollout.server.stub import Refusal, Stub, model_writer, serving
-from tests.stages.ppo.conftest import words_of
+from tests.rollout.server.stub import Refusal
+from tests.stages.ppo.conftest import lines_of, words_of
 
 ONCE = ("ppo_epochs=1", "minibatches=1")
 slow = partial(pytest.param, marks=pytest.mark.slow)
 PLAIN = (*ONCE, "whiten_advantages=false", "max_steps=1")  # a loss that is not 0
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(shipped_model())
-
-
-@pytest.fixture
-def stub(tokenizer):
-    """Serves the embedded model; other weights than the run's until it gets these."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shipped_model())).eval()
-    plain = Stub(
-        rows=len(tokenizer),
-        context=512,
-        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        write=model_writer(model, tokenizer),
-    )
-    with serving(plain) as served:
-        yield served
 
 
 def change_logprobs(stub, change):
@@ -56,14 +33,6 @@ def change_logprobs(stub, change):
 
     write.load = real.load
     stub.write = write
-
-
-def lines_of(folder):
-    """Lines of `metrics.jsonl` without what takes time."""
-    return [
-        {name: value for name, value in line.items() if not name.startswith("time/")}
-        for line in without_machine(read_metrics(folder / "metrics.jsonl"))
-    ]
 
 
 def test_the_weights_of_a_step_generate_the_next_rollout(ppo, stub, capsys):
