@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.rollout.server.config import RolloutConfig
 from rlhf_cli.stages.ppo.advantages import RolloutTensors
-from rlhf_cli.stages.ppo.mismatch import CORRECTION, correct, staleness_metrics
+from rlhf_cli.stages.ppo.correction import CORRECTION, correct
+from rlhf_cli.stages.rollouts.statistics import staleness_metrics
 
 OWN = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -0.7, 0.0]])
 MASK = torch.tensor([[True, True, True], [True, True, False]])
