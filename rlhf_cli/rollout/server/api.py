@@ -84,6 +84,9 @@ class ServerAPI(Protocol):
     def set_weight_version(self, version: str) -> None:
         """Name its weights."""
 
+    def resume(self) -> None:
+        """Let requests go on, where `load_weights` has stopped halfway."""
+
     def load_weights(self, folder: Path, version: str) -> None:
         """Load whole weights in place of its own; requests in flight go on with the new ones."""
 

@@ -70,6 +70,8 @@ def check_server(api: ServerAPI, needs: ServerNeeds) -> str:
     with _explaining(api):
         facts = api.facts(syncs=needs.syncs, adapters=needs.adapters)
         _require_endpoints(api, facts)
+        if needs.syncs:
+            api.resume()  # paused where a run was killed, or failed, during a hand-over
         if not facts.models:
             raise ConfigError(f"{api.origin}: serves no model; need the policy's. {DOCS}")
         name = facts.models[0]

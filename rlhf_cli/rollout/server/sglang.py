@@ -110,6 +110,10 @@ class SGLangServer:
         body = {"new_version": version, "abort_all_requests": False}
         _require_success(self.client.request_json("/update_weight_version", body))
 
+    def resume(self) -> None:
+        """Let requests go on."""
+        self.client.request("/continue_generation", b"{}")
+
     def load_weights(self, folder: Path, version: str) -> None:
         """Load whole weights, with the requests in flight taken back to the queue around it.
 
@@ -120,7 +124,7 @@ class SGLangServer:
         timeout = max(self.client.timeout, SYNC_TIMEOUT)
         path = "/update_weights_from_disk"
         _require_success(self.client.request_json(path, body, timeout=timeout))
-        self.client.request("/continue_generation", b"{}")
+        self.resume()
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter under a new name."""

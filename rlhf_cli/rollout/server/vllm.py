@@ -138,6 +138,10 @@ class VLLMServer:
         """Name its weights."""
         self.client.request_json("/update_weight_version", {"new_version": version})
 
+    def resume(self) -> None:
+        """Let requests go on."""
+        self.client.request("/resume", b"{}")
+
     def load_weights(self, folder: Path, version: str) -> None:
         """Load whole weights, with the requests in flight frozen around it.
 
@@ -155,7 +159,7 @@ class VLLMServer:
             raise RetryableFailure("could not reset its prefix cache")
         self.set_weight_version(version)
         # not where one of these failed: the requests would go on with weights of two steps
-        self.client.request("/resume", b"{}")
+        self.resume()
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter under a new name."""

@@ -93,7 +93,7 @@ class HeldOutResponses:
     def measure(self) -> list[Measurement]:
         """Generate and measure the responses, with the same random numbers each time."""
         own = range(self.ranks.rank, len(self.worker.prompts), self.ranks.world_size)
-        responses = self.worker.generate(own, own, step=0)
+        responses = self.ranks.call_together(lambda: self.worker.generate(own, own, step=0))
         scored = score_together(self.server, responses, self.ranks) if self.server else None
         rows = sampled_rows(responses, self.max_tokens, self.device, scored)
         parts = self._measured([replace(one, needs_backward=False) for one in rows])

@@ -63,7 +63,7 @@ class HeldOutPrompts:
     def measure(self) -> HeldOutResponses:
         """Generate and measure the responses, with the same random numbers each time."""
         own = range(self.ranks.rank, len(self.worker.prompts), self.ranks.world_size)
-        responses = self.worker.generate(own, own, step=0)
+        responses = self.ranks.call_together(lambda: self.worker.generate(own, own, step=0))
         found = (
             self.score(responses),
             self.compute_kl(responses),

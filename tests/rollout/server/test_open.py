@@ -166,3 +166,14 @@ def test_a_command_that_trains_nothing_takes_the_weights_that_are_there(tmp_path
         engine.close()
         assert stub.version == "rlhf-0123456789ab-5"
     assert "/collective_rpc" not in stub.paths()
+
+
+@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+def test_a_server_that_a_killed_run_has_left_paused_goes_on(kind, tmp_path):
+    with serving(kind=kind) as stub:
+        stub.paused = True
+        engine = opened(tmp_path, server=stub.url, sync_folder=str(tmp_path / "s"))
+        assert not stub.paused
+        engine.hand_over(0)
+        assert {one.weights_version for one in respond(engine)} == {0}
+        engine.close()

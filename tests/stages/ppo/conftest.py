@@ -1,15 +1,17 @@
 """Prompts and rewards that the tests of PPO use."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlhf_cli import cli
+from rlhf_cli.resources import shipped_model
 from rlhf_cli.train.metrics import read_metrics
-from tests.helpers import last_of_each
+from tests.helpers import last_of_each, without_machine
+from tests.rollout.server.stub import Stub, model_writer, serving
 
 WORDS = ("tea", "rain", "gold", "jazz", "snow", "iron", "silk", "fog")
 JUDGE = """
@@ -59,3 +61,36 @@ def words_of(*words: str, out: str = "run") -> list[str]:
         "batch_size=4", "max_steps=3", "ppo_epochs=2", "minibatches=2", f"output_dir={out}",
     ]  # fmt: skip
     return last_of_each(*common, *words)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    """Lines of `metrics.jsonl` without what takes time."""
+    return [
+        {name: value for name, value in line.items() if not name.startswith("time/")}
+        for line in without_machine(read_metrics(folder / "metrics.jsonl"))
+    ]
+
+
+@pytest.fixture(scope="session")
+def shipped() -> tuple[Any, Any]:
+    """The tokenizer of the embedded model, and a model of its shape with other weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shipped_model())).eval()
+    return AutoTokenizer.from_pretrained(shipped_model()), model
+
+
+@pytest.fixture
+def stub(shipped: tuple[Any, Any]) -> Iterator[Stub]:
+    """A server in the shape of the embedded model, which generates by what is handed over."""
+    tokenizer, model = shipped
+    plain = Stub(
+        rows=len(tokenizer),
+        context=512,
+        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        write=model_writer(model, tokenizer),
+    )
+    with serving(plain) as served:
+        yield served

@@ -151,6 +151,10 @@ RESUMED = {
     "text": ["ptx_coef=0.5", "ptx_data=text.jsonl", "ptx_batch_size=2"],
     "reuse": ["rollout_logprobs=reuse"],
     "grpo": ["advantage=grpo", "samples_per_prompt=2", "kl_in=loss", "kl_estimator=k3"],
+    "redrawn": [
+        *("advantage=grpo", "samples_per_prompt=2", "dynamic_sampling=2", "reward.scale=running"),
+        "reward.function=judge.py:some",
+    ],
     "entropy": ["entropy_target=3", "entropy_step=0.1", "minibatch_shuffle=true", "kl_coef=0"],
 }
 
