@@ -99,20 +99,24 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def has_endpoint(client: HTTPClient, path: str) -> bool:
-    """Whether a server has an endpoint that takes a POST.
+def has_endpoint(client: HTTPClient, path: str, body: bytes | None = None) -> bool:
+    """Whether a server has an endpoint that takes a POST, and lets this client use it.
+
+    Args:
+        client: whose key the server takes.
+        path: of the endpoint.
+        body: POSTed, and refused as incomplete; without one the endpoint is asked by a GET.
 
     Raises:
         RetryableFailure: the server cannot be reached.
     """
     try:
-        client.request(path, timeout=HEALTH_TIMEOUT)
+        client.request(path, body, timeout=HEALTH_TIMEOUT)
     except RefusedRequest as error:
-        return error.status != 404  # 405: it takes no GET
+        return error.status not in (403, 404)  # 405: it takes no GET; 400, 422: it reads bodies
     except RetryableFailure as error:
-        if "HTTP 5" in str(error):
-            return True
-        raise
+        if error.status < 500:
+            raise
     return True
 
 
