@@ -87,6 +87,9 @@ class ServerAPI(Protocol):
     def load_weights(self, folder: Path, version: str) -> None:
         """Load whole weights in place of its own; requests in flight go on with the new ones."""
 
+    def resume(self) -> None:
+        """Let requests go on that `load_weights` has frozen, also where it broke off."""
+
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter under a new name."""
 

@@ -73,6 +73,8 @@ def check_server(api: ServerAPI, needs: ServerNeeds) -> str:
         if not facts.models:
             raise ConfigError(f"{api.origin}: serves no model; need the policy's. {DOCS}")
         name = facts.models[0]
+        if needs.syncs:
+            api.resume()  # a run that was killed in a hand-over leaves its server frozen
         if needs.model:
             _require_model(api, facts, needs.model)
         _require_context(api, facts, needs)

@@ -120,6 +120,10 @@ class SGLangServer:
         timeout = max(self.client.timeout, SYNC_TIMEOUT)
         path = "/update_weights_from_disk"
         _require_success(self.client.request_json(path, body, timeout=timeout))
+        self.resume()
+
+    def resume(self) -> None:
+        """Let requests go on."""
         self.client.request("/continue_generation", b"{}")
 
     def load_adapter(self, name: str, folder: Path) -> None:

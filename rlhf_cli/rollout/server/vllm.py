@@ -156,6 +156,10 @@ class VLLMServer:
             raise RetryableFailure("could not reset its prefix cache")
         self.set_weight_version(version)
         # not where one of these failed: the requests would go on with weights of two steps
+        self.resume()
+
+    def resume(self) -> None:
+        """Let frozen requests go on."""
         self.client.request("/resume", b"{}")
 
     def load_adapter(self, name: str, folder: Path) -> None:
