@@ -37,7 +37,15 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class HTTPFailure(Exception):
-    """A request failed; the message says what the server did."""
+    """A request failed; the message says what the server did.
+
+    Attributes:
+        status: HTTP status code; 0 where there was no answer, or one that cannot be used.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RetryableFailure(HTTPFailure):
@@ -45,15 +53,7 @@ class RetryableFailure(HTTPFailure):
 
 
 class RefusedRequest(HTTPFailure):
-    """The server refused a request, or redirects it; a retry would not change that.
-
-    Attributes:
-        status: HTTP status code.
-    """
-
-    def __init__(self, message: str, status: int) -> None:
-        super().__init__(message)
-        self.status = status
+    """The server refused a request, or redirects it; a retry would not change that."""
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -179,7 +179,7 @@ class HTTPClient:
             return RefusedRequest(self._redirected(url, error.code, location), error.code)
         text = f"answers HTTP {error.code}: {excerpt(error.read(400)) or error.reason}"
         if error.code in RETRY_STATUS or error.code >= 500:
-            return RetryableFailure(text)
+            return RetryableFailure(text, error.code)
         return RefusedRequest(text, error.code)
 
     def _redirected(self, url: str, code: int, location: str) -> str:

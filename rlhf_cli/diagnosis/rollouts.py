@@ -8,7 +8,15 @@ from dataclasses import replace
 from statistics import fmean, median
 
 from rlhf_cli.diagnosis.findings import Finding
-from rlhf_cli.diagnosis.series import change_of, correlation, number, scaled, times, values_of
+from rlhf_cli.diagnosis.rollout_advice import (
+    LESS_RATE,
+    MORE_ENDS,
+    MORE_KL,
+    MORE_TOKENS,
+    concrete,
+    more_ends,
+)
+from rlhf_cli.diagnosis.series import change_of, correlation, number, times, values_of
 from rlhf_cli.runs.record import RunRecord
 
 BASELINE_ROLLOUTS = 5
@@ -37,9 +45,6 @@ BY_LENGTH = 0.5
 
 MIN_SAMPLES = 12
 """Samples below which their correlation says nothing."""
-
-LESS_RATE, MORE_KL = "a smaller train.lr", "a larger kl_coef (of dpo: beta)"
-MORE_TOKENS = "a larger sampling.max_new_tokens"
 
 Rollout = Mapping[str, float]
 """Means over rollouts: `score`, `entropy` (nats per token), `length` (tokens), `ended` and
@@ -75,7 +80,7 @@ def ends(first: Rollout, now: Rollout) -> Finding | None:
     if "ended" not in now:
         return None
     numbers = {"first": first.get("ended", now["ended"]), "now": now["ended"]}
-    advice = ("missing_eos_penalty=1",)
+    advice = (MORE_ENDS,)
     if now["ended"] == 0:
         return Finding(
             code="ppo.eos",
@@ -210,7 +215,7 @@ def _rule(check: Check) -> Callable[[RunRecord], Finding | None]:
             return None
         found = check(first, now)
         if found is not None:
-            found = replace(found, advice=tuple(_concrete(record, one) for one in found.advice))
+            found = replace(found, advice=tuple(concrete(record, one) for one in found.advice))
             return _of_short_run(record, found) if check is constant else found
         text = sentence.format(now[name])
         return Finding(code=code, severity="ok", sentence=text, numbers={name: now[name]})
@@ -231,21 +236,6 @@ def _of_short_run(record: RunRecord, found: Finding) -> Finding:
     return replace(found, severity="warning", sentence=sentence)
 
 
-def _concrete(record: RunRecord, advice: str) -> str:
-    """Advice in words as an override with a number, where the configuration is known."""
-    if not record.config:
-        return advice
-    if advice == LESS_RATE:
-        return scaled(record, "train.lr", 0.3)
-    if advice == MORE_TOKENS:
-        return times(record, "sampling.max_new_tokens", 2, 128)
-    if advice == MORE_KL and record.stage == "dpo":
-        return scaled(record, "beta", 2)
-    if advice == MORE_KL:
-        return f"kl_coef={4 * number(record, 'kl_coef') or 0.05:g}"
-    return advice
-
-
 def cut_off(record: RunRecord) -> Finding | None:
     """Whether most responses were cut off from the first rollout on."""
     first, now = compare_rollouts(record)
@@ -260,7 +250,7 @@ def cut_off(record: RunRecord) -> Finding | None:
         sentence=f"{1 - now['ended']:.0%} of the responses were cut off at {longest:.0f} tokens "
         f"before they ended, {1 - first['ended']:.0%} at first.",
         cause="A response that is cut off is scored unfinished, and its end is never trained.",
-        advice=(times(record, "sampling.max_new_tokens", 2, 128), "missing_eos_penalty=1"),
+        advice=(times(record, "sampling.max_new_tokens", 2, 128), more_ends(record)),
         numbers={"first": first["ended"], "now": now["ended"]},
     )
 
@@ -279,7 +269,7 @@ def ends_less(record: RunRecord) -> Finding | None:
         sentence=f"{now['ended']:.0%} of the responses end by themselves, {first['ended']:.0%} at "
         "first: the policy is unlearning to stop.",
         cause="Nothing in the reward asks for an end, and a longer response scores higher.",
-        advice=("missing_eos_penalty=1",),
+        advice=(more_ends(record),),
         numbers={"first": first["ended"], "now": now["ended"]},
     )
 

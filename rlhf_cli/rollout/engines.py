@@ -40,6 +40,9 @@ class Engine(Protocol):
             logprobs: whether the log-probs of the sampler are needed.
         """
 
+    def with_sampling(self, sampling: SamplingConfig) -> Engine:
+        """The same engine with other sampling; only one of the two is closed."""
+
     def close(self) -> None:
         """Release what the engine holds outside this process."""
 
@@ -91,6 +94,12 @@ class LocalEngine:
         for response in responses:
             response.weights_version = self.version
         return responses
+
+    def with_sampling(self, sampling: SamplingConfig) -> LocalEngine:
+        """The same model and weights with other sampling."""
+        engine = LocalEngine(self.policy, self.tokenizer, sampling, self.slots)
+        engine.version = self.version
+        return engine
 
     def close(self) -> None:
         """Nothing is held outside this process."""

@@ -169,6 +169,19 @@ def test_advice_has_numbers_where_the_configuration_is_known():
     assert "sampling.max_new_tokens=128" in find(record, "ppo.eos").advice
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({}, "missing_eos_penalty=1"),
+        ({"missing_eos_penalty": 2.0}, "missing_eos_penalty=4"),
+        ({"mask_truncated": True}, "mask_truncated=false"),
+        ({"overlong_buffer": 32, "overlong_penalty": 1.0}, "overlong_penalty=2"),
+    ],
+)
+def test_advice_about_ends_is_what_the_run_does_not_do_yet(options, advice):
+    assert advice in find(ppo({"tokens/eos_fraction": 0.0}, options), "ppo.eos").advice
+
+
 def test_symptoms_of_one_rollout_need_only_what_is_known():
     assert symptoms({"length": 10.0}, {"length": 11.0}) == []
     assert [one.code for one in symptoms({"length": 10.0}, {"length": 30.0})] == ["ppo.length"]

@@ -84,11 +84,11 @@ class ServerAPI(Protocol):
     def set_weight_version(self, version: str) -> None:
         """Name its weights."""
 
-    def resume(self) -> None:
-        """Let requests go on, where `load_weights` has stopped halfway."""
-
     def load_weights(self, folder: Path, version: str) -> None:
         """Load whole weights in place of its own; requests in flight go on with the new ones."""
+
+    def resume(self) -> None:
+        """Let requests go on that `load_weights` has frozen, also where it broke off."""
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an adapter under a new name."""
@@ -102,20 +102,24 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
-def has_endpoint(client: HTTPClient, path: str) -> bool:
-    """Whether a server has an endpoint that takes a POST.
+def has_endpoint(client: HTTPClient, path: str, body: bytes | None = None) -> bool:
+    """Whether a server has an endpoint that takes a POST, and lets this client use it.
+
+    Args:
+        client: whose key the server takes.
+        path: of the endpoint.
+        body: POSTed, and refused as incomplete; without one the endpoint is asked by a GET.
 
     Raises:
         RetryableFailure: the server cannot be reached.
     """
     try:
-        client.request(path, timeout=HEALTH_TIMEOUT)
+        client.request(path, body, timeout=HEALTH_TIMEOUT)
     except RefusedRequest as error:
-        return error.status != 404  # 405: it takes no GET
+        return error.status not in (403, 404)  # 405: it takes no GET; 400, 422: it reads bodies
     except RetryableFailure as error:
-        if "HTTP 5" in str(error):
-            return True
-        raise
+        if error.status < 500:
+            raise
     return True
 
 

@@ -47,7 +47,7 @@ class ServerConfig:
     checkpoint. One that is started may take 15 minutes, or this where it is longer."""
 
     concurrency: Annotated[int, Ge(1), Unit("requests"), RuntimeOnly()] = 256
-    """Requests in flight at once, over all servers."""
+    """Requests in flight at once, over all servers; of each process."""
 
     @property
     def addresses(self) -> list[str]:
@@ -162,16 +162,19 @@ class RolloutConfig(ServerConfig):
 
     correction: Literal["auto", "none", "token", "sequence"] = "auto"
     """Importance weights against the difference between the server's and the policy's
-    probabilities: of each `token`, or of the whole response (`sequence`). `auto` is `token`."""
+    probabilities: of each `token`, or of the whole response (`sequence`). `auto` is `token` in ppo
+    and grpo, unless `rollout_logprobs=reuse`, and in distill with a server as teacher."""
 
     correction_cap: Annotated[float, Gt(1)] = 3.0
     """Largest importance weight; larger ones are cut to it."""
 
     correction_mask: bool = False
-    """Drop what has a larger weight than `correction_cap`, instead of cutting the weight."""
+    """Drop tokens or responses with a larger weight than `correction_cap`, in place of cutting the
+    weight."""
 
     lag: Annotated[int, Ge(0), Unit("steps")] = 0
-    """Rollouts that are written while earlier ones are trained on; 0 is on-policy."""
+    """Rollouts that are generated while earlier ones are trained on, by weights up to this many
+    steps older; 0 is on-policy."""
 
     @property
     def corrects(self) -> Literal["none", "token", "sequence"]:
@@ -195,13 +198,23 @@ class RolloutConfig(ServerConfig):
                 f"Try rollout.check_steps={default.check_steps}"
             )
         if self.correction == "none":
-            found += [
-                f"rollout.{name}: given with rollout.correction=none, which weighs nothing. "
-                "Try rollout.correction=token"
-                for name in ("correction_cap", "correction_mask")
-                if getattr(self, name) != getattr(default, name)
-            ]
+            found += self.unweighted_problems(
+                "rollout.correction=none, which weighs nothing. Try rollout.correction=token"
+            )
         return found
+
+    def unweighted_problems(self, why: str) -> list[str]:
+        """Errors of keys of importance weights in a run that computes none, one line each.
+
+        Args:
+            why: what the keys are given with, and what to do.
+        """
+        default = RolloutConfig()
+        return [
+            f"rollout.{name}: given with {why}"
+            for name in ("correction_cap", "correction_mask")
+            if getattr(self, name) != getattr(default, name)
+        ]
 
     def _folder_problems(self) -> list[str]:
         """Errors of servers on other machines, which read no folder of this one's memory."""

@@ -56,11 +56,17 @@ def _connect(client: HTTPClient) -> ServerAPI:
         ) from error
 
 
-def refusal(origin: str, error: RefusedRequest) -> str:
-    """The line about a request that a server refused."""
+def refusal(origin: str, error: RefusedRequest, token: str = "rollout.token") -> str:
+    """The line about a request that a server refused.
+
+    Args:
+        origin: config key and address of the server.
+        error: the refusal.
+        token: config key of the server's key.
+    """
     if error.status in (401, 403):
         return (
             f"{origin}: asks for another key (HTTP {error.status}); need the one it was started "
-            "with. Try rollout.token='${oc.env:NAME}'"
+            f"with. Try {token}='${{oc.env:NAME}}'"
         )
     return f"{origin}: {error}"

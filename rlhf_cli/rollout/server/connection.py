@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol, TypeVar
 
 from rlhf_cli.console import logger
@@ -35,7 +36,7 @@ class Connection:
     Args:
         api: of the server.
         deadline: seconds.
-        concurrency: requests at once.
+        slots: one for each request in flight; connections to several servers may share them.
         process: of a server that this run has started, or None.
         sleep: waits for a number of seconds.
         clock: seconds that pass.
@@ -45,7 +46,7 @@ class Connection:
         self,
         api: ServerAPI,
         deadline: float,
-        concurrency: int,
+        slots: threading.BoundedSemaphore,
         process: Started | None = None,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -53,16 +54,23 @@ class Connection:
         self.api, self.origin, self.deadline = api, api.origin, deadline
         self.process = process
         self._sleep, self._clock = sleep, clock
-        self._slots = threading.BoundedSemaphore(concurrency)
+        self._slots = slots
         self._restoring = threading.Lock()
         self._is_failing, self._unhealthy = False, ""
 
-    def call(self, act: Callable[[], T], restore: Callable[[], None] | None = None) -> T:
+    def call(
+        self,
+        act: Callable[[], T],
+        restore: Callable[[], None] | None = None,
+        *,
+        takes_slot: bool = True,
+    ) -> T:
         """Call a function that asks the server, again and again while it fails.
 
         Args:
             act: asks the server; raises its failures.
             restore: makes a server that has failed usable again, before `act` is called again.
+            takes_slot: wait for a free slot; a hand-over of weights does not wait for requests.
 
         Raises:
             InferenceServerError: it failed for longer than the deadline, or refused the request.
@@ -73,7 +81,7 @@ class Connection:
             try:
                 if began is not None:
                     self._recover(restore)
-                with self._slots:
+                with self._slots if takes_slot else nullcontext():
                     found = act()
             except RefusedRequest as error:
                 raise InferenceServerError(f"{self.origin}: {error}") from error
@@ -109,6 +117,12 @@ class Connection:
         finally:
             self._restoring.release()
 
+    @property
+    def _limit(self) -> str:
+        """The deadline, with its key where there is one: a teacher's server has none."""
+        key = "rollout.deadline=" if self.origin.startswith("rollout.") else ""
+        return f"{key}{self.deadline:g}"
+
     def _wait(self, error: HTTPFailure, began: float, seconds: float) -> None:
         """Wait before the next try.
 
@@ -118,12 +132,10 @@ class Connection:
         left = self.deadline - (self._clock() - began)
         if left <= 0:
             raise InferenceServerError(
-                f"{self.origin}: {error}; no better within rollout.deadline={self.deadline:g} "
+                f"{self.origin}: {error}; no better within {self._limit} "
                 "seconds. Start the server again, then give the same command again"
             ) from error
         if not self._is_failing:  # many requests fail at once
             self._is_failing = True
-            logger.info(
-                f"{self.origin}: {error}; asking again for rollout.deadline={self.deadline:g} s"
-            )
+            logger.info(f"{self.origin}: {error}; asking again for {self._limit} s")
         self._sleep(min(seconds, left))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -67,6 +69,8 @@ class WeightSync:
         self.ranks, self.kept = ranks, kept
         self.version: int | None = None
         self._written: list[int] = []
+        self._changing: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        """Of each server: held while its weights change, which two threads must not do at once."""
 
     def hand_over(self, version: int, connections: Sequence[Connection]) -> None:
         """Write the weights and give them to all servers; every rank calls it.
@@ -85,7 +89,7 @@ class WeightSync:
 
         def give_all() -> None:
             def give(connection: Connection) -> None:
-                connection.call(partial(self._give, connection.api, version))
+                connection.call(partial(self._give, connection.api, version), takes_slot=False)
 
             run_concurrently(give, connections, len(connections))
             self._forget_old(connections)
@@ -152,7 +156,12 @@ class WeightSync:
             self._written.remove(version)
 
     def _give(self, api: ServerAPI, version: int) -> None:
-        """Give a server the weights of a version, which may have them already."""
+        """Give a server the weights of a version."""
+        with self._changing[api.origin]:
+            self._load(api, version)
+
+    def _load(self, api: ServerAPI, version: int) -> None:
+        """Have a server load the weights of a version, which it may have already."""
         self.require_owned(api)
         name, folder = self.owner.name(version), self._folder(version)
         if self.kind == "weights":
@@ -190,17 +199,21 @@ class WeightSync:
     def restore(self, api: ServerAPI) -> None:
         """Give a server that has failed the current weights again, if it has lost them.
 
+        It may have newer ones: those of a hand-over that other servers have not completed.
+
         Raises:
             InferenceServerError: it has those of another run.
             HTTPFailure: it does not answer, or another process has to give them.
         """
-        self.require_owned(api)
-        if self.version is None or self.owner.version(api.weight_version()) == self.version:
-            return
-        if not self.ranks.is_main:
-            raise RetryableFailure("has other weights than this run's until rank 0 gives them")
-        logger.info(f"{api.origin}: has other weights than this run's; handing them over again")
-        self._give(api, self.version)
+        with self._changing[api.origin]:
+            self.require_owned(api)
+            found = self.owner.version(api.weight_version())
+            if self.version is None or (found is not None and found >= self.version):
+                return
+            if not self.ranks.is_main:
+                raise RetryableFailure("has other weights than this run's until rank 0 gives them")
+            logger.info(f"{api.origin}: has other weights than this run's; handing them over again")
+            self._load(api, self.version)
 
     def target(self, base: str) -> tuple[str, int]:
         """Name of the model to ask, and the version that an answer must have at least.
@@ -249,6 +262,8 @@ class WeightSync:
             for version in self._written if self.kind == "adapter" else []:
                 api.unload_adapter(self.owner.name(version))
             api.set_weight_version(FREE)
+            if self.kind == "weights":
+                api.resume()  # after a hand-over that broke off
         except HTTPFailure as error:
             logger.info(f"{api.origin}: still has the name of this run's weights ({error})")
 

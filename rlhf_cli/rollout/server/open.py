@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +69,6 @@ def open_engine(
     owner = Owner.of_run(ctx.out)
     folder = choose_folder(cfg.sync_folder, owner)
     sync = WeightSync(write, kind, owner, folder, ranks=ctx.ranks, kept=cfg.lag)
-    process = None
-    if cfg.start:
-        served = sync.folder / "start"
-        if policy.adapters is not None and kind == "adapter":
-            served, rank = Path(policy.adapters.source.folder), _rank_of(policy)
-        else:
-            sync.write_start(served)
-            rank = 0
-        model = ServedModel(
-            served,
-            str(ctx.compute).removeprefix("torch."),
-            context_length,
-            rank,
-            adapters=cfg.lag + 2,
-            on_cpu=ctx.device.type == "cpu",
-        )
-        process = _start(cfg, model, ctx.out, ctx.ranks)
-        shutil.rmtree(sync.folder / "start", ignore_errors=True)
     needs = ServerNeeds(
         tokenizer,
         num_embeddings(policy.model),
@@ -93,7 +76,35 @@ def open_engine(
         logprobs=sampling.temperature > 0,
         adapters=kind == "adapter",
     )
-    return _open(cfg, policy, tokenizer, sampling, needs, process, sync, ctx.ranks)
+    try:
+        process = _start_policy(cfg, policy, sync, ctx, context_length) if cfg.start else None
+        return _open(cfg, policy, tokenizer, sampling, needs, process, sync, ctx.ranks)
+    except BaseException:
+        sync.close([])  # its folder is as large as the model, in memory
+        raise
+
+
+def _start_policy(
+    cfg: RolloutConfig, policy: Policy, sync: WeightSync, ctx: RunContext, context_length: int
+) -> ServerProcess | _Remote:
+    """Start a server with the policy: with its current weights, or with its base for adapters."""
+    served, rank = sync.folder / "start", 0
+    if policy.adapters is not None and sync.kind == "adapter":
+        served, rank = Path(policy.adapters.source.folder), _rank_of(policy)
+    else:
+        sync.write_start(served)
+    dtype = str(ctx.compute).removeprefix("torch.")
+    model = ServedModel(
+        served,
+        dtype,
+        context_length,
+        rank,
+        adapters=cfg.lag + 2,
+        on_cpu=ctx.device.type == "cpu",
+    )
+    process = _start(cfg, model, ctx.out, ctx.ranks)
+    shutil.rmtree(sync.folder / "start", ignore_errors=True)
+    return process
 
 
 def open_fixed_engine(
@@ -216,7 +227,8 @@ def _open(
         if process is not None:
             process.stop()
         raise
-    connections = [Connection(api, cfg.deadline, cfg.concurrency, process) for api in apis]
+    slots = threading.BoundedSemaphore(cfg.concurrency)
+    connections = [Connection(api, cfg.deadline, slots, process) for api in apis]
     return ServerEngine(
         connections,
         names,

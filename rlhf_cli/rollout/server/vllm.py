@@ -72,7 +72,8 @@ class VLLMServer:
         )
 
     def _has(self, path: str) -> bool:
-        return has_endpoint(self.client, path)
+        # without its option, it answers a GET by 405 as with it, and a POST by 403
+        return has_endpoint(self.client, path, b"{}" if path == GENERATE else None)
 
     def generate(self, request: GenerationRequest, model: str) -> Answer:
         """Ask for one response."""

@@ -210,6 +210,10 @@ class DistillConfig(RolloutStageConfig, StageConfig):
                 + ("single tokens. " if corrects else "no tokens of a teacher in memory. ")
                 + f"Try rollout.correction={need}"
             )
+        if rollout.correction == "auto" and not corrects:
+            found += rollout.unweighted_problems(
+                "a teacher in memory, whose divergence needs no importance weights. Leave it out"
+            )
         return found
 
     def _sampling_problems(self) -> list[str]:

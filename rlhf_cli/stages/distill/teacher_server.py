@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from rlhf_cli.rollout.response import Response
 from rlhf_cli.rollout.server.api import ServerAPI, bearer, find_kind
 from rlhf_cli.rollout.server.checks import PROBES
 from rlhf_cli.rollout.server.config import ServerConfig
-from rlhf_cli.rollout.server.connect import KINDS
+from rlhf_cli.rollout.server.connect import KINDS, refusal
 from rlhf_cli.rollout.server.connection import Connection
 from rlhf_cli.rollout.server.scoring import NoLogprobs, score_tokens
 from rlhf_cli.stages.distill.config import DistillConfig
@@ -90,22 +91,14 @@ def open_teacher(
         longest = longest_prompt + cfg.sampling.max_new_tokens
         model = _checked(api, tokenizer, rows, longest)
     except RefusedRequest as error:
-        raise InferenceServerError(_refusal(client.origin, error)) from error
+        raise InferenceServerError(refusal(client.origin, error, "teacher_token")) from error
     except HTTPFailure as error:
         raise InferenceServerError(
             f"{client.origin}: {error}. Start the teacher's server first"
         ) from error
     logger.info(f"teacher: {model or 'the model'} at {client.url}, log-probs of sampled tokens")
-    return ServerTeacher(Connection(api, LIMITS.deadline, LIMITS.concurrency), model)
-
-
-def _refusal(origin: str, error: RefusedRequest) -> str:
-    if error.status in (401, 403):
-        return (
-            f"{origin}: asks for another key (HTTP {error.status}); need the one it was started "
-            "with. Try teacher_token='${oc.env:NAME}'"
-        )
-    return f"{origin}: {error}"
+    slots = threading.BoundedSemaphore(LIMITS.concurrency)
+    return ServerTeacher(Connection(api, LIMITS.deadline, slots), model)
 
 
 def _checked(api: ServerAPI, tokenizer: Any, rows: int, longest: int) -> str:

@@ -110,6 +110,11 @@ class PPOConfig(
                 "whose ratio is that of policy and server already. "
                 "Try rollout_logprobs=recompute, or rollout.correction=none"
             )
+        elif self.reuses_logprobs and self.rollout.correction == "auto":
+            found += self.rollout.unweighted_problems(
+                "rollout_logprobs=reuse, which needs no importance weights. "
+                "Try rollout_logprobs=recompute"
+            )
         found += self.graph_problems(self.launch)
         responses = self.train.batch_size * self.samples_per_prompt
         if responses % self.minibatches:

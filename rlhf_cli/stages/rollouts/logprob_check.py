@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -37,7 +39,8 @@ ComputeLogprobs = Callable[[Sequence[Response], float], Tensor]
 class LogprobCheck:
     """Compares the log-probs of responses by the current weights with the policy's.
 
-    Where all responses are by older weights, some are generated for the check.
+    Where all responses are by older weights, or of a truncated distribution, in which tokens have
+    other probabilities than in the policy, some are generated for the check.
 
     Args:
         cfg: when to check, and the bound.
@@ -55,7 +58,12 @@ class LogprobCheck:
         compute: ComputeLogprobs,
         ranks: Ranks,
     ) -> None:
-        self.cfg, self.temperature, self.worker = cfg, sampling.temperature, worker
+        self.cfg, self.temperature = cfg, sampling.temperature
+        whole = replace(sampling, top_k=0, top_p=1.0, min_p=0.0, min_new_tokens=0)
+        self.is_truncated = whole != sampling
+        self.worker = copy.copy(worker)
+        if self.is_truncated:
+            self.worker.engine = worker.engine.with_sampling(whole)
         self.compute, self.ranks = compute, ranks
         self.first: float | None = None
         """Difference at the first check, nats."""
@@ -98,10 +106,11 @@ class LogprobCheck:
             )
 
     def _current(self, rollout: Rollout) -> list[Response]:
-        """Some responses of this rank by the policy's current weights."""
+        """Some responses of this rank by the current weights, of the whole distribution."""
         version = rollout.step - 1
         found = [one for one in rollout.responses if one.weights_version == version]
-        if not self.ranks.any(not found and bool(rollout.responses)):
+        missing = self.is_truncated or (not found and bool(rollout.responses))
+        if not self.ranks.any(missing):
             return found[:CHECKED_RESPONSES]
         positions = self.ranks.shard(len(rollout.prompts))[:CHECKED_RESPONSES]
         prompts = [rollout.prompts[k] for k in positions]

@@ -1,5 +1,7 @@
 """Engines on stub servers."""
 
+import threading
+
 from rlhf_cli.rollout.config import SamplingConfig
 from rlhf_cli.rollout.server.config import ServerConfig
 from rlhf_cli.rollout.server.connect import connect
@@ -33,8 +35,9 @@ def engine_of(
     """An engine whose servers are stubs, and that waits without time passing."""
     clock = clock or Clock()
     settings = ServerConfig(server=[stub.url for stub in stubs], **{"timeout": 5, **cfg})
+    slots = threading.BoundedSemaphore(settings.concurrency)
     connections = [
-        Connection(api, settings.deadline, settings.concurrency, None, clock.sleep, clock)
+        Connection(api, settings.deadline, slots, None, clock.sleep, clock)
         for api in connect(settings)
     ]
     names = ["tiny" if stub.kind == "vllm" else "" for stub in stubs]

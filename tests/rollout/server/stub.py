@@ -38,6 +38,7 @@ class Stub:
             that answers in the server's place, or a status.
         always: the same for each request, after `faults`.
         missing: paths that it lacks.
+        closed: paths of POSTs that it answers by 403, as vLLM without --enable-scale-out does.
         write: prompt ids, sampling parameters, weights -> token ids, log-probs, finish reason.
         tokenize: text -> token ids.
         score: token ids -> log-prob of each but the first.
@@ -54,6 +55,7 @@ class Stub:
     faults: list = field(default_factory=list)
     always: object = None
     missing: set = field(default_factory=set)
+    closed: set = field(default_factory=set)
     write: object = None
     tokenize: object = lambda text: [ord(c) % 100 for c in text]
     score: object = lambda ids: [-token / 50 for token in ids[1:]]
@@ -182,6 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
             wanted, act = table[parts.path]
             if wanted != method:
                 raise Refusal(405, {"detail": "Method Not Allowed"})
+            if parts.path in stub.closed:
+                raise Refusal(403, {"error": {"message": "endpoints are disabled"}})
             found = act(stub, body, parse_qs(parts.query))
             status = 200
         except Refusal as refusal:
@@ -240,6 +244,8 @@ def _require_known(stub, prompt):
 
 
 def _vllm_generate(stub, body, _query):
+    if "token_ids" not in body:
+        raise Refusal(400, {"error": {"message": "token_ids: Field required"}})
     params = body["sampling_params"]
     if body["model"] not in ("tiny", *stub.adapters):
         raise Refusal(404, {"error": {"message": f"The model `{body['model']}` does not exist."}})

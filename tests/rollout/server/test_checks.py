@@ -124,6 +124,18 @@ def test_a_server_without_an_endpoint_is_refused_with_what_opens_it(kind, path, 
     assert f"0.8.5 has not got {path} ({opens}" in line
 
 
+def test_a_vllm_whose_token_endpoints_are_closed_is_refused_with_the_option_that_opens_them():
+    with serving(closed={"/inference/v1/generate"}) as stub:
+        assert "/inference/v1/generate (--enable-scale-out); need it" in refused(stub)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_that_a_killed_run_has_left_frozen_goes_on(kind):
+    with serving(kind=kind, paused=True) as stub:
+        check(stub)
+        assert not stub.paused
+
+
 def test_adapters_need_their_endpoints_and_a_command_that_trains_nothing_needs_few():
     adapters = ServerNeeds(tokenizer, 97, 200, adapters=True)
     fixed = ServerNeeds(tokenizer, 97, 200, syncs=False)

@@ -1,5 +1,6 @@
 """Responses by servers: what they must be, and what happens while a server fails."""
 
+import threading
 import time
 
 import pytest
@@ -51,6 +52,27 @@ def test_no_more_requests_are_in_flight_than_allowed():
     with serving(seconds=0.02) as stub:
         respond(engine_of(stub, concurrency=3), samples=4)
     assert stub.most_in_flight == 3
+
+
+def test_servers_share_the_requests_in_flight_also_where_rollouts_overlap():
+    lock, now, most = threading.Lock(), [0], [0]
+
+    def count(_body):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with lock:
+            now[0] -= 1
+
+    with serving(always=count) as one, serving(always=count) as other:
+        engine = engine_of(one, other, concurrency=2)
+        threads = [threading.Thread(target=respond, args=(engine,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most[0] == 2
 
 
 def test_a_real_model_behind_the_server_gives_its_own_greedy_tokens_and_true_log_probs():

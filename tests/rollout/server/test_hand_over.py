@@ -176,6 +176,35 @@ def test_a_server_that_starts_again_gets_the_weights_again(tmp_path):
             assert stub.version == OWNER.name(6)
 
 
+def test_a_server_that_is_ahead_in_a_hand_over_does_not_get_the_older_weights_again(tmp_path):
+    with serving() as stub:
+        sync = sync_of(policy_of(tiny_llama()), tmp_path, kept=1)
+        engine = engine_of(stub, sync=sync)
+        engine.hand_over(5)
+        stub.version = OWNER.name(6)  # another server has not got them yet
+        sync.restore(engine.connections[0].api)
+        assert stub.version == OWNER.name(6)
+
+
+def test_a_hand_over_does_not_wait_for_requests_that_wait_for_a_slot(tmp_path):
+    with serving() as stub:
+        sync = sync_of(policy_of(tiny_llama()), tmp_path, kept=2)
+        engine = engine_of(stub, sync=sync, concurrency=1)
+        engine.hand_over(0)
+        stub.seconds = 0.3
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(respond(engine)))
+        thread.start()
+        while not stub.in_flight:
+            pass
+        engine.hand_over(1)
+        assert thread.is_alive()
+        assert not found
+        stub.seconds = 0
+        thread.join()
+    assert [one.weights_version for one in found] == [0, 1, 1, 1, 1, 1, 1, 1]
+
+
 def test_older_weights_never_answer(tmp_path):
     with serving() as stub:
         sync = sync_of(policy_of(tiny_llama()), tmp_path)

@@ -77,9 +77,17 @@ def test_a_started_server_that_does_not_fit_is_stopped(tmp_path):
     start = f"{shlex.quote(sys.executable)} {STUB} {{model}} {{port}} {{name}}"
     with pytest.raises(ConfigError, match=r"rollout\.start: .*need 300"):
         opened(tmp_path, start=start, length=300, sync_folder=str(tmp_path / "s"))
+    assert not list((tmp_path / "s").iterdir())
     assert "pid" in (tmp_path / "server.log").read_text()
     pid = int((tmp_path / "server.log").read_text().split("pid ")[1].split()[0])
     assert not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_server_that_cannot_start_leaves_no_weights_behind(tmp_path):
+    for start in ("no-such-server {model}", "false {model}"):
+        with pytest.raises((ConfigError, InferenceServerError)):
+            opened(tmp_path, start=start, sync_folder=str(tmp_path / "s"))
+        assert list((tmp_path / "s").iterdir()) == []
 
 
 def test_a_started_server_that_dies_is_not_waited_for(tmp_path):

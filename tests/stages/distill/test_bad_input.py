@@ -27,6 +27,7 @@ REFUSED = [
     ([f"teacher={URL}", "divergence_temperature=2"], "divergence_temperature: got 2"),
     ([f"teacher={URL}", "on_policy_fraction=0.5"], "on_policy_fraction: got 0.5, but a server"),
     ([f"teacher={URL}", "sampling.top_p=0.9"], "sampling.top_p: got 0.9, but a server"),
+    ([f"rollout.server={URL}", "rollout.correction_cap=2"], "rollout.correction_cap: given with a"),
     (["launch.context_parallel=2"], "launch.context_parallel: got 2; distill decodes"),
 ]
 

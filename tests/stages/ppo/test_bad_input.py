@@ -40,6 +40,10 @@ def fails(prompts, responses, **columns): return [1 / 0]
         (["kl_in=loss"], "kl_estimator: got k1 with kl_in=loss"),
         (["value=adapter", "advantage=reinforce_pp"], "value: given, but only advantage=gae"),
         (
+            ["rollout_logprobs=reuse", "rollout.start=vllm", "rollout.correction_mask=true"],
+            "rollout.correction_mask: given with rollout_logprobs=reuse, which needs no",
+        ),
+        (
             ["rollout_logprobs=reuse", "compat=trl"],
             "rollout_logprobs: got reuse with compat=trl, which computes them again",
         ),
