@@ -148,11 +148,14 @@ def test_a_server_with_another_model_is_refused(kind, run_of, tmp_path, capsys, 
         (["precision=fp32"], "precision: got fp32 with rollout.server"),
         (["device_memory=24GB"], "device_memory: got 24GB with a server"),
         (["device_flops=1e12"], "device_flops: got 1000000000000.0 with a server"),
-        (["sampling.cuda_graphs=true"], "sampling.cuda_graphs: given with a server"),
+        (["sampling.cuda_graphs=true"], "sampling.cuda_graphs: got true with a server"),
         (["sampling.min_new_tokens=2", "sampling.stop=[x]"], "sampling.min_new_tokens: given with"),
         (["rollout.start=vllm"], "rollout.start: given beside rollout.server"),
-        (["rollout.sync_folder=/tmp"], "rollout.sync_folder: a key of ppo, not of"),
-        (["rollout.lag=1"], "rollout.lag: a key of ppo, not of generate"),
+        (
+            ["rollout.sync_folder=/tmp"],
+            "rollout.sync_folder: a key of dpo, ppo, grpo, distill, not of",
+        ),
+        (["rollout.lag=1"], "rollout.lag: a key of dpo, ppo, grpo, distill, not of generate"),
     ],
 )
 def test_keys_without_an_effect_are_refused(words, line, run_of, capsys):

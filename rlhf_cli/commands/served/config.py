@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from rlhf_cli.models.config import ModelConfig, QuantConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.server.config import ServerConfig
+from rlhf_cli.rollout.server.config import ServerConfig, sampling_problems
 
 
 class ServedConfig(Protocol):
@@ -37,21 +37,6 @@ def served_problems(cfg: ServedConfig) -> list[str]:
             "need weights that it can load. Try model=runs/sft"
         )
     return found + _unread_problems(cfg)
-
-
-def sampling_problems(sampling: SamplingConfig) -> list[str]:
-    """Sampling keys that servers do not follow as this process does, one line each."""
-    found = []
-    if sampling.cuda_graphs:
-        found.append(
-            "sampling.cuda_graphs: given with a server, which captures its own; need it left out"
-        )
-    if sampling.min_new_tokens and sampling.stop:
-        found.append(
-            "sampling.min_new_tokens: given with sampling.stop and a server, which looks for stop "
-            "strings only after so many tokens; need one of the two. Try sampling.min_new_tokens=0"
-        )
-    return found
 
 
 def _unread_problems(cfg: ServedConfig) -> list[str]:

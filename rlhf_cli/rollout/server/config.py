@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from rlhf_cli.config.references import public_url
 from rlhf_cli.config.schema import Ge, Gt, OutputPath, RuntimeOnly, Unit
+from rlhf_cli.rollout.config import SamplingConfig
 
 PLACEHOLDERS = ("model", "port", "name")
 """What `start` may hold in braces: folder of the model, port to listen on, name to serve it by."""
@@ -113,6 +114,22 @@ class ServerConfig:
                 "--api-key"
             ]
         return []
+
+
+def sampling_problems(sampling: SamplingConfig) -> list[str]:
+    """Sampling keys that servers do not follow as this process does, one line each."""
+    found = []
+    if sampling.cuda_graphs:
+        found.append(
+            "sampling.cuda_graphs: got true with a server, which has graphs of its own. "
+            "Try sampling.cuda_graphs=false"
+        )
+    if sampling.min_new_tokens and sampling.stop:
+        found.append(
+            "sampling.min_new_tokens: given with sampling.stop and a server, which looks for stop "
+            "strings only after so many tokens; need one of the two. Try sampling.min_new_tokens=0"
+        )
+    return found
 
 
 def is_loopback(host: str) -> bool:

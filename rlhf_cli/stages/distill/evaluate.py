@@ -27,7 +27,7 @@ from rlhf_cli.evaluation.intervals import (
 from rlhf_cli.losses.distillation import Divergence, sampled_reverse_kl_loss
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.stages.distill.loss import TEACHER_LOGPROBS
-from rlhf_cli.stages.distill.source import TeacherServer, sampled_rows, score_together
+from rlhf_cli.stages.distill.source import TeacherServer, sampled_rows
 from rlhf_cli.stages.distill.teacher import TeacherModel
 from rlhf_cli.stages.rollouts.worker import RolloutWorker
 from rlhf_cli.train.evaluation import compute_row_values
@@ -94,7 +94,9 @@ class HeldOutResponses:
         """Generate and measure the responses, with the same random numbers each time."""
         own = range(self.ranks.rank, len(self.worker.prompts), self.ranks.world_size)
         responses = self.ranks.call_together(lambda: self.worker.generate(own, own, step=0))
-        scored = score_together(self.server, responses, self.ranks) if self.server else None
+        server, scored = self.server, None
+        if server is not None:
+            scored = self.ranks.call_together(lambda: server.logprobs(responses))
         rows = sampled_rows(responses, self.max_tokens, self.device, scored)
         parts = self._measured([replace(one, needs_backward=False) for one in rows])
         ends = torch.tensor([float(one.finished) for one in responses])

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from typing import Any, Protocol
 
 import torch
@@ -14,13 +13,10 @@ from torch import Tensor
 
 from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
-from rlhf_cli.data.equal_passes import equal_passes
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.sampler import EpochSampler
-from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
-from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.distill.config import DistillConfig
 from rlhf_cli.stages.distill.data import DistillData
@@ -40,6 +36,7 @@ from rlhf_cli.stages.rollouts.minibatches import (
     response_masks,
 )
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
+from rlhf_cli.stages.rollouts.rows import response_logprobs
 from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog
 from rlhf_cli.stages.rollouts.statistics import staleness_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker
@@ -51,40 +48,6 @@ class TeacherServer(Protocol):
 
     def logprobs(self, responses: Sequence[Response]) -> list[Tensor]:
         """Log-probs [T] of each response's tokens, nats; each rank asks for its own."""
-
-
-def score_together(
-    server: TeacherServer, responses: Sequence[Response], ranks: Ranks
-) -> list[Tensor]:
-    """Ask a server for the log-probs of each rank's responses; all ranks call it.
-
-    Raises:
-        InferenceServerError: the server failed.
-        RankFailed: another rank failed.
-    """
-    found: list[Tensor] = []
-    error: Exception | None = None
-    try:
-        found = server.logprobs(responses)
-    except Exception as raised:
-        error = raised
-    ranks.raise_together(error)
-    return found
-
-
-def student_logprobs(
-    student: Policy, plan: TrainingPlan, responses: Sequence[Response], temperature: float
-) -> Tensor:
-    """[B, T], nats: log p of each response's tokens under the student; every rank calls it."""
-    found: dict[int, Tensor] = {}
-    [micros] = make_minibatches(responses, 1, plan.micro_batch_tokens, student.device)
-    own = [replace(micro.rows, needs_backward=False) for micro in micros]
-    passes = equal_passes(own, plan.ctx.ranks, student.device)
-    with torch.no_grad(), without_dropout(student):
-        for micro, rows in zip_longest(micros, passes):
-            values = student(rows, temperature=temperature, sampled=True).logp
-            found |= micro.split(values) if micro else {}
-    return pad_table(found, len(responses))
 
 
 def count_steps(cfg: DistillConfig, data: DistillData) -> int:
@@ -140,7 +103,7 @@ class DistillSource:
         self.pipeline = RolloutPipeline(worker, steps_cfg, ranks, lag=cfg.rollout.lag)
         self.check: LogprobCheck | None = None
         if cfg.rollout.is_used:
-            compute = partial(student_logprobs, loss.student, plan)
+            compute = partial(_student_logprobs, loss.student, plan)
             self.check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ranks)
         self.samples = _sample_log(cfg, plan.ctx)
         self.metrics: Metrics = {}
@@ -193,7 +156,8 @@ class DistillSource:
         """The teacher's log-probs where it is a server; all ranks fail where one of them does."""
         if self.server is None:
             return None
-        return score_together(self.server, responses, self.plan.ctx.ranks)
+        server = self.server
+        return self.plan.ctx.ranks.call_together(lambda: server.logprobs(responses))
 
     def _next_completions(self) -> list[TokenBatch]:
         if self.completions is None:
@@ -241,6 +205,18 @@ class DistillSource:
         if self.completions is not None:
             self.completions.load_state_dict(state["completions"])
         self.samples.truncate(self.pipeline.step)
+
+
+def _student_logprobs(
+    student: Policy, plan: TrainingPlan, responses: Sequence[Response], temperature: float
+) -> Tensor:
+    return response_logprobs(
+        responses,
+        student,
+        plan.ctx.ranks,
+        max_tokens=plan.micro_batch_tokens,
+        temperature=temperature,
+    )
 
 
 def _sample_log(cfg: DistillConfig, ctx: RunContext) -> SampleLog:

@@ -46,8 +46,6 @@ def run_online(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     plan = prepare_training(cfg, ctx, policy, data)
     tokens = plan.micro_batch_tokens
     rewards = load_combined_reward(cfg.reward, tokenizer, ctx, tokens, policy)
-    engine = create_engine(cfg, policy, data, plan, "dpo")
-    parts = engine, tokenizer, policy
     compute_kl = partial(
         response_kl,
         policy=policy,
@@ -56,30 +54,31 @@ def run_online(cfg: DPOConfig, out: Path) -> dict[str, Any]:
         max_tokens=tokens,
         temperature=cfg.sampling.temperature,
     )
-    worker = create_worker(cfg, data.prompts, *parts, samples=cfg.samples_per_prompt)
-    check = None
-    if cfg.rollout.is_used:
-        compute = partial(_logprobs, policy, ctx, tokens)
-        check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ctx.ranks)
-    source = OnlineSource(cfg, worker, rewards, compute_kl, ctx, tokens, check)
-    _log_step_counts(cfg, source.total_steps)
-    held_out = None
-    if data.held_out:
-        single = create_worker(cfg, data.held_out, *parts, samples=1)
-        held_out = HeldOutPrompts(single, rewards, compute_kl, ctx.ranks)
-    rows = held_reference(reference, cfg.ld_alpha)
-    loss = preference_loss(cfg, policy, rows)
-    task = TrainingTask(
-        policy=policy,
-        source=source,
-        # with ld_alpha the values are weighted, and their difference is no log-ratio
-        loss=with_kl(loss) if cfg.ld_alpha == 1 else loss,
-        locate=source.location,
-        evaluate=partial(_evaluate, held_out, source, cfg.beta) if held_out else None,
-        state=reference_state(cfg, policy, rows),
-        samples=fixed_samples(policy, ctx, cfg.log.sample_prompts, worker, held_out),
-    )
-    with contextlib.closing(engine):
+    with contextlib.closing(create_engine(cfg, policy, data, plan, "dpo")) as engine:
+        parts = engine, tokenizer, policy
+        worker = create_worker(cfg, data.prompts, *parts, samples=cfg.samples_per_prompt)
+        check = None
+        if cfg.rollout.is_used:
+            compute = partial(_logprobs, policy, ctx, tokens)
+            check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ctx.ranks)
+        source = OnlineSource(cfg, worker, rewards, compute_kl, ctx, tokens, check)
+        _log_step_counts(cfg, source.total_steps)
+        held_out = None
+        if data.held_out:
+            single = create_worker(cfg, data.held_out, *parts, samples=1)
+            held_out = HeldOutPrompts(single, rewards, compute_kl, ctx.ranks)
+        rows = held_reference(reference, cfg.ld_alpha)
+        loss = preference_loss(cfg, policy, rows)
+        task = TrainingTask(
+            policy=policy,
+            source=source,
+            # with ld_alpha the values are weighted, and their difference is no log-ratio
+            loss=with_kl(loss) if cfg.ld_alpha == 1 else loss,
+            locate=source.location,
+            evaluate=partial(_evaluate, held_out, source, cfg.beta) if held_out else None,
+            state=reference_state(cfg, policy, rows),
+            samples=fixed_samples(policy, ctx, cfg.log.sample_prompts, worker, held_out),
+        )
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
 

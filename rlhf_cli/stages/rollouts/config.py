@@ -7,7 +7,7 @@ from rlhf_cli.launch.config import LaunchConfig
 from rlhf_cli.models.config import AdapterConfig, ModelConfig
 from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.config import SamplingConfig
-from rlhf_cli.rollout.server.config import RolloutConfig
+from rlhf_cli.rollout.server.config import RolloutConfig, sampling_problems
 from rlhf_cli.train.config import LogConfig, TrainConfig
 
 
@@ -136,16 +136,11 @@ def server_problems(cfg: RolloutSettings) -> list[str]:
     """
     if not cfg.rollout.is_used:
         return []
-    found = []
+    found = sampling_problems(cfg.sampling)
     if cfg.max_num_seqs:
         found.append(
             f"max_num_seqs: got {cfg.max_num_seqs} with a server, which decides itself how many "
             "responses it decodes at once. Try rollout.concurrency"
-        )
-    if cfg.sampling.cuda_graphs:
-        found.append(
-            "sampling.cuda_graphs: got true with a server, which has graphs of its own. "
-            "Try sampling.cuda_graphs=false"
         )
     if cfg.rollout.sync == "adapter" and cfg.adapter.kind == "none":
         found.append(

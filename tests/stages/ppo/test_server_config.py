@@ -8,6 +8,7 @@ from rlhf_cli import cli
 from tests.stages.ppo.conftest import words_of
 
 SERVER = "rollout.server=http://127.0.0.1:8000"
+ALLOWED = "allow_truncated_sampling=true"
 
 
 def shown(capsys, *words):
@@ -26,6 +27,10 @@ def shown(capsys, *words):
         (["rollout.check_steps=5"], "rollout.check_steps: given without rollout.server"),
         ([SERVER, "max_num_seqs=8"], "max_num_seqs: got 8 with a server"),
         ([SERVER, "sampling.cuda_graphs=true"], "sampling.cuda_graphs: got true with a server"),
+        (
+            [SERVER, "sampling.min_new_tokens=2", "sampling.stop=[x]", ALLOWED],
+            "sampling.min_new_tokens: given with sampling.stop and a server",
+        ),
         ([SERVER, "rollout.sync=adapter"], "rollout.sync: got adapter with adapter=none"),
         (
             [SERVER, "rollout_logprobs=reuse", "rollout.correction=token"],
