@@ -110,38 +110,39 @@ def _train_on_responses(cfg: DistillConfig, ctx: RunContext) -> dict[str, Any]:
     policy = _load_student(cfg, ctx, data)
     teacher = server = None
     if cfg.teacher_is_server:
-        server = open_teacher(cfg, data.tokenizer, policy, data.longest_prompt)
+        server = ctx.ranks.call_together(
+            lambda: open_teacher(cfg, data.tokenizer, policy, data.longest_prompt)
+        )
     else:
         teacher = load_teacher(cfg, policy, data, ctx)
     plan = prepare_training(cfg, ctx, policy, data)
-    engine = create_engine(cfg, policy, data, plan, STAGE)
-    student = _Student(policy, engine, teacher, server)
-    loss = DistillLoss(cfg, policy, student.teacher)
-    steps = count_steps(cfg, data)
-    worker = _worker(cfg, data.prompts, student.engine, data, policy)
-    held_out = None
-    if data.held_out:
-        single = replace(cfg, samples_per_prompt=1)
-        held_out = _worker(single, data.held_out, student.engine, data, policy)
-    source = DistillSource(
-        cfg,
-        worker,
-        loss,
-        plan,
-        steps,
-        completions=load_completion_steps(cfg, data, plan, steps),
-        server=student.server,
-    )
-    _log_steps(cfg, steps)
-    task = TrainingTask(
-        policy=policy,
-        source=source,
-        loss=loss,
-        locate=partial(_locate, data),
-        evaluate=_evaluation(cfg, data, student, plan, source, held_out) if held_out else None,
-        samples=_fixed_samples(cfg, policy, ctx, held_out or worker),
-    )
-    with contextlib.closing(engine):
+    with contextlib.closing(create_engine(cfg, policy, data, plan, STAGE)) as engine:
+        student = _Student(policy, engine, teacher, server)
+        loss = DistillLoss(cfg, policy, student.teacher)
+        steps = count_steps(cfg, data)
+        worker = _worker(cfg, data.prompts, student.engine, data, policy)
+        held_out = None
+        if data.held_out:
+            single = replace(cfg, samples_per_prompt=1)
+            held_out = _worker(single, data.held_out, student.engine, data, policy)
+        source = DistillSource(
+            cfg,
+            worker,
+            loss,
+            plan,
+            steps,
+            completions=load_completion_steps(cfg, data, plan, steps),
+            server=student.server,
+        )
+        _log_steps(cfg, steps)
+        task = TrainingTask(
+            policy=policy,
+            source=source,
+            loss=loss,
+            locate=partial(_locate, data),
+            evaluate=_evaluation(cfg, data, student, plan, source, held_out) if held_out else None,
+            samples=_fixed_samples(cfg, policy, ctx, held_out or worker),
+        )
         return fit_and_save(plan, task, end_token_ids(policy.model, data.tokenizer))
 
 

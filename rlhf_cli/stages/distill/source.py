@@ -37,8 +37,8 @@ from rlhf_cli.stages.rollouts.minibatches import (
 )
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
 from rlhf_cli.stages.rollouts.rows import response_logprobs
-from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog
-from rlhf_cli.stages.rollouts.statistics import staleness_metrics
+from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog, is_logged
+from rlhf_cli.stages.rollouts.statistics import staleness_metrics, time_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker
 from rlhf_cli.stages.training import TrainingPlan
 
@@ -150,7 +150,7 @@ class DistillSource:
         if by_server:
             times["wait"] = waited
             self.metrics |= staleness_metrics(responses, rollout.step)
-        self._note_times(**times)
+        self.metrics |= time_metrics(self.plan.ctx.ranks, **times)
 
     def _scored(self, responses: Sequence[Response]) -> list[Tensor] | None:
         """The teacher's log-probs where it is a server; all ranks fail where one of them does."""
@@ -167,10 +167,9 @@ class DistillSource:
         return updates[0]
 
     def _show(self, step: int, responses: Sequence[Response]) -> None:
-        every = self.cfg.sample_steps
         if step == 1:
             self.samples.truncate(0)  # samples of a run that stopped before its first save
-        if not every or not (step % every == 0 or step in (1, self.total_steps)):
+        if not is_logged(step, self.cfg.sample_steps, self.total_steps):
             return
         samples = self.cfg.samples_per_prompt
         shown = range(0, min(len(responses), LOGGED_RESPONSES * samples), samples)
@@ -184,11 +183,6 @@ class DistillSource:
             weights_version=response.weights_version,
             divergence=self.loss.of_response.get(k, float("nan")),
         )
-
-    def _note_times(self, **seconds: float) -> None:
-        once = int(self.plan.ctx.ranks.is_main)
-        for name, spent in seconds.items():
-            self.metrics[f"time/{name}"] = (torch.tensor(spent * once, dtype=torch.float64), once)
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: the order of prompts and completions."""

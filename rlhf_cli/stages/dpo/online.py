@@ -23,8 +23,13 @@ from rlhf_cli.stages.rollouts.held_out import ResponseKL
 from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
 from rlhf_cli.stages.rollouts.rows import response_examples
-from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, SampleLog, logged_samples
-from rlhf_cli.stages.rollouts.statistics import RolloutStatistics, staleness_metrics
+from rlhf_cli.stages.rollouts.sample_log import (
+    LOGGED_RESPONSES,
+    SampleLog,
+    is_logged,
+    logged_samples,
+)
+from rlhf_cli.stages.rollouts.statistics import RolloutStatistics, staleness_metrics, time_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
 from rlhf_cli.train.row_loss import RowLoss, RowValues
 
@@ -105,9 +110,11 @@ class OnlineSource:
         self.pipeline.finish()
         if self.cfg.rollout.is_used:
             self.metrics |= staleness_metrics(responses, rollout.step)
-            self._note_times(wait=waited)
+            self.metrics |= time_metrics(self.ctx.ranks, wait=waited)
         update = time.monotonic() - scored
-        self._note_times(rollout=rollout.seconds, score=scored - began, update=update)
+        self.metrics |= time_metrics(
+            self.ctx.ranks, rollout=rollout.seconds, score=scored - began, update=update
+        )
 
     def _measure(
         self,
@@ -136,10 +143,9 @@ class OnlineSource:
         scores: Tensor,
     ) -> None:
         """Log the best and the worst response to the first prompts, where a log is due."""
-        every = self.cfg.sample_steps
         if step == 1:
             self.samples.truncate(0)  # samples of a run that stopped before its first save
-        if not every or not (step % every == 0 or step in (1, self.total_steps)):
+        if not is_logged(step, self.cfg.sample_steps, self.total_steps):
             return
         shown = [
             one for pair in ranked[: LOGGED_RESPONSES // 2] for one in (pair.chosen, pair.rejected)
@@ -147,11 +153,6 @@ class OnlineSource:
         place = {id(response): k for k, response in enumerate(responses)}
         chosen = scores[[place[id(one)] for one in shown]]
         self.samples.add(step, logged_samples(self.worker, shown, chosen, self.compute_kl(shown)))
-
-    def _note_times(self, **seconds: float) -> None:
-        once = int(self.ctx.ranks.is_main)
-        for name, spent in seconds.items():
-            self.metrics[f"time/{name}"] = (torch.tensor(spent * once, dtype=torch.float64), once)
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: prompt order, reward statistics, the first rollouts' means."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rlhf_cli.context import RunContext
@@ -23,8 +22,13 @@ from rlhf_cli.stages.ppo.experience import RolloutBatch
 from rlhf_cli.stages.ppo.updates import PPOUpdater
 from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
-from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, SampleLog, logged_samples
-from rlhf_cli.stages.rollouts.statistics import staleness_metrics
+from rlhf_cli.stages.rollouts.sample_log import (
+    LOGGED_RESPONSES,
+    SampleLog,
+    is_logged,
+    logged_samples,
+)
+from rlhf_cli.stages.rollouts.statistics import staleness_metrics, time_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
 
 
@@ -96,9 +100,11 @@ class RolloutSource:
         self.metrics = {**self.metrics, **self.updates.metrics, **terms}
         if self.cfg.rollout.is_used:
             self.metrics |= staleness_metrics(responses, rollout.step)
-            self._note_times(wait=waited)
+            self.metrics |= time_metrics(self.ctx.ranks, wait=waited)
         update = time.monotonic() - scored
-        self._note_times(rollout=rollout.seconds, score=scored - began, update=update)
+        self.metrics |= time_metrics(
+            self.ctx.ranks, rollout=rollout.seconds, score=scored - began, update=update
+        )
 
     def _score(self, rollout: Rollout) -> tuple[list[Response], Scores]:
         """The responses that are trained on, and their scores.
@@ -126,19 +132,13 @@ class RolloutSource:
     def _show(
         self, step: int, responses: Sequence[Response], scores: Tensor, batch: RolloutBatch
     ) -> None:
-        every = self.cfg.sample_steps
         if step == 1:
             self.samples.truncate(0)  # samples of a run that stopped before its first save
-        if every and (step % every == 0 or step in (1, self.total_steps)):
+        if is_logged(step, self.cfg.sample_steps, self.total_steps):
             samples = self.cfg.samples_per_prompt
             shown = slice(0, LOGGED_RESPONSES * samples, samples)  # one response per prompt
             chosen = responses[shown], scores[shown], batch.kl[shown]
             self.samples.add(step, logged_samples(self.worker, *chosen))
-
-    def _note_times(self, **seconds: float) -> None:
-        once = int(self.ctx.ranks.is_main)
-        for name, spent in seconds.items():
-            self.metrics[f"time/{name}"] = (torch.tensor(spent * once, dtype=torch.float64), once)
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: prompt order, KL controller, reward statistics."""

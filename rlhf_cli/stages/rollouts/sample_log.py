@@ -90,6 +90,17 @@ def logged_samples(
     ]
 
 
+def is_logged(step: int, every: int, total_steps: int) -> bool:
+    """Whether samples of a step are logged: every few steps, of the first and of the last.
+
+    Args:
+        step: from 1.
+        every: `sample_steps`; 0 never logs.
+        total_steps: of the run.
+    """
+    return bool(every) and (step % every == 0 or step in (1, total_steps))
+
+
 class SampleLog:
     """Writes samples to `samples.jsonl` and prints them; only rank 0 does.
 

@@ -80,6 +80,15 @@ def staleness_metrics(responses: Sequence[Response], step: int) -> Metrics:
     return {"rollout/staleness": mean_metric(ages)}
 
 
+def time_metrics(ranks: Ranks, **seconds: float) -> Metrics:
+    """Times of rank 0 by what they were spent on."""
+    once = int(ranks.is_main)
+    return {
+        f"time/{name}": (torch.tensor(spent * once, dtype=torch.float64), once)
+        for name, spent in seconds.items()
+    }
+
+
 def mismatch_metrics(logprobs: Tensor, sampler_logprobs: Tensor) -> Metrics:
     """Mean absolute difference and KL of the sampler from the policy, of tokens [N], nats.
 

@@ -225,7 +225,7 @@ def test_a_run_whose_server_fails_saves_and_the_same_command_continues_it(
     require_equal(files)
     asked = [path for method, path, _ in stub.calls[before:] if method == "POST"]
     generated = asked[: asked.index("/pause")].count("/inference/v1/generate")
-    assert generated == 3  # checks of the vocabulary and of log-probs; then the hand-over
+    assert generated == 4  # checks of the endpoint, vocabulary, log-probs; then the hand-over
 
 
 def require_equal(files):
