@@ -29,19 +29,14 @@ def finish(process, out):
     assert process.wait(timeout=400) == 0, Path(f"{out}.log").read_text()[-3000:]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["rollout.lag=1"],
-        pytest.param(["rollout.lag=1", "launch.shard=full"], marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["launch.shard=full"]])
 def test_two_processes_equal_one(words, ppo, stub, files):
     """Rank 0 hands the weights over, gathered where they are shards; each asks for its own."""
     server = (f"rollout.server={stub.url}", "lr=1e-3", "max_steps=3")
     one = ppo(*server, "rollout.lag=1", out="one")
     before = len(stub.calls)
-    finish(start(*server, *words, "launch.processes=2", out="two"), "two")
+    finish(start(*server, *words, "rollout.lag=1", "launch.processes=2", out="two"), "two")
     two = read_metrics(files / "two" / "metrics.jsonl")
     for mine, theirs in zip(one, two, strict=True):
         for name in ("loss", "grad_norm", "objective/kl", "rollout/mismatch"):
