@@ -1,10 +1,11 @@
 """GRPO on responses of a server that differs from the policy, with importance weights and without.
 
-    python -m benchmarks.correction --python build/vllm/bin/python [--steps 60] [--seeds 0,1,2]
+    python -m benchmarks.correction --python build/vllm/bin/python [--steps 40] [--seeds 0,1,2]
+        [--corrections none,token,sequence]
 
 The recipe arithmetic_grpo, trained in fp32. `bf16`: a vLLM server computes in bf16; `lag`: the
 weights of the server are four steps older than those that are updated. Each is trained with
-`rollout.correction` none, token and sequence, and beside them once on responses of this process.
+`rollout.correction` as listed, and beside them once on responses of this process.
 The policy's output layer is not tied to its embeddings: a vLLM on a CPU would keep the first one.
 """
 
@@ -28,7 +29,6 @@ from benchmarks.common import SCRATCH, save
 
 PORT = 8171
 ADDRESS = f"http://127.0.0.1:{PORT}"
-CORRECTIONS = ("none", "token", "sequence")
 SETUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bf16": ("bfloat16", ()),
     "lag": ("float32", ("rollout.lag=4",)),
@@ -39,8 +39,9 @@ SETUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", required=True, help="of an environment with vLLM")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--corrections", default="none,token,sequence")
     chosen = parser.parse_args()
     seeds = [int(seed) for seed in chosen.seeds.split(",")]
     model = prepare()
@@ -49,7 +50,7 @@ def main() -> None:
         found.setdefault("this process", []).append(train(model, chosen.steps, seed, ()))
     for setup, (dtype, keys) in SETUPS.items():
         with serving(chosen.python, model, dtype):
-            for correction in CORRECTIONS:
+            for correction in chosen.corrections.split(","):
                 own = (f"rollout.server={ADDRESS}", f"rollout.correction={correction}", *keys)
                 name = f"{setup}, {correction}"
                 found[name] = [train(model, chosen.steps, seed, own) for seed in seeds]
@@ -85,7 +86,7 @@ def train(model: Path, steps: int, seed: int, keys: tuple[str, ...]) -> dict[str
     out = SCRATCH / "correction" / f"run-{time.time_ns()}"
     common = (f"model={model}", f"seed={seed}", f"sampling.seed={seed}", "train.precision=fp32")
     rlhf(
-        "ppo",
+        "grpo",
         "config=arithmetic_grpo/grpo",
         *common,
         f"max_steps={steps}",
@@ -117,6 +118,7 @@ def serving(python: str, model: Path, dtype: str) -> Iterator[None]:
     words += ["--host", "127.0.0.1", "--port", str(PORT), "--dtype", dtype]
     words += ["--max-model-len", "64", "--logprobs-mode", "processed_logprobs"]
     words += ["--enable-scale-out", "--served-model-name", "policy"]
+    words += ["--no-enable-chunked-prefill"]
     env: dict[str, Any] = {
         **os.environ,
         "VLLM_SERVER_DEV_MODE": "1",

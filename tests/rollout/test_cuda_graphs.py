@@ -39,7 +39,13 @@ def recorded(monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("llama", "gpt2") else pytest.param(name, marks=pytest.mark.slow)
+        for name in ARCHITECTURES
+    ],
+)
 def test_recorded_steps_give_the_same_responses(name, recorded, monkeypatch, capsys):
     """Also where few prompts join at a time, so that slots are empty between others."""
     model = make(ARCHITECTURES[name])

@@ -42,7 +42,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("case", OPTIONS)
+QUICK = ("sequence", "cispo")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS],
+)
 def test_micro_batch_size_does_not_matter(case, ppo):
     words = (*OPTIONS[case], "max_steps=1")
     whole = ppo(*words, out="whole")

@@ -33,7 +33,14 @@ ADVANTAGES = ("gae", "grpo", "rloo", "reinforce_baseline", "reinforce_pp")
 ONCE = ("ppo_epochs=1", "minibatches=1", "max_steps=1")
 
 
-@pytest.mark.parametrize("advantage", ADVANTAGES)
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        "gae",
+        "grpo",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ADVANTAGES[2:]),
+    ],
+)
 def test_the_score_rises_with_every_estimator(advantage, ppo):
     several = [] if advantage == "gae" else ["samples_per_prompt=4"]
     words = ["batch_size=8", "max_steps=10", "lr=3e-3", "kl_coef=0.001", "whiten_rewards=true"]
@@ -286,7 +293,7 @@ def test_a_run_can_start_from_another_run(ppo, files):
     assert (files / "two" / "model" / "config.json").is_file()
 
 
-@pytest.mark.parametrize("judge", ["some", "equal"])
+@pytest.mark.parametrize("judge", [pytest.param("some", marks=pytest.mark.slow), "equal"])
 def test_responses_without_signal_skip_only_the_backward_pass(judge, ppo, monkeypatch):
     words = ["advantage=grpo", "samples_per_prompt=2", "kl_coef=0", "max_steps=4", "minibatches=1"]
     words += [f"reward.function=judge.py:{judge}", "train.micro_batch_tokens=1"]
