@@ -44,7 +44,7 @@ def recipe_words(name: str) -> tuple[str, list[str]]:
         longer = read.values.get("data", {}).get("max_length", 0) > positions
         words += [f"data.max_length={positions}"] if longer else []
     sources = {"terms", *RewardsConfig.kinds}
-    needs_reward = read.stage == "ppo" and not sources & {*read.values.get("reward", {})}
+    needs_reward = read.stage in ("ppo", "grpo") and not sources & {*read.values.get("reward", {})}
     words += ["reward.length_penalty=1"] if needs_reward else []
     has_rows = "data" in read.choices or "path" in read.values.get("data", {})
     return read.stage or "sft", words if has_rows else [*words, "data=tiny"]

@@ -162,6 +162,7 @@ def test_keys_without_an_effect_are_refused(words, line, run_of, capsys):
     assert line in refused(run_of("sft"), "http://127.0.0.1:9", capsys, *words)
 
 
+@pytest.mark.slow
 def test_precision_is_that_of_a_started_server_or_of_a_reward_model(run_of, capsys):
     common = [str(run_of("sft")), "prompt=Hi", "precision=fp32", "--dry-run"]
     assert cli.main(["generate", *common, "rollout.start=vllm"]) == 0

@@ -235,7 +235,7 @@ CASES = {
         "reward.scale=running",
     ),
 }
-CORE = ("sft", "reward", "tr-dpo", "bco", "distill", "ppo, ptx")
+CORE = ("sft", "reward", "tr-dpo", "bco", "ppo, ptx")
 
 
 @pytest.mark.parametrize("name", CORE)

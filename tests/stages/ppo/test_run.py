@@ -115,7 +115,7 @@ def test_micro_batch_size_does_not_matter(ppo):
     require_equal(ppo(out="whole"), ppo("train.micro_batch_tokens=1", out="cut"))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", [pytest.param("left", marks=pytest.mark.slow), "right"])
 def test_padding_does_not_matter(side, ppo, monkeypatch):
     flat = ppo(out="flat")
     monkeypatch.setattr(ModelWrapper, "padding_side", side)
@@ -166,7 +166,13 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("case", RESUMED)
+QUICK = ("shared", "adapters", "grpo", "redrawn")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RESUMED],
+)
 def test_a_resumed_run_equals_an_unbroken_one(case, ppo, files):
     Path("text.jsonl").write_text("".join(f'{{"text": "Tea is {i}."}}\n' for i in range(5)))
     words = [*RESUMED[case], "max_steps=4", "train.save_steps=2", "sample_steps=1"]
