@@ -76,7 +76,7 @@ WAYS = {
     ),
     "The way of a prompt to a PPO update (rlhf ppo)": (
         ("prompts", "read and tokenize", "data.prompts:encode_prompts"),
-        ("source", "choose prompts of a step", "stages.ppo.rollout_source:RolloutSource"),
+        ("source", "choose prompts of a step", "stages.ppo.source:PPOSource"),
         ("rollout worker", "generates, scores", "stages.rollouts.worker:RolloutWorker"),
         ("generation", "sample tokens", "rollout.engine:generate"),
         ("reward", "score each response", "rewards.rewards:CombinedReward"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -11,11 +11,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from rlhf_cli.context import RunContext
 from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.data.loader import ExampleLoader
 from rlhf_cli.data.sampler import EpochSampler
-from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.models.policy import Policy
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.distill.config import DistillConfig
@@ -27,7 +25,6 @@ from rlhf_cli.stages.distill.loss import (
     TEACHER_LOGPROBS,
     DistillLoss,
 )
-from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.minibatches import (
     RESPONSE_MASK,
     MicroBatch,
@@ -35,10 +32,11 @@ from rlhf_cli.stages.rollouts.minibatches import (
     pad_table,
     response_masks,
 )
-from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
+from rlhf_cli.stages.rollouts.pipeline import Rollout
 from rlhf_cli.stages.rollouts.rows import response_logprobs
-from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, SampleLog, is_logged
-from rlhf_cli.stages.rollouts.statistics import staleness_metrics, time_metrics
+from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample
+from rlhf_cli.stages.rollouts.source import RolloutSource, Updates
+from rlhf_cli.stages.rollouts.statistics import time_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker
 from rlhf_cli.stages.training import TrainingPlan
 
@@ -72,8 +70,8 @@ def load_completion_steps(
     return ExampleLoader(data.completions, cfg.data, train, seed, tokens, ranks)
 
 
-class DistillSource:
-    """A `StepSource` that yields one update for each rollout.
+class DistillSource(RolloutSource):
+    """Yields one update for each rollout.
 
     Args:
         cfg: the whole configuration.
@@ -96,38 +94,14 @@ class DistillSource:
         completions: ExampleLoader | None = None,
         server: TeacherServer | None = None,
     ) -> None:
-        self.cfg, self.worker, self.loss, self.plan = cfg, worker, loss, plan
-        self.completions, self.server = completions, server
         train = replace(cfg.train, batch_size=cfg.prompts_per_step, max_steps=steps)
-        steps_cfg, ranks = replace(cfg, train=train), plan.ctx.ranks
-        self.pipeline = RolloutPipeline(worker, steps_cfg, ranks, lag=cfg.rollout.lag)
-        self.check: LogprobCheck | None = None
-        if cfg.rollout.is_used:
-            compute = partial(_student_logprobs, loss.student, plan)
-            self.check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ranks)
-        self.samples = _sample_log(cfg, plan.ctx)
-        self.metrics: Metrics = {}
+        compute = partial(_student_logprobs, loss.student, plan)
+        super().__init__(replace(cfg, train=train), worker, compute, plan.ctx)
+        self.cfg, self.loss, self.plan = cfg, loss, plan
+        self.completions, self.server = completions, server
 
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run, from its first."""
-        return self.pipeline.total_steps
-
-    def next_step(self) -> Iterator[list[TokenBatch]] | None:
-        """The update of the next rollout, or None at the end of the run."""
-        began = time.monotonic()
-        rollout = self.pipeline.next_rollout()
-        return None if rollout is None else self._train_on(rollout, time.monotonic() - began)
-
-    def take_metrics(self) -> Metrics:
-        """Return the metrics of the last step, and clear them."""
-        found, self.metrics = self.metrics, {}
-        return found
-
-    def _train_on(self, rollout: Rollout, waited: float) -> Iterator[list[TokenBatch]]:
+    def updates_of(self, rollout: Rollout) -> Updates:
         """Ask a server for the teacher's log-probs, and yield the update."""
-        if self.check is not None:
-            self.check(rollout)
         responses = rollout.responses
         began = time.monotonic()
         scored = self._scored(responses)
@@ -137,20 +111,17 @@ class DistillSource:
         rows = sampled_rows(responses, tokens, device, scored, by_server=by_server)
         self.loss.of_response.clear()
         yield [*rows, *self._next_completions()]
-        self.pipeline.finish()
-        self._show(rollout.step, responses)
+        self.log_samples(rollout.step, partial(self._samples, responses))
         count = float(len(responses))
         self.metrics = {
             "tokens/response_length": (_total(len(one.token_ids) for one in responses), count),
             "tokens/eos_fraction": (_total(one.finished for one in responses), count),
         }
-        times = {"rollout": rollout.seconds, "update": time.monotonic() - asked}
+        times = {"update": time.monotonic() - asked}
         if self.server is not None:
             times["teacher"] = asked - began
-        if by_server:
-            times["wait"] = waited
-            self.metrics |= staleness_metrics(responses, rollout.step)
-        self.metrics |= time_metrics(self.plan.ctx.ranks, **times)
+        self.metrics |= time_metrics(self.ctx.ranks, **times)
+        return responses
 
     def _scored(self, responses: Sequence[Response]) -> list[Tensor] | None:
         """The teacher's log-probs where it is a server; all ranks fail where one of them does."""
@@ -166,14 +137,10 @@ class DistillSource:
         assert updates is not None  # there are as many steps as rollouts
         return updates[0]
 
-    def _show(self, step: int, responses: Sequence[Response]) -> None:
-        if step == 1:
-            self.samples.truncate(0)  # samples of a run that stopped before its first save
-        if not is_logged(step, self.cfg.sample_steps, self.total_steps):
-            return
+    def _samples(self, responses: Sequence[Response]) -> list[LoggedSample]:
         samples = self.cfg.samples_per_prompt
         shown = range(0, min(len(responses), LOGGED_RESPONSES * samples), samples)
-        self.samples.add(step, [self._sample(k, responses[k]) for k in shown])
+        return [self._sample(k, responses[k]) for k in shown]
 
     def _sample(self, k: int, response: Response) -> LoggedSample:
         return LoggedSample(
@@ -187,7 +154,7 @@ class DistillSource:
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: the order of prompts and completions."""
         rows = None if self.completions is None else self.completions.state_dict()
-        return {**self.pipeline.state_dict(), "completions": rows}
+        return {**super().state_dict(), "completions": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken.
@@ -195,10 +162,9 @@ class DistillSource:
         Raises:
             CheckpointError: the data or the batch size are not those of the checkpoint.
         """
-        self.pipeline.load_state_dict(state)
+        super().load_state_dict(state)
         if self.completions is not None:
             self.completions.load_state_dict(state["completions"])
-        self.samples.truncate(self.pipeline.step)
 
 
 def _student_logprobs(
@@ -211,10 +177,6 @@ def _student_logprobs(
         max_tokens=plan.micro_batch_tokens,
         temperature=temperature,
     )
-
-
-def _sample_log(cfg: DistillConfig, ctx: RunContext) -> SampleLog:
-    return SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
 
 
 def _total(values: Any) -> Tensor:

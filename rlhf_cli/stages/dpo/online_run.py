@@ -28,7 +28,6 @@ from rlhf_cli.stages.records import rows_stage
 from rlhf_cli.stages.reference import held_reference, load_reference
 from rlhf_cli.stages.rollouts.engine import create_engine
 from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts, fixed_samples
-from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
 from rlhf_cli.stages.rollouts.prompts import PromptFileData, load_prompt_data
 from rlhf_cli.stages.rollouts.rows import response_kl, response_logprobs
 from rlhf_cli.stages.rollouts.worker import create_worker
@@ -57,11 +56,8 @@ def run_online(cfg: DPOConfig, out: Path) -> dict[str, Any]:
     with contextlib.closing(create_engine(cfg, policy, data, plan, "dpo")) as engine:
         parts = engine, tokenizer, policy
         worker = create_worker(cfg, data.prompts, *parts, samples=cfg.samples_per_prompt)
-        check = None
-        if cfg.rollout.is_used:
-            compute = partial(_logprobs, policy, ctx, tokens)
-            check = LogprobCheck(cfg.rollout, cfg.sampling, worker, compute, ctx.ranks)
-        source = OnlineSource(cfg, worker, rewards, compute_kl, ctx, tokens, check)
+        compute = partial(_logprobs, policy, ctx, tokens)
+        source = OnlineSource(cfg, worker, rewards, compute_kl, compute, ctx, tokens)
         _log_step_counts(cfg, source.total_steps)
         held_out = None
         if data.held_out:

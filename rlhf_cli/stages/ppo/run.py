@@ -20,7 +20,6 @@ from rlhf_cli.rewards.rewards import CombinedReward, load_combined_reward
 from rlhf_cli.rollout.stopping import end_token_ids
 from rlhf_cli.stages.ppo.columns import PTX_MASK
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.rollout_source import RolloutSource
 from rlhf_cli.stages.ppo.setup import (
     PPOComponents,
     PPOModels,
@@ -29,6 +28,7 @@ from rlhf_cli.stages.ppo.setup import (
     load_ptx_data,
     open_ppo_run,
 )
+from rlhf_cli.stages.ppo.source import PPOSource
 from rlhf_cli.stages.ppo.value_model import memory_table
 from rlhf_cli.stages.rollouts.engine import create_engine
 from rlhf_cli.stages.rollouts.held_out import HeldOutPrompts, fixed_samples
@@ -59,7 +59,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
         parts = engine, tokenizer, policy
         samples, logprobs = cfg.samples_per_prompt, cfg.reuses_logprobs
         worker = create_worker(cfg, data.prompts, *parts, samples=samples, logprobs=logprobs)
-        source = RolloutSource(cfg, worker, rewards, components.updates, ctx)
+        source = PPOSource(cfg, worker, rewards, components.updates, ctx)
         log_step_counts(cfg, source.total_steps)
         held_out = None
         if data.held_out:
@@ -78,7 +78,7 @@ def run(cfg: PPOConfig, out: Path) -> dict[str, Any]:
         return fit_and_save(plan, task, end_token_ids(policy.model, tokenizer))
 
 
-def _evaluate(held_out: HeldOutPrompts, source: RolloutSource, kl_coef: float) -> HeldOutMetrics:
+def _evaluate(held_out: HeldOutPrompts, source: PPOSource, kl_coef: float) -> HeldOutMetrics:
     """Evaluate the current policy on held-out prompts."""
     source.pipeline.hand_over()
     return held_out.evaluate(kl_coef)

@@ -11,7 +11,7 @@ from rlhf_cli.rewards.config import RewardsConfig
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.advantages import RolloutTensors, compute_advantages, has_signal
 from rlhf_cli.stages.ppo.config import PPOConfig
-from rlhf_cli.stages.ppo.rollout_source import add_trailing_pads
+from rlhf_cli.stages.ppo.source import add_trailing_pads
 
 
 def table(*rows):

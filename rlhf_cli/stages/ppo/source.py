@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from rlhf_cli.context import RunContext
-from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.distributed.ranks import Ranks
 from rlhf_cli.errors import InferenceServerError, RankFailed
-from rlhf_cli.losses.reduction import Metrics
 from rlhf_cli.rewards.rewards import CombinedReward, Scores
 from rlhf_cli.rollout.response import Response
 from rlhf_cli.stages.ppo.config import PPOConfig
 from rlhf_cli.stages.ppo.dynamic_sampling import DynamicSampling
 from rlhf_cli.stages.ppo.experience import RolloutBatch
 from rlhf_cli.stages.ppo.updates import PPOUpdater
-from rlhf_cli.stages.rollouts.logprob_check import LogprobCheck
-from rlhf_cli.stages.rollouts.pipeline import Rollout, RolloutPipeline
-from rlhf_cli.stages.rollouts.sample_log import (
-    LOGGED_RESPONSES,
-    SampleLog,
-    is_logged,
-    logged_samples,
-)
-from rlhf_cli.stages.rollouts.statistics import staleness_metrics, time_metrics
+from rlhf_cli.stages.rollouts.pipeline import Rollout
+from rlhf_cli.stages.rollouts.sample_log import LOGGED_RESPONSES, LoggedSample, logged_samples
+from rlhf_cli.stages.rollouts.source import RolloutSource, Updates
+from rlhf_cli.stages.rollouts.statistics import time_metrics
 from rlhf_cli.stages.rollouts.worker import RolloutWorker, score_responses
 
 
-class RolloutSource:
-    """A `StepSource` that generates and scores responses, and yields the PPO updates on them.
+class PPOSource(RolloutSource):
+    """Scores responses, and yields the PPO updates on them.
 
     Args:
         cfg: the whole configuration.
@@ -51,60 +45,27 @@ class RolloutSource:
         updates: PPOUpdater,
         ctx: RunContext,
     ) -> None:
-        self.cfg, self.worker, self.rewards, self.updates = cfg, worker, rewards, updates
-        self.ctx = ctx
-        self.pipeline = RolloutPipeline(worker, cfg, ctx.ranks, lag=cfg.rollout.lag)
-        self.check, self.resample = self._optional_parts()
-        self.samples = SampleLog(ctx.out, written=ctx.ranks.is_main, full=cfg.log.samples == "full")
-        self.metrics: Metrics = {}
-
-    def _optional_parts(self) -> tuple[LogprobCheck | None, DynamicSampling | None]:
-        cfg, ranks, check, resample = self.cfg, self.ctx.ranks, None, None
-        if cfg.rollout.is_used:
-            compute = self.updates.experience_maker.compute_logprobs
-            check = LogprobCheck(cfg.rollout, cfg.sampling, self.worker, compute, ranks)
+        super().__init__(cfg, worker, updates.experience_maker.compute_logprobs, ctx)
+        self.cfg, self.rewards, self.updates = cfg, rewards, updates
+        self.resample: DynamicSampling | None = None
         if cfg.dynamic_sampling:
-            total = self.pipeline.total_steps
-            resample = DynamicSampling(cfg, self.worker, self.rewards, ranks, total)
-        return check, resample
+            total = self.total_steps
+            self.resample = DynamicSampling(cfg, worker, rewards, ctx.ranks, total)
 
-    @property
-    def total_steps(self) -> int:
-        """Rollouts of the whole run, from its first."""
-        return self.pipeline.total_steps
-
-    def next_step(self) -> Iterator[list[TokenBatch]] | None:
-        """Updates of the next rollout, or None at the end of the run."""
-        began = time.monotonic()
-        rollout = self.pipeline.next_rollout()
-        return None if rollout is None else self._train_on(rollout, time.monotonic() - began)
-
-    def take_metrics(self) -> Metrics:
-        """Return the metrics of the last step, and clear them."""
-        found, self.metrics = self.metrics, {}
-        return found
-
-    def _train_on(self, rollout: Rollout, waited: float) -> Iterator[list[TokenBatch]]:
+    def updates_of(self, rollout: Rollout) -> Updates:
         """Score responses, compute their advantages, and yield the updates."""
-        if self.check is not None:
-            self.check(rollout)
         began = time.monotonic()
         responses, scores = self._score(rollout)
         scored = time.monotonic()
         batch = self.updates.start_rollout(responses, scores.total, rollout.step, scores.by_term)
-        self._show(rollout.step, responses, scores.total, batch)
+        self.log_samples(rollout.step, partial(self._samples, responses, scores.total, batch))
         yield from self.updates.minibatches(batch)
-        self.pipeline.finish()
         rows = float(len(responses))
         terms = {f"score/{name}": (of.sum(), rows) for name, of in scores.by_term.items()}
-        self.metrics = {**self.metrics, **self.updates.metrics, **terms}
-        if self.cfg.rollout.is_used:
-            self.metrics |= staleness_metrics(responses, rollout.step)
-            self.metrics |= time_metrics(self.ctx.ranks, wait=waited)
         update = time.monotonic() - scored
-        self.metrics |= time_metrics(
-            self.ctx.ranks, rollout=rollout.seconds, score=scored - began, update=update
-        )
+        times = time_metrics(self.ctx.ranks, score=scored - began, update=update)
+        self.metrics = {**self.metrics, **self.updates.metrics, **terms, **times}
+        return responses
 
     def _score(self, rollout: Rollout) -> tuple[list[Response], Scores]:
         """The responses that are trained on, and their scores.
@@ -129,21 +90,17 @@ class RolloutSource:
             responses = add_trailing_pads(responses, pad, self.ctx.ranks)
         return responses, scores
 
-    def _show(
-        self, step: int, responses: Sequence[Response], scores: Tensor, batch: RolloutBatch
-    ) -> None:
-        if step == 1:
-            self.samples.truncate(0)  # samples of a run that stopped before its first save
-        if is_logged(step, self.cfg.sample_steps, self.total_steps):
-            samples = self.cfg.samples_per_prompt
-            shown = slice(0, LOGGED_RESPONSES * samples, samples)  # one response per prompt
-            chosen = responses[shown], scores[shown], batch.kl[shown]
-            self.samples.add(step, logged_samples(self.worker, *chosen))
+    def _samples(
+        self, responses: Sequence[Response], scores: Tensor, batch: RolloutBatch
+    ) -> list[LoggedSample]:
+        samples = self.cfg.samples_per_prompt
+        shown = slice(0, LOGGED_RESPONSES * samples, samples)  # one response per prompt
+        return logged_samples(self.worker, responses[shown], scores[shown], batch.kl[shown])
 
     def state_dict(self) -> dict[str, Any]:
         """State as JSON values: prompt order, KL controller, reward statistics."""
         return {
-            **self.pipeline.state_dict(),
+            **super().state_dict(),
             "updates": self.updates.state_dict(),
             **self._scoring_state(),
         }
@@ -165,10 +122,9 @@ class RolloutSource:
         Raises:
             CheckpointError: the data or the batch size are not those of the checkpoint.
         """
-        self.pipeline.load_state_dict(state)
+        super().load_state_dict(state)
         self.updates.load_state_dict(state["updates"])
         self._restore_scoring(state)
-        self.samples.truncate(self.pipeline.step)
 
 
 def add_trailing_pads(responses: Sequence[Response], pad: int, ranks: Ranks) -> list[Response]:
