@@ -27,8 +27,9 @@ from rlhf_cli.models.config import LoadConfig, ModelConfig
 from rlhf_cli.models.load import LoadInputs, load_policy
 from rlhf_cli.models.tokenizer import load_tokenizer
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.loop import TrainingTask, fit
+from rlhf_cli.train.loop import TrainingLoop, fit
 from rlhf_cli.train.optim import MasterAdamW
+from rlhf_cli.train.task import TrainingTask
 
 LR = 1e-4
 
@@ -55,7 +56,7 @@ def whole(policy, source, cfg, ctx) -> float:
         return LossOutput({"nll": LossTerm(nll_loss(policy(rows).logp).sum(), "tokens")})
 
     began = time.monotonic()
-    with patch("rlhf_cli.train.loop.save_checkpoint"):  # once a run, not part of a step
+    with patch.object(TrainingLoop, "_save"):  # once a run, not part of a step
         task = TrainingTask(policy=policy, source=source, loss=loss, locate=str)
         fit(task, replace(cfg, lr=LR), ctx)
     return time.monotonic() - began

@@ -40,7 +40,7 @@ from rlhf_cli.stages.prepare_data import RunData, StageData
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.evaluation import evaluate_loss
 from rlhf_cli.train.export import save_model
-from rlhf_cli.train.loop import Evaluate, RunResult, TrainingTask, fit
+from rlhf_cli.train.loop import fit
 from rlhf_cli.train.metrics import Trackers
 from rlhf_cli.train.optim import require_device
 from rlhf_cli.train.resume import (
@@ -52,6 +52,7 @@ from rlhf_cli.train.resume import (
 )
 from rlhf_cli.train.row_loss import RowLoss
 from rlhf_cli.train.step_source import StageState
+from rlhf_cli.train.task import Evaluate, RunResult, TrainingTask
 from rlhf_cli.train.throughput import fit_micro_batch_tokens
 from rlhf_cli.train.update import Loss
 

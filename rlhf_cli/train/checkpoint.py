@@ -61,6 +61,12 @@ def latest_checkpoint(out: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def has_checkpoint(out: Path, step: int) -> bool:
+    """Whether the newest complete checkpoint in a run folder is that of a step."""
+    latest = latest_checkpoint(out)
+    return latest is not None and latest.name == checkpoint_name(step)
+
+
 def load_weights(
     out: Path,
     step: int,

@@ -31,7 +31,7 @@ from rlhf_cli.models.wrapper import ModelWrapper
 from rlhf_cli.runs import artifact, hub, lock, run_files
 from rlhf_cli.runs.run_files import write_json_atomic
 from rlhf_cli.train.checkpoint import flush_folder
-from rlhf_cli.train.loop import RunResult
+from rlhf_cli.train.task import RunResult
 
 MODEL_PREFIX = "model."
 """Prefix of the parameters of the transformers model within a policy."""

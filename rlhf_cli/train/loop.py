@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,85 +16,26 @@ from rlhf_cli.data.batches import TokenBatch
 from rlhf_cli.errors import InferenceServerError, Interrupted, NonFinite, RankFailed
 from rlhf_cli.losses.reduction import scaled_loss
 from rlhf_cli.memory.phase import phase
-from rlhf_cli.models.wrapper import ModelWrapper, without_dropout
+from rlhf_cli.models.wrapper import without_dropout
 from rlhf_cli.runs.run_files import METRICS
-from rlhf_cli.train.checkpoint import (
-    checkpoint_name,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-)
+from rlhf_cli.train.checkpoint import has_checkpoint, load_checkpoint, load_weights
 from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig
 from rlhf_cli.train.evaluation import HeldOutMetrics, Intervals
-from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers
+from rlhf_cli.train.metrics import Meter, MetricsFile, ProgressLine, Trackers, with_prefix
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint, meter_of_rank
 from rlhf_cli.train.spikes import SpikeLog
-from rlhf_cli.train.step_source import SampleWriter, StageState, StepSource
 from rlhf_cli.train.stopping import BestEvaluation, StopRequest, stop_on_request
+from rlhf_cli.train.task import RunResult, TrainingTask
 from rlhf_cli.train.throughput import count_flops, measure_peak, peak_memory
 from rlhf_cli.train.update import (
-    Loss,
     NonFiniteStep,
     accumulate,
     clip_and_step,
-    find_non_finite_examples,
+    name_non_finite,
     require_equal_weights,
 )
-
-Evaluate = Callable[[], HeldOutMetrics]
-"""Computes held-out metrics; called without gradients."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Result of a training run.
-
-    Attributes:
-        steps: steps of the whole run, those before a resume included; in PPO one is a rollout.
-        seconds: time of this process in the loop.
-        peak_memory: peak memory of each rank's process, in bytes.
-        weights: name -> fp32 master of each trained parameter.
-        before: metrics before the first step.
-        after: metrics after the last step.
-        intervals: `before` and `after` -> confidence intervals of these metrics.
-    """
-
-    steps: int
-    seconds: float
-    peak_memory: list[int]
-    weights: dict[str, Tensor]
-    before: dict[str, float] = field(default_factory=dict)
-    after: dict[str, float] = field(default_factory=dict)
-    intervals: dict[str, Intervals] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingTask:
-    """Inputs of the training loop: the model, its source of optimizer steps, and the loss.
-
-    Attributes:
-        policy: in fp32; its parameters are cast to the compute type when training starts.
-        source: yields the optimizer steps.
-        loss: micro-batch -> sums with their units.
-        locate: rows of one example -> `file:line`, to name an example that fails.
-        evaluate: held-out metrics, or None; called without gradients.
-        state: what the stage keeps from step to step beside the weights.
-        samples: writes responses after each evaluation, or None.
-        finds_spikes: whether a sudden rise of the loss means something; of PPO it does not.
-        lr_factors: name -> factor of the learning rate of a parameter; 1 where none is given.
-    """
-
-    policy: ModelWrapper
-    source: StepSource
-    loss: Loss
-    locate: Callable[[TokenBatch], str]
-    evaluate: Evaluate | None = None
-    state: StageState = field(default_factory=StageState)
-    samples: SampleWriter | None = None
-    finds_spikes: bool = False
-    lr_factors: Mapping[str, float] = field(default_factory=dict)
 
 
 def fit(
@@ -333,19 +272,8 @@ class TrainingLoop:
 
     def _non_finite(self, error: NonFiniteStep, step: list[TokenBatch]) -> NonFinite:
         """The error that names the examples; parameters are still those of the step before."""
-        own = sorted(
-            (rows.example_ids[0], self.task.locate(rows), what)
-            for rows, what in find_non_finite_examples(
-                step, self.task.loss, self.optimizer, self.ranks
-            )
-        )
-        every = {tuple(one) for of_rank in self.ranks.all_gather_json(own) for one in of_rank}
-        found = sorted(every)  # the ranks of a context group find the same rows
-        named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
-        if len(found) > 5:
-            named.append(f"  and {len(found) - 5} more of the step's rows")
-        if not found:
-            named = ["  each row alone is finite; only their sum overflows"]
+        task = self.task
+        named = name_non_finite(step, task.loss, task.locate, self.optimizer, self.ranks)
         advice = "Lower lr, lower train.max_grad_norm, or use train.precision=fp32"
         head = f"step {self.step + 1}: {error}; stopped before the optimizer step. {advice}"
         return NonFinite("\n".join([head, *named]))
@@ -370,8 +298,7 @@ class TrainingLoop:
     def _save_for_later(self) -> None:
         """Save after the last step, unless that is done, for a run that ends between two steps."""
         self.checkpoints.wait()
-        latest = latest_checkpoint(self.ctx.out)
-        saved = latest is not None and latest.name == checkpoint_name(self.step)
+        saved = has_checkpoint(self.ctx.out, self.step)
         if self.step and not self.ranks.any(saved):  # where not all machines have its folder
             self._save()
             self.checkpoints.wait()
@@ -418,8 +345,3 @@ class TrainingLoop:
             f"continuing from {checkpoint.name}: weights, optimizer, schedule, random generators "
             f"and data position are those after step {self.step}"
         )
-
-
-def with_prefix(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    """The values with a prefix added to their names."""
-    return {f"{prefix}{name}": value for name, value in values.items()}

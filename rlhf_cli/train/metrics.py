@@ -244,3 +244,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str | fl
             plain = isinstance(value, bool | int | float | str)
             found.append((prefix + key, value if plain else str(value)))
     return found
+
+
+def with_prefix(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    """The values with a prefix added to their names."""
+    return {f"{prefix}{name}": value for name, value in values.items()}

@@ -132,6 +132,34 @@ def find_non_finite_examples(
     return found
 
 
+def name_non_finite(
+    step: Sequence[TokenBatch],
+    loss: Loss,
+    locate: Callable[[TokenBatch], str],
+    optimizer: MasterAdamW,
+    ranks: Ranks,
+) -> list[str]:
+    """Lines about the examples of all ranks that `find_non_finite_examples` finds, five at most.
+
+    Args:
+        step: micro-batches of this rank; may be empty.
+        loss: of a micro-batch.
+        locate: rows of one example -> `file:line`.
+        optimizer: of the trained parameters, which stay as they are.
+        ranks: all call it together.
+    """
+    own = sorted(
+        (rows.example_ids[0], locate(rows), what)
+        for rows, what in find_non_finite_examples(step, loss, optimizer, ranks)
+    )
+    every = {tuple(one) for of_rank in ranks.all_gather_json(own) for one in of_rank}
+    found = sorted(every)  # the ranks of a context group find the same rows
+    named = [f"  {place}: {what} is not finite" for _, place, what in found[:5]]
+    if len(found) > 5:
+        named.append(f"  and {len(found) - 5} more of the step's rows")
+    return named or ["  each row alone is finite; only their sum overflows"]
+
+
 def _merge(into: Metrics, more: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:
     for name, (total, count) in more.items():
         old_total, old_count = into.get(name, (0.0, 0))

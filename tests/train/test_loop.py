@@ -20,10 +20,11 @@ from rlhf_cli.train import checkpoint_files
 from rlhf_cli.train.checkpoint import latest_checkpoint, load_checkpoint
 from rlhf_cli.train.checkpoint_writer import Checkpoint, CheckpointWriter
 from rlhf_cli.train.config import TrainConfig
-from rlhf_cli.train.loop import TrainingTask, fit
+from rlhf_cli.train.loop import fit
 from rlhf_cli.train.metrics import MetricsFile, read_metrics
 from rlhf_cli.train.optim import MasterAdamW, learning_rate
 from rlhf_cli.train.resume import StartPoint, check_resumable
+from rlhf_cli.train.task import TrainingTask
 from tests.helpers import fill_disk_after_one_checkpoint, random_rows, tiny_llama
 
 CPU = torch.device("cpu")

@@ -56,7 +56,7 @@ from rlhf_cli.stages.training import (
     train_and_save,
 )
 from rlhf_cli.train.evaluation import HeldOutMetrics, from_measurements
-from rlhf_cli.train.loop import Evaluate, TrainingTask
+from rlhf_cli.train.task import Evaluate, TrainingTask
 
 
 def prepare(cfg: DistillConfig, out: Path) -> None:

@@ -33,7 +33,7 @@ from rlhf_cli.stages.rollouts.rows import response_kl, response_logprobs
 from rlhf_cli.stages.rollouts.worker import create_worker
 from rlhf_cli.stages.training import fit_and_save, open_run, prepare_training
 from rlhf_cli.train.evaluation import HeldOutMetrics
-from rlhf_cli.train.loop import TrainingTask
+from rlhf_cli.train.task import TrainingTask
 
 
 def run_online(cfg: DPOConfig, out: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from rlhf_cli.stages.rollouts.prompts import load_prompt_data
 from rlhf_cli.stages.rollouts.worker import create_worker
 from rlhf_cli.stages.training import fit_and_save, prepare_training
 from rlhf_cli.train.evaluation import HeldOutMetrics
-from rlhf_cli.train.loop import TrainingTask
+from rlhf_cli.train.task import TrainingTask
 
 
 def prepare(cfg: PPOConfig, out: Path) -> None:

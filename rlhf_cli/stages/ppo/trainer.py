@@ -24,7 +24,8 @@ from rlhf_cli.stages.rollouts.prompts import PromptData
 from rlhf_cli.stages.tokenizers import load_prompt_encoder
 from rlhf_cli.stages.training import prepare_training
 from rlhf_cli.train.export import save_model
-from rlhf_cli.train.loop import RunResult, TrainingLoop, TrainingTask
+from rlhf_cli.train.loop import TrainingLoop
+from rlhf_cli.train.task import RunResult, TrainingTask
 
 
 class _GivenUpdates:
