@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from rlhf_cli.commands.dry_run.section import Section
 from rlhf_cli.data.config import DataConfig
 from rlhf_cli.memory.device import Device
 from rlhf_cli.memory.parts import Estimate
@@ -135,3 +136,10 @@ def _rollout(cfg: Any, estimate: Estimate) -> Iterator[Choice]:
 def _processes(cfg: Any, estimate: Estimate) -> Iterator[Choice]:
     if cfg.launch.processes == 0:
         yield Choice("launch.processes", estimate.processes, "one for each GPU found")
+
+
+def choice_section(found: Sequence[Choice]) -> Section:
+    """Lines about the values that were left open."""
+    lines = [(one.key, f"{one.value}  ({one.reason})") for one in found]
+    facts = {one.key: {"value": one.value, "reason": one.reason} for one in found}
+    return Section("chosen", lines, facts)

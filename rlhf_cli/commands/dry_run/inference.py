@@ -7,21 +7,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_cli.commands.config import GenerateConfig
-from rlhf_cli.commands.dry_run.choices import Choice, model_choices, precision_choice
+from rlhf_cli.commands.dry_run.choices import (
+    Choice,
+    choice_section,
+    model_choices,
+    precision_choice,
+)
 from rlhf_cli.commands.dry_run.memory import MemoryReport
 from rlhf_cli.commands.dry_run.prompts import prompt_lengths, prompt_section, served_sections
 from rlhf_cli.commands.dry_run.rates import find_rate
 from rlhf_cli.commands.dry_run.rows import RowFacts, load_held_out_rows
 from rlhf_cli.commands.dry_run.section import Section
 from rlhf_cli.commands.dry_run.training import (
-    choice_section,
     device_text,
     memory_rows,
     row_facts,
     row_lines,
-    time_section,
 )
-from rlhf_cli.commands.dry_run.work import Work, decode_work, forward_flops
+from rlhf_cli.commands.dry_run.work import Work, decode_work, forward_flops, time_section
 from rlhf_cli.commands.evaluate.config import EvaluateConfig
 from rlhf_cli.commands.evaluate.targets import Target, load_targets, target_model
 from rlhf_cli.config.schema import no_rows

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.commands.dry_run.choices import training_choices
+from rlhf_cli.commands.dry_run.choices import choice_section, training_choices
 from rlhf_cli.commands.dry_run.disk import DiskNeed, disk_need
 from rlhf_cli.commands.dry_run.memory import MemoryReport
 from rlhf_cli.commands.dry_run.rates import Rate, find_rate
@@ -19,9 +19,15 @@ from rlhf_cli.commands.dry_run.rows import (
     load_prompt_rows,
     load_stage_rows,
 )
-from rlhf_cli.commands.dry_run.section import Section, format_count, format_flops, format_seconds
+from rlhf_cli.commands.dry_run.section import Section, format_count
 from rlhf_cli.commands.dry_run.steps import Steps, count_steps
-from rlhf_cli.commands.dry_run.work import Work, distill_work, rollout_work, stage_work
+from rlhf_cli.commands.dry_run.work import (
+    Work,
+    distill_work,
+    rollout_work,
+    stage_work,
+    time_section,
+)
 from rlhf_cli.config.references import public_url
 from rlhf_cli.data.examples import rows_of
 from rlhf_cli.data.report import pluralize
@@ -339,54 +345,8 @@ def _time(plan: TrainingPlan) -> Section:
     return replace(found, lines=[*found.lines, ("", most)])
 
 
-def time_section(work: list[Work], rate: Rate, processes: int, left: float = 1.0) -> Section:
-    """Build lines about the time of a run, and what it is estimated from.
-
-    Args:
-        work: by purpose.
-        rate: of the device.
-        processes: devices that share the work.
-        left: share of the steps that a continued run still has to take.
-    """
-    flops = sum(each.flops for each in work)
-    facts: dict[str, Any] = {
-        "flops": flops,
-        "flops_per_second": rate.flops,
-        "rate": rate.source,
-        "phases": {each.name: {"flops": each.flops} for each in work},
-    }
-    head = f"{format_flops(flops)}: " + ", ".join(
-        f"{each.name} {each.flops / max(flops, 1):.0%}" for each in work if each.flops
-    )
-    if not rate.flops:
-        text = f"not known: {rate.source}. Try device_flops=200e12, what training reaches there"
-        return Section("time", [("work", head), ("time", text)], facts)
-    seconds = {each.name: left * each.seconds(rate) / processes for each in work}
-    facts["seconds"] = sum(seconds.values())
-    for name, spent in seconds.items():
-        facts["phases"][name]["seconds"] = spent
-    most = ", ".join(f"{name} {format_seconds(spent)}" for name, spent in seconds.items())
-    return Section(
-        "time",
-        [
-            ("work", head),
-            ("time", f"about {format_seconds(sum(seconds.values()))}: {most}"),
-            ("assumed", rate.source),
-            ("", "loading, saving and the time between steps are not counted"),
-        ],
-        facts,
-    )
-
-
 def _choices(plan: TrainingPlan) -> Section:
     found = training_choices(
         plan.stage, plan.cfg, plan.models[0], plan.memory.estimate, plan.device
     )
     return choice_section(found)
-
-
-def choice_section(found: Any) -> Section:
-    """Lines about the values that were left open."""
-    lines = [(one.key, f"{one.value}  ({one.reason})") for one in found]
-    facts = {one.key: {"value": one.value, "reason": one.reason} for one in found}
-    return Section("chosen", lines, facts)

@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf_cli.commands.dry_run.rates import Rate
 from rlhf_cli.commands.dry_run.rows import RowFacts, RunRows
+from rlhf_cli.commands.dry_run.section import Section, format_flops, format_seconds
 from rlhf_cli.commands.dry_run.steps import Steps
 from rlhf_cli.memory.roles import reference_kind
 from rlhf_cli.memory.rollout import DEFAULT_SLOTS
@@ -183,3 +184,42 @@ def decode_work(
     held = float(np.mean(prompts)) + new / 2 if len(lengths) else 0.0
     batches = ceil(responses / batch)
     return Work("sampling", responses * flops, batches * new * (weights + batch * held * cache))
+
+
+def time_section(work: list[Work], rate: Rate, processes: int, left: float = 1.0) -> Section:
+    """Build lines about the time of a run, and what it is estimated from.
+
+    Args:
+        work: by purpose.
+        rate: of the device.
+        processes: devices that share the work.
+        left: share of the steps that a continued run still has to take.
+    """
+    flops = sum(each.flops for each in work)
+    facts: dict[str, Any] = {
+        "flops": flops,
+        "flops_per_second": rate.flops,
+        "rate": rate.source,
+        "phases": {each.name: {"flops": each.flops} for each in work},
+    }
+    head = f"{format_flops(flops)}: " + ", ".join(
+        f"{each.name} {each.flops / max(flops, 1):.0%}" for each in work if each.flops
+    )
+    if not rate.flops:
+        text = f"not known: {rate.source}. Try device_flops=200e12, what training reaches there"
+        return Section("time", [("work", head), ("time", text)], facts)
+    seconds = {each.name: left * each.seconds(rate) / processes for each in work}
+    facts["seconds"] = sum(seconds.values())
+    for name, spent in seconds.items():
+        facts["phases"][name]["seconds"] = spent
+    most = ", ".join(f"{name} {format_seconds(spent)}" for name, spent in seconds.items())
+    return Section(
+        "time",
+        [
+            ("work", head),
+            ("time", f"about {format_seconds(sum(seconds.values()))}: {most}"),
+            ("assumed", rate.source),
+            ("", "loading, saving and the time between steps are not counted"),
+        ],
+        facts,
+    )
