@@ -111,7 +111,12 @@ def test_full_and_adapter_results_say_the_same_without_this_package(sft_run, lor
 
 
 @pytest.mark.parametrize(
-    "setting", ["quant=none", "quant=nf4", "quant=int8", "adapter.dropout=0.2"]
+    "setting",
+    [
+        "quant=nf4",
+        "adapter.dropout=0.2",
+        *(pytest.param(f"quant={kind}", marks=pytest.mark.slow) for kind in ("none", "int8")),
+    ],
 )
 def test_a_stopped_adapter_run_continues_bitwise(tmp_path, monkeypatch, sft_run, setting):
     argv = [f"model={sft_run}", "adapter=lora", setting, "max_steps=6"]
@@ -140,7 +145,7 @@ def test_dropout_is_for_training_alone(tmp_path, sft_run):
     assert plain[-1]["eval/loss"] != dropped[-1]["eval/loss"]
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_packed_weights_train_almost_like_whole_ones(tmp_path, sft_run, kind, capsys):
     """The loss of the adapter on a 4 or 8 bit base stays within 2 % of that on the whole one."""
     found = []

@@ -96,7 +96,8 @@ def test_padding_does_not_matter(case, side, whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param("reward", marks=pytest.mark.slow), "dpo, sorted", "bco"]
+    "case",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("reward", "dpo, sorted")), "bco"],
 )
 def test_two_processes_are_one(case, whole, tmp_path):
     words = words_of(tmp_path / "run", *CASES[case], "launch.processes=2")

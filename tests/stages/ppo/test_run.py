@@ -125,7 +125,7 @@ def test_padding_does_not_matter(side, ppo, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         pytest.param(("advantage=rloo", "samples_per_prompt=2"), marks=pytest.mark.slow),
         pytest.param(("batch_size=1", "minibatches=1"), marks=pytest.mark.slow),
         pytest.param(
